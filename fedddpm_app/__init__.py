@@ -1,0 +1,1 @@
+"""Federated training of diffusion models on Flower: FedDDPM (arXiv 2503.06426)."""

@@ -1,0 +1,44 @@
+"""The algorithms, one file per paper, and their registry."""
+
+from dataclasses import dataclass
+
+from fedddpm_app.algorithms.fedavg import FederatedAveraging
+from fedddpm_app.algorithms.fedddpm import FedDDPM
+from fedddpm_app.config import ConfigError
+from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.training import TrainingHook
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """Both halves of an algorithm.
+
+    Attributes
+    ----------
+    strategy : type of FederatedDiffusion
+        The server's half.
+    hook : type of TrainingHook
+        The client's half: what it changes in local training.
+    """
+
+    strategy: type[FederatedDiffusion]
+    hook: type[TrainingHook] = TrainingHook
+
+
+REGISTRY: dict[str, Algorithm] = {
+    "fedavg": Algorithm(FederatedAveraging),
+    "fedddpm": Algorithm(FedDDPM),
+}
+
+
+def get_algorithm(name: str) -> Algorithm:
+    """Look up the value of the ``algorithm`` key.
+
+    Raises
+    ------
+    ConfigError
+        Listing the known algorithms.
+    """
+    if name not in REGISTRY:
+        raise ConfigError(f'algorithm = "{name}" is not known: use one of {", ".join(sorted(REGISTRY))}.')
+    return REGISTRY[name]

@@ -1,0 +1,1 @@
+"""Data: sources, partitioning, tensors. No Flower apps, no models."""

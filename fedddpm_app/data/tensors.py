@@ -1,0 +1,80 @@
+"""From data sets to tensors: what a client trains on and what the server evaluates on."""
+
+import functools
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from datasets import Dataset
+from flwr_datasets.partitioner import Partitioner
+from PIL import Image, ImageOps
+
+from fedddpm_app.config import ConfigError, DataConfig
+from fedddpm_app.data.partitioning import partition_dataset
+from fedddpm_app.data.sources import load_source
+from fedddpm_app.diffusion.images import ImageTensors
+
+
+@dataclass(frozen=True)
+class ClientData:
+    """One client's images: what it trains on, and the held-out share that it only evaluates on."""
+
+    train: ImageTensors
+    held_out: ImageTensors
+
+
+def load_client_data(config: DataConfig, seed: int, partition_id: int) -> ClientData:
+    """Load partition ``partition_id`` on the CPU; the run's ``seed`` decides the partition and the split."""
+    images = to_tensors(_partitioner(config, seed).load_partition(partition_id), config)
+    wanted = len(images) * config.held_out_fraction
+    num_held_out = max(1, round(wanted)) if wanted else 0
+    index = torch.arange(len(images))  # partitions come shuffled
+    return ClientData(images.select(index[num_held_out:]), images.select(index[:num_held_out]))
+
+
+def load_test_data(config: DataConfig) -> ImageTensors:
+    """Load the global test split, which no client trains on, on the CPU."""
+    return to_tensors(load_source(config.dataset)["test"], config)
+
+
+def to_tensors(dataset: Dataset, config: DataConfig) -> ImageTensors:
+    """Decode, crop to a square, resize and stack a data set.
+
+    Returns
+    -------
+    ImageTensors
+        uint8, shape (N, ``image_channels``, ``image_size``, ``image_size``), with labels in
+        [0, ``num_classes``) where the data set has them.
+
+    Raises
+    ------
+    ConfigError
+        For a conditional model without labels, or a label outside the range.
+    """
+    mode = "L" if config.image_channels == 1 else "RGB"
+    size = (config.image_size, config.image_size)
+    pixels = np.empty((len(dataset), *size, config.image_channels), dtype=np.uint8)
+    for row, image in enumerate(dataset["image"]):
+        fitted = ImageOps.fit(image.convert(mode), size, Image.Resampling.BICUBIC)
+        pixels[row] = np.asarray(fitted).reshape(*size, config.image_channels)
+    images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
+    return ImageTensors(images, _labels(dataset, config))
+
+
+def _labels(dataset: Dataset, config: DataConfig) -> torch.Tensor | None:
+    if "label" not in dataset.column_names:
+        if config.class_conditional:
+            raise ConfigError("class-conditional = true needs labels, which the data set lacks: use false.")
+        return None
+    labels = torch.tensor(list(dataset["label"]), dtype=torch.int64)
+    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < config.num_classes:
+        raise ConfigError(
+            f"num-classes = {config.num_classes}, but the data have labels {int(labels.min())} to "
+            f"{int(labels.max())}: use num-classes = {int(labels.max()) + 1}."
+        )
+    return labels
+
+
+@functools.lru_cache(maxsize=2)
+def _partitioner(config: DataConfig, seed: int) -> Partitioner:
+    return partition_dataset(load_source(config.dataset)["train"], config, seed)

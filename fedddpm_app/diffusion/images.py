@@ -1,0 +1,77 @@
+"""Images as tensors: stored as uint8, seen by a model as float32 in [-1, 1], always NCHW."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Batch(NamedTuple):
+    """A batch as models see it.
+
+    ``images``: float32 in [-1, 1], shape (B, C, H, W). ``labels``: int64, shape (B,), or None for an
+    unconditional model.
+    """
+
+    images: Tensor
+    labels: Tensor | None
+
+
+@dataclass(frozen=True)
+class ImageTensors:
+    """A data set held on one device.
+
+    Attributes
+    ----------
+    images : Tensor
+        uint8, shape (N, C, H, W).
+    labels : Tensor or None
+        int64, shape (N,); None where the data has no labels.
+    """
+
+    images: Tensor
+    labels: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def device(self) -> torch.device:
+        """The device that holds the images."""
+        return self.images.device
+
+    def batch(self, index: Tensor) -> Batch:
+        """Return the images at ``index`` (int64, shape (B,)) as a batch, on the same device."""
+        labels = None if self.labels is None else self.labels[index]
+        return Batch(to_unit_range(self.images[index]), labels)
+
+    def select(self, index: Tensor) -> "ImageTensors":
+        """Return the subset at ``index`` (int64, shape (M,))."""
+        return ImageTensors(self.images[index], None if self.labels is None else self.labels[index])
+
+    def to(self, device: torch.device) -> "ImageTensors":
+        """Return the same data on ``device``."""
+        return ImageTensors(self.images.to(device), None if self.labels is None else self.labels.to(device))
+
+    def without_labels(self) -> "ImageTensors":
+        """Return the images alone, for an unconditional model."""
+        return ImageTensors(self.images)
+
+
+def concatenate(parts: list[ImageTensors]) -> ImageTensors:
+    """Join data sets in order; labels are kept when every part has them."""
+    labels = [part.labels for part in parts if part.labels is not None]
+    return ImageTensors(
+        torch.cat([part.images for part in parts]), torch.cat(labels) if len(labels) == len(parts) else None
+    )
+
+
+def to_unit_range(images: Tensor) -> Tensor:
+    """Map uint8 in [0, 255] to float32 in [-1, 1]."""
+    return images.to(torch.float32).div_(127.5).sub_(1.0)
+
+
+def to_uint8(images: Tensor) -> Tensor:
+    """Map float in [-1, 1] to uint8 in [0, 255]; values outside are clipped."""
+    return images.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,0 +1,1 @@
+"""Evaluation: measures of a model on data it was not trained on."""

@@ -1,0 +1,1 @@
+"""What is Flower-shaped and not an algorithm: base strategy, records, clients by partition, reply checks."""

@@ -1,0 +1,64 @@
+"""What a run spent: bytes sent and received, and wall time per phase."""
+
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+_MB = 1e6
+
+
+class Accounting:
+    """Running totals of a run.
+
+    Attributes
+    ----------
+    bytes_up, bytes_down : int
+        Array payload from and to the clients, pretraining uploads counted.
+    seconds : dict of str to float
+        Wall time by phase: ``pretrain``, ``auxiliary``, ``train``, ``correct``, ``evaluate``, ...
+    """
+
+    def __init__(self) -> None:
+        self.bytes_up = 0
+        self.bytes_down = 0
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        """Add the body's wall time to a phase."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[phase] += time.perf_counter() - began
+
+    def summary(self) -> dict[str, float]:
+        """Return the totals with their units in the keys: MB (10^6 bytes) and seconds."""
+        times = {f"time/{phase}_s": round(seconds, 3) for phase, seconds in self.seconds.items()}
+        return {"comm/up_mb": self.bytes_up / _MB, "comm/down_mb": self.bytes_down / _MB, **times}
+
+
+class Mark:
+    """The totals at one moment; ``since`` gives what was added from then on."""
+
+    def __init__(self, accounting: Accounting) -> None:
+        self._accounting = accounting
+        self._up, self._down = accounting.bytes_up, accounting.bytes_down
+        self._seconds = dict(accounting.seconds)
+        self._began = time.perf_counter()
+
+    def since(self, total_key: str) -> dict[str, float]:
+        """Return bytes and seconds since the mark; the whole wall time stands under ``total_key``."""
+        now = self._accounting
+        spent = {
+            f"time/{phase}_s": round(seconds - self._seconds.get(phase, 0.0), 3)
+            for phase, seconds in now.seconds.items()
+            if seconds != self._seconds.get(phase, 0.0)
+        }
+        return {
+            "comm/up_mb": (now.bytes_up - self._up) / _MB,
+            "comm/down_mb": (now.bytes_down - self._down) / _MB,
+            **spent,
+            total_key: round(time.perf_counter() - self._began, 3),
+        }

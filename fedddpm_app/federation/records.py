@@ -1,0 +1,37 @@
+"""Weights in Flower records and back, and the keys of our messages."""
+
+from collections import OrderedDict
+
+from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+
+from fedddpm_app.weights import Weights
+
+ARRAYS = "arrays"
+CONFIG = "config"
+METRICS = "metrics"
+NUM_EXAMPLES = "num-examples"
+SERVER_ROUND = "server-round"
+PARTITION_ID = "partition-id"
+NUM_PARTITIONS = "num-partitions"
+LABEL_COUNTS = "label-counts"
+PRETRAIN = "train.pretrain"
+
+
+def to_arrays(weights: Weights) -> ArrayRecord:
+    """Pack weights into an ArrayRecord, names kept."""
+    return ArrayRecord(torch_state_dict=OrderedDict(weights))
+
+
+def to_weights(arrays: ArrayRecord) -> Weights:
+    """Unpack an ArrayRecord into weights on the CPU."""
+    return dict(arrays.to_torch_state_dict())
+
+
+def request(arrays: ArrayRecord, server_round: int) -> RecordDict:
+    """Return the content of a training or evaluation message."""
+    return RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({SERVER_ROUND: server_round})})
+
+
+def payload_bytes(arrays: ArrayRecord) -> int:
+    """Return the bytes of the arrays on the wire."""
+    return sum(len(array.data) for array in arrays.values())

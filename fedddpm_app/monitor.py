@@ -1,0 +1,108 @@
+"""Watching the global model while it trains: test loss, sample sheets, checkpoints, the final pipeline."""
+
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import DDPMPipeline
+from flwr.app import ArrayRecord, MetricRecord
+
+from fedddpm_app import weights as weights_module
+from fedddpm_app.config import Config, is_due
+from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
+from fedddpm_app.diffusion.sampling import image_seeds, sample_images
+from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.evaluation.denoising import denoising_loss
+from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.records import to_weights
+from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.recording.sheets import save_sheet
+from fedddpm_app.training import cpu_threads, resolve_device
+from fedddpm_app.weights import Weights
+
+_COLUMNS = 10
+
+
+@dataclass
+class Monitor:
+    """Flower's ``evaluate_fn``: called with the global weights before round 1 and after every round.
+
+    Attributes
+    ----------
+    config : Config
+        What is due when.
+    strategy : FederatedDiffusion
+        Has the EMA weights.
+    recorder : RunRecorder
+        Where things go.
+    test_data : ImageTensors
+        The global test split, which no client trains on.
+    latest : Weights
+        The last global weights seen.
+    """
+
+    config: Config
+    strategy: FederatedDiffusion
+    recorder: RunRecorder
+    test_data: ImageTensors
+    latest: Weights = field(default_factory=dict)
+    num_drawn: int = 0
+
+    def __post_init__(self) -> None:
+        device = resolve_device(self.config.run.device)
+        self.model = create_unet(self.config.unet, self.config.data, self.config.run.seed).to(device)
+        self.scheduler = create_noise_scheduler(self.config.diffusion)
+        self.objective = DenoisingObjective(self.scheduler)
+        data = self.test_data if self.config.data.class_conditional else self.test_data.without_labels()
+        self.test_data = data.to(device)
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Evaluate, draw and save what is due; return the losses on the test split."""
+        self.latest = to_weights(arrays)
+        schedule, num_rounds = self.config.schedule, self.config.run.num_rounds
+        ema = self.strategy.ema_weights or self.latest
+        losses = MetricRecord()
+        with cpu_threads(self.config.run.server_threads):
+            if is_due(schedule.evaluate_every, server_round, num_rounds):
+                losses["eval/loss"], losses["eval/ema_loss"] = self._loss(self.latest), self._loss(ema)
+            if server_round and is_due(self.config.preview.every, server_round, num_rounds):
+                self._preview(server_round, ema)
+        if server_round and is_due(schedule.checkpoint_every, server_round, num_rounds):
+            self.recorder.save_checkpoint(server_round, self.latest, ema)
+        return losses
+
+    def save_pipeline(self) -> None:
+        """Write ``pipeline/`` with the EMA weights."""
+        weights_module.load_into(self.model, self.strategy.ema_weights or self.latest)
+        pipeline = DDPMPipeline(unet=self.model.eval(), scheduler=self.scheduler)
+        pipeline.save_pretrained(str(self.recorder.directory / "pipeline"))
+
+    def _loss(self, weights: Weights) -> float:
+        weights_module.load_into(self.model, weights)
+        return denoising_loss(self.model, self.objective, self.test_data, self.config.schedule.evaluate_draws)
+
+    def _preview(self, server_round: int, weights: Weights) -> None:
+        """Draw the sheet of fixed seeds; a conditional model gets a row (or more) per class."""
+        data, preview = self.config.data, self.config.preview
+        weights_module.load_into(self.model, weights)
+        count, labels = preview.images, None
+        if data.class_conditional:
+            labels = class_rows(data.num_classes, preview.images)
+            count = len(labels)
+        images = sample_images(
+            self.model,
+            self.scheduler,
+            sampler=preview.sampler,
+            steps=preview.sampler_steps,
+            seeds=image_seeds(self.config.run.seed, "preview", count),
+            shape=(data.image_channels, data.image_size, data.image_size),
+            labels=labels,
+        )
+        self.num_drawn += count
+        columns = _COLUMNS if labels is None else count // data.num_classes
+        save_sheet(images, self.recorder.directory / "samples" / f"round-{server_round:04d}.png", columns)
+
+
+def class_rows(num_classes: int, num_images: int) -> torch.Tensor:
+    """Return labels for about ``num_images`` images, the same number for every class, class by class."""
+    return torch.arange(num_classes).repeat_interleave(max(1, num_images // num_classes))

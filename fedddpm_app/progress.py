@@ -1,0 +1,98 @@
+"""Progress as log lines: readable in a log file, and read back by `fedddpm run` to draw bars.
+
+A line looks like ``[fedddpm] phase=pretrain client=2 step=300/1500 loss=0.1234 left=12s``. Log lines are
+the one channel that reaches the caller's terminal from everywhere: Ray actors, the ServerApp, a remote
+SuperLink.
+"""
+
+import logging
+import re
+import sys
+from dataclasses import dataclass
+
+logger = logging.getLogger("fedddpm")
+
+_MARK = "[fedddpm]"
+_LINE = re.compile(
+    re.escape(_MARK) + r" phase=(?P<phase>[\w-]+)(?: round=(?P<round>\d+)/(?P<rounds>\d+))?(?: client=(?P<client>\d+))?"
+    r" step=(?P<step>\d+)/(?P<steps>\d+)(?: loss=(?P<loss>[\w.+-]+))? left=(?P<left>\d+)s"
+)
+
+
+@dataclass(frozen=True)
+class ProgressEvent:
+    """How far one worker is in one piece of work.
+
+    Attributes
+    ----------
+    phase : str
+        Such as ``pretrain``, ``auxiliary``, ``train``, ``correct``.
+    step, steps : int
+        Steps (or images) done, and in all.
+    seconds_left : int
+        Estimate for this piece of work.
+    loss : float, optional
+        Mean since the last event.
+    client : int, optional
+        Partition id; None on the server.
+    server_round, num_rounds : int, optional
+        The round, from 1; None outside the rounds.
+    """
+
+    phase: str
+    step: int
+    steps: int
+    seconds_left: int
+    loss: float | None = None
+    client: int | None = None
+    server_round: int | None = None
+    num_rounds: int | None = None
+
+    def to_line(self) -> str:
+        """Write the event as a log line."""
+        parts = [f"{_MARK} phase={self.phase}"]
+        if self.server_round is not None:
+            parts.append(f"round={self.server_round}/{self.num_rounds or self.server_round}")
+        if self.client is not None:
+            parts.append(f"client={self.client}")
+        parts.append(f"step={self.step}/{self.steps}")
+        if self.loss is not None:
+            parts.append(f"loss={self.loss:.4f}")
+        return " ".join([*parts, f"left={self.seconds_left}s"])
+
+
+def parse_line(line: str) -> ProgressEvent | None:
+    """Read an event out of a log line, whatever stands before it; None if there is none."""
+    match = _LINE.search(line)
+    if match is None:
+        return None
+    found = match.groupdict()
+
+    def number(name: str) -> int | None:
+        return None if found[name] is None else int(found[name])
+
+    return ProgressEvent(
+        phase=found["phase"],
+        step=int(found["step"]),
+        steps=int(found["steps"]),
+        seconds_left=int(found["left"]),
+        loss=None if found["loss"] is None else float(found["loss"]),
+        client=number("client"),
+        server_round=number("round"),
+        num_rounds=number("rounds"),
+    )
+
+
+def report(event: ProgressEvent) -> None:
+    """Log an event."""
+    logger.info(event.to_line())
+
+
+def configure_logging() -> None:
+    """Send this project's log lines to the process's standard output, once."""
+    if not logger.handlers:
+        handler = logging.StreamHandler(sys.stdout)
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False

@@ -1,0 +1,131 @@
+"""The run directory, the contract that tools and tests read.
+
+``<output-dir>/<run-name>/``: ``config.json`` (resolved run config, git commit, versions), ``stats.jsonl``
+(appended and flushed: an object per phase and round, keys with units), ``summary.json`` (status and final
+figures), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``auxiliary/``,
+``samples/round-0005.png``, ``checkpoints/round-0005/``, ``plots/``.
+"""
+
+import json
+import math
+import resource
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from safetensors.torch import save_file
+
+from fedddpm_app.config import Config, ConfigError, Scalar
+from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.recording.plots import plot_losses
+from fedddpm_app.recording.provenance import describe_environment
+from fedddpm_app.recording.sheets import save_sheet, to_pil
+from fedddpm_app.weights import Weights
+
+_SHEET_IMAGES = 100
+
+
+class RunRecorder:
+    """Writes one run directory.
+
+    Parameters
+    ----------
+    directory : Path
+        Absolute; made here, and must not hold a run already.
+
+    Raises
+    ------
+    ConfigError
+        When the folder holds a run.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        if (directory / "stats.jsonl").exists():
+            raise ConfigError(
+                f'run-name = "{directory.name}": {directory} holds a run already; use another run-name or remove it.'
+            )
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.began = time.time()
+        self.stats: list[dict[str, object]] = []
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for files that are removed when read."""
+        folder = self.directory / "scratch"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    def write_config(self, run_config: Mapping[str, Scalar]) -> None:
+        """Write ``config.json``."""
+        self._write_json("config.json", {"run_config": dict(run_config), **describe_environment()})
+
+    def append(self, stats: Mapping[str, object]) -> None:
+        """Append one object to ``stats.jsonl``, with the process's peak memory; NaN becomes null."""
+        line = {**stats, "mem/peak_rss_mb": _peak_rss_mb()}
+        self.stats.append(line)
+        with (self.directory / "stats.jsonl").open("a", encoding="utf-8") as file:
+            file.write(json.dumps(_without_nan(line)) + "\n")
+
+    def save_auxiliary(self, data: ImageTensors, clients: list[int]) -> None:
+        """Write D_aux: an Arrow data set with ``image``, ``client`` (and ``label``), and a sheet per client."""
+        folder = self.directory / "auxiliary"
+        columns: dict[str, list[object]] = {"image": [to_pil(image) for image in data.images], "client": [*clients]}
+        features = {"image": Image(), "client": Value("int32")}
+        if data.labels is not None:
+            columns["label"] = data.labels.tolist()
+            features["label"] = ClassLabel(num_classes=int(data.labels.max()) + 1)
+        Dataset.from_dict(columns, features=Features(features)).save_to_disk(str(folder / "dataset"))
+        for client in sorted(set(clients)):
+            mine = [place for place, owner in enumerate(clients) if owner == client]
+            step = max(1, len(mine) // _SHEET_IMAGES)  # spread over the client's share, so over its classes
+            save_sheet(data.images[mine[::step][:_SHEET_IMAGES]], folder / f"client-{client:04d}.png")
+
+    def save_checkpoint(self, server_round: int, weights: Weights, ema_weights: Weights) -> None:
+        """Write raw and EMA weights as two safetensors files."""
+        folder = self.directory / "checkpoints" / f"round-{server_round:04d}"
+        folder.mkdir(parents=True, exist_ok=True)
+        save_file(weights, folder / "model.safetensors")
+        save_file(ema_weights, folder / "ema.safetensors")
+
+    def finish(self, status: str, figures: Mapping[str, object], error: str | None = None) -> None:
+        """Write ``summary.json`` and the loss plot."""
+        if self.stats:
+            plot_losses(self.stats, self.directory / "plots" / "losses.png")
+        if (self.directory / "scratch").exists() and not any(self.scratch.iterdir()):
+            self.scratch.rmdir()
+        summary = {"status": status, **figures, "time/total_s": round(time.time() - self.began, 1)}
+        if error:
+            summary["error"] = error
+        self._write_json("summary.json", summary | {"directory": str(self.directory)})
+
+    def _write_json(self, name: str, content: Mapping[str, object]) -> None:
+        path = self.directory / name
+        path.write_text(json.dumps(_without_nan(content), indent=2) + "\n", encoding="utf-8")
+
+
+def run_directory(config: Config, algorithm: str, base: Path) -> Path:
+    """Return the absolute folder of a run; a relative ``output-dir`` is taken from ``base``."""
+    name = config.run.run_name or f"{algorithm}-{_slug(config.data.dataset)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    return (base / Path(config.run.output_dir).expanduser() / name).resolve()
+
+
+def _slug(dataset: str) -> str:
+    return "".join(c if c.isalnum() else "-" for c in dataset.removeprefix("path:")).strip("-")[-40:]
+
+
+def _peak_rss_mb() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
+
+
+def _without_nan(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: _without_nan(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(item) for item in value]
+    return value

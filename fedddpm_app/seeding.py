@@ -1,0 +1,30 @@
+"""Stateless seeds: every random choice derives from (seed, purpose, indices)."""
+
+import zlib
+
+import numpy as np
+
+
+def derive_seed(seed: int, purpose: str, *indices: int) -> int:
+    """Derive an independent seed for one random choice.
+
+    Results then depend neither on the order in which clients run, nor on how many share a
+    process, nor on a resume.
+
+    Parameters
+    ----------
+    seed : int
+        The run's seed, >= 0.
+    purpose : str
+        What the randomness is for, such as ``"local-train"``.
+    *indices : int
+        What tells this choice from others of its purpose (round, partition, image), each >= 0.
+
+    Returns
+    -------
+    int
+        In [0, 2**63), valid for ``torch.Generator.manual_seed`` and ``numpy.random.default_rng``.
+    """
+    entropy = [seed, zlib.crc32(purpose.encode()), *indices]
+    state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
+    return int(state[0] >> np.uint64(1))

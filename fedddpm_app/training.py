@@ -1,0 +1,313 @@
+"""The one training loop: pretraining, local rounds, correction and controls all run through it.
+
+Plain torch: it knows neither Flower nor data sets, nor that the model is a diffusion model. A ``Trainer``
+owns a model and its optimiser for the life of a process and is reset for every use, so that what ran
+before in the process leaves no trace.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+
+from fedddpm_app import weights as weights_module
+from fedddpm_app.config import ConfigError, Precision, TrainingConfig
+from fedddpm_app.diffusion.images import Batch
+from fedddpm_app.weights import Weights
+
+LossFn = Callable[[nn.Module, Batch, torch.Generator], Tensor]
+REPORT_EVERY_SECONDS = 5.0
+
+
+class TrainingData(Protocol):
+    """What the loop needs of a data set: its length, its device, and batches by index."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+
+    def batch(self, index: Tensor) -> Batch:
+        """Return the batch at ``index``, int64 of shape (B,)."""
+
+
+class TrainingHook:
+    """What an algorithm changes in local training; this one changes nothing (FedAvg).
+
+    A hook is made for one client and one round. ``global_weights`` are what the round started from.
+    """
+
+    def on_start(self, model: nn.Module, global_weights: Weights) -> None:
+        """Prepare, with the model already at ``global_weights``."""
+
+    def add_to_loss(self, loss: Tensor, model: nn.Module, batch: Batch) -> Tensor:
+        """Return the loss to differentiate, a scalar."""
+        return loss
+
+    def adjust_gradients(self, model: nn.Module) -> None:
+        """Change ``parameter.grad`` in place, after the backward pass and before clipping."""
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where a training stands: ``loss`` is the mean since the last report, ``seconds_left`` an estimate."""
+
+    step: int
+    steps: int
+    loss: float
+    seconds_left: float
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a training gave.
+
+    Attributes
+    ----------
+    weights : Weights
+        The trained weights on the CPU (their EMA if one was asked for).
+    loss : float
+        Mean loss over all steps.
+    final_loss : float
+        Mean loss over the last tenth of the steps.
+    steps : int
+        Optimiser steps done.
+    seconds : float
+        Wall time of the loop.
+    """
+
+    weights: Weights
+    loss: float
+    final_loss: float
+    steps: int
+    seconds: float
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn the ``device`` key into a device; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises
+    ------
+    ConfigError
+        When the device is not there.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    device = torch.device(name)
+    here = {"cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps, "cpu": True}
+    if not here[device.type]:
+        raise ConfigError(
+            f'device = "{name}" is not there: this process sees {torch.cuda.device_count()} CUDA devices; use '
+            'device = "cpu" or "auto", or give simulated clients a GPU with client-resources-num-gpus.'
+        )
+    return device
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Return the context of a forward pass: bfloat16 autocast for ``bf16``, nothing for ``fp32``."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Run the body on ``count`` CPU threads; sums depend on the number, so a run fixes it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+    """Yield index batches for ever, all of one shape, from one random permutation after the other.
+
+    Parameters
+    ----------
+    count : int
+        Examples, >= 1.
+    batch_size : int
+        Indices per batch; a batch may run over the end of a permutation.
+    generator : torch.Generator
+        On the CPU.
+    """
+    pending = torch.empty(0, dtype=torch.int64)
+    while True:
+        while len(pending) < batch_size:
+            pending = torch.cat([pending, torch.randperm(count, generator=generator)])
+        yield pending[:batch_size]
+        pending = pending[batch_size:]
+
+
+class Trainer:
+    """A model, its loss and its optimiser, reused for one training after the other.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained in place; moved to ``device``.
+    loss_fn : callable
+        ``(model, batch, generator) -> scalar loss``.
+    config : TrainingConfig
+        Optimiser, weight decay, gradient clip; learning rate and batch size unless given per training.
+    device : torch.device
+        Where the steps run.
+    precision : {"fp32", "bf16"}
+        ``bf16`` autocasts the forward pass; weights stay float32.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        config: TrainingConfig,
+        device: torch.device,
+        precision: Precision = "fp32",
+    ) -> None:
+        self.model = model.to(device)
+        self.loss_fn = loss_fn
+        self.config = config
+        self.device = device
+        self.precision = precision
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = _create_optimizer(self.parameters, config)
+
+    def train(
+        self,
+        start: Weights,
+        data: TrainingData,
+        *,
+        steps: int,
+        seed: int,
+        learning_rate: float | None = None,
+        batch_size: int | None = None,
+        hook: TrainingHook | None = None,
+        ema_decay: float = 0.0,
+        keep_optimizer: bool = False,
+        on_report: Callable[[StepReport], None] | None = None,
+    ) -> TrainResult:
+        """Train from ``start`` for a number of steps.
+
+        Parameters
+        ----------
+        start : Weights
+            Initial weights; not changed.
+        data : TrainingData
+            On ``device``; at least one example when ``steps`` > 0.
+        steps : int
+            Optimiser steps, >= 0.
+        seed : int
+            Of the batches' order, t, noise and dropout.
+        learning_rate, batch_size : optional
+            Instead of the config's.
+        hook : TrainingHook, optional
+            What an algorithm adds.
+        ema_decay : float
+            In [0, 1); above 0 the result is the weights' exponential moving average.
+        keep_optimizer : bool
+            Go on with the last training's optimiser state instead of a fresh one.
+        on_report : callable, optional
+            Called every few seconds and at the end; reading the loss there is the only host sync.
+
+        Returns
+        -------
+        TrainResult
+        """
+        weights_module.load_into(self.model, start)
+        self._prepare_optimizer(learning_rate or self.config.learning_rate, keep_optimizer)
+        hook = hook or TrainingHook()
+        hook.on_start(self.model, start)
+        ema = EMAModel(self.parameters, decay=ema_decay, foreach=True) if ema_decay else None
+        began = time.perf_counter()
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            losses = self._loop(
+                data, steps, seed, batch_size or self.config.batch_size, hook, ema, _Reporter(steps, on_report)
+            )
+        if ema is not None and steps > 0:
+            ema.copy_to(self.parameters)
+        return TrainResult(
+            weights=weights_module.snapshot(self.model),
+            loss=float(losses.mean()) if steps else float("nan"),
+            final_loss=float(losses[-max(1, steps // 10) :].mean()) if steps else float("nan"),
+            steps=steps,
+            seconds=time.perf_counter() - began,
+        )
+
+    def _loop(
+        self,
+        data: TrainingData,
+        steps: int,
+        seed: int,
+        batch_size: int,
+        hook: TrainingHook,
+        ema: EMAModel | None,
+        reporter: "_Reporter",
+    ) -> Tensor:
+        self.model.train()
+        noise_generator = torch.Generator(self.device).manual_seed(seed)
+        batches = shuffled_batches(len(data), batch_size, torch.Generator().manual_seed(seed))
+        losses = torch.zeros(steps, device=self.device)
+        for step in range(steps):
+            batch = data.batch(next(batches).to(data.device, non_blocking=True))
+            self.optimizer.zero_grad(set_to_none=True)
+            with autocast(self.device, self.precision):
+                loss = self.loss_fn(self.model, batch, noise_generator)
+                total = hook.add_to_loss(loss, self.model, batch)
+            total.backward()  # type: ignore[no-untyped-call]
+            hook.adjust_gradients(self.model)
+            if self.config.gradient_clip:
+                nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
+            self.optimizer.step()
+            if ema is not None:
+                ema.step(self.parameters)
+            losses[step] = loss.detach()
+            reporter.after_step(step + 1, losses)
+        return losses
+
+    def _prepare_optimizer(self, learning_rate: float, keep_state: bool) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        if not keep_state:
+            for state in self.optimizer.state.values():
+                for buffer in state.values():
+                    if isinstance(buffer, Tensor):
+                        buffer.zero_()
+
+
+class _Reporter:
+    """Calls ``on_report`` now and then, so that reading the loss does not slow the loop."""
+
+    def __init__(self, steps: int, on_report: Callable[[StepReport], None] | None) -> None:
+        self.steps = steps
+        self.on_report = on_report
+        self.began = self.last_time = time.perf_counter()
+        self.last_step = 0
+
+    def after_step(self, step: int, losses: Tensor) -> None:
+        """Report after ``step`` of the steps if it is time to."""
+        now = time.perf_counter()
+        due = now - self.last_time >= REPORT_EVERY_SECONDS or step == self.steps
+        if self.on_report is None or not due:
+            return
+        loss = float(losses[self.last_step : step].mean())
+        seconds_left = (now - self.began) / step * (self.steps - step)
+        self.on_report(StepReport(step, self.steps, loss, seconds_left))
+        self.last_time, self.last_step = now, step
+
+
+def _create_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
+    match config.optimizer:
+        case "adamw":
+            return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        case "adam":
+            return torch.optim.Adam(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
+        case _:
+            return torch.optim.SGD(parameters, config.learning_rate, weight_decay=config.weight_decay, foreach=True)

@@ -1,0 +1,79 @@
+"""Arithmetic on model weights, by parameter name: the only place where weights are combined.
+
+``Weights`` maps parameter and buffer names to tensors, as ``state_dict()`` does. Every function
+raises ``WeightsMismatchError`` when names, shapes or dtypes differ, and never broadcasts.
+"""
+
+import torch
+from torch import Tensor, nn
+
+Weights = dict[str, Tensor]
+
+
+class WeightsMismatchError(ValueError):
+    """Two sets of weights do not describe the same model."""
+
+
+def check_match(reference: Weights, other: Weights) -> None:
+    """Raise ``WeightsMismatchError`` unless both have the same names, shapes and dtypes."""
+    if reference.keys() != other.keys():
+        odd = sorted(reference.keys() ^ other.keys())[:3]
+        raise WeightsMismatchError(f"parameter names differ, for example {', '.join(odd)}")
+    for name, tensor in reference.items():
+        mine, theirs = (tuple(tensor.shape), tensor.dtype), (tuple(other[name].shape), other[name].dtype)
+        if mine != theirs:
+            raise WeightsMismatchError(f"{name} is {theirs[1]} {theirs[0]} instead of {mine[1]} {mine[0]}")
+
+
+def snapshot(model: nn.Module) -> Weights:
+    """Return a copy of a model's weights on the CPU, contiguous, independent of the model."""
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
+
+
+def load_into(model: nn.Module, weights: Weights) -> None:
+    """Copy weights into a model in place, on whatever device it is."""
+    state = model.state_dict()
+    check_match(state, weights)
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(weights[name])
+
+
+def clone(weights: Weights) -> Weights:
+    """Return an independent copy."""
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
+def weighted_mean(models: list[tuple[Weights, float]]) -> Weights:
+    """Return ``sum_i n_i w_i / sum_i n_i``, folded in the order given.
+
+    Parameters
+    ----------
+    models : list of (Weights, float)
+        Weights ``w_i`` with their factor ``n_i`` > 0; at least one.
+    """
+    total = sum(factor for _, factor in models)
+    first, first_factor = models[0]
+    mean = {name: tensor * (first_factor / total) for name, tensor in first.items()}
+    for weights, factor in models[1:]:
+        check_match(mean, weights)
+        for name, tensor in mean.items():
+            tensor.add_(weights[name], alpha=factor / total)
+    return mean
+
+
+def lerp(start: Weights, end: Weights, amount: float) -> Weights:
+    """Return ``start + amount * (end - start)``."""
+    check_match(start, end)
+    return {name: torch.lerp(tensor, end[name], amount) for name, tensor in start.items()}
+
+
+def num_bytes(weights: Weights) -> int:
+    """Return the size of the tensors' payload in bytes."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
+
+
+def is_finite(weights: Weights) -> bool:
+    """Return whether no value is NaN or infinite (checked through each tensor's norm)."""
+    norms = torch._foreach_norm([t.float() for t in weights.values()])
+    return bool(torch.isfinite(torch.stack(list(norms))).all())

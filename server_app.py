@@ -1,0 +1,85 @@
+"""Flower ServerApp: config -> data for evaluation -> strategy -> start."""
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedddpm_app.algorithms import get_algorithm
+from fedddpm_app.config import Config, load_config
+from fedddpm_app.data.tensors import load_test_data
+from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.records import to_arrays
+from fedddpm_app.monitor import Monitor
+from fedddpm_app.progress import configure_logging, logger
+from fedddpm_app.recording.provenance import caller_directory
+from fedddpm_app.recording.recorder import RunRecorder, run_directory
+from fedddpm_app.training import resolve_device
+from fedddpm_app.weights import snapshot
+
+app = ServerApp()
+configure_logging()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Run the configured algorithm and leave its run directory."""
+    config = load_config(context.run_config)
+    algorithm = get_algorithm(config.run.algorithm)
+    resolve_device(config.run.device)
+    test_data = load_test_data(config.data)
+    recorder = RunRecorder(run_directory(config, config.run.algorithm, _base_directory(config, grid)))
+    recorder.write_config(context.run_config)
+    logger.info("run directory: %s", recorder.directory)
+
+    strategy = algorithm.strategy(config, recorder)
+    monitor = Monitor(config, strategy, recorder, test_data)
+    initial = snapshot(create_unet(config.unet, config.data, config.run.seed))
+    try:
+        strategy.start(
+            grid,
+            to_arrays(initial),
+            num_rounds=config.run.num_rounds,
+            timeout=config.schedule.round_timeout,
+            evaluate_fn=monitor,
+        )
+        monitor.save_pipeline()
+    except BaseException as error:
+        recorder.finish("failed", _figures(strategy, monitor, recorder), error=str(error))
+        logger.error("the run failed: %s", error)
+        raise
+    recorder.finish("completed", _figures(strategy, monitor, recorder))
+    logger.info("run directory: %s", recorder.directory)
+
+
+def _figures(strategy: FederatedDiffusion, monitor: Monitor, recorder: RunRecorder) -> dict[str, object]:
+    """Return the figures of ``summary.json``: the last of every loss, and what the run spent."""
+    losses = {
+        key: value
+        for row in recorder.stats
+        for key, value in row.items()
+        if key.endswith("loss") and isinstance(value, float)
+    }
+    auxiliary = next((row["aux/num_images"] for row in recorder.stats if "aux/num_images" in row), 0)
+    return {
+        **losses,
+        "images/auxiliary": auxiliary,
+        "images/preview": monitor.num_drawn,
+        **strategy.accounting.summary(),
+    }
+
+
+def _base_directory(config: Config, grid: Grid) -> Path:
+    """Return the folder that a relative ``output-dir`` is taken from: where the user called from."""
+    if Path(config.run.output_dir).expanduser().is_absolute():
+        return Path("/")
+    caller = caller_directory(dict(grid.run.override_config))
+    if caller is None:
+        logger.warning(
+            'output-dir = "%s" is relative, and the calling `flwr run` is gone: taking it from %s; use --stream, '
+            "`fedddpm run` or an absolute path.",
+            config.run.output_dir,
+            Path.cwd(),
+        )
+    return caller or Path.cwd()
