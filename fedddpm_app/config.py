@@ -17,6 +17,7 @@ from pydantic.dataclasses import dataclass
 Scalar = bool | int | float | str
 Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
 Precision = Literal["fp32", "bf16"]
+LearningRateSchedule = Literal["constant", "cosine"]
 
 PositiveInt = Annotated[int, Field(ge=1)]
 CountOrZero = Annotated[int, Field(ge=0)]
@@ -39,7 +40,7 @@ class RunConfig:
     algorithm: str
     num_rounds: PositiveInt
     clients_per_round: CountOrZero
-    seed: CountOrZero
+    seed: Annotated[int, Field(ge=0, lt=2**32)]
     output_dir: Annotated[str, Field(min_length=1)]
     run_name: Annotated[str, Field(pattern=r"^[\w.-]*$")]
     device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
@@ -110,6 +111,8 @@ class TrainingConfig:
     batch_size: PositiveInt
     optimizer: Literal["adamw", "adam", "sgd"]
     learning_rate: PositiveFloat
+    learning_rate_schedule: LearningRateSchedule
+    warmup_steps: CountOrZero
     weight_decay: FloatOrZero
     gradient_clip: FloatOrZero
     ema_decay: Decay
@@ -127,6 +130,7 @@ class PretrainConfig:
     PREFIX: ClassVar[str] = "pretrain-"
     steps: PositiveInt
     learning_rate: PositiveFloat
+    learning_rate_schedule: LearningRateSchedule
     timeout: PositiveFloat
 
 
@@ -148,6 +152,7 @@ class CorrectionConfig:
     PREFIX: ClassVar[str] = "correction-"
     steps: CountOrZero
     learning_rate: PositiveFloat
+    learning_rate_schedule: LearningRateSchedule
     batch_size: PositiveInt
     keep_optimizer: bool
 

@@ -14,17 +14,18 @@ def derive_seed(seed: int, purpose: str, *indices: int) -> int:
     Parameters
     ----------
     seed : int
-        The run's seed, >= 0.
+        The run's seed, in [0, 2**32).
     purpose : str
         What the randomness is for, such as ``"local-train"``.
     *indices : int
-        What tells this choice from others of its purpose (round, partition, image), each >= 0.
+        What tells this choice from others of its purpose (round, partition, image), each in [0, 2**32).
 
     Returns
     -------
     int
         In [0, 2**63), valid for ``torch.Generator.manual_seed`` and ``numpy.random.default_rng``.
     """
-    entropy = [seed, zlib.crc32(purpose.encode()), *indices]
+    # SeedSequence takes [x] and [x, 0] for the same: the count of indices tells them apart.
+    entropy = [seed, zlib.crc32(purpose.encode()), len(indices), *indices]
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))

@@ -12,16 +12,19 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import ConfigError, Precision, TrainingConfig
+from fedddpm_app.config import ConfigError, LearningRateSchedule, Precision, TrainingConfig
 from fedddpm_app.diffusion.images import Batch
 from fedddpm_app.weights import Weights
 
 LossFn = Callable[[nn.Module, Batch, torch.Generator], Tensor]
 REPORT_EVERY_SECONDS = 5.0
+_SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine"}  # their names in diffusers
 
 
 class TrainingData(Protocol):
@@ -187,6 +190,7 @@ class Trainer:
         steps: int,
         seed: int,
         learning_rate: float | None = None,
+        learning_rate_schedule: LearningRateSchedule | None = None,
         batch_size: int | None = None,
         hook: TrainingHook | None = None,
         ema_decay: float = 0.0,
@@ -205,8 +209,8 @@ class Trainer:
             Optimiser steps, >= 0.
         seed : int
             Of the batches' order, t, noise and dropout.
-        learning_rate, batch_size : optional
-            Instead of the config's.
+        learning_rate, learning_rate_schedule, batch_size : optional
+            Instead of the config's. The warm-up is the config's.
         hook : TrainingHook, optional
             What an algorithm adds.
         ema_decay : float
@@ -222,6 +226,12 @@ class Trainer:
         """
         weights_module.load_into(self.model, start)
         self._prepare_optimizer(learning_rate or self.config.learning_rate, keep_optimizer)
+        schedule = get_scheduler(
+            _SCHEDULES[learning_rate_schedule or self.config.learning_rate_schedule],
+            self.optimizer,
+            num_warmup_steps=self.config.warmup_steps,
+            num_training_steps=steps,
+        )
         hook = hook or TrainingHook()
         hook.on_start(self.model, start)
         ema = EMAModel(self.parameters, decay=ema_decay, foreach=True) if ema_decay else None
@@ -229,7 +239,14 @@ class Trainer:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             losses = self._loop(
-                data, steps, seed, batch_size or self.config.batch_size, hook, ema, _Reporter(steps, on_report)
+                data,
+                steps,
+                seed,
+                batch_size or self.config.batch_size,
+                hook,
+                schedule,
+                ema,
+                _Reporter(steps, on_report),
             )
         if ema is not None and steps > 0:
             ema.copy_to(self.parameters)
@@ -248,6 +265,7 @@ class Trainer:
         seed: int,
         batch_size: int,
         hook: TrainingHook,
+        schedule: LambdaLR,
         ema: EMAModel | None,
         reporter: "_Reporter",
     ) -> Tensor:
@@ -266,6 +284,7 @@ class Trainer:
             if self.config.gradient_clip:
                 nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
             self.optimizer.step()
+            schedule.step()
             if ema is not None:
                 ema.step(self.parameters)
             losses[step] = loss.detach()
@@ -274,7 +293,7 @@ class Trainer:
 
     def _prepare_optimizer(self, learning_rate: float, keep_state: bool) -> None:
         for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
+            group["lr"] = group["initial_lr"] = learning_rate
         if not keep_state:
             for state in self.optimizer.state.values():
                 for buffer in state.values():

@@ -64,6 +64,7 @@ class Worker:
                 steps=settings.steps,
                 seed=derive_seed(self.config.run.seed, "pretrain", partition_id),
                 learning_rate=settings.learning_rate,
+                learning_rate_schedule=settings.learning_rate_schedule,
                 ema_decay=self.config.training.ema_decay,
                 on_report=_progress("pretrain", partition_id),
             )

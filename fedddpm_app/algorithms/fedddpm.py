@@ -156,6 +156,7 @@ class FedDDPM(FederatedDiffusion):
             steps=settings.steps,
             seed=derive_seed(run.seed, "correct", server_round),
             learning_rate=settings.learning_rate,
+            learning_rate_schedule=settings.learning_rate_schedule,
             batch_size=settings.batch_size,
             keep_optimizer=settings.keep_optimizer,
             on_report=on_report,

@@ -1,5 +1,8 @@
 """Splitting the training images over the clients, with flwr-datasets' partitioners."""
 
+import contextlib
+import io
+
 import numpy as np
 from datasets import Dataset
 from flwr_datasets.partitioner import (
@@ -84,7 +87,8 @@ def _deal_classes(train: Dataset, config: DataConfig, seed: int) -> Dataset:
 
 def _check_sizes(partitioner: Partitioner, config: DataConfig) -> None:
     try:
-        sizes = [len(partitioner.load_partition(i)) for i in range(config.num_clients)]
+        with contextlib.redirect_stderr(io.StringIO()):  # flwr-datasets draws a bar that no option turns off
+            sizes = [len(partitioner.load_partition(i)) for i in range(config.num_clients)]
     except ValueError as error:
         raise ConfigError(
             f'partition = "{config.partition}" cannot be drawn ({error}): use fewer clients, a larger '

@@ -34,7 +34,14 @@ def load_client_data(config: DataConfig, seed: int, partition_id: int) -> Client
 
 def load_test_data(config: DataConfig) -> ImageTensors:
     """Load the global test split, which no client trains on, on the CPU."""
-    return to_tensors(load_source(config.dataset)["test"], config)
+    test = load_source(config.dataset)["test"]
+    _check_labels(test, config)
+    return to_tensors(test, config)
+
+
+def check_data(config: DataConfig, seed: int) -> None:
+    """Raise ``ConfigError`` now if the source cannot be read or the partition cannot be drawn."""
+    _partitioner(config, seed)
 
 
 def to_tensors(dataset: Dataset, config: DataConfig) -> ImageTensors:
@@ -45,11 +52,6 @@ def to_tensors(dataset: Dataset, config: DataConfig) -> ImageTensors:
     ImageTensors
         uint8, shape (N, ``image_channels``, ``image_size``, ``image_size``), with labels in
         [0, ``num_classes``) where the data set has them.
-
-    Raises
-    ------
-    ConfigError
-        For a conditional model without labels, or a label outside the range.
     """
     mode = "L" if config.image_channels == 1 else "RGB"
     size = (config.image_size, config.image_size)
@@ -58,23 +60,26 @@ def to_tensors(dataset: Dataset, config: DataConfig) -> ImageTensors:
         fitted = ImageOps.fit(image.convert(mode), size, Image.Resampling.BICUBIC)
         pixels[row] = np.asarray(fitted).reshape(*size, config.image_channels)
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-    return ImageTensors(images, _labels(dataset, config))
+    labels = torch.tensor(list(dataset["label"]), dtype=torch.int64) if "label" in dataset.column_names else None
+    return ImageTensors(images, labels)
 
 
-def _labels(dataset: Dataset, config: DataConfig) -> torch.Tensor | None:
+def _check_labels(dataset: Dataset, config: DataConfig) -> None:
+    """Raise ``ConfigError`` for a conditional model without labels, or a label outside [0, num_classes)."""
     if "label" not in dataset.column_names:
         if config.class_conditional:
             raise ConfigError("class-conditional = true needs labels, which the data set lacks: use false.")
-        return None
-    labels = torch.tensor(list(dataset["label"]), dtype=torch.int64)
-    if len(labels) and not 0 <= int(labels.min()) <= int(labels.max()) < config.num_classes:
+        return
+    least, most = min(dataset["label"]), max(dataset["label"])
+    if least < 0 or most >= config.num_classes:
         raise ConfigError(
-            f"num-classes = {config.num_classes}, but the data have labels {int(labels.min())} to "
-            f"{int(labels.max())}: use num-classes = {int(labels.max()) + 1}."
+            f"num-classes = {config.num_classes}, but the data have labels {least} to {most}: "
+            f"use num-classes = {most + 1} and labels from 0."
         )
-    return labels
 
 
 @functools.lru_cache(maxsize=2)
 def _partitioner(config: DataConfig, seed: int) -> Partitioner:
-    return partition_dataset(load_source(config.dataset)["train"], config, seed)
+    train = load_source(config.dataset)["train"]
+    _check_labels(train, config)
+    return partition_dataset(train, config, seed)

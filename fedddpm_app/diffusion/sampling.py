@@ -13,16 +13,25 @@ from fedddpm_app.diffusion.images import to_uint8
 from fedddpm_app.diffusion.objective import predict
 from fedddpm_app.seeding import derive_seed
 
+# lambda_min_clipped is what diffusers asks for with the cosine schedule, whose last step has almost no signal.
 SAMPLERS: dict[Sampler, tuple[type[Any], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {}),
     "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),
-    "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++", "use_karras_sigmas": True}),
+    "dpm-solver++": (
+        DPMSolverMultistepScheduler,
+        {"algorithm_type": "dpmsolver++", "timestep_spacing": "trailing", "lambda_min_clipped": -5.1},
+    ),
 }
 
 
 def create_sampler(scheduler: DDPMScheduler, sampler: Sampler) -> Any:
-    """Create the sampling scheduler that reverses ``scheduler``'s forward process."""
+    """Create the sampling scheduler that reverses ``scheduler``'s forward process.
+
+    Predicted images are clipped to [-1, 1] at every step where ``scheduler`` says ``clip_sample``.
+    """
     kind, options = SAMPLERS[sampler]
+    if sampler == "dpm-solver++":  # its name for clipping: thresholding with a maximum of 1
+        options = {**options, "thresholding": scheduler.config.clip_sample, "sample_max_value": 1.0}
     return kind.from_config(scheduler.config, **options)
 
 

@@ -42,10 +42,7 @@ class RunRecorder:
     """
 
     def __init__(self, directory: Path) -> None:
-        if (directory / "stats.jsonl").exists():
-            raise ConfigError(
-                f'run-name = "{directory.name}": {directory} holds a run already; use another run-name or remove it.'
-            )
+        check_is_new(directory)
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.began = time.time()
@@ -104,6 +101,14 @@ class RunRecorder:
     def _write_json(self, name: str, content: Mapping[str, object]) -> None:
         path = self.directory / name
         path.write_text(json.dumps(_without_nan(content), indent=2) + "\n", encoding="utf-8")
+
+
+def check_is_new(directory: Path) -> None:
+    """Raise ``ConfigError`` if a folder holds a run."""
+    if (directory / "stats.jsonl").exists():
+        raise ConfigError(
+            f'run-name = "{directory.name}": {directory} holds a run already; use another run-name or remove it.'
+        )
 
 
 def run_directory(config: Config, algorithm: str, base: Path) -> Path:

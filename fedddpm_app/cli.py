@@ -1,0 +1,196 @@
+"""The `fedddpm` command: run, sample."""
+
+import importlib
+import sys
+import tomllib
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Never
+
+import typer
+from flwr.common.config import parse_config_args
+from rich.console import Console
+
+from fedddpm_app.algorithms import get_algorithm
+from fedddpm_app.config import Config, ConfigError, Sampler, Scalar, load_config
+from fedddpm_app.console import RunView, print_summary
+from fedddpm_app.data.tensors import check_data
+from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds, sample_images
+from fedddpm_app.federation.base import RoundFailedError
+from fedddpm_app.federation.inprocess import run_inprocess
+from fedddpm_app.monitor import class_rows
+from fedddpm_app.recording.recorder import check_is_new, run_directory
+from fedddpm_app.recording.sheets import save_sheet
+from fedddpm_app.simulation import COMPLETED, FlowerRun
+from fedddpm_app.training import resolve_device
+
+app = typer.Typer(help="Federated training of diffusion models on Flower.", no_args_is_help=True)
+console = Console()
+
+BAD_INPUT = 2
+FAILED = 1
+
+
+class Engine(StrEnum):
+    """What runs the clients."""
+
+    simulation = "simulation"
+    inprocess = "inprocess"
+
+
+@app.callback()
+def main() -> None:
+    """Federated training of diffusion models on Flower."""
+
+
+@app.command()
+def run(
+    run_config: Annotated[
+        list[str] | None, typer.Option("--run-config", "-c", help="'key=value key=value', as for `flwr run`.")
+    ] = None,
+    engine: Annotated[Engine, typer.Option(help="simulation: flwr run through Ray; inprocess: for breakpoints.")] = (
+        Engine.simulation
+    ),
+    federation_config: Annotated[
+        str, typer.Option(help="Added to --federation-config, such as 'client-resources-num-gpus=0.5'.")
+    ] = "",
+    app_dir: Annotated[Path | None, typer.Option("--app", help="Folder of the app's pyproject.toml.")] = None,
+) -> None:
+    """Run an experiment to its end; exit code 0 if it completed, 1 if it failed, 2 for a bad config."""
+    folder = _find_app(app_dir)
+    try:
+        overrides = _parse_overrides(run_config or [])
+        resolved = default_run_config(folder) | overrides
+        config = load_config(resolved)
+        get_algorithm(config.run.algorithm)
+        resolve_device(config.run.device)
+        directory = run_directory(config, config.run.algorithm, Path.cwd())
+        check_is_new(directory)
+        check_data(config.data, config.run.seed)
+    except ConfigError as error:
+        _refuse(str(error))
+    placed: dict[str, Scalar] = {"output-dir": str(directory.parent), "run-name": directory.name}
+    console.print(f"run directory: {directory}", markup=False, highlight=False, soft_wrap=True)
+    if engine is Engine.inprocess:
+        _run_inprocess(folder, resolved | placed, config)
+    else:
+        _run_simulation(folder, overrides | placed, config, federation_config, directory)
+    print_summary(directory, console)
+
+
+@app.command()
+def sample(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or any diffusers pipeline folder.")],
+    num_images: Annotated[int, typer.Option(min=1)] = 64,
+    sampler: Annotated[str, typer.Option(help=" | ".join(SAMPLERS))] = "dpm-solver++",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N | mps")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="PNG to write; default: samples/ in the run directory.")] = None,
+) -> None:
+    """Draw a PNG sheet of new images from a finished run."""
+    from diffusers import DDPMPipeline
+
+    folder = run_dir / "pipeline" if (run_dir / "pipeline").is_dir() else run_dir
+    if not (folder / "model_index.json").is_file():
+        _refuse(f"RUN = {run_dir}: there is no pipeline in it; give the directory of a completed run.")
+    name: Sampler | None = next((s for s in SAMPLERS if s == sampler), None)
+    if name is None:
+        _refuse(f"--sampler {sampler} is not known: use one of {', '.join(SAMPLERS)}.")
+    pipeline = DDPMPipeline.from_pretrained(folder)
+    limit = pipeline.scheduler.config.num_train_timesteps
+    if steps > limit:
+        _refuse(f"--steps {steps} is more than the model's {limit} diffusion steps: use at most {limit}.")
+    try:
+        model = pipeline.unet.to(resolve_device(device))
+    except ConfigError as error:
+        _refuse(str(error))
+    classes = model.config.num_class_embeds
+    labels = None if classes is None else class_rows(classes, num_images)
+    count = num_images if labels is None else len(labels)
+    with console.status("drawing"):
+        images = sample_images(
+            model,
+            pipeline.scheduler,
+            sampler=name,
+            steps=steps,
+            seeds=image_seeds(seed, "sample", count),
+            shape=(model.config.in_channels, model.config.sample_size, model.config.sample_size),
+            labels=labels,
+        )
+    path = out or (run_dir / "samples" / f"sample-{name}-{steps}-seed{seed}.png")
+    save_sheet(images, path, columns=round(count**0.5) if classes is None else count // classes)
+    console.print(f"{count} images: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
+
+
+def default_run_config(app_dir: Path) -> dict[str, Scalar]:
+    """Return ``[tool.flwr.app.config]`` of an app's pyproject.toml."""
+    content = tomllib.loads((app_dir / "pyproject.toml").read_text(encoding="utf-8"))
+    return dict(content["tool"]["flwr"]["app"]["config"])
+
+
+def _run_inprocess(app_dir: Path, run_config: dict[str, Scalar], config: Config) -> None:
+    sys.path.insert(0, str(app_dir))
+    server, client = importlib.import_module("server_app"), importlib.import_module("client_app")
+    try:
+        run_inprocess(server.app, client.app, run_config, config.data.num_clients)
+    except ConfigError as error:
+        _refuse(str(error))
+    except RoundFailedError as error:
+        console.print(str(error), markup=False, soft_wrap=True)
+        raise typer.Exit(FAILED) from error
+
+
+def _run_simulation(
+    app_dir: Path, overrides: dict[str, Scalar], config: Config, federation_config: str, directory: Path
+) -> None:
+    """Run through `flwr run`; keep its whole output as ``log.txt`` in the run directory."""
+    federation = (
+        f"num-supernodes={config.data.num_clients} client-resources-num-cpus={config.run.client_threads} "
+        f"{federation_config}"
+    ).strip()
+    log: list[str] = []
+    with FlowerRun(app_dir, overrides, federation) as flower:
+        with RunView(config, console) as view:
+            for line in flower.lines():
+                log.append(line)
+                view.line(line)
+        status = flower.status()
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
+    if status != COMPLETED:
+        if (directory / "summary.json").exists():
+            print_summary(directory, console)
+        console.print(f"Flower says: {status}. The whole log: {directory / 'log.txt'}", markup=False, soft_wrap=True)
+        raise typer.Exit(FAILED)
+
+
+def _find_app(app_dir: Path | None) -> Path:
+    """Return the app's folder: the one given, the current one, or the one this package was installed from."""
+    source = Path(__file__).resolve().parent.parent
+    for folder in [app_dir] if app_dir else [Path.cwd(), source]:
+        manifest = folder / "pyproject.toml"
+        if manifest.is_file() and "flwr" in tomllib.loads(manifest.read_text(encoding="utf-8")).get("tool", {}):
+            return folder.resolve()
+    return _refuse(
+        f"--app = {app_dir or Path.cwd()}: there is no Flower app in it; give the folder of its pyproject.toml."
+    )
+
+
+def _parse_overrides(run_config: list[str]) -> dict[str, Scalar]:
+    try:
+        return dict(parse_config_args(run_config))
+    except Exception as error:
+        raise ConfigError(
+            f"--run-config {' '.join(run_config)}: it cannot be read ({error}); write 'key=value key=\"text\"'."
+        ) from error
+
+
+def _refuse(sentence: str) -> Never:
+    """Print one sentence on standard error and exit with code 2."""
+    Console(stderr=True, soft_wrap=True).print(sentence, markup=False, highlight=False)
+    raise typer.Exit(BAD_INPUT)
+
+
+if __name__ == "__main__":
+    app()

@@ -1,0 +1,135 @@
+"""What `fedddpm run` shows: bars on a terminal, plain lines elsewhere, and the closing table."""
+
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from fedddpm_app.config import Config
+from fedddpm_app.progress import ProgressEvent, parse_line
+
+_NOTEWORTHY = ("WARNING", "ERROR", "Error", "Traceback", "left out", "waiting for nodes", "run failed")
+_FLOWER_NOISE = ("Since flwr 1.32",)
+
+
+class RunView:
+    """Follows a run through its log lines.
+
+    Parameters
+    ----------
+    config : Config
+        Gives the steps in all.
+    console : Console
+        Where to print. On a terminal it gets live bars, elsewhere a line per event.
+    """
+
+    def __init__(self, config: Config, console: Console) -> None:
+        self.config = config
+        self.console = console
+        self._first: tuple[float, int] | None = None  # time of the first event, steps done by then
+        self._done: dict[tuple[str, int | None, int | None], int] = {}
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[loss]}"),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[tuple[str, int | None], TaskID] = {}
+        self._run_task = self._bars.add_task("run", total=self._steps_in_all(), loss="")
+
+    def __enter__(self) -> "RunView":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    def line(self, line: str) -> None:
+        """Take one log line: progress moves the bars, warnings and errors are shown, the rest is not."""
+        event = parse_line(line)
+        if event is None:
+            if "run directory:" in line or (_is_noteworthy(line)):
+                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            return
+        self._done[event.phase, event.server_round, event.client] = event.step
+        self._first = self._first or (time.monotonic(), self._steps_done())
+        if self.console.is_terminal:
+            self._move_bars(event)
+        else:
+            self.console.print(self._describe(event), markup=False, highlight=False, soft_wrap=True)
+
+    def seconds_left(self) -> float | None:
+        """Estimate the time to the end of the run from the steps done so far."""
+        done = self._steps_done()
+        began, done_then = self._first or (0.0, done)
+        if done == done_then:
+            return None
+        return (time.monotonic() - began) / (done - done_then) * max(0, self._steps_in_all() - done)
+
+    def _describe(self, event: ProgressEvent) -> str:
+        where = f"round {event.server_round}/{event.num_rounds} " if event.server_round else ""
+        who = f"client {event.client}" if event.client is not None else "server"
+        loss = f" loss {event.loss:.4f}" if event.loss is not None else ""
+        left = self.seconds_left()
+        rest = f" | run {self._share():3.0%}, about {left:.0f} s left" if left is not None else ""
+        return f"{where}{event.phase:<9} {who:<9} {event.step}/{event.steps}{loss}{rest}"
+
+    def _move_bars(self, event: ProgressEvent) -> None:
+        key = (event.phase, event.client)
+        where = f"round {event.server_round}/{event.num_rounds} " if event.server_round else ""
+        who = "server" if event.client is None else f"client {event.client}"
+        for other in [other for other in self._tasks if other[0] != event.phase]:
+            self._bars.remove_task(self._tasks.pop(other))
+        if key not in self._tasks:
+            self._tasks[key] = self._bars.add_task("", total=event.steps, loss="")
+        loss = f"loss {event.loss:.4f}" if event.loss is not None else ""
+        self._bars.update(self._tasks[key], completed=event.step, description=f"{where}{event.phase} {who}", loss=loss)
+        self._bars.update(self._run_task, completed=self._steps_done(), total=self._steps_in_all())
+
+    def _steps_done(self) -> int:
+        return sum(step for (phase, _, _), step in self._done.items() if phase != "auxiliary")
+
+    def _share(self) -> float:
+        return min(1.0, self._steps_done() / self._steps_in_all())
+
+    def _steps_in_all(self) -> int:
+        """Optimiser steps of the whole run; with ``local-epochs``, as if every client trained like the first."""
+        run, training = self.config.run, self.config.training
+        clients = run.clients_per_round or self.config.data.num_clients
+        local = training.local_steps or max(
+            (step for (phase, _, _), step in self._done.items() if phase == "train"), default=1
+        )
+        steps = run.num_rounds * clients * local
+        if run.algorithm == "fedddpm" and self.config.correction.steps:
+            steps += self.config.data.num_clients * self.config.pretrain.steps
+            steps += run.num_rounds * self.config.correction.steps
+        return steps
+
+
+def print_summary(directory: Path, console: Console) -> None:
+    """Print the closing table of a run from its ``summary.json``, and the paths of what was written."""
+    summary: Mapping[str, object] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
+    table = Table(title=f"{directory.name}: {summary['status']}", title_justify="left")
+    table.add_column("figure")
+    table.add_column("value", justify="right")
+    for key, value in summary.items():
+        if isinstance(value, int | float):
+            table.add_row(key, f"{value:.4f}" if key.endswith("loss") else f"{value:,.1f}".removesuffix(".0"))
+    console.print(table)
+    if "error" in summary:
+        console.print(str(summary["error"]), markup=False, soft_wrap=True)
+    for what in ("samples", "auxiliary", "plots", "pipeline", "stats.jsonl", "summary.json", "log.txt"):
+        if (directory / what).exists():
+            console.print(str(directory / what), markup=False, highlight=False, soft_wrap=True)
+    console.print(f"run directory: {directory}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _is_noteworthy(line: str) -> bool:
+    return any(mark in line for mark in _NOTEWORTHY) and not any(noise in line for noise in _FLOWER_NOISE)

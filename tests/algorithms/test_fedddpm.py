@@ -1,0 +1,199 @@
+import logging
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file
+
+import client_app
+from fedddpm_app.algorithms.fedddpm import FedDDPM, largest_remainder
+from fedddpm_app.config import load_config
+from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.federation.base import RoundFailedError
+from fedddpm_app.federation.inprocess import InProcessGrid
+from fedddpm_app.federation.records import to_arrays, to_weights
+from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.training import TrainingHook
+from fedddpm_app.weights import snapshot
+from fedddpm_app.worker import Worker
+
+
+def final_weights(run):
+    return load_file(run.path / "checkpoints" / "round-0002" / "model.safetensors")
+
+
+def same(a, b):
+    return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+class FailingGrid(InProcessGrid):
+    """Clients in ``failing`` raise on messages of type ``kind``."""
+
+    failing: tuple[int, ...] = ()
+    kind = "train.pretrain"
+
+    def push_messages(self, messages):
+        ids = []
+        for message in messages:
+            partition = self.contexts[message.metadata.dst_node_id].node_config["partition-id"]
+            context = self.contexts[message.metadata.dst_node_id]
+            kept = context.run_config
+            if partition in self.failing and message.metadata.message_type == self.kind:
+                context.run_config = kept | {"dataset": "path:/disk/unplugged"}
+            ids += super().push_messages([message])
+            context.run_config = kept
+        return ids
+
+
+@pytest.fixture
+def start(run_config, tmp_path):
+    """Run a strategy class in-process; returns (strategy, final weights)."""
+
+    def run(kind=FedDDPM, grid=None, **overrides):
+        resolved = run_config | {k.replace("_", "-"): v for k, v in overrides.items()}
+        config = load_config(resolved)
+        strategy = kind(config, RunRecorder(tmp_path / f"strategy-{len(list(tmp_path.iterdir()))}"))
+        initial = snapshot(create_unet(config.unet, config.data, config.run.seed))
+        grid = grid or InProcessGrid(client_app.app, config.data.num_clients, resolved)
+        result = strategy.start(grid, to_arrays(initial), num_rounds=config.run.num_rounds)
+        return strategy, to_weights(result.arrays)
+
+    return run
+
+
+def test_without_correction_steps_it_is_fedavg_bit_for_bit(run_app):
+    fedavg = run_app(algorithm="fedavg")
+    assert same(final_weights(fedavg), final_weights(run_app(algorithm="fedddpm", correction_steps=0)))
+    assert not same(final_weights(fedavg), final_weights(run_app(algorithm="fedddpm")))
+
+
+def test_never_correcting_is_fedavg_and_always_is_fedddpm(start):
+    class Never(FedDDPM):
+        def should_correct(self, server_round, weights):
+            return False
+
+    class Second(FedDDPM):
+        def should_correct(self, server_round, weights):
+            return server_round == 2
+
+    strategy, never = start(Never)
+    _, fedavg = start(correction_steps=0)
+    assert same(never, fedavg)
+    assert len(strategy.auxiliary_data) == 12
+    _, second = start(Second)
+    assert not same(second, fedavg)
+
+
+def test_one_client_is_local_training(start, run_config):
+    _, averaged = start(num_clients=1, correction_steps=0, partition="iid")
+    config = load_config(run_config | {"num-clients": 1, "correction-steps": 0, "partition": "iid"})
+    weights = snapshot(create_unet(config.unet, config.data, 0))
+    for server_round in (1, 2):
+        weights = Worker(config).train(weights, 0, server_round, TrainingHook()).training.weights
+    assert same(averaged, weights)
+
+
+def test_a_round_is_the_mean_weighted_by_examples(start, run_config):
+    """One round against its transcription from the formula, in float64."""
+    _, averaged = start(num_rounds=1, correction_steps=0)
+    config = load_config(run_config | {"num-rounds": 1, "correction-steps": 0})
+    initial = snapshot(create_unet(config.unet, config.data, 0))
+    results = [Worker(config).train(initial, i, 1, TrainingHook()) for i in range(4)]
+    total = sum(r.num_examples for r in results)
+    assert len({r.num_examples for r in results}) > 1
+    for name, value in averaged.items():
+        expected = sum(r.training.weights[name].double() * r.num_examples for r in results) / total
+        assert torch.allclose(value.double(), expected, atol=1e-6)
+
+
+def test_the_order_of_replies_changes_nothing(start, run_config):
+    class Backwards(InProcessGrid):
+        def pull_messages(self, message_ids):
+            return list(super().pull_messages(message_ids))[::-1]
+
+    _, forwards = start()
+    _, backwards = start(grid=Backwards(client_app.app, 4, run_config))
+    assert same(forwards, backwards)
+
+
+def test_a_client_that_cannot_pretrain_is_named_and_left_out(start, run_config, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+    grid = FailingGrid(client_app.app, 4, run_config)
+    grid.failing = (2,)
+    strategy, _ = start(grid=grid)
+    assert "pretraining: client 2 is left out" in caplog.text
+    assert "there is no such folder" in caplog.text
+    pretrain = next(row for row in strategy.recorder.stats if row["phase"] == "pretrain")
+    assert pretrain["pretrain/clients"] == [0, 1, 3]
+    assert len(strategy.auxiliary_data) == 12  # the others fill its share
+    assert strategy.recorder.stats[-1]["clients"] == [0, 1, 2, 3]  # it still trains in the rounds
+
+
+def test_when_every_pretraining_fails_the_run_ends(start, run_config):
+    grid = FailingGrid(client_app.app, 4, run_config)
+    grid.failing = (0, 1, 2, 3)
+    with pytest.raises(RoundFailedError, match="pretraining failed on every client"):
+        start(grid=grid)
+
+
+def test_when_every_client_fails_a_round_the_run_ends(start, run_config):
+    grid = FailingGrid(client_app.app, 4, run_config)
+    grid.failing, grid.kind = (0, 1, 2, 3), "train"
+    with pytest.raises(RoundFailedError, match="round 1: none of the 4 clients"):
+        start(grid=grid)
+
+
+def test_one_failing_client_does_not_stop_a_round(start, run_config):
+    grid = FailingGrid(client_app.app, 4, run_config)
+    grid.failing, grid.kind = (1,), "train"
+    strategy, _ = start(grid=grid)
+    assert set(strategy.recorder.stats[-1]["train/client_loss"]) == {"0", "2", "3"}
+
+
+def test_sampled_rounds_take_the_asked_number(start):
+    strategy, _ = start(clients_per_round=2)
+    rounds = [row for row in strategy.recorder.stats if row["phase"] == "round"]
+    assert all(len(row["clients"]) == 2 == len(row["train/client_loss"]) for row in rounds)
+
+
+def test_pretraining_uploads_are_counted_and_no_model_stays(start):
+    strategy, _ = start(num_rounds=1)
+    without, _ = start(num_rounds=1, correction_steps=0)
+    assert strategy.accounting.bytes_up == 2 * without.accounting.bytes_up
+    assert not list(Path(strategy.recorder.directory).rglob("pretrained-*"))
+
+
+def test_starting_from_the_pretrained_average_changes_the_start(start):
+    _, fresh = start(num_rounds=1)
+    _, warm = start(num_rounds=1, init_from_pretrained=True)
+    assert not same(fresh, warm)
+
+
+def test_keeping_the_correction_optimizer_changes_round_two(start):
+    _, fresh = start()
+    _, kept = start(correction_keep_optimizer=True)
+    assert not same(fresh, kept)
+
+
+def test_conditional_samples_follow_each_clients_classes(start, run_config):
+    strategy, _ = start(class_conditional=True, auxiliary_size=40)
+    labels = strategy.auxiliary_data.labels
+    assert len(labels) == 40
+    assert set(labels.tolist()) == set(range(10))  # the clients' classes together, in their proportions
+    assert max(torch.bincount(labels).tolist()) - min(torch.bincount(labels).tolist()) <= 3
+
+
+@given(st.integers(0, 500), st.lists(st.integers(0, 1000), min_size=1, max_size=8).filter(any))
+def test_largest_remainder_sums_exactly_and_stays_within_one_of_the_quota(total, weights):
+    shares = largest_remainder(total, weights)
+    assert sum(shares) == total
+    for share, weight in zip(shares, weights, strict=True):
+        assert abs(share - total * weight / sum(weights)) < 1
+
+
+def test_largest_remainder_refuses_what_cannot_be_split():
+    for weights in ([0, 0], [], [-1, 2]):
+        with pytest.raises(ValueError, match="cannot be split"):
+            largest_remainder(3, weights)

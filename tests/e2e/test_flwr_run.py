@@ -1,0 +1,104 @@
+"""The real thing: `flwr run` through Ray, in a Flower home and on ports of its own."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fedddpm_app.simulation import COMPLETED, FlowerRun, to_toml
+from tests.conftest import ROOT, TINY, RunDirectory
+
+pytestmark = pytest.mark.timeout(420)
+
+
+def fedddpm_run(cwd, *arguments, **overrides):
+    settings = TINY | {"node-timeout": 60.0} | {k.replace("_", "-"): v for k, v in overrides.items()}
+    return subprocess.run(
+        [
+            sys.executable,
+            "-m",
+            "fedddpm_app.cli",
+            "run",
+            "--app",
+            str(ROOT),
+            "--run-config",
+            to_toml(settings),
+            *arguments,
+        ],
+        cwd=cwd,
+        capture_output=True,
+        text=True,
+        timeout=400,
+        check=False,
+    )
+
+
+def test_fedddpm_run_completes_and_equals_the_inprocess_engine(tmp_path, run_app):
+    done = fedddpm_run(tmp_path, output_dir="out", run_name="sim")
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = RunDirectory(tmp_path / "out" / "sim")
+    assert run.summary["status"] == "completed"
+    assert f"run directory: {run.path}" in done.stdout
+    assert "round 2/2 train" in done.stdout
+    assert "pretrain" in done.stdout
+    assert (run.path / "log.txt").stat().st_size > 0
+    assert run.losses() == run_app().losses()
+    left_behind = [line for line in _process_environments() if "fedddpm-flwr-" in line]
+    assert not left_behind
+
+
+def test_flower_itself_reports_failure_and_the_exit_code_follows(tmp_path):
+    done = fedddpm_run(
+        tmp_path, "--federation-config", "num-supernodes=3", output_dir="out", run_name="sim", node_timeout=3.0
+    )
+    assert done.returncode == 1
+    assert "num-clients = 4, but" in done.stdout
+    assert "finished:failed" in done.stdout
+
+
+def test_plain_flwr_run_lands_where_it_was_called_from(tmp_path):
+    """A relative output-dir follows the caller, though the SuperLink was started elsewhere."""
+    first, second = tmp_path / "first", tmp_path / "second"
+    first.mkdir()
+    second.mkdir()
+    overrides = TINY | {
+        "algorithm": "fedavg",
+        "num-rounds": 1,
+        "output-dir": "out",
+        "run-name": "r",
+        "node-timeout": 60.0,
+    }
+    flower = FlowerRun(ROOT, overrides, "num-supernodes=4 client-resources-num-cpus=1")
+    with flower:
+        for folder in (first, second):
+            here = Path.cwd()
+            os.chdir(folder)
+            try:
+                output = list(flower.lines())
+            finally:
+                os.chdir(here)
+            assert flower.status() == COMPLETED, "\n".join(output)
+            assert json.loads((folder / "out" / "r" / "summary.json").read_text())["status"] == "completed"
+
+
+@pytest.mark.slow
+def test_one_and_two_actors_give_the_same_losses_and_another_seed_does_not(tmp_path):
+    two = fedddpm_run(tmp_path, output_dir=".", run_name="two")
+    one = fedddpm_run(tmp_path, "--federation-config", "init-args-num-cpus=1", output_dir=".", run_name="one")
+    other = fedddpm_run(tmp_path, output_dir=".", run_name="other", seed=1)
+    assert [two.returncode, one.returncode, other.returncode] == [0, 0, 0]
+    losses = [RunDirectory(tmp_path / name).losses() for name in ("two", "one", "other")]
+    assert losses[0] == losses[1] != losses[2]
+
+
+def _process_environments():
+    time.sleep(0.5)
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        try:
+            yield environment.read_bytes().decode(errors="replace")
+        except OSError:
+            continue

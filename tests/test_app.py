@@ -1,0 +1,128 @@
+"""The two apps together, in this process: the run directory, repeatability, conditioning."""
+
+import json
+import subprocess
+import sys
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedddpm_app.config import ConfigError
+from fedddpm_app.federation.base import RoundFailedError
+
+
+def test_a_run_leaves_what_the_contract_says(run_app):
+    run = run_app()
+    config = json.loads((run.path / "config.json").read_text())
+    assert config["run_config"]["num-rounds"] == 2
+    assert config["packages"]["flwr"]
+    assert [row["phase"] for row in run.stats] == ["pretrain", "auxiliary", "initial", "round", "round"]
+    for row in run.rounds():
+        for key in ("train/loss", "eval/loss", "eval/ema_loss", "client-eval/loss", "correct/loss"):
+            assert 0 < row[key] < 5
+        assert row["comm/down_mb"] == pytest.approx(2 * row["comm/up_mb"])  # train and evaluate down, train up
+        assert row["time/round_s"] > 0
+        assert row["mem/peak_rss_mb"] > 0
+    assert run.summary["status"] == "completed"
+    assert run.summary["images/auxiliary"] == 12
+    assert run.summary["comm/up_mb"] == pytest.approx(sum(row.get("comm/up_mb", 0) for row in run.stats))
+    for name in ("samples/round-0001.png", "samples/round-0002.png", "plots/losses.png"):
+        assert Image.open(run.path / name).size[0] > 100
+    assert not (run.path / "scratch").exists()
+
+
+def test_the_auxiliary_set_on_disk_tells_each_images_client(run_app):
+    run = run_app(auxiliary_size=40)
+    stored = datasets.load_from_disk(str(run.path / "auxiliary" / "dataset"))
+    assert stored.num_rows == 40
+    clients = np.bincount(stored["client"])
+    assert len(clients) == 4
+    assert np.asarray(stored[0]["image"]).shape == (8, 8)
+    assert sorted(p.name for p in (run.path / "auxiliary").glob("*.png")) == [f"client-{k:04d}.png" for k in range(4)]
+
+
+def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(run_app):
+    first, again, other = run_app(), run_app(), run_app(seed=1)
+    assert first.losses() == again.losses()
+    assert first.losses() != other.losses()
+
+
+def test_the_pipeline_draws_images_in_another_process(run_app):
+    run = run_app()
+    code = (
+        "import sys; from diffusers import DDPMPipeline; "
+        "images = DDPMPipeline.from_pretrained(sys.argv[1])(batch_size=2, num_inference_steps=50).images; "
+        "print(len(images), images[0].size)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(run.path / "pipeline")], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "2 (8, 8)"
+
+
+def test_conditional_models_work_end_to_end(run_app):
+    run = run_app(class_conditional=True, auxiliary_size=30, preview_images=40)
+    stored = datasets.load_from_disk(str(run.path / "auxiliary" / "dataset"))
+    assert set(stored["label"]) == set(range(10))
+    per_client = {c: {row["label"] for row in stored if row["client"] == c} for c in range(4)}
+    assert sorted(len(labels) for labels in per_client.values()) == [2, 2, 3, 3]  # its own classes only
+    width, height = Image.open(run.path / "samples" / "round-0002.png").size
+    assert (height // width) * 4 == 8  # 10 rows of 4 images
+    assert height * 4 == width * 10
+
+
+@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
+@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver++"])
+def test_every_prediction_type_and_sampler_runs(run_app, kind, sampler):
+    run = run_app(prediction_type=kind, auxiliary_sampler=sampler, preview_sampler=sampler, num_rounds=1)
+    assert run.summary["status"] == "completed"
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        {"optimizer": "sgd"},
+        {"optimizer": "adam", "weight_decay": 0.01, "gradient_clip": 0.0},
+        {"precision": "bf16"},
+        {"local_steps": 0, "local_epochs": 1, "batch_size": 256},
+        {"ema_decay": 0.0, "server_ema_decay": 0.0},
+        {"held_out_fraction": 0.0},
+        {"evaluate_every": 0, "preview_every": 0, "checkpoint_every": 1},
+        {"image_size": 16, "image_channels": 3, "unet_channels": "8,8,16", "unet_attention_resolutions": "8,4"},
+        {"beta_schedule": "squaredcos_cap_v2", "partition": "iid", "num_clients": 2},
+        {"partition": "dirichlet", "dirichlet_alpha": 1.0},
+        {"partition": "pathological", "unet_dropout": 0.1},
+    ],
+    ids=str,
+)
+def test_every_knob_is_reached(run_app, overrides):
+    run = run_app(num_rounds=2, **overrides)
+    assert run.summary["status"] == "completed"
+    if overrides.get("checkpoint_every"):
+        assert sorted(p.name for p in (run.path / "checkpoints").iterdir()) == ["round-0001", "round-0002"]
+        assert "eval/loss" not in run.rounds()[0]
+    if "server_ema_decay" in overrides:
+        assert all(row["eval/loss"] == row["eval/ema_loss"] for row in run.rounds())
+    if "held_out_fraction" in overrides:
+        assert "client-eval/loss" not in run.rounds()[0]
+
+
+def test_a_failed_run_says_so_in_its_summary(run_app, run_config, monkeypatch):
+    monkeypatch.setattr("fedddpm_app.worker.Worker.train", lambda *a: 1 / 0)
+    with pytest.raises(RoundFailedError, match="round 1"):
+        run_app()
+    summaries = list(__import__("pathlib").Path(str(run_config["output-dir"])).rglob("summary.json"))
+    summary = json.loads(summaries[0].read_text())
+    assert (summary["status"], summary["images/auxiliary"]) == ("failed", 12)
+    assert "round 1" in summary["error"]
+    assert (summaries[0].parent / "auxiliary" / "client-0000.png").exists()  # nothing computed is lost
+
+
+def test_a_run_directory_is_never_overwritten(run_app, run_config):
+    run_app(num_rounds=1)
+    with pytest.raises(ConfigError, match="holds a run already"):
+        from fedddpm_app.recording.recorder import RunRecorder
+
+        RunRecorder(__import__("pathlib").Path(str(run_config["output-dir"])) / "run-0")

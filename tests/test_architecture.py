@@ -1,0 +1,61 @@
+"""The arrows between the rooms (design.md): who may import whom."""
+
+import ast
+
+import pytest
+
+from tests.conftest import ROOT
+
+PACKAGE = ROOT / "fedddpm_app"
+BASE = {"config", "seeding", "weights", "progress"}
+MAY_IMPORT = {
+    "config": set(),
+    "seeding": set(),
+    "weights": set(),
+    "progress": set(),
+    "diffusion": BASE,
+    "training": BASE | {"diffusion"},
+    "federation": BASE | {"diffusion", "training"},
+    "algorithms": BASE | {"diffusion", "training", "federation"},
+    "data": BASE | {"diffusion"},
+    "evaluation": BASE | {"diffusion"},
+    "recording": BASE | {"diffusion"},
+    "worker": BASE | {"diffusion", "training", "data", "evaluation"},
+    "monitor": BASE | {"diffusion", "training", "evaluation", "federation", "recording"},
+    "simulation": BASE,
+    "console": BASE,
+}
+WITHOUT_FLOWER = {"config", "seeding", "weights", "progress", "diffusion", "training", "data", "evaluation", "worker"}
+MODULES = sorted(PACKAGE.rglob("*.py"))
+
+
+def room(path):
+    return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
+
+
+def imports(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            module = node.module or ""
+            yield from (f"{module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", MODULES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_imports_follow_the_arrows(path):
+    mine = room(path)
+    if mine in ("cli", "__init__"):
+        return
+    for name in imports(path):
+        parts = name.split(".")
+        if parts[0] == "fedddpm_app":
+            assert parts[1] == mine or parts[1] in MAY_IMPORT[mine], f"{path} imports {name}"
+        if parts[0] == "flwr":
+            assert mine not in WITHOUT_FLOWER, f"{path} imports {name}"
+        assert parts[0] not in ("client_app", "server_app"), f"{path} imports {name}"
+
+
+def test_every_room_is_known():
+    assert {room(path) for path in MODULES} - {"cli", "__init__"} == set(MAY_IMPORT)

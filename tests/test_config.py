@@ -1,0 +1,77 @@
+import dataclasses
+import re
+
+import pytest
+
+from fedddpm_app.config import ConfigError, is_due, known_keys, load_config
+
+
+def test_the_defaults_are_complete_and_valid(run_config):
+    assert set(known_keys()) == set(run_config)
+    config = load_config(run_config)
+    assert config.unet.block_out_channels == (8, 16)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config.run.seed = 1
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "fix"),
+    [
+        ("batch-size", 0, "greater than or equal to 1"),
+        ("batch-size", 1.5, "valid integer"),
+        ("batch-size", True, "valid integer"),
+        ("batch-size", "8", "valid integer"),
+        ("learning-rate", float("nan"), "finite"),
+        ("learning-rate", 0.0, "greater than 0"),
+        ("image-size", 7, "use image-size = 8"),
+        ("image-size", 2, "use image-size = 4"),
+        ("prediction-type", "eps", "'epsilon', 'v_prediction' or 'sample'"),
+        ("auxiliary-sampler", "euler", "'ddpm', 'ddim' or 'dpm-solver++'"),
+        ("auxiliary-sampler-steps", 51, "at most 50"),
+        ("preview-sampler-steps", 51, "at most 50"),
+        ("precision", "fp16", "'fp32' or 'bf16'"),
+        ("device", "gpu", "pattern"),
+        ("unet-norm-groups", 3, "multiple of it"),
+        ("unet-channels", "8,x", "pattern"),
+        ("unet-channels", "0,8", "multiple"),
+        ("unet-attention-resolutions", "5", "8, 4 pixels"),
+        ("local-epochs", 1, "exactly one"),
+        ("local-steps", 0, "exactly one"),
+        ("clients-per-round", 5, "at most 4"),
+        ("classes-per-client", 11, "at most 10"),
+        ("beta-start", 0.5, "below beta-end"),
+        ("run-name", "a/b", "pattern"),
+        ("seed", -1, "greater than or equal to 0"),
+        ("ema-decay", 1.0, "less than 1"),
+    ],
+)
+def test_an_impossible_value_is_one_sentence_with_key_value_and_fix(run_config, key, value, fix):
+    with pytest.raises(ConfigError) as raised:
+        load_config(run_config | {key: value})
+    sentence = str(raised.value)
+    assert key in sentence
+    assert str(value) in sentence
+    assert fix in sentence
+    assert "\n" not in sentence
+
+
+def test_an_unknown_key_names_the_nearest(run_config):
+    with pytest.raises(ConfigError, match=re.escape("batchsize = 4: there is no such key; did you mean batch-size?")):
+        load_config(run_config | {"batchsize": 4})
+
+
+def test_a_missing_key_is_named(run_config):
+    del run_config["seed"]
+    with pytest.raises(ConfigError, match="seed is missing"):
+        load_config(run_config)
+
+
+def test_epochs_become_steps_that_cover_the_data(run_config):
+    training = load_config(run_config | {"local-steps": 0, "local-epochs": 2, "batch-size": 32}).training
+    assert training.steps_for(33) == 3  # 66 examples in batches of 32
+    assert training.steps_for(32) == 2
+
+
+def test_is_due_every_so_many_rounds_and_at_the_end():
+    assert [r for r in range(1, 8) if is_due(3, r, 7)] == [3, 6, 7]
+    assert [r for r in range(1, 8) if is_due(0, r, 7)] == [7]
