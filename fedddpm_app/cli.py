@@ -1,6 +1,7 @@
 """The `fedddpm` command: run, sample."""
 
 import importlib
+import shlex
 import sys
 import tomllib
 from enum import StrEnum
@@ -178,7 +179,12 @@ def _find_app(app_dir: Path | None) -> Path:
 
 
 def _parse_overrides(run_config: list[str]) -> dict[str, Scalar]:
+    """Read overrides as `flwr run` does, but refuse the words without a value that it drops silently."""
     try:
+        for text in run_config:
+            for word in [] if text.endswith(".toml") else shlex.split(text):
+                if "=" not in word:
+                    raise ValueError(f"{word} has no value")
         return dict(parse_config_args(run_config))
     except Exception as error:
         raise ConfigError(

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import datasets
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.base import RoundFailedError
+from fedddpm_app.recording.recorder import RunRecorder
 
 
 def test_a_run_leaves_what_the_contract_says(run_app):
@@ -113,7 +115,7 @@ def test_a_failed_run_says_so_in_its_summary(run_app, run_config, monkeypatch):
     monkeypatch.setattr("fedddpm_app.worker.Worker.train", lambda *a: 1 / 0)
     with pytest.raises(RoundFailedError, match="round 1"):
         run_app()
-    summaries = list(__import__("pathlib").Path(str(run_config["output-dir"])).rglob("summary.json"))
+    summaries = list(Path(str(run_config["output-dir"])).rglob("summary.json"))
     summary = json.loads(summaries[0].read_text())
     assert (summary["status"], summary["images/auxiliary"]) == ("failed", 12)
     assert "round 1" in summary["error"]
@@ -123,6 +125,4 @@ def test_a_failed_run_says_so_in_its_summary(run_app, run_config, monkeypatch):
 def test_a_run_directory_is_never_overwritten(run_app, run_config):
     run_app(num_rounds=1)
     with pytest.raises(ConfigError, match="holds a run already"):
-        from fedddpm_app.recording.recorder import RunRecorder
-
-        RunRecorder(__import__("pathlib").Path(str(run_config["output-dir"])) / "run-0")
+        RunRecorder(Path(str(run_config["output-dir"])) / "run-0")
