@@ -22,7 +22,7 @@ from fedddpm_app.federation.inprocess import run_inprocess
 from fedddpm_app.monitor import class_rows
 from fedddpm_app.recording.recorder import check_is_new, run_directory
 from fedddpm_app.recording.sheets import save_sheet
-from fedddpm_app.simulation import COMPLETED, FlowerRun
+from fedddpm_app.simulation import COMPLETED, FlowerRun, to_toml
 from fedddpm_app.training import resolve_device
 
 app = typer.Typer(help="Federated training of diffusion models on Flower.", no_args_is_help=True)
@@ -60,7 +60,8 @@ def run(
     """Run an experiment to its end; exit code 0 if it completed, 1 if it failed, 2 for a bad config."""
     folder = _find_app(app_dir)
     try:
-        overrides = _parse_overrides(run_config or [])
+        overrides = _parse_overrides("--run-config", run_config or [])
+        federation = _parse_overrides("--federation-config", [federation_config])
         resolved = default_run_config(folder) | overrides
         config = load_config(resolved)
         get_algorithm(config.run.algorithm)
@@ -75,7 +76,7 @@ def run(
     if engine is Engine.inprocess:
         _run_inprocess(folder, resolved | placed, config)
     else:
-        _run_simulation(folder, overrides | placed, config, federation_config, directory)
+        _run_simulation(folder, overrides | placed, config, federation, directory)
     print_summary(directory, console)
 
 
@@ -143,15 +144,12 @@ def _run_inprocess(app_dir: Path, run_config: dict[str, Scalar], config: Config)
 
 
 def _run_simulation(
-    app_dir: Path, overrides: dict[str, Scalar], config: Config, federation_config: str, directory: Path
+    app_dir: Path, overrides: dict[str, Scalar], config: Config, federation: dict[str, Scalar], directory: Path
 ) -> None:
     """Run through `flwr run`; keep its whole output as ``log.txt`` in the run directory."""
-    federation = (
-        f"num-supernodes={config.data.num_clients} client-resources-num-cpus={config.run.client_threads} "
-        f"{federation_config}"
-    ).strip()
+    resources = {"num-supernodes": config.data.num_clients, "client-resources-num-cpus": config.run.client_threads}
     log: list[str] = []
-    with FlowerRun(app_dir, overrides, federation) as flower:
+    with FlowerRun(app_dir, overrides, to_toml(resources | federation)) as flower:
         with RunView(config, console) as view:
             for line in flower.lines():
                 log.append(line)
@@ -178,17 +176,17 @@ def _find_app(app_dir: Path | None) -> Path:
     )
 
 
-def _parse_overrides(run_config: list[str]) -> dict[str, Scalar]:
+def _parse_overrides(option: str, texts: list[str]) -> dict[str, Scalar]:
     """Read overrides as `flwr run` does, but refuse the words without a value that it drops silently."""
     try:
-        for text in run_config:
+        for text in texts:
             for word in [] if text.endswith(".toml") else shlex.split(text):
                 if "=" not in word:
                     raise ValueError(f"{word} has no value")
-        return dict(parse_config_args(run_config))
+        return dict(parse_config_args(texts))
     except Exception as error:
         raise ConfigError(
-            f"--run-config {' '.join(run_config)}: it cannot be read ({error}); write 'key=value key=\"text\"'."
+            f"{option} {' '.join(texts)}: it cannot be read ({error}); write 'key=value key=\"text\"'."
         ) from error
 
 

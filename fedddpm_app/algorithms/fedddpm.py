@@ -1,6 +1,7 @@
 """FedDDPM: federated diffusion models with server-side correction on a generated auxiliary set.
 
-Peng et al., arXiv 2503.06426. Written from the paper's abstract; its tables, hyper-parameters and equations
+Federated Learning for Diffusion Models. Zihao Peng, Xijun Wang, Shengbo Chen, Hong Rao, Cong Shen. 2025.
+https://arxiv.org/abs/2503.06426. Written from the paper's abstract; its tables, hyper-parameters and equations
 were not at hand, so [our reading] marks what goes past the abstract and nothing numeric is the paper's.
 
     Pretraining   every client i: w_i^0 <- local steps on L(.; D_i) from the initial w; upload w_i^0 and n_i
