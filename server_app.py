@@ -29,7 +29,7 @@ def main(grid: Grid, context: Context) -> None:
     algorithm = get_algorithm(config.run.algorithm)
     resolve_device(config.run.device)
     test_data = load_test_data(config.data)
-    recorder = RunRecorder(run_directory(config, config.run.algorithm, _base_directory(config, grid)))
+    recorder = RunRecorder(run_directory(config, _base_directory(config, grid)))
     recorder.write_config(context.run_config)
     logger.info("run directory: %s", recorder.directory)
 

@@ -8,6 +8,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Never
 
+import click
 import typer
 from flwr.common.config import parse_config_args
 from rich.console import Console
@@ -66,7 +67,7 @@ def run(
         config = load_config(resolved)
         get_algorithm(config.run.algorithm)
         resolve_device(config.run.device)
-        directory = run_directory(config, config.run.algorithm, Path.cwd())
+        directory = run_directory(config, Path.cwd())
         check_is_new(directory)
         check_data(config.data, config.run.seed)
     except ConfigError as error:
@@ -184,7 +185,7 @@ def _parse_overrides(option: str, texts: list[str]) -> dict[str, Scalar]:
                 if "=" not in word:
                     raise ValueError(f"{word} has no value")
         return dict(parse_config_args(texts))
-    except Exception as error:
+    except (click.ClickException, ValueError, OSError) as error:
         raise ConfigError(
             f"{option} {' '.join(texts)}: it cannot be read ({error}); write 'key=value key=\"text\"'."
         ) from error

@@ -207,8 +207,8 @@ class FedDDPM(FederatedDiffusion):
                 arrived.add(partition)
                 for reply in self.accept([message], [partition], "pretraining", with_weights=True):
                     counts = _label_counts(reply)
-                    if self.config.data.class_conditional and not sum(counts):
-                        logger.warning("pretraining: client %d is left out: it tells no labels", partition)
+                    if self.config.data.class_conditional and not self._fit(counts):
+                        logger.warning("pretraining: client %d is left out: label counts %s", partition, counts)
                     else:
                         models[partition] = self._keep(reply, counts)
             self.accept([], sorted(set(partitions) - arrived), "pretraining", with_weights=True)
@@ -224,6 +224,9 @@ class FedDDPM(FederatedDiffusion):
             }
         )
         return kept
+
+    def _fit(self, label_counts: list[int]) -> bool:
+        return len(label_counts) == self.config.data.num_classes and sum(label_counts) > 0
 
     def _keep(self, reply: Reply, label_counts: list[int]) -> PretrainedModel:
         path = self.recorder.scratch / f"pretrained-{reply.partition_id:04d}.safetensors"

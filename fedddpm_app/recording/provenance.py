@@ -7,6 +7,7 @@ import subprocess
 from importlib import metadata
 from pathlib import Path
 
+import click
 import psutil
 from flwr.common.config import parse_config_args
 
@@ -67,7 +68,7 @@ def caller_directory(overrides: dict[str, Scalar]) -> Path | None:
         try:
             with process.oneshot():
                 arguments = process.cmdline()
-                if _overrides_of(arguments) != overrides:
+                if not _is_flwr_run(arguments) or overrides_of(arguments, Path(process.cwd())) != overrides:
                     continue
                 if process.uids().real != os.getuid() or process.environ().get(_PORT) != os.environ.get(_PORT):
                     continue
@@ -78,11 +79,16 @@ def caller_directory(overrides: dict[str, Scalar]) -> Path | None:
     return newest[1] if newest else None
 
 
-def _overrides_of(arguments: list[str]) -> dict[str, Scalar] | None:
-    """Return the ``--run-config`` overrides of a ``flwr run`` command line; None for any other command."""
+def _is_flwr_run(arguments: list[str]) -> bool:
     names = [Path(argument).name for argument in arguments]
-    if not any(tuple(names[i : i + 2]) == _FLWR_RUN for i in range(len(names))):
-        return None
+    return any(tuple(names[i : i + 2]) == _FLWR_RUN for i in range(len(names)))
+
+
+def overrides_of(arguments: list[str], directory: Path) -> dict[str, Scalar] | None:
+    """Return the ``--run-config`` overrides of a command line that was typed in ``directory``.
+
+    None where they cannot be read; a .toml file among them is looked for from ``directory``.
+    """
     given = []
     for place, argument in enumerate(arguments):
         if argument in ("--run-config", "-c") and place + 1 < len(arguments):
@@ -90,6 +96,6 @@ def _overrides_of(arguments: list[str]) -> dict[str, Scalar] | None:
         elif argument.startswith("--run-config="):
             given.append(argument.removeprefix("--run-config="))
     try:
-        return dict(parse_config_args(given))
-    except Exception:  # noqa: BLE001 - another app's command line, in whatever state
+        return dict(parse_config_args([str(directory / text) if text.endswith(".toml") else text for text in given]))
+    except (click.ClickException, ValueError, OSError):
         return None

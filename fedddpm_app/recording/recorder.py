@@ -111,9 +111,11 @@ def check_is_new(directory: Path) -> None:
         )
 
 
-def run_directory(config: Config, algorithm: str, base: Path) -> Path:
+def run_directory(config: Config, base: Path) -> Path:
     """Return the absolute folder of a run; a relative ``output-dir`` is taken from ``base``."""
-    name = config.run.run_name or f"{algorithm}-{_slug(config.data.dataset)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = (
+        config.run.run_name or f"{config.run.algorithm}-{_slug(config.data.dataset)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    )
     return (base / Path(config.run.output_dir).expanduser() / name).resolve()
 
 

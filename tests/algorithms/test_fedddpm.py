@@ -197,3 +197,10 @@ def test_largest_remainder_refuses_what_cannot_be_split():
     for weights in ([0, 0], [], [-1, 2]):
         with pytest.raises(ValueError, match="cannot be split"):
             largest_remainder(3, weights)
+
+
+@pytest.mark.parametrize("counts", [[5], [0] * 10, [1] * 11])
+def test_label_counts_that_do_not_fit_leave_the_client_out(start, monkeypatch, counts):
+    monkeypatch.setattr("fedddpm_app.worker.Worker._label_counts", lambda self, data: counts)
+    with pytest.raises(RoundFailedError, match="pretraining failed on every client"):
+        start(class_conditional=True)
