@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import Config, load_config
 from fedddpm_app.data.tensors import load_test_data
+from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.records import to_arrays
@@ -15,7 +16,6 @@ from fedddpm_app.monitor import Monitor
 from fedddpm_app.progress import configure_logging, logger
 from fedddpm_app.recording.provenance import caller_directory
 from fedddpm_app.recording.recorder import RunRecorder, run_directory
-from fedddpm_app.training import resolve_device
 from fedddpm_app.weights import snapshot
 
 app = ServerApp()

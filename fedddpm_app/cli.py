@@ -17,6 +17,7 @@ from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import Config, ConfigError, Sampler, Scalar, load_config
 from fedddpm_app.console import RunView, print_summary
 from fedddpm_app.data.tensors import check_data
+from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds, sample_images
 from fedddpm_app.federation.base import RoundFailedError
 from fedddpm_app.federation.inprocess import run_inprocess
@@ -24,7 +25,6 @@ from fedddpm_app.monitor import class_rows
 from fedddpm_app.recording.recorder import check_is_new, run_directory
 from fedddpm_app.recording.sheets import save_sheet
 from fedddpm_app.simulation import COMPLETED, FlowerRun, to_toml
-from fedddpm_app.training import resolve_device
 
 app = typer.Typer(help="Federated training of diffusion models on Flower.", no_args_is_help=True)
 console = Console()

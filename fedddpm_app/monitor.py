@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, MetricRecord
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, is_due
+from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
@@ -17,7 +18,6 @@ from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.records import to_weights
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.recording.sheets import save_sheet
-from fedddpm_app.training import cpu_threads, resolve_device
 from fedddpm_app.weights import Weights
 
 _COLUMNS = 10

@@ -8,6 +8,7 @@ SuperLink.
 import logging
 import re
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 
 logger = logging.getLogger("fedddpm")
@@ -86,6 +87,28 @@ def parse_line(line: str) -> ProgressEvent | None:
 def report(event: ProgressEvent) -> None:
     """Log an event."""
     logger.info(event.to_line())
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """Where a training stands: ``loss`` is the mean since the last report, ``seconds_left`` an estimate."""
+
+    step: int
+    steps: int
+    loss: float
+    seconds_left: float
+
+
+def reporter(
+    phase: str, client: int | None = None, server_round: int | None = None, num_rounds: int | None = None
+) -> Callable[[StepReport], None]:
+    """Return a function that logs the step reports of one training as events; see ``ProgressEvent``."""
+
+    def on_report(done: StepReport) -> None:
+        left = round(done.seconds_left)
+        report(ProgressEvent(phase, done.step, done.steps, left, done.loss, client, server_round, num_rounds))
+
+    return on_report
 
 
 def configure_logging() -> None:

@@ -29,3 +29,12 @@ def derive_seed(seed: int, purpose: str, *indices: int) -> int:
     entropy = [seed, zlib.crc32(purpose.encode()), len(indices), *indices]
     state = np.random.SeedSequence(entropy).generate_state(1, np.uint64)
     return int(state[0] >> np.uint64(1))
+
+
+def split_seed(seed: int, count: int) -> list[int]:
+    """Split a derived seed into ``count`` independent ones, for the random streams of one piece of work.
+
+    Each is in [0, 2**63).
+    """
+    states = np.random.SeedSequence(seed).generate_state(count, np.uint64)
+    return [int(state >> np.uint64(1)) for state in states]

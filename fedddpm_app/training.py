@@ -7,24 +7,25 @@ before in the process leaves no trace.
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import ConfigError, LearningRateSchedule, Precision, TrainingConfig
+from fedddpm_app.config import LearningRateSchedule, Precision, TrainingConfig
+from fedddpm_app.device import autocast
 from fedddpm_app.diffusion.images import Batch
+from fedddpm_app.optimization import create_optimizer, create_schedule, reset_optimizer
+from fedddpm_app.progress import StepReport
+from fedddpm_app.seeding import split_seed
 from fedddpm_app.weights import Weights
 
 LossFn = Callable[[nn.Module, Batch, torch.Generator], Tensor]
 REPORT_EVERY_SECONDS = 5.0
-_SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine"}  # their names in diffusers
 
 
 class TrainingData(Protocol):
@@ -58,16 +59,6 @@ class TrainingHook:
 
 
 @dataclass(frozen=True)
-class StepReport:
-    """Where a training stands: ``loss`` is the mean since the last report, ``seconds_left`` an estimate."""
-
-    step: int
-    steps: int
-    loss: float
-    seconds_left: float
-
-
-@dataclass(frozen=True)
 class TrainResult:
     """What a training gave.
 
@@ -90,43 +81,6 @@ class TrainResult:
     final_loss: float
     steps: int
     seconds: float
-
-
-def resolve_device(name: str) -> torch.device:
-    """Turn the ``device`` key into a device; "auto" takes CUDA, then MPS, then the CPU.
-
-    Raises
-    ------
-    ConfigError
-        When the device is not there.
-    """
-    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
-    if name == "auto":
-        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    device = torch.device(name)
-    here = {"cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps, "cpu": True}
-    if not here[device.type]:
-        raise ConfigError(
-            f'device = "{name}" is not there: this process sees {torch.cuda.device_count()} CUDA devices; use '
-            'device = "cpu" or "auto", or give simulated clients a GPU with client-resources-num-gpus.'
-        )
-    return device
-
-
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
-    """Return the context of a forward pass: bfloat16 autocast for ``bf16``, nothing for ``fp32``."""
-    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
-
-
-@contextmanager
-def cpu_threads(count: int) -> Iterator[None]:
-    """Run the body on ``count`` CPU threads; sums depend on the number, so a run fixes it."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -180,7 +134,7 @@ class Trainer:
         self.device = device
         self.precision = precision
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
-        self.optimizer = _create_optimizer(self.parameters, config)
+        self.optimizer = create_optimizer(self.parameters, config)
 
     def train(
         self,
@@ -224,30 +178,28 @@ class Trainer:
         -------
         TrainResult
         """
+        order_seed, noise_seed, dropout_seed = split_seed(seed, 3)
         weights_module.load_into(self.model, start)
-        self._prepare_optimizer(learning_rate or self.config.learning_rate, keep_optimizer)
-        schedule = get_scheduler(
-            _SCHEDULES[learning_rate_schedule or self.config.learning_rate_schedule],
+        if not keep_optimizer:
+            reset_optimizer(self.optimizer)
+        schedule = create_schedule(
             self.optimizer,
-            num_warmup_steps=self.config.warmup_steps,
-            num_training_steps=steps,
+            learning_rate_schedule or self.config.learning_rate_schedule,
+            learning_rate or self.config.learning_rate,
+            self.config.warmup_steps,
+            steps,
         )
         hook = hook or TrainingHook()
         hook.on_start(self.model, start)
         ema = EMAModel(self.parameters, decay=ema_decay, foreach=True) if ema_decay else None
+        batches = shuffled_batches(
+            len(data), batch_size or self.config.batch_size, torch.Generator().manual_seed(order_seed)
+        )
+        noise = torch.Generator(self.device).manual_seed(noise_seed)
         began = time.perf_counter()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)
-            losses = self._loop(
-                data,
-                steps,
-                seed,
-                batch_size or self.config.batch_size,
-                hook,
-                schedule,
-                ema,
-                _Reporter(steps, on_report),
-            )
+            torch.manual_seed(dropout_seed)
+            losses = self._loop(data, steps, batches, noise, hook, schedule, ema, _Reporter(steps, on_report))
         if ema is not None and steps > 0:
             ema.copy_to(self.parameters)
         return TrainResult(
@@ -262,22 +214,20 @@ class Trainer:
         self,
         data: TrainingData,
         steps: int,
-        seed: int,
-        batch_size: int,
+        batches: Iterator[Tensor],
+        noise: torch.Generator,
         hook: TrainingHook,
         schedule: LambdaLR,
         ema: EMAModel | None,
         reporter: "_Reporter",
     ) -> Tensor:
         self.model.train()
-        noise_generator = torch.Generator(self.device).manual_seed(seed)
-        batches = shuffled_batches(len(data), batch_size, torch.Generator().manual_seed(seed))
         losses = torch.zeros(steps, device=self.device)
         for step in range(steps):
             batch = data.batch(next(batches).to(data.device, non_blocking=True))
             self.optimizer.zero_grad(set_to_none=True)
             with autocast(self.device, self.precision):
-                loss = self.loss_fn(self.model, batch, noise_generator)
+                loss = self.loss_fn(self.model, batch, noise)
                 total = hook.add_to_loss(loss, self.model, batch)
             total.backward()  # type: ignore[no-untyped-call]
             hook.adjust_gradients(self.model)
@@ -290,15 +240,6 @@ class Trainer:
             losses[step] = loss.detach()
             reporter.after_step(step + 1, losses)
         return losses
-
-    def _prepare_optimizer(self, learning_rate: float, keep_state: bool) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["initial_lr"] = learning_rate
-        if not keep_state:
-            for state in self.optimizer.state.values():
-                for buffer in state.values():
-                    if isinstance(buffer, Tensor):
-                        buffer.zero_()
 
 
 class _Reporter:
@@ -320,13 +261,3 @@ class _Reporter:
         seconds_left = (now - self.began) / step * (self.steps - step)
         self.on_report(StepReport(step, self.steps, loss, seconds_left))
         self.last_time, self.last_step = now, step
-
-
-def _create_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    match config.optimizer:
-        case "adamw":
-            return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
-        case "adam":
-            return torch.optim.Adam(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
-        case _:
-            return torch.optim.SGD(parameters, config.learning_rate, weight_decay=config.weight_decay, foreach=True)

@@ -5,7 +5,6 @@ and rounds (Ray reuses its actors). Nothing of one client reaches the next: see 
 """
 
 import functools
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -14,13 +13,13 @@ from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config
 from fedddpm_app.data.tensors import ClientData, load_client_data
+from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.evaluation.denoising import denoising_loss
-from fedddpm_app.progress import ProgressEvent
 from fedddpm_app.seeding import derive_seed
-from fedddpm_app.training import StepReport, Trainer, TrainingHook, TrainResult, cpu_threads, resolve_device
+from fedddpm_app.training import Trainer, TrainingHook, TrainResult
 from fedddpm_app.weights import Weights
 
 
@@ -66,7 +65,7 @@ class Worker:
                 learning_rate=settings.learning_rate,
                 learning_rate_schedule=settings.learning_rate_schedule,
                 ema_decay=self.config.training.ema_decay,
-                on_report=_progress("pretrain", partition_id),
+                on_report=progress.reporter("pretrain", partition_id),
             )
         return LocalResult(result, len(data), self._label_counts(data))
 
@@ -80,7 +79,7 @@ class Worker:
                 steps=self.config.training.steps_for(len(data)),
                 seed=derive_seed(self.config.run.seed, "local-train", server_round, partition_id),
                 hook=hook,
-                on_report=_progress("train", partition_id, server_round, self.config.run.num_rounds),
+                on_report=progress.reporter("train", partition_id, server_round, self.config.run.num_rounds),
             )
         return LocalResult(result, len(data), [])
 
@@ -109,23 +108,3 @@ class Worker:
 def get_worker(config: Config) -> Worker:
     """Return this process's worker for a run config, made on first use."""
     return Worker(config)
-
-
-def _progress(
-    phase: str, partition_id: int, server_round: int | None = None, num_rounds: int | None = None
-) -> Callable[[StepReport], None]:
-    def on_report(report: StepReport) -> None:
-        progress.report(
-            ProgressEvent(
-                phase,
-                report.step,
-                report.steps,
-                round(report.seconds_left),
-                report.loss,
-                partition_id,
-                server_round,
-                num_rounds,
-            )
-        )
-
-    return on_report

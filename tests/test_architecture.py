@@ -14,18 +14,20 @@ MAY_IMPORT = {
     "weights": set(),
     "progress": set(),
     "diffusion": BASE,
-    "training": BASE | {"diffusion"},
+    "device": BASE,
+    "optimization": BASE,
+    "training": BASE | {"device", "diffusion", "optimization"},
     "federation": BASE | {"diffusion", "training"},
-    "algorithms": BASE | {"diffusion", "training", "federation"},
+    "algorithms": BASE | {"device", "diffusion", "training", "federation"},
     "data": BASE | {"diffusion"},
     "evaluation": BASE | {"diffusion"},
     "recording": BASE | {"diffusion"},
-    "worker": BASE | {"diffusion", "training", "data", "evaluation"},
-    "monitor": BASE | {"diffusion", "training", "evaluation", "federation", "recording"},
+    "worker": BASE | {"device", "diffusion", "training", "data", "evaluation"},
+    "monitor": BASE | {"device", "diffusion", "evaluation", "federation", "recording"},
     "simulation": BASE,
     "console": BASE,
 }
-WITHOUT_FLOWER = {"config", "seeding", "weights", "progress", "diffusion", "training", "data", "evaluation", "worker"}
+WITHOUT_FLOWER = BASE | {"device", "diffusion", "optimization", "training", "data", "evaluation", "worker"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

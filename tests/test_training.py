@@ -6,8 +6,10 @@ import torch
 from torch import nn
 
 from fedddpm_app.config import ConfigError
+from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import ImageTensors
-from fedddpm_app.training import Trainer, TrainingHook, resolve_device, shuffled_batches
+from fedddpm_app.seeding import split_seed
+from fedddpm_app.training import Trainer, TrainingHook, shuffled_batches
 from fedddpm_app.weights import snapshot
 
 CPU = torch.device("cpu")
@@ -71,6 +73,25 @@ def test_the_global_generator_is_left_alone_and_does_not_matter(training):
     assert torch.equal(first.weights["0.weight"], second.weights["0.weight"])
     torch.manual_seed(1)
     assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_noise_dropout_and_batch_order_are_streams_of_their_own(training):
+    """One seed for two of them would tie the noise of an image to its place in the order."""
+    drawn = {}
+
+    def loss_fn(model, batch, generator):
+        drawn["noise"] = torch.rand(20, generator=generator.clone_state())
+        drawn["dropout"] = torch.rand(20)
+        drawn["order"] = batch.images.flatten(1)[:, 0]
+        return pixel_loss(model, batch, generator)
+
+    settings = dataclasses.replace(training, batch_size=20)
+    data = make_data(1)
+    Trainer(make_model(), loss_fn, settings, CPU).train(snapshot(make_model()), data, steps=1, seed=5)
+    assert not torch.equal(drawn["noise"], drawn["dropout"])
+    for seed in (5, *split_seed(5, 3)[1:]):  # the seeds that are not the order's own
+        other = next(shuffled_batches(20, 20, torch.Generator().manual_seed(seed)))
+        assert not torch.equal(drawn["order"], data.batch(other).images.flatten(1)[:, 0])
 
 
 def test_one_sgd_step_is_the_gradient(training):

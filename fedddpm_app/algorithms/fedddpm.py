@@ -18,61 +18,28 @@ nothing to correct, and pretraining is skipped. The correction's optimiser start
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from flwr.serverapp import Grid
-from safetensors.torch import load_file, save_file
 
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config
+from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.images import ImageTensors, concatenate
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.federation.accounting import Mark
-from fedddpm_app.federation.base import FederatedDiffusion, RoundFailedError
-from fedddpm_app.federation.messaging import exchange
+from fedddpm_app.federation.apportion import largest_remainder
+from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.ports import Recorder
-from fedddpm_app.federation.records import LABEL_COUNTS, PRETRAIN, to_arrays
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.pretraining import PretrainedModel, collect_pretrained
 from fedddpm_app.progress import ProgressEvent, logger
 from fedddpm_app.seeding import derive_seed
-from fedddpm_app.training import StepReport, Trainer, cpu_threads, resolve_device
+from fedddpm_app.training import Trainer
 from fedddpm_app.weights import Weights
-
-
-@dataclass(frozen=True)
-class PretrainedModel:
-    """A client's pretrained model, kept on disk until it is sampled.
-
-    Attributes
-    ----------
-    partition_id : int
-        Whose it is.
-    num_examples : int
-        n_i.
-    label_counts : list of int
-        Images per class; empty for an unconditional model.
-    loss : float
-        Denoising loss over the last tenth of pretraining.
-    path : Path
-        The safetensors file.
-    """
-
-    partition_id: int
-    num_examples: int
-    label_counts: list[int]
-    loss: float
-    path: Path
-
-    def load(self) -> Weights:
-        """Read the weights."""
-        return load_file(self.path)
 
 
 class FedDDPM(FederatedDiffusion):
@@ -137,20 +104,6 @@ class FedDDPM(FederatedDiffusion):
         settings, run = self.config.correction, self.config.run
         if self.auxiliary_data is None:
             raise RuntimeError("there is no auxiliary set to correct on: prepare() builds it.")
-
-        def on_report(report: StepReport) -> None:
-            progress.report(
-                ProgressEvent(
-                    "correct",
-                    report.step,
-                    report.steps,
-                    round(report.seconds_left),
-                    report.loss,
-                    server_round=server_round,
-                    num_rounds=run.num_rounds,
-                )
-            )
-
         result = self.trainer.train(
             weights,
             self.auxiliary_data,
@@ -160,7 +113,7 @@ class FedDDPM(FederatedDiffusion):
             learning_rate_schedule=settings.learning_rate_schedule,
             batch_size=settings.batch_size,
             keep_optimizer=settings.keep_optimizer,
-            on_report=on_report,
+            on_report=progress.reporter("correct", server_round=server_round, num_rounds=run.num_rounds),
         )
         self.record(**{"correct/loss": result.loss, "correct/steps": result.steps})
         return result.weights
@@ -172,7 +125,7 @@ class FedDDPM(FederatedDiffusion):
         if self.config.correction.steps == 0 and not self.config.schedule.init_from_pretrained:
             logger.info("correction-steps = 0: there is nothing to correct, so pretraining is skipped")
             return weights
-        models = self._pretrain(grid, weights)
+        models = collect_pretrained(self, grid, weights)
         if self.config.schedule.init_from_pretrained:
             weights = weights_module.weighted_mean([(m.load(), m.num_examples) for m in models])
         mark = Mark(self.accounting)
@@ -191,47 +144,6 @@ class FedDDPM(FederatedDiffusion):
             return weights
         with self.accounting.timed("correct"), cpu_threads(self.config.run.server_threads):
             return self.correct(server_round, weights)
-
-    # ---- pretraining and sampling ---------------------------------------------------------------
-
-    def _pretrain(self, grid: Grid, weights: Weights) -> list[PretrainedModel]:
-        """Collect the pretrained models; each goes to disk as it arrives."""
-        partitions = list(self.participants.node_of)
-        mark = Mark(self.accounting)
-        models: dict[int, PretrainedModel] = {}
-        with self.accounting.timed("pretrain"):
-            messages = self.address(partitions, PRETRAIN, to_arrays(weights), 0)
-            arrived: set[int] = set()
-            for message in exchange(grid, messages, self.config.pretrain.timeout):
-                partition = self.participants.partition_of(message)
-                arrived.add(partition)
-                for reply in self.accept([message], [partition], "pretraining", with_weights=True):
-                    counts = _label_counts(reply)
-                    if self.config.data.class_conditional and not self._fit(counts):
-                        logger.warning("pretraining: client %d is left out: label counts %s", partition, counts)
-                    else:
-                        models[partition] = self._keep(reply, counts)
-            self.accept([], sorted(set(partitions) - arrived), "pretraining", with_weights=True)
-        if not models:
-            raise RoundFailedError("pretraining failed on every client, so there is no auxiliary set to build.")
-        kept = [models[partition] for partition in sorted(models)]
-        self.recorder.append(
-            {
-                "phase": "pretrain",
-                "pretrain/clients": [m.partition_id for m in kept],
-                "pretrain/client_loss": {str(m.partition_id): m.loss for m in kept},
-                **mark.since("time/phase_s"),
-            }
-        )
-        return kept
-
-    def _fit(self, label_counts: list[int]) -> bool:
-        return len(label_counts) == self.config.data.num_classes and sum(label_counts) > 0
-
-    def _keep(self, reply: Reply, label_counts: list[int]) -> PretrainedModel:
-        path = self.recorder.scratch / f"pretrained-{reply.partition_id:04d}.safetensors"
-        save_file(reply.weights, path)
-        return PretrainedModel(reply.partition_id, reply.num_examples, label_counts, reply.number("final-loss"), path)
 
     def _sample_client(self, model: PretrainedModel, count: int) -> ImageTensors:
         """Draw a client's share of D_aux; labels follow its label counts, by largest remainder."""
@@ -255,27 +167,3 @@ class FedDDPM(FederatedDiffusion):
             ),
         )
         return ImageTensors(images, labels)
-
-
-def _label_counts(reply: Reply) -> list[int]:
-    counts = reply.metrics.get(LABEL_COUNTS, [])
-    return [max(0, int(count)) for count in counts] if isinstance(counts, list) else []
-
-
-def largest_remainder(total: int, weights: Sequence[float]) -> list[int]:
-    """Split ``total`` into whole shares proportional to ``weights``, so that they sum to it exactly.
-
-    Ties go to the earlier share (Hamilton's method).
-
-    Raises
-    ------
-    ValueError
-        When the weights are not non-negative with a positive sum.
-    """
-    if not sum(weights) > 0 or min(weights) < 0:
-        raise ValueError(f"weights {list(weights)} cannot be split by: they must be >= 0 and not all 0")
-    quotas = total * np.asarray(weights, dtype=np.float64) / sum(weights)
-    shares = np.floor(quotas).astype(int)
-    by_remainder = np.argsort(-(quotas - shares), kind="stable")
-    shares[by_remainder[: total - shares.sum()]] += 1
-    return [int(share) for share in shares]

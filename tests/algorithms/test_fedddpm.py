@@ -3,12 +3,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import client_app
-from fedddpm_app.algorithms.fedddpm import FedDDPM, largest_remainder
+from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.config import load_config
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.federation.base import RoundFailedError
@@ -183,20 +181,6 @@ def test_conditional_samples_follow_each_clients_classes(start, run_config):
     assert len(labels) == 40
     assert set(labels.tolist()) == set(range(10))  # the clients' classes together, in their proportions
     assert max(torch.bincount(labels).tolist()) - min(torch.bincount(labels).tolist()) <= 3
-
-
-@given(st.integers(0, 500), st.lists(st.integers(0, 1000), min_size=1, max_size=8).filter(any))
-def test_largest_remainder_sums_exactly_and_stays_within_one_of_the_quota(total, weights):
-    shares = largest_remainder(total, weights)
-    assert sum(shares) == total
-    for share, weight in zip(shares, weights, strict=True):
-        assert abs(share - total * weight / sum(weights)) < 1
-
-
-def test_largest_remainder_refuses_what_cannot_be_split():
-    for weights in ([0, 0], [], [-1, 2]):
-        with pytest.raises(ValueError, match="cannot be split"):
-            largest_remainder(3, weights)
 
 
 @pytest.mark.parametrize("counts", [[5], [0] * 10, [1] * 11])

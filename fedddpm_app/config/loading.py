@@ -1,0 +1,69 @@
+"""From Flower's flat run config to checked dataclasses."""
+
+import difflib
+import types
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import Any
+
+from pydantic import ValidationError
+
+from fedddpm_app.config.checks import check_together
+from fedddpm_app.config.errors import ConfigError
+from fedddpm_app.config.groups import Config, Scalar
+
+
+def _keys(group: type) -> dict[str, str]:
+    """Map each run-config key of a group to its field's name."""
+    prefix: str = group.PREFIX  # type: ignore[attr-defined]
+    return {prefix + f.name.replace("_", "-"): f.name for f in fields(group)}
+
+
+_GROUPS: Mapping[str, type] = types.MappingProxyType(
+    {f.name: f.type for f in fields(Config) if isinstance(f.type, type)}
+)
+
+
+def known_keys() -> list[str]:
+    """Return every run-config key, in the order of the groups."""
+    return [key for group in _GROUPS.values() for key in _keys(group)]
+
+
+def load_config(run_config: Mapping[str, Scalar]) -> Config:
+    """Check a run config and turn it into dataclasses.
+
+    Parameters
+    ----------
+    run_config : Mapping[str, bool | int | float | str]
+        All keys of ``[tool.flwr.app.config]``, overrides put in.
+
+    Raises
+    ------
+    ConfigError
+        Naming the first bad key, its value and the fix.
+    """
+    known = known_keys()
+    for key in run_config:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=1)
+            fix = f"did you mean {close[0]}?" if close else "[tool.flwr.app.config] in pyproject.toml lists all."
+            raise ConfigError(f"{key} = {run_config[key]!r}: there is no such key; {fix}")
+    for key in known:
+        if key not in run_config:
+            raise ConfigError(f"{key} is missing: add it to [tool.flwr.app.config] in pyproject.toml.")
+    groups: dict[str, Any] = {name: _load_group(group, run_config) for name, group in _GROUPS.items()}
+    config = Config(**groups)
+    check_together(config)
+    return config
+
+
+def _load_group(group: type, run_config: Mapping[str, Scalar]) -> object:
+    names = _keys(group)
+    try:
+        loaded: object = group(**{name: run_config[key] for key, name in names.items()})
+    except ValidationError as error:
+        first = error.errors()[0]
+        key = next(key for key, name in names.items() if name == first["loc"][0])
+        message = first["msg"].replace("Input should", "it should")
+        raise ConfigError(f"{key} = {run_config[key]!r} cannot be used: {message}.") from None
+    return loaded

@@ -1,0 +1,45 @@
+"""What a training or a sampling runs on: device, precision, CPU threads."""
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+
+from fedddpm_app.config import ConfigError, Precision
+
+
+def resolve_device(name: str) -> torch.device:
+    """Turn the ``device`` key into a device; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises
+    ------
+    ConfigError
+        When the device is not there.
+    """
+    cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
+    if name == "auto":
+        return torch.device("cuda" if cuda else "mps" if mps else "cpu")
+    device = torch.device(name)
+    here = {"cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps, "cpu": True}
+    if not here[device.type]:
+        raise ConfigError(
+            f'device = "{name}" is not there: this process sees {torch.cuda.device_count()} CUDA devices; use '
+            'device = "cpu" or "auto", or give simulated clients a GPU with client-resources-num-gpus.'
+        )
+    return device
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+    """Return the context of a forward pass: bfloat16 autocast for ``bf16``, nothing for ``fp32``."""
+    return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
+
+
+@contextmanager
+def cpu_threads(count: int) -> Iterator[None]:
+    """Run the body on ``count`` CPU threads; sums depend on the number, so a run fixes it."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,115 @@
+"""The phase before the rounds: every client trains a local model and uploads it."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from flwr.serverapp import Grid
+from safetensors.torch import load_file, save_file
+
+from fedddpm_app.federation.accounting import Mark
+from fedddpm_app.federation.base import FederatedDiffusion, RoundFailedError
+from fedddpm_app.federation.messaging import exchange
+from fedddpm_app.federation.records import LABEL_COUNTS, PRETRAIN, to_arrays
+from fedddpm_app.federation.replies import Reply
+from fedddpm_app.progress import logger
+from fedddpm_app.weights import Weights
+
+_PHASE = "pretraining"
+
+
+@dataclass(frozen=True)
+class PretrainedModel:
+    """A client's pretrained model, kept on disk until it is sampled.
+
+    Attributes
+    ----------
+    partition_id : int
+        Whose it is.
+    num_examples : int
+        n_i.
+    label_counts : list of int
+        Images per class; empty for an unconditional model.
+    loss : float
+        Denoising loss over the last tenth of pretraining.
+    path : Path
+        The safetensors file.
+    """
+
+    partition_id: int
+    num_examples: int
+    label_counts: list[int]
+    loss: float
+    path: Path
+
+    def load(self) -> Weights:
+        """Read the weights."""
+        return load_file(self.path)
+
+
+def collect_pretrained(strategy: FederatedDiffusion, grid: Grid, weights: Weights) -> list[PretrainedModel]:
+    """Have every client pretrain from ``weights``; each model goes to disk as it arrives.
+
+    Clients that fail, answer badly, or not within ``pretrain-timeout``, are named in a warning and left out.
+
+    Parameters
+    ----------
+    strategy : FederatedDiffusion
+        Addresses the clients, checks their replies, and keeps the account.
+    grid : Grid
+        Flower's connection to the nodes.
+    weights : Weights
+        What pretraining starts from.
+
+    Returns
+    -------
+    list of PretrainedModel
+        At least one, by partition id.
+
+    Raises
+    ------
+    RoundFailedError
+        When no client gave a usable model.
+    """
+    partitions = list(strategy.participants.node_of)
+    mark = Mark(strategy.accounting)
+    models: dict[int, PretrainedModel] = {}
+    with strategy.accounting.timed("pretrain"):
+        messages = strategy.address(partitions, PRETRAIN, to_arrays(weights), 0)
+        arrived: set[int] = set()
+        for message in exchange(grid, messages, strategy.config.pretrain.timeout):
+            partition = strategy.participants.partition_of(message)
+            arrived.add(partition)
+            for reply in strategy.accept([message], [partition], _PHASE, with_weights=True):
+                model = _keep(strategy, reply)
+                if model is not None:
+                    models[partition] = model
+        strategy.accept([], sorted(set(partitions) - arrived), _PHASE, with_weights=True)
+    if not models:
+        raise RoundFailedError("pretraining failed on every client, so there is no auxiliary set to build.")
+    kept = [models[partition] for partition in sorted(models)]
+    strategy.recorder.append(
+        {
+            "phase": "pretrain",
+            "pretrain/clients": [m.partition_id for m in kept],
+            "pretrain/client_loss": {str(m.partition_id): m.loss for m in kept},
+            **mark.since("time/phase_s"),
+        }
+    )
+    return kept
+
+
+def _keep(strategy: FederatedDiffusion, reply: Reply) -> PretrainedModel | None:
+    """Write a reply's model to disk; None, with a warning, where its label counts cannot be used."""
+    counts = _label_counts(reply)
+    data = strategy.config.data
+    if data.class_conditional and not (len(counts) == data.num_classes and sum(counts) > 0):
+        logger.warning("%s: client %d is left out: label counts %s", _PHASE, reply.partition_id, counts)
+        return None
+    path = strategy.recorder.scratch / f"pretrained-{reply.partition_id:04d}.safetensors"
+    save_file(reply.weights, path)
+    return PretrainedModel(reply.partition_id, reply.num_examples, counts, reply.number("final-loss"), path)
+
+
+def _label_counts(reply: Reply) -> list[int]:
+    counts = reply.metrics.get(LABEL_COUNTS, [])
+    return [max(0, int(count)) for count in counts] if isinstance(counts, list) else []
