@@ -1,13 +1,12 @@
 """The optimiser of a training and its learning-rate schedule, by their run-config names."""
 
+import math
+
 import torch
-from diffusers.optimization import get_scheduler
 from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedddpm_app.config import LearningRateSchedule, TrainingConfig
-
-_SCHEDULES = {"constant": "constant_with_warmup", "cosine": "cosine"}  # their names in diffusers
 
 
 def create_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
@@ -41,10 +40,19 @@ def create_schedule(
     kind : {"constant", "cosine"}
         ``cosine`` falls to 0 over ``steps``.
     learning_rate : float
-        At the end of the warm-up.
+        Reached after the warm-up.
     warmup_steps, steps : int
-        Optimiser steps of the linear warm-up, and in all.
+        Optimiser steps of the linear warm-up, and in all. The first step is never 0: diffusers' schedules start
+        from 0, which in a training of one step is all of it.
     """
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = learning_rate
-    return get_scheduler(_SCHEDULES[kind], optimizer, num_warmup_steps=warmup_steps, num_training_steps=steps)  # type: ignore[no-any-return]
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / (warmup_steps + 1)
+        if kind == "constant":
+            return 1.0
+        return 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+    return LambdaLR(optimizer, factor)

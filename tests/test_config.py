@@ -30,17 +30,18 @@ def test_the_defaults_are_complete_and_valid(run_config):
         ("auxiliary-sampler-steps", 51, "at most 50"),
         ("preview-sampler-steps", 51, "at most 50"),
         ("precision", "fp16", "'fp32' or 'bf16'"),
-        ("device", "gpu", "pattern"),
+        ("device", "gpu", "auto, cpu, mps, cuda or cuda:N"),
         ("unet-norm-groups", 3, "multiple of it"),
-        ("unet-channels", "8,x", "pattern"),
+        ("unet-channels", "8,x", 'such as "16,32"'),
+        ("unet-attention-resolutions", "all", 'such as "8,4", or empty'),
         ("unet-channels", "0,8", "multiple"),
         ("unet-attention-resolutions", "5", "8, 4 pixels"),
         ("local-epochs", 1, "exactly one"),
         ("local-steps", 0, "exactly one"),
         ("clients-per-round", 5, "at most 4"),
-        ("classes-per-client", 11, "at most 10"),
-        ("beta-start", 0.5, "below beta-end"),
-        ("run-name", "a/b", "pattern"),
+        ("run-name", "a/b", "plain folder name"),
+        ("run-name", "..", "plain folder name"),
+        ("warmup-steps", 3, "use warmup-steps = 0"),
         ("seed", -1, "greater than or equal to 0"),
         ("ema-decay", 1.0, "less than 1"),
     ],
@@ -53,6 +54,35 @@ def test_an_impossible_value_is_one_sentence_with_key_value_and_fix(run_config, 
     assert str(value) in sentence
     assert fix in sentence
     assert "\n" not in sentence
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fix"),
+    [
+        ({"auxiliary-sampler": "ddim", "auxiliary-sampler-steps": 20}, "use 10 or 25"),
+        ({"preview-sampler": "ddim", "preview-sampler-steps": 49}, "use 25 or 50"),
+        ({"partition": "pathological", "classes-per-client": 11}, "at most 10"),
+        ({"beta-schedule": "linear", "beta-start": 0.5}, "below beta-end"),
+        ({"unet-channels": "4,4", "unet-attention-resolutions": "8"}, "use more channels"),
+        ({"unet-channels": "8,4", "unet-attention-resolutions": "8"}, "use more channels"),
+    ],
+)
+def test_values_that_do_not_fit_together_are_refused_with_the_fix(run_config, overrides, fix):
+    with pytest.raises(ConfigError, match=re.escape(fix)):
+        load_config(run_config | overrides)
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [
+        {"partition": "disjoint-classes", "num-classes": 2},
+        {"beta-schedule": "squaredcos_cap_v2", "beta-start": 0.5},
+        {"auxiliary-sampler": "dpm-solver++", "auxiliary-sampler-steps": 49},
+    ],
+    ids=str,
+)
+def test_a_key_that_is_not_used_blocks_nothing(run_config, unused):
+    load_config(run_config | unused)
 
 
 def test_an_unknown_key_names_the_nearest(run_config):

@@ -1,5 +1,6 @@
 import dataclasses
 import itertools
+import math
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 from fedddpm_app.config import ConfigError
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.optimization import create_schedule
 from fedddpm_app.seeding import split_seed
 from fedddpm_app.training import Trainer, TrainingHook, shuffled_batches
 from fedddpm_app.weights import snapshot
@@ -180,3 +182,25 @@ def test_a_device_that_is_not_there_is_refused():
     with pytest.raises(ConfigError, match='device = "cuda" is not there'):
         resolve_device("cuda")
     assert resolve_device("cpu") == CPU
+
+
+@pytest.mark.parametrize("kind", ["constant", "cosine"])
+def test_learning_rate_warms_up_from_the_first_step_and_cosine_falls_to_zero(kind):
+    parameter = nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], 1.0)
+    schedule = create_schedule(optimizer, kind, 0.5, warmup_steps=4, steps=14)
+    rates = []
+    for _ in range(15):
+        rates.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    assert rates[:5] == pytest.approx([0.1, 0.2, 0.3, 0.4, 0.5])
+    after = [0.5] * 11 if kind == "constant" else [0.25 * (1 + math.cos(math.pi * k / 10)) for k in range(11)]
+    assert rates[4:] == pytest.approx(after)
+
+
+def test_one_step_moves_the_weights_whatever_the_warm_up(training):
+    settings = dataclasses.replace(training, warmup_steps=10)
+    start = snapshot(make_model())
+    result = Trainer(make_model(), pixel_loss, settings, CPU).train(start, make_data(1), steps=1, seed=0)
+    assert not torch.equal(result.weights["0.weight"], start["0.weight"])

@@ -5,6 +5,7 @@ A run config is what Flower hands to the apps: a flat ``{"kebab-key": scalar}`` 
 turns it into frozen dataclasses (``groups``) and checks what must fit together (``checks``).
 """
 
+from fedddpm_app.config.checks import check_sampler
 from fedddpm_app.config.errors import ConfigError
 from fedddpm_app.config.groups import (
     AuxiliaryConfig,
@@ -43,6 +44,7 @@ __all__ = [
     "ScheduleConfig",
     "TrainingConfig",
     "UNetConfig",
+    "check_sampler",
     "is_due",
     "known_keys",
     "load_config",

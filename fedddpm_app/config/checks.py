@@ -1,40 +1,76 @@
 """Values that are fine alone and do not fit together."""
 
 from fedddpm_app.config.errors import ConfigError
-from fedddpm_app.config.groups import Config
+from fedddpm_app.config.groups import Config, Sampler
+
+MIN_ATTENTION_CHANNELS = 8  # one attention head of UNet2DModel
 
 
 def check_together(config: Config) -> None:
     """Raise ``ConfigError`` where values that are fine alone do not fit together."""
     _check_unet(config)
-    steps = config.diffusion.diffusion_steps
-    for key, value in (
-        ("auxiliary-sampler-steps", config.auxiliary.sampler_steps),
-        ("preview-sampler-steps", config.preview.sampler_steps),
-    ):
-        if value > steps:
-            raise ConfigError(
-                f"{key} = {value} is more than diffusion-steps = {steps}: use at most {steps} sampler steps."
-            )
-    if config.diffusion.beta_start >= config.diffusion.beta_end:
+    _check_diffusion(config)
+    _check_steps(config)
+    _check_clients(config)
+
+
+def check_sampler(key: str, sampler: Sampler, steps: int, diffusion_steps: int) -> None:
+    """Raise ``ConfigError``, naming ``key``, where ``sampler`` cannot take ``steps`` of T = ``diffusion_steps``."""
+    if steps > diffusion_steps:
         raise ConfigError(
-            f"beta-start = {config.diffusion.beta_start} is not below beta-end = {config.diffusion.beta_end}: "
+            f"{key} = {steps} is more than diffusion-steps = {diffusion_steps}: use at most {diffusion_steps} "
+            "sampler steps."
+        )
+    if sampler == "ddim" and diffusion_steps % steps:
+        divisors = [d for d in range(1, diffusion_steps + 1) if diffusion_steps % d == 0]
+        fits = sorted(sorted(divisors, key=lambda d: abs(d - steps))[:2])
+        raise ConfigError(
+            f"{key} = {steps} does not divide diffusion-steps = {diffusion_steps}, as DDIM's even steps need: use "
+            f"{' or '.join(map(str, fits))}, or another sampler."
+        )
+
+
+def _check_diffusion(config: Config) -> None:
+    diffusion, auxiliary, preview = config.diffusion, config.auxiliary, config.preview
+    check_sampler("auxiliary-sampler-steps", auxiliary.sampler, auxiliary.sampler_steps, diffusion.diffusion_steps)
+    check_sampler("preview-sampler-steps", preview.sampler, preview.sampler_steps, diffusion.diffusion_steps)
+    if diffusion.beta_schedule != "squaredcos_cap_v2" and diffusion.beta_start >= diffusion.beta_end:
+        raise ConfigError(
+            f"beta-start = {diffusion.beta_start} is not below beta-end = {diffusion.beta_end}: "
             "noise must grow with t; the usual values are 0.0001 and 0.02."
         )
-    if (config.training.local_steps > 0) == (config.training.local_epochs > 0):
+
+
+def _check_steps(config: Config) -> None:
+    training = config.training
+    if (training.local_steps > 0) == (training.local_epochs > 0):
         raise ConfigError(
-            f"local-steps = {config.training.local_steps} and local-epochs = {config.training.local_epochs}: "
+            f"local-steps = {training.local_steps} and local-epochs = {training.local_epochs}: "
             "set exactly one of them, the other to 0."
         )
-    if config.run.clients_per_round > config.data.num_clients:
+    for key, steps in (
+        ("local-steps", training.local_steps),
+        ("pretrain-steps", config.pretrain.steps),
+        ("correction-steps", config.correction.steps),
+    ):
+        if 0 < steps <= training.warmup_steps:
+            raise ConfigError(
+                f"warmup-steps = {training.warmup_steps} is not below {key} = {steps}, so that the learning rate is "
+                f"never reached: use warmup-steps = {steps // 10}."
+            )
+
+
+def _check_clients(config: Config) -> None:
+    run, data = config.run, config.data
+    if run.clients_per_round > data.num_clients:
         raise ConfigError(
-            f"clients-per-round = {config.run.clients_per_round} is more than num-clients = "
-            f"{config.data.num_clients}: use at most {config.data.num_clients}, or 0 for all."
+            f"clients-per-round = {run.clients_per_round} is more than num-clients = {data.num_clients}: "
+            f"use at most {data.num_clients}, or 0 for all."
         )
-    if config.data.classes_per_client > config.data.num_classes:
+    if data.partition == "pathological" and data.classes_per_client > data.num_classes:
         raise ConfigError(
-            f"classes-per-client = {config.data.classes_per_client} is more than num-classes = "
-            f"{config.data.num_classes}: use at most {config.data.num_classes}."
+            f"classes-per-client = {data.classes_per_client} is more than num-classes = {data.num_classes}: "
+            f"use at most {data.num_classes}."
         )
 
 
@@ -54,6 +90,12 @@ def _check_unet(config: Config) -> None:
                 f'unet-attention-resolutions = "{unet.attention_resolutions}": the feature maps are '
                 f"{', '.join(map(str, sizes))} pixels wide; use some of these, or an empty text for none."
             )
+    attended = {c for c, width in zip(unet.block_out_channels, sizes, strict=True) if width in unet.attention_sizes}
+    if attended and min(attended | {unet.block_out_channels[-1]}) < MIN_ATTENTION_CHANNELS:  # the middle has it too
+        raise ConfigError(
+            f'unet-attention-resolutions = "{unet.attention_resolutions}" needs {MIN_ATTENTION_CHANNELS} channels or '
+            f'more where there is attention, and unet-channels = "{unet.channels}": use more channels, or no attention.'
+        )
     for channels in unet.block_out_channels:
         if channels == 0 or channels % unet.norm_groups:
             raise ConfigError(

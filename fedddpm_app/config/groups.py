@@ -19,6 +19,7 @@ PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 FloatOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Decay = Annotated[float, Field(ge=0, lt=1)]
 
+_INTEGERS = r"\s*\d+\s*(,\s*\d+\s*)*"
 _STRICT = ConfigDict(strict=True, extra="forbid")
 
 
@@ -32,8 +33,17 @@ class RunConfig:
     clients_per_round: CountOrZero
     seed: Annotated[int, Field(ge=0, lt=2**32)]
     output_dir: Annotated[str, Field(min_length=1)]
-    run_name: Annotated[str, Field(pattern=r"^[\w.-]*$")]
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$")]
+    run_name: Annotated[
+        str,
+        Field(
+            pattern=r"^(\w[\w.-]*)?$",
+            description='it should be a plain folder name of letters, digits, "_", "-" and ".", or empty',
+        ),
+    ]
+    device: Annotated[
+        str,
+        Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="it should be auto, cpu, mps, cuda or cuda:N"),
+    ]
     precision: Precision
     client_threads: PositiveInt
     server_threads: PositiveInt
@@ -62,9 +72,14 @@ class UNetConfig:
     """Shape of the ``UNet2DModel``; the two lists are comma-separated integers."""
 
     PREFIX: ClassVar[str] = "unet-"
-    channels: Annotated[str, Field(pattern=r"^\s*\d+\s*(,\s*\d+\s*)*$")]
+    channels: Annotated[
+        str, Field(pattern=rf"^{_INTEGERS}$", description='it should be positive integers with commas, such as "16,32"')
+    ]
     layers_per_block: PositiveInt
-    attention_resolutions: Annotated[str, Field(pattern=r"^(\s*\d+\s*(,\s*\d+\s*)*)?$")]
+    attention_resolutions: Annotated[
+        str,
+        Field(pattern=rf"^({_INTEGERS})?$", description='it should be pixels with commas, such as "8,4", or empty'),
+    ]
     norm_groups: PositiveInt
     dropout: Annotated[float, Field(ge=0, lt=1)]
 

@@ -64,6 +64,7 @@ def _load_group(group: type, run_config: Mapping[str, Scalar]) -> object:
     except ValidationError as error:
         first = error.errors()[0]
         key = next(key for key, name in names.items() if name == first["loc"][0])
-        message = first["msg"].replace("Input should", "it should")
-        raise ConfigError(f"{key} = {run_config[key]!r} cannot be used: {message}.") from None
+        advice: str | None = group.__pydantic_fields__[names[key]].description  # type: ignore[attr-defined]
+        fix = advice or first["msg"].replace("Input should", "it should")
+        raise ConfigError(f"{key} = {run_config[key]!r} cannot be used: {fix}.") from None
     return loaded

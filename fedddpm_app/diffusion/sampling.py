@@ -13,15 +13,12 @@ from fedddpm_app.diffusion.images import to_uint8
 from fedddpm_app.diffusion.objective import predict
 from fedddpm_app.seeding import derive_seed
 
-# lambda_min_clipped is what diffusers asks for with the cosine schedule, whose last step has almost no signal.
 SAMPLERS: dict[Sampler, tuple[type[Any], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {}),
     "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),
-    "dpm-solver++": (
-        DPMSolverMultistepScheduler,
-        {"algorithm_type": "dpmsolver++", "timestep_spacing": "trailing", "lambda_min_clipped": -5.1},
-    ),
+    "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
 }
+_MIN_LAMBDA = -5.1  # log(alpha_t / sigma_t) below which DPM-Solver++ does not start: the cosine schedule's last steps
 
 
 def create_sampler(scheduler: DDPMScheduler, sampler: Sampler) -> Any:
@@ -33,6 +30,35 @@ def create_sampler(scheduler: DDPMScheduler, sampler: Sampler) -> Any:
     if sampler == "dpm-solver++":  # its name for clipping: thresholding with a maximum of 1
         options = {**options, "thresholding": scheduler.config.clip_sample, "sample_max_value": 1.0}
     return kind.from_config(scheduler.config, **options)
+
+
+def set_timesteps(sampler: Any, steps: int, device: torch.device) -> None:
+    """Give a sampling scheduler its timesteps, evenly spread from the noisiest one down ("trailing").
+
+    Lin et al. 2024 (arXiv 2305.08891) show why sampling must start at T - 1. diffusers' own grids do so only
+    where ``steps`` divides T; elsewhere they start late, repeat timesteps or end at t = -1.
+
+    Raises
+    ------
+    ValueError
+        When ``steps`` is not in [1, T], or does not divide T for DDIM, whose step size is T / ``steps``.
+    """
+    total = sampler.config.num_train_timesteps
+    if not 1 <= steps <= total:
+        raise ValueError(f"steps = {steps} is not in [1, {total}]")
+    if isinstance(sampler, DDIMScheduler):
+        if total % steps:
+            raise ValueError(f"steps = {steps} does not divide the {total} diffusion steps, as DDIM needs")
+        sampler.set_timesteps(steps, device=device)
+        return
+    if isinstance(sampler, DPMSolverMultistepScheduler):
+        total -= int((sampler.lambda_t < _MIN_LAMBDA).sum())
+    sampler.set_timesteps(timesteps=timestep_grid(total, min(steps, total)), device=device)
+
+
+def timestep_grid(total: int, steps: int) -> list[int]:
+    """Return ``steps`` timesteps in [0, ``total``), strictly decreasing from ``total`` - 1, evenly spread."""
+    return [total - 1 - k * total // steps for k in range(steps)]
 
 
 @torch.no_grad()
@@ -51,8 +77,8 @@ def sample_images(
     """Draw one image per seed.
 
     Image k depends on the model, the sampler and ``seeds[k]`` alone: every image has its own generator,
-    and every batch has the same shape (the last one is filled up), so the result does not change with
-    what else is drawn.
+    and every batch has the same shape (the last one is filled up). Only a change of that shape (another
+    ``batch_size``, or fewer images than it) can move a pixel, by the rounding of a convolution.
 
     Parameters
     ----------
@@ -64,7 +90,7 @@ def sample_images(
         ``ddpm`` is ancestral sampling (Ho et al. 2020), ``ddim`` is deterministic (Song et al. 2021,
         eta = 0), ``dpm-solver++`` is the second-order multistep solver (Lu et al. 2022).
     steps : int
-        Denoising steps, in [1, T].
+        Denoising steps, in [1, T]; for ``ddim`` a divisor of T.
     seeds : list of int
         One per image, see ``image_seeds``.
     shape : (int, int, int)
@@ -120,7 +146,7 @@ def _reverse(
 ) -> Tensor:
     device = next(model.parameters()).device
     labels = None if labels is None else labels.to(device)
-    sampler.set_timesteps(steps, device=device)
+    set_timesteps(sampler, steps, device)
     x_t: Tensor = randn_tensor((len(generators), *shape), generator=generators, device=device)
     x_t = x_t * sampler.init_noise_sigma
     noise = {} if isinstance(sampler, DDIMScheduler) else {"generator": generators}

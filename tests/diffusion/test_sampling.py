@@ -1,11 +1,12 @@
 import dataclasses
+import itertools
 
 import pytest
 import torch
 
 from fedddpm_app.diffusion.images import ImageTensors, concatenate, to_uint8, to_unit_range
 from fedddpm_app.diffusion.objective import create_noise_scheduler
-from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds, sample_images
+from fedddpm_app.diffusion.sampling import SAMPLERS, create_sampler, image_seeds, sample_images, set_timesteps
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.weights import snapshot
 from tests.diffusion.test_objective import VARIANCE, OptimalGaussianPredictor
@@ -19,7 +20,13 @@ def model(config):
 def draw(model, config, sampler="ddpm", seeds=None, **options):
     scheduler = create_noise_scheduler(config.diffusion)
     return sample_images(
-        model, scheduler, sampler=sampler, steps=5, seeds=seeds or image_seeds(0, "test", 7), shape=(1, 8, 8), **options
+        model,
+        scheduler,
+        sampler=sampler,
+        steps=5,
+        seeds=image_seeds(0, "test", 7) if seeds is None else seeds,
+        shape=(1, 8, 8),
+        **options,
     )
 
 
@@ -38,34 +45,98 @@ def test_image_k_depends_on_its_own_seed_alone(model, config, sampler):
     assert (one_by_one.int() - together.int()).abs().max() <= 1
 
 
-@pytest.mark.parametrize("sampler", SAMPLERS)
-@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
-def test_sampling_with_the_optimal_predictor_gives_the_data_distribution(config, sampler, prediction_type):
-    """1-D Gaussian data: exact model in, right mean and variance out, for every sampler and target."""
+def gaussian_scheduler(config, **changes):
     diffusion = dataclasses.replace(
-        config.diffusion, prediction_type=prediction_type, diffusion_steps=100, beta_schedule="squaredcos_cap_v2"
+        config.diffusion, **{"diffusion_steps": 100, "beta_schedule": "squaredcos_cap_v2"} | changes
     )
     scheduler = create_noise_scheduler(diffusion)
     scheduler.register_to_config(clip_sample=False)
+    return scheduler
+
+
+def ddpm_variance(scheduler, steps):
+    """Variance that ancestral sampling reaches on Gaussian data with the exact model: Ho et al. 2020, eq. 6 and 7.
+
+    It is below the data's, since the posterior variance beta~ of eq. 7 is that of a single image.
+    """
+    variance = 1.0
+    grid = [99 - k * 100 // steps for k in range(steps)]
+    for t, previous in itertools.pairwise([*grid, -1]):
+        abar = float(scheduler.alphas_cumprod[t])
+        abar_previous = float(scheduler.alphas_cumprod[previous]) if previous >= 0 else 1.0
+        alpha = abar / abar_previous
+        x_start = abar**0.5 * VARIANCE / (abar * VARIANCE + 1 - abar)  # E[x_0 | x_t] = x_start * x_t
+        mean = abar_previous**0.5 * (1 - alpha) / (1 - abar) * x_start
+        mean += alpha**0.5 * (1 - abar_previous) / (1 - abar)
+        variance = mean**2 * variance + (1 - abar_previous) / (1 - abar) * (1 - alpha)
+    return variance
+
+
+def check_gaussian(scheduler, sampler, steps):
+    """1-D Gaussian data: exact model in, right mean and variance out."""
     images = sample_images(
         OptimalGaussianPredictor(scheduler),
         scheduler,
         sampler=sampler,
-        steps=100 if sampler == "ddpm" else 50,
+        steps=steps,
         seeds=image_seeds(0, "gaussian", 1500),
         shape=(1, 1, 1),
         batch_size=1500,
     )
     values = to_unit_range(images).flatten()
-    expected = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).mul(VARIANCE**0.5).clamp(-1, 1)
+    variance = ddpm_variance(scheduler, steps) if sampler == "ddpm" else VARIANCE
+    expected = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).mul(variance**0.5).clamp(-1, 1)
+    assert variance == pytest.approx(VARIANCE, rel=0.2)
     assert float(values.mean()) == pytest.approx(0.0, abs=0.05)
-    assert float(values.std()) == pytest.approx(float(expected.std()), rel=0.08)
+    assert float(values.std()) == pytest.approx(float(expected.std()), rel=0.06)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_sampling_with_the_optimal_predictor_gives_the_data_distribution(config, sampler, prediction_type):
+    scheduler = gaussian_scheduler(config, prediction_type=prediction_type)
+    check_gaussian(scheduler, sampler, 100 if sampler == "ddpm" else 50)
+
+
+@pytest.mark.parametrize(
+    ("sampler", "steps"),
+    [
+        ("ddim", 25),
+        ("ddim", 100),
+        *((s, n) for s in ("ddpm", "dpm-solver++") for n in (67, 75, 99)),
+        ("dpm-solver++", 29),
+    ],
+)
+@pytest.mark.parametrize("schedule", ["squaredcos_cap_v2", "linear"])
+def test_it_does_so_for_any_number_of_steps(config, sampler, steps, schedule):
+    end = {"linear": 0.2}.get(schedule, 0.02)  # T = 100 needs larger betas to end in pure noise
+    check_gaussian(gaussian_scheduler(config, beta_schedule=schedule, beta_end=end), sampler, steps)
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_every_grid_falls_strictly_from_the_noisiest_timestep(config, sampler):
+    for schedule in ("linear", "squaredcos_cap_v2"):
+        scheduler = gaussian_scheduler(config, beta_schedule=schedule)
+        half_log_snr = torch.logit(scheduler.alphas_cumprod.double()) / 2
+        first = int((half_log_snr >= -5.1).sum()) - 1 if sampler == "dpm-solver++" else 99
+        for steps in range(1, 101):
+            reverse = create_sampler(scheduler, sampler)
+            if sampler == "ddim" and 100 % steps:
+                with pytest.raises(ValueError, match="does not divide"):
+                    set_timesteps(reverse, steps, torch.device("cpu"))
+                continue
+            set_timesteps(reverse, steps, torch.device("cpu"))
+            grid = reverse.timesteps.tolist()
+            assert len(grid) == min(steps, first + 1)
+            assert grid[0] == first
+            assert grid[-1] >= 0
+            gaps = [a - b for a, b in itertools.pairwise([*grid, -1])]
+            assert min(gaps) >= 1
+            assert max(gaps) - min(gaps) <= 1
 
 
 def test_no_images_is_an_empty_set(model, config):
-    assert draw(model, config, seeds=[]).shape == (7, 1, 8, 8)
-    scheduler = create_noise_scheduler(config.diffusion)
-    assert sample_images(model, scheduler, sampler="ddim", steps=2, seeds=[], shape=(1, 8, 8)).shape == (0, 1, 8, 8)
+    assert draw(model, config, seeds=[]).shape == (0, 1, 8, 8)
 
 
 def test_a_conditional_model_draws_by_label_and_keeps_its_mode(config):
