@@ -4,6 +4,8 @@
 raises ``WeightsMismatchError`` when names, shapes or dtypes differ, and never broadcasts.
 """
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
@@ -39,38 +41,29 @@ def load_into(model: nn.Module, weights: Weights) -> None:
             tensor.copy_(weights[name])
 
 
-def clone(weights: Weights) -> Weights:
-    """Return an independent copy."""
-    return {name: tensor.clone() for name, tensor in weights.items()}
-
-
-def weighted_mean(models: list[tuple[Weights, float]]) -> Weights:
-    """Return ``sum_i n_i w_i / sum_i n_i``, folded in the order given.
+def weighted_mean(models: Iterable[tuple[Weights, float]]) -> Weights:
+    """Return ``sum_i n_i w_i / sum_i n_i``, folded in the order given, one model in memory at a time.
 
     Parameters
     ----------
-    models : list of (Weights, float)
-        Weights ``w_i`` with their factor ``n_i`` > 0; at least one.
+    models : iterable of (Weights, float)
+        Weights ``w_i``, floating point, with their factor ``n_i`` > 0; at least one.
     """
-    total = sum(factor for _, factor in models)
-    first, first_factor = models[0]
-    mean = {name: tensor * (first_factor / total) for name, tensor in first.items()}
-    for weights, factor in models[1:]:
+    pairs = iter(models)
+    first, total = next(pairs)
+    mean = {name: tensor * total for name, tensor in first.items()}
+    for weights, factor in pairs:
         check_match(mean, weights)
         for name, tensor in mean.items():
-            tensor.add_(weights[name], alpha=factor / total)
-    return mean
+            tensor.add_(weights[name], alpha=factor)
+        total += factor
+    return {name: tensor.div_(total) for name, tensor in mean.items()}
 
 
 def lerp(start: Weights, end: Weights, amount: float) -> Weights:
     """Return ``start + amount * (end - start)``."""
     check_match(start, end)
     return {name: torch.lerp(tensor, end[name], amount) for name, tensor in start.items()}
-
-
-def num_bytes(weights: Weights) -> int:
-    """Return the size of the tensors' payload in bytes."""
-    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
 
 
 def is_finite(weights: Weights) -> bool:

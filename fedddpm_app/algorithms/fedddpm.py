@@ -33,7 +33,7 @@ from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.federation.accounting import Mark
 from fedddpm_app.federation.apportion import largest_remainder
-from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.base import FederatedDiffusion, check_finite
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.pretraining import PretrainedModel, collect_pretrained
 from fedddpm_app.progress import ProgressEvent, logger
@@ -121,21 +121,17 @@ class FedDDPM(FederatedDiffusion):
     # ---- the base strategy's hooks --------------------------------------------------------------
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
-        """Have every client pretrain, then build D_aux."""
+        """Have every client pretrain, then build D_aux; without correction steps there is no need of it."""
         if self.config.correction.steps == 0 and not self.config.schedule.init_from_pretrained:
             logger.info("correction-steps = 0: there is nothing to correct, so pretraining is skipped")
             return weights
         models = collect_pretrained(self, grid, weights)
         if self.config.schedule.init_from_pretrained:
-            weights = weights_module.weighted_mean([(m.load(), m.num_examples) for m in models])
-        mark = Mark(self.accounting)
-        with self.accounting.timed("auxiliary"), cpu_threads(self.config.run.server_threads):
-            self.auxiliary_data = self.build_auxiliary(models).to(self.trainer.device)
+            weights = weights_module.weighted_mean((m.load(), m.num_examples) for m in models)
+        if self.config.correction.steps > 0:
+            self._build_and_record(models)
         for model in models:
             model.path.unlink()
-        self.recorder.append(
-            {"phase": "auxiliary", "aux/num_images": len(self.auxiliary_data), **mark.since("time/phase_s")}
-        )
         return weights
 
     def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
@@ -143,7 +139,20 @@ class FedDDPM(FederatedDiffusion):
         if self.config.correction.steps == 0 or not self.should_correct(server_round, weights):
             return weights
         with self.accounting.timed("correct"), cpu_threads(self.config.run.server_threads):
-            return self.correct(server_round, weights)
+            corrected = self.correct(server_round, weights)
+        fix = f"lower correction-learning-rate = {self.config.correction.learning_rate}"
+        check_finite(corrected, f"the weights of round {server_round} after their correction", fix)
+        return corrected
+
+    # ---- the auxiliary set ----------------------------------------------------------------------
+
+    def _build_and_record(self, models: Sequence[PretrainedModel]) -> None:
+        mark = Mark(self.accounting)
+        with self.accounting.timed("auxiliary"), cpu_threads(self.config.run.server_threads):
+            self.auxiliary_data = self.build_auxiliary(models).to(self.trainer.device)
+        self.recorder.append(
+            {"phase": "auxiliary", "aux/num_images": len(self.auxiliary_data), **mark.since("time/phase_s")}
+        )
 
     def _sample_client(self, model: PretrainedModel, count: int) -> ImageTensors:
         """Draw a client's share of D_aux; labels follow its label counts, by largest remainder."""

@@ -64,6 +64,7 @@ class DataConfig:
     dirichlet_alpha: PositiveFloat
     classes_per_client: PositiveInt
     min_partition_size: PositiveInt
+    max_examples_per_client: PositiveInt
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)]
 
 

@@ -1,6 +1,6 @@
 """The base strategy: what all federated diffusion algorithms share, on Flower's own round loop."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
@@ -17,11 +17,18 @@ from fedddpm_app.federation.replies import Reply, ReplyRefusedError, accept_repl
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights
 
+_TTL_MARGIN_SECONDS = 60.0
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 class RoundFailedError(RuntimeError):
     """No client gave a usable reply, so there is nothing to go on with."""
+
+
+def check_finite(weights: Weights, what: str, fix: str) -> None:
+    """Raise ``RoundFailedError`` where weights are NaN or infinite, before they reach every client."""
+    if not weights_module.is_finite(weights):
+        raise RoundFailedError(f"{what} are not finite: {fix}.")
 
 
 class FederatedDiffusion(FedAvg):
@@ -48,9 +55,13 @@ class FederatedDiffusion(FedAvg):
         Moving average of the global weights over the rounds; None before the first round.
     accounting : Accounting
         Bytes and seconds spent so far.
+    train_metrics, evaluate_metrics : sequence of str
+        The numbers that every reply must have; Flower averages them, weighted by ``num-examples``.
     """
 
     participants: Participants
+    train_metrics: Sequence[str] = ("loss", "final-loss", "steps", "seconds")
+    evaluate_metrics: Sequence[str] = ("loss",)
 
     def __init__(self, config: Config, recorder: Recorder, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -107,7 +118,7 @@ class FederatedDiffusion(FedAvg):
         run = self.config.run
         self._awaited = self.participants.sample(run.clients_per_round, run.seed, server_round)
         self._round = {"phase": "round", "round": server_round, "clients": self._awaited}
-        return self.address(self._awaited, MessageType.TRAIN, arrays, server_round)
+        return self.address(self._awaited, MessageType.TRAIN, arrays, server_round, self.config.schedule.round_timeout)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
@@ -125,6 +136,7 @@ class FederatedDiffusion(FedAvg):
             "train/num_examples": sum(reply.num_examples for reply in accepted),
         }
         weights = self.after_aggregation(server_round, to_weights(arrays))
+        check_finite(weights, f"the global weights of round {server_round}", "lower the learning rates")
         self._update_ema(server_round, weights)
         return to_arrays(weights), metrics
 
@@ -136,7 +148,9 @@ class FederatedDiffusion(FedAvg):
         if not due or self.config.data.held_out_fraction == 0:
             self._awaited = []
         self._evaluate_mark = Mark(self.accounting)
-        return self.address(self._awaited, MessageType.EVALUATE, arrays, server_round)
+        return self.address(
+            self._awaited, MessageType.EVALUATE, arrays, server_round, self.config.schedule.round_timeout
+        )
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the clients' held-out losses."""
@@ -150,13 +164,17 @@ class FederatedDiffusion(FedAvg):
     # ---- what hooks use -------------------------------------------------------------------------
 
     def address(
-        self, partitions: list[int], message_type: str, arrays: ArrayRecord, server_round: int
+        self, partitions: list[int], message_type: str, arrays: ArrayRecord, server_round: int, timeout: float
     ) -> list[Message]:
-        """Return one message with the weights for each partition, and count its bytes."""
+        """Return one message with the weights for each partition, and count its bytes.
+
+        ``timeout`` (seconds) is how long the answers will be waited for: Flower drops a message after its time
+        to live, of 12 hours by default, whatever its sender waits for.
+        """
         content = request(arrays, server_round)
         self.accounting.bytes_down += payload_bytes(arrays) * len(partitions)
-        node_of = self.participants.node_of
-        return [Message(content, dst_node_id=node_of[p], message_type=message_type) for p in partitions]
+        node_of, ttl = self.participants.node_of, timeout + _TTL_MARGIN_SECONDS
+        return [Message(content, dst_node_id=node_of[p], message_type=message_type, ttl=ttl) for p in partitions]
 
     def accept(self, replies: Iterable[Message], awaited: list[int], what: str, *, with_weights: bool) -> list[Reply]:
         """Check replies; warn of each one refused or missing; return the good ones by partition id."""
@@ -165,7 +183,13 @@ class FederatedDiffusion(FedAvg):
         for message in replies:
             partition = self.participants.partition_of(message)
             try:
-                reply = accept_reply(message, partition, self._reference if with_weights else None)
+                reply = accept_reply(
+                    message,
+                    partition,
+                    self._reference if with_weights else None,
+                    metrics=self.train_metrics if with_weights else self.evaluate_metrics,
+                    max_num_examples=self.config.data.max_examples_per_client,
+                )
             except ReplyRefusedError as error:
                 logger.warning("%s: client %d is left out: %s", what, partition, error)
                 refused.add(partition)

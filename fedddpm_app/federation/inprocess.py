@@ -6,7 +6,6 @@ Breakpoints work, tracebacks are whole, two tiny rounds take a fraction of a sec
 
 import copy
 import itertools
-import logging
 import traceback
 from collections.abc import Iterable
 
@@ -19,6 +18,7 @@ from flwr.supercore.task_identity import TaskIdentity
 
 from fedddpm_app.config import Scalar
 from fedddpm_app.federation.records import NUM_PARTITIONS, PARTITION_ID
+from fedddpm_app.progress import logger
 
 _FIRST_NODE = 1000
 _CLIENT_FAILED = 2
@@ -102,7 +102,7 @@ class InProcessGrid(Grid):
             TaskIdentity.node_id = context.node_id
             return self._client_app(copy.copy(message), context)
         except Exception as error:  # noqa: BLE001 - what a client raises is its reply, as in Flower
-            logging.getLogger("fedddpm").debug("%s", traceback.format_exc())
+            logger.error("%s", traceback.format_exc())
             return Message(Error(_CLIENT_FAILED, str(error)), reply_to=message)
         finally:
             TaskIdentity.node_id = server

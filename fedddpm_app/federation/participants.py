@@ -29,9 +29,6 @@ class Participants:
         self.node_of = dict(sorted(node_of.items()))
         self._partition_of = {node: partition for partition, node in node_of.items()}
 
-    def __len__(self) -> int:
-        return len(self.node_of)
-
     def partition_of(self, message: Message) -> int:
         """Return the partition whose node sent a reply."""
         return self._partition_of[message.metadata.src_node_id]

@@ -74,9 +74,10 @@ def collect_pretrained(strategy: FederatedDiffusion, grid: Grid, weights: Weight
     mark = Mark(strategy.accounting)
     models: dict[int, PretrainedModel] = {}
     with strategy.accounting.timed("pretrain"):
-        messages = strategy.address(partitions, PRETRAIN, to_arrays(weights), 0)
+        timeout = strategy.config.pretrain.timeout
+        messages = strategy.address(partitions, PRETRAIN, to_arrays(weights), 0, timeout)
         arrived: set[int] = set()
-        for message in exchange(grid, messages, strategy.config.pretrain.timeout):
+        for message in exchange(grid, messages, timeout):
             partition = strategy.participants.partition_of(message)
             arrived.add(partition)
             for reply in strategy.accept([message], [partition], _PHASE, with_weights=True):
@@ -100,8 +101,7 @@ def collect_pretrained(strategy: FederatedDiffusion, grid: Grid, weights: Weight
 
 def _keep(strategy: FederatedDiffusion, reply: Reply) -> PretrainedModel | None:
     """Write a reply's model to disk; None, with a warning, where its label counts cannot be used."""
-    counts = _label_counts(reply)
-    data = strategy.config.data
+    counts, data = _label_counts(reply), strategy.config.data
     if data.class_conditional and not (len(counts) == data.num_classes and sum(counts) > 0):
         logger.warning("%s: client %d is left out: label counts %s", _PHASE, reply.partition_id, counts)
         return None

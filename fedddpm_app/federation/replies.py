@@ -1,15 +1,25 @@
-"""The one place where a client's reply is decoded and accepted, or refused with a reason."""
+"""The one place where a client's reply is decoded and accepted, or refused with a reason.
+
+Nothing a client sends is trusted: an array's npy header is read and compared with what the model has before
+any memory is taken for it, and what goes on to Flower's aggregation is rebuilt from the known records and
+metrics, so that no reply can end the run for the others.
+"""
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from flwr.app import Array, ArrayRecord, Message, MetricRecord
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
+from torch import Tensor
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES, payload_bytes, to_weights
+from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES, payload_bytes
 from fedddpm_app.weights import Weights
 
-_NPY_HEADER_BYTES = 4096
+_NUMPY = "numpy.ndarray"
+_MAX_HEADER = 4096
 
 
 class ReplyRefusedError(ValueError):
@@ -25,9 +35,11 @@ class Reply:
     partition_id : int
         Whose it is.
     message : Message
-        As it came, for Flower's aggregation.
+        For Flower's aggregation: the arrays, ``num-examples`` and the asked-for metrics, nothing else.
     metrics : MetricRecord
-        With a positive, whole ``num-examples``; other values are finite numbers or lists.
+        All the metrics that came: finite numbers, or lists of them.
+    weights : Weights
+        The decoded weights; empty where none were asked for.
     num_bytes : int
         Of its arrays.
     """
@@ -35,6 +47,7 @@ class Reply:
     partition_id: int
     message: Message
     metrics: MetricRecord
+    weights: Weights
     num_bytes: int
 
     @property
@@ -47,13 +60,15 @@ class Reply:
         value = self.metrics.get(key)
         return float(value) if isinstance(value, int | float) else float("nan")
 
-    @property
-    def weights(self) -> Weights:
-        """The weights it carries, decoded anew at each call."""
-        return to_weights(self.message.content.array_records[ARRAYS])
 
-
-def accept_reply(message: Message, partition_id: int, reference: Weights | None) -> Reply:
+def accept_reply(
+    message: Message,
+    partition_id: int,
+    reference: Weights | None,
+    *,
+    metrics: Sequence[str] = ("loss",),
+    max_num_examples: int | None = None,
+) -> Reply:
     """Check a reply.
 
     Parameters
@@ -64,6 +79,10 @@ def accept_reply(message: Message, partition_id: int, reference: Weights | None)
         The sender's partition.
     reference : Weights or None
         What names, shapes and dtypes the reply's weights must have; None for a reply without weights.
+    metrics : sequence of str
+        The numbers that it must have besides ``num-examples``.
+    max_num_examples : int, optional
+        More than this is refused, so that no client takes over a weighted mean.
 
     Raises
     ------
@@ -72,42 +91,70 @@ def accept_reply(message: Message, partition_id: int, reference: Weights | None)
     """
     if message.has_error():
         raise ReplyRefusedError(message.error.reason or "the client failed without a reason")
-    metrics = message.content.metric_records.get(METRICS)
-    if metrics is None:
+    told = message.content.metric_records.get(METRICS)
+    if told is None:
         raise ReplyRefusedError(f"it has no MetricRecord {METRICS!r}")
-    _check_metrics(metrics)
+    _check_metrics(told, metrics, max_num_examples)
+    content = RecordDict({METRICS: MetricRecord({key: told[key] for key in (NUM_EXAMPLES, *metrics)})})
+    weights: Weights = {}
     num_bytes = 0
     if reference is not None:
         arrays = message.content.array_records.get(ARRAYS)
         if arrays is None:
             raise ReplyRefusedError(f"it has no ArrayRecord {ARRAYS!r}")
-        _check_arrays(arrays, reference)
+        weights = _decode(arrays, reference)
+        content[ARRAYS] = arrays
         num_bytes = payload_bytes(arrays)
-    return Reply(partition_id, message, metrics, num_bytes)
+    message.content = content
+    return Reply(partition_id, message, told, weights, num_bytes)
 
 
-def _check_metrics(metrics: MetricRecord) -> None:
-    num_examples = metrics.get(NUM_EXAMPLES)
+def _check_metrics(told: MetricRecord, wanted: Sequence[str], max_num_examples: int | None) -> None:
+    num_examples = told.get(NUM_EXAMPLES)
     if not isinstance(num_examples, int) or num_examples < 1:
         raise ReplyRefusedError(f"{NUM_EXAMPLES} is {num_examples!r}, not a positive whole number")
-    for key, value in metrics.items():
+    if max_num_examples is not None and num_examples > max_num_examples:
+        raise ReplyRefusedError(f"{NUM_EXAMPLES} is {num_examples}, more than max-examples-per-client")
+    for key in wanted:
+        if not isinstance(told.get(key), int | float):
+            raise ReplyRefusedError(f"metric {key} is {told.get(key)!r}, not a number")
+    for key, value in told.items():
         if any(not math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
             raise ReplyRefusedError(f"metric {key} is {value}")
 
 
-def _check_arrays(arrays: ArrayRecord, reference: Weights) -> None:
+def _decode(arrays: ArrayRecord, reference: Weights) -> Weights:
     if set(arrays) != set(reference):
         odd = sorted(set(arrays) ^ set(reference))[:3]
         raise ReplyRefusedError(f"its parameter names differ, for example {', '.join(odd)}")
-    for name, tensor in reference.items():
-        array: Array = arrays[name]
-        size = tensor.numel() * tensor.element_size()
-        if tuple(array.shape) != tuple(tensor.shape) or not size <= len(array.data) <= size + _NPY_HEADER_BYTES:
-            raise ReplyRefusedError(f"{name} has shape {tuple(array.shape)} instead of {tuple(tensor.shape)}")
-    try:
-        weights = to_weights(arrays)
-        weights_module.check_match(reference, weights)
-    except ValueError as error:
-        raise ReplyRefusedError(str(error)) from error
+    weights = {name: _decode_array(name, arrays[name], tensor) for name, tensor in reference.items()}
     if not weights_module.is_finite(weights):
         raise ReplyRefusedError("its weights are not finite")
+    return weights
+
+
+def _decode_array(name: str, array: Array, reference: Tensor) -> Tensor:
+    """Return an array's values where its npy bytes are just those of a tensor like ``reference``.
+
+    The header's text is compared, not evaluated: numpy's own reader would build whatever it describes.
+    """
+    if array.stype != _NUMPY:
+        raise ReplyRefusedError(f"{name} is serialised as {array.stype!r} instead of {_NUMPY!r}")
+    dtype = torch.empty(0, dtype=reference.dtype).numpy().dtype
+    expected = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {tuple(reference.shape)}, }}"
+    found, values = _split_npy(array.data)
+    if found != expected:
+        raise ReplyRefusedError(f"{name} is {found[:120]!r} instead of {expected!r}")
+    size = reference.numel() * reference.element_size()
+    if len(values) != size:
+        raise ReplyRefusedError(f"{name} has {len(values)} bytes of values instead of {size}")
+    return torch.from_numpy(np.frombuffer(values, dtype).reshape(reference.shape).copy())
+
+
+def _split_npy(data: bytes) -> tuple[str, memoryview]:
+    """Split npy bytes (version 1 or 2) into the header's text and the values; an empty text if they are none."""
+    if data[:6] != b"\x93NUMPY" or data[6:8] not in (b"\x01\x00", b"\x02\x00"):
+        return "", memoryview(b"")
+    start = 10 if data[6] == 1 else 12
+    end = start + int.from_bytes(data[8:start], "little")
+    return data[start : min(end, start + _MAX_HEADER)].decode("latin1").strip(), memoryview(data)[end:]

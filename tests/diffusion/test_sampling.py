@@ -101,7 +101,7 @@ def test_sampling_with_the_optimal_predictor_gives_the_data_distribution(config,
 @pytest.mark.parametrize(
     ("sampler", "steps"),
     [
-        ("ddim", 25),
+        ("ddim", 50),
         ("ddim", 100),
         *((s, n) for s in ("ddpm", "dpm-solver++") for n in (67, 75, 99)),
         ("dpm-solver++", 29),

@@ -1,3 +1,4 @@
+import io
 import math
 
 import numpy as np
@@ -46,7 +47,7 @@ def test_weights_survive_the_record():
         ({"a": torch.ones(2, 3), "b": torch.full((4,), float("inf"))}, "not finite"),
         ({"a": torch.ones(1, 3), "b": torch.ones(4)}, "shape"),
         ({"a": torch.ones(()), "b": torch.ones(4)}, "shape"),
-        ({"a": torch.ones(2, 3, dtype=torch.float64), "b": torch.ones(4)}, "float64|shape"),
+        ({"a": torch.ones(2, 3, dtype=torch.float64), "b": torch.ones(4)}, "<f8"),
         ({"a": torch.ones(2, 3)}, "names differ"),
         ({"a": torch.ones(2, 3), "b": torch.ones(4), "c": torch.ones(1)}, "names differ"),
     ],
@@ -56,11 +57,53 @@ def test_wrong_weights_are_refused(reply, weights, says):
         accept_reply(reply(weights), 0, REFERENCE)
 
 
-@pytest.mark.parametrize("data", [b"garbage", b""])
+def npy(values, **save):
+    stream = io.BytesIO()
+    np.save(stream, values, **save)
+    return stream.getvalue()
+
+
+GOOD = npy(np.ones((2, 3), np.float32))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"garbage",
+        b"",
+        b"PK\x03\x04",
+        GOOD[:-4],
+        GOOD + b"1234",
+        GOOD[:9],
+        GOOD.replace(b"(2, 3), }          ", b"(1000000000000,), }"),
+        GOOD.replace(b"'<f4'", b"'<U1'"),
+        GOOD.replace(b"'<f4'", b"'|V4'"),
+        GOOD.replace(b"'<f4'", b"'>f4'"),
+        GOOD.replace(b"{'des", b"((((("),
+        npy(np.ones((3, 2), np.float32).T),
+        npy(np.full((2, 3), None), allow_pickle=True),
+    ],
+)
 def test_garbage_bytes_are_refused(reply, data):
+    assert data != GOOD
     arrays = ArrayRecord({"a": Array("float32", (2, 3), "numpy.ndarray", data), "b": Array(np.ones(4, np.float32))})
-    with pytest.raises(ReplyRefusedError):
+    with pytest.raises(ReplyRefusedError, match=r"^a "):
         accept_reply(reply(arrays=arrays), 0, REFERENCE)
+
+
+def test_another_serialisation_is_refused(reply):
+    arrays = ArrayRecord({"a": Array("float32", (2, 3), "pickle", GOOD), "b": Array(np.ones(4, np.float32))})
+    with pytest.raises(ReplyRefusedError, match="serialised as 'pickle'"):
+        accept_reply(reply(arrays=arrays), 0, REFERENCE)
+
+
+def test_only_what_is_known_goes_on_to_the_aggregation(reply):
+    message = reply(metrics={"mine": 1.0, "label-counts": [1, 2]})
+    message.content["more"] = to_arrays({"x": torch.ones(1)})
+    accepted = accept_reply(message, 0, REFERENCE)
+    assert list(accepted.message.content.array_records) == ["arrays"]
+    assert dict(accepted.message.content.metric_records["metrics"]) == {"num-examples": 5, "loss": 0.5}
+    assert accepted.metrics["mine"] == 1.0
 
 
 @pytest.mark.parametrize(
@@ -70,12 +113,19 @@ def test_garbage_bytes_are_refused(reply, data):
         {"num-examples": -3},
         {"num-examples": 2.5},
         {"num-examples": float("nan")},
+        {"num-examples": 10**12},
         {"loss": float("nan")},
+        {"loss": [1.0]},
     ],
 )
 def test_impossible_metrics_are_refused(reply, metrics):
     with pytest.raises(ReplyRefusedError, match=next(iter(metrics))):
-        accept_reply(reply(metrics=metrics), 0, REFERENCE)
+        accept_reply(reply(metrics=metrics), 0, REFERENCE, max_num_examples=10**6)
+
+
+def test_a_missing_metric_is_refused(reply):
+    with pytest.raises(ReplyRefusedError, match="metric final-loss is None"):
+        accept_reply(reply(), 0, REFERENCE, metrics=("loss", "final-loss"))
 
 
 def test_a_client_error_is_passed_on(grid):
@@ -88,6 +138,6 @@ def test_a_reply_without_records_is_refused(grid):
     request = Message(RecordDict(), dst_node_id=1000, message_type="train")
     with pytest.raises(ReplyRefusedError, match="MetricRecord"):
         accept_reply(Message(RecordDict(), reply_to=request), 0, None)
-    metrics_only = RecordDict({"metrics": MetricRecord({"num-examples": 1})})
+    metrics_only = RecordDict({"metrics": MetricRecord({"num-examples": 1, "loss": 0.5})})
     with pytest.raises(ReplyRefusedError, match="ArrayRecord"):
         accept_reply(Message(metrics_only, reply_to=request), 0, REFERENCE)
