@@ -95,6 +95,8 @@ def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) ->
     generator : torch.Generator
         On the CPU.
     """
+    if count < 1:
+        raise ValueError("there are no examples to train on")
     pending = torch.empty(0, dtype=torch.int64)
     while True:
         while len(pending) < batch_size:

@@ -204,3 +204,8 @@ def test_one_step_moves_the_weights_whatever_the_warm_up(training):
     start = snapshot(make_model())
     result = Trainer(make_model(), pixel_loss, settings, CPU).train(start, make_data(1), steps=1, seed=0)
     assert not torch.equal(result.weights["0.weight"], start["0.weight"])
+
+
+def test_no_examples_are_refused_not_waited_for():
+    with pytest.raises(ValueError, match="no examples"):
+        next(shuffled_batches(0, 4, torch.Generator()))

@@ -27,7 +27,7 @@ def load_client_data(config: DataConfig, seed: int, partition_id: int) -> Client
     """Load partition ``partition_id`` on the CPU; the run's ``seed`` decides the partition and the split."""
     images = to_tensors(_partitioner(config, seed).load_partition(partition_id), config)
     wanted = len(images) * config.held_out_fraction
-    num_held_out = max(1, round(wanted)) if wanted else 0
+    num_held_out = min(max(1, round(wanted)) if wanted else 0, len(images) - 1)
     index = torch.arange(len(images))  # partitions come shuffled
     return ClientData(images.select(index[num_held_out:]), images.select(index[:num_held_out]))
 
@@ -40,7 +40,10 @@ def load_test_data(config: DataConfig) -> ImageTensors:
 
 
 def check_data(config: DataConfig, seed: int) -> None:
-    """Raise ``ConfigError`` now if the source cannot be read or the partition cannot be drawn."""
+    """Raise ``ConfigError`` now if either split cannot be used, or the partition cannot be drawn."""
+    for split in load_source(config.dataset).values():
+        _check_labels(split, config)
+        to_tensors(split.select(range(min(1, len(split)))), config)
     _partitioner(config, seed)
 
 
@@ -56,12 +59,24 @@ def to_tensors(dataset: Dataset, config: DataConfig) -> ImageTensors:
     mode = "L" if config.image_channels == 1 else "RGB"
     size = (config.image_size, config.image_size)
     pixels = np.empty((len(dataset), *size, config.image_channels), dtype=np.uint8)
-    for row, image in enumerate(dataset["image"]):
-        fitted = ImageOps.fit(image.convert(mode), size, Image.Resampling.BICUBIC)
-        pixels[row] = np.asarray(fitted).reshape(*size, config.image_channels)
+    try:
+        for row, image in enumerate(dataset["image"]):
+            fitted = ImageOps.fit(_to_8_bits(image).convert(mode), size, Image.Resampling.BICUBIC)
+            pixels[row] = np.asarray(fitted).reshape(*size, config.image_channels)
+    except (OSError, AttributeError) as error:
+        raise ConfigError(f'dataset = "{config.dataset}": an image of it cannot be read ({error}).') from error
     images = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
     labels = torch.tensor(list(dataset["label"]), dtype=torch.int64) if "label" in dataset.column_names else None
     return ImageTensors(images, labels)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Scale 16-bit grey to 8 bits, which PIL would clip."""
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
+    if image.mode in ("I", "F"):
+        raise ConfigError(f"an image has {image.mode} pixels (32 bits), whose range is not known: store 8 or 16 bits.")
+    return image
 
 
 def _check_labels(dataset: Dataset, config: DataConfig) -> None:
@@ -71,7 +86,12 @@ def _check_labels(dataset: Dataset, config: DataConfig) -> None:
             raise ConfigError("class-conditional = true needs labels, which the data set lacks: use false.")
         return
     least, most = min(dataset["label"]), max(dataset["label"])
-    if least < 0 or most >= config.num_classes:
+    if least < 0:
+        raise ConfigError(
+            f'dataset = "{config.dataset}" has the label {least}: labels are 0 to num-classes - 1; leave unlabelled '
+            "images out, or store the set without labels."
+        )
+    if most >= config.num_classes:
         raise ConfigError(
             f"num-classes = {config.num_classes}, but the data have labels {least} to {most}: "
             f"use num-classes = {most + 1} and labels from 0."

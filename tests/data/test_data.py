@@ -8,7 +8,7 @@ from PIL import Image
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.data.sources import load_source
-from fedddpm_app.data.tensors import load_client_data, load_test_data, to_tensors
+from fedddpm_app.data.tensors import check_data, load_client_data, load_test_data, to_tensors
 
 
 def all_clients(data, seed=0):
@@ -123,3 +123,99 @@ def test_a_conditional_model_needs_labels(tmp_path, config):
         load_client_data(data, 0, 0)
     with pytest.raises(ConfigError, match='use "iid"'):
         load_client_data(dataclasses.replace(data, class_conditional=False, partition="dirichlet"), 0, 0)
+
+
+def blank_images(count):
+    features = datasets.Features({"image": datasets.Image()})
+    return datasets.Dataset.from_dict({"image": [np.zeros((4, 4), np.uint8)] * count}, features)
+
+
+def store(folder, labels, feature, image=None, images=None):
+    """A save_to_disk folder of 4x4 pictures with a label column of the given type; no test split."""
+    rng = np.random.default_rng(0)
+    images = images or [rng.integers(0, 256, (4, 4), dtype=np.uint8) for _ in labels]
+    features = datasets.Features({"image": image or datasets.Image(), "label": feature})
+    return datasets.Dataset.from_dict({"image": images, "label": labels}, features).save_to_disk(str(folder))
+
+
+@pytest.mark.parametrize(
+    ("labels", "feature"),
+    [
+        (["a", "b"] * 20, datasets.Value("string")),
+        ([0.9, 1.9] * 20, datasets.Value("float32")),
+        ([None, 1] * 20, datasets.Value("int64")),
+        ([[0], [1]] * 20, datasets.Sequence(datasets.Value("int64"))),
+    ],
+    ids=["string", "float", "missing", "list"],
+)
+def test_labels_that_are_no_classes_are_left_out(tmp_path, config, labels, feature):
+    store(tmp_path, labels, feature)
+    data = dataclasses.replace(config.data, dataset=f"path:{tmp_path}", partition="iid", num_clients=2)
+    check_data(data, 0)
+    assert load_client_data(data, 0, 0).train.labels is None
+    with pytest.raises(ConfigError, match='use "iid"'):
+        check_data(dataclasses.replace(data, partition="dirichlet"), 0)
+
+
+def test_whole_numbers_are_labels_and_a_lone_class_does_not_stop_the_split(tmp_path, config):
+    store(tmp_path, [0] * 30 + [1], datasets.ClassLabel(num_classes=2))
+    data = dataclasses.replace(config.data, dataset=f"path:{tmp_path}", partition="iid", num_clients=1, num_classes=2)
+    check_data(data, 0)
+    assert load_client_data(data, 0, 0).train.labels is not None
+
+
+def test_an_unlabelled_mark_is_refused_before_training(tmp_path, config):
+    train = blank_images(30).add_column("label", [0] * 30)
+    test = train.select(range(2)).map(lambda row: {"label": -1})
+    datasets.DatasetDict(train=train, test=test).save_to_disk(str(tmp_path))
+    data = dataclasses.replace(config.data, dataset=f"path:{tmp_path}", partition="iid", num_clients=2)
+    with pytest.raises(ConfigError, match="the label -1"):
+        check_data(data, 0)
+
+
+def test_a_test_split_without_the_train_splits_columns_is_refused(tmp_path, config):
+    train = blank_images(30).add_column("label", [0] * 30)
+    datasets.DatasetDict(train=train, test=train.remove_columns("label")).save_to_disk(str(tmp_path))
+    with pytest.raises(ConfigError, match='its test split lacks the column "label"'):
+        load_source(f"path:{tmp_path}")
+
+
+@pytest.mark.parametrize(
+    ("name", "content"), [("train-0.parquet", b"junk"), ("state.json", b"{"), ("a.png", b"junk"), ("notes.txt", b"")]
+)
+def test_junk_is_one_sentence(tmp_path, config, name, content):
+    (tmp_path / name).write_bytes(content)
+    data = dataclasses.replace(config.data, dataset=f"path:{tmp_path}", partition="iid", num_clients=1)
+    with pytest.raises(ConfigError, match="can") as raised:
+        check_data(data, 0)
+    assert str(tmp_path) in str(raised.value)
+
+
+def test_a_column_of_numbers_is_not_taken_for_images(tmp_path, config):
+    store(tmp_path, [0] * 30, datasets.Value("int64"), image=datasets.Value("float32"), images=[0.5] * 30)
+    with pytest.raises(ConfigError, match="not images"):
+        load_source(f"path:{tmp_path}")
+
+
+def test_a_folder_with_brackets_in_its_name_loads(tmp_path, config):
+    folder = tmp_path / "data [1]"
+    folder.mkdir()
+    features = datasets.Features({"image": datasets.Image()})
+    datasets.Dataset.from_dict({"image": [np.zeros((4, 4), np.uint8)] * 30}, features).to_parquet(
+        folder / "train.parquet"
+    )
+    assert len(load_source(f"path:{folder}")["train"]) == 24
+
+
+def test_sixteen_bit_images_are_scaled_not_clipped(config):
+    values = np.array([[0, 257], [25700, 65535]], dtype=np.uint16).repeat(4, 0).repeat(4, 1)
+    image = Image.fromarray(values)
+    data = dataclasses.replace(config.data, image_size=8)
+    table = datasets.Dataset.from_dict({"image": [image]}, datasets.Features({"image": datasets.Image()}))
+    assert to_tensors(table, data).images[0, 0, ::7, ::7].tolist() == [[0, 1], [100, 255]]
+
+
+@pytest.mark.parametrize("fraction", [0.999, 0.5])
+def test_a_client_always_keeps_an_image_to_train_on(config, fraction):
+    data = dataclasses.replace(config.data, held_out_fraction=fraction)
+    assert all(len(client.train) >= 1 for client in all_clients(data))
