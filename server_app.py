@@ -46,7 +46,8 @@ def main(grid: Grid, context: Context) -> None:
         )
         monitor.save_pipeline()
     except BaseException as error:
-        recorder.finish("failed", _figures(strategy, monitor, recorder), error=str(error))
+        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        recorder.finish(status, _figures(strategy, monitor, recorder), error=str(error))
         logger.error("the run failed: %s", error)
         raise
     recorder.finish("completed", _figures(strategy, monitor, recorder))

@@ -6,7 +6,7 @@ import sys
 import tomllib
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Never
+from typing import Annotated, Any, Never
 
 import click
 import typer
@@ -14,7 +14,7 @@ from flwr.common.config import parse_config_args
 from rich.console import Console
 
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.config import Config, ConfigError, Sampler, Scalar, load_config
+from fedddpm_app.config import Config, ConfigError, Sampler, Scalar, check_sampler, load_config
 from fedddpm_app.console import RunView, print_summary
 from fedddpm_app.data.tensors import check_data
 from fedddpm_app.device import resolve_device
@@ -22,9 +22,9 @@ from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds, sample_images
 from fedddpm_app.federation.base import RoundFailedError
 from fedddpm_app.federation.inprocess import run_inprocess
 from fedddpm_app.monitor import class_rows
-from fedddpm_app.recording.recorder import check_is_new, run_directory
+from fedddpm_app.recording.recorder import make_directory, mark_interrupted, run_directory
 from fedddpm_app.recording.sheets import save_sheet
-from fedddpm_app.simulation import COMPLETED, FlowerRun, to_toml
+from fedddpm_app.simulation import COMPLETED, FlowerRun, leaving_in_order, to_toml
 
 app = typer.Typer(help="Federated training of diffusion models on Flower.", no_args_is_help=True)
 console = Console()
@@ -67,12 +67,13 @@ def run(
         config = load_config(resolved)
         get_algorithm(config.run.algorithm)
         resolve_device(config.run.device)
-        directory = run_directory(config, Path.cwd())
-        check_is_new(directory)
         check_data(config.data, config.run.seed)
+        directory = run_directory(config, Path.cwd())
+        placed: dict[str, Scalar] = {"output-dir": str(directory.parent), "run-name": directory.name}
+        to_toml(placed)
+        make_directory(directory)
     except ConfigError as error:
         _refuse(str(error))
-    placed: dict[str, Scalar] = {"output-dir": str(directory.parent), "run-name": directory.name}
     console.print(f"run directory: {directory}", markup=False, highlight=False, soft_wrap=True)
     if engine is Engine.inprocess:
         _run_inprocess(folder, resolved | placed, config)
@@ -84,7 +85,9 @@ def run(
 @app.command()
 def sample(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or any diffusers pipeline folder.")],
-    num_images: Annotated[int, typer.Option(min=1)] = 64,
+    num_images: Annotated[
+        int, typer.Option(min=1, help="Rounded up to the same number of each class for a conditional model.")
+    ] = 64,
     sampler: Annotated[str, typer.Option(help=" | ".join(SAMPLERS))] = "dpm-solver++",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -92,19 +95,15 @@ def sample(
     out: Annotated[Path | None, typer.Option(help="PNG to write; default: samples/ in the run directory.")] = None,
 ) -> None:
     """Draw a PNG sheet of new images from a finished run."""
-    from diffusers import DDPMPipeline
-
-    folder = run_dir / "pipeline" if (run_dir / "pipeline").is_dir() else run_dir
-    if not (folder / "model_index.json").is_file():
-        _refuse(f"RUN = {run_dir}: there is no pipeline in it; give the directory of a completed run.")
     name: Sampler | None = next((s for s in SAMPLERS if s == sampler), None)
     if name is None:
         _refuse(f"--sampler {sampler} is not known: use one of {', '.join(SAMPLERS)}.")
-    pipeline = DDPMPipeline.from_pretrained(folder)
-    limit = pipeline.scheduler.config.num_train_timesteps
-    if steps > limit:
-        _refuse(f"--steps {steps} is more than the model's {limit} diffusion steps: use at most {limit}.")
+    path = out or (run_dir / "samples" / f"sample-{name}-{steps}-seed{seed}.png")
+    if path.suffix.lower() != ".png":
+        _refuse(f"--out {path} is no PNG: give a name that ends in .png.")
+    pipeline = _load_pipeline(run_dir)
     try:
+        check_sampler("--steps", name, steps, pipeline.scheduler.config.num_train_timesteps)
         model = pipeline.unet.to(resolve_device(device))
     except ConfigError as error:
         _refuse(str(error))
@@ -121,9 +120,17 @@ def sample(
             shape=(model.config.in_channels, model.config.sample_size, model.config.sample_size),
             labels=labels,
         )
-    path = out or (run_dir / "samples" / f"sample-{name}-{steps}-seed{seed}.png")
     save_sheet(images, path, columns=round(count**0.5) if classes is None else count // classes)
     console.print(f"{count} images: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _load_pipeline(run_dir: Path) -> Any:
+    from diffusers import DDPMPipeline
+
+    folder = run_dir / "pipeline" if (run_dir / "pipeline").is_dir() else run_dir
+    if not (folder / "model_index.json").is_file():
+        _refuse(f"RUN = {run_dir}: there is no pipeline in it; give the directory of a completed run.")
+    return DDPMPipeline.from_pretrained(folder)
 
 
 def default_run_config(app_dir: Path) -> dict[str, Scalar]:
@@ -149,15 +156,22 @@ def _run_simulation(
 ) -> None:
     """Run through `flwr run`; keep its whole output as ``log.txt`` in the run directory."""
     resources = {"num-supernodes": config.data.num_clients, "client-resources-num-cpus": config.run.client_threads}
-    log: list[str] = []
-    with FlowerRun(app_dir, overrides, to_toml(resources | federation)) as flower:
-        with RunView(config, console) as view:
-            for line in flower.lines():
-                log.append(line)
-                view.line(line)
-        status = flower.status()
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
+    view = RunView(config, console, get_algorithm(config.run.algorithm).strategy.extra_steps(config))
+    try:
+        with (
+            leaving_in_order(),
+            (directory / "log.txt").open("w", encoding="utf-8", buffering=1) as log,
+            FlowerRun(app_dir, overrides, to_toml(resources | federation)) as flower,
+        ):
+            with view:
+                for line in flower.lines():
+                    log.write(line + "\n")
+                    view.line(line)
+            status = flower.status()
+    except SystemExit:
+        mark_interrupted(directory)
+        console.print(f"interrupted; run directory: {directory}", markup=False, highlight=False, soft_wrap=True)
+        raise
     if status != COMPLETED:
         if (directory / "summary.json").exists():
             print_summary(directory, console)
@@ -169,11 +183,13 @@ def _find_app(app_dir: Path | None) -> Path:
     """Return the app's folder: the one given, the current one, or the one this package was installed from."""
     source = Path(__file__).resolve().parent.parent
     for folder in [app_dir] if app_dir else [Path.cwd(), source]:
-        manifest = folder / "pyproject.toml"
-        if manifest.is_file() and "flwr" in tomllib.loads(manifest.read_text(encoding="utf-8")).get("tool", {}):
-            return folder.resolve()
+        try:
+            if "algorithm" in default_run_config(folder):
+                return folder.resolve()
+        except (OSError, LookupError, ValueError):
+            continue  # no pyproject.toml, no TOML, or no run config: not this app
     return _refuse(
-        f"--app = {app_dir or Path.cwd()}: there is no Flower app in it; give the folder of its pyproject.toml."
+        f"--app = {app_dir or Path.cwd()}: there is no FedDDPM app in it; give the folder of its pyproject.toml."
     )
 
 

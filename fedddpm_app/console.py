@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from rich.console import Console
@@ -25,12 +25,20 @@ class RunView:
         Gives the steps in all.
     console : Console
         Where to print. On a terminal it gets live bars, elsewhere a line per event.
+    extra_steps : int
+        The algorithm's optimiser steps besides its clients' rounds.
+    clock : callable
+        Seconds that only grow.
     """
 
-    def __init__(self, config: Config, console: Console) -> None:
+    def __init__(
+        self, config: Config, console: Console, extra_steps: int = 0, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self.config = config
         self.console = console
-        self._first: tuple[float, int] | None = None  # time of the first event, steps done by then
+        self._extra_steps = extra_steps
+        self._clock = clock
+        self._began: float | None = None  # when the first piece of work began
         self._done: dict[tuple[str, int | None, int | None], int] = {}
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -59,19 +67,19 @@ class RunView:
                 self.console.print(line, markup=False, highlight=False, soft_wrap=True)
             return
         self._done[event.phase, event.server_round, event.client] = event.step
-        self._first = self._first or (time.monotonic(), self._steps_done())
+        if self._began is None and event.step < event.steps:
+            self._began = self._clock() - event.seconds_left * event.step / (event.steps - event.step)
         if self.console.is_terminal:
             self._move_bars(event)
         else:
             self.console.print(self._describe(event), markup=False, highlight=False, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
-        """Estimate the time to the end of the run from the steps done so far."""
+        """Estimate the time to the end of the run from the steps done since the first piece of work began."""
         done = self._steps_done()
-        began, done_then = self._first or (0.0, done)
-        if done == done_then:
+        if self._began is None or not done:
             return None
-        return (time.monotonic() - began) / (done - done_then) * max(0, self._steps_in_all() - done)
+        return (self._clock() - self._began) / done * max(0, self._steps_in_all() - done)
 
     def _describe(self, event: ProgressEvent) -> str:
         where = f"round {event.server_round}/{event.num_rounds} " if event.server_round else ""
@@ -106,11 +114,7 @@ class RunView:
         local = training.local_steps or max(
             (step for (phase, _, _), step in self._done.items() if phase == "train"), default=1
         )
-        steps = run.num_rounds * clients * local
-        if run.algorithm == "fedddpm" and self.config.correction.steps:
-            steps += self.config.data.num_clients * self.config.pretrain.steps
-            steps += run.num_rounds * self.config.correction.steps
-        return steps
+        return run.num_rounds * clients * local + self._extra_steps
 
 
 def print_summary(directory: Path, console: Console) -> None:

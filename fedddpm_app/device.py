@@ -19,9 +19,12 @@ def resolve_device(name: str) -> torch.device:
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
         return torch.device("cuda" if cuda else "mps" if mps else "cpu")
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f'device = "{name}" is not known: use auto, cpu, mps, cuda or cuda:N.') from error
     here = {"cuda": cuda and (device.index or 0) < torch.cuda.device_count(), "mps": mps, "cpu": True}
-    if not here[device.type]:
+    if not here.get(device.type, False):
         raise ConfigError(
             f'device = "{name}" is not there: this process sees {torch.cuda.device_count()} CUDA devices; use '
             'device = "cpu" or "auto", or give simulated clients a GPU with client-resources-num-gpus.'

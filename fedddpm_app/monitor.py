@@ -104,5 +104,5 @@ class Monitor:
 
 
 def class_rows(num_classes: int, num_images: int) -> torch.Tensor:
-    """Return labels for about ``num_images`` images, the same number for every class, class by class."""
-    return torch.arange(num_classes).repeat_interleave(max(1, num_images // num_classes))
+    """Return labels for at least ``num_images`` images, the same number for every class, class by class."""
+    return torch.arange(num_classes).repeat_interleave(-(-num_images // num_classes))

@@ -10,16 +10,18 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 
-from fedddpm_app.config import Scalar
+from fedddpm_app.config import ConfigError, Scalar
 
 COMPLETED = "finished:completed"
 _STARTED = re.compile(r"Successfully started run (\d+)")
 _STOP_SECONDS = 10.0
+_STOP_POLL_SECONDS = 2.0
 
 FLOWER_ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # use this environment, do not build another
@@ -107,21 +109,59 @@ class FlowerRun:
             return "unknown"
 
     def _stop_processes(self) -> None:
-        mine = []
+        """Stop every process of this home, again and again: one that is told to stop may start another first."""
+        deadline = time.monotonic() + _STOP_SECONDS
+        while mine := list(self._processes()):
+            late = time.monotonic() > deadline
+            for process in mine:
+                with contextlib.suppress(psutil.Error):
+                    process.kill() if late else process.terminate()
+            psutil.wait_procs(mine, timeout=_STOP_POLL_SECONDS)
+
+    def _processes(self) -> Iterator[psutil.Process]:
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get("FLWR_HOME") == str(self._home) and process.pid != os.getpid():
-                    process.send_signal(signal.SIGTERM)
-                    mine.append(process)
-        _, alive = psutil.wait_procs(mine, timeout=_STOP_SECONDS)
-        for process in alive:
-            with contextlib.suppress(psutil.Error):
-                process.kill()
+                ours = process.environ().get("FLWR_HOME") == str(self._home)
+                if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
+                    yield process
+
+
+@contextlib.contextmanager
+def leaving_in_order() -> Iterator[None]:
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP in the body into ``SystemExit``, and ignore the next ones.
+
+    What the body opened is closed then: without this, a SIGTERM would leave the run going on with nobody
+    to follow it. A signal that is ignored already (as SIGHUP under nohup) stays so.
+    """
+
+    def leave(number: int, _: object) -> None:
+        for caught in before:
+            signal.signal(caught, signal.SIG_IGN)
+        raise SystemExit(128 + number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
+    for number in before:
+        signal.signal(number, leave)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def to_toml(overrides: dict[str, Scalar]) -> str:
-    """Write overrides as `--run-config` takes them: ``key=value`` pairs with TOML values."""
-    return " ".join(f"{key}={json.dumps(value)}" for key, value in overrides.items())
+    """Write overrides as `--run-config` takes them: ``key=value`` pairs with TOML values.
+
+    Raises
+    ------
+    ConfigError
+        For a text with a double quote, which Flower's parser cannot read.
+    """
+    for key, value in overrides.items():
+        if isinstance(value, str) and '"' in value:
+            raise ConfigError(f"{key} = {value}: `flwr run` cannot take a double quote; use a name without one.")
+    return " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
 
 
 def _free_port() -> int:

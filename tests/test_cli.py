@@ -1,13 +1,17 @@
+import itertools
 import json
 import re
 
 import pytest
+from flwr.common.config import parse_config_args
 from typer.testing import CliRunner
 
+from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.cli import app
-from fedddpm_app.config import load_config
+from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.console import RunView
 from fedddpm_app.progress import ProgressEvent, parse_line
+from fedddpm_app.recording.recorder import RunRecorder, run_directory
 from fedddpm_app.simulation import to_toml
 from tests.conftest import ROOT, TINY
 
@@ -31,6 +35,9 @@ def run(*arguments):
         ('dataset="path:/nowhere"', "there is no such folder"),
         ("num-clients=11", "use fewer clients"),
         ("batch-size", "--run-config batch-size"),
+        ('output-dir="~nobody-of-this-name/x"', "Give an absolute path"),
+        ('output-dir="/dev/null/x"', "/dev/null/x/.* cannot be made"),
+        ("output-dir='a\"b'", "cannot take a double quote"),
     ],
 )
 def test_bad_input_is_one_sentence_and_exit_code_2(override, says):
@@ -59,6 +66,10 @@ def test_run_in_process_then_sample(tmp_path, monkeypatch):
     assert (too_many.exit_code, "at most 50" in too_many.stderr) == (2, True)
     unknown = runner.invoke(app, ["sample", str(directory), "--sampler", "euler"])
     assert (unknown.exit_code, "ddpm, ddim, dpm-solver++" in unknown.stderr) == (2, True)
+    unknown_device = runner.invoke(app, ["sample", str(directory), "--device", "gpu"])
+    assert (unknown_device.exit_code, "use auto, cpu" in unknown_device.stderr) == (2, True)
+    no_png = runner.invoke(app, ["sample", str(directory), "--out", "sheet"])
+    assert (no_png.exit_code, "ends in .png" in no_png.stderr) == (2, True)
     again = run("--engine", "inprocess", "--run-config", tiny)
     assert (again.exit_code, "holds a run already" in again.stderr) == (2, True)
 
@@ -97,4 +108,56 @@ def test_the_view_counts_the_steps_of_the_whole_run(run_config):
     assert "round 1/4 train" in out.getvalue()
     assert "something broke" in out.getvalue()
     assert "chatter" not in out.getvalue()
-    assert view.seconds_left() is not None
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_the_time_left_follows_from_the_steps_done(run_config, terminal):
+    """2 clients of 100 steps each side by side, then 2 more, one step a second: 200 s in all."""
+    from io import StringIO
+
+    from rich.console import Console
+
+    config = load_config(run_config | {"num-rounds": 1, "local-steps": 100})
+    out = StringIO()
+    now = 0.0
+    view = RunView(config, Console(file=out, width=200, force_terminal=terminal), clock=lambda: now)
+    assert view.seconds_left() is None
+    with view:
+        for pair, step, place in itertools.product((0, 2), (10, 50, 100), (0, 1)):
+            now = step + 50.0 * pair
+            view.line(ProgressEvent("train", step, 100, 100 - step, 0.5, pair + place, 1, 1).to_line())
+            if place:  # both of the pair have told
+                assert view.seconds_left() == pytest.approx(200 - now)
+    assert view.seconds_left() == 0
+    assert "train client 3" in out.getvalue() if terminal else "100/100 loss 0.5000 | run 100%" in out.getvalue()
+
+
+def test_the_steps_of_a_run_are_those_of_its_algorithm(run_config):
+    config = load_config(run_config | {"num-rounds": 5, "pretrain-steps": 7, "correction-steps": 11})
+    assert get_algorithm("fedavg").strategy.extra_steps(config) == 0
+    assert get_algorithm("fedddpm").strategy.extra_steps(config) == 4 * 7 + 5 * 11
+    without = load_config(run_config | {"correction-steps": 0})
+    assert get_algorithm("fedddpm").strategy.extra_steps(without) == 0
+
+
+@pytest.mark.parametrize("content", ["no toml", "[project]\nname='x'", "[tool.flwr.app]\npublisher='x'"])
+def test_a_folder_of_another_project_is_refused_as_the_app(tmp_path, content):
+    (tmp_path / "pyproject.toml").write_text(content)
+    result = runner.invoke(app, ["run", "--app", str(tmp_path)])
+    assert (result.exit_code, "there is no FedDDPM app in it" in result.stderr) == (2, True)
+
+
+def test_names_of_runs_never_collide(run_config, tmp_path):
+    config = load_config(run_config | {"run-name": ""})
+    made = [run_directory(config, tmp_path) for _ in range(3)]
+    assert len(set(made)) == 3
+    assert all(directory.is_dir() for directory in made)
+    first, second = RunRecorder(made[0]), RunRecorder(made[0])
+    first.write_config({})
+    with pytest.raises(ConfigError, match="holds a run already"):
+        second.write_config({})
+
+
+def test_overrides_reach_flower_unchanged():
+    overrides = {"a": "ünï 😀 '=\\ x", "b": 1.5, "c": True, "d": 3}
+    assert parse_config_args([to_toml(overrides)]) == overrides

@@ -120,6 +120,13 @@ class FedDDPM(FederatedDiffusion):
 
     # ---- the base strategy's hooks --------------------------------------------------------------
 
+    @classmethod
+    def extra_steps(cls, config: Config) -> int:
+        """Return the steps of pretraining, on every client, and of the corrections."""
+        pretrains = config.correction.steps > 0 or config.schedule.init_from_pretrained
+        pretraining = config.data.num_clients * config.pretrain.steps if pretrains else 0
+        return pretraining + config.run.num_rounds * config.correction.steps
+
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Have every client pretrain, then build D_aux; without correction steps there is no need of it."""
         if self.config.correction.steps == 0 and not self.config.schedule.init_from_pretrained:

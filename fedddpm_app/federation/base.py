@@ -75,6 +75,11 @@ class FederatedDiffusion(FedAvg):
 
     # ---- hooks for algorithms -------------------------------------------------------------------
 
+    @classmethod
+    def extra_steps(cls, config: Config) -> int:
+        """Return the optimiser steps of a run besides its clients' rounds (here: none), to tell the time left."""
+        return 0
+
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Do what comes before round 1; return the weights it starts from (here: unchanged)."""
         return weights

@@ -6,6 +6,7 @@ figures), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``auxiliary
 ``samples/round-0005.png``, ``checkpoints/round-0005/``, ``plots/``.
 """
 
+import itertools
 import json
 import math
 import resource
@@ -25,6 +26,7 @@ from fedddpm_app.recording.sheets import save_sheet, to_pil
 from fedddpm_app.weights import Weights
 
 _SHEET_IMAGES = 100
+_CONFIG, _SUMMARY = "config.json", "summary.json"
 
 
 class RunRecorder:
@@ -43,7 +45,7 @@ class RunRecorder:
 
     def __init__(self, directory: Path) -> None:
         check_is_new(directory)
-        directory.mkdir(parents=True, exist_ok=True)
+        make_directory(directory)
         self.directory = directory
         self.began = time.time()
         self.stats: list[dict[str, object]] = []
@@ -56,8 +58,13 @@ class RunRecorder:
         return folder
 
     def write_config(self, run_config: Mapping[str, Scalar]) -> None:
-        """Write ``config.json``."""
-        self._write_json("config.json", {"run_config": dict(run_config), **describe_environment()})
+        """Write ``config.json``; being the first to do so is what makes the folder this run's."""
+        try:
+            with (self.directory / _CONFIG).open("x", encoding="utf-8") as file:
+                json.dump({"run_config": dict(run_config), **describe_environment()}, file, indent=2)
+        except FileExistsError:
+            check_is_new(self.directory)
+            raise
 
     def append(self, stats: Mapping[str, object]) -> None:
         """Append one object to ``stats.jsonl``, with the process's peak memory; NaN becomes null."""
@@ -96,27 +103,70 @@ class RunRecorder:
         summary = {"status": status, **figures, "time/total_s": round(time.time() - self.began, 1)}
         if error:
             summary["error"] = error
-        self._write_json("summary.json", summary | {"directory": str(self.directory)})
+        write_summary(self.directory, summary)
 
-    def _write_json(self, name: str, content: Mapping[str, object]) -> None:
-        path = self.directory / name
-        path.write_text(json.dumps(_without_nan(content), indent=2) + "\n", encoding="utf-8")
+
+def write_summary(directory: Path, summary: Mapping[str, object]) -> None:
+    """Write ``summary.json``: the status, the figures, the folder."""
+    content = json.dumps(_without_nan({**summary, "directory": str(directory)}), indent=2) + "\n"
+    (directory / _SUMMARY).write_text(content, encoding="utf-8")
+
+
+def mark_interrupted(directory: Path) -> None:
+    """Write a summary for a run that was stopped before it could write its own."""
+    if not (directory / _SUMMARY).exists():
+        write_summary(directory, {"status": "interrupted"})
 
 
 def check_is_new(directory: Path) -> None:
     """Raise ``ConfigError`` if a folder holds a run."""
-    if (directory / "stats.jsonl").exists():
+    if (directory / _CONFIG).exists():
         raise ConfigError(
             f'run-name = "{directory.name}": {directory} holds a run already; use another run-name or remove it.'
         )
 
 
 def run_directory(config: Config, base: Path) -> Path:
-    """Return the absolute folder of a run; a relative ``output-dir`` is taken from ``base``."""
-    name = (
-        config.run.run_name or f"{config.run.algorithm}-{_slug(config.data.dataset)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    )
-    return (base / Path(config.run.output_dir).expanduser() / name).resolve()
+    """Return the absolute folder of a new run; a relative ``output-dir`` is taken from ``base``.
+
+    A folder without a ``run-name`` of the user's is made at once, under a name that nobody has.
+
+    Raises
+    ------
+    ConfigError
+        When the folder holds a run or cannot be made.
+    """
+    given = config.run.output_dir
+    try:
+        parent = (base / Path(given).expanduser()).resolve()
+    except RuntimeError as error:
+        raise ConfigError(f'output-dir = "{given}" cannot be used: {error} Give an absolute path.') from error
+    if config.run.run_name:
+        check_is_new(parent / config.run.run_name)
+        return parent / config.run.run_name
+    name = f"{config.run.algorithm}-{_slug(config.data.dataset)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    for suffix in itertools.count(1):
+        directory = parent / (name if suffix == 1 else f"{name}-{suffix}")
+        if make_directory(directory):
+            return directory
+    raise AssertionError("itertools.count ends")
+
+
+def make_directory(directory: Path) -> bool:
+    """Make a folder; return whether it is new."""
+    try:
+        directory.mkdir(parents=True)
+    except FileExistsError:
+        if directory.is_dir():
+            return False
+        raise _cannot_be_made(directory, "a file has this name") from None
+    except OSError as error:
+        raise _cannot_be_made(directory, error.strerror) from error
+    return True
+
+
+def _cannot_be_made(directory: Path, reason: str | None) -> ConfigError:
+    return ConfigError(f"output-dir: {directory} cannot be made ({reason}); give a folder in which you may write.")
 
 
 def _slug(dataset: str) -> str:

@@ -1,40 +1,38 @@
 """The real thing: `flwr run` through Ray, in a Flower home and on ports of its own."""
 
+import contextlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
 
+import psutil
 import pytest
 
 from fedddpm_app.simulation import COMPLETED, FlowerRun, to_toml
 from tests.conftest import ROOT, TINY, RunDirectory
 
+MARK = "FEDDDPM_TEST_FOLDER"
 pytestmark = pytest.mark.timeout(420)
 
 
-def fedddpm_run(cwd, *arguments, **overrides):
+def command(*arguments, **overrides):
     settings = TINY | {"node-timeout": 60.0} | {k.replace("_", "-"): v for k, v in overrides.items()}
-    return subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "fedddpm_app.cli",
-            "run",
-            "--app",
-            str(ROOT),
-            "--run-config",
-            to_toml(settings),
-            *arguments,
-        ],
-        cwd=cwd,
-        capture_output=True,
-        text=True,
-        timeout=400,
-        check=False,
-    )
+    start = [sys.executable, "-m", "fedddpm_app.cli", "run", "--app", str(ROOT)]
+    return [*start, "--run-config", to_toml(settings), *arguments]
+
+
+def fedddpm_run(cwd, *arguments, **overrides):
+    arguments = command(*arguments, **overrides)
+    return subprocess.run(arguments, cwd=cwd, env=marked(cwd), capture_output=True, text=True, timeout=400, check=False)
+
+
+def marked(cwd):
+    """An environment by which a test knows the processes that it started, also through others."""
+    return os.environ | {MARK: str(cwd)}
 
 
 def test_fedddpm_run_completes_and_equals_the_inprocess_engine(tmp_path, run_app):
@@ -47,8 +45,26 @@ def test_fedddpm_run_completes_and_equals_the_inprocess_engine(tmp_path, run_app
     assert "pretrain" in done.stdout
     assert (run.path / "log.txt").stat().st_size > 0
     assert run.losses() == run_app().losses()
-    left_behind = [line for line in _process_environments() if "fedddpm-flwr-" in line]
-    assert not left_behind
+    assert not left_behind(tmp_path)
+
+
+def test_a_terminated_run_stops_everything_and_says_so(tmp_path):
+    """SIGTERM, as a job scheduler or `timeout` sends it, in the middle of pretraining."""
+    arguments = command(output_dir="out", run_name="sim", pretrain_steps=100_000)
+    with subprocess.Popen(
+        arguments, cwd=tmp_path, env=marked(tmp_path), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        for line in process.stdout:
+            if "pretrain" in line:
+                process.send_signal(signal.SIGTERM)
+                break
+        rest = process.stdout.read()
+        assert process.wait(60) == 128 + signal.SIGTERM
+    assert not left_behind(tmp_path)
+    directory = tmp_path / "out" / "sim"
+    assert f"interrupted; run directory: {directory}" in rest
+    assert json.loads((directory / "summary.json").read_text())["status"] == "interrupted"
+    assert "phase=pretrain" in (directory / "log.txt").read_text()
 
 
 def test_flower_itself_reports_failure_and_the_exit_code_follows(tmp_path):
@@ -95,10 +111,12 @@ def test_one_and_two_actors_give_the_same_losses_and_another_seed_does_not(tmp_p
     assert losses[0] == losses[1] != losses[2]
 
 
-def _process_environments():
+def left_behind(cwd):
+    """Processes that a run of the test in ``cwd`` started and did not stop."""
     time.sleep(0.5)
-    for environment in Path("/proc").glob("[0-9]*/environ"):
-        try:
-            yield environment.read_bytes().decode(errors="replace")
-        except OSError:
-            continue
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if process.environ().get(MARK) == str(cwd):
+                found.append(process.cmdline())
+    return found
