@@ -13,7 +13,7 @@ from fedddpm_app.config import Config
 from fedddpm_app.progress import ProgressEvent, parse_line
 
 _NOTEWORTHY = ("WARNING", "ERROR", "Error", "Traceback", "left out", "waiting for nodes", "run failed")
-_FLOWER_NOISE = ("Since flwr 1.32",)
+_FLOWER_NOISE = ("Since flwr 1.32", "Manually terminating ClientAppActor")
 
 
 class RunView:

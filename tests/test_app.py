@@ -8,8 +8,12 @@ from pathlib import Path
 import datasets
 import numpy as np
 import pytest
+import torch
+from diffusers import DDPMPipeline
 from PIL import Image
+from typer.testing import CliRunner
 
+from fedddpm_app.cli import app as cli
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.base import RoundFailedError
 from fedddpm_app.recording.recorder import RunRecorder
@@ -64,6 +68,21 @@ def test_the_pipeline_draws_images_in_another_process(run_app):
     assert done.stdout.strip() == "2 (8, 8)"
 
 
+def test_a_conditional_pipeline_draws_the_classes_asked_for(run_app):
+    """As the README says: diffusers' own call has no place for labels, the saved model and scheduler have."""
+    run = run_app(class_conditional=True, num_rounds=1)
+    drawn = CliRunner().invoke(
+        cli, ["sample", str(run.path), "--num-images", "12", "--sampler", "ddim", "--steps", "2"]
+    )
+    assert drawn.exit_code == 0, drawn.output
+    assert "20 images" in drawn.stdout  # 2 of each class: the least multiple that holds 12
+    pipeline = DDPMPipeline.from_pretrained(run.path / "pipeline")
+    noise = torch.zeros(2, 1, 8, 8)
+    with torch.no_grad():
+        first, second = pipeline.unet(noise, 10, class_labels=torch.tensor([0, 1])).sample
+    assert not torch.equal(first, second)
+
+
 def test_conditional_models_work_end_to_end(run_app):
     run = run_app(class_conditional=True, auxiliary_size=30, preview_images=40)
     stored = datasets.load_from_disk(str(run.path / "auxiliary" / "dataset"))
@@ -75,31 +94,19 @@ def test_conditional_models_work_end_to_end(run_app):
     assert height * 4 == width * 10
 
 
-@pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm-solver++"])
-def test_every_prediction_type_and_sampler_runs(run_app, kind, sampler):
-    run = run_app(prediction_type=kind, auxiliary_sampler=sampler, preview_sampler=sampler, num_rounds=1)
-    assert run.summary["status"] == "completed"
-
-
 @pytest.mark.parametrize(
     "overrides",
     [
-        {"optimizer": "sgd"},
         {"optimizer": "adam", "weight_decay": 0.01, "gradient_clip": 0.0},
-        {"precision": "bf16"},
         {"local_steps": 0, "local_epochs": 1, "batch_size": 256},
         {"ema_decay": 0.0, "server_ema_decay": 0.0},
         {"held_out_fraction": 0.0},
         {"evaluate_every": 0, "preview_every": 0, "checkpoint_every": 1},
         {"image_size": 16, "image_channels": 3, "unet_channels": "8,8,16", "unet_attention_resolutions": "8,4"},
-        {"beta_schedule": "squaredcos_cap_v2", "partition": "iid", "num_clients": 2},
-        {"partition": "dirichlet", "dirichlet_alpha": 1.0},
-        {"partition": "pathological", "unet_dropout": 0.1},
     ],
     ids=str,
 )
-def test_every_knob_is_reached(run_app, overrides):
+def test_unusual_settings_run(run_app, overrides):
     run = run_app(num_rounds=2, **overrides)
     assert run.summary["status"] == "completed"
     if overrides.get("checkpoint_every"):

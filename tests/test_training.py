@@ -170,11 +170,16 @@ def test_batches_have_one_shape_and_visit_every_example_equally(count, batch_siz
         assert sorted(epoch.tolist()) == list(range(count))
 
 
-def test_bf16_trains_and_keeps_float32_weights(training):
-    result = Trainer(make_model(), pixel_loss, training, CPU, "bf16").train(
-        snapshot(make_model()), make_data(1), steps=2, seed=0
-    )
-    assert all(value.dtype == torch.float32 for value in result.weights.values())
+def test_bf16_rounds_the_forward_pass_and_keeps_float32_weights(training):
+    results = [
+        Trainer(make_model(), pixel_loss, training, CPU, precision).train(
+            snapshot(make_model()), make_data(1), steps=2, seed=0
+        )
+        for precision in ("fp32", "bf16")
+    ]
+    assert all(value.dtype == torch.float32 for value in results[1].weights.values())
+    assert results[0].loss != results[1].loss
+    assert results[0].loss == pytest.approx(results[1].loss, rel=0.02)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -8,13 +8,16 @@ from safetensors.torch import load_file
 import client_app
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.config import load_config
+from fedddpm_app.diffusion.objective import create_noise_scheduler
+from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.federation.apportion import largest_remainder
 from fedddpm_app.federation.base import RoundFailedError
 from fedddpm_app.federation.inprocess import InProcessGrid
 from fedddpm_app.federation.records import to_arrays, to_weights
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.training import TrainingHook
-from fedddpm_app.weights import snapshot
+from fedddpm_app.weights import load_into, snapshot
 from fedddpm_app.worker import Worker
 
 
@@ -104,6 +107,107 @@ def test_a_round_is_the_mean_weighted_by_examples(start, run_config):
     for name, value in averaged.items():
         expected = sum(r.training.weights[name].double() * r.num_examples for r in results) / total
         assert torch.allclose(value.double(), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_each_clients_share_is_drawn_from_the_model_it_uploaded(start, run_config, conditional):
+    """D_aux, transcribed: m_i proportional to n_i, samples of w_i^0 (and of its classes), by partition id."""
+    strategy, _ = start(num_rounds=1, auxiliary_size=13, class_conditional=conditional)
+    config = load_config(run_config | {"class-conditional": conditional})
+    worker, model = Worker(config), create_unet(config.unet, config.data, seed=5)
+    initial = snapshot(create_unet(config.unet, config.data, config.run.seed))
+    uploads = [worker.pretrain(initial, k) for k in range(4)]
+    shares = largest_remainder(13, [u.num_examples for u in uploads])
+    assert len(set(shares)) > 1
+    offset = 0
+    for client, (upload, share) in enumerate(zip(uploads, shares, strict=True)):
+        load_into(model, upload.training.weights)
+        labels = None
+        if conditional:
+            counts = largest_remainder(share, upload.label_counts)
+            labels = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)])
+        expected = sample_images(
+            model,
+            create_noise_scheduler(config.diffusion),
+            sampler="ddim",
+            steps=2,
+            seeds=image_seeds(config.run.seed, "auxiliary", share, client),
+            shape=(1, 8, 8),
+            labels=labels,
+        )
+        assert torch.equal(strategy.auxiliary_data.images[offset : offset + share], expected)
+        if conditional:
+            assert strategy.auxiliary_data.labels[offset : offset + share].tolist() == labels.tolist()
+        offset += share
+    assert offset == 13 == len(strategy.auxiliary_data)
+
+
+def test_a_pretrained_model_is_the_ema_of_its_training(run_config):
+    """The uploaded weights, from diffusers' EMA over a plain loop of AdamW steps of the same batches and noise."""
+    config = load_config(run_config | {"pretrain-steps": 3, "ema-decay": 0.5})
+    worker = Worker(config)
+    initial = snapshot(create_unet(config.unet, config.data, 0))
+    seen = []
+    step = torch.optim.AdamW.step
+
+    def spy(optimizer, *args, **kwargs):
+        result = step(optimizer, *args, **kwargs)
+        seen.append((optimizer.param_groups[0]["lr"], snapshot(worker.trainer.model)))
+        return result
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.optim.AdamW, "step", spy)
+        uploaded = worker.pretrain(initial, 0).training.weights
+    # cosine over 3 steps, the rate that each step used
+    assert [lr / config.pretrain.learning_rate for lr, _ in seen] == pytest.approx([1.0, 0.75, 0.25])
+    ema = initial
+    for k, (_, weights) in enumerate(seen):  # diffusers: decay min(0.5, (1 + k) / (10 + k)) from the second step
+        decay = min(0.5, (1 + k) / (10 + k)) if k else 0.0
+        ema = {name: decay * ema[name] + (1 - decay) * weights[name] for name in ema}
+    assert all(torch.allclose(uploaded[name], ema[name], atol=1e-6) for name in ema)
+    assert not same(uploaded, seen[-1][1])
+
+
+def test_a_correction_that_diverges_ends_the_run_with_its_learning_rate(start):
+    with pytest.raises(RoundFailedError, match=r"round 1 after their correction are not finite: .*= 1e\+18"):
+        start(correction_learning_rate=1e18)
+
+
+def test_starting_from_the_pretrained_mean_alone_generates_nothing(start):
+    strategy, _ = start(num_rounds=1, correction_steps=0, init_from_pretrained=True)
+    assert strategy.auxiliary_data is None
+    assert [row["phase"] for row in strategy.recorder.stats] == ["pretrain", "initial", "round"]
+
+
+def test_messages_outlive_flowers_default_where_the_answers_are_waited_for(start, run_config):
+    lifetimes = {}
+
+    class Spy(InProcessGrid):
+        def push_messages(self, messages):
+            messages = list(messages)
+            lifetimes.update({m.metadata.message_type: m.metadata.ttl for m in messages})
+            return super().push_messages(messages)
+
+    overrides = {"pretrain_timeout": 200_000.0, "round_timeout": 100_000.0, "num_rounds": 1}
+    start(grid=Spy(client_app.app, 4, run_config), **overrides)
+    assert lifetimes["train.pretrain"] > 200_000
+    assert lifetimes["train"] > 100_000
+    assert lifetimes["evaluate"] > 100_000
+
+
+def test_a_reply_that_would_break_flowers_aggregation_leaves_its_client_out(start, run_config):
+    class Odd(InProcessGrid):
+        def _answer(self, message):
+            reply = super()._answer(message)
+            if message.metadata.dst_node_id == 1001 and message.metadata.message_type == "train":
+                reply.content["more"] = reply.content["arrays"]
+                reply.content["metrics"]["extra"] = 1.0
+            if message.metadata.dst_node_id == 1002 and message.metadata.message_type == "train":
+                del reply.content["metrics"]["loss"]
+            return reply
+
+    strategy, _ = start(grid=Odd(client_app.app, 4, run_config))
+    assert set(strategy.recorder.stats[-1]["train/client_loss"]) == {"0", "1", "3"}
 
 
 def test_the_order_of_replies_changes_nothing(start, run_config):

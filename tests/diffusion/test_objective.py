@@ -31,6 +31,14 @@ class OptimalGaussianPredictor(nn.Module):
         return ({"epsilon": noise, "sample": x, "v_prediction": a * noise - s * x}[self.kind],)
 
 
+def least_loss(scheduler, t):
+    """The optimal predictor's loss at ``t``: the conditional variance of the target given x_t."""
+    abar = scheduler.alphas_cumprod[t]
+    v = abar * VARIANCE + 1 - abar
+    kinds = {"epsilon": abar * VARIANCE / v, "sample": (1 - abar) * VARIANCE / v, "v_prediction": VARIANCE / v}
+    return kinds[scheduler.config.prediction_type]
+
+
 @pytest.fixture(params=["epsilon", "sample", "v_prediction"])
 def objective(request, config):
     diffusion = dataclasses.replace(config.diffusion, prediction_type=request.param, diffusion_steps=100)
@@ -65,14 +73,8 @@ def test_the_optimal_predictor_reaches_the_closed_form_loss(objective):
     noise = torch.randn(4000, 1, 1, 1, generator=generator)
     for step in (3, 40, 90):
         t = torch.full((4000,), step)
-        abar = objective.scheduler.alphas_cumprod[step]
-        v = abar * VARIANCE + 1 - abar
-        least = {
-            "epsilon": abar * VARIANCE / v,
-            "sample": (1 - abar) * VARIANCE / v,
-            "v_prediction": VARIANCE / v,
-        }[objective.scheduler.config.prediction_type]
-        assert float(objective.losses(model, Batch(x, None), t, noise).mean()) == pytest.approx(float(least), rel=0.1)
+        least = float(least_loss(objective.scheduler, step))
+        assert float(objective.losses(model, Batch(x, None), t, noise).mean()) == pytest.approx(least, rel=0.1)
 
 
 def test_the_loss_is_repeatable_and_uses_every_timestep(objective):

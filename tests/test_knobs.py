@@ -1,0 +1,117 @@
+"""Every key of the run config reaches what it names: changing it changes the run."""
+
+import pytest
+
+from fedddpm_app.config import known_keys
+from tests.conftest import ROOT
+
+# (key, another value, what else must be set for the key to matter)
+KNOBS = [
+    ("algorithm", "fedavg", {}),
+    ("num-rounds", 1, {}),
+    ("clients-per-round", 2, {}),
+    ("seed", 1, {}),
+    ("precision", "bf16", {}),
+    ("image-size", 16, {}),
+    ("image-channels", 3, {}),
+    ("class-conditional", True, {}),
+    ("num-classes", 12, {"class-conditional": True}),
+    ("num-clients", 3, {}),
+    ("partition", "iid", {}),
+    ("dirichlet-alpha", 5.0, {"partition": "dirichlet"}),
+    ("classes-per-client", 5, {"partition": "pathological"}),
+    ("held-out-fraction", 0.3, {}),
+    ("unet-channels", "8,8", {}),
+    ("unet-layers-per-block", 2, {}),
+    ("unet-attention-resolutions", "4", {}),
+    ("unet-norm-groups", 8, {}),
+    ("unet-dropout", 0.5, {}),
+    ("diffusion-steps", 100, {}),
+    ("beta-schedule", "linear", {}),
+    ("beta-start", 0.01, {"beta-schedule": "linear"}),
+    ("beta-end", 0.2, {"beta-schedule": "linear"}),
+    ("prediction-type", "v_prediction", {}),
+    ("local-steps", 4, {}),
+    ("local-epochs", 2, {"local-steps": 0, "local-epochs": 1, "batch-size": 256}),
+    ("batch-size", 16, {}),
+    ("optimizer", "sgd", {}),
+    ("learning-rate", 0.01, {}),
+    ("learning-rate-schedule", "cosine", {}),
+    ("warmup-steps", 1, {}),
+    ("weight-decay", 0.5, {}),
+    ("gradient-clip", 0.001, {"optimizer": "sgd"}),
+    ("ema-decay", 0.0, {}),
+    ("server-ema-decay", 0.0, {}),
+    ("pretrain-steps", 4, {}),
+    ("pretrain-learning-rate", 0.05, {}),
+    ("pretrain-learning-rate-schedule", "constant", {}),
+    ("init-from-pretrained", True, {}),
+    ("auxiliary-size", 20, {}),
+    ("auxiliary-sampler", "ddpm", {}),
+    ("auxiliary-sampler-steps", 5, {}),
+    ("correction-steps", 3, {}),
+    ("correction-learning-rate", 0.05, {}),
+    ("correction-learning-rate-schedule", "constant", {}),
+    ("correction-batch-size", 4, {}),
+    ("correction-keep-optimizer", True, {}),
+    ("evaluate-every", 2, {}),
+    ("evaluate-draws", 2, {}),
+    ("preview-every", 2, {}),
+    ("preview-images", 20, {}),
+    ("preview-sampler", "ddpm", {}),
+    ("preview-sampler-steps", 5, {}),
+    ("checkpoint-every", 1, {}),
+]
+ELSEWHERE = {
+    "output-dir": "where, not what",
+    "run-name": "where, not what",
+    "device": "test_training",
+    "client-threads": "changes rounding at most",
+    "server-threads": "changes rounding at most",
+    "dataset": "tests/data",
+    "min-partition-size": "tests/data",
+    "max-examples-per-client": "tests/federation/test_replies",
+    "pretrain-timeout": "tests/federation/test_messaging",
+    "auxiliary-batch-size": "changes rounding at most: tests/diffusion/test_sampling",
+    "node-timeout": "tests/federation/test_participants",
+    "round-timeout": "tests/federation/test_messaging",
+}
+
+
+@pytest.fixture(scope="module")
+def outcomes():
+    """What runs gave, by their overrides."""
+    return {}
+
+
+@pytest.fixture
+def outcome(outcomes, run_app):
+    def of(overrides):
+        key = tuple(sorted(overrides.items()))
+        if key not in outcomes:
+            run = run_app(**{name.replace("-", "_"): value for name, value in overrides.items()})
+            pictures = {p.relative_to(run.path): p.read_bytes() for p in run.path.rglob("samples/*.png")}
+            files = {p.relative_to(run.path) for p in run.path.rglob("*.safetensors")}
+            outcomes[key] = (run.losses(), pictures, files)
+        return outcomes[key]
+
+    return of
+
+
+@pytest.mark.parametrize(("key", "value", "given"), KNOBS, ids=[key for key, _, _ in KNOBS])
+def test_a_changed_key_changes_the_run(outcome, key, value, given):
+    assert outcome(given) != outcome(given | {key: value})
+
+
+def test_every_key_is_in_the_list():
+    assert sorted([*(key for key, _, _ in KNOBS), *ELSEWHERE]) == sorted(known_keys())
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.toml")), ids=lambda p: p.stem)
+def test_every_experiment_in_conf_is_a_valid_config(path):
+    from flwr.common.config import parse_config_args
+
+    from fedddpm_app.cli import default_run_config
+    from fedddpm_app.config import load_config
+
+    load_config(default_run_config(ROOT) | dict(parse_config_args([str(path)])))
