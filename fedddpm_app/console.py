@@ -12,6 +12,7 @@ from rich.table import Table
 from fedddpm_app.config import Config
 from fedddpm_app.progress import ProgressEvent, parse_line
 
+_STARTING = "starting Flower and Ray"
 _NOTEWORTHY = ("WARNING", "ERROR", "Error", "Traceback", "left out", "waiting for nodes", "run failed")
 _FLOWER_NOISE = ("Since flwr 1.32", "Manually terminating ClientAppActor")
 
@@ -50,10 +51,12 @@ class RunView:
             disable=not console.is_terminal,
         )
         self._tasks: dict[tuple[str, int | None], TaskID] = {}
-        self._run_task = self._bars.add_task("run", total=self._steps_in_all(), loss="")
+        self._run_task = self._bars.add_task(_STARTING, total=self._steps_in_all(), loss="")
 
     def __enter__(self) -> "RunView":
         self._bars.start()
+        if not self.console.is_terminal:
+            self.console.print(_STARTING)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -63,7 +66,7 @@ class RunView:
         """Take one log line: progress moves the bars, warnings and errors are shown, the rest is not."""
         event = parse_line(line)
         if event is None:
-            if "run directory:" in line or (_is_noteworthy(line)):
+            if _is_noteworthy(line):
                 self.console.print(line, markup=False, highlight=False, soft_wrap=True)
             return
         self._done[event.phase, event.server_round, event.client] = event.step
@@ -99,7 +102,7 @@ class RunView:
             self._tasks[key] = self._bars.add_task("", total=event.steps, loss="")
         loss = f"loss {event.loss:.4f}" if event.loss is not None else ""
         self._bars.update(self._tasks[key], completed=event.step, description=f"{where}{event.phase} {who}", loss=loss)
-        self._bars.update(self._run_task, completed=self._steps_done(), total=self._steps_in_all())
+        self._bars.update(self._run_task, description="run", completed=self._steps_done(), total=self._steps_in_all())
 
     def _steps_done(self) -> int:
         return sum(step for (phase, _, _), step in self._done.items() if phase != "auxiliary")
