@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from fedddpm_app.cli import app as cli
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.base import RoundFailedError
+from fedddpm_app.federation.inprocess import InProcessGrid
 from fedddpm_app.recording.recorder import RunRecorder
 
 
@@ -116,6 +117,18 @@ def test_unusual_settings_run(run_app, overrides):
         assert all(row["eval/loss"] == row["eval/ema_loss"] for row in run.rounds())
     if "held_out_fraction" in overrides:
         assert "client-eval/loss" not in run.rounds()[0]
+
+
+def test_rounds_are_waited_for_as_long_as_configured(run_app, monkeypatch):
+    waited = []
+
+    def spy(self, messages, *, timeout=None):
+        waited.append(timeout)
+        return self.pull_messages(self.push_messages(messages))
+
+    monkeypatch.setattr(InProcessGrid, "send_and_receive", spy)
+    run_app(round_timeout=123.0, num_rounds=1)
+    assert set(waited) == {123.0}
 
 
 def test_a_failed_run_says_so_in_its_summary(run_app, run_config, monkeypatch):

@@ -29,7 +29,8 @@ def create_sampler(scheduler: DDPMScheduler, sampler: Sampler) -> Any:
     kind, options = SAMPLERS[sampler]
     if sampler == "dpm-solver++":  # its name for clipping: thresholding with a maximum of 1
         options = {**options, "thresholding": scheduler.config.clip_sample, "sample_max_value": 1.0}
-    return kind.from_config(scheduler.config, **options)
+    betas = scheduler.betas.tolist()  # not every sampling scheduler knows every beta schedule by name
+    return kind.from_config(scheduler.config, trained_betas=betas, **options)
 
 
 def set_timesteps(sampler: Any, steps: int, device: torch.device) -> None:

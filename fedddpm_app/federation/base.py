@@ -187,6 +187,8 @@ class FederatedDiffusion(FedAvg):
         refused: set[int] = set()
         for message in replies:
             partition = self.participants.partition_of(message)
+            if partition is None:
+                continue  # its client is named below
             try:
                 reply = accept_reply(
                     message,
@@ -202,7 +204,7 @@ class FederatedDiffusion(FedAvg):
                 self.accounting.bytes_up += reply.num_bytes
                 accepted[partition] = reply
         for partition in sorted(set(awaited) - set(accepted) - refused):
-            logger.warning("%s: client %d is left out: it did not answer in time", what, partition)
+            logger.warning("%s: client %d is left out: its node is gone or did not answer in time", what, partition)
         return [accepted[partition] for partition in sorted(accepted)]
 
     def record(self, **stats: object) -> None:

@@ -29,9 +29,9 @@ class Participants:
         self.node_of = dict(sorted(node_of.items()))
         self._partition_of = {node: partition for partition, node in node_of.items()}
 
-    def partition_of(self, message: Message) -> int:
-        """Return the partition whose node sent a reply."""
-        return self._partition_of[message.metadata.src_node_id]
+    def partition_of(self, message: Message) -> int | None:
+        """Return the partition whose node sent a reply; None for Flower's own word that a node is not there."""
+        return self._partition_of.get(message.metadata.src_node_id)
 
     def sample(self, count: int, seed: int, server_round: int) -> list[int]:
         """Draw the partitions of a round, without replacement, in ascending order; 0 means all."""

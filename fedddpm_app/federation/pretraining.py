@@ -76,14 +76,13 @@ def collect_pretrained(strategy: FederatedDiffusion, grid: Grid, weights: Weight
     with strategy.accounting.timed("pretrain"):
         timeout = strategy.config.pretrain.timeout
         messages = strategy.address(partitions, PRETRAIN, to_arrays(weights), 0, timeout)
-        arrived: set[int] = set()
+        arrived: set[int | None] = set()
         for message in exchange(grid, messages, timeout):
-            partition = strategy.participants.partition_of(message)
-            arrived.add(partition)
-            for reply in strategy.accept([message], [partition], _PHASE, with_weights=True):
+            arrived.add(strategy.participants.partition_of(message))
+            for reply in strategy.accept([message], [], _PHASE, with_weights=True):
                 model = _keep(strategy, reply)
                 if model is not None:
-                    models[partition] = model
+                    models[reply.partition_id] = model
         strategy.accept([], sorted(set(partitions) - arrived), _PHASE, with_weights=True)
     if not models:
         raise RoundFailedError("pretraining failed on every client, so there is no auxiliary set to build.")
@@ -101,15 +100,21 @@ def collect_pretrained(strategy: FederatedDiffusion, grid: Grid, weights: Weight
 
 def _keep(strategy: FederatedDiffusion, reply: Reply) -> PretrainedModel | None:
     """Write a reply's model to disk; None, with a warning, where its label counts cannot be used."""
-    counts, data = _label_counts(reply), strategy.config.data
-    if data.class_conditional and not (len(counts) == data.num_classes and sum(counts) > 0):
+    counts: object = reply.metrics.get(LABEL_COUNTS, [])
+    data = strategy.config.data
+    if data.class_conditional and not _are_label_counts(counts, data.num_classes, reply.num_examples):
         logger.warning("%s: client %d is left out: label counts %s", _PHASE, reply.partition_id, counts)
         return None
     path = strategy.recorder.scratch / f"pretrained-{reply.partition_id:04d}.safetensors"
     save_file(reply.weights, path)
-    return PretrainedModel(reply.partition_id, reply.num_examples, counts, reply.number("final-loss"), path)
+    label_counts = counts if data.class_conditional and isinstance(counts, list) else []
+    return PretrainedModel(reply.partition_id, reply.num_examples, label_counts, reply.number("final-loss"), path)
 
 
-def _label_counts(reply: Reply) -> list[int]:
-    counts = reply.metrics.get(LABEL_COUNTS, [])
-    return [max(0, int(count)) for count in counts] if isinstance(counts, list) else []
+def _are_label_counts(counts: object, num_classes: int, num_examples: int) -> bool:
+    return (
+        isinstance(counts, list)
+        and len(counts) == num_classes
+        and all(isinstance(count, int) and count >= 0 for count in counts)
+        and sum(counts) == num_examples
+    )

@@ -114,7 +114,9 @@ def _check_metrics(told: MetricRecord, wanted: Sequence[str], max_num_examples: 
     if not isinstance(num_examples, int) or num_examples < 1:
         raise ReplyRefusedError(f"{NUM_EXAMPLES} is {num_examples!r}, not a positive whole number")
     if max_num_examples is not None and num_examples > max_num_examples:
-        raise ReplyRefusedError(f"{NUM_EXAMPLES} is {num_examples}, more than max-examples-per-client")
+        raise ReplyRefusedError(
+            f"{NUM_EXAMPLES} is {num_examples}, more than max-examples-per-client = {max_num_examples}"
+        )
     for key in wanted:
         if not isinstance(told.get(key), int | float):
             raise ReplyRefusedError(f"metric {key} is {told.get(key)!r}, not a number")
@@ -153,8 +155,9 @@ def _decode_array(name: str, array: Array, reference: Tensor) -> Tensor:
 
 def _split_npy(data: bytes) -> tuple[str, memoryview]:
     """Split npy bytes (version 1 or 2) into the header's text and the values; an empty text if they are none."""
-    if data[:6] != b"\x93NUMPY" or data[6:8] not in (b"\x01\x00", b"\x02\x00"):
-        return "", memoryview(b"")
-    start = 10 if data[6] == 1 else 12
-    end = start + int.from_bytes(data[8:start], "little")
-    return data[start : min(end, start + _MAX_HEADER)].decode("latin1").strip(), memoryview(data)[end:]
+    if data[:6] == b"\x93NUMPY" and data[6:8] in (b"\x01\x00", b"\x02\x00"):
+        start = 10 if data[6] == 1 else 12
+        end = start + int.from_bytes(data[8:start], "little")
+        if end <= _MAX_HEADER:  # numpy refuses long ones
+            return data[start:end].decode("latin1").rstrip(" \n"), memoryview(data)[end:]
+    return "", memoryview(b"")

@@ -1,8 +1,11 @@
 import logging
+import time
 from pathlib import Path
 
 import pytest
 import torch
+from flwr.app import Error, Message
+from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode
 from safetensors.torch import load_file
 
 import client_app
@@ -210,6 +213,60 @@ def test_a_reply_that_would_break_flowers_aggregation_leaves_its_client_out(star
     assert set(strategy.recorder.stats[-1]["train/client_loss"]) == {"0", "1", "3"}
 
 
+@pytest.mark.parametrize("kind", ["train.pretrain", "train", "evaluate"])
+def test_a_node_that_is_gone_leaves_its_client_out(start, run_config, caplog, monkeypatch, kind):
+    """Flower itself answers for a node that went offline, under its own node id."""
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+
+    class Gone(InProcessGrid):
+        def _answer(self, message):
+            if message.metadata.dst_node_id == 1001 and message.metadata.message_type == kind:
+                error = Message(Error(ErrorCode.NODE_UNAVAILABLE, "gone"), reply_to=message)
+                error.metadata.__dict__["_src_node_id"] = SUPERLINK_NODE_ID
+                return error
+            return super()._answer(message)
+
+    strategy, _ = start(grid=Gone(client_app.app, 4, run_config))
+    assert "client 1 is left out: its node is gone or did not answer in time" in caplog.text
+    clients = {row["phase"]: row for row in strategy.recorder.stats}
+    assert (clients["pretrain"]["pretrain/clients"] == [0, 2, 3]) == (kind == "train.pretrain")
+    assert (set(clients["round"]["train/client_loss"]) == {"0", "2", "3"}) == (kind == "train")
+
+
+def test_a_client_that_claims_too_many_images_is_left_out(start, run_config):
+    class Greedy(InProcessGrid):
+        def _answer(self, message):
+            reply = super()._answer(message)
+            if message.metadata.dst_node_id == 1001 and message.metadata.message_type == "train":
+                reply.content["metrics"]["num-examples"] = 10_000_001
+            return reply
+
+    strategy, _ = start(grid=Greedy(client_app.app, 4, run_config))
+    assert set(strategy.recorder.stats[-1]["train/client_loss"]) == {"0", "2", "3"}
+
+
+def test_pretraining_is_waited_for_as_long_as_configured(start, run_config):
+    class Slow(InProcessGrid):
+        """Answers no pretraining."""
+
+        def pull_messages(self, message_ids):
+            return [m for m in super().pull_messages(message_ids) if m.metadata.message_type != "train.pretrain"]
+
+    began = time.monotonic()
+    with pytest.raises(RoundFailedError, match="pretraining failed on every client"):
+        start(grid=Slow(client_app.app, 4, run_config), pretrain_timeout=0.5)
+    assert 0.5 <= time.monotonic() - began < 30
+
+
+def test_weights_that_are_not_finite_end_the_run_before_they_spread(start):
+    class Broken(FedDDPM):
+        def after_aggregation(self, server_round, weights):
+            return {name: value * float("nan") for name, value in weights.items()}
+
+    with pytest.raises(RoundFailedError, match="the global weights of round 1 are not finite"):
+        start(Broken)
+
+
 def test_the_order_of_replies_changes_nothing(start, run_config):
     class Backwards(InProcessGrid):
         def pull_messages(self, message_ids):
@@ -287,7 +344,7 @@ def test_conditional_samples_follow_each_clients_classes(start, run_config):
     assert max(torch.bincount(labels).tolist()) - min(torch.bincount(labels).tolist()) <= 3
 
 
-@pytest.mark.parametrize("counts", [[5], [0] * 10, [1] * 11])
+@pytest.mark.parametrize("counts", [[5], [0] * 10, [1] * 11, [1e308] * 10, [10**9, *[0] * 9], [-1, 1, *[0] * 8]])
 def test_label_counts_that_do_not_fit_leave_the_client_out(start, monkeypatch, counts):
     monkeypatch.setattr("fedddpm_app.worker.Worker._label_counts", lambda self, data: counts)
     with pytest.raises(RoundFailedError, match="pretraining failed on every client"):

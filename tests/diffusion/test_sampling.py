@@ -135,6 +135,17 @@ def test_every_grid_falls_strictly_from_the_noisiest_timestep(config, sampler):
             assert max(gaps) - min(gaps) <= 1
 
 
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"])
+def test_every_sampler_reverses_every_schedule(config, sampler, schedule):
+    scheduler = create_noise_scheduler(dataclasses.replace(config.diffusion, beta_schedule=schedule))
+    reverse = create_sampler(scheduler, sampler)
+    assert torch.equal(reverse.alphas_cumprod, scheduler.alphas_cumprod)
+    model, seeds = OptimalGaussianPredictor(scheduler), image_seeds(0, "test", 3)
+    drawn = sample_images(model, scheduler, sampler=sampler, steps=5, seeds=seeds, shape=(1, 2, 2))
+    assert drawn.unique().numel() > 3
+
+
 def test_no_images_is_an_empty_set(model, config):
     assert draw(model, config, seeds=[]).shape == (0, 1, 8, 8)
 

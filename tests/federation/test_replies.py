@@ -66,6 +66,20 @@ def npy(values, **save):
 GOOD = npy(np.ones((2, 3), np.float32))
 
 
+def with_header(more):
+    """The good array, with ``more`` at the end of a version-2 header."""
+    header = GOOD[10:128].rstrip() + more + b"\n"
+    return b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header + GOOD[128:]
+
+
+def test_a_version_2_header_is_read(reply):
+    version_2 = Array("float32", (2, 3), "numpy.ndarray", with_header(b"  "))
+    arrays = ArrayRecord({"a": version_2, "b": Array(np.ones(4, np.float32))})
+    accepted = accept_reply(reply(arrays=arrays), 0, REFERENCE)
+    assert torch.equal(accepted.weights["a"], torch.ones(2, 3))
+    assert (arrays["a"].numpy() == 1).all()
+
+
 @pytest.mark.parametrize(
     "data",
     [
@@ -80,6 +94,9 @@ GOOD = npy(np.ones((2, 3), np.float32))
         GOOD.replace(b"'<f4'", b"'|V4'"),
         GOOD.replace(b"'<f4'", b"'>f4'"),
         GOOD.replace(b"{'des", b"((((("),
+        with_header(b" " * 20_000),
+        with_header(b" " * 4096 + b"JUNK("),
+        GOOD[:10] + b"\xa0" + GOOD[10:127] + GOOD[128:],
         npy(np.ones((3, 2), np.float32).T),
         npy(np.full((2, 3), None), allow_pickle=True),
     ],
