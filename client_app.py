@@ -43,7 +43,7 @@ def pretrain(message: Message, context: Context) -> Message:
 def train(message: Message, context: Context) -> Message:
     """Train one round from the global weights."""
     config = _config(context)
-    hook = get_algorithm(config.run.algorithm).hook()
+    hook = get_algorithm(config).hook()
     result = get_worker(config).train(_weights(message), _partition(context), _server_round(message), hook)
     return _trained(message, result)
 

@@ -26,7 +26,7 @@ configure_logging()
 def main(grid: Grid, context: Context) -> None:
     """Run the configured algorithm and leave its run directory."""
     config = load_config(context.run_config)
-    algorithm = get_algorithm(config.run.algorithm)
+    algorithm = get_algorithm(config)
     resolve_device(config.run.device)
     test_data = load_test_data(config.data)
     recorder = RunRecorder(run_directory(config, _base_directory(config, grid)))
@@ -46,7 +46,7 @@ def main(grid: Grid, context: Context) -> None:
         )
         monitor.save_pipeline()
     except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt) else "failed"
+        status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
         recorder.finish(status, _figures(strategy, monitor, recorder), error=str(error))
         logger.error("the run failed: %s", error)
         raise

@@ -6,7 +6,7 @@ import sys
 import tomllib
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Any, Never
+from typing import Annotated, Any, Never, TextIO
 
 import click
 import typer
@@ -14,7 +14,7 @@ from flwr.common.config import parse_config_args
 from rich.console import Console
 
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.config import Config, ConfigError, Sampler, Scalar, check_sampler, load_config
+from fedddpm_app.config import Config, ConfigError, Sampler, Scalar, check_sampler, check_warmup, load_config
 from fedddpm_app.console import RunView, print_summary
 from fedddpm_app.data.tensors import check_data
 from fedddpm_app.device import resolve_device
@@ -22,7 +22,8 @@ from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds, sample_images
 from fedddpm_app.federation.base import RoundFailedError
 from fedddpm_app.federation.inprocess import run_inprocess
 from fedddpm_app.monitor import class_rows
-from fedddpm_app.recording.recorder import make_directory, mark_interrupted, run_directory
+from fedddpm_app.progress import logging_to
+from fedddpm_app.recording.recorder import mark_interrupted, open_log, run_directory
 from fedddpm_app.recording.sheets import save_sheet
 from fedddpm_app.simulation import COMPLETED, FlowerRun, leaving_in_order, to_toml
 
@@ -65,21 +66,43 @@ def run(
         federation = _parse_overrides("--federation-config", [federation_config])
         resolved = default_run_config(folder) | overrides
         config = load_config(resolved)
-        get_algorithm(config.run.algorithm)
         resolve_device(config.run.device)
-        check_data(config.data, config.run.seed)
-        directory = run_directory(config, Path.cwd())
-        placed: dict[str, Scalar] = {"output-dir": str(directory.parent), "run-name": directory.name}
-        to_toml(placed)
-        make_directory(directory)
+        view = RunView(_count_steps(config), console)
+        directory, log = _claim_directory(config, overrides | federation)
     except ConfigError as error:
         _refuse(str(error))
-    console.print(f"run directory: {directory}", markup=False, highlight=False, soft_wrap=True)
-    if engine is Engine.inprocess:
-        _run_inprocess(folder, resolved | placed, config)
-    else:
-        _run_simulation(folder, overrides | placed, config, federation, directory)
+    placed: dict[str, Scalar] = {"output-dir": str(directory.parent), "run-name": directory.name}
+    _say(f"run directory: {directory}")
+    try:
+        with log, leaving_in_order():
+            if engine is Engine.inprocess:
+                _run_inprocess(folder, resolved | placed, config, log)
+            else:
+                _run_simulation(folder, overrides | placed, federation, config, view, log)
+    except SystemExit:
+        mark_interrupted(directory)
+        _say(f"interrupted; run directory: {directory}")
+        raise
     print_summary(directory, console)
+
+
+def _claim_directory(config: Config, overrides: dict[str, Scalar]) -> tuple[Path, TextIO]:
+    """Return the run's folder and its opened log, after refusing what `flwr run` cannot be given."""
+    to_toml({**overrides, "output-dir": str(Path.cwd() / config.run.output_dir)})
+    directory = run_directory(config, Path.cwd())
+    return directory, open_log(directory)
+
+
+def _count_steps(config: Config) -> int:
+    """Check algorithm and data; return the optimiser steps of the run, of sampled clients' epochs a mean."""
+    algorithm = get_algorithm(config)
+    steps = [config.training.steps_for(size) for size in check_data(config.data, config.run.seed)]
+    training = config.training
+    if training.local_epochs:
+        what = f"the {max(steps)} steps of local-epochs = {training.local_epochs}"
+        check_warmup(what, max(steps), training.warmup_steps)
+    clients = config.run.clients_per_round or config.data.num_clients
+    return algorithm.strategy.extra_steps(config) + round(config.run.num_rounds * clients * sum(steps) / len(steps))
 
 
 @app.command()
@@ -121,7 +144,7 @@ def sample(
             labels=labels,
         )
     save_sheet(images, path, columns=round(count**0.5) if classes is None else count // classes)
-    console.print(f"{count} images: {path.resolve()}", markup=False, highlight=False, soft_wrap=True)
+    _say(f"{count} images: {path.resolve()}")
 
 
 def _load_pipeline(run_dir: Path) -> Any:
@@ -139,44 +162,47 @@ def default_run_config(app_dir: Path) -> dict[str, Scalar]:
     return dict(content["tool"]["flwr"]["app"]["config"])
 
 
-def _run_inprocess(app_dir: Path, run_config: dict[str, Scalar], config: Config) -> None:
+def _run_inprocess(app_dir: Path, run_config: dict[str, Scalar], config: Config, log: TextIO) -> None:
+    """Run in this process; its log lines also go to ``log``."""
     sys.path.insert(0, str(app_dir))
     server, client = importlib.import_module("server_app"), importlib.import_module("client_app")
     try:
-        run_inprocess(server.app, client.app, run_config, config.data.num_clients)
+        with logging_to(log):
+            run_inprocess(server.app, client.app, run_config, config.data.num_clients)
     except ConfigError as error:
         _refuse(str(error))
     except RoundFailedError as error:
-        console.print(str(error), markup=False, soft_wrap=True)
+        _say(str(error))
         raise typer.Exit(FAILED) from error
 
 
 def _run_simulation(
-    app_dir: Path, overrides: dict[str, Scalar], config: Config, federation: dict[str, Scalar], directory: Path
+    app_dir: Path,
+    overrides: dict[str, Scalar],
+    federation: dict[str, Scalar],
+    config: Config,
+    view: RunView,
+    log: TextIO,
 ) -> None:
-    """Run through `flwr run`; keep its whole output as ``log.txt`` in the run directory."""
+    """Run through `flwr run`; keep its whole output in ``log``."""
     resources = {"num-supernodes": config.data.num_clients, "client-resources-num-cpus": config.run.client_threads}
-    view = RunView(config, console, get_algorithm(config.run.algorithm).strategy.extra_steps(config))
-    try:
-        with (
-            leaving_in_order(),
-            (directory / "log.txt").open("w", encoding="utf-8", buffering=1) as log,
-            FlowerRun(app_dir, overrides, to_toml(resources | federation)) as flower,
-        ):
-            with view:
-                for line in flower.lines():
-                    log.write(line + "\n")
-                    view.line(line)
-            status = flower.status()
-    except SystemExit:
-        mark_interrupted(directory)
-        console.print(f"interrupted; run directory: {directory}", markup=False, highlight=False, soft_wrap=True)
-        raise
+    with FlowerRun(app_dir, overrides, resources | federation) as flower:
+        with view:
+            for line in flower.lines():
+                log.write(line + "\n")
+                view.line(line)
+        status = flower.status()
     if status != COMPLETED:
+        directory = Path(log.name).parent
         if (directory / "summary.json").exists():
             print_summary(directory, console)
-        console.print(f"Flower says: {status}. The whole log: {directory / 'log.txt'}", markup=False, soft_wrap=True)
+        _say(f"Flower says: {status}. The whole log: {log.name}")
         raise typer.Exit(FAILED)
+
+
+def _say(sentence: str) -> None:
+    """Print a sentence as it is, on one line."""
+    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
 def _find_app(app_dir: Path | None) -> Path:

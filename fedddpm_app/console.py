@@ -9,9 +9,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedddpm_app.config import Config
 from fedddpm_app.progress import ProgressEvent, parse_line
 
+_MIN_ELAPSED_SECONDS = 1.0  # less tells no rate
 _STARTING = "starting Flower and Ray"
 _NOTEWORTHY = ("WARNING", "ERROR", "Error", "Traceback", "left out", "waiting for nodes", "run failed")
 _FLOWER_NOISE = ("Since flwr 1.32", "Manually terminating ClientAppActor")
@@ -22,24 +22,19 @@ class RunView:
 
     Parameters
     ----------
-    config : Config
-        Gives the steps in all.
+    total_steps : int
+        Optimiser steps of the whole run.
     console : Console
         Where to print. On a terminal it gets live bars, elsewhere a line per event.
-    extra_steps : int
-        The algorithm's optimiser steps besides its clients' rounds.
     clock : callable
         Seconds that only grow.
     """
 
-    def __init__(
-        self, config: Config, console: Console, extra_steps: int = 0, clock: Callable[[], float] = time.monotonic
-    ) -> None:
-        self.config = config
+    def __init__(self, total_steps: int, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+        self.total_steps = total_steps
         self.console = console
-        self._extra_steps = extra_steps
         self._clock = clock
-        self._began: float | None = None  # when the first piece of work began
+        self._first: tuple[float, int] | None = None  # a moment, and the steps that were done by then
         self._done: dict[tuple[str, int | None, int | None], int] = {}
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -51,7 +46,7 @@ class RunView:
             disable=not console.is_terminal,
         )
         self._tasks: dict[tuple[str, int | None], TaskID] = {}
-        self._run_task = self._bars.add_task(_STARTING, total=self._steps_in_all(), loss="")
+        self._run_task = self._bars.add_task(_STARTING, total=total_steps, loss="")
 
     def __enter__(self) -> "RunView":
         self._bars.start()
@@ -70,19 +65,28 @@ class RunView:
                 self.console.print(line, markup=False, highlight=False, soft_wrap=True)
             return
         self._done[event.phase, event.server_round, event.client] = event.step
-        if self._began is None and event.step < event.steps:
-            self._began = self._clock() - event.seconds_left * event.step / (event.steps - event.step)
+        self._first = self._first or self._start_of(event)
         if self.console.is_terminal:
             self._move_bars(event)
         else:
             self.console.print(self._describe(event), markup=False, highlight=False, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
-        """Estimate the time to the end of the run from the steps done since the first piece of work began."""
-        done = self._steps_done()
-        if self._began is None or not done:
+        """Estimate the time to the end of the run from the steps done since the first event's work began."""
+        if self._first is None:
             return None
-        return (self._clock() - self._began) / done * max(0, self._steps_in_all() - done)
+        began, done_then = self._first
+        elapsed, done = self._clock() - began, self._steps_done() - done_then
+        if elapsed < _MIN_ELAPSED_SECONDS or not done:
+            return None
+        return elapsed / done * max(0, self.total_steps - self._steps_done())
+
+    def _start_of(self, event: ProgressEvent) -> tuple[float, int]:
+        """Return when an event's work began, as it tells by its rate; of finished work, count from now on."""
+        now = self._clock()
+        if event.step < event.steps:
+            return now - event.seconds_left * event.step / (event.steps - event.step), 0
+        return now, self._steps_done()
 
     def _describe(self, event: ProgressEvent) -> str:
         where = f"round {event.server_round}/{event.num_rounds} " if event.server_round else ""
@@ -102,22 +106,13 @@ class RunView:
             self._tasks[key] = self._bars.add_task("", total=event.steps, loss="")
         loss = f"loss {event.loss:.4f}" if event.loss is not None else ""
         self._bars.update(self._tasks[key], completed=event.step, description=f"{where}{event.phase} {who}", loss=loss)
-        self._bars.update(self._run_task, description="run", completed=self._steps_done(), total=self._steps_in_all())
+        self._bars.update(self._run_task, description="run", completed=self._steps_done(), total=self.total_steps)
 
     def _steps_done(self) -> int:
         return sum(step for (phase, _, _), step in self._done.items() if phase != "auxiliary")
 
     def _share(self) -> float:
-        return min(1.0, self._steps_done() / self._steps_in_all())
-
-    def _steps_in_all(self) -> int:
-        """Optimiser steps of the whole run; with ``local-epochs``, as if every client trained like the first."""
-        run, training = self.config.run, self.config.training
-        clients = run.clients_per_round or self.config.data.num_clients
-        local = training.local_steps or max(
-            (step for (phase, _, _), step in self._done.items() if phase == "train"), default=1
-        )
-        return run.num_rounds * clients * local + self._extra_steps
+        return min(1.0, self._steps_done() / self.total_steps)
 
 
 def print_summary(directory: Path, console: Console) -> None:

@@ -8,9 +8,15 @@ SuperLink.
 import logging
 import re
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TextIO
 
+from torch import Tensor
+
+REPORT_EVERY_SECONDS = 5.0
 logger = logging.getLogger("fedddpm")
 
 _MARK = "[fedddpm]"
@@ -99,6 +105,35 @@ class StepReport:
     seconds_left: float
 
 
+class StepReporter:
+    """Calls ``on_report`` every few seconds and at the end, so that reading the loss does not slow a loop.
+
+    Parameters
+    ----------
+    steps : int
+        Steps in all.
+    on_report : callable, optional
+        Takes a ``StepReport``.
+    """
+
+    def __init__(self, steps: int, on_report: Callable[[StepReport], None] | None) -> None:
+        self.steps = steps
+        self.on_report = on_report
+        self.began = self.last_time = time.perf_counter()
+        self.last_step = 0
+
+    def after_step(self, step: int, losses: Tensor) -> None:
+        """Report if it is time to; ``losses`` holds those of the first ``step`` steps, on any device."""
+        now = time.perf_counter()
+        due = now - self.last_time >= REPORT_EVERY_SECONDS or step == self.steps
+        if self.on_report is None or not due:
+            return
+        loss = float(losses[self.last_step : step].mean())
+        seconds_left = (now - self.began) / step * (self.steps - step)
+        self.on_report(StepReport(step, self.steps, loss, seconds_left))
+        self.last_time, self.last_step = now, step
+
+
 def reporter(
     phase: str, client: int | None = None, server_round: int | None = None, num_rounds: int | None = None
 ) -> Callable[[StepReport], None]:
@@ -119,3 +154,14 @@ def configure_logging() -> None:
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
+
+
+@contextmanager
+def logging_to(stream: TextIO) -> Iterator[None]:
+    """Send this project's log lines to ``stream`` too, in the body."""
+    handler = logging.StreamHandler(stream)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)

@@ -11,17 +11,21 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import psutil
 
 from fedddpm_app.config import ConfigError, Scalar
+from fedddpm_app.progress import logger
 
 COMPLETED = "finished:completed"
 _STARTED = re.compile(r"Successfully started run (\d+)")
-_STOP_SECONDS = 10.0
-_STOP_POLL_SECONDS = 2.0
+_STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_TERMINATE_SECONDS = 10.0  # then the processes still there are killed
+_GIVE_UP_SECONDS = 30.0
+_STOP_POLL_SECONDS = 1.0
 
 FLOWER_ENVIRONMENT = {
     "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # use this environment, do not build another
@@ -44,34 +48,43 @@ class FlowerRun:
         The folder of pyproject.toml.
     overrides : dict
         For ``--run-config``.
-    federation_config : str
+    federation_config : dict
         For ``--federation-config``.
+
+    Raises
+    ------
+    ConfigError
+        For a value that ``flwr run`` cannot be given.
     """
 
-    def __init__(self, app_dir: Path, overrides: dict[str, Scalar], federation_config: str) -> None:
+    def __init__(self, app_dir: Path, overrides: dict[str, Scalar], federation_config: dict[str, Scalar]) -> None:
         self.run_id: str | None = None
-        self._home = Path(tempfile.mkdtemp(prefix="fedddpm-flwr-"))
         bin_dir = Path(sys.executable).parent
         self._flwr = str(bin_dir / "flwr") if (bin_dir / "flwr").exists() else "flwr"
         self._environment = {
             **os.environ,
             **FLOWER_ENVIRONMENT,
-            "FLWR_HOME": str(self._home),
             "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(_free_port()),
             "FLWR_LOCAL_CONTROL_API_PORT": str(_free_port()),
             "PATH": f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",
         }
-        self._command = [self._flwr, "run", str(app_dir), "--stream", "--federation-config", federation_config]
-        if overrides:
-            self._command += ["--run-config", to_toml(overrides)]
+        self._command = [self._flwr, "run", str(app_dir), "--stream"]
+        for option, values in (("--federation-config", federation_config), ("--run-config", overrides)):
+            if values:
+                self._command += [option, to_toml(values)]
 
     def __enter__(self) -> "FlowerRun":
+        self._home = tempfile.mkdtemp(prefix="fedddpm-flwr-")
+        self._environment["FLWR_HOME"] = self._home
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop_processes()
-        shutil.rmtree(self._home, ignore_errors=True)
+        with _signals(signal.SIG_IGN):
+            try:
+                self._stop_processes()
+            finally:
+                shutil.rmtree(self._home, ignore_errors=True)
 
     def lines(self) -> Iterator[str]:
         """Start the run and yield what it prints, until it ends."""
@@ -109,21 +122,37 @@ class FlowerRun:
             return "unknown"
 
     def _stop_processes(self) -> None:
-        """Stop every process of this home, again and again: one that is told to stop may start another first."""
-        deadline = time.monotonic() + _STOP_SECONDS
-        while mine := list(self._processes()):
-            late = time.monotonic() > deadline
-            for process in mine:
+        """Stop every process of this home, and look again: one that is told to stop may start another first."""
+        began = time.monotonic()
+        known: set[psutil.Process] = set()
+        while alive := self._alive(known):
+            waited = time.monotonic() - began
+            if waited > _GIVE_UP_SECONDS:
+                logger.warning("could not be stopped: %s", ", ".join(f"pid {process.pid}" for process in alive))
+                return
+            for process in alive:
                 with contextlib.suppress(psutil.Error):
-                    process.kill() if late else process.terminate()
-            psutil.wait_procs(mine, timeout=_STOP_POLL_SECONDS)
+                    process.kill() if waited > _TERMINATE_SECONDS else process.terminate()
+            psutil.wait_procs(alive, timeout=_STOP_POLL_SECONDS)
 
-    def _processes(self) -> Iterator[psutil.Process]:
+    def _alive(self, known: set[psutil.Process]) -> list[psutil.Process]:
+        """Return what runs of ``known``, after adding this home's processes and what they started.
+
+        Ray's agents overwrite their own environment: they are known as children only, while their parent lives.
+        """
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
-                ours = process.environ().get("FLWR_HOME") == str(self._home)
-                if ours and process.pid != os.getpid() and process.status() != psutil.STATUS_ZOMBIE:
-                    yield process
+                if process.environ().get("FLWR_HOME") == self._home:
+                    known |= {process, *process.children(recursive=True)}
+        known.discard(psutil.Process())
+        return [process for process in known if _is_running(process)]
+
+
+def _is_running(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 @contextlib.contextmanager
@@ -135,19 +164,26 @@ def leaving_in_order() -> Iterator[None]:
     """
 
     def leave(number: int, _: object) -> None:
-        for caught in before:
+        for caught in _STOPPING:
             signal.signal(caught, signal.SIG_IGN)
         raise SystemExit(128 + number)
 
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    before = {n: signal.getsignal(n) for n in numbers if signal.getsignal(n) is not signal.SIG_IGN}
-    for number in before:
-        signal.signal(number, leave)
+    with _signals(leave):
+        yield
+
+
+@contextlib.contextmanager
+def _signals(handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[None]:
+    """Give the signals that stop a process another handler in the body, but for those that are ignored."""
+    before = {number: signal.getsignal(number) for number in _STOPPING}
+    for number, earlier in before.items():
+        if earlier is not signal.SIG_IGN:
+            signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, earlier in before.items():
+            signal.signal(number, earlier)
 
 
 def to_toml(overrides: dict[str, Scalar]) -> str:

@@ -20,12 +20,11 @@ from fedddpm_app.config import LearningRateSchedule, Precision, TrainingConfig
 from fedddpm_app.device import autocast
 from fedddpm_app.diffusion.images import Batch
 from fedddpm_app.optimization import create_optimizer, create_schedule, reset_optimizer
-from fedddpm_app.progress import StepReport
+from fedddpm_app.progress import StepReport, StepReporter
 from fedddpm_app.seeding import split_seed
 from fedddpm_app.weights import Weights
 
 LossFn = Callable[[nn.Module, Batch, torch.Generator], Tensor]
-REPORT_EVERY_SECONDS = 5.0
 
 
 class TrainingData(Protocol):
@@ -201,7 +200,7 @@ class Trainer:
         began = time.perf_counter()
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(dropout_seed)
-            losses = self._loop(data, steps, batches, noise, hook, schedule, ema, _Reporter(steps, on_report))
+            losses = self._loop(data, steps, batches, noise, hook, schedule, ema, StepReporter(steps, on_report))
         if ema is not None and steps > 0:
             ema.copy_to(self.parameters)
         return TrainResult(
@@ -221,7 +220,7 @@ class Trainer:
         hook: TrainingHook,
         schedule: LambdaLR,
         ema: EMAModel | None,
-        reporter: "_Reporter",
+        reporter: StepReporter,
     ) -> Tensor:
         self.model.train()
         losses = torch.zeros(steps, device=self.device)
@@ -242,24 +241,3 @@ class Trainer:
             losses[step] = loss.detach()
             reporter.after_step(step + 1, losses)
         return losses
-
-
-class _Reporter:
-    """Calls ``on_report`` now and then, so that reading the loss does not slow the loop."""
-
-    def __init__(self, steps: int, on_report: Callable[[StepReport], None] | None) -> None:
-        self.steps = steps
-        self.on_report = on_report
-        self.began = self.last_time = time.perf_counter()
-        self.last_step = 0
-
-    def after_step(self, step: int, losses: Tensor) -> None:
-        """Report after ``step`` of the steps if it is time to."""
-        now = time.perf_counter()
-        due = now - self.last_time >= REPORT_EVERY_SECONDS or step == self.steps
-        if self.on_report is None or not due:
-            return
-        loss = float(losses[self.last_step : step].mean())
-        seconds_left = (now - self.began) / step * (self.steps - step)
-        self.on_report(StepReport(step, self.steps, loss, seconds_left))
-        self.last_time, self.last_step = now, step

@@ -86,6 +86,8 @@ class Worker:
     def evaluate(self, weights: Weights, partition_id: int) -> tuple[float, int]:
         """Return the denoising loss of ``weights`` on the client's held-out images, and their number."""
         data = self._data(partition_id).held_out
+        if not len(data):
+            raise ValueError("it holds one image only, which it trains on, so that none is held out to evaluate on")
         weights_module.load_into(self.trainer.model, weights)
         with cpu_threads(self.config.run.client_threads):
             loss = denoising_loss(self.trainer.model, self.objective, data, self.config.schedule.evaluate_draws)

@@ -1,17 +1,18 @@
 import itertools
 import json
 import re
+from io import StringIO
 
 import pytest
 from flwr.common.config import parse_config_args
+from rich.console import Console
 from typer.testing import CliRunner
 
-from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.cli import app
+from fedddpm_app.cli import _count_steps, app
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.console import RunView
 from fedddpm_app.progress import ProgressEvent, parse_line
-from fedddpm_app.recording.recorder import RunRecorder, run_directory
+from fedddpm_app.recording.recorder import RunRecorder, open_log, run_directory
 from fedddpm_app.simulation import to_toml
 from tests.conftest import ROOT, TINY
 
@@ -38,14 +39,20 @@ def run(*arguments):
         ('output-dir="~nobody-of-this-name/x"', "Give an absolute path"),
         ('output-dir="/dev/null/x"', "/dev/null/x/.* cannot be made"),
         ("output-dir='a\"b'", "cannot take a double quote"),
+        ("dataset='digits\"'", "could not be loaded"),
+        ("local-steps=0 local-epochs=1 warmup-steps=10", "not below the 7 steps of local-epochs = 1, so that"),
+        ("max-examples-per-client=100", "max-examples-per-client = 100: use "),
+        (f"run-name='{'x' * 101}'", "at most 100 letters"),
     ],
 )
-def test_bad_input_is_one_sentence_and_exit_code_2(override, says):
+def test_bad_input_is_one_sentence_and_exit_code_2(override, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     result = run("--run-config", override)
     assert result.exit_code == 2
     assert re.search(says, result.stderr)
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []  # nothing was made
 
 
 def test_run_in_process_then_sample(tmp_path, monkeypatch):
@@ -58,6 +65,7 @@ def test_run_in_process_then_sample(tmp_path, monkeypatch):
     assert lines[0] == lines[-1] == f"run directory: {directory}"
     assert "eval/loss" in result.stdout
     assert json.loads((directory / "summary.json").read_text())["status"] == "completed"
+    assert "phase=train round=2/2" in (directory / "log.txt").read_text()
 
     drawn = runner.invoke(app, ["sample", str(directory), "--num-images", "9", "--steps", "2", "--sampler", "ddim"])
     assert drawn.exit_code == 0, drawn.output
@@ -93,14 +101,9 @@ def test_progress_survives_the_log(event):
     assert parse_line("INFO: [ROUND 1/2] loss=3") is None
 
 
-def test_the_view_counts_the_steps_of_the_whole_run(run_config):
-    from io import StringIO
-
-    from rich.console import Console
-
-    config = load_config(run_config)
+def test_the_view_shows_progress_and_trouble():
     out = StringIO()
-    view = RunView(config, Console(file=out, width=200))
+    view = RunView(1000, Console(file=out, width=200))
     for event in EVENTS:
         view.line(event.to_line())
     view.line("ERROR: something broke")
@@ -111,16 +114,11 @@ def test_the_view_counts_the_steps_of_the_whole_run(run_config):
 
 
 @pytest.mark.parametrize("terminal", [False, True])
-def test_the_time_left_follows_from_the_steps_done(run_config, terminal):
+def test_the_time_left_follows_from_the_steps_done(terminal):
     """2 clients of 100 steps each side by side, then 2 more, one step a second: 200 s in all."""
-    from io import StringIO
-
-    from rich.console import Console
-
-    config = load_config(run_config | {"num-rounds": 1, "local-steps": 100})
     out = StringIO()
     now = 0.0
-    view = RunView(config, Console(file=out, width=200, force_terminal=terminal), clock=lambda: now)
+    view = RunView(400, Console(file=out, width=200, force_terminal=terminal), clock=lambda: now)
     assert view.seconds_left() is None
     with view:
         for pair, step, place in itertools.product((0, 2), (10, 50, 100), (0, 1)):
@@ -132,12 +130,29 @@ def test_the_time_left_follows_from_the_steps_done(run_config, terminal):
     assert "train client 3" in out.getvalue() if terminal else "100/100 loss 0.5000 | run 100%" in out.getvalue()
 
 
-def test_the_steps_of_a_run_are_those_of_its_algorithm(run_config):
-    config = load_config(run_config | {"num-rounds": 5, "pretrain-steps": 7, "correction-steps": 11})
-    assert get_algorithm("fedavg").strategy.extra_steps(config) == 0
-    assert get_algorithm("fedddpm").strategy.extra_steps(config) == 4 * 7 + 5 * 11
-    without = load_config(run_config | {"correction-steps": 0})
-    assert get_algorithm("fedddpm").strategy.extra_steps(without) == 0
+def test_the_time_left_is_told_where_every_piece_of_work_is_short():
+    """Each of 10 rounds takes 2 s and tells its end alone."""
+    now = 100.0
+    view = RunView(10 * 50, Console(file=StringIO()), clock=lambda: now)
+    for server_round in range(1, 11):
+        now += 2.0
+        view.line(ProgressEvent("train", 50, 50, 0, 0.5, 0, server_round, 10).to_line())
+        expected = None if server_round == 1 else pytest.approx(2.0 * (10 - server_round))
+        assert view.seconds_left() == expected
+
+
+@pytest.mark.parametrize(
+    ("overrides", "steps"),
+    [
+        ({"algorithm": "fedavg", "num-rounds": 5, "local-steps": 7}, 5 * 4 * 7),
+        ({"algorithm": "fedavg", "num-rounds": 5, "local-steps": 7, "clients-per-round": 2}, 5 * 2 * 7),
+        ({"num-rounds": 5, "pretrain-steps": 7, "correction-steps": 11, "local-steps": 3}, 5 * 4 * 3 + 4 * 7 + 5 * 11),
+        # 1,437 images, of which a tenth is held out, 359 or 360 a client: 324 are 41 batches of 8
+        ({"algorithm": "fedavg", "num-rounds": 1, "partition": "iid", "local-steps": 0, "local-epochs": 1}, 4 * 41),
+    ],
+)
+def test_the_steps_of_the_whole_run_are_counted(run_config, overrides, steps):
+    assert _count_steps(load_config(run_config | overrides)) == steps
 
 
 @pytest.mark.parametrize("content", ["no toml", "[project]\nname='x'", "[tool.flwr.app]\npublisher='x'"])
@@ -152,6 +167,9 @@ def test_names_of_runs_never_collide(run_config, tmp_path):
     made = [run_directory(config, tmp_path) for _ in range(3)]
     assert len(set(made)) == 3
     assert all(directory.is_dir() for directory in made)
+    open_log(made[0]).close()
+    with pytest.raises(ConfigError, match=r"holds a log\.txt already"):
+        open_log(made[0])
     first, second = RunRecorder(made[0]), RunRecorder(made[0])
     first.write_config({})
     with pytest.raises(ConfigError, match="holds a run already"):

@@ -27,7 +27,6 @@ def test_the_defaults_are_complete_and_valid(run_config):
         ("image-size", 2, "use image-size = 4"),
         ("prediction-type", "eps", "'epsilon', 'v_prediction' or 'sample'"),
         ("auxiliary-sampler", "euler", "'ddpm', 'ddim' or 'dpm-solver++'"),
-        ("auxiliary-sampler-steps", 51, "at most 50"),
         ("preview-sampler-steps", 51, "at most 50"),
         ("precision", "fp16", "'fp32' or 'bf16'"),
         ("device", "gpu", "auto, cpu, mps, cuda or cuda:N"),
@@ -59,7 +58,6 @@ def test_an_impossible_value_is_one_sentence_with_key_value_and_fix(run_config, 
 @pytest.mark.parametrize(
     ("overrides", "fix"),
     [
-        ({"auxiliary-sampler": "ddim", "auxiliary-sampler-steps": 20}, "use 10 or 25"),
         ({"preview-sampler": "ddim", "preview-sampler-steps": 49}, "use 25 or 50"),
         ({"partition": "pathological", "classes-per-client": 11}, "at most 10"),
         ({"beta-schedule": "linear", "beta-start": 0.5}, "below beta-end"),
@@ -77,7 +75,7 @@ def test_values_that_do_not_fit_together_are_refused_with_the_fix(run_config, ov
     [
         {"partition": "disjoint-classes", "num-classes": 2},
         {"beta-schedule": "squaredcos_cap_v2", "beta-start": 0.5},
-        {"auxiliary-sampler": "dpm-solver++", "auxiliary-sampler-steps": 49},
+        {"preview-sampler": "dpm-solver++", "preview-sampler-steps": 49},
     ],
     ids=str,
 )

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from fedddpm_app.algorithms.fedavg import FederatedAveraging
 from fedddpm_app.algorithms.fedddpm import FedDDPM
-from fedddpm_app.config import ConfigError
+from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.training import TrainingHook
 
@@ -31,14 +31,17 @@ REGISTRY: dict[str, Algorithm] = {
 }
 
 
-def get_algorithm(name: str) -> Algorithm:
-    """Look up the value of the ``algorithm`` key.
+def get_algorithm(config: Config) -> Algorithm:
+    """Look up the value of the ``algorithm`` key, and check the keys that it uses.
 
     Raises
     ------
     ConfigError
-        Listing the known algorithms.
+        Listing the known algorithms, or naming a value that the algorithm cannot use.
     """
+    name = config.run.algorithm
     if name not in REGISTRY:
         raise ConfigError(f'algorithm = "{name}" is not known: use one of {", ".join(sorted(REGISTRY))}.')
-    return REGISTRY[name]
+    algorithm = REGISTRY[name]
+    algorithm.strategy.check_config(config)
+    return algorithm

@@ -25,7 +25,7 @@ from flwr.serverapp import Grid
 
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import Config
+from fedddpm_app.config import Config, check_sampler, check_warmup
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.images import ImageTensors, concatenate
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
@@ -121,15 +121,25 @@ class FedDDPM(FederatedDiffusion):
     # ---- the base strategy's hooks --------------------------------------------------------------
 
     @classmethod
+    def check_config(cls, config: Config) -> None:
+        """Check what pretraining, the auxiliary set and the correction use, where there are any."""
+        pretrain_steps, correction_steps = config.pretrain.steps, config.correction.steps
+        if _pretrains(config):
+            check_warmup(f"pretrain-steps = {pretrain_steps}", pretrain_steps, config.training.warmup_steps)
+        if correction_steps:
+            check_warmup(f"correction-steps = {correction_steps}", correction_steps, config.training.warmup_steps)
+            auxiliary, diffusion_steps = config.auxiliary, config.diffusion.diffusion_steps
+            check_sampler("auxiliary-sampler-steps", auxiliary.sampler, auxiliary.sampler_steps, diffusion_steps)
+
+    @classmethod
     def extra_steps(cls, config: Config) -> int:
         """Return the steps of pretraining, on every client, and of the corrections."""
-        pretrains = config.correction.steps > 0 or config.schedule.init_from_pretrained
-        pretraining = config.data.num_clients * config.pretrain.steps if pretrains else 0
+        pretraining = config.data.num_clients * config.pretrain.steps if _pretrains(config) else 0
         return pretraining + config.run.num_rounds * config.correction.steps
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Have every client pretrain, then build D_aux; without correction steps there is no need of it."""
-        if self.config.correction.steps == 0 and not self.config.schedule.init_from_pretrained:
+        if not _pretrains(self.config):
             logger.info("correction-steps = 0: there is nothing to correct, so pretraining is skipped")
             return weights
         models = collect_pretrained(self, grid, weights)
@@ -183,3 +193,8 @@ class FedDDPM(FederatedDiffusion):
             ),
         )
         return ImageTensors(images, labels)
+
+
+def _pretrains(config: Config) -> bool:
+    """Return whether anything uses the pretrained models."""
+    return config.correction.steps > 0 or config.schedule.init_from_pretrained

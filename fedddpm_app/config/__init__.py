@@ -5,7 +5,7 @@ A run config is what Flower hands to the apps: a flat ``{"kebab-key": scalar}`` 
 turns it into frozen dataclasses (``groups``) and checks what must fit together (``checks``).
 """
 
-from fedddpm_app.config.checks import check_sampler
+from fedddpm_app.config.checks import check_sampler, check_warmup
 from fedddpm_app.config.errors import ConfigError
 from fedddpm_app.config.groups import (
     AuxiliaryConfig,
@@ -45,6 +45,7 @@ __all__ = [
     "TrainingConfig",
     "UNetConfig",
     "check_sampler",
+    "check_warmup",
     "is_due",
     "known_keys",
     "load_config",

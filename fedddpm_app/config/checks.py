@@ -30,9 +30,17 @@ def check_sampler(key: str, sampler: Sampler, steps: int, diffusion_steps: int) 
         )
 
 
+def check_warmup(what: str, steps: int, warmup_steps: int) -> None:
+    """Raise ``ConfigError`` where a training of ``steps`` is all warm-up; ``what`` says where they come from."""
+    if steps <= warmup_steps:
+        raise ConfigError(
+            f"warmup-steps = {warmup_steps} is not below {what}, so that the learning rate is never reached: "
+            f"use warmup-steps = {steps // 10}."
+        )
+
+
 def _check_diffusion(config: Config) -> None:
-    diffusion, auxiliary, preview = config.diffusion, config.auxiliary, config.preview
-    check_sampler("auxiliary-sampler-steps", auxiliary.sampler, auxiliary.sampler_steps, diffusion.diffusion_steps)
+    diffusion, preview = config.diffusion, config.preview
     check_sampler("preview-sampler-steps", preview.sampler, preview.sampler_steps, diffusion.diffusion_steps)
     if diffusion.beta_schedule != "squaredcos_cap_v2" and diffusion.beta_start >= diffusion.beta_end:
         raise ConfigError(
@@ -48,16 +56,8 @@ def _check_steps(config: Config) -> None:
             f"local-steps = {training.local_steps} and local-epochs = {training.local_epochs}: "
             "set exactly one of them, the other to 0."
         )
-    for key, steps in (
-        ("local-steps", training.local_steps),
-        ("pretrain-steps", config.pretrain.steps),
-        ("correction-steps", config.correction.steps),
-    ):
-        if 0 < steps <= training.warmup_steps:
-            raise ConfigError(
-                f"warmup-steps = {training.warmup_steps} is not below {key} = {steps}, so that the learning rate is "
-                f"never reached: use warmup-steps = {steps // 10}."
-            )
+    if training.local_steps:
+        check_warmup(f"local-steps = {training.local_steps}", training.local_steps, training.warmup_steps)
 
 
 def _check_clients(config: Config) -> None:

@@ -36,8 +36,8 @@ class RunConfig:
     run_name: Annotated[
         str,
         Field(
-            pattern=r"^(\w[\w.-]*)?$",
-            description='it should be a plain folder name of letters, digits, "_", "-" and ".", or empty',
+            pattern=r"^(\w[\w.-]{0,99})?$",
+            description='it should be a plain folder name of at most 100 letters, digits, "_", "-" and ".", or empty',
         ),
     ]
     device: Annotated[

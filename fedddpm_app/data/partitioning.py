@@ -42,7 +42,7 @@ def partition_dataset(train: Dataset, config: DataConfig, seed: int) -> Partitio
     Raises
     ------
     ConfigError
-        When a partition would be smaller than ``min_partition_size``.
+        When a partition would be smaller than ``min_partition_size`` or larger than ``max_examples_per_client``.
     """
     if config.partition != "iid" and "label" not in train.column_names:
         raise ConfigError(f'partition = "{config.partition}" needs labels, which the data set lacks: use "iid".')
@@ -99,4 +99,9 @@ def _check_sizes(partitioner: Partitioner, config: DataConfig) -> None:
             raise ConfigError(
                 f"client {partition_id} would hold {size} images, fewer than min-partition-size = "
                 f"{config.min_partition_size}: use fewer clients, a less skewed partition or a smaller minimum."
+            )
+        if size > config.max_examples_per_client:
+            raise ConfigError(
+                f"client {partition_id} would hold {size} images, more than max-examples-per-client = "
+                f"{config.max_examples_per_client}: use {size} or more."
             )

@@ -26,10 +26,15 @@ class ClientData:
 def load_client_data(config: DataConfig, seed: int, partition_id: int) -> ClientData:
     """Load partition ``partition_id`` on the CPU; the run's ``seed`` decides the partition and the split."""
     images = to_tensors(_partitioner(config, seed).load_partition(partition_id), config)
-    wanted = len(images) * config.held_out_fraction
-    num_held_out = min(max(1, round(wanted)) if wanted else 0, len(images) - 1)
+    num_held_out = _num_held_out(len(images), config)
     index = torch.arange(len(images))  # partitions come shuffled
     return ClientData(images.select(index[num_held_out:]), images.select(index[:num_held_out]))
+
+
+def _num_held_out(count: int, config: DataConfig) -> int:
+    """Return the images kept from training: at least one if any are asked for, never the last one."""
+    wanted = count * config.held_out_fraction
+    return min(max(1, round(wanted)) if wanted else 0, count - 1)
 
 
 def load_test_data(config: DataConfig) -> ImageTensors:
@@ -39,12 +44,22 @@ def load_test_data(config: DataConfig) -> ImageTensors:
     return to_tensors(test, config)
 
 
-def check_data(config: DataConfig, seed: int) -> None:
-    """Raise ``ConfigError`` now if either split cannot be used, or the partition cannot be drawn."""
-    for split in load_source(config.dataset).values():
+def check_data(config: DataConfig, seed: int) -> list[int]:
+    """Return the number of training images on each client, after checking that the data can be used.
+
+    Raises
+    ------
+    ConfigError
+        When a split cannot be read or is empty, or the partition cannot be drawn.
+    """
+    for name, split in load_source(config.dataset).items():
+        if not len(split):
+            raise ConfigError(f'dataset = "{config.dataset}" has no images in its {name} split; give some.')
         _check_labels(split, config)
-        to_tensors(split.select(range(min(1, len(split)))), config)
-    _partitioner(config, seed)
+        to_tensors(split.select([0]), config)
+    partitioner = _partitioner(config, seed)
+    sizes = [len(partitioner.load_partition(i)) for i in range(config.num_clients)]
+    return [size - _num_held_out(size, config) for size in sizes]
 
 
 def to_tensors(dataset: Dataset, config: DataConfig) -> ImageTensors:

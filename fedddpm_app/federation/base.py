@@ -76,6 +76,10 @@ class FederatedDiffusion(FedAvg):
     # ---- hooks for algorithms -------------------------------------------------------------------
 
     @classmethod
+    def check_config(cls, config: Config) -> None:
+        """Raise ``ConfigError`` for values that this algorithm cannot use (here: none)."""
+
+    @classmethod
     def extra_steps(cls, config: Config) -> int:
         """Return the optimiser steps of a run besides its clients' rounds (here: none), to tell the time left."""
         return 0

@@ -14,6 +14,7 @@ import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TextIO
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from safetensors.torch import save_file
@@ -120,7 +121,11 @@ def mark_interrupted(directory: Path) -> None:
 
 def check_is_new(directory: Path) -> None:
     """Raise ``ConfigError`` if a folder holds a run."""
-    if (directory / _CONFIG).exists():
+    try:
+        taken = (directory / _CONFIG).exists()
+    except OSError as error:
+        raise _cannot_be_made(directory, error.strerror) from error
+    if taken:
         raise ConfigError(
             f'run-name = "{directory.name}": {directory} holds a run already; use another run-name or remove it.'
         )
@@ -150,6 +155,23 @@ def run_directory(config: Config, base: Path) -> Path:
         if make_directory(directory):
             return directory
     raise AssertionError("itertools.count ends")
+
+
+def open_log(directory: Path) -> TextIO:
+    """Open ``log.txt`` of a new run, which makes the folder its caller's.
+
+    Raises
+    ------
+    ConfigError
+        When another run has it.
+    """
+    make_directory(directory)
+    try:
+        return (directory / "log.txt").open("x", encoding="utf-8", errors="replace", buffering=1)
+    except FileExistsError:
+        raise ConfigError(
+            f'run-name = "{directory.name}": {directory} holds a log.txt already; use another run-name or remove it.'
+        ) from None
 
 
 def make_directory(directory: Path) -> bool:

@@ -1,13 +1,15 @@
+import re
+
 import pytest
 
 from fedddpm_app.algorithms import REGISTRY, get_algorithm
-from fedddpm_app.config import ConfigError
+from fedddpm_app.config import ConfigError, load_config
 from tests.conftest import ROOT
 
 
-def test_an_unknown_algorithm_lists_the_known():
+def test_an_unknown_algorithm_lists_the_known(run_config):
     with pytest.raises(ConfigError, match=r'algorithm = "fedavgg" is not known: use one of fedavg, fedddpm\.'):
-        get_algorithm("fedavgg")
+        get_algorithm(load_config(run_config | {"algorithm": "fedavgg"}))
 
 
 @pytest.mark.parametrize("name", REGISTRY)
@@ -17,3 +19,38 @@ def test_every_algorithm_runs_and_is_documented(name, run_app):
     assert len(run.rounds()) == 2
     assert f"| `{name}` |" in (ROOT / "README.md").read_text()
     assert (ROOT / "conf" / f"{name}.toml").exists()
+
+
+@pytest.mark.parametrize(
+    ("overrides", "fix"),
+    [
+        (
+            {"auxiliary-sampler-steps": 51},
+            "auxiliary-sampler-steps = 51 is more than diffusion-steps = 50: use",
+        ),
+        ({"auxiliary-sampler-steps": 20}, "use 10 or 25"),
+        ({"warmup-steps": 2}, "warmup-steps = 2 is not below correction-steps = 2"),
+        ({"pretrain-steps": 2, "warmup-steps": 2, "correction-steps": 9}, "is not below pretrain-steps = 2"),
+        (
+            {"correction-steps": 0, "init-from-pretrained": True, "pretrain-steps": 2, "warmup-steps": 2},
+            "pretrain-steps",
+        ),
+    ],
+)
+def test_an_algorithm_checks_the_keys_that_it_uses(run_config, overrides, fix):
+    config = load_config(run_config | overrides)
+    with pytest.raises(ConfigError, match=re.escape(fix)):
+        get_algorithm(config)
+
+
+@pytest.mark.parametrize(
+    "unused",
+    [
+        {"algorithm": "fedavg", "warmup-steps": 2},
+        {"algorithm": "fedavg", "pretrain-steps": 1, "correction-steps": 1, "auxiliary-sampler-steps": 49},
+        {"correction-steps": 0, "auxiliary-sampler-steps": 49},
+    ],
+    ids=str,
+)
+def test_a_key_that_an_algorithm_does_not_use_blocks_nothing(run_config, unused):
+    get_algorithm(load_config(run_config | unused))

@@ -88,7 +88,7 @@ def test_plain_flwr_run_lands_where_it_was_called_from(tmp_path):
         "run-name": "r",
         "node-timeout": 60.0,
     }
-    flower = FlowerRun(ROOT, overrides, "num-supernodes=4 client-resources-num-cpus=1")
+    flower = FlowerRun(ROOT, overrides, {"num-supernodes": 4, "client-resources-num-cpus": 1})
     with flower:
         for folder in (first, second):
             here = Path.cwd()
