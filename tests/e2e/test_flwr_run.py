@@ -56,10 +56,14 @@ def test_a_terminated_run_stops_everything_and_says_so(tmp_path):
     ) as process:
         for line in process.stdout:
             if "pretrain" in line:
+                started = started_in(tmp_path)
                 process.send_signal(signal.SIGTERM)
                 break
         rest = process.stdout.read()
         assert process.wait(60) == 128 + signal.SIGTERM
+    assert any("ray::" in " ".join(names) for names in started.values())
+    _, alive = psutil.wait_procs(started, timeout=1)
+    assert not {started[p] for p in alive if p.status() != psutil.STATUS_ZOMBIE}
     assert not left_behind(tmp_path)
     directory = tmp_path / "out" / "sim"
     assert f"interrupted; run directory: {directory}" in rest
@@ -111,12 +115,21 @@ def test_one_and_two_actors_give_the_same_losses_and_another_seed_does_not(tmp_p
     assert losses[0] == losses[1] != losses[2]
 
 
-def left_behind(cwd):
-    """Processes that a run of the test in ``cwd`` started and did not stop."""
-    time.sleep(0.5)
-    found = []
+def started_in(cwd):
+    """Processes that the test in ``cwd`` started, also through others, and their command lines.
+
+    Ray's agents overwrite their environment: they are found as children.
+    """
+    found = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if process.environ().get(MARK) == str(cwd):
-                found.append(process.cmdline())
+                for each in (process, *process.children(recursive=True)):
+                    found[each] = tuple(each.cmdline())
     return found
+
+
+def left_behind(cwd):
+    """What a run of the test in ``cwd`` started and did not stop."""
+    time.sleep(0.5)
+    return list(started_in(cwd).values())
