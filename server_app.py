@@ -45,9 +45,11 @@ def main(grid: Grid, context: Context) -> None:
             evaluate_fn=monitor,
         )
         monitor.save_pipeline()
+    except (KeyboardInterrupt, SystemExit):
+        recorder.finish("interrupted", _figures(strategy, monitor, recorder))
+        raise
     except BaseException as error:
-        status = "interrupted" if isinstance(error, KeyboardInterrupt | SystemExit) else "failed"
-        recorder.finish(status, _figures(strategy, monitor, recorder), error=str(error))
+        recorder.finish("failed", _figures(strategy, monitor, recorder), error=str(error))
         logger.error("the run failed: %s", error)
         raise
     recorder.finish("completed", _figures(strategy, monitor, recorder))

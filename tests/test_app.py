@@ -142,6 +142,19 @@ def test_a_failed_run_says_so_in_its_summary(run_app, run_config, monkeypatch):
     assert (summaries[0].parent / "auxiliary" / "client-0000.png").exists()  # nothing computed is lost
 
 
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
+def test_an_interrupted_run_says_so_in_its_summary(run_app, run_config, monkeypatch, stop):
+    def interrupted(*_):
+        raise stop
+
+    monkeypatch.setattr("fedddpm_app.worker.Worker.train", interrupted)
+    with pytest.raises(type(stop)):
+        run_app()
+    summary = json.loads(next(Path(str(run_config["output-dir"])).rglob("summary.json")).read_text())
+    assert (summary["status"], summary["images/auxiliary"]) == ("interrupted", 12)
+    assert "error" not in summary
+
+
 def test_a_run_directory_is_never_overwritten(run_app, run_config):
     run_app(num_rounds=1)
     with pytest.raises(ConfigError, match="holds a run already"):
