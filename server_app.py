@@ -9,7 +9,7 @@ from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import Config, load_config
 from fedddpm_app.data.tensors import load_test_data
 from fedddpm_app.device import resolve_device
-from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.diffusion_task import DiffusionTask
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.monitor import Monitor
@@ -33,9 +33,10 @@ def main(grid: Grid, context: Context) -> None:
     recorder.write_config(context.run_config)
     logger.info("run directory: %s", recorder.directory)
 
-    strategy = algorithm.strategy(config, recorder)
+    task = DiffusionTask(config)
+    strategy = algorithm(config, recorder, task)
     monitor = Monitor(config, strategy, recorder, test_data)
-    initial = snapshot(create_unet(config.unet, config.data, config.run.seed))
+    initial = snapshot(task.create_model())
     try:
         strategy.start(
             grid,

@@ -3,7 +3,6 @@
 import importlib
 import shlex
 import sys
-import tomllib
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Never, TextIO
@@ -14,7 +13,16 @@ from flwr.common.config import parse_config_args
 from rich.console import Console
 
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.config import Config, ConfigError, Sampler, Scalar, check_sampler, check_warmup, load_config
+from fedddpm_app.config import (
+    Config,
+    ConfigError,
+    Sampler,
+    Scalar,
+    check_sampler,
+    check_warmup,
+    default_run_config,
+    load_config,
+)
 from fedddpm_app.console import RunView, print_summary
 from fedddpm_app.data.tensors import check_data
 from fedddpm_app.device import resolve_device
@@ -61,6 +69,7 @@ def run(
 ) -> None:
     """Run an experiment to its end; exit code 0 if it completed, 1 if it failed, 2 for a bad config."""
     folder = _find_app(app_dir)
+    sys.path.insert(0, str(folder))  # for algorithms of the user's own, as in Flower
     try:
         overrides = _parse_overrides("--run-config", run_config or [])
         federation = _parse_overrides("--federation-config", [federation_config])
@@ -76,7 +85,7 @@ def run(
     try:
         with log, leaving_in_order():
             if engine is Engine.inprocess:
-                _run_inprocess(folder, resolved | placed, config, log)
+                _run_inprocess(resolved | placed, config, log)
             else:
                 _run_simulation(folder, overrides | placed, federation, config, view, log)
     except SystemExit:
@@ -102,7 +111,8 @@ def _count_steps(config: Config) -> int:
         what = f"the {max(steps)} steps of local-epochs = {training.local_epochs}"
         check_warmup(what, max(steps), training.warmup_steps)
     clients = config.run.clients_per_round or config.data.num_clients
-    return algorithm.strategy.extra_steps(config) + round(config.run.num_rounds * clients * sum(steps) / len(steps))
+    client_steps = round(config.run.num_rounds * clients * sum(steps) / len(steps))
+    return algorithm.total_steps(config, client_steps)
 
 
 @app.command()
@@ -156,15 +166,8 @@ def _load_pipeline(run_dir: Path) -> Any:
     return DDPMPipeline.from_pretrained(folder)
 
 
-def default_run_config(app_dir: Path) -> dict[str, Scalar]:
-    """Return ``[tool.flwr.app.config]`` of an app's pyproject.toml."""
-    content = tomllib.loads((app_dir / "pyproject.toml").read_text(encoding="utf-8"))
-    return dict(content["tool"]["flwr"]["app"]["config"])
-
-
-def _run_inprocess(app_dir: Path, run_config: dict[str, Scalar], config: Config, log: TextIO) -> None:
+def _run_inprocess(run_config: dict[str, Scalar], config: Config, log: TextIO) -> None:
     """Run in this process; its log lines also go to ``log``."""
-    sys.path.insert(0, str(app_dir))
     server, client = importlib.import_module("server_app"), importlib.import_module("client_app")
     try:
         with logging_to(log):

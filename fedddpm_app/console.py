@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedddpm_app.progress import ProgressEvent, parse_line
+from fedddpm_app.progress import ProgressEvent, parse_line, parse_note
 
 _MIN_ELAPSED_SECONDS = 1.0  # less tells no rate
 _STARTING = "starting Flower and Ray"
@@ -58,11 +58,12 @@ class RunView:
         self._bars.stop()
 
     def line(self, line: str) -> None:
-        """Take one log line: progress moves the bars, warnings and errors are shown, the rest is not."""
+        """Take one log line: progress moves the bars, notes, warnings and errors are shown, the rest is not."""
         event = parse_line(line)
         if event is None:
-            if _is_noteworthy(line):
-                self.console.print(line, markup=False, highlight=False, soft_wrap=True)
+            text = parse_note(line) or (line if _is_noteworthy(line) else None)
+            if text is not None:
+                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
             return
         self._done[event.phase, event.server_round, event.client] = event.step
         self._first = self._first or self._start_of(event)

@@ -60,28 +60,41 @@ class Monitor:
         """Evaluate, draw and save what is due; return the losses on the test split."""
         self.latest = to_weights(arrays)
         schedule, num_rounds = self.config.schedule, self.config.run.num_rounds
-        ema = self.strategy.ema_weights or self.latest
+        models = self._models(self.strategy.ema_weights or self.latest)
         losses = MetricRecord()
         with cpu_threads(self.config.run.server_threads):
             if is_due(schedule.evaluate_every, server_round, num_rounds):
-                losses["eval/loss"], losses["eval/ema_loss"] = self._loss(self.latest), self._loss(ema)
+                losses["eval/loss"] = self._loss(self._models(self.latest))
+                losses["eval/ema_loss"] = self._loss(models)
             if server_round and is_due(self.config.preview.every, server_round, num_rounds):
-                self._preview(server_round, ema)
+                for name, weights in models.items():
+                    self._preview(f"round-{server_round:04d}{name and '-'}{name}.png", weights)
         if server_round and is_due(schedule.checkpoint_every, server_round, num_rounds):
-            self.recorder.save_checkpoint(server_round, self.latest, ema)
+            for name, weights in self._models(self.latest).items():
+                self.recorder.save_checkpoint(server_round, weights, models[name], name)
         return losses
 
     def save_pipeline(self) -> None:
-        """Write ``pipeline/`` with the EMA weights."""
-        weights_module.load_into(self.model, self.strategy.ema_weights or self.latest)
-        pipeline = DDPMPipeline(unet=self.model.eval(), scheduler=self.scheduler)
-        pipeline.save_pretrained(str(self.recorder.directory / "pipeline"))
+        """Write ``pipeline/`` with the EMA weights; of an algorithm without a global model one per client in it."""
+        for name, weights in self._models(self.strategy.ema_weights or self.latest).items():
+            weights_module.load_into(self.model, weights)
+            pipeline = DDPMPipeline(unet=self.model.eval(), scheduler=self.scheduler)
+            pipeline.save_pretrained(str(self.recorder.directory / "pipeline" / name))
 
-    def _loss(self, weights: Weights) -> float:
-        weights_module.load_into(self.model, weights)
-        return denoising_loss(self.model, self.objective, self.test_data, self.config.schedule.evaluate_draws)
+    def _models(self, weights: Weights) -> dict[str, Weights]:
+        """Return what stands for the run by name: ``weights``, or every client's model where there is no global one."""
+        clients = self.strategy.client_models
+        return {f"client-{partition:04d}": clients[partition] for partition in sorted(clients)} or {"": weights}
 
-    def _preview(self, server_round: int, weights: Weights) -> None:
+    def _loss(self, models: dict[str, Weights]) -> float:
+        """Return the models' mean loss on the test split."""
+        draws, losses = self.config.schedule.evaluate_draws, []
+        for weights in models.values():
+            weights_module.load_into(self.model, weights)
+            losses.append(denoising_loss(self.model, self.objective, self.test_data, draws))
+        return sum(losses) / len(losses)
+
+    def _preview(self, file_name: str, weights: Weights) -> None:
         """Draw the sheet of fixed seeds; a conditional model gets a row (or more) per class."""
         data, preview = self.config.data, self.config.preview
         weights_module.load_into(self.model, weights)
@@ -100,7 +113,7 @@ class Monitor:
         )
         self.num_drawn += count
         columns = _COLUMNS if labels is None else count // data.num_classes
-        save_sheet(images, self.recorder.directory / "samples" / f"round-{server_round:04d}.png", columns)
+        save_sheet(images, self.recorder.directory / "samples" / file_name, columns)
 
 
 def class_rows(num_classes: int, num_images: int) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The optimiser of a training and its learning-rate schedule, by their run-config names."""
 
 import math
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +18,9 @@ def create_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> 
         case "adam":
             return torch.optim.Adam(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
         case _:
-            return torch.optim.SGD(parameters, config.learning_rate, weight_decay=config.weight_decay, foreach=True)
+            return torch.optim.SGD(
+                parameters, config.learning_rate, config.momentum, weight_decay=config.weight_decay, foreach=True
+            )
 
 
 def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
@@ -28,8 +31,18 @@ def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
                 buffer.zero_()
 
 
+@torch.no_grad()
+def add_to_gradients(parameters: Sequence[nn.Parameter], terms: Sequence[Tensor], factor: float = 1.0) -> None:
+    """Add ``factor * term`` to each parameter's gradient, in place; one without a gradient gets it."""
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    torch._foreach_add_(gradients, list(terms), alpha=factor)
+
+
 def create_schedule(
-    optimizer: torch.optim.Optimizer, kind: LearningRateSchedule, learning_rate: float, warmup_steps: int, steps: int
+    optimizer: torch.optim.Optimizer, learning_rate: float, kind: LearningRateSchedule, warmup_steps: int, steps: int
 ) -> LambdaLR:
     """Create the schedule of one training and set its first learning rate.
 
@@ -37,22 +50,43 @@ def create_schedule(
     ----------
     optimizer : Optimizer
         Its learning rate, whatever it was, is replaced.
-    kind : {"constant", "cosine"}
-        ``cosine`` falls to 0 over ``steps``.
     learning_rate : float
         Reached after the warm-up.
+    kind : {"constant", "cosine"}
+        ``cosine`` falls to 0 over ``steps``.
     warmup_steps, steps : int
         Optimiser steps of the linear warm-up, and in all. The first step is never 0: diffusers' schedules start
         from 0, which in a training of one step is all of it.
     """
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = learning_rate
+    return LambdaLR(optimizer, lambda step: learning_rate_factor(step, kind, warmup_steps, steps))
 
-    def factor(step: int) -> float:
-        if step < warmup_steps:
-            return (step + 1) / (warmup_steps + 1)
-        if kind == "constant":
-            return 1.0
-        return 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
 
-    return LambdaLR(optimizer, factor)
+def learning_rate_factor(step: int, kind: LearningRateSchedule, warmup_steps: int, steps: int) -> float:
+    """Return what the learning rate is multiplied by at a step, from 0; see ``create_schedule``."""
+    if step < warmup_steps:
+        return (step + 1) / (warmup_steps + 1)
+    if kind == "constant":
+        return 1.0
+    return 0.5 * (1.0 + math.cos(math.pi * (step - warmup_steps) / max(1, steps - warmup_steps)))
+
+
+def gradient_weight(factors: Iterable[float], momentum: float) -> float:
+    """Return how often a training has taken its gradients in, the ``||a_i||_1`` of FedNova (Wang et al. 2020, 3.2).
+
+    With gradients ``g_k`` SGD ends at ``w - learning_rate * sum_k a_k g_k``; this is ``sum_k a_k``: the number of
+    steps K for a constant learning rate without momentum.
+
+    Parameters
+    ----------
+    factors : iterable of float
+        The learning rate's factor at each step; see ``learning_rate_factor``.
+    momentum : float
+        In [0, 1).
+    """
+    velocity = total = 0.0
+    for factor in factors:
+        velocity = momentum * velocity + 1.0
+        total += factor * velocity
+    return total

@@ -95,6 +95,17 @@ def report(event: ProgressEvent) -> None:
     logger.info(event.to_line())
 
 
+def note(text: str) -> None:
+    """Log something that the user should see as it happens, such as an algorithm's decision."""
+    logger.info("%s note: %s", _MARK, text)
+
+
+def parse_note(line: str) -> str | None:
+    """Read a note out of a log line, whatever stands before it; None if there is none."""
+    _, found, text = line.partition(f"{_MARK} note: ")
+    return text if found else None
+
+
 @dataclass(frozen=True)
 class StepReport:
     """Where a training stands: ``loss`` is the mean since the last report, ``seconds_left`` an estimate."""

@@ -7,8 +7,7 @@ before in the process leaves no trace.
 
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Protocol
+from contextlib import contextmanager
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -18,68 +17,18 @@ from torch.optim.lr_scheduler import LambdaLR
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import LearningRateSchedule, Precision, TrainingConfig
 from fedddpm_app.device import autocast
-from fedddpm_app.diffusion.images import Batch
-from fedddpm_app.optimization import create_optimizer, create_schedule, reset_optimizer
+from fedddpm_app.hooks import TrainingHook, TrainResult
+from fedddpm_app.optimization import (
+    create_optimizer,
+    create_schedule,
+    gradient_weight,
+    learning_rate_factor,
+    reset_optimizer,
+)
 from fedddpm_app.progress import StepReport, StepReporter
 from fedddpm_app.seeding import split_seed
+from fedddpm_app.task import Example, LossFn, TrainingData
 from fedddpm_app.weights import Weights
-
-LossFn = Callable[[nn.Module, Batch, torch.Generator], Tensor]
-
-
-class TrainingData(Protocol):
-    """What the loop needs of a data set: its length, its device, and batches by index."""
-
-    def __len__(self) -> int: ...
-
-    @property
-    def device(self) -> torch.device:
-        """Where the batches are."""
-
-    def batch(self, index: Tensor) -> Batch:
-        """Return the batch at ``index``, int64 of shape (B,)."""
-
-
-class TrainingHook:
-    """What an algorithm changes in local training; this one changes nothing (FedAvg).
-
-    A hook is made for one client and one round. ``global_weights`` are what the round started from.
-    """
-
-    def on_start(self, model: nn.Module, global_weights: Weights) -> None:
-        """Prepare, with the model already at ``global_weights``."""
-
-    def add_to_loss(self, loss: Tensor, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the loss to differentiate, a scalar."""
-        return loss
-
-    def adjust_gradients(self, model: nn.Module) -> None:
-        """Change ``parameter.grad`` in place, after the backward pass and before clipping."""
-
-
-@dataclass(frozen=True)
-class TrainResult:
-    """What a training gave.
-
-    Attributes
-    ----------
-    weights : Weights
-        The trained weights on the CPU (their EMA if one was asked for).
-    loss : float
-        Mean loss over all steps.
-    final_loss : float
-        Mean loss over the last tenth of the steps.
-    steps : int
-        Optimiser steps done.
-    seconds : float
-        Wall time of the loop.
-    """
-
-    weights: Weights
-    loss: float
-    final_loss: float
-    steps: int
-    seconds: float
 
 
 def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -90,12 +39,14 @@ def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) ->
     count : int
         Examples, >= 1.
     batch_size : int
-        Indices per batch; a batch may run over the end of a permutation.
+        Indices per batch; a batch may run over the end of a permutation. 0 yields all examples, in order.
     generator : torch.Generator
         On the CPU.
     """
     if count < 1:
         raise ValueError("there are no examples to train on")
+    while batch_size == 0:
+        yield torch.arange(count)
     pending = torch.empty(0, dtype=torch.int64)
     while True:
         while len(pending) < batch_size:
@@ -165,7 +116,7 @@ class Trainer:
         seed : int
             Of the batches' order, t, noise and dropout.
         learning_rate, learning_rate_schedule, batch_size : optional
-            Instead of the config's. The warm-up is the config's.
+            Instead of the config's. The warm-up is the config's. A batch size of 0 is all of ``data``.
         hook : TrainingHook, optional
             What an algorithm adds.
         ema_decay : float
@@ -179,37 +130,74 @@ class Trainer:
         -------
         TrainResult
         """
-        order_seed, noise_seed, dropout_seed = split_seed(seed, 3)
+        learning_rate = learning_rate or self.config.learning_rate
+        plan = (learning_rate_schedule or self.config.learning_rate_schedule, self.config.warmup_steps, steps)
+        size = self.config.batch_size if batch_size is None else batch_size
         weights_module.load_into(self.model, start)
         if not keep_optimizer:
             reset_optimizer(self.optimizer)
-        schedule = create_schedule(
-            self.optimizer,
-            learning_rate_schedule or self.config.learning_rate_schedule,
-            learning_rate or self.config.learning_rate,
-            self.config.warmup_steps,
-            steps,
-        )
-        hook = hook or TrainingHook()
-        hook.on_start(self.model, start)
+        schedule = create_schedule(self.optimizer, learning_rate, *plan)
+        if hook is not None:
+            hook.on_start(self.model)
         ema = EMAModel(self.parameters, decay=ema_decay, foreach=True) if ema_decay else None
-        batches = shuffled_batches(
-            len(data), batch_size or self.config.batch_size, torch.Generator().manual_seed(order_seed)
-        )
-        noise = torch.Generator(self.device).manual_seed(noise_seed)
         began = time.perf_counter()
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(dropout_seed)
+        with self._random_streams(seed) as (order, noise):
+            batches = shuffled_batches(len(data), size, order)
             losses = self._loop(data, steps, batches, noise, hook, schedule, ema, StepReporter(steps, on_report))
         if ema is not None and steps > 0:
             ema.copy_to(self.parameters)
+        factors = [learning_rate_factor(step, *plan) for step in range(steps)]
         return TrainResult(
             weights=weights_module.snapshot(self.model),
             loss=float(losses.mean()) if steps else float("nan"),
             final_loss=float(losses[-max(1, steps // 10) :].mean()) if steps else float("nan"),
             steps=steps,
             seconds=time.perf_counter() - began,
+            learning_rate_sum=learning_rate * sum(factors),
+            gradient_weight=gradient_weight(factors, self.config.momentum if self.config.optimizer == "sgd" else 0.0),
         )
+
+    def full_gradient(self, weights: Weights, data: TrainingData, seed: int) -> Weights:
+        """Return the gradient of the mean loss over all of ``data``, by parameter name, on the CPU.
+
+        t, noise and dropout are drawn once per example, from ``seed``.
+        """
+        weights_module.load_into(self.model, weights)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._random_streams(seed) as (_, noise):
+            for batch, share in self._all_batches(data):
+                with autocast(self.device, self.precision):
+                    loss = self.loss_fn(self.model, batch, noise)
+                (loss * share).backward()  # type: ignore[no-untyped-call]
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        return {
+            name: (torch.zeros_like(p) if p.grad is None else p.grad).detach().to("cpu", copy=True) for name, p in named
+        }
+
+    @torch.no_grad()
+    def mean_loss(self, weights: Weights, data: TrainingData, seed: int) -> float:
+        """Return the mean loss over all of ``data`` in evaluation mode; equal seeds draw the same t and noise."""
+        weights_module.load_into(self.model, weights)
+        self.model.eval()
+        with self._random_streams(seed) as (_, noise):
+            return sum(
+                float(self.loss_fn(self.model, batch, noise)) * share for batch, share in self._all_batches(data)
+            )
+
+    def _all_batches(self, data: TrainingData) -> Iterator[tuple[Example, float]]:
+        """Yield all examples once, in order, in batches of the config's size, each with its share of them."""
+        count = len(data)
+        for index in torch.split(torch.arange(count), self.config.batch_size or count):
+            yield data.batch(index.to(data.device)), len(index) / count
+
+    @contextmanager
+    def _random_streams(self, seed: int) -> Iterator[tuple[torch.Generator, torch.Generator]]:
+        """Give the generators of the batches' order and of t and noise; dropout draws from a third stream."""
+        order_seed, noise_seed, dropout_seed = split_seed(seed, 3)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(dropout_seed)
+            yield torch.Generator().manual_seed(order_seed), torch.Generator(self.device).manual_seed(noise_seed)
 
     def _loop(
         self,
@@ -217,21 +205,22 @@ class Trainer:
         steps: int,
         batches: Iterator[Tensor],
         noise: torch.Generator,
-        hook: TrainingHook,
+        hook: TrainingHook | None,
         schedule: LambdaLR,
         ema: EMAModel | None,
         reporter: StepReporter,
     ) -> Tensor:
         self.model.train()
-        losses = torch.zeros(steps, device=self.device)
+        losses = torch.zeros(steps, device=self.device, dtype=self.parameters[0].dtype)
         for step in range(steps):
             batch = data.batch(next(batches).to(data.device, non_blocking=True))
             self.optimizer.zero_grad(set_to_none=True)
             with autocast(self.device, self.precision):
                 loss = self.loss_fn(self.model, batch, noise)
-                total = hook.add_to_loss(loss, self.model, batch)
+                total = hook.add_to_loss(loss, self.model, batch) if hook else loss
             total.backward()  # type: ignore[no-untyped-call]
-            hook.adjust_gradients(self.model)
+            if hook:
+                hook.adjust_gradients(self.model)
             if self.config.gradient_clip:
                 nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
             self.optimizer.step()

@@ -51,19 +51,46 @@ def weighted_mean(models: Iterable[tuple[Weights, float]]) -> Weights:
     """
     pairs = iter(models)
     first, total = next(pairs)
-    mean = {name: tensor * total for name, tensor in first.items()}
+    mean = {name: tensor * float(total) for name, tensor in first.items()}
     for weights, factor in pairs:
-        check_match(mean, weights)
+        check_match(first, weights)
         for name, tensor in mean.items():
             tensor.add_(weights[name], alpha=factor)
         total += factor
-    return {name: tensor.div_(total) for name, tensor in mean.items()}
+    return cast_like({name: tensor.div_(total) for name, tensor in mean.items()}, first)
 
 
 def lerp(start: Weights, end: Weights, amount: float) -> Weights:
-    """Return ``start + amount * (end - start)``."""
+    """Return ``start + amount * (end - start)``; of whole numbers, such as counters, ``end``."""
     check_match(start, end)
-    return {name: torch.lerp(tensor, end[name], amount) for name, tensor in start.items()}
+    return {
+        name: torch.lerp(tensor, end[name], amount) if tensor.is_floating_point() else end[name]
+        for name, tensor in start.items()
+    }
+
+
+def add_scaled(weights: Weights, other: Weights, factor: float) -> Weights:
+    """Return ``weights + factor * other``."""
+    check_match(weights, other)
+    return {name: torch.add(tensor, other[name], alpha=factor) for name, tensor in weights.items()}
+
+
+def zeros_like(weights: Weights) -> Weights:
+    """Return zeros of the same names, shapes and dtypes."""
+    return {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
+
+
+def select(weights: Weights, names: Iterable[str]) -> Weights:
+    """Return the entries of the given names, in their order."""
+    return {name: weights[name] for name in names}
+
+
+def cast_like(weights: Weights, reference: Weights) -> Weights:
+    """Return ``weights`` in the dtypes of ``reference``; whole numbers are rounded to."""
+    return {
+        name: (tensor if reference[name].is_floating_point() else tensor.round()).to(reference[name].dtype)
+        for name, tensor in weights.items()
+    }
 
 
 def is_finite(weights: Weights) -> bool:

@@ -16,18 +16,25 @@ MAY_IMPORT = {
     "diffusion": BASE,
     "device": BASE,
     "optimization": BASE,
-    "training": BASE | {"device", "diffusion", "optimization"},
-    "federation": BASE | {"diffusion", "training"},
-    "algorithms": BASE | {"device", "diffusion", "training", "federation"},
+    "task": BASE,
+    "hooks": BASE | {"task"},
+    "training": BASE | {"device", "hooks", "optimization", "task"},
+    "federation": BASE | {"device", "diffusion", "hooks", "task", "training"},
+    "algorithms": BASE | {"device", "diffusion", "federation", "hooks", "optimization", "task", "training"},
     "data": BASE | {"diffusion"},
     "evaluation": BASE | {"diffusion"},
     "recording": BASE | {"diffusion"},
-    "worker": BASE | {"device", "diffusion", "training", "data", "evaluation"},
+    "worker": BASE | {"device", "hooks", "task", "training"},
+    "diffusion_task": BASE | {"data", "device", "diffusion", "evaluation"},
+    "in_memory_task": BASE | {"task"},
+    "client": BASE | {"federation", "hooks", "worker"},
+    "simulate": BASE | {"algorithms", "client", "federation", "in_memory_task", "task", "worker"},
     "monitor": BASE | {"device", "diffusion", "evaluation", "federation", "recording"},
     "simulation": BASE,
     "console": BASE,
 }
 WITHOUT_FLOWER = BASE | {"device", "diffusion", "optimization", "training", "data", "evaluation", "worker"}
+WITHOUT_FLOWER |= {"task", "hooks", "diffusion_task", "in_memory_task"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -26,8 +26,8 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ('algorithm="fedavgg"', r'algorithm = "fedavgg" is not known: use one of fedavg, fedddpm\.'),
-        ("batch-size=0", "batch-size = 0"),
+        ('algorithm="fedavgg"', r'algorithm = "fedavgg" is not known: use one of fedddpm, fedddpm-plus, fedavg, '),
+        ("batch-size=-1", "batch-size = -1"),
         ("batchsize=4", "did you mean batch-size"),
         ('prediction-type="eps"', "prediction-type = 'eps'"),
         ("image-size=9", "use image-size = 8"),

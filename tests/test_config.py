@@ -17,7 +17,7 @@ def test_the_defaults_are_complete_and_valid(run_config):
 @pytest.mark.parametrize(
     ("key", "value", "fix"),
     [
-        ("batch-size", 0, "greater than or equal to 1"),
+        ("batch-size", -1, "greater than or equal to 0"),
         ("batch-size", 1.5, "valid integer"),
         ("batch-size", True, "valid integer"),
         ("batch-size", "8", "valid integer"),

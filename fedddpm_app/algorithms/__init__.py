@@ -1,37 +1,37 @@
 """The algorithms, one file per paper, and their registry."""
 
-from dataclasses import dataclass
+import importlib
 
+from fedddpm_app.algorithms.aux_only import AuxiliaryOnly
+from fedddpm_app.algorithms.centralized import Centralized
 from fedddpm_app.algorithms.fedavg import FederatedAveraging
 from fedddpm_app.algorithms.fedddpm import FedDDPM
+from fedddpm_app.algorithms.fedddpm_plus import FedDDPMPlus
+from fedddpm_app.algorithms.feddyn import FedDyn
+from fedddpm_app.algorithms.fednova import FedNova
+from fedddpm_app.algorithms.fedprox import FedProx
+from fedddpm_app.algorithms.local_only import LocalOnly
+from fedddpm_app.algorithms.moon import Moon
+from fedddpm_app.algorithms.scaffold import Scaffold
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.federation.base import FederatedDiffusion
-from fedddpm_app.training import TrainingHook
 
-
-@dataclass(frozen=True)
-class Algorithm:
-    """Both halves of an algorithm.
-
-    Attributes
-    ----------
-    strategy : type of FederatedDiffusion
-        The server's half.
-    hook : type of TrainingHook
-        The client's half: what it changes in local training.
-    """
-
-    strategy: type[FederatedDiffusion]
-    hook: type[TrainingHook] = TrainingHook
-
-
-REGISTRY: dict[str, Algorithm] = {
-    "fedavg": Algorithm(FederatedAveraging),
-    "fedddpm": Algorithm(FedDDPM),
+REGISTRY: dict[str, type[FederatedDiffusion]] = {
+    "fedddpm": FedDDPM,
+    "fedddpm-plus": FedDDPMPlus,
+    "fedavg": FederatedAveraging,
+    "fedprox": FedProx,
+    "scaffold": Scaffold,
+    "feddyn": FedDyn,
+    "fednova": FedNova,
+    "moon": Moon,
+    "centralized": Centralized,
+    "local-only": LocalOnly,
+    "aux-only": AuxiliaryOnly,
 }
 
 
-def get_algorithm(config: Config) -> Algorithm:
+def get_algorithm(config: Config) -> type[FederatedDiffusion]:
     """Look up the value of the ``algorithm`` key, and check the keys that it uses.
 
     Raises
@@ -40,8 +40,25 @@ def get_algorithm(config: Config) -> Algorithm:
         Listing the known algorithms, or naming a value that the algorithm cannot use.
     """
     name = config.run.algorithm
-    if name not in REGISTRY:
-        raise ConfigError(f'algorithm = "{name}" is not known: use one of {", ".join(sorted(REGISTRY))}.')
-    algorithm = REGISTRY[name]
-    algorithm.strategy.check_config(config)
+    algorithm = _import_algorithm(name) if ":" in name else REGISTRY.get(name)
+    if algorithm is None:
+        raise ConfigError(
+            f'algorithm = "{name}" is not known: use one of {", ".join(REGISTRY)}, or "my_module:MyStrategy".'
+        )
+    algorithm.check_config(config)
     return algorithm
+
+
+def _import_algorithm(name: str) -> type[FederatedDiffusion]:
+    """Import ``module:Class``, a strategy from outside this package."""
+    module_name, _, class_name = name.partition(":")
+    try:
+        found = getattr(importlib.import_module(module_name), class_name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ConfigError(
+            f'algorithm = "{name}" cannot be imported ({error}): put the module beside pyproject.toml, or install it, '
+            "and name a class in it."
+        ) from error
+    if not (isinstance(found, type) and issubclass(found, FederatedDiffusion)):
+        raise ConfigError(f'algorithm = "{name}" is no strategy: derive the class from FederatedDiffusion or FedDDPM.')
+    return found

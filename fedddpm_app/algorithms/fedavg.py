@@ -6,7 +6,7 @@ https://arxiv.org/abs/1602.05629, Algorithm 1.
     Round r    S_r <- sample clients;  w_i <- K local steps on L(.; D_i) from w;  w <- sum_{i in S_r} n_i w_i / sum n_i
 
 Symbols: w -> weights, n_i -> num_examples, S_r -> partitions of the round, K -> local_steps.
-Deviations: none; the local objective is the denoising loss.
+Deviations: none; the local objective is the denoising loss. With another ``aggregator`` the last step is that rule.
 """
 
 from fedddpm_app.federation.base import FederatedDiffusion

@@ -21,24 +21,22 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from diffusers import UNet2DModel
 from flwr.serverapp import Grid
 
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import Config, check_sampler, check_warmup
-from fedddpm_app.device import cpu_threads, resolve_device
+from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup
+from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.images import ImageTensors, concatenate
-from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
+from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
-from fedddpm_app.diffusion.unet import create_unet
-from fedddpm_app.federation.accounting import Mark
 from fedddpm_app.federation.apportion import largest_remainder
 from fedddpm_app.federation.base import FederatedDiffusion, check_finite
-from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.pretraining import PretrainedModel, collect_pretrained
 from fedddpm_app.progress import ProgressEvent, logger
 from fedddpm_app.seeding import derive_seed
-from fedddpm_app.training import Trainer
+from fedddpm_app.task import TrainingData
 from fedddpm_app.weights import Weights
 
 
@@ -49,25 +47,19 @@ class FedDDPM(FederatedDiffusion):
 
     Attributes
     ----------
-    auxiliary_data : ImageTensors or None
-        D_aux on the server's device; None before ``prepare``.
+    auxiliary_data : TrainingData or None
+        D_aux on the server's device; None until it is built. Set it before ``start`` to bring a set of your own:
+        then nothing is pretrained for it.
     """
 
-    def __init__(self, config: Config, recorder: Recorder, **kwargs: Any) -> None:
-        super().__init__(config, recorder, **kwargs)
-        self.auxiliary_data: ImageTensors | None = None
-        self.scheduler = create_noise_scheduler(config.diffusion)
-        self.trainer = Trainer(
-            create_unet(config.unet, config.data, config.run.seed),
-            DenoisingObjective(self.scheduler),
-            config.training,
-            resolve_device(config.run.device),
-            config.run.precision,
-        )
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.auxiliary_data: TrainingData | None = None
+        self._pretrained: list[PretrainedModel] = []
 
     # ---- the three methods to override ----------------------------------------------------------
 
-    def build_auxiliary(self, models: Sequence[PretrainedModel]) -> ImageTensors:
+    def build_auxiliary(self, models: Sequence[PretrainedModel]) -> TrainingData:
         """Generate D_aux, one pretrained model in memory at a time.
 
         Parameters
@@ -77,15 +69,21 @@ class FedDDPM(FederatedDiffusion):
 
         Returns
         -------
-        ImageTensors
-            M images, uint8 (M, C, H, W), labels int64 (M,) where the model is class-conditional.
+        TrainingData
+            Here M images, uint8 (M, C, H, W), labels int64 (M,) where the model is class-conditional.
         """
+        if not isinstance(self.trainer.model, UNet2DModel):
+            raise ConfigError(
+                f"correction-steps = {self.config.correction.steps}: a {type(self.trainer.model).__name__} is no "
+                "UNet2DModel that an auxiliary set can be drawn from; give auxiliary_data, override build_auxiliary, "
+                "or use correction-steps = 0."
+            )
         shares = largest_remainder(self.config.auxiliary.size, [m.num_examples for m in models])
         parts = [self._sample_client(model, share) for model, share in zip(models, shares, strict=True)]
         data = concatenate(parts)
         clients = [m.partition_id for m, share in zip(models, shares, strict=True) for _ in range(share)]
         self.recorder.save_auxiliary(data, clients)
-        return data
+        return data.to(self.trainer.device)
 
     def should_correct(self, server_round: int, weights: Weights) -> bool:
         """Return whether to correct ``weights``, the clients' mean of ``server_round``; FedDDPM always does."""
@@ -103,7 +101,7 @@ class FedDDPM(FederatedDiffusion):
         """
         settings, run = self.config.correction, self.config.run
         if self.auxiliary_data is None:
-            raise RuntimeError("there is no auxiliary set to correct on: prepare() builds it.")
+            raise RuntimeError("there is no auxiliary set to correct on: ensure_auxiliary() builds it.")
         result = self.trainer.train(
             weights,
             self.auxiliary_data,
@@ -121,8 +119,14 @@ class FedDDPM(FederatedDiffusion):
     # ---- the base strategy's hooks --------------------------------------------------------------
 
     @classmethod
+    def builds_at_start(cls, config: Config) -> bool:
+        """Return whether D_aux is built before round 1; if not, it is when the first correction is due."""
+        return config.correction.steps > 0
+
+    @classmethod
     def check_config(cls, config: Config) -> None:
         """Check what pretraining, the auxiliary set and the correction use, where there are any."""
+        super().check_config(config)
         pretrain_steps, correction_steps = config.pretrain.steps, config.correction.steps
         if _pretrains(config):
             check_warmup(f"pretrain-steps = {pretrain_steps}", pretrain_steps, config.training.warmup_steps)
@@ -132,29 +136,36 @@ class FedDDPM(FederatedDiffusion):
             check_sampler("auxiliary-sampler-steps", auxiliary.sampler, auxiliary.sampler_steps, diffusion_steps)
 
     @classmethod
-    def extra_steps(cls, config: Config) -> int:
-        """Return the steps of pretraining, on every client, and of the corrections."""
+    def total_steps(cls, config: Config, client_steps: int) -> int:
+        """Add the steps of pretraining, on every client, and of the corrections."""
         pretraining = config.data.num_clients * config.pretrain.steps if _pretrains(config) else 0
-        return pretraining + config.run.num_rounds * config.correction.steps
+        in_rounds = client_steps if cls.trains_on_clients else 0
+        return in_rounds + pretraining + cls.num_corrections(config) * config.correction.steps
+
+    @classmethod
+    def num_corrections(cls, config: Config) -> int:
+        """Return the most corrections that a run can have."""
+        return config.run.num_rounds
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
-        """Have every client pretrain, then build D_aux; without correction steps there is no need of it."""
-        if not _pretrains(self.config):
-            logger.info("correction-steps = 0: there is nothing to correct, so pretraining is skipped")
-            return weights
-        models = collect_pretrained(self, grid, weights)
+        """Have every client pretrain and build D_aux, as far as that is needed before round 1."""
         if self.config.schedule.init_from_pretrained:
-            weights = weights_module.weighted_mean((m.load(), m.num_examples) for m in models)
-        if self.config.correction.steps > 0:
-            self._build_and_record(models)
-        for model in models:
-            model.path.unlink()
+            self._pretrained = collect_pretrained(self, grid, weights)
+            weights = weights_module.weighted_mean((m.load(), m.num_examples) for m in self._pretrained)
+        if self.builds_at_start(self.config):
+            self.ensure_auxiliary()
+        elif self.config.correction.steps == 0:
+            logger.info("correction-steps = 0: there is nothing to correct, so no auxiliary set is built")
+            self._drop_pretrained()
         return weights
 
     def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
         """Correct the clients' mean where ``should_correct`` says so."""
         if self.config.correction.steps == 0 or not self.should_correct(server_round, weights):
+            if server_round == self.config.run.num_rounds:
+                self._drop_pretrained()
             return weights
+        self.ensure_auxiliary()
         with self.accounting.timed("correct"), cpu_threads(self.config.run.server_threads):
             corrected = self.correct(server_round, weights)
         fix = f"lower correction-learning-rate = {self.config.correction.learning_rate}"
@@ -163,29 +174,45 @@ class FedDDPM(FederatedDiffusion):
 
     # ---- the auxiliary set ----------------------------------------------------------------------
 
-    def _build_and_record(self, models: Sequence[PretrainedModel]) -> None:
-        mark = Mark(self.accounting)
-        with self.accounting.timed("auxiliary"), cpu_threads(self.config.run.server_threads):
-            self.auxiliary_data = self.build_auxiliary(models).to(self.trainer.device)
-        self.recorder.append(
-            {"phase": "auxiliary", "aux/num_images": len(self.auxiliary_data), **mark.since("time/phase_s")}
-        )
+    def ensure_auxiliary(self) -> TrainingData:
+        """Return D_aux, after pretraining and building where that is still to be done.
+
+        Pretraining starts from the run's initial weights whenever it is done, and every seed is its own: a D_aux
+        that is built late is the same, bit for bit.
+        """
+        if self.auxiliary_data is None:
+            if not self._pretrained:
+                self._pretrained = collect_pretrained(self, self.grid, self.initial_weights)
+            with self.own_phase() as mark:
+                with self.accounting.timed("auxiliary"), cpu_threads(self.config.run.server_threads):
+                    self.auxiliary_data = self.build_auxiliary(self._pretrained)
+                self.recorder.append(
+                    {"phase": "auxiliary", "aux/num_images": len(self.auxiliary_data), **mark.since("time/phase_s")}
+                )
+            self._drop_pretrained()
+        return self.auxiliary_data
+
+    def _drop_pretrained(self) -> None:
+        """Remove the pretrained models that nothing needs any more."""
+        for model in self._pretrained:
+            model.path.unlink()
+        self._pretrained = []
 
     def _sample_client(self, model: PretrainedModel, count: int) -> ImageTensors:
         """Draw a client's share of D_aux; labels follow its label counts, by largest remainder."""
-        config = self.config
-        labels = None
+        config, labels = self.config, None
+        shape: Any = self.trainer.model.config
         if config.data.class_conditional:
             per_class = largest_remainder(count, model.label_counts)
             labels = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
         weights_module.load_into(self.trainer.model, model.load())
         images = sample_images(
             self.trainer.model,
-            self.scheduler,
+            create_noise_scheduler(config.diffusion),
             sampler=config.auxiliary.sampler,
             steps=config.auxiliary.sampler_steps,
             seeds=image_seeds(config.run.seed, "auxiliary", count, model.partition_id),
-            shape=(config.data.image_channels, config.data.image_size, config.data.image_size),
+            shape=(shape.in_channels, shape.sample_size, shape.sample_size),
             labels=labels,
             batch_size=config.auxiliary.batch_size,
             on_batch=lambda done: progress.report(

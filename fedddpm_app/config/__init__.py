@@ -7,45 +7,58 @@ turns it into frozen dataclasses (``groups``) and checks what must fit together 
 
 from fedddpm_app.config.checks import check_sampler, check_warmup
 from fedddpm_app.config.errors import ConfigError
+from fedddpm_app.config.fields import AggregatorName, LearningRateSchedule, Precision, Sampler, Scalar
 from fedddpm_app.config.groups import (
-    AuxiliaryConfig,
     Config,
-    CorrectionConfig,
     DataConfig,
     DiffusionConfig,
-    LearningRateSchedule,
-    Precision,
-    PretrainConfig,
     PreviewConfig,
     RunConfig,
-    Sampler,
-    Scalar,
     ScheduleConfig,
     TrainingConfig,
     UNetConfig,
     is_due,
 )
-from fedddpm_app.config.loading import known_keys, load_config
+from fedddpm_app.config.loading import default_run_config, known_keys, load_config
+from fedddpm_app.config.methods import (
+    AggregatorConfig,
+    AuxiliaryConfig,
+    CorrectionConfig,
+    FedDynConfig,
+    FedProxConfig,
+    MoonConfig,
+    PlusConfig,
+    PretrainConfig,
+    ScaffoldConfig,
+)
 
 __all__ = [
+    "AggregatorConfig",
+    "AggregatorName",
     "AuxiliaryConfig",
     "Config",
     "ConfigError",
     "CorrectionConfig",
     "DataConfig",
     "DiffusionConfig",
+    "FedDynConfig",
+    "FedProxConfig",
     "LearningRateSchedule",
+    "MoonConfig",
+    "PlusConfig",
     "Precision",
     "PretrainConfig",
     "PreviewConfig",
     "RunConfig",
     "Sampler",
+    "ScaffoldConfig",
     "Scalar",
     "ScheduleConfig",
     "TrainingConfig",
     "UNetConfig",
     "check_sampler",
     "check_warmup",
+    "default_run_config",
     "is_due",
     "known_keys",
     "load_config",

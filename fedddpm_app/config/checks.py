@@ -1,7 +1,8 @@
 """Values that are fine alone and do not fit together."""
 
 from fedddpm_app.config.errors import ConfigError
-from fedddpm_app.config.groups import Config, Sampler
+from fedddpm_app.config.fields import Sampler
+from fedddpm_app.config.groups import Config
 
 MIN_ATTENTION_CHANNELS = 8  # one attention head of UNet2DModel
 

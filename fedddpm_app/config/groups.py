@@ -1,34 +1,56 @@
 """The groups of a run config: frozen dataclasses, one per concept, that check each value alone.
 
-A key of ``[tool.flwr.app.config]`` is its group's ``PREFIX`` plus its field's name, in kebab case.
+A key of ``[tool.flwr.app.config]`` is its group's ``PREFIX`` plus its field's name, in kebab case. Those of one
+algorithm are in ``methods``.
 """
 
+import json
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import ConfigDict, Field
+from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-Scalar = bool | int | float | str
-Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
-Precision = Literal["fp32", "bf16"]
-LearningRateSchedule = Literal["constant", "cosine"]
+from fedddpm_app.config.fields import (
+    INTEGERS,
+    STRICT,
+    AggregatorName,
+    CountOrZero,
+    Decay,
+    FloatOrZero,
+    LearningRateSchedule,
+    PositiveFloat,
+    PositiveInt,
+    Precision,
+    Sampler,
+    Scalar,
+)
+from fedddpm_app.config.methods import (
+    AggregatorConfig,
+    AuxiliaryConfig,
+    CorrectionConfig,
+    FedDynConfig,
+    FedProxConfig,
+    MoonConfig,
+    PlusConfig,
+    PretrainConfig,
+    ScaffoldConfig,
+)
 
-PositiveInt = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
-PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-FloatOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Decay = Annotated[float, Field(ge=0, lt=1)]
 
-_INTEGERS = r"\s*\d+\s*(,\s*\d+\s*)*"
-_STRICT = ConfigDict(strict=True, extra="forbid")
-
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class RunConfig:
     """What is run, where it is written, and on what it runs."""
 
     PREFIX: ClassVar[str] = ""
     algorithm: str
+    algorithm_options: Annotated[
+        str,
+        Field(
+            pattern=r"^\s*([\w-]+=\S+(\s+|$))*$",
+            description='it should be "name=value name=value", for an algorithm of your own, or empty',
+        ),
+    ]
+    aggregator: AggregatorName
     num_rounds: PositiveInt
     clients_per_round: CountOrZero
     seed: Annotated[int, Field(ge=0, lt=2**32)]
@@ -47,9 +69,16 @@ class RunConfig:
     precision: Precision
     client_threads: PositiveInt
     server_threads: PositiveInt
+    state_dir: str
+
+    @property
+    def options(self) -> dict[str, Scalar]:
+        """``algorithm_options`` as a mapping; a value that is no number, true or false is a text."""
+        pairs = (word.split("=", 1) for word in self.algorithm_options.split())
+        return {name: _to_scalar(value) for name, value in pairs}
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class DataConfig:
     """Which images, and how they are split over the clients."""
 
@@ -68,18 +97,18 @@ class DataConfig:
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class UNetConfig:
     """Shape of the ``UNet2DModel``; the two lists are comma-separated integers."""
 
     PREFIX: ClassVar[str] = "unet-"
     channels: Annotated[
-        str, Field(pattern=rf"^{_INTEGERS}$", description='it should be positive integers with commas, such as "16,32"')
+        str, Field(pattern=rf"^{INTEGERS}$", description='it should be positive integers with commas, such as "16,32"')
     ]
     layers_per_block: PositiveInt
     attention_resolutions: Annotated[
         str,
-        Field(pattern=rf"^({_INTEGERS})?$", description='it should be pixels with commas, such as "8,4", or empty'),
+        Field(pattern=rf"^({INTEGERS})?$", description='it should be pixels with commas, such as "8,4", or empty'),
     ]
     norm_groups: PositiveInt
     dropout: Annotated[float, Field(ge=0, lt=1)]
@@ -95,7 +124,7 @@ class UNetConfig:
         return tuple(int(part) for part in self.attention_resolutions.split(",") if part.strip())
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class DiffusionConfig:
     """The forward process and what the model predicts."""
 
@@ -107,15 +136,16 @@ class DiffusionConfig:
     prediction_type: Literal["epsilon", "v_prediction", "sample"]
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class TrainingConfig:
     """A client's optimisation in a round, and what pretraining shares with it."""
 
     PREFIX: ClassVar[str] = ""
     local_steps: CountOrZero
     local_epochs: CountOrZero
-    batch_size: PositiveInt
+    batch_size: CountOrZero
     optimizer: Literal["adamw", "adam", "sgd"]
+    momentum: Decay
     learning_rate: PositiveFloat
     learning_rate_schedule: LearningRateSchedule
     warmup_steps: CountOrZero
@@ -126,44 +156,16 @@ class TrainingConfig:
 
     def steps_for(self, num_examples: int) -> int:
         """Return the optimiser steps of one round on ``num_examples`` images."""
-        return self.local_steps or -(-self.local_epochs * num_examples // self.batch_size)
+        batch_size = self.batch_size or num_examples
+        return self.local_steps or -(-self.local_epochs * num_examples // batch_size)
+
+    @property
+    def is_plain_sgd(self) -> bool:
+        """Whether a step is ``w - learning_rate * gradient`` and nothing else."""
+        return self.optimizer == "sgd" and self.momentum == 0 and self.gradient_clip == 0
 
 
-@dataclass(frozen=True, config=_STRICT)
-class PretrainConfig:
-    """FedDDPM's phase before the rounds: every client trains a local model."""
-
-    PREFIX: ClassVar[str] = "pretrain-"
-    steps: PositiveInt
-    learning_rate: PositiveFloat
-    learning_rate_schedule: LearningRateSchedule
-    timeout: PositiveFloat
-
-
-@dataclass(frozen=True, config=_STRICT)
-class AuxiliaryConfig:
-    """FedDDPM's auxiliary set D_aux, generated from the pretrained models."""
-
-    PREFIX: ClassVar[str] = "auxiliary-"
-    size: PositiveInt
-    sampler: Sampler
-    sampler_steps: PositiveInt
-    batch_size: PositiveInt
-
-
-@dataclass(frozen=True, config=_STRICT)
-class CorrectionConfig:
-    """FedDDPM's server-side optimisation on D_aux; ``steps = 0`` is plain FedAvg."""
-
-    PREFIX: ClassVar[str] = "correction-"
-    steps: CountOrZero
-    learning_rate: PositiveFloat
-    learning_rate_schedule: LearningRateSchedule
-    batch_size: PositiveInt
-    keep_optimizer: bool
-
-
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class PreviewConfig:
     """Sample sheets drawn from the global model while it trains."""
 
@@ -174,7 +176,7 @@ class PreviewConfig:
     sampler_steps: PositiveInt
 
 
-@dataclass(frozen=True, config=_STRICT)
+@dataclass(frozen=True, config=STRICT)
 class ScheduleConfig:
     """What happens between rounds, and how long the server waits."""
 
@@ -199,6 +201,12 @@ class Config:
     pretrain: PretrainConfig
     auxiliary: AuxiliaryConfig
     correction: CorrectionConfig
+    plus: PlusConfig
+    aggregator: AggregatorConfig
+    fedprox: FedProxConfig
+    scaffold: ScaffoldConfig
+    feddyn: FedDynConfig
+    moon: MoonConfig
     preview: PreviewConfig
     schedule: ScheduleConfig
 
@@ -206,3 +214,11 @@ class Config:
 def is_due(every: int, server_round: int, num_rounds: int) -> bool:
     """Return whether something done ``every`` rounds (0: only at the end) is due after this round."""
     return server_round == num_rounds or (every > 0 and server_round % every == 0)
+
+
+def _to_scalar(text: str) -> Scalar:
+    try:
+        value = json.loads(text)
+    except ValueError:
+        return text
+    return value if isinstance(value, bool | int | float) else text

@@ -1,16 +1,19 @@
 """From Flower's flat run config to checked dataclasses."""
 
 import difflib
+import tomllib
 import types
 from collections.abc import Mapping
 from dataclasses import fields
+from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from fedddpm_app.config.checks import check_together
 from fedddpm_app.config.errors import ConfigError
-from fedddpm_app.config.groups import Config, Scalar
+from fedddpm_app.config.fields import Scalar
+from fedddpm_app.config.groups import Config
 
 
 def _keys(group: type) -> dict[str, str]:
@@ -22,6 +25,17 @@ def _keys(group: type) -> dict[str, str]:
 _GROUPS: Mapping[str, type] = types.MappingProxyType(
     {f.name: f.type for f in fields(Config) if isinstance(f.type, type)}
 )
+
+
+_SOURCE = Path(__file__).resolve().parent.parent
+
+
+def default_run_config(app_dir: Path | None = None) -> dict[str, Scalar]:
+    """Return ``[tool.flwr.app.config]`` of an app's pyproject.toml; by default of the one this package came with."""
+    here = [_SOURCE, _SOURCE.parent]  # a wheel holds it in the package, a checkout beside it
+    folder = app_dir or next(folder for folder in here if (folder / "pyproject.toml").is_file())
+    content = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
+    return dict(content["tool"]["flwr"]["app"]["config"])
 
 
 def known_keys() -> list[str]:

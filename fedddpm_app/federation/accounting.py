@@ -48,6 +48,15 @@ class Mark:
         self._seconds = dict(accounting.seconds)
         self._began = time.perf_counter()
 
+    def leave_out(self, inner: "Mark") -> None:
+        """Count what was added since ``inner``, a later mark, as not added since this one."""
+        now = self._accounting
+        self._up += now.bytes_up - inner._up
+        self._down += now.bytes_down - inner._down
+        for phase, seconds in now.seconds.items():
+            self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds - inner._seconds.get(phase, 0.0)
+        self._began += time.perf_counter() - inner._began
+
     def since(self, total_key: str) -> dict[str, float]:
         """Return bytes and seconds since the mark; the whole wall time stands under ``total_key``."""
         now = self._accounting

@@ -6,15 +6,15 @@ from pathlib import Path
 from flwr.serverapp import Grid
 from safetensors.torch import load_file, save_file
 
-from fedddpm_app.federation.accounting import Mark
 from fedddpm_app.federation.base import FederatedDiffusion, RoundFailedError
 from fedddpm_app.federation.messaging import exchange
-from fedddpm_app.federation.records import LABEL_COUNTS, PRETRAIN, to_arrays
+from fedddpm_app.federation.records import ARRAYS, LABEL_COUNTS, PRETRAIN, to_arrays
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights
 
 _PHASE = "pretraining"
+_METRICS = ("loss", "final-loss")
 
 
 @dataclass(frozen=True)
@@ -70,32 +70,36 @@ def collect_pretrained(strategy: FederatedDiffusion, grid: Grid, weights: Weight
     RoundFailedError
         When no client gave a usable model.
     """
-    partitions = list(strategy.participants.node_of)
-    mark = Mark(strategy.accounting)
+    with strategy.own_phase() as mark:
+        with strategy.accounting.timed("pretrain"):
+            models = _collect(strategy, grid, weights)
+        if not models:
+            raise RoundFailedError("pretraining failed on every client, so there is no auxiliary set to build.")
+        strategy.recorder.append(
+            {
+                "phase": "pretrain",
+                "pretrain/clients": [m.partition_id for m in models],
+                "pretrain/client_loss": {str(m.partition_id): m.loss for m in models},
+                **mark.since("time/phase_s"),
+            }
+        )
+    return models
+
+
+def _collect(strategy: FederatedDiffusion, grid: Grid, weights: Weights) -> list[PretrainedModel]:
+    clients, references, timeout = strategy.clients, {ARRAYS: weights}, strategy.config.pretrain.timeout
+    partitions = list(clients.participants.node_of)
+    messages = clients.address(partitions, PRETRAIN, {ARRAYS: to_arrays(weights)}, 0, timeout)
     models: dict[int, PretrainedModel] = {}
-    with strategy.accounting.timed("pretrain"):
-        timeout = strategy.config.pretrain.timeout
-        messages = strategy.address(partitions, PRETRAIN, to_arrays(weights), 0, timeout)
-        arrived: set[int | None] = set()
-        for message in exchange(grid, messages, timeout):
-            arrived.add(strategy.participants.partition_of(message))
-            for reply in strategy.accept([message], [], _PHASE, with_weights=True):
-                model = _keep(strategy, reply)
-                if model is not None:
-                    models[reply.partition_id] = model
-        strategy.accept([], sorted(set(partitions) - arrived), _PHASE, with_weights=True)
-    if not models:
-        raise RoundFailedError("pretraining failed on every client, so there is no auxiliary set to build.")
-    kept = [models[partition] for partition in sorted(models)]
-    strategy.recorder.append(
-        {
-            "phase": "pretrain",
-            "pretrain/clients": [m.partition_id for m in kept],
-            "pretrain/client_loss": {str(m.partition_id): m.loss for m in kept},
-            **mark.since("time/phase_s"),
-        }
-    )
-    return kept
+    arrived: set[int | None] = set()
+    for message in exchange(grid, messages, timeout):
+        arrived.add(clients.participants.partition_of(message))
+        for reply in clients.accept([message], [], _PHASE, references, _METRICS):
+            model = _keep(strategy, reply)
+            if model is not None:
+                models[reply.partition_id] = model
+    clients.accept([], sorted(set(partitions) - arrived), _PHASE, references, _METRICS)
+    return [models[partition] for partition in sorted(models)]
 
 
 def _keep(strategy: FederatedDiffusion, reply: Reply) -> PretrainedModel | None:
@@ -106,7 +110,7 @@ def _keep(strategy: FederatedDiffusion, reply: Reply) -> PretrainedModel | None:
         logger.warning("%s: client %d is left out: label counts %s", _PHASE, reply.partition_id, counts)
         return None
     path = strategy.recorder.scratch / f"pretrained-{reply.partition_id:04d}.safetensors"
-    save_file(reply.weights, path)
+    save_file(reply.load(), path)
     label_counts = counts if data.class_conditional and isinstance(counts, list) else []
     return PretrainedModel(reply.partition_id, reply.num_examples, label_counts, reply.number("final-loss"), path)
 

@@ -1,6 +1,7 @@
 """Weights in Flower records and back, and the keys of our messages."""
 
 from collections import OrderedDict
+from collections.abc import Mapping
 
 from flwr.app import ArrayRecord, ConfigRecord, RecordDict
 
@@ -15,6 +16,7 @@ PARTITION_ID = "partition-id"
 NUM_PARTITIONS = "num-partitions"
 LABEL_COUNTS = "label-counts"
 PRETRAIN = "train.pretrain"
+FORGET = "query.forget"
 
 
 def to_arrays(weights: Weights) -> ArrayRecord:
@@ -27,9 +29,9 @@ def to_weights(arrays: ArrayRecord) -> Weights:
     return dict(arrays.to_torch_state_dict())
 
 
-def request(arrays: ArrayRecord, server_round: int) -> RecordDict:
+def request(records: Mapping[str, ArrayRecord], server_round: int) -> RecordDict:
     """Return the content of a training or evaluation message."""
-    return RecordDict({ARRAYS: arrays, CONFIG: ConfigRecord({SERVER_ROUND: server_round})})
+    return RecordDict({**records, CONFIG: ConfigRecord({SERVER_ROUND: server_round})})
 
 
 def payload_bytes(arrays: ArrayRecord) -> int:

@@ -6,7 +6,7 @@ metrics, so that no reply can end the run for the others.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,17 +38,26 @@ class Reply:
         For Flower's aggregation: the arrays, ``num-examples`` and the asked-for metrics, nothing else.
     metrics : MetricRecord
         All the metrics that came: finite numbers, or lists of them.
-    weights : Weights
-        The decoded weights; empty where none were asked for.
-    num_bytes : int
-        Of its arrays.
+    records : mapping of str to ArrayRecord
+        The checked arrays by record name; empty where none were asked for.
+    references : mapping of str to Weights
+        What they were checked against.
     """
 
     partition_id: int
     message: Message
     metrics: MetricRecord
-    weights: Weights
-    num_bytes: int
+    records: Mapping[str, ArrayRecord]
+    references: Mapping[str, Weights]
+
+    def load(self, record: str = ARRAYS) -> Weights:
+        """Decode a record (by default the client's weights); nothing is kept, so memory holds it once."""
+        return _decode(self.records[record], self.references[record])
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of its arrays."""
+        return sum(payload_bytes(arrays) for arrays in self.records.values())
 
     @property
     def num_examples(self) -> int:
@@ -64,7 +73,7 @@ class Reply:
 def accept_reply(
     message: Message,
     partition_id: int,
-    reference: Weights | None,
+    references: Mapping[str, Weights],
     *,
     metrics: Sequence[str] = ("loss",),
     max_num_examples: int | None = None,
@@ -77,8 +86,8 @@ def accept_reply(
         Error replies are refused with the client's own reason.
     partition_id : int
         The sender's partition.
-    reference : Weights or None
-        What names, shapes and dtypes the reply's weights must have; None for a reply without weights.
+    references : mapping of str to Weights
+        The ArrayRecords that it must have, each with the names, shapes and dtypes of its arrays.
     metrics : sequence of str
         The numbers that it must have besides ``num-examples``.
     max_num_examples : int, optional
@@ -96,17 +105,20 @@ def accept_reply(
         raise ReplyRefusedError(f"it has no MetricRecord {METRICS!r}")
     _check_metrics(told, metrics, max_num_examples)
     content = RecordDict({METRICS: MetricRecord({key: told[key] for key in (NUM_EXAMPLES, *metrics)})})
-    weights: Weights = {}
-    num_bytes = 0
-    if reference is not None:
-        arrays = message.content.array_records.get(ARRAYS)
-        if arrays is None:
-            raise ReplyRefusedError(f"it has no ArrayRecord {ARRAYS!r}")
-        weights = _decode(arrays, reference)
-        content[ARRAYS] = arrays
-        num_bytes = payload_bytes(arrays)
+    records = {name: _checked(message, name, reference) for name, reference in references.items()}
+    if ARRAYS in records:
+        content[ARRAYS] = ArrayRecord(dict(records[ARRAYS]))  # of its own: some rules use it up
     message.content = content
-    return Reply(partition_id, message, told, weights, num_bytes)
+    return Reply(partition_id, message, told, records, references)
+
+
+def _checked(message: Message, name: str, reference: Weights) -> ArrayRecord:
+    arrays = message.content.array_records.get(name)
+    if arrays is None:
+        raise ReplyRefusedError(f"it has no ArrayRecord {name!r}")
+    if not weights_module.is_finite(_decode(arrays, reference)):
+        raise ReplyRefusedError("its weights are not finite")
+    return arrays
 
 
 def _check_metrics(told: MetricRecord, wanted: Sequence[str], max_num_examples: int | None) -> None:
@@ -129,10 +141,7 @@ def _decode(arrays: ArrayRecord, reference: Weights) -> Weights:
     if set(arrays) != set(reference):
         odd = sorted(set(arrays) ^ set(reference))[:3]
         raise ReplyRefusedError(f"its parameter names differ, for example {', '.join(odd)}")
-    weights = {name: _decode_array(name, arrays[name], tensor) for name, tensor in reference.items()}
-    if not weights_module.is_finite(weights):
-        raise ReplyRefusedError("its weights are not finite")
-    return weights
+    return {name: _decode_array(name, arrays[name], tensor) for name, tensor in reference.items()}
 
 
 def _decode_array(name: str, array: Array, reference: Tensor) -> Tensor:

@@ -88,9 +88,9 @@ class RunRecorder:
             step = max(1, len(mine) // _SHEET_IMAGES)  # spread over the client's share, so over its classes
             save_sheet(data.images[mine[::step][:_SHEET_IMAGES]], folder / f"client-{client:04d}.png")
 
-    def save_checkpoint(self, server_round: int, weights: Weights, ema_weights: Weights) -> None:
-        """Write raw and EMA weights as two safetensors files."""
-        folder = self.directory / "checkpoints" / f"round-{server_round:04d}"
+    def save_checkpoint(self, server_round: int, weights: Weights, ema_weights: Weights, name: str = "") -> None:
+        """Write raw and EMA weights as two safetensors files; ``name`` tells models of one round apart."""
+        folder = self.directory / "checkpoints" / f"round-{server_round:04d}" / name
         folder.mkdir(parents=True, exist_ok=True)
         save_file(weights, folder / "model.safetensors")
         save_file(ema_weights, folder / "ema.safetensors")

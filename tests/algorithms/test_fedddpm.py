@@ -14,18 +14,25 @@ from fedddpm_app.config import load_config
 from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.diffusion_task import DiffusionTask
 from fedddpm_app.federation.apportion import largest_remainder
 from fedddpm_app.federation.base import RoundFailedError
 from fedddpm_app.federation.inprocess import InProcessGrid
 from fedddpm_app.federation.records import to_arrays, to_weights
 from fedddpm_app.recording.recorder import RunRecorder
-from fedddpm_app.training import TrainingHook
+from fedddpm_app.hooks import LocalRound, TrainingHook
 from fedddpm_app.weights import load_into, snapshot
 from fedddpm_app.worker import Worker
 
 
 def final_weights(run):
     return load_file(run.path / "checkpoints" / "round-0002" / "model.safetensors")
+
+
+def local_train(config, weights, partition, server_round):
+    """A client's round, without Flower."""
+    hook = TrainingHook(LocalRound(config, partition, server_round, weights))
+    return Worker(config, DiffusionTask(config)).train(hook)
 
 
 def same(a, b):
@@ -58,7 +65,8 @@ def start(run_config, tmp_path):
     def run(kind=FedDDPM, grid=None, **overrides):
         resolved = run_config | {k.replace("_", "-"): v for k, v in overrides.items()}
         config = load_config(resolved)
-        strategy = kind(config, RunRecorder(tmp_path / f"strategy-{len(list(tmp_path.iterdir()))}"))
+        recorder = RunRecorder(tmp_path / f"strategy-{len(list(tmp_path.iterdir()))}")
+        strategy = kind(config, recorder, DiffusionTask(config))
         initial = snapshot(create_unet(config.unet, config.data, config.run.seed))
         grid = grid or InProcessGrid(client_app.app, config.data.num_clients, resolved)
         result = strategy.start(grid, to_arrays(initial), num_rounds=config.run.num_rounds)
@@ -95,7 +103,7 @@ def test_one_client_is_local_training(start, run_config):
     config = load_config(run_config | {"num-clients": 1, "correction-steps": 0, "partition": "iid"})
     weights = snapshot(create_unet(config.unet, config.data, 0))
     for server_round in (1, 2):
-        weights = Worker(config).train(weights, 0, server_round, TrainingHook()).training.weights
+        weights = local_train(config, weights, 0, server_round).training.weights
     assert same(averaged, weights)
 
 
@@ -104,7 +112,7 @@ def test_a_round_is_the_mean_weighted_by_examples(start, run_config):
     _, averaged = start(num_rounds=1, correction_steps=0)
     config = load_config(run_config | {"num-rounds": 1, "correction-steps": 0})
     initial = snapshot(create_unet(config.unet, config.data, 0))
-    results = [Worker(config).train(initial, i, 1, TrainingHook()) for i in range(4)]
+    results = [local_train(config, initial, i, 1) for i in range(4)]
     total = sum(r.num_examples for r in results)
     assert len({r.num_examples for r in results}) > 1
     for name, value in averaged.items():
@@ -117,7 +125,7 @@ def test_each_clients_share_is_drawn_from_the_model_it_uploaded(start, run_confi
     """D_aux, transcribed: m_i proportional to n_i, samples of w_i^0 (and of its classes), by partition id."""
     strategy, _ = start(num_rounds=1, auxiliary_size=13, class_conditional=conditional)
     config = load_config(run_config | {"class-conditional": conditional})
-    worker, model = Worker(config), create_unet(config.unet, config.data, seed=5)
+    worker, model = Worker(config, DiffusionTask(config)), create_unet(config.unet, config.data, seed=5)
     initial = snapshot(create_unet(config.unet, config.data, config.run.seed))
     uploads = [worker.pretrain(initial, k) for k in range(4)]
     shares = largest_remainder(13, [u.num_examples for u in uploads])
@@ -148,7 +156,7 @@ def test_each_clients_share_is_drawn_from_the_model_it_uploaded(start, run_confi
 def test_a_pretrained_model_is_the_ema_of_its_training(run_config):
     """The uploaded weights, from diffusers' EMA over a plain loop of AdamW steps of the same batches and noise."""
     config = load_config(run_config | {"pretrain-steps": 3, "ema-decay": 0.5})
-    worker = Worker(config)
+    worker = Worker(config, DiffusionTask(config))
     initial = snapshot(create_unet(config.unet, config.data, 0))
     seen = []
     step = torch.optim.AdamW.step
@@ -346,6 +354,6 @@ def test_conditional_samples_follow_each_clients_classes(start, run_config):
 
 @pytest.mark.parametrize("counts", [[5], [0] * 10, [1] * 11, [1e308] * 10, [10**9, *[0] * 9], [-1, 1, *[0] * 8]])
 def test_label_counts_that_do_not_fit_leave_the_client_out(start, monkeypatch, counts):
-    monkeypatch.setattr("fedddpm_app.worker.Worker._label_counts", lambda self, data: counts)
+    monkeypatch.setattr("fedddpm_app.diffusion_task.DiffusionTask.label_counts", lambda self, partition_id: counts)
     with pytest.raises(RoundFailedError, match="pretraining failed on every client"):
         start(class_conditional=True)

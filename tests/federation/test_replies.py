@@ -9,7 +9,7 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 from fedddpm_app.federation.records import to_arrays, to_weights
 from fedddpm_app.federation.replies import ReplyRefusedError, accept_reply
 
-REFERENCE = {"a": torch.zeros(2, 3), "b": torch.zeros(4)}
+REFERENCES = {"arrays": {"a": torch.zeros(2, 3), "b": torch.zeros(4)}}
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ def reply(grid):
 
 
 def test_a_good_reply_comes_through_exactly(reply):
-    accepted = accept_reply(reply(), 3, REFERENCE)
+    accepted = accept_reply(reply(), 3, REFERENCES)
     assert (accepted.partition_id, accepted.num_examples, accepted.number("loss")) == (3, 5, 0.5)
-    assert torch.equal(accepted.weights["a"], torch.ones(2, 3))
+    assert torch.equal(accepted.load()["a"], torch.ones(2, 3))
     assert accepted.num_bytes >= 40
     assert math.isnan(accepted.number("nothing"))
 
@@ -54,7 +54,7 @@ def test_weights_survive_the_record():
 )
 def test_wrong_weights_are_refused(reply, weights, says):
     with pytest.raises(ReplyRefusedError, match=says):
-        accept_reply(reply(weights), 0, REFERENCE)
+        accept_reply(reply(weights), 0, REFERENCES)
 
 
 def npy(values, **save):
@@ -75,8 +75,8 @@ def with_header(more):
 def test_a_version_2_header_is_read(reply):
     version_2 = Array("float32", (2, 3), "numpy.ndarray", with_header(b"  "))
     arrays = ArrayRecord({"a": version_2, "b": Array(np.ones(4, np.float32))})
-    accepted = accept_reply(reply(arrays=arrays), 0, REFERENCE)
-    assert torch.equal(accepted.weights["a"], torch.ones(2, 3))
+    accepted = accept_reply(reply(arrays=arrays), 0, REFERENCES)
+    assert torch.equal(accepted.load()["a"], torch.ones(2, 3))
     assert (arrays["a"].numpy() == 1).all()
 
 
@@ -105,19 +105,19 @@ def test_garbage_bytes_are_refused(reply, data):
     assert data != GOOD
     arrays = ArrayRecord({"a": Array("float32", (2, 3), "numpy.ndarray", data), "b": Array(np.ones(4, np.float32))})
     with pytest.raises(ReplyRefusedError, match=r"^a "):
-        accept_reply(reply(arrays=arrays), 0, REFERENCE)
+        accept_reply(reply(arrays=arrays), 0, REFERENCES)
 
 
 def test_another_serialisation_is_refused(reply):
     arrays = ArrayRecord({"a": Array("float32", (2, 3), "pickle", GOOD), "b": Array(np.ones(4, np.float32))})
     with pytest.raises(ReplyRefusedError, match="serialised as 'pickle'"):
-        accept_reply(reply(arrays=arrays), 0, REFERENCE)
+        accept_reply(reply(arrays=arrays), 0, REFERENCES)
 
 
 def test_only_what_is_known_goes_on_to_the_aggregation(reply):
     message = reply(metrics={"mine": 1.0, "label-counts": [1, 2]})
     message.content["more"] = to_arrays({"x": torch.ones(1)})
-    accepted = accept_reply(message, 0, REFERENCE)
+    accepted = accept_reply(message, 0, REFERENCES)
     assert list(accepted.message.content.array_records) == ["arrays"]
     assert dict(accepted.message.content.metric_records["metrics"]) == {"num-examples": 5, "loss": 0.5}
     assert accepted.metrics["mine"] == 1.0
@@ -137,24 +137,24 @@ def test_only_what_is_known_goes_on_to_the_aggregation(reply):
 )
 def test_impossible_metrics_are_refused(reply, metrics):
     with pytest.raises(ReplyRefusedError, match=next(iter(metrics))):
-        accept_reply(reply(metrics=metrics), 0, REFERENCE, max_num_examples=10**6)
+        accept_reply(reply(metrics=metrics), 0, REFERENCES, max_num_examples=10**6)
 
 
 def test_a_missing_metric_is_refused(reply):
     with pytest.raises(ReplyRefusedError, match="metric final-loss is None"):
-        accept_reply(reply(), 0, REFERENCE, metrics=("loss", "final-loss"))
+        accept_reply(reply(), 0, REFERENCES, metrics=("loss", "final-loss"))
 
 
 def test_a_client_error_is_passed_on(grid):
     request = Message(RecordDict(), dst_node_id=1000, message_type="train")
     with pytest.raises(ReplyRefusedError, match="disk full"):
-        accept_reply(Message(Error(2, "disk full"), reply_to=request), 0, REFERENCE)
+        accept_reply(Message(Error(2, "disk full"), reply_to=request), 0, REFERENCES)
 
 
 def test_a_reply_without_records_is_refused(grid):
     request = Message(RecordDict(), dst_node_id=1000, message_type="train")
     with pytest.raises(ReplyRefusedError, match="MetricRecord"):
-        accept_reply(Message(RecordDict(), reply_to=request), 0, None)
+        accept_reply(Message(RecordDict(), reply_to=request), 0, {})
     metrics_only = RecordDict({"metrics": MetricRecord({"num-examples": 1, "loss": 0.5})})
     with pytest.raises(ReplyRefusedError, match="ArrayRecord"):
-        accept_reply(Message(metrics_only, reply_to=request), 0, REFERENCE)
+        accept_reply(Message(metrics_only, reply_to=request), 0, REFERENCES)

@@ -1,0 +1,37 @@
+"""Centralised training: the upper bound, for which all clients' data are in one place. A control, not a federation.
+
+    Round r    w <- sum_{i in S_r} K_i steps on L(.; union of all D_i) from w, on the server
+
+Symbols: K_i -> the steps that client i would have taken in the round, so that the run takes as many gradient steps
+as FedAvg's. Learning rate, batch size and schedule are the clients'; the schedule starts anew each "round".
+Deviations: the optimiser's state stays over rounds, since here they are only the points at which it is measured. The
+server reads the clients' data itself: this can be run where one machine may see them all.
+"""
+
+from fedddpm_app import progress
+from fedddpm_app.device import cpu_threads
+from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.seeding import derive_seed
+from fedddpm_app.weights import Weights
+
+
+class Centralized(FederatedDiffusion):
+    """Trains on the server; clients only evaluate."""
+
+    own_aggregation = "centralised training aggregates nothing"
+    trains_on_clients = False
+
+    def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
+        """Train on the pooled data."""
+        run = self.config.run
+        with self.accounting.timed("train"), cpu_threads(run.server_threads):
+            result = self.trainer.train(
+                weights,
+                self.task.pooled_data(),
+                steps=sum(self.task.local_steps(partition) for partition in self._sampled),
+                seed=derive_seed(run.seed, "centralized", server_round),
+                keep_optimizer=server_round > 1,
+                on_report=progress.reporter("train", server_round=server_round, num_rounds=run.num_rounds),
+            )
+        self.record(**{"train/loss": result.loss, "train/final_loss": result.final_loss, "train/steps": result.steps})
+        return result.weights

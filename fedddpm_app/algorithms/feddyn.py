@@ -1,0 +1,86 @@
+"""FedDyn: Federated Learning Based on Dynamic Regularization.
+
+Durmus Alp Emre Acar, Yue Zhao, Ramon Matas Navarro, Matthew Mattina, Paul N. Whatmough, Venkatesh Saligrama.
+ICLR 2021. https://arxiv.org/abs/2111.04263, Algorithm 1 and equation (1).
+
+    Start      h = lam_i = 0
+    Client i   w_i <- K local steps on L(v; D_i) - <lam_i, v> + alpha/2 ||v - w||^2 from w    (1)
+               lam_i <- lam_i - alpha (w_i - w)
+    Server     h <- h - alpha/N sum_{i in S} (w_i - w);  w <- mean_{i in S} w_i - h / alpha
+
+Symbols: w (theta) -> global_weights, lam_i (gradient of L_i at theta_i) -> dual, h -> server_dual,
+alpha -> feddyn-alpha, N -> num-clients.
+Deviations: a fixed number of steps stands for the exact local minimiser. Clients count alike, as in the paper. The
+regulariser's gradient is added in closed form, so that the reported loss stays L. Buffers that have no gradient are
+averaged.
+"""
+
+from collections.abc import Callable, Sequence
+
+from flwr.serverapp import Grid
+from torch import nn
+
+from fedddpm_app import weights as weights_module
+from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.replies import Reply
+from fedddpm_app.hooks import TrainingHook, TrainResult
+from fedddpm_app.optimization import add_to_gradients
+from fedddpm_app.weights import Weights
+
+DUAL = "dual"
+
+
+class FedDynHook(TrainingHook):
+    """Adds the dynamic regulariser, whose linear part remembers where the client pulled before."""
+
+    keeps_state = True
+
+    def on_start(self, model: nn.Module) -> None:
+        """Keep w and lam_i, on the model's device."""
+        named = {name: p for name, p in model.named_parameters() if p.requires_grad}
+        self._parameters = list(named.values())
+        self._anchor = [p.detach().clone() for p in self._parameters]
+        zero = weights_module.zeros_like(weights_module.select(self.round.global_weights, named))
+        self.dual = self.round.state.get(DUAL) or zero
+        self._dual = [self.dual[name].to(p.device) for name, p in named.items()]
+
+    def adjust_gradients(self, model: nn.Module) -> None:
+        """Add alpha (v - w) - lam_i, the gradient of -<lam_i, v> + alpha/2 ||v - w||^2."""
+        pull = [v.detach() - w for v, w in zip(self._parameters, self._anchor, strict=True)]
+        add_to_gradients(self._parameters, pull, self.config.feddyn.alpha)
+        add_to_gradients(self._parameters, self._dual, -1.0)
+
+    def on_end(self, result: TrainResult, full_gradient: Callable[[Weights], Weights]) -> None:
+        """Renew lam_i: at the exact minimiser it is the gradient of L there."""
+        start = weights_module.select(self.round.global_weights, self.dual)
+        moved = weights_module.add_scaled(weights_module.select(result.weights, self.dual), start, -1.0)
+        self.kept[DUAL] = weights_module.add_scaled(self.dual, moved, -self.config.feddyn.alpha)
+
+
+class FedDyn(FederatedDiffusion):
+    """FedDyn's server half.
+
+    Attributes
+    ----------
+    server_dual : Weights
+        h, by parameter name; known from ``prepare`` on.
+    """
+
+    hook = FedDynHook
+    own_aggregation = "FedDyn's server step is the mean of all clients, shifted by the memory of their moves"
+
+    def prepare(self, grid: Grid, weights: Weights) -> Weights:
+        """Start with h = 0."""
+        self.server_dual = weights_module.zeros_like(weights_module.select(weights, self.parameter_names))
+        return weights
+
+    def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
+        """Renew h, and shift the clients' mean by it."""
+        alpha, names = self.config.feddyn.alpha, self.parameter_names
+        mean = weights_module.weighted_mean((reply.load(), 1.0) for reply in replies)
+        mean_parameters = weights_module.select(mean, names)
+        start = weights_module.select(self.global_weights, names)
+        moved = weights_module.add_scaled(mean_parameters, start, -1.0)
+        share = len(replies) / self.config.data.num_clients
+        self.server_dual = weights_module.add_scaled(self.server_dual, moved, -alpha * share)
+        return mean | weights_module.add_scaled(mean_parameters, self.server_dual, -1.0 / alpha)

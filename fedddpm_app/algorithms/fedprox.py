@@ -1,0 +1,39 @@
+"""FedProx: Federated Optimization in Heterogeneous Networks.
+
+Tian Li, Anit Kumar Sahu, Manzil Zaheer, Maziar Sanjabi, Ameet Talwalkar, Virginia Smith. MLSys 2020.
+https://arxiv.org/abs/1812.06127, Algorithm 2 and equation (2).
+
+    Client i   w_i <- K local steps on h_i(v) = L(v; D_i) + mu/2 ||v - w||^2 from w          (2)
+    Server     w <- aggregation of the w_i, as FedAvg
+
+Symbols: w -> global_weights, v -> model parameters, mu -> fedprox-mu.
+Deviations: the paper samples clients with probabilities n_i / n and averages them uniformly; here they are sampled
+uniformly and averaged by n_i, as is usual. A fixed number of steps stands for the gamma-inexact solution. The term's
+gradient mu (v - w) is added in closed form, so that the reported loss stays L.
+"""
+
+from torch import nn
+
+from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.hooks import TrainingHook
+from fedddpm_app.optimization import add_to_gradients
+
+
+class FedProxHook(TrainingHook):
+    """Pulls the local model back to the global one."""
+
+    def on_start(self, model: nn.Module) -> None:
+        """Keep w, on the model's device."""
+        self._parameters = [p for p in model.parameters() if p.requires_grad]
+        self._anchor = [p.detach().clone() for p in self._parameters]
+
+    def adjust_gradients(self, model: nn.Module) -> None:
+        """Add mu (v - w), the gradient of mu/2 ||v - w||^2."""
+        pull = [v.detach() - w for v, w in zip(self._parameters, self._anchor, strict=True)]
+        add_to_gradients(self._parameters, pull, self.config.fedprox.mu)
+
+
+class FedProx(FederatedDiffusion):
+    """FedProx's server half, which is FedAvg's."""
+
+    hook = FedProxHook

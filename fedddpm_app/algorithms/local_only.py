@@ -1,0 +1,45 @@
+"""Local-only training: the lower bound, in which clients share nothing. A control, not a federation.
+
+    Round r    w_i <- K local steps on L(.; D_i) from w_i, for i in S_r;  w_i = w at the start
+
+Symbols: w -> the initial weights, w_i -> the client's own model, kept by it over rounds.
+Every client takes as many gradient steps as in FedAvg. There is no global model: figures are means over the clients'
+models, each of which is evaluated alone, and pictures and pipelines are one per client. The clients send their models
+so that the server can do that; it counts as communication although none of it comes back.
+Deviations: what the strategy carries as global weights, and ``simulate`` returns, is the mean by n_i of the models.
+"""
+
+from collections.abc import Callable, Sequence
+
+from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.replies import Reply
+from fedddpm_app.hooks import TrainingHook, TrainResult
+from fedddpm_app.weights import Weights
+
+MODEL = "model"
+
+
+class LocalOnlyHook(TrainingHook):
+    """Goes on from the client's own model."""
+
+    keeps_state = True
+
+    def start_weights(self) -> Weights:
+        """Return w_i; before the first round the initial weights."""
+        return self.round.state.get(MODEL, self.round.global_weights)
+
+    def on_end(self, result: TrainResult, full_gradient: Callable[[Weights], Weights]) -> None:
+        """Keep w_i."""
+        self.kept[MODEL] = result.weights
+
+
+class LocalOnly(FederatedDiffusion):
+    """Collects the clients' models and gives none of them out."""
+
+    hook = LocalOnlyHook
+    own_aggregation = "local-only training aggregates nothing"
+
+    def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
+        """Take the clients' models, for evaluation."""
+        self.client_models |= {reply.partition_id: reply.load() for reply in replies}
+        return super().aggregate(server_round, replies)

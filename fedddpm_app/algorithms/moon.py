@@ -1,0 +1,161 @@
+"""MOON: Model-Contrastive Federated Learning.
+
+Qinbin Li, Bingsheng He, Dawn Song. CVPR 2021. https://arxiv.org/abs/2103.16257, Algorithm 1 and equations (2), (3).
+
+    Client i   w_i <- K local steps on L(v; D_i) + mu l_con(v) from w                          (3)
+               l_con = -log( e^{sim(z, z_glob)/tau} / (e^{sim(z, z_glob)/tau} + e^{sim(z, z_prev)/tau}) ),
+               its mean over the batch                                                               (2)
+    Server     w <- aggregation of the w_i, as FedAvg
+
+z, z_glob, z_prev: the representation of the same input under the local model v, the global model w, and the client's
+local model of its last round. Symbols: mu -> moon-mu, tau -> moon-temperature, sim -> cosine similarity.
+Deviations: MOON was made for classifiers, with a projection head on the encoder. [our reading] for a UNet, z is the
+output of ``moon-representation`` (the middle block), averaged over its pixels, for the same (x_t, t); there is no
+projection head. In a client's first round z_prev = z_glob, so that the term has no gradient, and it is left out.
+"""
+
+import copy
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import Tensor, nn
+
+from fedddpm_app import weights as weights_module
+from fedddpm_app.config import ConfigError
+from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.hooks import TrainingHook, TrainResult
+from fedddpm_app.task import Example
+from fedddpm_app.weights import Weights
+
+PREVIOUS = "previous"
+
+
+class MoonHook(TrainingHook):
+    """Draws the representation to the global model's and away from the client's last one."""
+
+    keeps_state = True
+    _views: "list[Representation] | None" = None
+
+    def on_start(self, model: nn.Module) -> None:
+        """Watch the model, and get frozen copies of the global and the previous one."""
+        previous = self.round.state.get(PREVIOUS)
+        if previous is None or self.config.moon.mu == 0:
+            return
+        name = self.config.moon.representation
+        frozen = [_frozen_copy(model, weights) for weights in (self.round.global_weights, previous)]
+        self._views = [Representation(each, name) for each in (model, *frozen)]
+
+    def add_to_loss(self, loss: Tensor, model: nn.Module, batch: Example) -> Tensor:
+        """Add mu l_con (3); the frozen models see what the model was called with last."""
+        if self._views is None:
+            return loss
+        local, *others = self._views
+        if local.arguments is None:
+            raise ConfigError(
+                'algorithm = "moon" compares what the model puts out, and the loss never calls it: let it, or moon-mu = 0.'
+            )
+        z_glob, z_prev = (view.of(local.arguments) for view in others)
+        settings = self.config.moon
+        return loss + settings.mu * contrastive_loss(local.value, z_glob, z_prev, settings.temperature)
+
+    def on_end(self, result: TrainResult, full_gradient: Callable[[Weights], Weights]) -> None:
+        """Keep the local model for the next round."""
+        self.kept[PREVIOUS] = result.weights
+
+    def close(self) -> None:
+        """Watch the model no more."""
+        for view in self._views or []:
+            view.close()
+
+
+class Moon(FederatedDiffusion):
+    """MOON's server half, which is FedAvg's."""
+
+    hook = MoonHook
+
+
+def contrastive_loss(z: Tensor, z_glob: Tensor, z_prev: Tensor, temperature: float) -> Tensor:
+    """Return l_con (2), a scalar, of representations of shape (B, D)."""
+    towards = F.cosine_similarity(z, z_glob, dim=1) / temperature
+    away = F.cosine_similarity(z, z_prev, dim=1) / temperature
+    return F.softplus(away - towards).mean()
+
+
+class Representation:
+    """What a submodule of a model puts out, averaged over pixels, as shape (B, D).
+
+    Parameters
+    ----------
+    model : nn.Module
+        Watched until ``close``.
+    name : str
+        Of the submodule; empty for the model itself.
+
+    Attributes
+    ----------
+    value : Tensor
+        Of the model's last call.
+    arguments : tuple or None
+        Positional and keyword arguments of the model's last call; None before it.
+    """
+
+    value: Tensor
+
+    def __init__(self, model: nn.Module, name: str) -> None:
+        self.model = model
+        self.arguments: tuple[tuple[object, ...], dict[str, object]] | None = None
+        self._stops = False
+        watched = dict(model.named_modules()).get(name)
+        if watched is None:
+            children = ", ".join(child for child, _ in model.named_children())
+            raise ConfigError(
+                f'moon-representation = "{name}" is no submodule of the model: use one of {children}, or an empty text '
+                "for its output."
+            )
+        self._handles = [
+            model.register_forward_pre_hook(self._take_arguments, with_kwargs=True),
+            watched.register_forward_hook(self._take_output),
+        ]
+
+    @torch.no_grad()
+    def of(self, arguments: tuple[tuple[object, ...], dict[str, object]]) -> Tensor:
+        """Return the representation of other arguments; the model runs no further than it must."""
+        self._stops = True
+        try:
+            self.model(*arguments[0], **arguments[1])
+        except _ReachedError:
+            pass
+        finally:
+            self._stops = False
+        return self.value
+
+    def close(self) -> None:
+        """Watch no more."""
+        for handle in self._handles:
+            handle.remove()
+
+    def _take_arguments(self, _: nn.Module, args: tuple[object, ...], kwargs: dict[str, object]) -> None:
+        self.arguments = (args, kwargs)
+
+    def _take_output(self, _: nn.Module, __: object, output: object) -> None:
+        tensor = output if isinstance(output, Tensor) else _first_tensor(output)
+        rows = tensor if tensor.dim() > 1 else tensor.reshape(1, -1)
+        self.value = rows.flatten(2).mean(2) if rows.dim() > 2 else rows
+        if self._stops:
+            raise _ReachedError
+
+
+class _ReachedError(Exception):
+    """The representation is there: the rest of the model need not run."""
+
+
+def _first_tensor(output: object) -> Tensor:
+    values = output.values() if isinstance(output, dict) else output
+    return next(value for value in values if isinstance(value, Tensor))  # type: ignore[attr-defined]
+
+
+def _frozen_copy(model: nn.Module, weights: Weights) -> nn.Module:
+    frozen = copy.deepcopy(model).eval().requires_grad_(False)
+    weights_module.load_into(frozen, weights)
+    return frozen

@@ -1,0 +1,122 @@
+"""SCAFFOLD: Stochastic Controlled Averaging for Federated Learning.
+
+Sai Praneeth Karimireddy, Satyen Kale, Mehryar Mohri, Sashank J. Reddi, Sebastian U. Stich, Ananda Theertha Suresh.
+ICML 2020. https://arxiv.org/abs/1910.06378, Algorithm 1 (line numbers below) and equations (3) to (5).
+
+    Start      c = c_i = 0
+    Client i   v <- w;  K times  v <- v - eta (g_i(v) - c_i + c)                               line 10, (3)
+               c_i+ <- I: gradient of L(w; D_i)   II: c_i - c + (w - v) / (K eta)              line 12, (4)
+               send dw_i = v - w, dc_i = c_i+ - c_i;  c_i <- c_i+                              line 13
+    Server     w <- w + eta_g / |S| sum dw_i;  c <- c + 1/N sum_{i in S} dc_i                  lines 16-17, (5)
+
+Symbols: w (x) -> global_weights, c -> server_variate, c_i -> control_variate, K eta -> learning_rate_sum,
+eta_g -> scaffold-server-learning-rate, N -> num-clients, option -> scaffold-option.
+Deviations: clients send v, from which the server takes dw_i. Clients count alike, as in the paper, whatever their
+number of examples. Option II is defined for plain SGD; with another local optimiser, momentum or clipping, "auto"
+takes Option I, and the correction enters the gradient that the optimiser sees: a heuristic, not the paper's theorem.
+Option I draws t and noise once per example. Buffers that have no gradient are averaged.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+
+from flwr.serverapp import Grid
+from torch import nn
+
+from fedddpm_app import weights as weights_module
+from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.replies import Reply
+from fedddpm_app.hooks import TrainingHook, TrainResult
+from fedddpm_app.optimization import add_to_gradients
+from fedddpm_app.progress import logger
+from fedddpm_app.weights import Weights
+
+VARIATE = "control-variate"
+VARIATE_CHANGE = "control-variate-change"
+
+
+class ScaffoldHook(TrainingHook):
+    """Corrects every local gradient by c - c_i, then renews c_i."""
+
+    keeps_state = True
+
+    def initial_variate(self) -> Weights:
+        """Return c_i before the client's first round: zero."""
+        return weights_module.zeros_like(self.round.received[VARIATE])
+
+    def on_start(self, model: nn.Module) -> None:
+        """Get c - c_i ready on the model's device."""
+        self.server_variate = self.round.received[VARIATE]
+        self.control_variate = self.round.state.get(VARIATE) or self.initial_variate()
+        difference = weights_module.add_scaled(self.server_variate, self.control_variate, -1.0)
+        named = dict(model.named_parameters())
+        self._parameters = [named[name] for name in difference]
+        self._correction = [d.to(p.device) for d, p in zip(difference.values(), self._parameters, strict=True)]
+
+    def adjust_gradients(self, model: nn.Module) -> None:
+        """Add c - c_i (line 10)."""
+        add_to_gradients(self._parameters, self._correction)
+
+    def on_end(self, result: TrainResult, full_gradient: Callable[[Weights], Weights]) -> None:
+        """Renew c_i (line 12), keep it and send its change (line 13)."""
+        names = list(self.control_variate)
+        start = weights_module.select(self.round.global_weights, names)
+        if option_of(self.config) == "I":
+            renewed = weights_module.select(full_gradient(self.round.global_weights), names)
+        else:
+            moved = weights_module.add_scaled(start, weights_module.select(result.weights, names), -1.0)
+            renewed = weights_module.add_scaled(self.control_variate, self.server_variate, -1.0)
+            renewed = weights_module.add_scaled(renewed, moved, 1.0 / result.learning_rate_sum)
+        self.kept[VARIATE] = renewed
+        self.sent[VARIATE_CHANGE] = weights_module.add_scaled(renewed, self.control_variate, -1.0)
+
+
+class Scaffold(FederatedDiffusion):
+    """SCAFFOLD's server half.
+
+    Attributes
+    ----------
+    server_variate : Weights
+        c, by parameter name; known from ``prepare`` on.
+    """
+
+    hook = ScaffoldHook
+    own_aggregation = "SCAFFOLD's server moves weights and control variate together, by the mean of all clients"
+
+    @classmethod
+    def check_config(cls, config: Config) -> None:
+        """Refuse Option II where a local step is more than a plain SGD step."""
+        super().check_config(config)
+        training = config.training
+        if config.scaffold.option == "II" and not training.is_plain_sgd:
+            raise ConfigError(
+                f'scaffold-option = "II" is defined for plain SGD, and optimizer = "{training.optimizer}", momentum = '
+                f'{training.momentum}, gradient-clip = {training.gradient_clip}: use scaffold-option = "I", or '
+                'optimizer="sgd" momentum=0.0 gradient-clip=0.0.'
+            )
+
+    def prepare(self, grid: Grid, weights: Weights) -> Weights:
+        """Start with c = 0."""
+        self.server_variate = weights_module.zeros_like(weights_module.select(weights, self.parameter_names))
+        self.reply_references[VARIATE_CHANGE] = self.server_variate
+        logger.info("SCAFFOLD: the control variates follow Option %s", option_of(self.config))
+        return weights
+
+    def broadcast(self, server_round: int) -> Mapping[str, Weights]:
+        """Send c along."""
+        return {VARIATE: self.server_variate}
+
+    def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
+        """Move w and c (lines 16 and 17)."""
+        mean = weights_module.weighted_mean((reply.load(), 1.0) for reply in replies)
+        change = weights_module.weighted_mean((reply.load(VARIATE_CHANGE), 1.0) for reply in replies)
+        share = len(replies) / self.config.data.num_clients
+        self.server_variate = weights_module.add_scaled(self.server_variate, change, share)
+        moved = weights_module.lerp(self.global_weights, mean, self.config.scaffold.server_learning_rate)
+        return mean | weights_module.select(moved, self.parameter_names)
+
+
+def option_of(config: Config) -> str:
+    """Return "I" or "II": how the clients renew their control variates."""
+    option = config.scaffold.option
+    return ("II" if config.training.is_plain_sgd else "I") if option == "auto" else option

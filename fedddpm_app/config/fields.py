@@ -1,0 +1,32 @@
+"""The types of single values that the groups of a run config are made of."""
+
+from typing import Annotated, Literal
+
+from pydantic import ConfigDict, Field
+
+Scalar = bool | int | float | str
+Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
+Precision = Literal["fp32", "bf16"]
+LearningRateSchedule = Literal["constant", "cosine"]
+AggregatorName = Literal[
+    "fedavg",
+    "fedavgm",
+    "fedadam",
+    "fedyogi",
+    "fedadagrad",
+    "fedmedian",
+    "fedtrimmedavg",
+    "krum",
+    "multikrum",
+    "bulyan",
+]
+
+PositiveInt = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+PositiveFloat = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+FloatOrZero = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+FiniteFloat = Annotated[float, Field(allow_inf_nan=False)]
+Decay = Annotated[float, Field(ge=0, lt=1)]
+
+INTEGERS = r"\s*\d+\s*(,\s*\d+\s*)*"
+STRICT = ConfigDict(strict=True, extra="forbid")

@@ -1,0 +1,82 @@
+"""What is learnt: a model, its loss and the clients' data. The algorithms know no more of it."""
+
+from collections.abc import Callable
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+Example = Any  # a batch, in whatever form the task's loss takes it
+LossFn = Callable[[nn.Module, Example, torch.Generator], Tensor]
+
+
+class TrainingData(Protocol):
+    """What a training needs of a data set: its length, its device, and batches by index."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+
+    def batch(self, index: Tensor) -> Example:
+        """Return the batch at ``index``, int64 of shape (B,)."""
+
+
+class Subset:
+    """A part of a data set.
+
+    Parameters
+    ----------
+    data : TrainingData
+        The whole.
+    index : Tensor
+        int64, shape (M,): the examples taken, in their order.
+    """
+
+    def __init__(self, data: TrainingData, index: Tensor) -> None:
+        self._data = data
+        self._index = index.to(data.device)
+
+    @classmethod
+    def spread(cls, data: TrainingData, count: int) -> "Subset":
+        """Return ``count`` examples (or all, if there are fewer) spread evenly over ``data``."""
+        return cls(data, torch.linspace(0, len(data) - 1, min(count, len(data))).round().long())
+
+    def __len__(self) -> int:
+        return len(self._index)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self._data.device
+
+    def batch(self, index: Tensor) -> Example:
+        """Return the batch at ``index`` of this part."""
+        return self._data.batch(self._index[index])
+
+
+class Task(Protocol):
+    """A federated learning problem."""
+
+    @property
+    def loss_fn(self) -> LossFn:
+        """The training loss, ``(model, batch, generator) -> scalar``."""
+
+    def create_model(self) -> nn.Module:
+        """Return a model with the run's initial weights, on the CPU."""
+
+    def train_data(self, partition_id: int) -> TrainingData:
+        """Return what a client trains on."""
+
+    def pooled_data(self) -> TrainingData:
+        """Return what all clients train on, in one place: for a control, where that can be had."""
+
+    def local_steps(self, partition_id: int) -> int:
+        """Return a client's optimiser steps per round."""
+
+    def held_out_loss(self, model: nn.Module, partition_id: int) -> tuple[float, int]:
+        """Return a model's loss on what a client does not train on, and the number of examples."""
+
+    def label_counts(self, partition_id: int) -> list[int]:
+        """Return a client's examples per class; empty where classes play no part."""
