@@ -111,7 +111,6 @@ def test_every_key_is_in_the_list():
 def test_every_experiment_in_conf_is_a_valid_config(path):
     from flwr.common.config import parse_config_args
 
-    from fedddpm_app.config import default_run_config
-    from fedddpm_app.config import load_config
+    from fedddpm_app.config import default_run_config, load_config
 
     load_config(default_run_config(ROOT) | dict(parse_config_args([str(path)])))

@@ -19,8 +19,8 @@ from fedddpm_app.federation.apportion import largest_remainder
 from fedddpm_app.federation.base import RoundFailedError
 from fedddpm_app.federation.inprocess import InProcessGrid
 from fedddpm_app.federation.records import to_arrays, to_weights
-from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.hooks import LocalRound, TrainingHook
+from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.weights import load_into, snapshot
 from fedddpm_app.worker import Worker
 

@@ -8,7 +8,7 @@ from tests.conftest import ROOT
 
 
 def test_an_unknown_algorithm_lists_the_known(run_config):
-    with pytest.raises(ConfigError, match=r'algorithm = "fedavgg" is not known: use one of fedddpm, fedddpm-plus, fedavg, '):
+    with pytest.raises(ConfigError, match=r'algorithm = "fedavgg" is not known: use one of fedddpm, fedddpm-plus, '):
         get_algorithm(load_config(run_config | {"algorithm": "fedavgg"}))
 
 

@@ -1,0 +1,170 @@
+"""MOON against numpy over rounds, its term against its closed form, and how representations are taken."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fedddpm_app.algorithms.moon import Moon, MoonHook, Representation, contrastive_loss
+from fedddpm_app.config import ConfigError, load_config
+from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.federation.base import RoundFailedError
+from fedddpm_app.simulate import simulate
+from tests.algorithms.problems import (
+    CLIENTS,
+    RATE,
+    ROUNDS,
+    STEPS,
+    Point,
+    caught,
+    gradient,
+    gradient_steps,
+    run,
+    same,
+    shares,
+    start,
+)
+
+MU, TAU = 3.0, 0.5
+
+
+def cosine(z, other):
+    return (z * other).sum(1) / (np.linalg.norm(z, axis=1) * np.linalg.norm(other, axis=1))
+
+
+def cosine_gradient(z, other):
+    """d sim(z, other) / d z, a row per example."""
+    length = np.linalg.norm(z, axis=1, keepdims=True)
+    return other / (length * np.linalg.norm(other, axis=1, keepdims=True)) - cosine(z, other)[:, None] * z / length**2
+
+
+def contrastive_gradient(z, z_glob, z_prev):
+    """d l_con / d z of each example: with s = e^glob / (e^glob + e^prev), (1 - s) (d sim_prev - d sim_glob) / tau."""
+    share = 1 / (1 + np.exp((cosine(z, z_prev) - cosine(z, z_glob)) / TAU))
+    return (1 - share)[:, None] * (cosine_gradient(z, z_prev) - cosine_gradient(z, z_glob)) / TAU
+
+
+def reference(mu=MU):
+    """Algorithm 1 with z = a x, transcribed."""
+    w, previous = start(), [None] * len(CLIENTS)
+    for _ in range(ROUNDS):
+        local = []
+        for i, client in enumerate(CLIENTS):
+            a = client[0].numpy()
+
+            def pull(x, a=a, w=w, old=previous[i]):
+                return 0.0 if old is None else mu * (contrastive_gradient(a * x, a * w, a * old) * a).mean(0)
+
+            previous[i] = gradient_steps(w, STEPS, RATE, lambda x, c=client: gradient(c, x), pull)
+            local.append(previous[i])
+        w = sum(p * v for p, v in zip(shares(CLIENTS), local, strict=True))
+    return w
+
+
+def check_reference(algorithm):
+    assert same(run(algorithm, mu=MU, temperature=TAU), reference())
+
+
+def test_rounds_equal_the_reference():
+    check_reference("moon")
+    assert not same(reference(), reference(mu=0.0), 1e-3)
+
+
+def test_broken_terms_are_caught():
+    class Swapped(MoonHook):
+        """Draws to the previous model and away from the global one."""
+
+        def on_start(self, model):
+            super().on_start(model)
+            if self._views:
+                self._views[1:] = self._views[:0:-1]
+
+    class PreviousIsGlobal(MoonHook):
+        """Keeps what the round started from instead of what it ended with."""
+
+        def on_end(self, result, full_gradient):
+            self.kept["previous"] = self.round.global_weights
+
+    for hook_class in (Swapped, PreviousIsGlobal):
+
+        class Mutant(Moon):
+            hook = hook_class
+
+        assert caught(check_reference, Mutant)
+
+
+def test_the_term_is_the_papers_and_its_gradient_the_closed_form():
+    z, z_glob, z_prev = (torch.randn(5, 4, dtype=torch.float64) for _ in range(3))
+    z.requires_grad_()
+    loss = contrastive_loss(z, z_glob, z_prev, TAU)
+    with_glob, with_prev = (np.exp(cosine(z.detach().numpy(), o.numpy()) / TAU) for o in (z_glob, z_prev))
+    assert float(loss.detach()) == pytest.approx(-np.log(with_glob / (with_glob + with_prev)).mean(), rel=1e-12)
+    (found,) = torch.autograd.grad(loss, z)
+    expected = contrastive_gradient(z.detach().numpy(), z_glob.numpy(), z_prev.numpy()) / 5
+    assert np.abs(found.numpy() - expected).max() < 1e-14
+    assert torch.autograd.gradcheck(lambda x: contrastive_loss(x, z_glob, z_prev, TAU), z)
+
+
+def test_a_unet_is_compared_by_its_middle_block_and_runs_no_further(config):
+    model = create_unet(config.unet, config.data, 0).eval()
+    seen = []
+    model.up_blocks[0].register_forward_hook(lambda *_: seen.append("up"))
+    model.mid_block.register_forward_hook(lambda _, __, output: seen.append(output))
+    view = Representation(model, "mid_block")
+    x_t, t = torch.randn(3, 1, 8, 8), torch.tensor([1, 2, 3])
+    with torch.no_grad():
+        model(x_t, t, return_dict=False)
+        called = view.value
+        assert view.arguments[0][0] is x_t
+        alone = view.of(view.arguments)
+    assert called.shape == (3, 16)
+    assert torch.equal(called, seen[0].mean((2, 3)))
+    assert torch.equal(alone, called)
+    assert [each for each in seen if isinstance(each, str)] == ["up"]  # only in the whole call
+    view.close()
+    assert not model._forward_pre_hooks
+
+
+def test_a_name_that_is_no_submodule_lists_them():
+    with pytest.raises(
+        ConfigError, match=r'moon-representation = "middle" is no submodule of the model: use one of 0, 1'
+    ):
+        Representation(nn.Sequential(nn.Linear(1, 1), nn.ReLU()), "middle")
+
+
+def test_a_loss_that_never_calls_the_model_is_told():
+    def loss(model, batch):
+        return ((model.x - batch[1]) ** 2).mean()
+
+    with pytest.raises(RoundFailedError, match="the loss never calls it"):
+        simulate("moon", Point(), loss, CLIENTS, 2, 1, 0.1)
+
+
+def test_the_model_is_left_unwatched_after_a_round_that_failed(config):
+    model = Point()
+
+    class Fails(MoonHook):
+        def add_to_loss(self, loss, model, batch):
+            if self._views:
+                raise ValueError("broken")
+            return super().add_to_loss(loss, model, batch)
+
+    class Mutant(Moon):
+        hook = Fails
+
+    with pytest.raises(RoundFailedError, match="broken"):
+        run(Mutant)
+    assert not model._forward_pre_hooks
+    hook = Fails.__new__(Fails)
+    hook._views = [Representation(model, "")]
+    hook.close()
+    assert not model._forward_pre_hooks
+
+
+def test_its_config_keys_reach_it(config, run_config):
+    assert dataclasses.asdict(config.moon) == {"mu": 1.0, "temperature": 0.5, "representation": "mid_block"}
+    changed = load_config(run_config | {"moon-mu": 2.0, "moon-temperature": 0.1})
+    assert (changed.moon.mu, changed.moon.temperature) == (2.0, 0.1)
+    assert not same(run("moon", mu=MU, temperature=0.5), run("moon", mu=MU, temperature=0.1), 1e-4)

@@ -1,0 +1,128 @@
+"""Properties that every algorithm has, over the whole registry."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedddpm_app.algorithms import REGISTRY
+from tests.algorithms.problems import (
+    CLIENTS,
+    RATE,
+    ROUNDS,
+    STEPS,
+    gradient,
+    gradient_steps,
+    make_clients,
+    run,
+    same,
+    start,
+)
+
+NEVER = {"threshold": -1e9}
+AUXILIARY = make_clients(4, seed=9)[0]
+# what makes an algorithm add nothing to plain local training
+NEUTRAL = {
+    "fedavg": {},
+    "fedddpm": {"correction_steps": 0},
+    "fedddpm-plus": NEVER,
+    "fedprox": {"mu": 0.0},
+    "scaffold": {},
+    "feddyn": None,  # h / alpha does not vanish
+    "fednova": {},
+    "moon": {"mu": 0.0},
+    "centralized": {},
+    "local-only": {},
+    "aux-only": {"auxiliary_data": CLIENTS[0], "correction_steps": STEPS},
+}
+# the algorithm with all that it adds
+FULL = {
+    "fedavg": {},
+    "fedddpm": {"correction_steps": 3, "auxiliary_data": AUXILIARY},
+    "fedddpm-plus": {"correction_steps": 3, "auxiliary_data": AUXILIARY, "threshold": 1e9},
+    "fedprox": {"mu": 0.7},
+    "scaffold": {"option": "II"},
+    "feddyn": {"alpha": 0.7},
+    "fednova": {},
+    "moon": {"mu": 0.7},
+    "centralized": {},
+    "local-only": {},
+    "aux-only": {"correction_steps": 3, "auxiliary_data": AUXILIARY},
+}
+STEPS_COUNT_CLIENTS = {"centralized"}  # takes as many steps as all clients together
+UNIFORM = {"scaffold", "feddyn"}  # clients count alike, whatever they hold
+
+
+def test_the_tables_name_every_algorithm():
+    assert NEUTRAL.keys() == FULL.keys() == REGISTRY.keys()
+
+
+@pytest.mark.parametrize("name", [name for name in REGISTRY if NEUTRAL[name] is not None])
+def test_one_client_is_local_training(name):
+    alone = run(name, CLIENTS[:1], **NEUTRAL[name])
+    expected = gradient_steps(start(), ROUNDS * STEPS, RATE, lambda x: gradient(CLIENTS[0], x))
+    assert same(alone, expected, 1e-12)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_the_order_of_clients_changes_nothing(name):
+    assert same(run(name, **FULL[name]), run(name, CLIENTS[::-1], **FULL[name]), 1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY.keys() - STEPS_COUNT_CLIENTS))
+def test_every_client_twice_changes_nothing(name):
+    twice = [client for client in CLIENTS for _ in range(2)]
+    assert same(run(name, **FULL[name]), run(name, twice, **FULL[name]), 1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(REGISTRY.keys() - STEPS_COUNT_CLIENTS - UNIFORM))
+def test_a_client_twice_counts_as_one_of_double_weight(name):
+    first, *others = CLIENTS
+    double = tuple(torch.cat([tensor, tensor]) for tensor in first)
+    assert same(run(name, [first, first, *others], **FULL[name]), run(name, [double, *others], **FULL[name]), 1e-12)
+
+
+@pytest.mark.parametrize("name", sorted(UNIFORM))
+def test_where_clients_count_alike_the_size_of_a_data_set_changes_nothing(name):
+    first, *others = CLIENTS
+    double = tuple(torch.cat([tensor, tensor]) for tensor in first)
+    assert same(run(name, **FULL[name]), run(name, [double, *others], **FULL[name]), 1e-12)
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_the_same_seed_repeats_bit_for_bit(name):
+    settings = FULL[name] | {"batch_size": 2, "correction_batch_size": 2}
+    runs = [run(name, seed=seed, **settings) for seed in (3, 3, 4)]
+    assert (runs[0] == runs[1]).all()
+    assert (runs[0] != runs[2]).any()
+
+
+@pytest.mark.parametrize("name", ["fedddpm", "fedddpm-plus", "fedprox", "moon"])
+def test_with_nothing_added_it_is_fedavg_bit_for_bit(name):
+    assert (run(name, **NEUTRAL[name]) == run("fedavg")).all()
+
+
+@pytest.mark.parametrize("name", ["fedddpm", "fedddpm-plus", "fedprox", "feddyn", "scaffold", "fednova", "moon"])
+def test_what_it_adds_changes_the_outcome(name):
+    steps = [2, 4, 6] if name == "fednova" else STEPS
+    assert not same(run(name, local_steps=steps, **FULL[name]), run("fedavg", local_steps=steps), 1e-4)
+
+
+def test_scaffold_is_fedavg_in_the_first_round_of_equal_clients():
+    clients = make_clients(4, 4, 4)
+    assert same(run("scaffold", clients, rounds=1), run("fedavg", clients, rounds=1), 1e-12)
+    assert not same(run("scaffold", clients, rounds=2), run("fedavg", clients, rounds=2), 1e-4)
+
+
+def test_fednova_is_fedavg_where_all_take_the_same_steps():
+    assert same(run("fednova"), run("fedavg"), 1e-12)
+    assert same(run("fednova", momentum=0.9), run("fedavg", momentum=0.9), 1e-12)
+
+
+@pytest.mark.parametrize("name", ["scaffold", "feddyn"])
+def test_two_quadratics_end_at_the_exact_optimum_and_fedavg_does_not(name):
+    a, b = np.array([1.0, 4.0]), np.array([-1.0, 3.0])
+    clients = [(torch.full((1, 3), float(ai)), torch.full((1, 3), float(bi))) for ai, bi in zip(a, b, strict=True)]
+    optimum = (a * b).sum() / a.sum()
+    settings = {"rounds": 300, "local_steps": 10, "lr": 0.02}
+    assert np.abs(run(name, clients, **settings) - optimum).max() < 1e-6
+    assert np.abs(run("fedavg", clients, **settings) - optimum).max() > 0.1

@@ -1,0 +1,142 @@
+"""SCAFFOLD against numpy, its options against each other, and the mutants that public code has."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from fedddpm_app import weights as weights_module
+from fedddpm_app.algorithms.scaffold import VARIATE, Scaffold, ScaffoldHook, option_of
+from fedddpm_app.config import ConfigError, default_run_config, load_config
+from fedddpm_app.federation.participants import Participants
+from tests.algorithms.problems import (
+    CLIENTS,
+    RATE,
+    ROUNDS,
+    STEPS,
+    caught,
+    gradient,
+    gradient_steps,
+    make_clients,
+    run,
+    same,
+    start,
+)
+
+
+def reference(clients, option, eta_g=1.0, rounds=ROUNDS, sampled=None):
+    """Algorithm 1, transcribed."""
+    w, c, n = start(), 0.0, len(clients)
+    c_i = [np.zeros_like(w)] * n
+    for r in range(rounds):
+        dw, dc = [], []
+        for i in sampled[r] if sampled else range(n):
+            y = gradient_steps(w, STEPS, RATE, lambda x, i=i, c=c: gradient(clients[i], x) - c_i[i] + c)
+            renewed = gradient(clients[i], w) if option == "I" else c_i[i] - c + (w - y) / (STEPS * RATE)
+            dw, dc, c_i[i] = [*dw, y - w], [*dc, renewed - c_i[i]], renewed
+        w, c = w + eta_g * np.mean(dw, 0), c + len(dc) / n * np.mean(dc, 0)
+    return w
+
+
+def check_reference(algorithm):
+    for option in ("I", "II"):
+        assert same(run(algorithm, option=option), reference(CLIENTS, option))
+
+
+def check_fixed_point(algorithm):
+    clients = [(torch.full((1, 3), a), torch.full((1, 3), b)) for a, b in ((1.0, -1.0), (4.0, 3.0))]
+    ended = run(algorithm, clients, rounds=300, local_steps=10, lr=0.02)
+    assert np.isfinite(ended).all()
+    assert np.abs(ended - 2.2).max() < 1e-6
+
+
+def test_rounds_equal_the_reference():
+    check_reference("scaffold")
+    assert same(run("scaffold", eta_g=0.5), reference(CLIENTS, "II", eta_g=0.5))
+
+
+def test_rounds_of_sampled_clients_equal_the_reference():
+    clients = make_clients(3, 5, 2, 4)
+    participants = Participants({i: i for i in range(4)})
+    sampled = [participants.sample(2, 0, r) for r in range(1, 7)]
+    assert len({tuple(s) for s in sampled}) > 1
+    ended = run("scaffold", clients, rounds=6, clients_per_round=2)
+    assert same(ended, reference(clients, "II", rounds=6, sampled=sampled))
+
+
+def test_the_options_agree_for_one_full_batch_step():
+    assert same(run("scaffold", local_steps=1, option="I"), run("scaffold", local_steps=1, option="II"), 1e-12)
+    assert not same(run("scaffold", option="I"), run("scaffold", option="II"), 1e-4)
+
+
+class Reversed(ScaffoldHook):
+    """Adds c_i - c: the sign that a public code base has."""
+
+    def on_start(self, model):
+        super().on_start(model)
+        self._correction = [-correction for correction in self._correction]
+
+
+class StartsAtTheWeights(ScaffoldHook):
+    """Takes the weights for the first control variate."""
+
+    def initial_variate(self):
+        return weights_module.select(self.round.global_weights, self.round.received[VARIATE])
+
+
+class NeverRenewed(ScaffoldHook):
+    def on_end(self, result, full_gradient):
+        super().on_end(result, full_gradient)
+        self.kept[VARIATE] = self.control_variate
+
+
+class ChangeOfAll(Scaffold):
+    """Adds the mean change of the sampled clients as if all had been sampled."""
+
+    def aggregate(self, server_round, replies):
+        before = self.server_variate
+        weights = super().aggregate(server_round, replies)
+        share = len(replies) / self.config.data.num_clients
+        change = weights_module.add_scaled(self.server_variate, before, -1.0)
+        self.server_variate = weights_module.add_scaled(before, change, 1.0 / share)
+        return weights
+
+
+@pytest.mark.parametrize("hook_class", [Reversed, StartsAtTheWeights, NeverRenewed])
+def test_broken_clients_are_caught(hook_class):
+    class Mutant(Scaffold):
+        hook = hook_class
+
+    assert caught(check_reference, Mutant)
+    if hook_class is Reversed:
+        assert caught(check_fixed_point, Mutant)
+
+
+def test_a_server_that_forgets_the_share_of_clients_is_caught():
+    def check(algorithm):
+        clients = make_clients(3, 5, 2, 4)
+        sampled = [Participants({i: i for i in range(4)}).sample(2, 0, r) for r in range(1, 7)]
+        expected = reference(clients, "II", rounds=6, sampled=sampled)
+        assert same(run(algorithm, clients, rounds=6, clients_per_round=2), expected)
+
+    check(Scaffold)
+    assert caught(check, ChangeOfAll)
+
+
+@pytest.mark.parametrize("odd", [{"optimizer": "adam"}, {"momentum": 0.9}, {"gradient-clip": 1.0}], ids=str)
+def test_option_two_is_for_plain_sgd(odd):
+    plain = {"optimizer": "sgd", "momentum": 0.0, "gradient-clip": 0.0}
+    defaults = default_run_config() | plain | {"algorithm": "scaffold"}
+    assert option_of(load_config(defaults)) == "II"
+    assert option_of(load_config(defaults | odd)) == "I"
+    Scaffold.check_config(load_config(defaults | {"scaffold-option": "II"}))
+    with pytest.raises(ConfigError, match=r'scaffold-option = "II" is defined for plain SGD'):
+        Scaffold.check_config(load_config(defaults | odd | {"scaffold-option": "II"}))
+
+
+def test_with_adam_it_says_which_option_it_takes(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+    caplog.set_level(logging.INFO, "fedddpm")
+    assert np.isfinite(run("scaffold", optimizer="adam")).all()
+    assert "the control variates follow Option I" in caplog.text
