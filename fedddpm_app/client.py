@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
+from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.client_state import ClientState
@@ -18,6 +19,7 @@ from fedddpm_app.federation.records import (
     NUM_PARTITIONS,
     PARTITION_ID,
     SERVER_ROUND,
+    STATE_ROUND,
     to_arrays,
     to_weights,
 )
@@ -71,9 +73,9 @@ def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
         setup = _checked(set_up(context), context)
         hook = _create_hook(setup, message, context)
         result = setup.worker.train(hook)
+        _check_finite(result.training, hook)
         if hook.keeps_state:
-            state = ClientState(setup.config, context, hook.round.partition_id)
-            state.save(hook.round.server_round, hook.kept)
+            _open_state(setup, message, context).save(hook.round.server_round, hook.kept)
         metrics = _metrics(result.training, result.num_examples)
         metrics.update(hook.metrics)
         sent = {name: to_arrays(weights) for name, weights in hook.sent.items()}
@@ -91,13 +93,28 @@ def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
 
 def _create_hook(setup: ClientSetup, message: Message, context: Context) -> TrainingHook:
     """Make the algorithm's hook for the round that a message is about."""
-    config_record: ConfigRecord = message.content.config_records[CONFIG]
     partition_id = _partition(context)
     received = {name: to_weights(arrays) for name, arrays in message.content.array_records.items() if name != ARRAYS}
     hook = setup.strategy.hook
-    state = ClientState(setup.config, context, partition_id) if hook.keeps_state else {}
-    server_round = int(config_record[SERVER_ROUND])  # type: ignore[arg-type]
+    state = _open_state(setup, message, context) if hook.keeps_state else {}
+    server_round = _told(message, SERVER_ROUND)
     return hook(LocalRound(setup.config, partition_id, server_round, _weights(message), received, state))
+
+
+def _open_state(setup: ClientSetup, message: Message, context: Context) -> ClientState:
+    return ClientState(setup.config, context, _partition(context), _told(message, STATE_ROUND))
+
+
+def _told(message: Message, key: str) -> int:
+    config: ConfigRecord = message.content.config_records[CONFIG]
+    return int(config[key])  # type: ignore[arg-type]
+
+
+def _check_finite(training: TrainResult, hook: TrainingHook) -> None:
+    """Raise for a training that diverged, before anything of it is kept."""
+    for weights in (training.weights, *hook.kept.values(), *hook.sent.values()):
+        if not weights_module.is_finite(weights):
+            raise RuntimeError(f"its training diverged, with a last loss of {training.final_loss}: lower learning-rate")
 
 
 def _checked(setup: ClientSetup, context: Context) -> ClientSetup:

@@ -62,8 +62,6 @@ class TrainResult:
         Wall time of the loop.
     learning_rate_sum : float
         The learning rates of all steps together: ``K eta`` where it is constant.
-    gradient_weight : float
-        See ``optimization.gradient_weight``: K for SGD without momentum at a constant learning rate.
     """
 
     weights: Weights
@@ -72,7 +70,6 @@ class TrainResult:
     steps: int
     seconds: float
     learning_rate_sum: float = 0.0
-    gradient_weight: float = 0.0
 
 
 class TrainingHook:

@@ -54,14 +54,16 @@ class Columns:
     ----------
     tensors : Tensor, or tuple or dict of Tensor
         Each of shape (N, ...). A batch has the same form.
+    what : str
+        Names the data set in errors.
     """
 
-    def __init__(self, tensors: Any) -> None:
+    def __init__(self, tensors: Any, what: str) -> None:
         self._tensors = tensors
         lengths: set[int] = set()
         map_tensors(lambda tensor: lengths.add(len(tensor)), tensors)
         if len(lengths) != 1:
-            raise ConfigError(f"client_datasets: its tensors have {sorted(lengths)} rows; give all the same number.")
+            raise ConfigError(f"{what}: its tensors have {sorted(lengths)} rows; give all the same number.")
         self._length = lengths.pop()
 
     def __len__(self) -> int:
@@ -136,7 +138,7 @@ class Pooled:
         return _concatenate(batches)
 
 
-def as_training_data(dataset: Any, dtype: torch.dtype) -> TrainingData:
+def as_training_data(dataset: Any, dtype: torch.dtype, what: str = "client_datasets") -> TrainingData:
     """Turn what a user holds into batches by index.
 
     Parameters
@@ -147,6 +149,8 @@ def as_training_data(dataset: Any, dtype: torch.dtype) -> TrainingData:
         ``Dataset`` or a list of examples: batches are what ``default_collate`` makes of them.
     dtype : torch.dtype
         Of floating-point values.
+    what : str
+        Names the data set in errors.
 
     Raises
     ------
@@ -157,16 +161,16 @@ def as_training_data(dataset: Any, dtype: torch.dtype) -> TrainingData:
         dataset = dataset.tensors
     data: TrainingData
     if isinstance(dataset, Tensor | np.ndarray | tuple | dict):
-        data = Columns(_cast(map_tensors(torch.atleast_1d, _to_tensors(dataset)), dtype))
+        data = Columns(_cast(map_tensors(torch.atleast_1d, _to_tensors(dataset)), dtype), what)
     elif hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
         data = Examples(dataset, dtype)
     else:
         raise ConfigError(
-            f"client_datasets: a {type(dataset).__name__} cannot be read by index; give a tensor, a tuple of tensors, "
+            f"{what}: a {type(dataset).__name__} cannot be read by index; give a tensor, a tuple of tensors, "
             "or a data set with a length."
         )
     if not len(data):
-        raise ConfigError("client_datasets: one of them has no examples; give each client at least one.")
+        raise ConfigError(f"{what} has no examples: give at least one.")
     return data
 
 

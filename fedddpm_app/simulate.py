@@ -1,11 +1,11 @@
 """A federation in this process, on any model and loss: for notebooks, property tests and outside checks.
 
 ``simulate`` drives the ClientApp's handlers, the strategies and the worker that `flwr run` drives, through an
-in-process grid, with plain defaults: every client in every round, constant learning rate, no warm-up, no clipping.
+in-process grid, with plain defaults: every client in every round, constant learning rates, no warm-up, no clipping,
+no moving averages.
 """
 
 import copy
-import difflib
 import inspect
 import logging
 import tempfile
@@ -17,12 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fedddpm_app.algorithms import REGISTRY, get_algorithm
+from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.client import ClientSetup, create_client_app
-from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, known_keys, load_config
+from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.inprocess import InProcessGrid
 from fedddpm_app.federation.records import to_arrays, to_weights
+from fedddpm_app.hyperparameters import configure
 from fedddpm_app.in_memory_task import InMemoryTask, as_training_data
 from fedddpm_app.task import Example, LossFn, TrainingData
 from fedddpm_app.weights import Weights, snapshot
@@ -33,28 +34,16 @@ _PLAIN: dict[str, Scalar] = {
     "gradient-clip": 0.0,
     "weight-decay": 0.0,
     "learning-rate-schedule": "constant",
+    "pretrain-learning-rate-schedule": "constant",
     "correction-learning-rate-schedule": "constant",
     "correction-batch-size": 0,
     "feddyn-alpha": 1.0,
     "moon-representation": "",
     "held-out-fraction": 0.0,
+    "ema-decay": 0.0,
     "server-ema-decay": 0.0,
     "device": "cpu",
     "node-timeout": 1.0,
-}
-_PREFIXES = {
-    "fedprox": "fedprox-",
-    "scaffold": "scaffold-",
-    "feddyn": "feddyn-",
-    "moon": "moon-",
-    "fedddpm-plus": "plus-",
-}
-_SYMBOLS = {  # the papers' names, and others in use
-    "proximal-mu": "fedprox-mu",
-    "eta-g": "scaffold-server-learning-rate",
-    "server-lr": "scaffold-server-learning-rate",
-    "tau": "moon-temperature",
-    "delta": "plus-threshold",
 }
 
 
@@ -83,8 +72,8 @@ def simulate(
     model : nn.Module
         Where training starts; it is copied.
     loss_fn : callable
-        ``(model, batch) -> scalar``, or ``(model, batch, generator)`` for a loss that draws random numbers. It should
-        be a mean over the batch.
+        ``(model, batch) -> scalar``, with a further argument named ``generator`` for a loss that draws random numbers.
+        It should be a mean over the batch.
     client_datasets : sequence
         One per client, see ``as_training_data``: a tensor (N, ...), a tuple or dict of tensors with the same N, or
         anything with a length and examples by index.
@@ -93,15 +82,16 @@ def simulate(
     local_steps : int or sequence of int
         Optimiser steps per client and round; a sequence gives each client its own.
     lr : float
-        Local learning rate; also the correction's, unless ``correction_learning_rate`` is given.
+        Local learning rate; also the correction's and pretraining's, unless ``correction_learning_rate`` or
+        ``pretrain_learning_rate`` is given.
     optimizer : {"sgd", "adam", "adamw"}
         The local optimiser.
     seed : int
         Of all random choices.
     dtype : torch.dtype
-        Of the model and of floating-point data.
+        float64 or float32, of the model and of floating-point data.
     batch_size : int, optional
-        None is the full batch.
+        None is the full batch. A batch larger than a client's data goes on with its examples in a new order.
     auxiliary_data : optional
         D_aux for ``fedddpm``, ``fedddpm-plus`` and ``aux-only``, in a form of ``client_datasets``: a model that is no
         diffusion model cannot generate one. Not needed with ``correction_steps=0`` or while nothing is corrected.
@@ -114,7 +104,8 @@ def simulate(
     weights : dict of str to Tensor
         The final global weights, in ``dtype``, on the CPU.
     history : list of dict
-        One dict per round with the keys of ``stats.jsonl``.
+        One dict per round with the keys of ``stats.jsonl``: ``round``, ``clients`` (that were asked),
+        ``train/client_loss`` (of those that answered), ``train/loss``, ...
 
     Raises
     ------
@@ -123,32 +114,33 @@ def simulate(
     RoundFailedError
         When no client could train.
     """
-    data = [as_training_data(dataset, dtype) for dataset in client_datasets]
-    steps = [local_steps] * len(data) if isinstance(local_steps, int) else list(local_steps)
-    if len(steps) != len(data):
-        raise ConfigError(f"local_steps = {steps} has {len(steps)} numbers for {len(data)} clients: give one for each.")
+    _check_arguments(model, client_datasets, dtype)
+    data = [as_training_data(dataset, dtype, f"client_datasets[{i}]") for i, dataset in enumerate(client_datasets)]
+    steps = _steps_of_each(local_steps, len(data))
     task = InMemoryTask(copy.deepcopy(model).to("cpu", dtype), _with_generator(loss_fn), data, steps)
+    rates: dict[str, Scalar] = {"pretrain-learning-rate": float(lr), "correction-learning-rate": float(lr)}
     with tempfile.TemporaryDirectory() as folder:
         given: dict[str, Scalar] = {
-            "num-rounds": rounds,
+            "num-rounds": int(rounds),
             "num-clients": len(data),
             "local-steps": min(steps),
             "learning-rate": float(lr),
-            "correction-learning-rate": float(lr),
-            "optimizer": optimizer,
-            "seed": seed,
-            "batch-size": batch_size or 0,
+            "optimizer": optimizer.lower(),
+            "seed": int(seed),
+            "batch-size": int(batch_size or 0),
             "state-dir": folder,
         }
-        kind, config = _configure(algorithm, given, hyper)
+        kind, config = configure(algorithm, _PLAIN | rates, given, hyper)
         recorder = MemoryRecorder(Path(folder))
         strategy = kind(config, recorder, task)
         if auxiliary_data is not None:
-            strategy.auxiliary_data = as_training_data(auxiliary_data, dtype)  # type: ignore[attr-defined]
+            if not isinstance(strategy, FedDDPM):
+                raise ConfigError(f'auxiliary_data is of no use to algorithm = "{algorithm}": leave it out.')
+            strategy.auxiliary_data = as_training_data(auxiliary_data, dtype, "auxiliary_data")
         setup = ClientSetup(config, kind, Worker(config, task))
         grid = InProcessGrid(create_client_app(lambda _: setup), len(data), {})
         with _quiet():
-            result = strategy.start(grid, to_arrays(snapshot(task.create_model())), num_rounds=rounds)
+            result = strategy.start(grid, to_arrays(snapshot(task.create_model())), num_rounds=config.run.num_rounds)
     return to_weights(result.arrays), [row for row in recorder.stats if row["phase"] == "round"]
 
 
@@ -169,61 +161,32 @@ class MemoryRecorder:
         self.auxiliary_data = data
 
 
-def _configure(
-    algorithm: str | type[FederatedDiffusion], given: dict[str, Scalar], hyper: Mapping[str, Scalar]
-) -> tuple[type[FederatedDiffusion], Config]:
-    """Return the strategy and the whole config: the defaults, made plain, then what was given."""
-    name = algorithm if isinstance(algorithm, str) else f"{algorithm.__module__}:{algorithm.__qualname__}"
-    overrides: dict[str, Scalar] = {"algorithm": name}
-    options: dict[str, Scalar] = {}
-    prefix = _prefix(algorithm)
-    for key, value in hyper.items():
-        known = _known_key(key, prefix)
-        if known is not None:
-            overrides[known] = value
-        elif ":" in name:
-            options[key] = value
-        else:
-            close = difflib.get_close_matches(key.replace("_", "-"), [*known_keys(), *_SYMBOLS], n=3, cutoff=0.4)
-            raise ConfigError(f"{key} = {value!r}: there is no such key; did you mean {', '.join(close) or 'another'}?")
-    if options:
-        overrides["algorithm-options"] = " ".join(f"{key}={_as_text(value)}" for key, value in options.items())
-    config = load_config(default_run_config() | _PLAIN | given | overrides)
-    if isinstance(algorithm, str):
-        return get_algorithm(config), config
-    algorithm.check_config(config)
-    return algorithm, config
+def _check_arguments(model: nn.Module, client_datasets: Sequence[Any], dtype: torch.dtype) -> None:
+    if not isinstance(model, nn.Module) or not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(f"model = {model!r}: give a torch.nn.Module with parameters to train.")
+    if dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"dtype = {dtype!r}: use torch.float64 or torch.float32.")
+    if isinstance(client_datasets, Mapping) or not len(client_datasets):
+        raise ConfigError("client_datasets has no clients: give a list with one data set for each.")
 
 
-def _prefix(algorithm: str | type[FederatedDiffusion]) -> str:
-    """Return the key prefix of an algorithm, or of the registered one that it derives from."""
-    if isinstance(algorithm, str):
-        return _PREFIXES.get(algorithm, "")
-    names = {kind: name for name, kind in REGISTRY.items()}
-    return next((_PREFIXES[names[kind]] for kind in algorithm.__mro__ if names.get(kind) in _PREFIXES), "")
-
-
-def _known_key(name: str, prefix: str) -> str | None:
-    """Return the run-config key that a hyper-parameter's name stands for."""
-    kebab, known = name.replace("_", "-"), known_keys()
-    symbol = _SYMBOLS.get(kebab, "")
-    candidates = [kebab, prefix + kebab, symbol if prefix and symbol.startswith(prefix) else "", f"aggregator-{kebab}"]
-    return next((key for key in candidates if key in known), None)
-
-
-def _as_text(value: Scalar) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _steps_of_each(local_steps: int | Sequence[int], num_clients: int) -> list[int]:
+    steps = [int(s) for s in local_steps] if isinstance(local_steps, Sequence) else [int(local_steps)] * num_clients
+    if len(steps) != num_clients or min(steps) < 1:
+        raise ConfigError(f"local_steps = {local_steps}: give a number >= 1, or one for each of {num_clients} clients.")
+    return steps
 
 
 def _with_generator(loss_fn: Callable[..., Tensor]) -> LossFn:
-    """Return a loss that takes a generator, whether ``loss_fn`` has a place for one or not."""
-    parameters = list(inspect.signature(loss_fn).parameters.values())
-    third = parameters[2] if len(parameters) > 2 else None
-    if third is not None and (third.name == "generator" or third.default is inspect.Parameter.empty):
-        return loss_fn
+    """Return a checked loss that takes a generator, whether ``loss_fn`` has a place for one or not."""
+    draws = "generator" in inspect.signature(loss_fn).parameters
 
-    def loss(model: nn.Module, batch: Example, _: torch.Generator) -> Tensor:
-        return loss_fn(model, batch)
+    def loss(model: nn.Module, batch: Example, generator: torch.Generator) -> Tensor:
+        value = loss_fn(model, batch, generator=generator) if draws else loss_fn(model, batch)
+        if not (isinstance(value, Tensor) and value.numel() == 1):
+            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(f"loss_fn gave {given}: return a tensor of one number, such as a mean over the batch.")
+        return value.reshape(())
 
     return loss
 

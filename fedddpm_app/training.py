@@ -21,7 +21,6 @@ from fedddpm_app.hooks import TrainingHook, TrainResult
 from fedddpm_app.optimization import (
     create_optimizer,
     create_schedule,
-    gradient_weight,
     learning_rate_factor,
     reset_optimizer,
 )
@@ -154,7 +153,6 @@ class Trainer:
             steps=steps,
             seconds=time.perf_counter() - began,
             learning_rate_sum=learning_rate * sum(factors),
-            gradient_weight=gradient_weight(factors, self.config.momentum if self.config.optimizer == "sgd" else 0.0),
         )
 
     def full_gradient(self, weights: Weights, data: TrainingData, seed: int) -> Weights:

@@ -51,11 +51,11 @@ def weighted_mean(models: Iterable[tuple[Weights, float]]) -> Weights:
     """
     pairs = iter(models)
     first, total = next(pairs)
-    mean = {name: tensor * float(total) for name, tensor in first.items()}
+    mean = {name: _summable(tensor) * float(total) for name, tensor in first.items()}
     for weights, factor in pairs:
         check_match(first, weights)
         for name, tensor in mean.items():
-            tensor.add_(weights[name], alpha=factor)
+            tensor.add_(_summable(weights[name]), alpha=factor)
         total += factor
     return cast_like({name: tensor.div_(total) for name, tensor in mean.items()}, first)
 
@@ -88,12 +88,19 @@ def select(weights: Weights, names: Iterable[str]) -> Weights:
 def cast_like(weights: Weights, reference: Weights) -> Weights:
     """Return ``weights`` in the dtypes of ``reference``; whole numbers are rounded to."""
     return {
-        name: (tensor if reference[name].is_floating_point() else tensor.round()).to(reference[name].dtype)
+        name: (tensor.round() if tensor.is_floating_point() and not reference[name].is_floating_point() else tensor).to(
+            reference[name].dtype
+        )
         for name, tensor in weights.items()
     }
 
 
 def is_finite(weights: Weights) -> bool:
     """Return whether no value is NaN or infinite (checked through each tensor's norm)."""
-    norms = torch._foreach_norm([t.float() for t in weights.values()])
-    return bool(torch.isfinite(torch.stack(list(norms))).all())
+    norms = torch._foreach_norm([t if t.dtype == torch.float64 else t.float() for t in weights.values()])
+    return all(bool(torch.isfinite(norm)) for norm in norms)
+
+
+def _summable(tensor: Tensor) -> Tensor:
+    """Return whole numbers and truth values as float64, in which a mean of them is exact enough to round."""
+    return tensor if tensor.is_floating_point() else tensor.double()

@@ -36,7 +36,8 @@ TINY: dict[str, Scalar] = {
 @pytest.fixture
 def run_config(tmp_path: Path) -> dict[str, Scalar]:
     """The app's defaults, made tiny."""
-    return default_run_config(ROOT) | TINY | {"output-dir": str(tmp_path), "run-name": "run"}
+    places = {"output-dir": str(tmp_path), "run-name": "run", "state-dir": str(tmp_path / "state")}
+    return default_run_config(ROOT) | TINY | places
 
 
 @pytest.fixture

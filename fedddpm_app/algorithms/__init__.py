@@ -39,13 +39,24 @@ def get_algorithm(config: Config) -> type[FederatedDiffusion]:
     ConfigError
         Listing the known algorithms, or naming a value that the algorithm cannot use.
     """
-    name = config.run.algorithm
+    algorithm = find_algorithm(config.run.algorithm)
+    algorithm.check_config(config)
+    return algorithm
+
+
+def find_algorithm(name: str) -> type[FederatedDiffusion]:
+    """Return the strategy of a registered name, or of ``"my_module:MyStrategy"``.
+
+    Raises
+    ------
+    ConfigError
+        Listing the known algorithms, or saying why the class cannot be had.
+    """
     algorithm = _import_algorithm(name) if ":" in name else REGISTRY.get(name)
     if algorithm is None:
         raise ConfigError(
             f'algorithm = "{name}" is not known: use one of {", ".join(REGISTRY)}, or "my_module:MyStrategy".'
         )
-    algorithm.check_config(config)
     return algorithm
 
 

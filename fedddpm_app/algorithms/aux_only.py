@@ -9,6 +9,7 @@ Deviations: none; it is our control.
 """
 
 from fedddpm_app.algorithms.fedddpm import FedDDPM
+from fedddpm_app.config import Config, ConfigError
 
 
 class AuxiliaryOnly(FedDDPM):
@@ -16,3 +17,10 @@ class AuxiliaryOnly(FedDDPM):
 
     own_aggregation = "the control trains on the server's auxiliary set alone and aggregates nothing"
     trains_on_clients = False
+
+    @classmethod
+    def check_config(cls, config: Config) -> None:
+        """Refuse a run that would train nothing."""
+        super().check_config(config)
+        if config.correction.steps == 0:
+            raise ConfigError('correction-steps = 0: algorithm = "aux-only" takes no other steps; use 1 or more.')

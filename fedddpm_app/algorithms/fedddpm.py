@@ -72,12 +72,6 @@ class FedDDPM(FederatedDiffusion):
         TrainingData
             Here M images, uint8 (M, C, H, W), labels int64 (M,) where the model is class-conditional.
         """
-        if not isinstance(self.trainer.model, UNet2DModel):
-            raise ConfigError(
-                f"correction-steps = {self.config.correction.steps}: a {type(self.trainer.model).__name__} is no "
-                "UNet2DModel that an auxiliary set can be drawn from; give auxiliary_data, override build_auxiliary, "
-                "or use correction-steps = 0."
-            )
         shares = largest_remainder(self.config.auxiliary.size, [m.num_examples for m in models])
         parts = [self._sample_client(model, share) for model, share in zip(models, shares, strict=True)]
         data = concatenate(parts)
@@ -181,6 +175,7 @@ class FedDDPM(FederatedDiffusion):
         that is built late is the same, bit for bit.
         """
         if self.auxiliary_data is None:
+            self._check_generates()
             if not self._pretrained:
                 self._pretrained = collect_pretrained(self, self.grid, self.initial_weights)
             with self.own_phase() as mark:
@@ -189,8 +184,18 @@ class FedDDPM(FederatedDiffusion):
                 self.recorder.append(
                     {"phase": "auxiliary", "aux/num_images": len(self.auxiliary_data), **mark.since("time/phase_s")}
                 )
-            self._drop_pretrained()
+        self._drop_pretrained()
         return self.auxiliary_data
+
+    def _check_generates(self) -> None:
+        """Refuse, before anything is pretrained for it, to draw a set from what is no diffusion model."""
+        model = self.trainer.model
+        if type(self).build_auxiliary is FedDDPM.build_auxiliary and not isinstance(model, UNet2DModel):
+            raise ConfigError(
+                f"correction-steps = {self.config.correction.steps}: a {type(model).__name__} is no UNet2DModel that "
+                "an auxiliary set can be drawn from; give auxiliary_data, override build_auxiliary, or use "
+                "correction-steps = 0."
+            )
 
     def _drop_pretrained(self) -> None:
         """Remove the pretrained models that nothing needs any more."""

@@ -83,4 +83,4 @@ class FedDyn(FederatedDiffusion):
         moved = weights_module.add_scaled(mean_parameters, start, -1.0)
         share = len(replies) / self.config.data.num_clients
         self.server_dual = weights_module.add_scaled(self.server_dual, moved, -alpha * share)
-        return mean | weights_module.add_scaled(mean_parameters, self.server_dual, -1.0 / alpha)
+        return self.with_parameters(mean, weights_module.add_scaled(mean_parameters, self.server_dual, -1.0 / alpha))

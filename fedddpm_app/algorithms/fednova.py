@@ -6,50 +6,48 @@ https://arxiv.org/abs/2007.07481, equations (7) to (10) and section 4.
     Client i   w_i <- tau_i local steps on L(.; D_i) from w;  d_i = (w - w_i) / ||a_i||_1
     Server     w <- w - tau_eff sum p_i d_i,   tau_eff = sum p_i ||a_i||_1,   p_i = n_i / sum_{j in S} n_j
 
-Symbols: w (x) -> global_weights, ||a_i||_1 -> gradient_weight, p_i -> from num_examples. ``eta d_i`` of the paper is
-d_i here. ||a_i||_1 is tau_i for plain SGD, and counts momentum and the learning rate's schedule (section 4).
-Deviations: for Adam and AdamW, which the paper does not treat, ||a_i||_1 counts the steps. Clients send w_i, from
-which the server takes d_i.
+Symbols: w (x) -> global_weights, p_i -> from num_examples. ``eta d_i`` of the paper is d_i here. ||a_i||_1 is tau_i for
+plain SGD at a constant learning rate; for momentum and schedules (section 4) the server computes it from tau_i.
+Deviations: for Adam and AdamW, which the paper does not treat, ||a_i||_1 is that of SGD without momentum. Clients send
+w_i, from which the server takes d_i. Buffers that have no gradient are averaged by n_i. With equal steps (a fixed
+``local-steps``) it is FedAvg: ``local-epochs`` makes clients of more data take more.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
-from fedddpm_app.hooks import TrainingHook, TrainResult
+from fedddpm_app.optimization import gradient_weight, learning_rate_factor
 from fedddpm_app.weights import Weights
-
-GRADIENT_WEIGHT = "gradient-weight"
-
-
-class FedNovaHook(TrainingHook):
-    """Tells how often the client has taken its gradients in."""
-
-    def on_end(self, result: TrainResult, full_gradient: Callable[[Weights], Weights]) -> None:
-        """Send ||a_i||_1."""
-        self.metrics[GRADIENT_WEIGHT] = result.gradient_weight
 
 
 class FedNova(FederatedDiffusion):
-    """FedNova's server half: every client's move counts per step."""
+    """FedNova's server half: every client's move counts per step. The client half is plain local training."""
 
-    hook = FedNovaHook
     own_aggregation = "FedNova's server step is a mean of moves per local step"
-    train_metrics = (*FederatedDiffusion.train_metrics, GRADIENT_WEIGHT)
 
     def check_reply(self, reply: Reply) -> None:
-        """Refuse a weight that no training can have: it divides the client's move."""
-        weight, steps = reply.number(GRADIENT_WEIGHT), reply.number("steps")
-        if not weight > 0 or steps < 1:
-            raise ReplyRefusedError(f"{GRADIENT_WEIGHT} is {weight} after {steps} steps, not positive")
+        """Refuse a number of steps that divides by nothing."""
+        steps = reply.number("steps")
+        if steps < 1 or steps != int(steps):
+            raise ReplyRefusedError(f"steps is {steps}, not a positive whole number")
 
     def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
         """Step by tau_eff times the mean move per step, which is a step to a mean of the w_i."""
         total = sum(reply.num_examples for reply in replies)
         shares = [reply.num_examples / total for reply in replies]
-        taus = [reply.number(GRADIENT_WEIGHT) for reply in replies]
-        tau_eff = sum(p * tau for p, tau in zip(shares, taus, strict=True))
-        factors = [p / tau for p, tau in zip(shares, taus, strict=True)]
-        mean = weights_module.weighted_mean((r.load(), f) for r, f in zip(replies, factors, strict=True))
-        return weights_module.lerp(self.global_weights, mean, tau_eff * sum(factors))
+        norms = [self.gradient_weight(int(reply.number("steps"))) for reply in replies]
+        tau_eff = sum(p * norm for p, norm in zip(shares, norms, strict=True))
+        factors = [p / norm for p, norm in zip(shares, norms, strict=True)]
+        per_step = weights_module.weighted_mean((r.load(), f) for r, f in zip(replies, factors, strict=True))
+        return self.with_parameters(
+            weights_module.weighted_mean((reply.load(), reply.num_examples) for reply in replies),
+            weights_module.lerp(self.global_weights, per_step, tau_eff * sum(factors)),
+        )
+
+    def gradient_weight(self, steps: int) -> float:
+        """Return ||a_i||_1 of a client that took so many steps."""
+        training = self.config.training
+        plan = (training.learning_rate_schedule, training.warmup_steps, steps)
+        return gradient_weight([learning_rate_factor(step, *plan) for step in range(steps)], training.momentum)

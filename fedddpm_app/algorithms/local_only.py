@@ -6,11 +6,14 @@ Symbols: w -> the initial weights, w_i -> the client's own model, kept by it ove
 Every client takes as many gradient steps as in FedAvg. There is no global model: figures are means over the clients'
 models, each of which is evaluated alone, and pictures and pipelines are one per client. The clients send their models
 so that the server can do that; it counts as communication although none of it comes back.
-Deviations: what the strategy carries as global weights, and ``simulate`` returns, is the mean by n_i of the models.
+Deviations: the strategy gives out the initial weights in every round, for clients that come late; what it ends with,
+and ``simulate`` returns, is the mean by n_i of the clients' models.
 """
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
+from fedddpm_app import weights as weights_module
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.hooks import TrainingHook, TrainResult
@@ -39,7 +42,14 @@ class LocalOnly(FederatedDiffusion):
     hook = LocalOnlyHook
     own_aggregation = "local-only training aggregates nothing"
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._sizes: dict[int, int] = {}
+
     def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
-        """Take the clients' models, for evaluation."""
+        """Take the clients' models, for evaluation; give out nothing of them, but for their mean at the end."""
         self.client_models |= {reply.partition_id: reply.load() for reply in replies}
-        return super().aggregate(server_round, replies)
+        self._sizes |= {reply.partition_id: reply.num_examples for reply in replies}
+        if server_round < self.config.run.num_rounds:
+            return self.initial_weights
+        return weights_module.weighted_mean((w, self._sizes[i]) for i, w in sorted(self.client_models.items()))

@@ -19,6 +19,7 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
+from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fedddpm_app import weights as weights_module
@@ -53,7 +54,8 @@ class MoonHook(TrainingHook):
         local, *others = self._views
         if local.arguments is None:
             raise ConfigError(
-                'algorithm = "moon" compares what the model puts out, and the loss never calls it: let it, or moon-mu = 0.'
+                'algorithm = "moon" compares what the model puts out, and the loss never calls it: let it, or set '
+                "moon-mu = 0."
             )
         z_glob, z_prev = (view.of(local.arguments) for view in others)
         settings = self.config.moon
@@ -73,6 +75,11 @@ class Moon(FederatedDiffusion):
     """MOON's server half, which is FedAvg's."""
 
     hook = MoonHook
+
+    def prepare(self, grid: Grid, weights: Weights) -> Weights:
+        """Look for the representation before any client does."""
+        _submodule(self.task.create_model(), self.config.moon.representation)
+        return weights
 
 
 def contrastive_loss(z: Tensor, z_glob: Tensor, z_prev: Tensor, temperature: float) -> Tensor:
@@ -106,16 +113,9 @@ class Representation:
         self.model = model
         self.arguments: tuple[tuple[object, ...], dict[str, object]] | None = None
         self._stops = False
-        watched = dict(model.named_modules()).get(name)
-        if watched is None:
-            children = ", ".join(child for child, _ in model.named_children())
-            raise ConfigError(
-                f'moon-representation = "{name}" is no submodule of the model: use one of {children}, or an empty text '
-                "for its output."
-            )
         self._handles = [
             model.register_forward_pre_hook(self._take_arguments, with_kwargs=True),
-            watched.register_forward_hook(self._take_output),
+            _submodule(model, name).register_forward_hook(self._take_output),
         ]
 
     @torch.no_grad()
@@ -140,14 +140,33 @@ class Representation:
 
     def _take_output(self, _: nn.Module, __: object, output: object) -> None:
         tensor = output if isinstance(output, Tensor) else _first_tensor(output)
-        rows = tensor if tensor.dim() > 1 else tensor.reshape(1, -1)
-        self.value = rows.flatten(2).mean(2) if rows.dim() > 2 else rows
+        self.value = _pooled(tensor)
         if self._stops:
             raise _ReachedError
 
 
+def _pooled(tensor: Tensor) -> Tensor:
+    """Return (B, C, ...) averaged over its places, (B, T, D) over its tokens, as (B, D), in memory of its own."""
+    if tensor.dim() > 3:
+        return tensor.flatten(2).mean(2)
+    if tensor.dim() == 3:
+        return tensor.mean(1)
+    return tensor.reshape(1, -1).clone() if tensor.dim() < 2 else tensor.clone()
+
+
 class _ReachedError(Exception):
     """The representation is there: the rest of the model need not run."""
+
+
+def _submodule(model: nn.Module, name: str) -> nn.Module:
+    found: nn.Module | None = dict(model.named_modules()).get(name)
+    if found is None:
+        children = ", ".join(child for child, _ in model.named_children())
+        raise ConfigError(
+            f'moon-representation = "{name}" is no submodule of the model: use one of {children}, or an empty text '
+            "for its output."
+        )
+    return found
 
 
 def _first_tensor(output: object) -> Tensor:

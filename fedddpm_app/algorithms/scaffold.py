@@ -14,7 +14,7 @@ eta_g -> scaffold-server-learning-rate, N -> num-clients, option -> scaffold-opt
 Deviations: clients send v, from which the server takes dw_i. Clients count alike, as in the paper, whatever their
 number of examples. Option II is defined for plain SGD; with another local optimiser, momentum or clipping, "auto"
 takes Option I, and the correction enters the gradient that the optimiser sees: a heuristic, not the paper's theorem.
-Option I draws t and noise once per example. Buffers that have no gradient are averaged.
+Option I draws t and noise once per example, and leaves weight decay out, which Option II has in it. Buffers that have no gradient are averaged.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -112,8 +112,9 @@ class Scaffold(FederatedDiffusion):
         change = weights_module.weighted_mean((reply.load(VARIATE_CHANGE), 1.0) for reply in replies)
         share = len(replies) / self.config.data.num_clients
         self.server_variate = weights_module.add_scaled(self.server_variate, change, share)
-        moved = weights_module.lerp(self.global_weights, mean, self.config.scaffold.server_learning_rate)
-        return mean | weights_module.select(moved, self.parameter_names)
+        return self.with_parameters(
+            mean, weights_module.lerp(self.global_weights, mean, self.config.scaffold.server_learning_rate)
+        )
 
 
 def option_of(config: Config) -> str:

@@ -57,6 +57,11 @@ def _check_steps(config: Config) -> None:
             f"local-steps = {training.local_steps} and local-epochs = {training.local_epochs}: "
             "set exactly one of them, the other to 0."
         )
+    if training.momentum and training.optimizer != "sgd":
+        raise ConfigError(
+            f'momentum = {training.momentum} is of optimizer = "sgd", and optimizer = "{training.optimizer}" has its '
+            "own: use momentum = 0.0."
+        )
     if training.local_steps:
         check_warmup(f"local-steps = {training.local_steps}", training.local_steps, training.warmup_steps)
 

@@ -161,7 +161,7 @@ class TrainingConfig:
 
     @property
     def is_plain_sgd(self) -> bool:
-        """Whether a step is ``w - learning_rate * gradient`` and nothing else."""
+        """Whether a step is ``w - learning_rate * gradient``, of a loss that may have weight decay in it."""
         return self.optimizer == "sgd" and self.momentum == 0 and self.gradient_clip == 0
 
 

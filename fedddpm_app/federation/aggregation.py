@@ -3,13 +3,18 @@
 McMahan et al. 2017 (fedavg), Hsu et al. 2019 (fedavgm), Reddi et al. 2021 (fedadam, fedyogi, fedadagrad), Yin et al.
 2018 (fedmedian, fedtrimmedavg), Blanchard et al. 2017 (krum, multikrum), El Mhamdi et al. 2018 (bulyan). The
 arithmetic is Flower's; here the rules are made, checked, and told each round what weights it started from.
+
+Deviations that are Flower's: FedAdam corrects its learning rate for bias as Adam does, with round + 1 in the exponents,
+where Reddi et al. correct nothing; Bulyan takes the best clients of one Krum ranking, where the paper ranks anew after
+each choice.
 """
 
+import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Message
+from flwr.app import ArrayRecord, ConfigRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     Bulyan,
@@ -25,6 +30,12 @@ from flwr.serverapp.strategy import (
 )
 
 from fedddpm_app.config import AggregatorName, Config, ConfigError
+from fedddpm_app.federation.records import ARRAYS, to_arrays, to_weights
+from fedddpm_app.federation.replies import Reply
+from fedddpm_app.weights import Weights, select, weighted_mean
+
+_STEPPING = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
+_CHOOSING = ("krum", "multikrum", "bulyan")
 
 
 def create_rule(config: Config) -> FedAvg:
@@ -52,45 +63,90 @@ def create_rule(config: Config) -> FedAvg:
     return makers[config.run.aggregator]()
 
 
-def apply_rule(
-    rule: FedAvg, server_round: int, arrays: ArrayRecord, messages: Sequence[Message], grid: Grid
-) -> ArrayRecord | None:
-    """Aggregate a round's replies.
+class AggregationRule:
+    """The rule of the ``aggregator`` key, which keeps its momenta over rounds.
+
+    Weights that have no gradient, such as running means, are averaged by examples where the rule steps by momenta;
+    whole numbers are under every rule but ``fedavg`` itself. The rules that choose clients by distances get them in
+    float64: Flower takes ``|x|^2 + |y|^2 - 2 x.y``, of which float32 leaves nothing where clients are close.
 
     Parameters
     ----------
-    rule : FedAvg
-        From ``create_rule``; keeps its own momenta over rounds.
-    server_round : int
-        From 1.
-    arrays : ArrayRecord
-        What the round started from. Rules that step from it are told it each round, since a correction may have
-        changed what they returned.
-    messages : sequence of Message
-        Checked replies; their arrays may be used up.
-    grid : Grid
-        Is not used.
+    config : Config
+        The run's config.
 
-    Returns
-    -------
-    ArrayRecord or None
-        None where the rule cannot take so few replies.
+    Attributes
+    ----------
+    name : str
+        Of the key.
+    least_replies : int
+        How many it needs to keep its promise.
+    steps : bool
+        Whether it steps from the global weights by momenta.
     """
-    if hasattr(rule, "current_arrays"):
-        rule.current_arrays = None
-    rule.fraction_train = 0.0  # takes the arrays in and addresses nobody
-    rule.configure_train(server_round, arrays, ConfigRecord(), grid)
-    return rule.aggregate_train(server_round, messages)[0]
+
+    def __init__(self, config: Config) -> None:
+        self.name = config.run.aggregator
+        self.least_replies = least_replies(config)
+        self.steps = self.name in _STEPPING
+        self._rule = create_rule(config)
+        self._rule.fraction_train = 0.0  # its configure_train takes the arrays in and addresses nobody
+
+    def aggregate(
+        self, server_round: int, start: ArrayRecord, replies: Sequence[Reply], parameters: Container[str], grid: Grid
+    ) -> Weights:
+        """Aggregate a round's replies.
+
+        Parameters
+        ----------
+        server_round : int
+            From 1.
+        start : ArrayRecord
+            What the round started from. Rules that step from it are told it each round, since a correction may have
+            changed what they returned.
+        replies : sequence of Reply
+            At least ``least_replies``.
+        parameters : container of str
+            The names of the weights that training changes by gradients; asked for where ``steps``.
+        grid : Grid
+            Is not used.
+        """
+        rest: Weights = {}
+        if self.name != "fedavg":
+            like = replies[0].references[ARRAYS]
+            names = [n for n, t in like.items() if (n in parameters if self.steps else t.is_floating_point())]
+            others = [name for name in like if name not in names]
+            if others:
+                rest = weighted_mean((select(reply.load(), others), reply.num_examples) for reply in replies)
+            start = to_arrays(self._part(to_weights(start), names))
+            for reply in replies:
+                reply.message.content[ARRAYS] = to_arrays(self._part(reply.load(), names))
+        if hasattr(self._rule, "current_arrays"):
+            self._rule.current_arrays = None
+        self._rule.configure_train(server_round, start, ConfigRecord(), grid)
+        arrays, _ = self._rule.aggregate_train(server_round, [reply.message for reply in replies])
+        if arrays is None:
+            raise RuntimeError(f'aggregator = "{self.name}" gave nothing for {len(replies)} replies.')
+        return to_weights(arrays) | rest
+
+    def _part(self, weights: Weights, names: list[str]) -> Weights:
+        part = select(weights, names)
+        return {name: tensor.double() for name, tensor in part.items()} if self.name in _CHOOSING else part
 
 
 def least_replies(config: Config) -> int:
     """Return how many replies the rule needs to keep its promise."""
-    malicious = config.aggregator.malicious
+    settings = config.aggregator
+    malicious = settings.malicious
     match config.run.aggregator:
-        case "krum" | "multikrum":
+        case "krum":
             return 2 * malicious + 3
+        case "multikrum":  # so that none of those averaged need be malicious
+            return max(2 * malicious + 3, settings.selected + malicious)
         case "bulyan":
             return 4 * malicious + 3
+        case "fedtrimmedavg" if settings.trim:  # so that one is cut off at each end
+            return next(count for count in itertools.count(1) if int(settings.trim * count))
         case _:
             return 1
 
@@ -100,11 +156,6 @@ def check_rule(config: Config) -> None:
     name, settings = config.run.aggregator, config.aggregator
     count = config.run.clients_per_round or config.data.num_clients
     least = least_replies(config)
-    if count < least:
-        raise ConfigError(
-            f'aggregator = "{name}" with aggregator-malicious = {settings.malicious} needs {least} clients per round, '
-            f"and a round has {count}: use more clients, or aggregator-malicious = {_most_malicious(name, count)}."
-        )
     if name == "multikrum" and settings.selected > count - settings.malicious:
         raise ConfigError(
             f"aggregator-selected = {settings.selected} is more than the {count - settings.malicious} clients that "
@@ -116,6 +167,11 @@ def check_rule(config: Config) -> None:
             f"{math.ceil(100 / count) / 100}."
             if count > 2
             else f'aggregator = "fedtrimmedavg" needs 3 clients per round or more, and a round has {count}.'
+        )
+    if count < least:
+        raise ConfigError(
+            f'aggregator = "{name}" with aggregator-malicious = {settings.malicious} needs {least} clients per round, '
+            f"and a round has {count}: use more clients, or aggregator-malicious = {_most_malicious(name, count)}."
         )
 
 

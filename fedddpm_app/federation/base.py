@@ -13,7 +13,7 @@ from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, ConfigError, is_due
 from fedddpm_app.device import resolve_device
 from fedddpm_app.federation.accounting import Accounting, Mark
-from fedddpm_app.federation.aggregation import apply_rule, check_rule, create_rule, least_replies
+from fedddpm_app.federation.aggregation import AggregationRule, check_rule
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import discover
@@ -98,8 +98,9 @@ class FederatedDiffusion(FedAvg):
         self.train_loss = float("nan")
         self.client_models: dict[int, Weights] = {}
         self.reply_references: dict[str, Weights] = {}
-        self._rule = create_rule(config)
+        self._rule = AggregationRule(config)
         self._sampled: list[int] = []
+        self._state_rounds: dict[int, int] = {}
         self._mark = Mark(self.accounting)
         self._round: dict[str, object] = {}
 
@@ -141,20 +142,13 @@ class FederatedDiffusion(FedAvg):
         replies : sequence of Reply
             At least one, checked, by partition id; ``reply.load()`` gives a client's weights.
         """
-        messages = [reply.message for reply in replies]
-        least, arrays = least_replies(self.config), None
-        if len(replies) >= least:
-            arrays = apply_rule(self._rule, server_round, self._arrays, messages, self.grid)
-        if arrays is None:
-            logger.warning(
-                "round %d: %s needs %d replies and %d came: the global weights stay as they are",
-                server_round,
-                self.config.run.aggregator,
-                least,
-                len(replies),
-            )
+        rule = self._rule
+        if len(replies) < rule.least_replies:
+            text = "round %d: %s needs %d replies and %d came: the global weights stay as they are"
+            logger.warning(text, server_round, rule.name, rule.least_replies, len(replies))
             return self.global_weights
-        return to_weights(arrays)
+        parameters = self._names_of if rule.steps else ()
+        return rule.aggregate(server_round, self._arrays, replies, parameters, self.grid)
 
     def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
         """Return the round's global weights, given what ``aggregate`` made (here: that)."""
@@ -254,10 +248,10 @@ class FederatedDiffusion(FedAvg):
         """What the current round started from."""
         return to_weights(self._arrays)
 
-    @cached_property
+    @property
     def parameter_names(self) -> list[str]:
-        """The weights that training changes by gradients; the others, such as running means, are only averaged."""
-        return [name for name, parameter in self.task.create_model().named_parameters() if parameter.requires_grad]
+        """The weights that training changes by gradients, each once; others, such as running means, are averaged."""
+        return list(dict.fromkeys(self._names_of.values()))
 
     @contextmanager
     def own_phase(self) -> Iterator[Mark]:
@@ -266,13 +260,24 @@ class FederatedDiffusion(FedAvg):
         yield mark
         self._mark.leave_out(mark)
 
+    @cached_property
+    def _names_of(self) -> dict[str, str]:
+        """Maps each parameter's names in ``state_dict``, of which a tied one has several, to its first."""
+        first: dict[int, str] = {}
+        named = self.task.create_model().named_parameters(remove_duplicate=False)
+        return {name: first.setdefault(id(p), name) for name, p in named if p.requires_grad}
+
+    def with_parameters(self, weights: Weights, parameters: Weights) -> Weights:
+        """Return ``weights`` with its parameters, by all their names, taken from ``parameters``."""
+        return weights | {name: parameters[first] for name, first in self._names_of.items()}
+
     def record(self, **stats: object) -> None:
         """Add figures to the current round's line in ``stats.jsonl``."""
         self._round |= stats
 
     def _address(self, message_type: str, records: Mapping[str, ArrayRecord], server_round: int) -> list[Message]:
         timeout = self.config.schedule.round_timeout
-        return self.clients.address(self._sampled, message_type, records, server_round, timeout)
+        return self.clients.address(self._sampled, message_type, records, server_round, timeout, self._state_rounds)
 
     def _aggregate_clients(self, server_round: int, replies: Iterable[Message]) -> tuple[Weights, MetricRecord]:
         what = f"round {server_round}"
@@ -293,6 +298,7 @@ class FederatedDiffusion(FedAvg):
             "train/client_loss": {str(reply.partition_id): reply.number("loss") for reply in accepted},
             "train/num_examples": sum(reply.num_examples for reply in accepted),
         }
+        self._state_rounds |= {reply.partition_id: server_round for reply in accepted}
         weights = self.aggregate(server_round, accepted)
         return weights_module.cast_like(weights, self.initial_weights), metrics
 

@@ -2,8 +2,10 @@
 
 Flower's ``context.state`` lives in memory and is pushed under a short time limit, so that model-sized state gets
 lost there. A client's weights go to safetensors files, written atomically, in a folder of the run; ``context.state``
-holds only a marker (round, file name, SHA-256), which is checked at load. The file before the last is kept until the
-next round: if a client dies between writing and answering, its marker still names a file that is there.
+holds only a marker (the SHA-256 of each round's file), which is checked at load.
+
+The server tells which round's reply it accepted last, and that round's state is what the client goes on from: a
+reply that was refused or lost leaves both sides as they were. So the state before the last is kept as well.
 """
 
 import hashlib
@@ -27,7 +29,7 @@ class ClientStateError(RuntimeError):
 
 
 class ClientState(Mapping[str, Weights]):
-    """One client's state in one run: as a mapping, what was saved last, read on first use.
+    """One client's state in one run: as a mapping, what it kept of ``state_round``, read on first use.
 
     Parameters
     ----------
@@ -37,75 +39,83 @@ class ClientState(Mapping[str, Weights]):
         Its ``run_id`` names the folder, its ``state`` holds the marker.
     partition_id : int
         Names the files.
+    state_round : int
+        The round of the last reply that the server accepted; 0 if there is none, and so no state.
     """
 
-    def __init__(self, config: Config, context: Context, partition_id: int) -> None:
+    def __init__(self, config: Config, context: Context, partition_id: int, state_round: int = 0) -> None:
         parent = Path(config.run.state_dir).expanduser() if config.run.state_dir else get_flwr_home() / _FOLDER
         self.folder = parent.resolve() / f"run-{context.run_id}"
         self._context = context
         self._prefix = f"client-{partition_id:04d}"
-        self._who = f"client {partition_id}"
+        self._round = state_round
         self._loaded: dict[str, Weights] | None = None
 
     def __getitem__(self, name: str) -> Weights:
-        return self._last()[name]
+        return self._records()[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._last())
+        return iter(self._records())
 
     def __len__(self) -> int:
-        return len(self._last())
-
-    def _last(self) -> dict[str, Weights]:
-        if self._loaded is None:
-            self._loaded = self.load()
-        return self._loaded
+        return len(self._records())
 
     def load(self) -> dict[str, Weights]:
-        """Return what was saved last, by name; nothing before the first ``save``.
+        """Read the state of ``state_round``.
 
         Raises
         ------
         ClientStateError
-            When the file is missing, or not the one that was written.
+            When its file or marker is missing, or is not the one that was written.
         """
-        marker = self._context.state.config_records.get(_MARKER)
-        if marker is None:
+        if self._round == 0:
             return {}
-        path, server_round = self.folder / str(marker["file"]), int(marker["round"])  # type: ignore[arg-type]
-        fix = "restore the folder (state-dir) from a backup, or start a new run; the client is left out of this one"
+        what, path = f"its state of round {self._round}", self._path(self._round)
+        fix = "restore the folder (state-dir) from a backup, or start a new run; this run goes on without the client"
+        digest = self._digests().get(str(self._round))
+        if digest is None:
+            raise ClientStateError(f"{what} is lost: its node has forgotten it, as after a restart; {fix}.")
         if not path.is_file():
-            raise ClientStateError(
-                f"{self._who} has lost its state of round {server_round}: {path} is not there; {fix}."
-            )
-        if _digest(path) != marker["sha256"]:
-            raise ClientStateError(
-                f"{self._who}: {path} is not the state that round {server_round} wrote: its SHA-256 differs; {fix}."
-            )
+            raise ClientStateError(f"{what} is lost: {path} is not there; {fix}.")
+        if _digest(path) != digest:
+            raise ClientStateError(f"{what} has changed: {path} has another SHA-256 than was written; {fix}.")
         return _unflatten(load_file(path))
 
     def save(self, server_round: int, state: Mapping[str, Weights]) -> None:
-        """Write the state of a round and mark it; files older than the last are removed."""
+        """Write the state of a round and mark it; it and that of ``state_round`` are kept, older ones removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"{self._prefix}-round-{server_round:04d}.safetensors"
+        path = self._path(server_round)
         partial = path.with_suffix(f".{os.getpid()}.partial")
         save_file(_flatten(state), partial)
         partial.replace(path)
-        earlier = self._context.state.config_records.get(_MARKER)
-        kept = {path.name, str(earlier["file"]) if earlier else ""}
-        self._context.state[_MARKER] = ConfigRecord({"round": server_round, "file": path.name, "sha256": _digest(path)})
-        self._remove(kept)
+        kept = {key: digest for key, digest in self._digests().items() if key == str(self._round)}
+        kept[str(server_round)] = _digest(path)
+        self._context.state[_MARKER] = ConfigRecord(dict(kept))
+        self._remove_all_but({self._path(int(key)) for key in kept})
 
     def forget(self) -> None:
         """Remove the client's files of this run, and the folder when it was the last."""
         self._context.state.pop(_MARKER, None)
-        self._remove(set())
+        self._remove_all_but(set())
         if self.folder.is_dir() and not any(self.folder.iterdir()):
             self.folder.rmdir()
 
-    def _remove(self, kept: set[str]) -> None:
+    def _records(self) -> dict[str, Weights]:
+        if self._loaded is None:
+            self._loaded = self.load()
+        return self._loaded
+
+    def _digests(self) -> dict[str, str]:
+        """Return the SHA-256 of each marked round's file."""
+        marker = self._context.state.config_records.get(_MARKER)
+        return {} if marker is None else {key: str(value) for key, value in marker.items()}
+
+    def _path(self, server_round: int) -> Path:
+        return self.folder / f"{self._prefix}-round-{server_round:04d}.safetensors"
+
+    def _remove_all_but(self, kept: set[Path]) -> None:
         for path in self.folder.glob(f"{self._prefix}-round-*"):
-            if path.name not in kept:
+            if path not in kept:
                 path.unlink(missing_ok=True)
 
 

@@ -1,5 +1,6 @@
 """The run's clients: who is written to, and whose reply is taken."""
 
+import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
 from flwr.app import ArrayRecord, Message
@@ -45,16 +46,21 @@ class Clients:
         records: Mapping[str, ArrayRecord],
         server_round: int,
         timeout: float,
+        state_rounds: Mapping[int, int] = types.MappingProxyType({}),
     ) -> list[Message]:
         """Return one message with the records for each partition, and count its bytes.
 
         ``timeout`` (seconds) is how long the answers will be waited for: Flower drops a message after its time
-        to live, of 12 hours by default, whatever its sender waits for.
+        to live, of 12 hours by default, whatever its sender waits for. ``state_rounds`` tells each client from which
+        round its last accepted reply was, see ``ClientState``; none if it is missing.
         """
-        content = request(records, server_round)
+        contents = {r: request(records, server_round, r) for r in {state_rounds.get(p, 0) for p in partitions}}
         self._accounting.bytes_down += sum(payload_bytes(arrays) for arrays in records.values()) * len(partitions)
         node_of, ttl = self.participants.node_of, timeout + _TTL_MARGIN_SECONDS
-        return [Message(content, dst_node_id=node_of[p], message_type=message_type, ttl=ttl) for p in partitions]
+        return [
+            Message(contents[state_rounds.get(p, 0)], dst_node_id=node_of[p], message_type=message_type, ttl=ttl)
+            for p in partitions
+        ]
 
     def accept(
         self,

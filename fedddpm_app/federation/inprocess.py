@@ -6,6 +6,7 @@ Breakpoints work, tracebacks are whole, two tiny rounds take a fraction of a sec
 
 import copy
 import itertools
+import secrets
 import traceback
 from collections.abc import Iterable
 
@@ -38,14 +39,16 @@ class InProcessGrid(Grid):
     """
 
     def __init__(self, client_app: ClientApp, num_clients: int, run_config: dict[str, Scalar]) -> None:
-        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 1, 1, 1
+        run_id = secrets.randbits(63)  # as Flower's: no two runs share a client's state
+        TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
         self._client_app = client_app
-        self._run = Run.create_empty(1)
+        self._run = Run.create_empty(run_id)
         self._ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
+        self._shown: set[str] = set()
         self.contexts = {
             _FIRST_NODE + partition: Context(
-                run_id=1,
+                run_id=run_id,
                 node_id=_FIRST_NODE + partition,
                 node_config={PARTITION_ID: partition, NUM_PARTITIONS: num_clients},
                 state=RecordDict(),
@@ -102,7 +105,9 @@ class InProcessGrid(Grid):
             TaskIdentity.node_id = context.node_id
             return self._client_app(copy.copy(message), context)
         except Exception as error:  # noqa: BLE001 - what a client raises is its reply, as in Flower
-            logger.error("%s", traceback.format_exc())
+            if str(error) not in self._shown:  # once, not for every client and round
+                logger.error("%s", traceback.format_exc())
+                self._shown.add(str(error))
             return Message(Error(_CLIENT_FAILED, str(error)), reply_to=message)
         finally:
             TaskIdentity.node_id = server
@@ -113,5 +118,7 @@ def run_inprocess(
 ) -> None:
     """Run a ServerApp against ``num_clients`` in-process clients, to the end; exceptions come through."""
     grid = InProcessGrid(client_app, num_clients, run_config)
-    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config))
+    context = Context(
+        run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config)
+    )
     server_app(grid=grid, context=context)

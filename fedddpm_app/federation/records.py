@@ -12,6 +12,7 @@ CONFIG = "config"
 METRICS = "metrics"
 NUM_EXAMPLES = "num-examples"
 SERVER_ROUND = "server-round"
+STATE_ROUND = "state-round"
 PARTITION_ID = "partition-id"
 NUM_PARTITIONS = "num-partitions"
 LABEL_COUNTS = "label-counts"
@@ -29,9 +30,9 @@ def to_weights(arrays: ArrayRecord) -> Weights:
     return dict(arrays.to_torch_state_dict())
 
 
-def request(records: Mapping[str, ArrayRecord], server_round: int) -> RecordDict:
-    """Return the content of a training or evaluation message."""
-    return RecordDict({**records, CONFIG: ConfigRecord({SERVER_ROUND: server_round})})
+def request(records: Mapping[str, ArrayRecord], server_round: int, state_round: int) -> RecordDict:
+    """Return the content of a training or evaluation message; ``state_round`` as for ``ClientState``."""
+    return RecordDict({**records, CONFIG: ConfigRecord({SERVER_ROUND: server_round, STATE_ROUND: state_round})})
 
 
 def payload_bytes(arrays: ArrayRecord) -> int:

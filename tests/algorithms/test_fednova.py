@@ -1,11 +1,14 @@
 """FedNova against numpy, with unequal steps, momentum and schedules."""
 
-import numpy as np
 import pytest
 import torch
+from torch import nn
 
-from fedddpm_app.algorithms.fednova import GRADIENT_WEIGHT, FedNova, FedNovaHook
+from fedddpm_app.algorithms.fednova import FedNova
+from fedddpm_app.config import load_config
+from fedddpm_app.hooks import TrainingHook
 from fedddpm_app.optimization import gradient_weight
+from fedddpm_app.simulate import simulate
 from tests.algorithms.problems import CLIENTS, RATE, ROUNDS, caught, gradient, run, same, shares, start
 
 TAUS = [1, 5, 2]
@@ -37,14 +40,15 @@ def test_rounds_equal_the_reference():
 
 
 def test_counting_steps_where_momentum_counts_more_is_caught():
-    class CountsSteps(FedNovaHook):
-        def on_end(self, result, full_gradient):
-            self.metrics[GRADIENT_WEIGHT] = float(result.steps)
-
     class Mutant(FedNova):
-        hook = CountsSteps
+        def gradient_weight(self, steps):
+            return float(steps)
 
     assert caught(check_reference, Mutant)
+
+
+def test_a_plain_mean_is_caught():
+    assert caught(check_reference, "fedavg")
 
 
 def test_it_removes_the_bias_of_unequal_steps():
@@ -66,17 +70,34 @@ def test_the_gradient_weight_is_what_constant_gradients_move_by(momentum):
     assert gradient_weight([1.0] * 7, 0.0) == 7
 
 
-@pytest.mark.parametrize("weight", [0.0, -1.0])
-def test_a_client_with_an_impossible_weight_is_left_out(weight):
-    class Lies(FedNovaHook):
+@pytest.mark.parametrize("steps", [0.0, -1.0, 0.5])
+def test_a_client_with_impossible_steps_is_left_out(steps):
+    class Lies(TrainingHook):
         def on_end(self, result, full_gradient):
-            super().on_end(result, full_gradient)
             if self.round.partition_id == 1:
-                self.metrics[GRADIENT_WEIGHT] = weight
+                self.metrics["steps"] = steps
 
     class Mutant(FedNova):
         hook = Lies
 
-    others = [CLIENTS[0], CLIENTS[2]]
-    assert same(run(Mutant), run("fednova", others), 1e-12)
-    assert np.isfinite(run(Mutant)).all()
+    assert same(run(Mutant), run("fednova", [CLIENTS[0], CLIENTS[2]]), 1e-12)
+
+
+def test_running_means_are_averaged_and_not_stepped():
+    """A step of tau_eff times the mean move can take a variance below zero."""
+
+    def loss(model, batch):
+        return model(batch).square().mean()
+
+    clients = [torch.randn(8, 3, generator=torch.Generator().manual_seed(k)) * 1e-3 for k in range(4)]
+    model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
+    weights, _ = simulate("fednova", model, loss, clients, 1, [4, 4, 4, 60], 0.01)
+    left = [0.9**k for k in (4, 4, 4, 60)]  # of the initial variance 1, after momentum 0.1 of as many steps
+    assert torch.allclose(weights["0.running_var"], torch.full((3,), sum(left) / 4, dtype=torch.float64), atol=1e-4)
+
+
+def test_schedules_count(run_config):
+    training = {"learning-rate-schedule": "cosine", "warmup-steps": 2, "optimizer": "sgd", "momentum": 0.5}
+    strategy = FedNova(load_config(run_config | training), None, None)
+    factors = [1 / 3, 2 / 3, 1.0, 0.5]  # two warm-up steps, then the cosine's first two of two
+    assert strategy.gradient_weight(4) == pytest.approx(gradient_weight(factors, 0.5), rel=1e-12)

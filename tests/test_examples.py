@@ -1,0 +1,104 @@
+"""The examples of docs/subclassing.md: they run, they do what they say, and the page shows them as they are."""
+
+import re
+
+import numpy as np
+import pytest
+
+from examples.correct_early import CorrectEarly
+from examples.l1_proximal import L1Proximal, L1ProximalHook
+from fedddpm_app.algorithms import get_algorithm
+from fedddpm_app.config import ConfigError, load_config
+from tests.algorithms.problems import (
+    CLIENTS,
+    RATE,
+    ROUNDS,
+    STEPS,
+    gradient,
+    gradient_steps,
+    make_clients,
+    run,
+    same,
+    shares,
+    start,
+)
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "subclassing.md").read_text()
+BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+
+
+@pytest.mark.parametrize(("name", "lines"), [("correct_early", 15), ("l1_proximal", 40)])
+def test_an_example_is_short_and_the_page_shows_it(name, lines):
+    source = (ROOT / "examples" / f"{name}.py").read_text()
+    assert len(source.splitlines()) < lines
+    code = source.split('"""\n\n', 1)[1]  # after the module's docstring
+    assert code in BLOCKS
+
+
+def test_the_rule_corrects_in_the_first_half_only(run_app):
+    app = run_app(algorithm="examples.correct_early:CorrectEarly", num_rounds=4)
+    assert ["correct/loss" in row for row in app.rounds()] == [True, True, False, False]
+    auxiliary = make_clients(4, seed=9)[0]
+    w = start()
+    for server_round in range(1, 5):
+        local = [gradient_steps(w, STEPS, RATE, lambda x, c=c: gradient(c, x)) for c in CLIENTS]
+        w = sum(p * v for p, v in zip(shares(CLIENTS), local, strict=True))
+        if server_round <= 2:
+            w = gradient_steps(w, 3, RATE, lambda x: gradient(auxiliary, x))
+    assert same(run(CorrectEarly, rounds=4, auxiliary_data=auxiliary, correction_steps=3), w)
+
+
+def test_the_regulariser_equals_its_reference(run_app):
+    def reference(strength):
+        w = start()
+        for _ in range(ROUNDS):
+            pull = lambda x, w=w: strength * np.sign(x - w)  # noqa: E731
+            local = [gradient_steps(w, STEPS, RATE, lambda x, c=c: gradient(c, x), pull) for c in CLIENTS]
+            w = sum(p * v for p, v in zip(shares(CLIENTS), local, strict=True))
+        return w
+
+    assert same(run(L1Proximal, strength=0.1), reference(0.1))
+    assert same(run("examples.l1_proximal:L1Proximal", strength=0.1), reference(0.1))
+    assert not same(reference(0.1), reference(0.0), 1e-3)
+    settings = {"algorithm": "examples.l1_proximal:L1Proximal"}
+    weak, strong = (run_app(**settings, algorithm_options=f"strength={s}") for s in (0.0, 0.5))
+    assert weak.losses()[1:] == run_app(algorithm="fedavg").losses()[1:] != strong.losses()[1:]
+
+
+def test_a_class_from_outside_is_found_with_both_halves(run_config):
+    found = get_algorithm(load_config(run_config | {"algorithm": "examples.l1_proximal:L1Proximal"}))
+    assert found is L1Proximal
+    assert found.hook is L1ProximalHook
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("no_such_module:X", "cannot be imported .*no_such_module.*put the module beside pyproject.toml"),
+        ("examples.l1_proximal:Missing", "cannot be imported .*Missing"),
+        ("examples.l1_proximal:L1ProximalHook", "is no strategy: derive the class from FederatedDiffusion or FedDDPM"),
+        (":X", "cannot be imported"),
+        ("examples.l1_proximal:", "cannot be imported"),
+    ],
+)
+def test_a_class_that_cannot_be_had_is_one_sentence(run_config, name, says):
+    with pytest.raises(ConfigError, match=f'algorithm = "{name}" {says}'):
+        get_algorithm(load_config(run_config | {"algorithm": name}))
+
+
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("", {}),
+        ("strength=0.1", {"strength": 0.1}),
+        ("a=1 b-c=true  d=text e=1e-3", {"a": 1, "b-c": True, "d": "text", "e": 1e-3}),
+    ],
+)
+def test_options_are_words_with_values(run_config, text, options):
+    assert load_config(run_config | {"algorithm-options": text}).run.options == options
+
+
+def test_options_without_a_value_are_refused(run_config):
+    with pytest.raises(ConfigError, match="algorithm-options = 'strength' cannot be used: it should be"):
+        load_config(run_config | {"algorithm-options": "strength"})
