@@ -29,7 +29,6 @@ _SYMBOLS = {  # the papers' names, and Flower's; the first that belongs to the a
     "tau": ("moon-temperature", "aggregator-tau"),
     "delta": ("plus-threshold",),
     "correction-lr": ("correction-learning-rate",),
-    "aux-data": (),
 }
 _OPTIONS: dict[object, Scalar] = {1: "I", 2: "II"}  # SCAFFOLD's, as some write them
 

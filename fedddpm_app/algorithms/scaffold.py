@@ -14,7 +14,8 @@ eta_g -> scaffold-server-learning-rate, N -> num-clients, option -> scaffold-opt
 Deviations: clients send v, from which the server takes dw_i. Clients count alike, as in the paper, whatever their
 number of examples. Option II is defined for plain SGD; with another local optimiser, momentum or clipping, "auto"
 takes Option I, and the correction enters the gradient that the optimiser sees: a heuristic, not the paper's theorem.
-Option I draws t and noise once per example, and leaves weight decay out, which Option II has in it. Buffers that have no gradient are averaged.
+Option I draws t and noise once per example, and leaves weight decay out, which Option II has in it. Buffers that have
+no gradient are averaged.
 """
 
 from collections.abc import Callable, Mapping, Sequence

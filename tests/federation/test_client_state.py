@@ -30,7 +30,7 @@ def context():
 
 @pytest.fixture
 def open_state(config, context):
-    return lambda state_round=0, partition=3: ClientState(config, context, partition, state_round)
+    return lambda state_round=0: ClientState(config, context, 3, state_round)
 
 
 def make(value):
@@ -57,9 +57,9 @@ def test_the_context_holds_a_marker_and_no_weights(open_state, context):
 
 def test_clients_and_runs_do_not_share(open_state, config):
     open_state().save(1, make(1.0))
-    other = Context(run_id=8, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    ClientState(config, other, 3).save(1, make(2.0))
-    open_state(partition=2).save(1, make(3.0))
+    for run_id, partition in ((8, 3), (7, 2)):
+        other = Context(run_id=run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})
+        ClientState(config, other, partition).save(1, make(2.0))
     assert float(open_state(1)["dual"]["b"]) == 1.0
 
 
@@ -68,9 +68,7 @@ def test_a_lost_file_is_one_sentence_with_its_path(open_state):
     state.save(5, make(1.0))
     (file,) = state.folder.iterdir()
     file.unlink()
-    with pytest.raises(
-        ClientStateError, match=r"its state of round 5 is lost: .*client-0003-round-0005.* is not"
-    ) as lost:
+    with pytest.raises(ClientStateError, match=r"its state of round 5 is lost: .*client-0003-round-0005") as lost:
         open_state(5)["dual"]
     assert "state-dir" in str(lost.value)
 
