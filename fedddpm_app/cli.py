@@ -27,7 +27,7 @@ from fedddpm_app.console import RunView, print_summary
 from fedddpm_app.data.tensors import check_data
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds, sample_images
-from fedddpm_app.federation.base import RoundFailedError
+from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.inprocess import run_inprocess
 from fedddpm_app.monitor import class_rows
 from fedddpm_app.progress import logging_to

@@ -16,6 +16,36 @@ class WeightsMismatchError(ValueError):
     """Two sets of weights do not describe the same model."""
 
 
+class ParameterNames:
+    """Which of a model's weights training changes by gradients, by their names in ``state_dict``.
+
+    A tied parameter has several names there; gradients, control variates and the like go by the first.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Not kept.
+
+    Attributes
+    ----------
+    unique : list of str
+        Each parameter's first name.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        first: dict[int, str] = {}
+        named = model.named_parameters(remove_duplicate=False)
+        self._first = {name: first.setdefault(id(p), name) for name, p in named if p.requires_grad}
+        self.unique = list(first.values())
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._first
+
+    def replace(self, weights: Weights, parameters: Weights) -> Weights:
+        """Return ``weights`` with its parameters, under all their names, taken from ``parameters``."""
+        return weights | {name: parameters[first] for name, first in self._first.items()}
+
+
 def check_match(reference: Weights, other: Weights) -> None:
     """Raise ``WeightsMismatchError`` unless both have the same names, shapes and dtypes."""
     if reference.keys() != other.keys():

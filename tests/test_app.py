@@ -15,7 +15,7 @@ from typer.testing import CliRunner
 
 from fedddpm_app.cli import app as cli
 from fedddpm_app.config import ConfigError
-from fedddpm_app.federation.base import RoundFailedError
+from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.inprocess import InProcessGrid
 from fedddpm_app.recording.recorder import RunRecorder
 

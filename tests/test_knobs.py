@@ -5,9 +5,15 @@ import pytest
 from fedddpm_app.config import known_keys
 from tests.conftest import ROOT
 
+PLUS = {"algorithm": "fedddpm-plus", "plus-threshold": 1e9}
+PROBE = PLUS | {"plus-signal": "probe-loss"}
+SGD = {"optimizer": "sgd", "gradient-clip": 0.0}
+
 # (key, another value, what else must be set for the key to matter)
 KNOBS = [
     ("algorithm", "fedavg", {}),
+    ("algorithm-options", "strength=0.5", {"algorithm": "examples.l1_proximal:L1Proximal"}),
+    ("aggregator", "fedmedian", {}),
     ("num-rounds", 1, {}),
     ("clients-per-round", 2, {}),
     ("seed", 1, {}),
@@ -35,6 +41,7 @@ KNOBS = [
     ("local-epochs", 2, {"local-steps": 0, "local-epochs": 1, "batch-size": 256}),
     ("batch-size", 16, {}),
     ("optimizer", "sgd", {}),
+    ("momentum", 0.9, SGD),
     ("learning-rate", 0.01, {}),
     ("learning-rate-schedule", "cosine", {}),
     ("warmup-steps", 1, {}),
@@ -54,6 +61,27 @@ KNOBS = [
     ("correction-learning-rate-schedule", "constant", {}),
     ("correction-batch-size", 4, {}),
     ("correction-keep-optimizer", True, {}),
+    ("plus-signal", "probe-loss", PLUS),
+    ("plus-window", 2, PLUS),
+    ("plus-patience", 2, PLUS),
+    ("plus-threshold", -1e9, PLUS),
+    ("plus-max-corrections", 0, PLUS | {"num-rounds": 4}),
+    ("plus-probe-images", 5, PROBE),
+    ("plus-auxiliary", "eager", PLUS),
+    ("aggregator-learning-rate", 0.01, {"aggregator": "fedadam"}),
+    ("aggregator-momentum", 0.1, {"aggregator": "fedavgm"}),
+    ("aggregator-beta-2", 0.5, {"aggregator": "fedyogi"}),
+    ("aggregator-tau", 0.1, {"aggregator": "fedadagrad"}),
+    ("aggregator-trim", 0.34, {"aggregator": "fedtrimmedavg", "num-clients": 6}),
+    ("aggregator-malicious", 1, {"aggregator": "bulyan", "num-clients": 7}),
+    ("aggregator-selected", 3, {"aggregator": "multikrum"}),
+    ("fedprox-mu", 10.0, {"algorithm": "fedprox"}),
+    ("scaffold-option", "I", SGD | {"algorithm": "scaffold"}),
+    ("scaffold-server-learning-rate", 0.5, {"algorithm": "scaffold"}),
+    ("feddyn-alpha", 1.0, {"algorithm": "feddyn"}),
+    ("moon-mu", 0.0, {"algorithm": "moon"}),
+    ("moon-temperature", 0.1, {"algorithm": "moon"}),
+    ("moon-representation", "conv_in", {"algorithm": "moon"}),
     ("evaluate-every", 2, {}),
     ("evaluate-draws", 2, {}),
     ("preview-every", 2, {}),
@@ -65,6 +93,7 @@ KNOBS = [
 ELSEWHERE = {
     "output-dir": "where, not what",
     "run-name": "where, not what",
+    "state-dir": "where, not what: tests/federation/test_client_state",
     "device": "test_training",
     "client-threads": "changes rounding at most",
     "server-threads": "changes rounding at most",
@@ -92,7 +121,8 @@ def outcome(outcomes, run_app):
             run = run_app(**{name.replace("-", "_"): value for name, value in overrides.items()})
             pictures = {p.relative_to(run.path): p.read_bytes() for p in run.path.rglob("samples/*.png")}
             files = {p.relative_to(run.path) for p in run.path.rglob("*.safetensors")}
-            outcomes[key] = (run.losses(), pictures, files)
+            decisions = [{k: v for k, v in row.items() if k.startswith("plus/")} for row in run.stats]
+            outcomes[key] = (run.losses(), decisions, pictures, files)
         return outcomes[key]
 
     return of

@@ -10,7 +10,7 @@ from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
 from fedddpm_app.config import ConfigError
-from fedddpm_app.federation.base import RoundFailedError
+from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.in_memory_task import Pooled, as_training_data
 from fedddpm_app.simulate import simulate
 from tests.algorithms.problems import CLIENTS, STEPS, Point, quadratic, run, same

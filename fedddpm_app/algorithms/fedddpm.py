@@ -32,7 +32,8 @@ from fedddpm_app.diffusion.images import ImageTensors, concatenate
 from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.federation.apportion import largest_remainder
-from fedddpm_app.federation.base import FederatedDiffusion, check_finite
+from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.errors import check_finite
 from fedddpm_app.federation.pretraining import PretrainedModel, collect_pretrained
 from fedddpm_app.progress import ProgressEvent, logger
 from fedddpm_app.seeding import derive_seed
@@ -178,7 +179,7 @@ class FedDDPM(FederatedDiffusion):
             self._check_generates()
             if not self._pretrained:
                 self._pretrained = collect_pretrained(self, self.grid, self.initial_weights)
-            with self.own_phase() as mark:
+            with self.round_log.own_phase() as mark:
                 with self.accounting.timed("auxiliary"), cpu_threads(self.config.run.server_threads):
                     self.auxiliary_data = self.build_auxiliary(self._pretrained)
                 self.recorder.append(

@@ -71,16 +71,16 @@ class FedDyn(FederatedDiffusion):
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Start with h = 0."""
-        self.server_dual = weights_module.zeros_like(weights_module.select(weights, self.parameter_names))
+        self.server_dual = weights_module.zeros_like(weights_module.select(weights, self.parameters.unique))
         return weights
 
     def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
         """Renew h, and shift the clients' mean by it."""
-        alpha, names = self.config.feddyn.alpha, self.parameter_names
+        alpha, names = self.config.feddyn.alpha, self.parameters.unique
         mean = weights_module.weighted_mean((reply.load(), 1.0) for reply in replies)
         mean_parameters = weights_module.select(mean, names)
         start = weights_module.select(self.global_weights, names)
         moved = weights_module.add_scaled(mean_parameters, start, -1.0)
         share = len(replies) / self.config.data.num_clients
         self.server_dual = weights_module.add_scaled(self.server_dual, moved, -alpha * share)
-        return self.with_parameters(mean, weights_module.add_scaled(mean_parameters, self.server_dual, -1.0 / alpha))
+        return self.parameters.replace(mean, weights_module.add_scaled(mean_parameters, self.server_dual, -1.0 / alpha))

@@ -41,7 +41,7 @@ class FedNova(FederatedDiffusion):
         tau_eff = sum(p * norm for p, norm in zip(shares, norms, strict=True))
         factors = [p / norm for p, norm in zip(shares, norms, strict=True)]
         per_step = weights_module.weighted_mean((r.load(), f) for r, f in zip(replies, factors, strict=True))
-        return self.with_parameters(
+        return self.parameters.replace(
             weights_module.weighted_mean((reply.load(), reply.num_examples) for reply in replies),
             weights_module.lerp(self.global_weights, per_step, tau_eff * sum(factors)),
         )

@@ -98,7 +98,7 @@ class Scaffold(FederatedDiffusion):
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Start with c = 0."""
-        self.server_variate = weights_module.zeros_like(weights_module.select(weights, self.parameter_names))
+        self.server_variate = weights_module.zeros_like(weights_module.select(weights, self.parameters.unique))
         self.reply_references[VARIATE_CHANGE] = self.server_variate
         logger.info("SCAFFOLD: the control variates follow Option %s", option_of(self.config))
         return weights
@@ -113,7 +113,7 @@ class Scaffold(FederatedDiffusion):
         change = weights_module.weighted_mean((reply.load(VARIATE_CHANGE), 1.0) for reply in replies)
         share = len(replies) / self.config.data.num_clients
         self.server_variate = weights_module.add_scaled(self.server_variate, change, share)
-        return self.with_parameters(
+        return self.parameters.replace(
             mean, weights_module.lerp(self.global_weights, mean, self.config.scaffold.server_learning_rate)
         )
 

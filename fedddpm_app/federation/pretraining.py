@@ -6,7 +6,8 @@ from pathlib import Path
 from flwr.serverapp import Grid
 from safetensors.torch import load_file, save_file
 
-from fedddpm_app.federation.base import FederatedDiffusion, RoundFailedError
+from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.records import ARRAYS, LABEL_COUNTS, PRETRAIN, to_arrays
 from fedddpm_app.federation.replies import Reply
@@ -70,7 +71,7 @@ def collect_pretrained(strategy: FederatedDiffusion, grid: Grid, weights: Weight
     RoundFailedError
         When no client gave a usable model.
     """
-    with strategy.own_phase() as mark:
+    with strategy.round_log.own_phase() as mark:
         with strategy.accounting.timed("pretrain"):
             models = _collect(strategy, grid, weights)
         if not models:

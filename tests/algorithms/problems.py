@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from fedddpm_app.federation.base import RoundFailedError
+from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.simulate import simulate
 
 ROUNDS, STEPS, RATE = 3, 4, 0.05

@@ -16,7 +16,7 @@ from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.diffusion_task import DiffusionTask
 from fedddpm_app.federation.apportion import largest_remainder
-from fedddpm_app.federation.base import RoundFailedError
+from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.inprocess import InProcessGrid
 from fedddpm_app.federation.records import to_arrays, to_weights
 from fedddpm_app.hooks import LocalRound, TrainingHook

@@ -10,7 +10,7 @@ from torch import nn
 from fedddpm_app.algorithms.moon import Moon, MoonHook, Representation, contrastive_loss
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.diffusion.unet import create_unet
-from fedddpm_app.federation.base import RoundFailedError
+from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.simulate import simulate
 from tests.algorithms.problems import (
     CLIENTS,

@@ -48,6 +48,17 @@ def test_fedddpm_run_completes_and_equals_the_inprocess_engine(tmp_path, run_app
     assert not left_behind(tmp_path)
 
 
+@pytest.mark.parametrize("algorithm", ["fedddpm-plus", "scaffold", "moon"])
+def test_algorithms_with_state_and_decisions_equal_the_inprocess_engine(tmp_path, run_app, algorithm):
+    """Client state goes through files and Ray's contexts, decisions through the log to the terminal."""
+    settings = {"algorithm": algorithm, "plus_threshold": 1e9}
+    done = fedddpm_run(tmp_path, output_dir="out", run_name="sim", **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run = RunDirectory(tmp_path / "out" / "sim")
+    assert run.losses() == run_app(**settings).losses()
+    assert ("round 2: train-loss" in done.stdout) == (algorithm == "fedddpm-plus")
+
+
 def test_a_terminated_run_stops_everything_and_says_so(tmp_path):
     """SIGTERM, as a job scheduler or `timeout` sends it, in the middle of pretraining."""
     arguments = command(output_dir="out", run_name="sim", pretrain_steps=100_000)
@@ -80,13 +91,17 @@ def test_flower_itself_reports_failure_and_the_exit_code_follows(tmp_path):
     assert "finished:failed" in done.stdout
 
 
-def test_plain_flwr_run_lands_where_it_was_called_from(tmp_path):
-    """A relative output-dir follows the caller, though the SuperLink was started elsewhere."""
+def test_plain_flwr_run_lands_where_it_was_called_from(tmp_path, run_app):
+    """A relative output-dir follows the caller, though the SuperLink was started elsewhere.
+
+    The algorithm is one from outside the package, as in docs/subclassing.md.
+    """
     first, second = tmp_path / "first", tmp_path / "second"
     first.mkdir()
     second.mkdir()
     overrides = TINY | {
-        "algorithm": "fedavg",
+        "algorithm": "examples.l1_proximal:L1Proximal",
+        "algorithm-options": "strength=0.01",
         "num-rounds": 1,
         "output-dir": "out",
         "run-name": "r",
@@ -103,6 +118,8 @@ def test_plain_flwr_run_lands_where_it_was_called_from(tmp_path):
                 os.chdir(here)
             assert flower.status() == COMPLETED, "\n".join(output)
             assert json.loads((folder / "out" / "r" / "summary.json").read_text())["status"] == "completed"
+    own = {"algorithm": "examples.l1_proximal:L1Proximal", "algorithm_options": "strength=0.01", "num_rounds": 1}
+    assert RunDirectory(first / "out" / "r").losses() == run_app(**own).losses()
 
 
 @pytest.mark.slow

@@ -11,8 +11,8 @@ from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.algorithms.scaffold import Scaffold
 from fedddpm_app.config import load_config
 from fedddpm_app.diffusion_task import DiffusionTask
-from fedddpm_app.federation.base import RoundFailedError
 from fedddpm_app.federation.client_state import ClientState, ClientStateError
+from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.inprocess import InProcessGrid
 from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.federation.replies import ReplyRefusedError
@@ -185,8 +185,12 @@ def test_a_client_that_diverged_once_comes_back_as_it_was(caplog, monkeypatch):
 
 def test_a_reply_that_the_server_refused_leaves_the_clients_state_as_it_was():
     class Refuses(Scaffold):
+        def broadcast(self, server_round):
+            self.now = server_round
+            return super().broadcast(server_round)
+
         def check_reply(self, reply):
-            if reply.partition_id == 1 and self._round["round"] == 2:
+            if (self.now, reply.partition_id) == (2, 1):
                 raise ReplyRefusedError("not today")
 
     expected = reference(CLIENTS, "II", rounds=4, sampled=[(0, 1, 2), (0, 2), (0, 1, 2), (0, 1, 2)])

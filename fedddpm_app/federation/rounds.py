@@ -1,0 +1,207 @@
+"""Flower's round loop, with the places where an algorithm comes in."""
+
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result
+
+from fedddpm_app import weights as weights_module
+from fedddpm_app.config import Config, is_due
+from fedddpm_app.federation.accounting import Accounting, Mark
+from fedddpm_app.federation.clients import Clients
+from fedddpm_app.federation.errors import RoundFailedError, check_finite
+from fedddpm_app.federation.messaging import exchange
+from fedddpm_app.federation.participants import discover
+from fedddpm_app.federation.ports import Recorder
+from fedddpm_app.federation.records import ARRAYS, FORGET, to_arrays, to_weights
+from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.round_log import RoundLog
+from fedddpm_app.hooks import TrainingHook
+from fedddpm_app.task import Task
+from fedddpm_app.weights import Weights
+
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
+
+
+class FederatedRounds(FedAvg):
+    """The loop of ``FederatedDiffusion``, which says what the abstract methods are for."""
+
+    hook: ClassVar[type[TrainingHook]] = TrainingHook
+    own_aggregation: ClassVar[str] = ""
+    trains_on_clients: ClassVar[bool] = True
+    train_metrics: Sequence[str] = ("loss", "final-loss", "steps", "seconds")
+    evaluate_metrics: Sequence[str] = ("loss",)
+    clients: Clients
+
+    def __init__(self, config: Config, recorder: Recorder, task: Task, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.recorder = recorder
+        self.task = task
+        self.accounting = Accounting()
+        self.ema_weights: Weights | None = None
+        self.train_loss = float("nan")
+        self.client_models: dict[int, Weights] = {}
+        self.reply_references: dict[str, Weights] = {}
+        self._sampled: list[int] = []
+        self._state_rounds: dict[int, int] = {}
+        self.round_log = RoundLog(self.accounting)
+
+    @abstractmethod
+    def prepare(self, grid: Grid, weights: Weights) -> Weights:
+        """Do what comes before round 1."""
+
+    @abstractmethod
+    def broadcast(self, server_round: int) -> Mapping[str, Weights]:
+        """Return what clients get beside the global weights."""
+
+    @abstractmethod
+    def check_reply(self, reply: Reply) -> None:
+        """Raise ``ReplyRefusedError`` for a training reply that the algorithm cannot use."""
+
+    @abstractmethod
+    def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
+        """Return the new global weights."""
+
+    @abstractmethod
+    def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
+        """Return the round's global weights, given what ``aggregate`` made."""
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Find the clients, ``prepare``, then run Flower's rounds; see ``Strategy.start``."""
+        schedule, data = self.config.schedule, self.config.data
+        participants = discover(grid, data.num_clients, schedule.node_timeout)
+        self.grid = grid
+        self.clients = Clients(participants, self.accounting, data.max_examples_per_client)
+        self.initial_weights = to_weights(initial_arrays)
+        self.reply_references = {ARRAYS: self.initial_weights}
+        result = super().start(
+            grid,
+            to_arrays(self.prepare(grid, self.initial_weights)),
+            num_rounds,
+            timeout,
+            train_config,
+            evaluate_config,
+            lambda server_round, current: self._finish_round(server_round, current, evaluate_fn),
+        )
+        if self.hook.keeps_state:
+            self._let_clients_forget()
+        return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Address the weights to the round's partitions."""
+        self._arrays = arrays
+        self.__dict__.pop("global_weights", None)
+        run = self.config.run
+        self._sampled = self.clients.participants.sample(run.clients_per_round, run.seed, server_round)
+        self.round_log.begin(server_round, self._sampled)
+        if not self.trains_on_clients:
+            return []
+        along = {name: to_arrays(weights) for name, weights in self.broadcast(server_round).items()}
+        return self._address(MessageType.TRAIN, {ARRAYS: arrays, **along}, server_round)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check the replies, aggregate them, and let the algorithm have its say."""
+        self.accounting.seconds["train"] += self.round_log.mark.since("s")["s"]
+        weights, metrics = (
+            self._aggregate_clients(server_round, replies) if self.trains_on_clients else (self.global_weights, None)
+        )
+        weights = self.after_aggregation(server_round, weights)
+        check_finite(weights, f"the global weights of round {server_round}", "lower the learning rates")
+        self._update_ema(server_round, weights)
+        return to_arrays(weights), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask the round's clients for their held-out loss, where an evaluation is due."""
+        due = is_due(self.config.schedule.evaluate_every, server_round, self.config.run.num_rounds)
+        if not due or self.config.data.held_out_fraction == 0:
+            self._sampled = []
+        self._evaluate_mark = Mark(self.accounting)
+        return self._address(MessageType.EVALUATE, {ARRAYS: arrays}, server_round)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Average the clients' held-out losses."""
+        what = f"evaluation of round {server_round}"
+        accepted = self.clients.accept(replies, self._sampled, what, {}, self.evaluate_metrics)
+        self.accounting.seconds["evaluate"] += self._evaluate_mark.since("s")["s"]
+        metrics = super().aggregate_evaluate(server_round, [reply.message for reply in accepted])
+        if metrics is not None:
+            self.round_log.add({"client-eval/loss": metrics["loss"]})
+        return metrics
+
+    @cached_property
+    def global_weights(self) -> Weights:
+        """What the current round started from."""
+        return to_weights(self._arrays)
+
+    def _address(self, message_type: str, records: Mapping[str, ArrayRecord], server_round: int) -> list[Message]:
+        timeout = self.config.schedule.round_timeout
+        return self.clients.address(self._sampled, message_type, records, server_round, timeout, self._state_rounds)
+
+    def _aggregate_clients(self, server_round: int, replies: Iterable[Message]) -> tuple[Weights, MetricRecord]:
+        what = f"round {server_round}"
+        accepted = self.clients.accept(
+            replies, self._sampled, what, self.reply_references, self.train_metrics, self.check_reply
+        )
+        if not accepted:
+            first = self._sampled[0]
+            raise RoundFailedError(
+                f"{what}: none of the {len(self._sampled)} clients answered well; client {first}: "
+                f"{self.clients.refusals[first]}"
+            )
+        metrics = self.train_metrics_aggr_fn([reply.message.content for reply in accepted], self.weighted_by_key)
+        self.train_loss = float(metrics["loss"])  # type: ignore[arg-type]
+        self.round_log.add(
+            {
+                "train/loss": self.train_loss,
+                "train/final_loss": metrics["final-loss"],
+                "train/client_loss": {str(reply.partition_id): reply.number("loss") for reply in accepted},
+                "train/num_examples": sum(reply.num_examples for reply in accepted),
+            }
+        )
+        self._state_rounds |= {reply.partition_id: server_round for reply in accepted}
+        weights = self.aggregate(server_round, accepted)
+        return weights_module.cast_like(weights, self.initial_weights), metrics
+
+    def _let_clients_forget(self) -> None:
+        """Tell all clients to remove the state that they kept for this run."""
+        timeout, node_of = self.config.schedule.node_timeout, self.clients.participants.node_of
+        for _ in exchange(self.grid, self.clients.address(list(node_of), FORGET, {}, 0, timeout), timeout):
+            continue
+
+    def _update_ema(self, server_round: int, weights: Weights) -> None:
+        """Fold the round into the EMA; early rounds count more: decay = min(decay, r / (9 + r)), r from 0."""
+        past = server_round - 1
+        decay = min(self.config.training.server_ema_decay, past / (9 + past))
+        self.ema_weights = weights_module.lerp(self.ema_weights or weights, weights, 1.0 - decay)
+
+    def _finish_round(
+        self, server_round: int, arrays: ArrayRecord, evaluate_fn: EvaluateFn | None
+    ) -> MetricRecord | None:
+        with self.accounting.timed("server-evaluate"):
+            metrics = evaluate_fn(server_round, arrays) if evaluate_fn else None
+        if server_round == 0:
+            self.recorder.append({"phase": "initial", "round": 0, **(metrics or {})})
+            return metrics
+        self.round_log.add(metrics or {})
+        self.recorder.append(self.round_log.close())
+        return metrics
