@@ -67,7 +67,9 @@ def configure(
     for given_name, value in hyper.items():
         key = _known_key(given_name, prefix)
         if key in given:
-            raise ConfigError(f"{given_name} = {value!r}: simulate has an argument for it; use that.")
+            raise ConfigError(f"{given_name} = {value!r}: simulate has an argument for it, or sets it; leave it out.")
+        if key in overrides:
+            raise ConfigError(f"{given_name} = {value!r}: {key} is given twice; leave one out.")
         if key is not None:
             overrides[key] = _OPTIONS.get(value, value) if key == "scaffold-option" else value
         elif ":" in name:

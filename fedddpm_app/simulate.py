@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -123,7 +124,7 @@ def simulate(
         given: dict[str, Scalar] = {
             "num-rounds": int(rounds),
             "num-clients": len(data),
-            "local-steps": min(steps),
+            "local-steps": max(steps),
             "learning-rate": float(lr),
             "optimizer": optimizer.lower(),
             "seed": int(seed),
@@ -171,10 +172,12 @@ def _check_arguments(model: nn.Module, client_datasets: Sequence[Any], dtype: to
 
 
 def _steps_of_each(local_steps: int | Sequence[int], num_clients: int) -> list[int]:
-    steps = [int(s) for s in local_steps] if isinstance(local_steps, Sequence) else [int(local_steps)] * num_clients
-    if len(steps) != num_clients or min(steps) < 1:
+    steps: list[Any] = [local_steps] * num_clients
+    if isinstance(local_steps, Sequence | np.ndarray):
+        steps = list(local_steps)
+    if len(steps) != num_clients or any(s != int(s) or s < 1 for s in steps):
         raise ConfigError(f"local_steps = {local_steps}: give a number >= 1, or one for each of {num_clients} clients.")
-    return steps
+    return [int(s) for s in steps]
 
 
 def _with_generator(loss_fn: Callable[..., Tensor]) -> LossFn:

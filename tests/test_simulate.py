@@ -182,7 +182,9 @@ def test_hyper_parameters_have_short_names_and_symbols(algorithm, names):
     [
         ({"muu": 0.1}, r'muu = 0.1: algorithm = "fedprox" has no such key; did you mean mu'),
         ({"aux_data": 1}, r"did you mean auxiliary_data"),
-        ({"num_rounds": 9}, r"num_rounds = 9: simulate has an argument for it"),
+        ({"num_rounds": 9}, r"num_rounds = 9: simulate has an argument for it, or sets it"),
+        ({"mu": 1.0, "fedprox_mu": 2.0}, r"fedprox-mu is given twice"),
+        ({"local_steps": 2.7}, r"local_steps = 2.7: give a number"),
         ({"mu": -1.0}, r"fedprox-mu = -1.0 cannot be used"),
         ({"mu": "much"}, r"fedprox-mu = 'much' cannot be used"),
         ({"aggregator": "krumm"}, r"aggregator = 'krumm'"),
@@ -235,6 +237,7 @@ def test_what_is_no_algorithm_is_refused(algorithm):
 
 def test_names_are_taken_as_people_write_them():
     assert (run("FedAvg", local_steps=np.int64(STEPS)) == run("fedavg")).all()
+    assert (run("fedavg", local_steps=np.full(3, STEPS)) == run("fedavg")).all()
     assert (run("fedddpm_plus", threshold=-1e9) == run("fedavg")).all()
     assert (run("scaffold", option=1) == run("scaffold", option="I")).all()
     assert (run("fedavg", optimizer="Adam") == run("fedavg", optimizer="adam")).all()

@@ -144,6 +144,8 @@ class FedDDPM(FederatedDiffusion):
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Have every client pretrain and build D_aux, as far as that is needed before round 1."""
+        if self.builds_at_start(self.config) and self.auxiliary_data is None:
+            self._check_generates()
         if self.config.schedule.init_from_pretrained:
             self._pretrained = collect_pretrained(self, grid, weights)
             weights = weights_module.weighted_mean((m.load(), m.num_examples) for m in self._pretrained)

@@ -28,10 +28,10 @@ class FedNova(FederatedDiffusion):
     own_aggregation = "FedNova's server step is a mean of moves per local step"
 
     def check_reply(self, reply: Reply) -> None:
-        """Refuse a number of steps that divides by nothing."""
-        steps = reply.number("steps")
-        if steps < 1 or steps != int(steps):
-            raise ReplyRefusedError(f"steps is {steps}, not a positive whole number")
+        """Refuse a number of steps that the client cannot have taken: it is what its move is divided by."""
+        steps, most = reply.number("steps"), self.config.training.steps_for(reply.num_examples)
+        if not 1 <= steps <= most or steps != int(steps):
+            raise ReplyRefusedError(f"steps is {steps}, not a whole number from 1 to {most}")
 
     def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
         """Step by tau_eff times the mean move per step, which is a step to a mean of the w_i."""

@@ -161,10 +161,10 @@ class _ReachedError(Exception):
 def _submodule(model: nn.Module, name: str) -> nn.Module:
     found: nn.Module | None = dict(model.named_modules()).get(name)
     if found is None:
-        children = ", ".join(child for child, _ in model.named_children())
+        children = "".join(f"{child}, " for child, _ in model.named_children())
         raise ConfigError(
-            f'moon-representation = "{name}" is no submodule of the model: use one of {children}, or an empty text '
-            "for its output."
+            f'moon-representation = "{name}" is no submodule of the model: use {children}or an empty text for its '
+            "output."
         )
     return found
 

@@ -70,7 +70,7 @@ def test_the_gradient_weight_is_what_constant_gradients_move_by(momentum):
     assert gradient_weight([1.0] * 7, 0.0) == 7
 
 
-@pytest.mark.parametrize("steps", [0.0, -1.0, 0.5])
+@pytest.mark.parametrize("steps", [0.0, -1.0, 0.5, 5e6, 1e300])
 def test_a_client_with_impossible_steps_is_left_out(steps):
     class Lies(TrainingHook):
         def on_end(self, result, full_gradient):

@@ -21,6 +21,7 @@ from tests.algorithms.problems import (
     caught,
     gradient,
     gradient_steps,
+    quadratic,
     run,
     same,
     shares,
@@ -128,10 +129,42 @@ def test_a_unet_is_compared_by_its_middle_block_and_runs_no_further(config):
 
 
 def test_a_name_that_is_no_submodule_lists_them():
-    with pytest.raises(
-        ConfigError, match=r'moon-representation = "middle" is no submodule of the model: use one of 0, 1'
-    ):
+    with pytest.raises(ConfigError, match=r'moon-representation = "middle" is no submodule of the model: use 0, 1, or'):
         Representation(nn.Sequential(nn.Linear(1, 1), nn.ReLU()), "middle")
+
+
+def test_a_wrong_name_is_found_before_any_client_trains():
+    calls = []
+
+    def loss(model, batch):
+        calls.append(1)
+        return quadratic(model, batch)
+
+    with pytest.raises(ConfigError, match='"middle" is no submodule of the model: use or an empty text'):
+        simulate("moon", Point(), loss, CLIENTS, 2, 1, 0.1, representation="middle")
+    assert not calls
+
+
+@pytest.mark.parametrize(
+    ("output", "pooled"),
+    [
+        (torch.arange(24.0).reshape(2, 3, 2, 2), [[1.5, 5.5, 9.5], [13.5, 17.5, 21.5]]),  # over pixels
+        (torch.arange(12.0).reshape(2, 2, 3), [[1.5, 2.5, 3.5], [7.5, 8.5, 9.5]]),  # over tokens
+        (torch.arange(4.0).reshape(2, 2), [[0, 1], [2, 3]]),
+        (torch.arange(2.0), [[0, 1]]),
+    ],
+)
+def test_outputs_are_averaged_over_their_places(output, pooled):
+    class Gives(nn.Module):
+        def forward(self):
+            return {"sample": output}
+
+    model = Gives()
+    view = Representation(model, "")
+    model()
+    assert view.value.tolist() == pooled
+    output += 1  # what comes after the submodule may work in place
+    assert view.value.tolist() == pooled
 
 
 def test_a_loss_that_never_calls_the_model_is_told():

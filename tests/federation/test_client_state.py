@@ -76,7 +76,7 @@ def test_a_lost_file_is_one_sentence_with_its_path(open_state):
 def test_a_node_that_has_forgotten_says_so(open_state, context):
     open_state().save(5, make(1.0))
     context.state = RecordDict()  # a restarted SuperNode
-    with pytest.raises(ClientStateError, match="its state of round 5 is lost: its node has forgotten it"):
+    with pytest.raises(ClientStateError, match="its state of round 5 was lost as its node restarted"):
         open_state(5)["dual"]
 
 
@@ -101,7 +101,7 @@ def test_a_client_goes_on_from_the_round_that_the_server_accepted(open_state):
         "client-0003-round-0001.safetensors",
         "client-0003-round-0003.safetensors",
     ]
-    with pytest.raises(ClientStateError, match="round 2 is lost"):
+    with pytest.raises(ClientStateError, match="round 2 was lost"):
         open_state(2)["dual"]
 
 
