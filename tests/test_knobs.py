@@ -7,6 +7,7 @@ from tests.conftest import ROOT
 
 PLUS = {"algorithm": "fedddpm-plus", "plus-threshold": 1e9}
 PROBE = PLUS | {"plus-signal": "probe-loss"}
+ONE = {"num-rounds": 1}
 SGD = {"optimizer": "sgd", "gradient-clip": 0.0}
 
 # (key, another value, what else must be set for the key to matter)
@@ -68,14 +69,14 @@ KNOBS = [
     ("plus-max-corrections", 0, PLUS | {"num-rounds": 4}),
     ("plus-probe-images", 5, PROBE),
     ("plus-auxiliary", "eager", PLUS),
-    ("aggregator-learning-rate", 0.01, {"aggregator": "fedadam"}),
+    ("aggregator-learning-rate", 0.01, ONE | {"aggregator": "fedadam"}),
     ("aggregator-momentum", 0.1, {"aggregator": "fedavgm"}),
     ("aggregator-beta-2", 0.5, {"aggregator": "fedyogi"}),
-    ("aggregator-tau", 0.1, {"aggregator": "fedadagrad"}),
-    ("aggregator-trim", 0.34, {"aggregator": "fedtrimmedavg", "num-clients": 6}),
-    ("aggregator-malicious", 1, {"aggregator": "bulyan", "num-clients": 7}),
-    ("aggregator-selected", 3, {"aggregator": "multikrum"}),
-    ("fedprox-mu", 10.0, {"algorithm": "fedprox"}),
+    ("aggregator-tau", 0.1, ONE | {"aggregator": "fedadagrad"}),
+    ("aggregator-trim", 0.34, ONE | {"aggregator": "fedtrimmedavg", "num-clients": 6}),
+    ("aggregator-malicious", 1, ONE | {"aggregator": "bulyan", "num-clients": 7}),
+    ("aggregator-selected", 3, ONE | {"aggregator": "multikrum"}),
+    ("fedprox-mu", 10.0, ONE | {"algorithm": "fedprox"}),
     ("scaffold-option", "I", SGD | {"algorithm": "scaffold"}),
     ("scaffold-server-learning-rate", 0.5, {"algorithm": "scaffold"}),
     ("feddyn-alpha", 1.0, {"algorithm": "feddyn"}),

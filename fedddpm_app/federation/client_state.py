@@ -74,9 +74,7 @@ class ClientState(Mapping[str, Weights]):
         fix = "restore the folder (state-dir) from a backup, or start a new run; this run goes on without the client"
         digest = self._digests().get(str(self._round))
         if digest is None:
-            raise ClientStateError(
-                f"{what} was lost as its node restarted: start a new run; this one does without it."
-            )
+            raise ClientStateError(f"{what} was lost as its node restarted: start a new run; this one does without it.")
         if not path.is_file():
             raise ClientStateError(f"{what} is lost: {path} is not there; {fix}.")
         if _digest(path) != digest:
