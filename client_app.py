@@ -5,9 +5,9 @@ import functools
 from flwr.app import Context
 
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.client import ClientSetup, create_client_app
 from fedddpm_app.config import Config, load_config
 from fedddpm_app.diffusion_task import DiffusionTask
+from fedddpm_app.handlers import ClientSetup, create_client_app
 from fedddpm_app.progress import configure_logging
 from fedddpm_app.worker import Worker
 
@@ -21,7 +21,7 @@ def get_worker(config: Config) -> Worker:
 def set_up(context: Context) -> ClientSetup:
     """Read the run config; the worker stays over messages."""
     config = load_config(context.run_config)
-    return ClientSetup(config, get_algorithm(config), get_worker(config))
+    return ClientSetup(config, get_algorithm(config), lambda: get_worker(config))
 
 
 app = create_client_app(set_up)

@@ -161,6 +161,9 @@ def _load_pipeline(run_dir: Path) -> Any:
     from diffusers import DDPMPipeline
 
     folder = run_dir / "pipeline" if (run_dir / "pipeline").is_dir() else run_dir
+    models = sorted(each.parent for each in folder.glob("client-*/model_index.json"))
+    if models:
+        _refuse(f"RUN = {run_dir}: it has a model for each of {len(models)} clients; give one, such as {models[0]}.")
     if not (folder / "model_index.json").is_file():
         _refuse(f"RUN = {run_dir}: there is no pipeline in it; give the directory of a completed run.")
     return DDPMPipeline.from_pretrained(folder)

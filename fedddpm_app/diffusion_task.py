@@ -20,6 +20,7 @@ class DiffusionTask:
         self.config = config
         self.loss_fn = DenoisingObjective(create_noise_scheduler(config.diffusion))
         self._data = functools.lru_cache(maxsize=None)(self._load)
+        self._pooled: ImageTensors | None = None
 
     def create_model(self) -> nn.Module:
         """Return the UNet with the run's seeded initial weights."""
@@ -32,7 +33,9 @@ class DiffusionTask:
 
     def pooled_data(self) -> ImageTensors:
         """Return the training images of all clients."""
-        return concatenate([self.train_data(partition) for partition in range(self.config.data.num_clients)])
+        if self._pooled is None:
+            self._pooled = concatenate([self.train_data(p) for p in range(self.config.data.num_clients)])
+        return self._pooled
 
     def local_steps(self, partition_id: int) -> int:
         """Return ``local-steps``, or those of ``local-epochs``."""

@@ -3,6 +3,8 @@
 import difflib
 from collections.abc import Mapping
 
+import numpy as np
+
 from fedddpm_app.algorithms import REGISTRY, find_algorithm
 from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, known_keys, load_config
 from fedddpm_app.federation.base import FederatedDiffusion
@@ -64,7 +66,8 @@ def configure(
     )
     overrides: dict[str, Scalar] = {"algorithm": name}
     options: dict[str, Scalar] = {}
-    for given_name, value in hyper.items():
+    for given_name, given_value in hyper.items():
+        value: Scalar = given_value.item() if isinstance(given_value, np.generic) else given_value
         key = _known_key(given_name, prefix)
         if key in given:
             raise ConfigError(f"{given_name} = {value!r}: simulate has an argument for it, or sets it; leave it out.")
@@ -72,7 +75,7 @@ def configure(
             raise ConfigError(f"{given_name} = {value!r}: {key} is given twice; leave one out.")
         if key is not None:
             overrides[key] = _OPTIONS.get(value, value) if key == "scaffold-option" else value
-        elif ":" in name:
+        elif ":" in name and not _is_misspelt(given_name):
             options[given_name] = value
         else:
             raise ConfigError(
@@ -101,6 +104,10 @@ def _known_key(name: str, prefix: str) -> str | None:
     fitting = ("aggregator-", "correction-", *([prefix] if prefix else []))
     symbols = [symbol for symbol in _SYMBOLS.get(kebab, ()) if symbol.startswith(fitting)]
     return next((key for key in (kebab, prefix + kebab, *symbols, f"aggregator-{kebab}") if key in known), None)
+
+
+def _is_misspelt(name: str) -> bool:
+    return bool(difflib.get_close_matches(name.replace("_", "-"), known_keys(), n=1, cutoff=0.9))
 
 
 def _advice(name: str, prefix: str) -> str:

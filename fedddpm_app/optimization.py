@@ -41,6 +41,13 @@ def add_to_gradients(parameters: Sequence[nn.Parameter], terms: Sequence[Tensor]
     torch._foreach_add_(gradients, list(terms), alpha=factor)
 
 
+@torch.no_grad()
+def pull_to(parameters: Sequence[nn.Parameter], anchor: Sequence[Tensor], factor: float) -> None:
+    """Add the gradient of ``factor / 2 ||parameters - anchor||^2`` to the gradients, in place."""
+    values: list[Tensor] = [parameter.detach() for parameter in parameters]
+    add_to_gradients(parameters, torch._foreach_sub(values, list(anchor)), factor)
+
+
 def create_schedule(
     optimizer: torch.optim.Optimizer, learning_rate: float, kind: LearningRateSchedule, warmup_steps: int, steps: int
 ) -> LambdaLR:

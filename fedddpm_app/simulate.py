@@ -19,11 +19,11 @@ import torch
 from torch import Tensor, nn
 
 from fedddpm_app.algorithms.fedddpm import FedDDPM
-from fedddpm_app.client import ClientSetup, create_client_app
 from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.inprocess import InProcessGrid
 from fedddpm_app.federation.records import to_arrays, to_weights
+from fedddpm_app.handlers import ClientSetup, create_client_app
 from fedddpm_app.hyperparameters import configure
 from fedddpm_app.in_memory_task import InMemoryTask, as_training_data
 from fedddpm_app.task import Example, LossFn, TrainingData
@@ -138,7 +138,8 @@ def simulate(
             if not isinstance(strategy, FedDDPM):
                 raise ConfigError(f'auxiliary_data is of no use to algorithm = "{algorithm}": leave it out.')
             strategy.auxiliary_data = as_training_data(auxiliary_data, dtype, "auxiliary_data")
-        setup = ClientSetup(config, kind, Worker(config, task))
+        worker = Worker(config, task)
+        setup = ClientSetup(config, kind, lambda: worker)
         grid = InProcessGrid(create_client_app(lambda _: setup), len(data), {})
         with _quiet():
             result = strategy.start(grid, to_arrays(snapshot(task.create_model())), num_rounds=config.run.num_rounds)

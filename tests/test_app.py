@@ -1,6 +1,7 @@
 """The two apps together, in this process: the run directory, repeatability, conditioning."""
 
 import json
+import logging
 import subprocess
 import sys
 from pathlib import Path
@@ -107,7 +108,8 @@ def test_conditional_models_work_end_to_end(run_app):
     ],
     ids=str,
 )
-def test_unusual_settings_run(run_app, overrides):
+def test_unusual_settings_run(run_app, overrides, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
     run = run_app(num_rounds=2, **overrides)
     assert run.summary["status"] == "completed"
     if overrides.get("checkpoint_every"):
@@ -115,6 +117,7 @@ def test_unusual_settings_run(run_app, overrides):
         assert "eval/loss" not in run.rounds()[0]
     if "server_ema_decay" in overrides:
         assert all(row["eval/loss"] == row["eval/ema_loss"] for row in run.rounds())
+    assert "is left out" not in caplog.text
     if "held_out_fraction" in overrides:
         assert "client-eval/loss" not in run.rounds()[0]
 

@@ -75,7 +75,7 @@ def test_a_class_from_outside_is_found_with_both_halves(run_config):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("no_such_module:X", "cannot be imported .*no_such_module.*put the module beside pyproject.toml"),
+        ("no_such_module:X", "cannot be imported .*no_such_module.*put the module, as one file, beside pyproject.toml"),
         ("examples.l1_proximal:Missing", "cannot be imported .*Missing"),
         ("examples.l1_proximal:L1ProximalHook", "is no strategy: derive the class from FederatedDiffusion or FedDDPM"),
         (":X", "cannot be imported"),

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
+from fedddpm_app.algorithms import REGISTRY
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.in_memory_task import Pooled, as_training_data
@@ -108,7 +109,7 @@ def test_the_callers_model_and_data_are_left_alone():
     assert model[0].weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", ["fedavg", "scaffold", "feddyn", "fednova", "moon", "fedprox"])
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name != "aux-only"])
 def test_models_with_buffers_frozen_and_tied_parameters(name):
     class Tied(nn.Module):
         def __init__(self):
@@ -122,10 +123,13 @@ def test_models_with_buffers_frozen_and_tied_parameters(name):
             return self.second(self.norm(self.first(x))) * self.frozen
 
     torch.manual_seed(1)
-    weights, _ = simulate(name, Tied(), regression, [make_regression(6, k) for k in range(3)], 3, 2, 0.05)
+    more = {"correction_steps": 1, "auxiliary_data": make_regression(4, 9)} if "fedddpm" in name else {}
+    more |= {"threshold": 1e9} if name == "fedddpm-plus" else {}
+    weights, _ = simulate(name, Tied(), regression, [make_regression(6, k) for k in range(3)], 3, 2, 0.05, **more)
     assert torch.equal(weights["frozen"], torch.ones(2, dtype=torch.float64))
     assert torch.equal(weights["first.weight"], weights["second.weight"])
-    assert int(weights["norm.num_batches_tracked"]) == 6
+    steps = {"centralized": 18, "fedddpm": 9, "fedddpm-plus": 7}  # and 3 or 1 of the corrections
+    assert int(weights["norm.num_batches_tracked"]) == steps.get(name, 6)
     assert weights["norm.num_batches_tracked"].dtype == torch.int64
     assert all(torch.isfinite(value).all() for value in weights.values())
 
@@ -137,6 +141,27 @@ def test_a_loss_may_draw_random_numbers_from_its_generator():
     results = [simulate("fedavg", Point(), noisy, CLIENTS, 2, 3, 0.1, seed=seed)[0]["x"] for seed in (0, 0, 1)]
     assert torch.equal(results[0], results[1])
     assert not torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "settings", "streams"),
+    [
+        ("fedavg", {}, 3 * 3),
+        ("centralized", {}, 3),
+        ("fedddpm", {"auxiliary_data": CLIENTS[0], "correction_steps": 1}, 3 * 3 + 3),
+        ("scaffold", {"option": "I"}, 2 * 3 * 3),
+    ],
+)
+def test_every_training_has_random_numbers_of_its_own(algorithm, settings, streams):
+    """No client, round or phase draws what another one has drawn."""
+    seeds = set()
+
+    def loss(model, batch, generator):
+        seeds.add(generator.initial_seed())
+        return quadratic(model, batch)
+
+    simulate(algorithm, Point(), loss, CLIENTS, 3, 2, 0.1, **settings)
+    assert len(seeds) == streams
 
 
 def test_a_third_argument_with_a_default_is_left_alone():
@@ -241,6 +266,15 @@ def test_names_are_taken_as_people_write_them():
     assert (run("fedddpm_plus", threshold=-1e9) == run("fedavg")).all()
     assert (run("scaffold", option=1) == run("scaffold", option="I")).all()
     assert (run("fedavg", optimizer="Adam") == run("fedavg", optimizer="adam")).all()
+
+
+def test_a_misspelt_key_is_not_taken_for_an_option_of_ones_own():
+    class Mine(REGISTRY["fedddpm"]):
+        pass
+
+    with pytest.raises(ConfigError, match=r"corection_steps = 0: .* did you mean correction_steps"):
+        run(Mine, corection_steps=0)
+    assert (run(Mine, correction_steps=np.int64(0), strength=0.5) == run("fedavg")).all()
 
 
 def test_it_is_quiet_and_gives_flowers_log_back(caplog):

@@ -152,6 +152,18 @@ def test_hooks_reach_loss_and_gradients(config):
         assert all(torch.equal(weights[k], start[k]) for k in start)
 
 
+def test_the_mean_loss_is_in_evaluation_mode_over_all_examples(training):
+    def loss(model, batch, generator):
+        return model(batch.images.flatten(1)).square().mean()
+
+    settings = dataclasses.replace(training, batch_size=3)
+    model, data = make_model(), make_data(1, count=20)
+    found = Trainer(make_model(), loss, settings, CPU).mean_loss(snapshot(model), data, seed=0)
+    with torch.no_grad():
+        expected = loss(model.eval(), data.batch(torch.arange(20)), None)
+    assert found == pytest.approx(float(expected), rel=1e-5)
+
+
 def test_reports_end_with_the_last_step(training):
     reports = []
     Trainer(make_model(), pixel_loss, training, CPU).train(

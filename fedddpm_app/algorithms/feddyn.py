@@ -24,7 +24,7 @@ from fedddpm_app import weights as weights_module
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.hooks import TrainingHook, TrainResult
-from fedddpm_app.optimization import add_to_gradients
+from fedddpm_app.optimization import add_to_gradients, pull_to
 from fedddpm_app.weights import Weights
 
 DUAL = "dual"
@@ -46,8 +46,7 @@ class FedDynHook(TrainingHook):
 
     def adjust_gradients(self, model: nn.Module) -> None:
         """Add alpha (v - w) - lam_i, the gradient of -<lam_i, v> + alpha/2 ||v - w||^2."""
-        pull = [v.detach() - w for v, w in zip(self._parameters, self._anchor, strict=True)]
-        add_to_gradients(self._parameters, pull, self.config.feddyn.alpha)
+        pull_to(self._parameters, self._anchor, self.config.feddyn.alpha)
         add_to_gradients(self._parameters, self._dual, -1.0)
 
     def on_end(self, result: TrainResult, full_gradient: Callable[[Weights], Weights]) -> None:

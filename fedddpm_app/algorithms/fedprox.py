@@ -16,7 +16,7 @@ from torch import nn
 
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.hooks import TrainingHook
-from fedddpm_app.optimization import add_to_gradients
+from fedddpm_app.optimization import pull_to
 
 
 class FedProxHook(TrainingHook):
@@ -29,8 +29,7 @@ class FedProxHook(TrainingHook):
 
     def adjust_gradients(self, model: nn.Module) -> None:
         """Add mu (v - w), the gradient of mu/2 ||v - w||^2."""
-        pull = [v.detach() - w for v, w in zip(self._parameters, self._anchor, strict=True)]
-        add_to_gradients(self._parameters, pull, self.config.fedprox.mu)
+        pull_to(self._parameters, self._anchor, self.config.fedprox.mu)
 
 
 class FedProx(FederatedDiffusion):

@@ -120,9 +120,10 @@ class AggregationRule:
             others = [name for name in like if name not in names]
             if others:
                 rest = weighted_mean((select(reply.load(), others), reply.num_examples) for reply in replies)
-            start = to_arrays(self._part(to_weights(start), names))
-            for reply in replies:
-                reply.message.content[ARRAYS] = to_arrays(self._part(reply.load(), names))
+            if others or self.name in _CHOOSING:
+                start = to_arrays(self._part(to_weights(start), names))
+                for reply in replies:
+                    reply.message.content[ARRAYS] = to_arrays(self._part(reply.load(), names))
         if hasattr(self._rule, "current_arrays"):
             self._rule.current_arrays = None
         self._rule.configure_train(server_round, start, ConfigRecord(), grid)

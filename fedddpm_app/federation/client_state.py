@@ -8,6 +8,7 @@ The server tells which round's reply it accepted last, and that round's state is
 reply that was refused or lost leaves both sides as they were. So the state before the last is kept as well.
 """
 
+import contextlib
 import hashlib
 import os
 from collections.abc import Iterator, Mapping
@@ -97,7 +98,7 @@ class ClientState(Mapping[str, Weights]):
         """Remove the client's files of this run, and the folder when it was the last."""
         self._context.state.pop(_MARKER, None)
         self._remove_all_but(set())
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
+        with contextlib.suppress(OSError):  # other clients of this host may still have files in it
             self.folder.rmdir()
 
     def _records(self) -> dict[str, Weights]:

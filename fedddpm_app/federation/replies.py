@@ -52,6 +52,8 @@ class Reply:
 
     def load(self, record: str = ARRAYS) -> Weights:
         """Decode a record (by default the client's weights); nothing is kept, so memory holds it once."""
+        if record not in self.records:
+            raise KeyError(f"the reply's {record!r} was not asked for: put what it is like into reply_references.")
         return _decode(self.records[record], self.references[record])
 
     @property

@@ -87,7 +87,7 @@ class FederatedRounds(FedAvg):
         self.grid = grid
         self.clients = Clients(participants, self.accounting, data.max_examples_per_client)
         self.initial_weights = to_weights(initial_arrays)
-        self.reply_references = {ARRAYS: self.initial_weights}
+        self.reply_references[ARRAYS] = self.initial_weights
         result = super().start(
             grid,
             to_arrays(self.prepare(grid, self.initial_weights)),

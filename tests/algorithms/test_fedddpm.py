@@ -23,6 +23,10 @@ from fedddpm_app.hooks import LocalRound, TrainingHook
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.weights import load_into, snapshot
 from fedddpm_app.worker import Worker
+from tests.algorithms.problems import CLIENTS, RATE, ROUNDS, STEPS, gradient, gradient_steps, make_clients, shares
+from tests.algorithms.problems import run as run_point
+from tests.algorithms.problems import same as close
+from tests.algorithms.problems import start as initial_point
 
 
 def final_weights(run):
@@ -96,6 +100,17 @@ def test_never_correcting_is_fedavg_and_always_is_fedddpm(start):
     assert len(strategy.auxiliary_data) == 12
     _, second = start(Second)
     assert not same(second, fedavg)
+
+
+def test_rounds_equal_the_reference():
+    """The clients' mean by n_i, then K_s steps on D_aux with a step size of its own; over rounds, in float64."""
+    auxiliary, w = make_clients(4, seed=9)[0], initial_point()
+    for _ in range(ROUNDS):
+        local = [gradient_steps(w, STEPS, RATE, lambda x, c=c: gradient(c, x)) for c in CLIENTS]
+        w = sum(p * v for p, v in zip(shares(CLIENTS), local, strict=True))
+        w = gradient_steps(w, 3, 0.2, lambda x: gradient(auxiliary, x))
+    settings = {"auxiliary_data": auxiliary, "correction_steps": 3, "correction_learning_rate": 0.2}
+    assert close(run_point("fedddpm", **settings), w)
 
 
 def test_one_client_is_local_training(start, run_config):

@@ -3,6 +3,7 @@
 import logging
 import math
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,7 +12,20 @@ from fedddpm_app.algorithms.fedddpm_plus import FedDDPMPlus, SlowLearningDetecto
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.progress import parse_note
 from fedddpm_app.simulate import simulate
-from tests.algorithms.problems import CLIENTS, Point, make_clients, quadratic, run
+from tests.algorithms.problems import (
+    CLIENTS,
+    RATE,
+    STEPS,
+    Point,
+    gradient,
+    gradient_steps,
+    make_clients,
+    quadratic,
+    run,
+    same,
+    shares,
+    start,
+)
 
 AUXILIARY = make_clients(4, seed=9)[0]
 
@@ -85,6 +99,30 @@ def test_the_detector_is_its_definition(curve, window, patience, threshold):
             expected.append(r)
             first = r + 1
     assert found == expected
+
+
+def test_rounds_equal_the_reference():
+    """The detector on the losses that numpy computes, and the corrections that follow from it; 8 rounds, float64."""
+    w, signals, done, expected = start(), [], 0, []
+    for r in range(1, 9):
+        local, losses = [], []
+        for client in CLIENTS:
+            a, b = (tensor.numpy() for tensor in client)
+            x, seen = w, []
+            for _ in range(STEPS):
+                seen.append((a / 2 * (x - b) ** 2).sum(1).mean())
+                x = x - RATE * gradient(client, x)
+            local.append(x)
+            losses.append(np.mean(seen))
+        w, signals = shares(CLIENTS) @ np.stack(local), [*signals, shares(CLIENTS) @ losses]
+        if len(signals) > 1 and (signals[-2] - signals[-1]) / signals[-2] < 0.15 and done < 2:
+            w, signals, done = gradient_steps(w, 3, RATE, lambda x: gradient(AUXILIARY, x)), [], done + 1
+            expected.append(r)
+    settings = {"threshold": 0.15, "max_corrections": 2, "correction_steps": 3, "auxiliary_data": AUXILIARY}
+    weights, history = simulate("fedddpm-plus", Point(), quadratic, CLIENTS, 8, STEPS, RATE, **settings)
+    assert corrected_rounds(history) == expected
+    assert len(expected) == 2
+    assert same(weights["x"].numpy(), w)
 
 
 def test_every_decision_is_recorded():

@@ -89,11 +89,13 @@ def test_running_means_are_averaged_and_not_stepped():
     def loss(model, batch):
         return model(batch).square().mean()
 
-    clients = [torch.randn(8, 3, generator=torch.Generator().manual_seed(k)) * 1e-3 for k in range(4)]
+    sizes = (2, 4, 8, 16)
+    clients = [torch.randn(n, 3, generator=torch.Generator().manual_seed(n)) * 1e-3 for n in sizes]
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
     weights, _ = simulate("fednova", model, loss, clients, 1, [4, 4, 4, 60], 0.01)
     left = [0.9**k for k in (4, 4, 4, 60)]  # of the initial variance 1, after momentum 0.1 of as many steps
-    assert torch.allclose(weights["0.running_var"], torch.full((3,), sum(left) / 4, dtype=torch.float64), atol=1e-4)
+    expected = sum(n * share for n, share in zip(sizes, left, strict=True)) / sum(sizes)
+    assert torch.allclose(weights["0.running_var"], torch.full((3,), expected, dtype=torch.float64), atol=1e-4)
 
 
 def test_schedules_count(run_config):

@@ -8,9 +8,10 @@ import torch
 from torch import nn
 
 from fedddpm_app.algorithms.moon import Moon, MoonHook, Representation, contrastive_loss
-from fedddpm_app.config import ConfigError, load_config
+from fedddpm_app.config import ConfigError, default_run_config, load_config
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.hooks import LocalRound
 from fedddpm_app.simulate import simulate
 from tests.algorithms.problems import (
     CLIENTS,
@@ -165,6 +166,20 @@ def test_outputs_are_averaged_over_their_places(output, pooled):
     assert view.value.tolist() == pooled
     output += 1  # what comes after the submodule may work in place
     assert view.value.tolist() == pooled
+
+
+def test_the_frozen_models_are_in_evaluation_mode_and_the_clients_own():
+    model = nn.Sequential(nn.Linear(3, 3), nn.Dropout(0.5))
+    config = load_config(default_run_config() | {"moon-representation": ""})
+    weights = {name: value.clone() for name, value in model.state_dict().items()}
+    previous = {name: value + 1 for name, value in weights.items()}
+    hook = MoonHook(LocalRound(config, 0, 2, weights, state={"previous": previous}))
+    hook.on_start(model)
+    local, glob, prev = (view.model for view in hook._views)
+    assert (local.training, glob.training, prev.training) == (True, False, False)
+    assert torch.equal(glob[0].bias, weights["0.bias"])
+    assert torch.equal(prev[0].bias, previous["0.bias"])
+    assert not any(p.requires_grad for p in [*glob.parameters(), *prev.parameters()])
 
 
 def test_a_loss_that_never_calls_the_model_is_told():

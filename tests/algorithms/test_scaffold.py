@@ -10,19 +10,25 @@ from fedddpm_app import weights as weights_module
 from fedddpm_app.algorithms.scaffold import VARIATE, Scaffold, ScaffoldHook, option_of
 from fedddpm_app.config import ConfigError, default_run_config, load_config
 from fedddpm_app.federation.participants import Participants
+from fedddpm_app.in_memory_task import as_training_data
+from fedddpm_app.training import Trainer
 from tests.algorithms.problems import (
     CLIENTS,
     RATE,
     ROUNDS,
     STEPS,
+    Point,
     caught,
     gradient,
     gradient_steps,
     make_clients,
+    quadratic,
     run,
     same,
     start,
 )
+
+CPU = torch.device("cpu")
 
 
 def reference(clients, option, eta_g=1.0, rounds=ROUNDS, sampled=None):
@@ -63,6 +69,33 @@ def test_rounds_of_sampled_clients_equal_the_reference():
     assert len({tuple(s) for s in sampled}) > 1
     ended = run("scaffold", clients, rounds=6, clients_per_round=2)
     assert same(ended, reference(clients, "II", rounds=6, sampled=sampled))
+
+
+def test_option_two_divides_by_the_learning_rates_that_were_used():
+    """With warm-up, steps of rates eta_k: w - y = sum_k eta_k g_k, so that K eta becomes their sum."""
+    w, c = start(), np.zeros(3)
+    c_i = [np.zeros(3)] * len(CLIENTS)
+    rates = [RATE / 3, RATE * 2 / 3, RATE, RATE]
+    for _ in range(ROUNDS):
+        moves, changes = [], []
+        for i, client in enumerate(CLIENTS):
+            y = w
+            for rate in rates:
+                y = y - rate * (gradient(client, y) - c_i[i] + c)
+            renewed = c_i[i] - c + (w - y) / sum(rates)
+            moves, changes, c_i[i] = [*moves, y - w], [*changes, renewed - c_i[i]], renewed
+        w, c = w + np.mean(moves, 0), c + np.mean(changes, 0)
+    assert same(run("scaffold", option="II", warmup_steps=2), w)
+
+
+def test_the_full_gradient_is_that_of_all_examples_in_batches_of_any_size():
+    data = as_training_data(CLIENTS[1], torch.float64)
+    weights = {"x": Point().x.detach()}
+    for batch_size in (0, 1, 2, 5, 7):
+        config = load_config(default_run_config() | {"batch-size": batch_size})
+        trainer = Trainer(Point(), lambda model, batch, _: quadratic(model, batch), config.training, CPU)
+        found = trainer.full_gradient(weights, data, seed=0)
+        assert same(found["x"].numpy(), gradient(CLIENTS[1], start()), 1e-14)
 
 
 def test_the_options_agree_for_one_full_batch_step():

@@ -10,6 +10,7 @@ from torch import nn
 
 from fedddpm_app.algorithms import REGISTRY, get_algorithm
 from fedddpm_app.config import AggregatorName, ConfigError, load_config
+from fedddpm_app.federation.aggregation import least_replies
 from fedddpm_app.simulate import simulate
 from tests.algorithms.problems import (
     RATE,
@@ -153,14 +154,14 @@ def test_server_learning_rates_reach_the_rules():
 def test_rules_with_momenta_leave_running_means_alone(rule):
     """They are averaged: a step beyond the mean can take a variance below zero."""
     generator = torch.Generator().manual_seed(0)
-    clients = [torch.randn(8, 3, generator=generator) * 1e-3 for _ in range(4)]
+    clients = [torch.randn(n, 3, generator=generator) * 1e-3 for n in (2, 4, 8, 16)]
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
 
     def loss(model, batch):
         return model(batch).square().mean()
 
     plain, stepped = (
-        simulate("fedavg", model, loss, clients, 5, 4, 0.01, aggregator=name)[0] for name in ("fedavg", rule)
+        simulate("fedavg", model, loss, clients, 5, [1, 2, 4, 8], 0.01, aggregator=name)[0] for name in ("fedavg", rule)
     )
     for name in ("0.running_mean", "0.running_var", "0.num_batches_tracked"):
         assert torch.allclose(plain[name], stepped[name])
@@ -232,6 +233,22 @@ def test_the_dtypes_of_a_model_stay(rule):
 def test_a_rule_that_cannot_work_is_refused(run_config, overrides, says):
     with pytest.raises(ConfigError, match=says.replace("(", r"\(")):
         get_algorithm(load_config(run_config | {"algorithm": "fedavg"} | overrides))
+
+
+@pytest.mark.parametrize(
+    ("rule", "settings", "least"),
+    [
+        ("krum", {"aggregator-malicious": 2}, 7),
+        ("multikrum", {"aggregator-malicious": 1, "aggregator-selected": 2}, 5),
+        ("multikrum", {"aggregator-malicious": 1, "aggregator-selected": 6}, 7),
+        ("bulyan", {"aggregator-malicious": 1}, 7),
+        ("fedtrimmedavg", {"aggregator-trim": 0.25}, 4),
+        ("fedtrimmedavg", {"aggregator-trim": 0.2}, 5),
+        ("fedmedian", {}, 1),
+    ],
+)
+def test_the_least_replies_are_those_that_keep_the_rules_promise(run_config, rule, settings, least):
+    assert least_replies(load_config(run_config | settings | {"aggregator": rule})) == least
 
 
 def test_too_few_replies_leave_the_weights_as_they_are(caplog):

@@ -7,8 +7,8 @@ import torch
 from flwr.app import Context, RecordDict
 
 import client_app
-from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.algorithms.scaffold import Scaffold
+from fedddpm_app.algorithms import REGISTRY, get_algorithm
+from fedddpm_app.algorithms.scaffold import VARIATE_CHANGE, Scaffold, ScaffoldHook
 from fedddpm_app.config import load_config
 from fedddpm_app.diffusion_task import DiffusionTask
 from fedddpm_app.federation.client_state import ClientState, ClientStateError
@@ -21,6 +21,8 @@ from fedddpm_app.simulate import simulate
 from fedddpm_app.weights import snapshot
 from tests.algorithms.problems import CLIENTS, RATE, STEPS, Point, quadratic, run, same
 from tests.algorithms.test_scaffold import reference
+
+STATEFUL = [name for name, strategy in REGISTRY.items() if strategy.hook.keeps_state]
 
 
 @pytest.fixture
@@ -113,7 +115,7 @@ def test_forgetting_removes_the_files_and_the_marker(open_state, context):
     open_state().forget()  # nothing to forget
 
 
-@pytest.mark.parametrize("algorithm", ["scaffold", "feddyn", "moon", "local-only"])
+@pytest.mark.parametrize("algorithm", STATEFUL)
 def test_a_finished_run_leaves_no_state(run_app, run_config, tmp_path, algorithm):
     run_app(algorithm=algorithm)
     assert not list((tmp_path / "state").rglob("*.safetensors"))
@@ -147,7 +149,7 @@ def start(run_config, tmp_path):
     return run
 
 
-@pytest.mark.parametrize("algorithm", ["scaffold", "feddyn", "moon", "local-only"])
+@pytest.mark.parametrize("algorithm", STATEFUL)
 def test_a_client_that_lost_its_state_is_named_and_left_out(start, algorithm):
     strategy = start(algorithm, lost=(1,))
     assert set(strategy.recorder.stats[-1]["train/client_loss"]) == {"0", "2", "3"}
@@ -195,3 +197,33 @@ def test_a_reply_that_the_server_refused_leaves_the_clients_state_as_it_was():
 
     expected = reference(CLIENTS, "II", rounds=4, sampled=[(0, 1, 2), (0, 2), (0, 1, 2), (0, 1, 2)])
     assert same(run(Refuses, rounds=4), expected)
+
+
+@pytest.mark.parametrize("where", ["kept", "sent"])
+def test_what_is_not_finite_is_neither_kept_nor_sent(where):
+    class Breaks(ScaffoldHook):
+        def on_end(self, result, full_gradient):
+            super().on_end(result, full_gradient)
+            for record in getattr(self, where).values():
+                record["x"] = record["x"] * float("nan")
+
+    class Mutant(Scaffold):
+        hook = Breaks
+
+    with pytest.raises(RoundFailedError, match="its training diverged"):
+        run(Mutant)
+
+
+def test_the_stateful_algorithms_are_known():
+    assert STATEFUL == ["scaffold", "feddyn", "moon", "local-only"]
+
+
+def test_a_record_that_was_not_asked_for_is_told():
+    class Forgets(Scaffold):
+        def prepare(self, grid, weights):
+            weights = super().prepare(grid, weights)
+            del self.reply_references[VARIATE_CHANGE]
+            return weights
+
+    with pytest.raises(KeyError, match="was not asked for: put what it is like into reply_references"):
+        run(Forgets)

@@ -34,7 +34,12 @@ class ClientSetup:
 
     config: Config
     strategy: type[FederatedDiffusion]
-    worker: Worker
+    get_worker: Callable[[], Worker]
+
+    @property
+    def worker(self) -> Worker:
+        """The worker, made on first use."""
+        return self.get_worker()
 
 
 def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
