@@ -67,8 +67,8 @@ def _import_algorithm(name: str) -> type[FederatedDiffusion]:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f'algorithm = "{name}" cannot be imported ({error}): put the module, as one file, beside pyproject.toml, or '
-            "install it, and name a class in it."
+            f'algorithm = "{name}" cannot be imported ({error}): put the module, as one file, beside pyproject.toml, '
+            "or install it, and name a class in it."
         ) from error
     if not (isinstance(found, type) and issubclass(found, FederatedDiffusion)):
         raise ConfigError(f'algorithm = "{name}" is no strategy: derive the class from FederatedDiffusion or FedDDPM.')
