@@ -176,6 +176,12 @@ def test_names_of_runs_never_collide(run_config, tmp_path):
         second.write_config({})
 
 
+def test_the_folder_of_a_class_from_outside_has_a_plain_name(run_config, tmp_path):
+    outside = {"algorithm": "examples.l1_proximal:L1Proximal", "run-name": ""}
+    directory = run_directory(load_config(run_config | outside), tmp_path)
+    assert directory.name.startswith("examples-l1-proximal-L1Proximal-digits-")
+
+
 def test_overrides_reach_flower_unchanged():
     overrides = {"a": "ünï 😀 '=\\ x", "b": 1.5, "c": True, "d": 3}
     assert parse_config_args([to_toml(overrides)]) == overrides

@@ -149,7 +149,7 @@ def run_directory(config: Config, base: Path) -> Path:
     if config.run.run_name:
         check_is_new(parent / config.run.run_name)
         return parent / config.run.run_name
-    name = f"{config.run.algorithm}-{_slug(config.data.dataset)}-{time.strftime('%Y%m%d-%H%M%S')}"
+    name = f"{_slug(config.run.algorithm)}-{_slug(config.data.dataset)}-{time.strftime('%Y%m%d-%H%M%S')}"
     for suffix in itertools.count(1):
         directory = parent / (name if suffix == 1 else f"{name}-{suffix}")
         if make_directory(directory):
