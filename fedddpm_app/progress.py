@@ -17,6 +17,7 @@ from typing import TextIO
 from torch import Tensor
 
 REPORT_EVERY_SECONDS = 5.0
+REPORT_ITEMS_EVERY_SECONDS = 1.0
 logger = logging.getLogger("fedddpm")
 
 _MARK = "[fedddpm]"
@@ -143,6 +144,35 @@ class StepReporter:
         seconds_left = (now - self.began) / step * (self.steps - step)
         self.on_report(StepReport(step, self.steps, loss, seconds_left))
         self.last_time, self.last_step = now, step
+
+
+class ItemReporter:
+    """Logs how many items (images, mostly) of a piece of work are done, about every second and at the end.
+
+    Parameters
+    ----------
+    phase : str
+        As of ``ProgressEvent``.
+    total : int
+        Items in all.
+    **where
+        ``client``, ``server_round`` and ``num_rounds`` of the events.
+    """
+
+    def __init__(self, phase: str, total: int, **where: int) -> None:
+        self.phase = phase
+        self.total = total
+        self._where = where
+        self._began = self._last = time.perf_counter()
+
+    def after_item(self, done: int) -> None:
+        """Report if it is time to; ``done`` items are."""
+        now = time.perf_counter()
+        if now - self._last < REPORT_ITEMS_EVERY_SECONDS and done < self.total:
+            return
+        self._last = now
+        left = (now - self._began) / max(1, done) * (self.total - done)
+        report(ProgressEvent(self.phase, done, self.total, round(left), **self._where))
 
 
 def reporter(

@@ -33,10 +33,17 @@ TINY: dict[str, Scalar] = {
 }
 
 
+@pytest.fixture(scope="session")
+def cache_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Decoded images and evaluation networks, made once for all tests."""
+    return tmp_path_factory.mktemp("cache")
+
+
 @pytest.fixture
-def run_config(tmp_path: Path) -> dict[str, Scalar]:
+def run_config(tmp_path: Path, cache_dir: Path) -> dict[str, Scalar]:
     """The app's defaults, made tiny."""
-    places = {"output-dir": str(tmp_path), "run-name": "run", "state-dir": str(tmp_path / "state")}
+    places = {"output-dir": str(tmp_path), "run-name": "run"}
+    places |= {"state-dir": str(tmp_path / "state"), "cache-dir": str(cache_dir)}
     return default_run_config(ROOT) | TINY | places
 
 

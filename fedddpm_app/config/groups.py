@@ -89,9 +89,15 @@ class DataConfig:
     num_classes: PositiveInt
     class_conditional: bool
     num_clients: PositiveInt
-    partition: Literal["iid", "dirichlet", "pathological", "disjoint-classes"]
+    horizontal_flip: bool
+    mixed_channels: Literal["error", "convert"]
+    max_bad_images: CountOrZero
+    cache_dir: str
+    partition: Literal["iid", "dirichlet", "pathological", "shards", "disjoint-classes", "quantity-skew", "natural"]
     dirichlet_alpha: PositiveFloat
     classes_per_client: PositiveInt
+    shards_per_client: PositiveInt
+    partition_column: str
     min_partition_size: PositiveInt
     max_examples_per_client: PositiveInt
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)]

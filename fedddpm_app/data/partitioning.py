@@ -11,89 +11,147 @@ from flwr_datasets.partitioner import (
     NaturalIdPartitioner,
     Partitioner,
     PathologicalPartitioner,
+    ShardPartitioner,
+    SizePartitioner,
 )
 
 from fedddpm_app.config import ConfigError, DataConfig
 from fedddpm_app.seeding import derive_seed
 
+LABEL = "label"
+_ROW = "row"
 _CLIENT = "client"
+_NEEDS_LABELS = ("dirichlet", "pathological", "shards", "disjoint-classes")
+_UNDRAWABLE = (ValueError, IndexError, KeyError, ZeroDivisionError)
 
 
-def partition_dataset(train: Dataset, config: DataConfig, seed: int) -> Partitioner:
-    """Split a data set into ``num_clients`` partitions.
+def partition_rows(
+    labels: np.ndarray | None, natural: np.ndarray | None, count: int, config: DataConfig, seed: int
+) -> list[np.ndarray]:
+    """Split ``count`` images into ``num_clients`` partitions, disjoint and each in shuffled order.
 
     Parameters
     ----------
-    train : Dataset
-        With a ``label`` column unless ``partition`` is ``iid``.
+    labels : np.ndarray or None
+        int64, shape (N,); needed by the partitions that skew classes.
+    natural : np.ndarray or None
+        Shape (N,): the column that ``natural`` splits by.
+    count : int
+        N, images in all.
     config : DataConfig
-        ``iid``: shuffled, equal parts. ``dirichlet``: per class, shares from Dirichlet(alpha).
-        ``pathological``: ``classes_per_client`` classes on every client, drawn at random.
-        ``disjoint-classes``: the classes are dealt out like cards, so that no two clients share one and
-        all are used (10 classes on 4 clients: 3, 3, 2, 2).
+        ``partition``:
+
+        * ``iid``: equal parts.
+        * ``dirichlet``: per class, shares from Dirichlet(``dirichlet_alpha``).
+        * ``pathological``: ``classes_per_client`` classes on every client, drawn at random.
+        * ``shards``: the images sorted by class, cut into shards of equal size, ``shards_per_client`` of them
+          dealt to every client (McMahan et al. 2017); what is left over when cutting goes to nobody.
+        * ``disjoint-classes``: the classes are dealt out like cards, so that no two clients share one and all are
+          used (10 classes on 4 clients: 3, 3, 2, 2).
+        * ``quantity-skew``: classes alike, sizes from Dirichlet(``dirichlet_alpha``).
+        * ``natural``: the values of ``partition_column`` (writers, hospitals) are dealt out like cards; with as
+          many clients as values each client is one of them.
     seed : int
         The run's seed.
 
     Returns
     -------
-    Partitioner
-        ``load_partition(i)`` gives partition i.
+    list of np.ndarray
+        int64 rows in [0, N), one array per client.
 
     Raises
     ------
     ConfigError
-        When a partition would be smaller than ``min_partition_size`` or larger than ``max_examples_per_client``.
+        When the partition cannot be drawn, or a client would hold fewer images than ``min_partition_size`` or more
+        than ``max_examples_per_client``.
     """
-    if config.partition != "iid" and "label" not in train.column_names:
-        raise ConfigError(f'partition = "{config.partition}" needs labels, which the data set lacks: use "iid".')
+    _check_possible(labels, natural, count, config)
     partition_seed = derive_seed(seed, "partition") % 2**32
-    train = train.shuffle(seed=partition_seed)
-    partitioner: Partitioner
-    match config.partition:
-        case "iid":
-            partitioner = IidPartitioner(config.num_clients)
-        case "dirichlet":
-            partitioner = DirichletPartitioner(
-                config.num_clients,
-                "label",
-                config.dirichlet_alpha,
-                min_partition_size=config.min_partition_size,
-                seed=partition_seed,
-            )
-        case "pathological":
-            partitioner = PathologicalPartitioner(
-                config.num_clients, "label", config.classes_per_client, seed=partition_seed
-            )
-        case _:
-            train = _deal_classes(train, config, partition_seed)
-            partitioner = NaturalIdPartitioner(_CLIENT)
-    partitioner.dataset = train
-    _check_sizes(partitioner, config)
-    return partitioner
-
-
-def _deal_classes(train: Dataset, config: DataConfig, seed: int) -> Dataset:
-    """Add the column ``client``: a shuffled deck of the classes, dealt to the clients in turn."""
-    classes = np.unique(train["label"])
-    if len(classes) < config.num_clients:
-        raise ConfigError(
-            f'partition = "disjoint-classes" with num-clients = {config.num_clients} needs as many classes, the '
-            f"data have {len(classes)}: use fewer clients or another partition."
-        )
-    deck = np.random.default_rng(seed).permutation(classes)
-    client_of = {int(label): place % config.num_clients for place, label in enumerate(deck)}
-    return train.add_column(_CLIENT, [client_of[label] for label in train["label"]])
-
-
-def _check_sizes(partitioner: Partitioner, config: DataConfig) -> None:
+    columns = {_ROW: np.arange(count)} | ({} if labels is None else {LABEL: labels})
+    train = Dataset.from_dict(columns).shuffle(seed=partition_seed)
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # flwr-datasets draws a bar that no option turns off
-            sizes = [len(partitioner.load_partition(i)) for i in range(config.num_clients)]
-    except ValueError as error:
+            partitioner = _partitioner(train, natural, config, partition_seed)
+            rows = [np.asarray(partitioner.load_partition(i)[_ROW], np.int64) for i in range(config.num_clients)]
+    except _UNDRAWABLE as error:
         raise ConfigError(
             f'partition = "{config.partition}" cannot be drawn ({error}): use fewer clients, a larger '
             "dirichlet-alpha or a smaller min-partition-size."
         ) from error
+    _check_sizes([len(part) for part in rows], config)
+    return rows
+
+
+def _partitioner(train: Dataset, natural: np.ndarray | None, config: DataConfig, seed: int) -> Partitioner:
+    """Return flwr-datasets' partitioner of the shuffled images, with its data set."""
+    clients = config.num_clients
+    partitioner: Partitioner
+    match config.partition:
+        case "iid":
+            partitioner = IidPartitioner(clients)
+        case "dirichlet":
+            least = config.min_partition_size
+            partitioner = DirichletPartitioner(
+                clients, LABEL, config.dirichlet_alpha, min_partition_size=least, seed=seed
+            )
+        case "pathological":
+            partitioner = PathologicalPartitioner(clients, LABEL, config.classes_per_client, seed=seed)
+        case "shards":
+            partitioner = ShardPartitioner(clients, LABEL, config.shards_per_client, seed=seed)
+        case "quantity-skew":
+            partitioner = SizePartitioner(_skewed_sizes(len(train), config, seed))
+        case "natural":
+            train = _deal(train, np.asarray(natural)[train[_ROW]], config, seed)
+            partitioner = NaturalIdPartitioner(_CLIENT)
+        case "disjoint-classes":
+            train = _deal(train, np.asarray(train[LABEL]), config, seed)
+            partitioner = NaturalIdPartitioner(_CLIENT)
+    partitioner.dataset = train
+    return partitioner
+
+
+def _deal(train: Dataset, values: np.ndarray, config: DataConfig, seed: int) -> Dataset:
+    """Add the column ``client``: a shuffled deck of the different values, dealt to the clients in turn."""
+    deck, place = np.unique(values, return_inverse=True)
+    turn = np.empty(len(deck), np.int64)
+    turn[np.random.default_rng(seed).permutation(len(deck))] = np.arange(len(deck))
+    return train.add_column(_CLIENT, turn[place] % config.num_clients)
+
+
+def _skewed_sizes(count: int, config: DataConfig, seed: int) -> list[int]:
+    """Return sizes that add up to ``count``: the minimum for everyone, the rest by shares from Dirichlet(alpha)."""
+    generator = np.random.default_rng(seed)
+    shares = generator.dirichlet(np.full(config.num_clients, config.dirichlet_alpha))
+    free = count - config.num_clients * config.min_partition_size
+    ends = np.rint(np.cumsum(shares) * free).astype(np.int64)
+    ends[-1] = free
+    return [int(size) + config.min_partition_size for size in np.diff(ends, prepend=0)]
+
+
+def _check_possible(labels: np.ndarray | None, natural: np.ndarray | None, count: int, config: DataConfig) -> None:
+    """Raise ``ConfigError`` for what can be known before drawing."""
+    partition, clients = config.partition, config.num_clients
+    if partition in _NEEDS_LABELS and labels is None:
+        raise ConfigError(
+            f'partition = "{partition}" needs labels, which the data set lacks: use "iid", "quantity-skew" or '
+            '"natural".'
+        )
+    if clients * config.min_partition_size > count:
+        raise ConfigError(
+            f"num-clients = {clients} clients of min-partition-size = {config.min_partition_size} images need "
+            f"{clients * config.min_partition_size} images, and the training split holds {count}: use fewer clients "
+            "or a smaller minimum."
+        )
+    decks = {"disjoint-classes": (labels, "classes"), "natural": (natural, f'values of "{config.partition_column}"')}
+    values, what = decks.get(partition, (None, ""))
+    if values is not None and len(np.unique(values)) < clients:
+        raise ConfigError(
+            f'partition = "{partition}" with num-clients = {clients} needs as many {what}, the data have '
+            f"{len(np.unique(values))}: use fewer clients or another partition."
+        )
+
+
+def _check_sizes(sizes: list[int], config: DataConfig) -> None:
     for partition_id, size in enumerate(sizes):
         if size < config.min_partition_size:
             raise ConfigError(

@@ -1,123 +1,149 @@
 """Where images come from: the embedded digits, a local folder, or the Hugging Face hub.
 
-Every source gives a ``DatasetDict`` with ``train`` and ``test`` splits and two columns: ``image`` (PIL)
-and, where the source has labels, ``label`` (``ClassLabel`` or whole numbers).
+Every source gives a ``train`` and a ``test`` split.
 """
 
 import functools
-import glob
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
 import numpy as np
 import pyarrow
-from datasets import ClassLabel, Dataset, DatasetDict, Features, Image, Value
+from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 
 from fedddpm_app.config import ConfigError
+from fedddpm_app.data.folders import load_folder, stat_digest
+from fedddpm_app.data.splits import LABEL, Split, split_of_array, split_of_dataset
 from fedddpm_app.progress import logger
 
+DIGITS = "digits"
+LOCAL = "path:"
+HUB_IDS = {
+    "mnist": "ylecun/mnist",
+    "fashion-mnist": "zalando-datasets/fashion_mnist",
+    "cifar10": "uoft-cs/cifar10",
+    "cifar100": "uoft-cs/cifar100",
+}
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0  # the split is a property of the data set, equal for all runs and seeds
-_LOCAL = "path:"
-_IMAGE_COLUMNS = ("image", "img")
-_LABEL_COLUMNS = ("label", "labels", "fine_label")
+MAX_TEXT_CLASSES = 1000  # a column of texts with more different ones holds captions, not classes
+_IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo")
+_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category", "y")
 _UNREADABLE = (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError)
 
 
-@functools.cache
-def load_source(name: str) -> DatasetDict:
+@functools.lru_cache(maxsize=4)
+def load_source(name: str) -> dict[str, Split]:
     """Load a data set by the value of the ``dataset`` key.
 
     Parameters
     ----------
     name : str
-        ``digits``; ``path:/abs/folder`` (a ``save_to_disk`` folder, parquet files, or images in one
-        folder per class); or a Hugging Face hub id such as ``ylecun/mnist``.
+        ``digits``; ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100`` or any id of the Hugging Face hub; or
+        ``path:/abs/folder``: pictures (one sub-folder per class, or none), parquet or arrow files, a
+        ``save_to_disk`` folder, or IDX files.
+
+    Returns
+    -------
+    dict of str to Split
+        ``train`` and ``test``; where the source has no test (or validation) split, a fifth is split off.
 
     Raises
     ------
     ConfigError
         When the source cannot be read, with how to supply it.
     """
-    if name == "digits":
-        loaded = _digits()
-    elif name.startswith(_LOCAL):
-        folder = Path(name.removeprefix(_LOCAL)).expanduser()
-        if not folder.is_dir():
-            raise ConfigError(f'dataset = "{name}": there is no such folder; give the absolute path of one.')
-        try:
-            loaded = _local(folder)
-        except _UNREADABLE as error:
-            raise ConfigError(
-                f'dataset = "{name}" holds no images that can be read ({_first_line(error)}); give a folder of images '
-                "(one sub-folder per class), train-*.parquet files, or a save_to_disk folder."
-            ) from error
-    else:
-        loaded = _hub(name)
-    return _standardise(loaded, name)
+    if name == DIGITS:
+        return _digits()
+    if not name.startswith(LOCAL):
+        return _complete(_from_datasets(_hub(name), name), name)
+    folder = local_folder(name)
+    try:
+        loaded = load_folder(folder)
+    except ConfigError:
+        raise
+    except _UNREADABLE as error:
+        raise ConfigError(
+            f'dataset = "{name}" holds no images that can be read ({_first_line(error)}); give a folder of images '
+            "(one sub-folder per class, or none), of parquet, arrow or IDX files, or one that save_to_disk wrote."
+        ) from error
+    return _complete(loaded if _is_split(loaded) else _from_datasets(loaded, name), name)
 
 
-def _digits() -> Dataset:
+def fingerprint(name: str) -> str:
+    """Return what tells one state of a source from another, without decoding it."""
+    if name.startswith(LOCAL):
+        return stat_digest(local_folder(name))
+    if name == DIGITS:
+        return DIGITS
+    splits = load_source(name)
+    return " ".join(f"{split}={len(splits[split])}:{splits[split].table._fingerprint}" for split in sorted(splits))
+
+
+def local_folder(name: str) -> Path:
+    """Return the folder of a ``path:`` data set; raise ``ConfigError`` where there is none."""
+    folder = Path(name.removeprefix(LOCAL)).expanduser()
+    if not folder.is_dir():
+        raise ConfigError(f'dataset = "{name}": there is no such folder; give the absolute path of one.')
+    return folder
+
+
+def _digits() -> dict[str, Split]:
     """Scikit-learn's digits: 1,797 grey images of 8x8 pixels with 17 grey levels, 10 classes."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
-    features = Features({"image": Image(), "label": ClassLabel(names=[str(d) for d in range(10)])})
-    return Dataset.from_dict({"image": list(pixels), "label": bunch.target.tolist()}, features=features)
-
-
-def _local(folder: Path) -> Dataset | DatasetDict:
-    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
-        return datasets.load_from_disk(str(folder))
-    escaped = Path(glob.escape(str(folder)))
-    splits = {split: sorted(map(str, folder.glob(f"**/{split}*.parquet"))) for split in ("train", "test")}
-    if splits["train"]:
-        files = {split: [glob.escape(path) for path in paths] for split, paths in splits.items() if paths}
-        return datasets.load_dataset("parquet", data_files=files)
-    return datasets.load_dataset("imagefolder", data_dir=str(escaped))
+    return _complete({"train": split_of_array(pixels, bunch.target, [str(d) for d in range(10)], "train")}, DIGITS)
 
 
 def _hub(name: str) -> Dataset | DatasetDict:
+    hub_id = HUB_IDS.get(name, name)
     try:
-        return datasets.load_dataset(name)
+        return datasets.load_dataset(hub_id)
     except _UNREADABLE as error:
         raise ConfigError(
-            f'dataset = "{name}" could not be loaded from the Hugging Face hub ({type(error).__name__}); check '
-            "the id and the network, or download it elsewhere and give its folder: dataset = "
+            f'dataset = "{name}" could not be loaded from the Hugging Face hub as {hub_id} ({type(error).__name__}); '
+            "check the id and the network, or download it elsewhere and give its folder: dataset = "
             '"path:/absolute/folder". The data set that needs no download is dataset = "digits".'
         ) from error
 
 
-def _standardise(loaded: Dataset | DatasetDict, name: str) -> DatasetDict:
-    """Bring columns to ``image`` and ``label``, and split off a test set where there is none."""
+def _is_split(loaded: object) -> bool:
+    return isinstance(loaded, Mapping) and not isinstance(loaded, DatasetDict)
+
+
+def _from_datasets(loaded: Dataset | DatasetDict, name: str) -> dict[str, Split]:
+    """Bring the image and label columns of data sets to their standard names and types."""
     splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
     if "train" not in splits:
         raise ConfigError(f'dataset = "{name}" has no train split, only {", ".join(splits)}.')
     columns = splits["train"].column_names
-    image = next((c for c in _IMAGE_COLUMNS if c in columns), None)
-    label = next((c for c in _LABEL_COLUMNS if c in columns), None)
+    image = next((c for c in columns if c.lower() in _IMAGE_COLUMNS), None)
+    label = next((c for known in _LABEL_COLUMNS for c in columns if c.lower() == known), None)
     if image is None:
-        raise ConfigError(f'dataset = "{name}" has no image column, only {", ".join(columns)}.')
-    kept = {image: "image"} | ({label: "label"} if label else {})
-    splits = DatasetDict({split: _rename(splits[split], kept, name) for split in ("train", "test") if split in splits})
-    if not all(_has_usable_labels(part) for part in splits.values()):
-        logger.warning('dataset = "%s": its column "%s" is left out: labels are whole numbers from 0.', name, label)
-        splits = splits.remove_columns("label")
-    if "test" in splits:
-        return splits
-    if len(splits["train"]) < 2:
-        raise ConfigError(f'dataset = "{name}" holds {len(splits["train"])} images, which cannot be split; give more.')
-    return _split_off_test(splits["train"])
+        raise ConfigError(
+            f'dataset = "{name}" has no image column, only {", ".join(columns)}: name it "{_IMAGE_COLUMNS[0]}".'
+        )
+    kept = {image: "image"} | ({label: LABEL} if label else {})
+    splits = DatasetDict({split: _rename(part, kept, name) for split, part in splits.items() if split in _KEPT_SPLITS})
+    if label:
+        splits = _with_usable_labels(splits, name, label)
+    return {split: split_of_dataset(part, split) for split, part in splits.items()}
+
+
+_KEPT_SPLITS = ("train", "test", "validation")
 
 
 def _rename(part: Dataset, kept: dict[str, str], name: str) -> Dataset:
-    """Return the columns ``kept`` of a split under their standard names, images decoding to PIL."""
+    """Return a split with its image and label columns under their standard names, others of these names dropped."""
     missing = [column for column in kept if column not in part.column_names]
     if missing:
         raise ConfigError(f'dataset = "{name}": its test split lacks the column "{missing[0]}" of its train split.')
-    part = part.select_columns(list(kept)).rename_columns({old: new for old, new in kept.items() if old != new})
+    part = part.remove_columns([new for old, new in kept.items() if old != new and new in part.column_names])
+    part = part.rename_columns({old: new for old, new in kept.items() if old != new})
     if isinstance(part.features["image"], Image):
         return part
     try:
@@ -129,20 +155,62 @@ def _rename(part: Dataset, kept: dict[str, str], name: str) -> Dataset:
         ) from error
 
 
+def _with_usable_labels(splits: DatasetDict, name: str, column: str) -> DatasetDict:
+    """Make classes of texts; leave labels out that are neither classes nor whole numbers, or that are missing."""
+    texts = _text_classes(splits)
+    if texts:
+        feature = ClassLabel(names=texts)
+        return DatasetDict({split: part.cast_column(LABEL, feature) for split, part in splits.items()})
+    if all(_has_usable_labels(part) for part in splits.values()):
+        return splits
+    logger.warning(
+        'dataset = "%s": its column "%s" is left out: labels are classes, texts or whole numbers from 0.', name, column
+    )
+    return splits.remove_columns(LABEL)
+
+
+def _text_classes(splits: DatasetDict) -> list[str]:
+    """Return the sorted texts of a label column of texts; empty where it holds something else, or captions."""
+    found: set[str] = set()
+    for part in splits.values():
+        feature = part.features[LABEL]
+        if not (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
+            return []
+        found |= set(part.unique(LABEL))
+    usable = None not in found and len(found) <= min(MAX_TEXT_CLASSES, len(splits["train"]) // 2)
+    return sorted(found) if usable else []
+
+
 def _has_usable_labels(part: Dataset) -> bool:
-    """Return whether labels, where there are any, are classes or whole numbers, none missing."""
-    if "label" not in part.column_names:
-        return True
-    feature = part.features["label"]
+    feature = part.features[LABEL]
     whole = isinstance(feature, Value) and feature.dtype.removeprefix("u").startswith("int")
-    return (whole or isinstance(feature, ClassLabel)) and part.data.column("label").null_count == 0
+    return (whole or isinstance(feature, ClassLabel)) and part.data.column(LABEL).null_count == 0
 
 
-def _split_off_test(train: Dataset) -> DatasetDict:
-    """Split off a test set, with the same share of every class where each has enough images."""
-    classes = isinstance(train.features.get("label"), ClassLabel)
-    fits = classes and min(Counter(train["label"]).values()) >= 2
-    return train.train_test_split(TEST_FRACTION, seed=SPLIT_SEED, stratify_by_column="label" if fits else None)
+def _complete(splits: Mapping[str, Split], name: str) -> dict[str, Split]:
+    """Return the train and test splits: the validation split for want of a test split, else a part of train."""
+    if "train" not in splits:
+        raise ConfigError(f'dataset = "{name}" has no train split, only {", ".join(splits)}.')
+    for split, part in splits.items():
+        if not len(part):
+            raise ConfigError(f'dataset = "{name}" has no images in its {split} split; give some.')
+    train, test = splits["train"], splits.get("test") or splits.get("validation")
+    if test is not None:
+        return {"train": train, "test": test}
+    if len(train) < 2:
+        raise ConfigError(f'dataset = "{name}" holds {len(train)} images, which cannot be split; give more.')
+    rows = _split_off_test(train)
+    return {split: train.select(rows[split]) for split in ("train", "test")}
+
+
+def _split_off_test(train: Split) -> dict[str, list[int]]:
+    """Return the rows of both splits, with the same share of every class where each has enough images."""
+    labels = train.table[LABEL] if train.class_names else []
+    fits = bool(labels) and min(Counter(labels).values()) >= 2
+    table = train.table.select_columns([LABEL] if fits else train.table.column_names[:1])
+    table = table.add_column("_row", list(range(len(train))))
+    parts = table.train_test_split(TEST_FRACTION, seed=SPLIT_SEED, stratify_by_column=LABEL if fits else None)
+    return {split: list(parts[split]["_row"]) for split in ("train", "test")}
 
 
 def _first_line(error: BaseException) -> str:

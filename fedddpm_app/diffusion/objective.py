@@ -36,10 +36,13 @@ class DenoisingObjective:
     ----------
     scheduler : DDPMScheduler
         Supplies T, ``alphas_cumprod`` and the prediction type.
+    horizontal_flip : bool
+        Mirror each image with probability 1/2 in training.
     """
 
-    def __init__(self, scheduler: DDPMScheduler) -> None:
+    def __init__(self, scheduler: DDPMScheduler, horizontal_flip: bool = False) -> None:
         self.scheduler = scheduler
+        self.horizontal_flip = horizontal_flip
         self.num_timesteps: int = scheduler.config.num_train_timesteps
 
     def target(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -78,11 +81,23 @@ class DenoisingObjective:
         return F.mse_loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
 
     def __call__(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-        """Return the loss of a batch, a scalar, with t uniform on {0, ..., T - 1} and noise from ``generator``."""
+        """Return the loss of a batch, a scalar, with t uniform on {0, ..., T - 1} and noise from ``generator``.
+
+        A model in training mode sees mirrored images where ``horizontal_flip`` says so.
+        """
+        if self.horizontal_flip and model.training:
+            batch = flip_half(batch, generator)
         images = batch.images
         t = torch.randint(self.num_timesteps, (len(images),), generator=generator, device=images.device)
         noise = torch.randn(images.shape, generator=generator, device=images.device)
         return self.losses(model, batch, t, noise).mean()
+
+
+def flip_half(batch: Batch, generator: torch.Generator) -> Batch:
+    """Mirror every image left to right with probability 1/2."""
+    images = batch.images
+    chosen = torch.rand(len(images), generator=generator, device=images.device) < 0.5
+    return Batch(torch.where(chosen[:, None, None, None], images.flip(-1), images), batch.labels)
 
 
 def predict(model: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:

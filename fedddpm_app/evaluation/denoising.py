@@ -3,16 +3,16 @@
 import torch
 from torch import nn
 
-from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective
 from fedddpm_app.seeding import derive_seed
+from fedddpm_app.task import TrainingData
 
 EVALUATION_SEED = 0  # the same t and noise for every run, so that runs compare
 _BATCH_SIZE = 256
 
 
 @torch.no_grad()
-def denoising_loss(model: nn.Module, objective: DenoisingObjective, data: ImageTensors, draws: int) -> float:
+def denoising_loss(model: nn.Module, objective: DenoisingObjective, data: TrainingData, draws: int) -> float:
     """Return the mean denoising loss over all images.
 
     Parameters
@@ -21,7 +21,7 @@ def denoising_loss(model: nn.Module, objective: DenoisingObjective, data: ImageT
         On the device of ``data``; its training mode is restored afterwards.
     objective : DenoisingObjective
         The loss of Ho et al. 2020, eq. 14.
-    data : ImageTensors
+    data : TrainingData
         At least one image; labels are used as they are (None for an unconditional model).
     draws : int
         (t, noise) pairs per image, t spread evenly over [0, T).

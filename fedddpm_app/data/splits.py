@@ -1,0 +1,80 @@
+"""One split of a source, its images not decoded yet."""
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from datasets import ClassLabel, Dataset, Features, Value
+from datasets import Image as ImageFeature
+from PIL import Image
+
+LABEL = "label"
+_IMAGE = "image"
+
+
+@dataclass(frozen=True)
+class Split:
+    """Images that are read one by one, and the columns beside them.
+
+    Attributes
+    ----------
+    table : Dataset
+        A row per image, without the images: ``label`` (``ClassLabel`` or whole numbers) where there are labels,
+        and the source's other columns.
+    read : callable
+        Row -> PIL image; raises what PIL raises for a file that it cannot read.
+    name_of : callable
+        Row -> what a user finds the image by: its file, or its row.
+    """
+
+    table: Dataset
+    read: Callable[[int], Image.Image]
+    name_of: Callable[[int], str]
+
+    def __len__(self) -> int:
+        return len(self.table)
+
+    @property
+    def labels(self) -> np.ndarray | None:
+        """The labels, int64 of shape (N,); None where there are none."""
+        return np.asarray(self.table[LABEL], dtype=np.int64) if LABEL in self.table.column_names else None
+
+    @property
+    def class_names(self) -> list[str]:
+        """The names of the classes, by label; empty where the source has none."""
+        feature = self.table.features.get(LABEL)
+        return list(feature.names) if isinstance(feature, ClassLabel) else []
+
+    def select(self, rows: list[int]) -> "Split":
+        """Return the split of ``rows`` alone, in their order."""
+        return Split(self.table.select(rows), lambda i: self.read(rows[i]), lambda i: self.name_of(rows[i]))
+
+
+def split_of_dataset(images: Dataset, split: str) -> Split:
+    """Return the split of a data set that has an ``image`` column of files or encoded bytes."""
+    encoded = images.select_columns([_IMAGE]).cast_column(_IMAGE, ImageFeature(decode=False))
+
+    def read(row: int) -> Image.Image:
+        stored = encoded[row][_IMAGE]
+        return Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
+
+    def name_of(row: int) -> str:
+        path = encoded[row][_IMAGE]["path"]
+        return path if path and Path(path).is_absolute() else f"row {row} of the {split} split"
+
+    others = images.remove_columns(_IMAGE)
+    rows = Dataset.from_dict({"row": np.arange(len(images))})
+    return Split(others if others.column_names else rows, read, name_of)
+
+
+def split_of_array(pixels: np.ndarray, labels: np.ndarray | None, class_names: list[str], split: str) -> Split:
+    """Return the split of uint8 pixels, shape (N, H, W) for grey or (N, H, W, 3), with labels int64 (N,)."""
+    columns: dict[str, object] = {"row": np.arange(len(pixels))}
+    features = {"row": Value("int64")}
+    if labels is not None:
+        columns[LABEL] = labels.astype(np.int64)
+        features[LABEL] = ClassLabel(names=class_names)
+    table = Dataset.from_dict(columns, features=Features(features))
+    return Split(table, lambda row: Image.fromarray(pixels[row]), lambda row: f"image {row} of the {split} split")

@@ -1,0 +1,152 @@
+"""Decoded images on disk: made once, memory-mapped by every process of a host.
+
+``<cache-dir>/images/<key>/``: for each split ``<split>.images.npy`` (uint8, shape (N, C, H, W)),
+``<split>.rows.npy`` (int64: which rows of the source they are) and ``<split>.labels.npy`` (int64, where there are
+labels); ``about.json`` with counts, class names, what was left out, and a SHA-256 of every split's content. The
+folder appears whole or not at all; ``key`` is a digest of the source's state and of what decoding depends on.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from filelock import FileLock
+
+from fedddpm_app.config import ConfigError, DataConfig
+from fedddpm_app.data.decoding import check_bad, check_mixture, decode
+from fedddpm_app.data.sources import fingerprint, load_source
+from fedddpm_app.data.splits import Split
+from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.progress import ItemReporter, logger
+
+SPLITS = ("train", "test")
+_VERSION = 1  # of decoding and of the layout
+_ABOUT = "about.json"
+
+
+@dataclass(frozen=True)
+class SplitInfo:
+    """What is known of a decoded split.
+
+    Attributes
+    ----------
+    num_images, num_grey : int
+        Images that could be read, and how many of these the source holds in grey.
+    digest : str
+        SHA-256 of pixels and labels.
+    bad : list of str
+        Images that could not be read.
+    class_names : list of str
+        By label; empty where the source has none.
+    """
+
+    num_images: int
+    num_grey: int
+    digest: str
+    bad: list[str]
+    class_names: list[str]
+
+
+@dataclass(frozen=True)
+class StoredSplit:
+    """A decoded split; its tensors are mapped from files, read on access and shared by all processes.
+
+    Attributes
+    ----------
+    data : ImageTensors
+        uint8 (N, C, H, W), labels int64 (N,) or None.
+    rows : np.ndarray
+        int64 (N,), the rows of the source.
+    info : SplitInfo
+    """
+
+    data: ImageTensors
+    rows: np.ndarray
+    info: SplitInfo
+
+
+def cache_folder(config: DataConfig) -> Path:
+    """Return the folder that ``cache-dir`` names; by default ``fedddpm`` in the user's cache."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
+    return (Path(config.cache_dir) if config.cache_dir else home / "fedddpm").expanduser().absolute()
+
+
+@functools.lru_cache(maxsize=4)
+def load_stored(config: DataConfig) -> dict[str, StoredSplit]:
+    """Return the train and test splits, decoded if they are not in the cache yet.
+
+    Raises
+    ------
+    ConfigError
+        When the source cannot be read or its images cannot be used, or the cache cannot be written.
+    """
+    root = cache_folder(config) / "images"
+    folder = root / _key(config)
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with FileLock(root / f"{folder.name}.lock"):
+            if not (folder / _ABOUT).exists():
+                _build(folder, config)
+    except OSError as error:
+        raise ConfigError(
+            f'cache-dir = "{config.cache_dir}": {root} cannot be written ({error}); give a folder in which you may '
+            "write, with room for the decoded images."
+        ) from error
+    about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+    infos = {split: SplitInfo(**about[split]) for split in SPLITS}
+    for info in infos.values():
+        check_bad(info.bad, info.num_images, config)
+    check_mixture(sum(i.num_grey for i in infos.values()), sum(i.num_images for i in infos.values()), config)
+    return {split: _open(folder, split, info) for split, info in infos.items()}
+
+
+def _key(config: DataConfig) -> str:
+    what = [_VERSION, config.dataset, fingerprint(config.dataset), config.image_size, config.image_channels]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
+
+
+def _build(folder: Path, config: DataConfig) -> None:
+    source = load_source(config.dataset)
+    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    try:
+        about = {split: asdict(_store(work, split, source[split], config)) for split in SPLITS}
+        (work / _ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
+        shutil.rmtree(folder, ignore_errors=True)
+        work.rename(folder)
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _store(folder: Path, split: str, source: Split, config: DataConfig) -> SplitInfo:
+    """Decode one split into files."""
+    path = folder / f"{split}.images.npy"
+    shape = (len(source), config.image_channels, config.image_size, config.image_size)
+    pixels: np.ndarray = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    reporter = ItemReporter("decode", len(source))
+    decoded = decode(source, config, pixels, reporter.after_item)
+    for bad in decoded.bad:
+        logger.warning('dataset = "%s": left out, as it cannot be read: %s', config.dataset, bad)
+    if decoded.bad:
+        pixels = pixels[: len(decoded.rows)].copy()
+        np.save(path, pixels)
+    np.save(folder / f"{split}.rows.npy", np.asarray(decoded.rows, dtype=np.int64))
+    digest = hashlib.sha256(pixels.data)
+    labels = source.labels
+    if labels is not None:
+        np.save(folder / f"{split}.labels.npy", labels[decoded.rows])
+        digest.update(labels[decoded.rows].data)
+    return SplitInfo(len(decoded.rows), decoded.num_grey, digest.hexdigest(), decoded.bad, source.class_names)
+
+
+def _open(folder: Path, split: str, info: SplitInfo) -> StoredSplit:
+    images = np.load(folder / f"{split}.images.npy", mmap_mode="c")
+    labels = folder / f"{split}.labels.npy"
+    data = ImageTensors(torch.from_numpy(images), torch.from_numpy(np.load(labels)) if labels.exists() else None)
+    return StoredSplit(data, np.load(folder / f"{split}.rows.npy", mmap_mode="r"), info)

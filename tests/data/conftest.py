@@ -1,0 +1,53 @@
+import dataclasses
+
+import datasets
+import numpy as np
+import pytest
+from PIL import Image
+
+from fedddpm_app.data.store import load_stored
+
+
+def picture(rng, size=(10, 12), bands=3):
+    shape = size if bands == 1 else (*size, bands)
+    return Image.fromarray(rng.integers(0, 256, shape, dtype=np.uint8))
+
+
+@pytest.fixture
+def folder_of_images(tmp_path):
+    """Two classes of 30 random RGB pictures each, 12 pixels wide and 10 high."""
+    rng = np.random.default_rng(0)
+    for label in ("cat", "dog"):
+        (tmp_path / "pictures" / label).mkdir(parents=True)
+        for k in range(30):
+            picture(rng).save(tmp_path / "pictures" / label / f"{k:02d}.png")
+    return tmp_path / "pictures"
+
+
+@pytest.fixture
+def data_config(config):
+    """A data config with changes; a folder is given as ``folder``."""
+
+    def of(folder=None, **changes):
+        if folder is not None:
+            changes = {"dataset": f"path:{folder}", "partition": "iid", "num_clients": 2} | changes
+        return dataclasses.replace(config.data, **changes)
+
+    return of
+
+
+@pytest.fixture
+def stored(data_config):
+    """The decoded splits of a data config."""
+    return lambda folder=None, **changes: load_stored(data_config(folder, **changes))
+
+
+def table_of(pixels, labels=None, feature=None, image="image", label="label"):
+    """A data set of pictures, with labels of any type."""
+    features = {image: datasets.Image()} | ({} if labels is None else {label: feature or datasets.Value("int64")})
+    columns = {image: list(pixels)} | ({} if labels is None else {label: labels})
+    return datasets.Dataset.from_dict(columns, datasets.Features(features))
+
+
+def noise(count, size=(4, 4), seed=0):
+    return np.random.default_rng(seed).integers(0, 256, (count, *size), dtype=np.uint8)

@@ -1,0 +1,138 @@
+"""What a client holds: partitions, held-out share, labels."""
+
+import numpy as np
+import pytest
+import torch
+
+from fedddpm_app.config import ConfigError
+from fedddpm_app.data.tensors import check_data, client_rows, label_table, load_client_data, load_test_data
+from tests.data.conftest import noise, table_of
+
+LABELLED = ["dirichlet", "pathological", "shards", "disjoint-classes"]
+
+
+def all_clients(data, seed=0):
+    return [load_client_data(data, seed, i) for i in range(data.num_clients)]
+
+
+def test_digits_are_split_without_loss_and_pixels_are_exact(config):
+    from sklearn.datasets import load_digits
+
+    clients, test = all_clients(config.data), load_test_data(config.data)
+    parts = [part for client in clients for part in (client.train, client.held_out)] + [test]
+    images = torch.cat([part.images for part in parts]).flatten(1)
+    assert len(images) == 1797
+    expected = np.rint(load_digits().images * (255 / 16)).astype(np.uint8).reshape(1797, 64)
+    assert sorted(images.numpy().tolist()) == sorted(expected.tolist())
+    assert sorted(torch.bincount(test.labels).tolist())[0] >= 34  # stratified: about 36 of each class
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_disjoint_classes_deal_all_classes_two_or_three_each(config, seed):
+    held = [set(client.train.labels.tolist()) for client in all_clients(config.data, seed)]
+    assert sorted(len(classes) for classes in held) == [2, 2, 3, 3]
+    assert set.union(*held) == set(range(10))
+
+
+@pytest.mark.parametrize("partition", [*LABELLED, "iid", "quantity-skew"])
+def test_partitions_are_disjoint_and_follow_the_seed(data_config, partition):
+    data = data_config(partition=partition, dirichlet_alpha=1.0)
+    first, again, other = client_rows(data, 0), client_rows.__wrapped__(data, 0), client_rows(data, 1)
+    rows = torch.cat([part for client in first for part in (client.train, client.held_out)])
+    assert len(rows.unique()) == len(rows) <= 1437
+    if partition not in ("pathological", "shards"):  # which leave out classes that nobody drew, or a remainder
+        assert len(rows) == 1437
+    for a, b in zip(first, again, strict=True):
+        assert torch.equal(a.train, b.train)
+        assert len(a.held_out) == round(0.1 * (len(a.train) + len(a.held_out)))
+    assert any(not torch.equal(a.train, c.train) for a, c in zip(first, other, strict=True))
+
+
+def test_iid_clients_hold_every_class(data_config):
+    data = data_config(partition="iid")
+    assert all(set(client.train.labels.tolist()) == set(range(10)) for client in all_clients(data))
+
+
+def test_pathological_clients_hold_so_many_classes(data_config):
+    table = label_table(data_config(partition="pathological", classes_per_client=2), 0)
+    assert ((table > 0).sum(1) == 2).all()
+
+
+def test_shards_are_cut_from_the_sorted_classes(data_config):
+    """Of 8 equal shards of 10 classes one spans at most 3; a client has 2 of them."""
+    data = data_config(partition="shards", shards_per_client=2, held_out_fraction=0.0)
+    table = label_table(data, 0)
+    assert ((table > 0).sum(1) <= 5).all()
+    assert table.sum(1).max() - table.sum(1).min() <= 2 * 1437 // 8
+    assert int(table.sum()) == 1437 // 8 * 8
+
+
+def test_a_smaller_dirichlet_alpha_is_more_skewed(data_config):
+    def skew(alpha):
+        table = label_table(data_config(partition="dirichlet", dirichlet_alpha=alpha, min_partition_size=1), 0).double()
+        shares = table / table.sum(1, keepdim=True)
+        return float((shares - table.sum(0) / table.sum()).abs().sum())
+
+    assert skew(0.1) > 2 * skew(10.0)
+
+
+def test_quantity_skew_changes_sizes_and_not_classes(data_config):
+    data = data_config(partition="quantity-skew", dirichlet_alpha=0.3, min_partition_size=50, held_out_fraction=0.0)
+    table = label_table(data, 0)
+    sizes = table.sum(1)
+    assert int(sizes.sum()) == 1437
+    assert int(sizes.min()) >= 50
+    assert int(sizes.max()) > 3 * int(sizes.min())
+    assert (table[sizes.argmax()] > 0).all()
+
+
+@pytest.mark.parametrize("clients", [3, 6])
+def test_natural_gives_every_owner_whole_to_one_client(tmp_path, data_config, clients):
+    owners = [f"writer-{k % 6}" for k in range(120)]
+    table_of(noise(120)).add_column("writer", owners).to_parquet(tmp_path / "train.parquet")
+    table_of(noise(9, seed=1)).add_column("writer", ["x"] * 9).to_parquet(tmp_path / "test.parquet")
+    data = data_config(tmp_path, partition="natural", partition_column="writer", num_clients=clients)
+    held = [{owners[row] for part in (c.train, c.held_out) for row in part.tolist()} for c in client_rows(data, 0)]
+    assert [len(names) for names in held] == [6 // clients] * clients
+    assert set.union(*held) == set(owners)
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"num_clients": 11}, "use fewer clients"),
+        ({"num_clients": 1000, "partition": "iid"}, "the training split holds 1437: use fewer clients"),
+        ({"min_partition_size": 350}, "min-partition-size = 350"),
+        ({"num_classes": 5}, "use num-classes = 10"),
+        ({"dataset": "path:/nowhere/at/all"}, "there is no such folder"),
+        ({"partition": "dirichlet", "dirichlet_alpha": 0.001, "min_partition_size": 355}, "larger dirichlet-alpha"),
+        ({"partition": "natural", "partition_column": "writer"}, 'partition-column = "writer" is no column'),
+        ({"partition": "natural", "partition_column": "label", "num_clients": 11}, 'as many values of "label"'),
+        ({"partition": "shards", "shards_per_client": 1000}, "cannot be drawn"),
+        ({"max_examples_per_client": 100}, "max-examples-per-client = 100"),
+    ],
+)
+def test_data_that_cannot_be_used_say_what_to_change(data_config, changes, says):
+    with pytest.raises(ConfigError, match=says):
+        all_clients(data_config(**changes))
+
+
+@pytest.mark.parametrize("partition", LABELLED)
+def test_labels_are_needed_where_they_are(tmp_path, data_config, partition):
+    table_of(noise(100)).save_to_disk(str(tmp_path))
+    with pytest.raises(ConfigError, match="class-conditional = true needs labels"):
+        check_data(data_config(tmp_path, class_conditional=True), 0)
+    with pytest.raises(ConfigError, match='use "iid"'):
+        check_data(data_config(tmp_path, partition=partition), 0)
+    assert check_data(data_config(tmp_path, partition="quantity-skew"), 0)
+
+
+@pytest.mark.parametrize("fraction", [0.999, 0.5])
+def test_a_client_always_keeps_an_image_to_train_on(data_config, fraction):
+    assert all(len(client.train) >= 1 for client in all_clients(data_config(held_out_fraction=fraction)))
+
+
+def test_the_label_table_counts_what_clients_train_on(config):
+    table = label_table(config.data, 0)
+    for client, counts in zip(all_clients(config.data), table, strict=True):
+        assert torch.equal(client.train.labels.bincount(minlength=10), counts)
