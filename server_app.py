@@ -7,7 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import Config, load_config
-from fedddpm_app.data.tensors import load_test_data
+from fedddpm_app.data.tensors import class_names, label_table, load_test_data
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion_task import DiffusionTask
 from fedddpm_app.federation.base import FederatedDiffusion
@@ -32,6 +32,7 @@ def main(grid: Grid, context: Context) -> None:
     recorder = RunRecorder(run_directory(config, _base_directory(config, grid)))
     recorder.write_config(context.run_config)
     logger.info("run directory: %s", recorder.directory)
+    recorder.save_partition(label_table(config.data, config.run.seed), class_names(config.data))
 
     task = DiffusionTask(config)
     strategy = algorithm(config, recorder, task)

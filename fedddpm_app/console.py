@@ -1,6 +1,7 @@
 """What `fedddpm run` shows: bars on a terminal, plain lines elsewhere, and the closing table."""
 
 import json
+import logging
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -9,9 +10,10 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from fedddpm_app.progress import ProgressEvent, parse_line, parse_note
+from fedddpm_app.progress import ProgressEvent, logger, parse_line, parse_note
 
 _MIN_ELAPSED_SECONDS = 1.0  # less tells no rate
+_MIN_SHOWN_SECONDS = 2.0  # what is done sooner is not worth a line
 _STARTING = "starting Flower and Ray"
 _NOTEWORTHY = ("WARNING", "ERROR", "Error", "Traceback", "left out", "waiting for nodes", "run failed")
 _FLOWER_NOISE = ("Since flwr 1.32", "Manually terminating ClientAppActor")
@@ -65,8 +67,9 @@ class RunView:
             if text is not None:
                 self.console.print(text, markup=False, highlight=False, soft_wrap=True)
             return
-        self._done[event.phase, event.server_round, event.client] = event.step
-        self._first = self._first or self._start_of(event)
+        if event.loss is not None:  # optimiser steps, not images
+            self._done[event.phase, event.server_round, event.client] = event.step
+            self._first = self._first or self._start_of(event)
         if self.console.is_terminal:
             self._move_bars(event)
         else:
@@ -110,10 +113,60 @@ class RunView:
         self._bars.update(self._run_task, description="run", completed=self._steps_done(), total=self.total_steps)
 
     def _steps_done(self) -> int:
-        return sum(step for (phase, _, _), step in self._done.items() if phase != "auxiliary")
+        return sum(self._done.values())
 
     def _share(self) -> float:
         return min(1.0, self._steps_done() / self.total_steps)
+
+
+class WorkView(logging.Handler):
+    """Shows the work that this process reports: bars on a terminal, elsewhere a line when a long piece is done.
+
+    Parameters
+    ----------
+    console : Console
+        Where to print; other lines that are logged go there too.
+    """
+
+    def __init__(self, console: Console) -> None:
+        super().__init__()
+        self.console = console
+        self._bars = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TimeRemainingColumn(),
+            console=console,
+            disable=not console.is_terminal,
+        )
+        self._tasks: dict[str, TaskID] = {}
+        self._began = time.monotonic()
+
+    def __enter__(self) -> "WorkView":
+        self._before = logger.level, logger.propagate
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+        logger.addHandler(self)
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+        logger.removeHandler(self)
+        logger.level, logger.propagate = self._before
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Move a bar, or print the line."""
+        event = parse_line(record.getMessage())
+        if event is None:
+            self.console.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+        elif not self.console.is_terminal:
+            if event.step == event.steps and time.monotonic() - self._began > _MIN_SHOWN_SECONDS:
+                self.console.print(f"{event.phase} {event.step:,}/{event.steps:,}", highlight=False)
+        else:
+            if event.phase not in self._tasks:
+                self._tasks[event.phase] = self._bars.add_task(event.phase)
+            self._bars.update(self._tasks[event.phase], completed=event.step, total=event.steps)
 
 
 def print_summary(directory: Path, console: Console) -> None:

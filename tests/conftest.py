@@ -62,6 +62,10 @@ class RunDirectory:
         """The loss columns of stats.jsonl, a row per line."""
         return [{k: v for k, v in row.items() if "loss" in k} for row in self.stats]
 
+    def phases(self) -> list[object]:
+        """What happened, in order, after the data were looked at."""
+        return [row["phase"] for row in self.stats if row["phase"] != "data"]
+
     def rounds(self) -> list[dict[str, object]]:
         return [row for row in self.stats if row["phase"] == "round"]
 

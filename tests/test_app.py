@@ -26,7 +26,9 @@ def test_a_run_leaves_what_the_contract_says(run_app):
     config = json.loads((run.path / "config.json").read_text())
     assert config["run_config"]["num-rounds"] == 2
     assert config["packages"]["flwr"]
-    assert [row["phase"] for row in run.stats] == ["pretrain", "auxiliary", "initial", "round", "round"]
+    assert run.phases() == ["pretrain", "auxiliary", "initial", "round", "round"]
+    assert [sum(counts) for counts in run.stats[0]["data/label_counts"]] == run.stats[0]["data/num_examples"]
+    assert len(run.stats[0]["data/num_examples"]) == 4
     for row in run.rounds():
         for key in ("train/loss", "eval/loss", "eval/ema_loss", "client-eval/loss", "correct/loss"):
             assert 0 < row[key] < 5
@@ -36,7 +38,7 @@ def test_a_run_leaves_what_the_contract_says(run_app):
     assert run.summary["status"] == "completed"
     assert run.summary["images/auxiliary"] == 12
     assert run.summary["comm/up_mb"] == pytest.approx(sum(row.get("comm/up_mb", 0) for row in run.stats))
-    for name in ("samples/round-0001.png", "samples/round-0002.png", "plots/losses.png"):
+    for name in ("samples/round-0001.png", "samples/round-0002.png", "plots/losses.png", "plots/partition.png"):
         assert Image.open(run.path / name).size[0] > 100
     assert not (run.path / "scratch").exists()
 

@@ -8,7 +8,8 @@ from flwr.common.config import parse_config_args
 from rich.console import Console
 from typer.testing import CliRunner
 
-from fedddpm_app.cli import _count_steps, app
+from fedddpm_app.cli import app
+from fedddpm_app.cli.run import _count_steps
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.console import RunView
 from fedddpm_app.progress import ProgressEvent, parse_line

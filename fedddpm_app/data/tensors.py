@@ -86,6 +86,11 @@ def check_data(config: DataConfig, seed: int) -> list[int]:
     return [len(rows.train) for rows in client_rows(config, seed)]
 
 
+def class_names(config: DataConfig) -> list[str]:
+    """Return the names of the classes, by label; empty where the source has none."""
+    return _load(config, "train").info.class_names
+
+
 def label_table(config: DataConfig, seed: int) -> Tensor:
     """Return how many training images of each class every client holds.
 

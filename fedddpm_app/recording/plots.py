@@ -6,6 +6,7 @@ from pathlib import Path
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
+from torch import Tensor
 
 _CURVES = {
     "train/loss": "clients, while training",
@@ -14,6 +15,44 @@ _CURVES = {
     "eval/loss": "test split, global model",
     "eval/ema_loss": "test split, its EMA",
 }
+
+
+_MAX_WRITTEN = 400  # cells of a table that still have room for their count
+
+
+def plot_partition(counts: Tensor, class_names: Sequence[str], path: Path) -> None:
+    """Plot what the clients hold into a PNG: a table of clients by classes, and their sizes.
+
+    Parameters
+    ----------
+    counts : Tensor
+        int64, shape (clients, classes): training images.
+    class_names : sequence of str
+        By class; classes beyond it are numbered.
+    path : Path
+        Its folder is made.
+    """
+    clients, classes = counts.shape
+    figure = Figure(figsize=(max(5, min(14, 2 + classes * 0.55)), max(2.5, min(14, 1 + clients * 0.35))))
+    figure.set_layout_engine("constrained")
+    FigureCanvasAgg(figure)
+    left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 1))
+    left.imshow(counts.numpy(), aspect="auto", cmap="Blues", vmin=0)
+    if counts.numel() <= _MAX_WRITTEN:
+        dark = int(counts.max()) / 2
+        for client, label in counts.nonzero().tolist():
+            count = int(counts[client, label])
+            colour = "white" if count > dark else "black"
+            left.text(label, client, str(count), ha="center", va="center", fontsize=7, color=colour)
+    shown = range(0, classes, max(1, classes // 20))
+    names = [class_names[k] if k < len(class_names) else str(k) for k in shown]
+    left.set_xticks(list(shown), names, rotation=45 if max(map(len, names)) > 3 else 0, ha="center")
+    left.set(xlabel="class", ylabel="client")
+    left.yaxis.set_major_locator(MaxNLocator(integer=True))
+    right.barh(range(clients), counts.sum(1).tolist())
+    right.set(xlabel="training images")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
 
 
 def plot_losses(stats: Sequence[Mapping[str, object]], path: Path) -> None:

@@ -12,16 +12,17 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TextIO
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from safetensors.torch import save_file
+from torch import Tensor
 
 from fedddpm_app.config import Config, ConfigError, Scalar
 from fedddpm_app.diffusion.images import ImageTensors
-from fedddpm_app.recording.plots import plot_losses
+from fedddpm_app.recording.plots import plot_losses, plot_partition
 from fedddpm_app.recording.provenance import describe_environment
 from fedddpm_app.recording.sheets import save_sheet, to_pil
 from fedddpm_app.weights import Weights
@@ -73,6 +74,12 @@ class RunRecorder:
         self.stats.append(line)
         with (self.directory / "stats.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(_without_nan(line)) + "\n")
+
+    def save_partition(self, counts: Tensor, class_names: Sequence[str]) -> None:
+        """Write what clients train on, int64 of shape (clients, classes), as a line of ``stats.jsonl`` and a plot."""
+        sizes = {"data/num_examples": counts.sum(1).tolist()}
+        self.append({"phase": "data", **sizes, "data/label_counts": counts.tolist(), "data/classes": [*class_names]})
+        plot_partition(counts, class_names, self.directory / "plots" / "partition.png")
 
     def save_auxiliary(self, data: ImageTensors, clients: list[int]) -> None:
         """Write D_aux: an Arrow data set with ``image``, ``client`` (and ``label``), and a sheet per client."""

@@ -22,7 +22,7 @@ def test_fedddpm_is_a_round_of_fedavg_and_then_the_same_steps():
 
 def test_it_builds_fedddpms_set_and_trains_on_no_client(run_app):
     control, method = run_app(algorithm="aux-only"), run_app(algorithm="fedddpm")
-    assert [row["phase"] for row in control.stats] == ["pretrain", "auxiliary", "initial", "round", "round"]
+    assert control.phases() == ["pretrain", "auxiliary", "initial", "round", "round"]
     sheets = [sorted((r.path / "auxiliary").glob("*.png")) for r in (control, method)]
     assert [p.read_bytes() for p in sheets[0]] == [p.read_bytes() for p in sheets[1]]
     for row in control.rounds():

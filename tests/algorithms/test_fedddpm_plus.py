@@ -152,15 +152,15 @@ def test_never_slow_is_fedavg_bit_for_bit_and_spends_nothing(run_app):
     plus, fedavg = run_app(algorithm="fedddpm-plus", plus_threshold=-1e9), run_app(algorithm="fedavg")
     for key in ("train/loss", "eval/loss", "eval/ema_loss", "comm/up_mb", "comm/down_mb"):
         assert [row[key] for row in plus.rounds()] == [row[key] for row in fedavg.rounds()]
-    assert [row["phase"] for row in plus.stats] == ["initial", "round", "round"]
+    assert plus.phases() == ["initial", "round", "round"]
     assert (run("fedddpm-plus", threshold=-1e9) == run("fedavg")).all()
 
 
 def test_the_auxiliary_set_is_made_when_first_needed_and_is_the_same(run_app):
     settings = {"algorithm": "fedddpm-plus", "num_rounds": 3, "plus_threshold": 1e9}
     lazy, eager = run_app(**settings), run_app(**settings, plus_auxiliary="eager")
-    assert [row["phase"] for row in lazy.stats] == ["initial", "round", "pretrain", "auxiliary", "round", "round"]
-    assert [row["phase"] for row in eager.stats] == ["pretrain", "auxiliary", "initial", "round", "round", "round"]
+    assert lazy.phases() == ["initial", "round", "pretrain", "auxiliary", "round", "round"]
+    assert eager.phases() == ["pretrain", "auxiliary", "initial", "round", "round", "round"]
     assert sorted(map(str, lazy.losses())) == sorted(map(str, eager.losses()))
     sheets = [sorted((r.path / "auxiliary").glob("*.png")) for r in (lazy, eager)]
     assert [p.read_bytes() for p in sheets[0]] == [p.read_bytes() for p in sheets[1]]
@@ -170,14 +170,14 @@ def test_the_auxiliary_set_is_made_when_first_needed_and_is_the_same(run_app):
 
 def test_models_pretrained_for_the_start_are_removed_when_nothing_is_corrected(run_app):
     run = run_app(algorithm="fedddpm-plus", init_from_pretrained=True, plus_threshold=-1e9)
-    assert [row["phase"] for row in run.stats] == ["pretrain", "initial", "round", "round"]
+    assert run.phases() == ["pretrain", "initial", "round", "round"]
     assert not (run.path / "scratch").exists()
 
 
 def test_the_probe_is_a_fixed_part_with_fixed_noise(run_app):
     settings = {"algorithm": "fedddpm-plus", "plus_signal": "probe-loss", "plus_threshold": -1e9}
     run = run_app(**settings, plus_probe_images=5)
-    assert [row["phase"] for row in run.stats] == ["pretrain", "auxiliary", "initial", "round", "round"]
+    assert run.phases() == ["pretrain", "auxiliary", "initial", "round", "round"]
     signals = [row["plus/signal"] for row in run.rounds()]
     assert all(math.isfinite(signal) for signal in signals)
     assert signals != [row["plus/signal"] for row in run_app(**settings, plus_probe_images=12).rounds()]

@@ -96,3 +96,27 @@ def test_the_loss_is_repeatable_and_uses_every_timestep(objective):
 def test_noise_grows_with_t(config, schedule):
     scheduler = create_noise_scheduler(dataclasses.replace(config.diffusion, beta_schedule=schedule))
     assert (scheduler.alphas_cumprod.diff() < 0).all()
+
+
+def test_training_sees_mirrored_images_about_half_of_the_time_and_evaluation_none(config):
+    """Images with one bright column on the left."""
+    images = torch.full((2000, 1, 4, 4), -1.0)
+    images[..., 0] = 1.0
+    labels = torch.arange(2000)
+    seen = []
+
+    class Spy(DenoisingObjective):
+        def losses(self, model, batch, t, noise):
+            seen.append(batch)
+            return torch.zeros(len(batch.images), requires_grad=True)
+
+    objective = Spy(create_noise_scheduler(config.diffusion), horizontal_flip=True)
+    model = torch.nn.Identity()
+    objective(model.train(), Batch(images, labels), torch.Generator().manual_seed(0))
+    objective(model.eval(), Batch(images, labels), torch.Generator().manual_seed(0))
+    flipped = seen[0].images[:, 0, 0, 3] == 1.0
+    assert torch.equal(seen[0].images[flipped], images[flipped].flip(-1))
+    assert torch.equal(seen[0].images[~flipped], images[~flipped])
+    assert abs(int(flipped.sum()) - 1000) < 5 * 500**0.5  # five standard deviations of 2000 fair coins
+    assert torch.equal(seen[0].labels, labels)
+    assert torch.equal(seen[1].images, images)

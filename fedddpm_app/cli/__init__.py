@@ -1,0 +1,21 @@
+"""The `fedddpm` command: run, sample, data."""
+
+import typer
+
+from fedddpm_app.cli import data
+from fedddpm_app.cli.run import run
+from fedddpm_app.cli.sample import sample
+
+app = typer.Typer(help="Federated training of diffusion models on Flower.", no_args_is_help=True)
+app.command()(run)
+app.command()(sample)
+app.add_typer(data.app, name="data")
+
+
+@app.callback()
+def main() -> None:
+    """Federated training of diffusion models on Flower."""
+
+
+if __name__ == "__main__":
+    app()

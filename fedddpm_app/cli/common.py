@@ -1,0 +1,61 @@
+"""What the commands share: where the app is, reading overrides, saying things, refusing."""
+
+import shlex
+from pathlib import Path
+from typing import Annotated, Never
+
+import click
+import typer
+from flwr.common.config import parse_config_args
+from rich.console import Console
+
+from fedddpm_app.config import ConfigError, Scalar, default_run_config
+
+BAD_INPUT = 2
+FAILED = 1
+console = Console()
+
+RunConfigOption = Annotated[
+    list[str] | None, typer.Option("--run-config", "-c", help="'key=value key=value', as for `flwr run`.")
+]
+AppOption = Annotated[Path | None, typer.Option("--app", help="Folder of the app's pyproject.toml.")]
+DeviceOption = Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N | mps")]
+
+
+def say(sentence: str) -> None:
+    """Print a sentence as it is, on one line."""
+    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+
+
+def refuse(sentence: str) -> Never:
+    """Print one sentence on standard error and exit with code 2."""
+    Console(stderr=True, soft_wrap=True).print(sentence, markup=False, highlight=False)
+    raise typer.Exit(BAD_INPUT)
+
+
+def find_app(app_dir: Path | None) -> Path:
+    """Return the app's folder: the one given, the current one, or the one this package was installed from."""
+    source = Path(__file__).resolve().parent.parent.parent
+    for folder in [app_dir] if app_dir else [Path.cwd(), source]:
+        try:
+            if "algorithm" in default_run_config(folder):
+                return folder.resolve()
+        except (OSError, LookupError, ValueError):
+            continue  # no pyproject.toml, no TOML, or no run config: not this app
+    return refuse(
+        f"--app = {app_dir or Path.cwd()}: there is no FedDDPM app in it; give the folder of its pyproject.toml."
+    )
+
+
+def parse_overrides(option: str, texts: list[str]) -> dict[str, Scalar]:
+    """Read overrides as `flwr run` does, but refuse the words without a value that it drops silently."""
+    try:
+        for text in texts:
+            for word in [] if text.endswith(".toml") else shlex.split(text):
+                if "=" not in word:
+                    raise ValueError(f"{word} has no value")
+        return dict(parse_config_args(texts))
+    except (click.ClickException, ValueError, OSError) as error:
+        raise ConfigError(
+            f"{option} {' '.join(texts)}: it cannot be read ({error}); write 'key=value key=\"text\"'."
+        ) from error

@@ -1,0 +1,84 @@
+"""`fedddpm data`: a look at the data, without training."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich import box
+from rich.table import Table
+from torch import Tensor
+
+from fedddpm_app.cli.common import AppOption, RunConfigOption, console, find_app, parse_overrides, refuse, say
+from fedddpm_app.config import Config, ConfigError, default_run_config, load_config
+from fedddpm_app.console import WorkView
+from fedddpm_app.data.store import SPLITS, StoredSplit, load_stored
+from fedddpm_app.data.tensors import client_rows, label_table
+from fedddpm_app.recording.plots import plot_partition
+
+app = typer.Typer(help="Look at the data, without training.", no_args_is_help=True)
+_MAX_COLUMNS = 20  # classes that have a column each
+
+
+@app.callback()
+def main() -> None:
+    """Look at the data, without training."""
+
+
+@app.command()
+def inspect(
+    run_config: RunConfigOption = None,
+    app_dir: AppOption = None,
+    out: Annotated[Path, typer.Option(help="PNG to write the plot of the partition to.")] = Path("partition.png"),
+) -> None:
+    """Print splits, sizes, classes and what each client holds; draw it. Takes the keys of `fedddpm run`."""
+    try:
+        config = load_config(default_run_config(find_app(app_dir)) | parse_overrides("--run-config", run_config or []))
+        with WorkView(console):
+            stored = load_stored(config.data)
+            table = label_table(config.data, config.run.seed)
+    except ConfigError as error:
+        refuse(str(error))
+    names = stored["train"].info.class_names
+    console.print(_splits_table(stored, config))
+    console.print(_clients_table(table, config))
+    if any(name != str(k) for k, name in enumerate(names)):
+        say("classes: " + ", ".join(f"{k} {name}" for k, name in enumerate(names)))
+    plot_partition(table, names, out)
+    say(f"plot: {out.resolve()}")
+
+
+def _splits_table(stored: dict[str, StoredSplit], config: Config) -> Table:
+    size, channels = config.data.image_size, config.data.image_channels
+    table = _table(f"{config.data.dataset}, as {size}x{size}x{channels}", "split", "images", "of them grey", "left out")
+    table.add_column("classes", justify="right")
+    table.add_column("SHA-256")
+    for split in SPLITS:
+        info, labels = stored[split].info, stored[split].data.labels
+        classes = "no labels" if labels is None else str(int((labels.bincount() > 0).sum()))
+        counts = (f"{info.num_images:,}", f"{info.num_grey:,}", str(len(info.bad)), classes)
+        table.add_row(split, *counts, info.digest[:16])
+    return table
+
+
+def _clients_table(counts: Tensor, config: Config) -> Table:
+    """Return a row per client: what it trains on in all and of each class, and what it holds out."""
+    num_classes = counts.shape[1]
+    each = [str(k) for k in range(num_classes)] if 1 < num_classes <= _MAX_COLUMNS else []
+    title = f'partition = "{config.data.partition}", seed = {config.run.seed}: images that a client trains on'
+    table = _table(title, "client", "images", "held out", *(each or ["classes"]))
+    rows = client_rows(config.data, config.run.seed)
+    for partition_id, (client, own) in enumerate(zip(rows, counts, strict=True)):
+        shown = [str(count) if count else "·" for count in own.tolist()] if each else [str(int((own > 0).sum()))]
+        table.add_row(str(partition_id), str(len(client.train)), str(len(client.held_out)), *shown)
+    total = [str(count) for count in counts.sum(0).tolist()] if each else [str(int((counts.sum(0) > 0).sum()))]
+    table.add_section()
+    table.add_row("all", str(int(counts.sum())), str(sum(len(client.held_out) for client in rows)), *total)
+    return table
+
+
+def _table(title: str, first: str, *columns: str) -> Table:
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column(first, no_wrap=True)
+    for column in columns:
+        table.add_column(column, justify="right", no_wrap=True)
+    return table

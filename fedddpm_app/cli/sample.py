@@ -1,0 +1,66 @@
+"""`fedddpm sample`: a sheet of new images from a finished run."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from fedddpm_app.cli.common import DeviceOption, console, refuse, say
+from fedddpm_app.config import ConfigError, Sampler, check_sampler
+from fedddpm_app.device import resolve_device
+from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds, sample_images
+from fedddpm_app.monitor import class_rows
+from fedddpm_app.recording.sheets import save_sheet
+
+
+def sample(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or any diffusers pipeline folder.")],
+    num_images: Annotated[
+        int, typer.Option(min=1, help="Rounded up to the same number of each class for a conditional model.")
+    ] = 64,
+    sampler: Annotated[str, typer.Option(help=" | ".join(SAMPLERS))] = "dpm-solver++",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: DeviceOption = "auto",
+    out: Annotated[Path | None, typer.Option(help="PNG to write; default: samples/ in the run directory.")] = None,
+) -> None:
+    """Draw a PNG sheet of new images from a finished run."""
+    name: Sampler | None = next((s for s in SAMPLERS if s == sampler), None)
+    if name is None:
+        refuse(f"--sampler {sampler} is not known: use one of {', '.join(SAMPLERS)}.")
+    path = out or (run_dir / "samples" / f"sample-{name}-{steps}-seed{seed}.png")
+    if path.suffix.lower() != ".png":
+        refuse(f"--out {path} is no PNG: give a name that ends in .png.")
+    pipeline = _load_pipeline(run_dir)
+    try:
+        check_sampler("--steps", name, steps, pipeline.scheduler.config.num_train_timesteps)
+        model = pipeline.unet.to(resolve_device(device))
+    except ConfigError as error:
+        refuse(str(error))
+    classes = model.config.num_class_embeds
+    labels = None if classes is None else class_rows(classes, num_images)
+    count = num_images if labels is None else len(labels)
+    with console.status("drawing"):
+        images = sample_images(
+            model,
+            pipeline.scheduler,
+            sampler=name,
+            steps=steps,
+            seeds=image_seeds(seed, "sample", count),
+            shape=(model.config.in_channels, model.config.sample_size, model.config.sample_size),
+            labels=labels,
+        )
+    save_sheet(images, path, columns=round(count**0.5) if classes is None else count // classes)
+    say(f"{count} images: {path.resolve()}")
+
+
+def _load_pipeline(run_dir: Path) -> Any:
+    from diffusers import DDPMPipeline
+
+    folder = run_dir / "pipeline" if (run_dir / "pipeline").is_dir() else run_dir
+    models = sorted(each.parent for each in folder.glob("client-*/model_index.json"))
+    if models:
+        refuse(f"RUN = {run_dir}: it has a model for each of {len(models)} clients; give one, such as {models[0]}.")
+    if not (folder / "model_index.json").is_file():
+        refuse(f"RUN = {run_dir}: there is no pipeline in it; give the directory of a completed run.")
+    return DDPMPipeline.from_pretrained(folder)
