@@ -12,6 +12,7 @@ from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion_task import DiffusionTask
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.records import to_arrays
+from fedddpm_app.measuring import create_evaluator
 from fedddpm_app.monitor import Monitor
 from fedddpm_app.progress import configure_logging, logger
 from fedddpm_app.recording.provenance import caller_directory
@@ -29,6 +30,7 @@ def main(grid: Grid, context: Context) -> None:
     algorithm = get_algorithm(config)
     resolve_device(config.run.device)
     test_data = load_test_data(config.data)
+    evaluator = create_evaluator(config) if config.evaluation.measures_images else None
     recorder = RunRecorder(run_directory(config, _base_directory(config, grid)))
     recorder.write_config(context.run_config)
     logger.info("run directory: %s", recorder.directory)
@@ -36,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
 
     task = DiffusionTask(config)
     strategy = algorithm(config, recorder, task)
-    monitor = Monitor(config, strategy, recorder, test_data)
+    monitor = Monitor(config, strategy, recorder, test_data, evaluator=evaluator)
     initial = snapshot(task.create_model())
     try:
         strategy.start(
@@ -46,7 +48,7 @@ def main(grid: Grid, context: Context) -> None:
             timeout=config.schedule.round_timeout,
             evaluate_fn=monitor,
         )
-        monitor.save_pipeline()
+        figures = [figure.to_dict() for figure in monitor.finish()]
     except (KeyboardInterrupt, SystemExit):
         recorder.finish("interrupted", _figures(strategy, monitor, recorder))
         raise
@@ -54,7 +56,7 @@ def main(grid: Grid, context: Context) -> None:
         recorder.finish("failed", _figures(strategy, monitor, recorder), error=str(error))
         logger.error("the run failed: %s", error)
         raise
-    recorder.finish("completed", _figures(strategy, monitor, recorder))
+    recorder.finish("completed", {**_figures(strategy, monitor, recorder), "figures": figures})
     logger.info("run directory: %s", recorder.directory)
 
 
@@ -71,6 +73,7 @@ def _figures(strategy: FederatedDiffusion, monitor: Monitor, recorder: RunRecord
         **losses,
         "images/auxiliary": auxiliary,
         "images/preview": monitor.num_drawn,
+        "images/evaluation": monitor.assessment.num_drawn if monitor.assessment else 0,
         **strategy.accounting.summary(),
     }
 

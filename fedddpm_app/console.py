@@ -3,9 +3,11 @@
 import json
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
@@ -169,6 +171,30 @@ class WorkView(logging.Handler):
             self._bars.update(self._tasks[event.phase], completed=event.step, total=event.steps)
 
 
+def print_figures(figures: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print the table of figures, as in ``summary.json``, and what to keep in mind with them."""
+    first = figures[0]
+    title = (
+        f"{first['n']:,} generated images ({first['weights']} weights, {first['sampler']}, {first['steps']} steps) "
+        f"against the {first['reference']} split"
+    )
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("figure", no_wrap=True)
+    for column in ("value", "±", "floor", "n", "real", "floor n"):
+        table.add_column(column, justify="right", no_wrap=True)
+    for figure in figures:
+        numbers = (_rounded(figure[key]) for key in ("value", "std", "floor"))
+        table.add_row(figure["name"], *numbers, *(f"{figure[key]:,}" for key in ("n", "reference_n", "floor_n")))
+    console.print(table)
+    for note in dict.fromkeys(figure["note"] for figure in figures if figure["note"]):
+        names = ", ".join(figure["name"] for figure in figures if figure["note"] == note)
+        console.print(f"{names}: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _rounded(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
 def print_summary(directory: Path, console: Console) -> None:
     """Print the closing table of a run from its ``summary.json``, and the paths of what was written."""
     summary: Mapping[str, object] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
@@ -179,6 +205,9 @@ def print_summary(directory: Path, console: Console) -> None:
         if isinstance(value, int | float):
             table.add_row(key, f"{value:.4f}" if key.endswith("loss") else f"{value:,.1f}".removesuffix(".0"))
     console.print(table)
+    figures = summary.get("figures")
+    if isinstance(figures, list) and figures:
+        print_figures(figures, console)
     if "error" in summary:
         console.print(str(summary["error"]), markup=False, soft_wrap=True)
     for what in ("samples", "auxiliary", "plots", "pipeline", "stats.jsonl", "summary.json", "log.txt"):

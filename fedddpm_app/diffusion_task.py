@@ -49,7 +49,7 @@ class DiffusionTask:
         data = self._part("held-out", partition_id, self._rows[partition_id].held_out)
         if not len(data):
             raise ValueError("it holds one image only, which it trains on, so that none is held out to evaluate on")
-        return denoising_loss(model, self.loss_fn, data, self.config.schedule.evaluate_draws), len(data)
+        return denoising_loss(model, self.loss_fn, data, self.config.evaluation.eval_draws), len(data)
 
     def label_counts(self, partition_id: int) -> list[int]:
         """Return a client's training images per class, of a class-conditional model."""

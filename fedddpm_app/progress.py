@@ -9,7 +9,7 @@ import logging
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TextIO
@@ -173,6 +173,15 @@ class ItemReporter:
         self._last = now
         left = (now - self._began) / max(1, done) * (self.total - done)
         report(ProgressEvent(self.phase, done, self.total, round(left), **self._where))
+
+
+def reported(batches: Iterable[Tensor], phase: str, total: int) -> Iterator[Tensor]:
+    """Yield batches as they come, and log how many of ``total`` items have come by then."""
+    reporter, done = ItemReporter(phase, total), 0
+    for batch in batches:
+        done += len(batch)
+        reporter.after_item(done)
+        yield batch
 
 
 def reporter(

@@ -28,7 +28,11 @@ TINY: dict[str, Scalar] = {
     "auxiliary-sampler-steps": 2,
     "preview-sampler-steps": 2,
     "preview-images": 10,
-    "evaluate-draws": 1,
+    "eval-draws": 1,
+    "eval-images": 0,
+    "eval-final-images": 0,
+    "eval-sampler-steps": 2,
+    "eval-final-sampler-steps": 2,
     "node-timeout": 1.0,
 }
 

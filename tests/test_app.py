@@ -105,7 +105,7 @@ def test_conditional_models_work_end_to_end(run_app):
         {"local_steps": 0, "local_epochs": 1, "batch_size": 256},
         {"ema_decay": 0.0, "server_ema_decay": 0.0},
         {"held_out_fraction": 0.0},
-        {"evaluate_every": 0, "preview_every": 0, "checkpoint_every": 1},
+        {"eval_every": 0, "preview_every": 0, "checkpoint_every": 1},
         {"image_size": 16, "image_channels": 3, "unet_channels": "8,8,16", "unet_attention_resolutions": "8,4"},
     ],
     ids=str,

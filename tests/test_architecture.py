@@ -30,12 +30,14 @@ MAY_IMPORT = {
     "handlers": BASE | {"federation", "hooks", "worker"},
     "hyperparameters": BASE | {"algorithms", "federation"},
     "simulate": BASE | {"algorithms", "federation", "handlers", "hyperparameters", "in_memory_task", "task", "worker"},
-    "monitor": BASE | {"device", "diffusion", "evaluation", "federation", "recording"},
+    "measuring": BASE | {"data", "device", "evaluation"},
+    "assessment": BASE | {"diffusion", "evaluation", "federation", "recording"},
+    "monitor": BASE | {"assessment", "device", "diffusion", "evaluation", "federation", "recording"},
     "simulation": BASE,
     "console": BASE,
 }
 WITHOUT_FLOWER = BASE | {"device", "diffusion", "optimization", "training", "data", "evaluation", "worker"}
-WITHOUT_FLOWER |= {"task", "hooks", "diffusion_task", "in_memory_task"}
+WITHOUT_FLOWER |= {"measuring", "task", "hooks", "diffusion_task", "in_memory_task"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

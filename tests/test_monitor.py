@@ -19,7 +19,7 @@ def loss_of(config, weights, data):
     model = create_unet(config.unet, config.data, seed=9)
     load_into(model, weights)
     objective = DenoisingObjective(create_noise_scheduler(config.diffusion))
-    return denoising_loss(model, objective, data.without_labels(), config.schedule.evaluate_draws)
+    return denoising_loss(model, objective, data.without_labels(), config.evaluation.eval_draws)
 
 
 def test_ema_evaluation_checkpoints_and_pipeline_belong_together(run_app, run_config):

@@ -1,14 +1,16 @@
-"""The `fedddpm` command: run, sample, data."""
+"""The `fedddpm` command: run, sample, evaluate, data."""
 
 import typer
 
 from fedddpm_app.cli import data
+from fedddpm_app.cli.evaluate import evaluate
 from fedddpm_app.cli.run import run
 from fedddpm_app.cli.sample import sample
 
 app = typer.Typer(help="Federated training of diffusion models on Flower.", no_args_is_help=True)
 app.command()(run)
 app.command()(sample)
+app.command()(evaluate)
 app.add_typer(data.app, name="data")
 
 

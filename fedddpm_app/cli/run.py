@@ -16,6 +16,7 @@ from fedddpm_app.data.tensors import check_data
 from fedddpm_app.device import resolve_device
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.inprocess import run_inprocess
+from fedddpm_app.measuring import create_evaluator
 from fedddpm_app.progress import logging_to
 from fedddpm_app.recording.recorder import mark_interrupted, open_log, run_directory
 from fedddpm_app.simulation import COMPLETED, FlowerRun, leaving_in_order, to_toml
@@ -49,6 +50,8 @@ def run(
         resolve_device(config.run.device)
         with WorkView(console):
             steps = _count_steps(config)
+            if config.evaluation.measures_images:
+                create_evaluator(config)
         view = RunView(steps, console)
         directory, log = _claim_directory(config, overrides | federation)
     except ConfigError as error:

@@ -8,6 +8,7 @@ import typer
 from fedddpm_app.cli.common import DeviceOption, console, refuse, say
 from fedddpm_app.config import ConfigError, Sampler, check_sampler
 from fedddpm_app.device import resolve_device
+from fedddpm_app.diffusion.pipelines import find_pipelines, is_plain, load_pipeline
 from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds, sample_images
 from fedddpm_app.monitor import class_rows
 from fedddpm_app.recording.sheets import save_sheet
@@ -31,8 +32,8 @@ def sample(
     path = out or (run_dir / "samples" / f"sample-{name}-{steps}-seed{seed}.png")
     if path.suffix.lower() != ".png":
         refuse(f"--out {path} is no PNG: give a name that ends in .png.")
-    pipeline = _load_pipeline(run_dir)
     try:
+        pipeline = _load(run_dir)
         check_sampler("--steps", name, steps, pipeline.scheduler.config.num_train_timesteps)
         model = pipeline.unet.to(resolve_device(device))
     except ConfigError as error:
@@ -54,13 +55,16 @@ def sample(
     say(f"{count} images: {path.resolve()}")
 
 
-def _load_pipeline(run_dir: Path) -> Any:
-    from diffusers import DDPMPipeline
-
-    folder = run_dir / "pipeline" if (run_dir / "pipeline").is_dir() else run_dir
-    models = sorted(each.parent for each in folder.glob("client-*/model_index.json"))
-    if models:
-        refuse(f"RUN = {run_dir}: it has a model for each of {len(models)} clients; give one, such as {models[0]}.")
-    if not (folder / "model_index.json").is_file():
-        refuse(f"RUN = {run_dir}: there is no pipeline in it; give the directory of a completed run.")
-    return DDPMPipeline.from_pretrained(folder)
+def _load(run_dir: Path) -> Any:
+    folders = find_pipelines(run_dir)
+    if not folders:
+        raise ConfigError(f"RUN = {run_dir}: there is no pipeline in it; give the directory of a completed run.")
+    if len(folders) > 1 or "" not in folders:
+        first = next(iter(folders.values()))
+        raise ConfigError(
+            f"RUN = {run_dir}: it has a model for each of {len(folders)} clients; give one, such as {first}."
+        )
+    pipeline = load_pipeline(folders[""])
+    if not is_plain(pipeline):
+        raise ConfigError(f"RUN = {run_dir}: a {type(pipeline).__name__} is no UNet2DModel with a scheduler of betas.")
+    return pipeline

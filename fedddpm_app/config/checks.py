@@ -41,8 +41,14 @@ def check_warmup(what: str, steps: int, warmup_steps: int) -> None:
 
 
 def _check_diffusion(config: Config) -> None:
-    diffusion, preview = config.diffusion, config.preview
-    check_sampler("preview-sampler-steps", preview.sampler, preview.sampler_steps, diffusion.diffusion_steps)
+    diffusion, preview, evaluation = config.diffusion, config.preview, config.evaluation
+    total = diffusion.diffusion_steps
+    check_sampler("preview-sampler-steps", preview.sampler, preview.sampler_steps, total)
+    if evaluation.eval_images:
+        check_sampler("eval-sampler-steps", evaluation.eval_sampler, evaluation.eval_sampler_steps, total)
+    if evaluation.eval_final_images:
+        final = evaluation.eval_final_sampler_steps
+        check_sampler("eval-final-sampler-steps", evaluation.eval_final_sampler, final, total)
     if diffusion.beta_schedule != "squaredcos_cap_v2" and diffusion.beta_start >= diffusion.beta_end:
         raise ConfigError(
             f"beta-start = {diffusion.beta_start} is not below beta-end = {diffusion.beta_end}: "

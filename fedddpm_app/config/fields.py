@@ -6,6 +6,7 @@ from pydantic import ConfigDict, Field
 
 Scalar = bool | int | float | str
 Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
+Extractor = Literal["auto", "classifier", "efficientnet-lite0", "inception-v3", "pixels-pca"]
 Precision = Literal["fp32", "bf16"]
 LearningRateSchedule = Literal["constant", "cosine"]
 AggregatorName = Literal[

@@ -16,6 +16,7 @@ from fedddpm_app.config.fields import (
     AggregatorName,
     CountOrZero,
     Decay,
+    Extractor,
     FloatOrZero,
     LearningRateSchedule,
     PositiveFloat,
@@ -183,13 +184,37 @@ class PreviewConfig:
 
 
 @dataclass(frozen=True, config=STRICT)
+class EvaluationConfig:
+    """What is measured of the global model: cheaply while it trains, fully at the end."""
+
+    PREFIX: ClassVar[str] = ""
+    eval_every: CountOrZero
+    eval_draws: PositiveInt
+    eval_extractor: Extractor
+    eval_reference: Literal["test", "train"]
+    eval_images: CountOrZero
+    eval_sampler: Sampler
+    eval_sampler_steps: PositiveInt
+    eval_final_images: CountOrZero
+    eval_final_sampler: Sampler
+    eval_final_sampler_steps: PositiveInt
+    eval_batch_size: PositiveInt
+    inception_weights: str
+    memorization_neighbours: Annotated[int, Field(ge=2)]
+    memorization_rate: Annotated[float, Field(gt=0, lt=1)]
+
+    @property
+    def measures_images(self) -> bool:
+        """Whether any images are generated to be measured."""
+        return self.eval_images > 0 or self.eval_final_images > 0
+
+
+@dataclass(frozen=True, config=STRICT)
 class ScheduleConfig:
     """What happens between rounds, and how long the server waits."""
 
     PREFIX: ClassVar[str] = ""
     init_from_pretrained: bool
-    evaluate_every: CountOrZero
-    evaluate_draws: PositiveInt
     checkpoint_every: CountOrZero
     node_timeout: PositiveFloat
     round_timeout: PositiveFloat
@@ -214,6 +239,7 @@ class Config:
     feddyn: FedDynConfig
     moon: MoonConfig
     preview: PreviewConfig
+    evaluation: EvaluationConfig
     schedule: ScheduleConfig
 
 

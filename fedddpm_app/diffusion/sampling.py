@@ -1,6 +1,6 @@
 """Drawing images from a diffusion model with diffusers' schedulers."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -28,7 +28,7 @@ def create_sampler(scheduler: DDPMScheduler, sampler: Sampler) -> Any:
     """
     kind, options = SAMPLERS[sampler]
     if sampler == "dpm-solver++":  # its name for clipping: thresholding with a maximum of 1
-        options = {**options, "thresholding": scheduler.config.clip_sample, "sample_max_value": 1.0}
+        options = {**options, "thresholding": scheduler.config.get("clip_sample", True), "sample_max_value": 1.0}
     betas = scheduler.betas.tolist()  # not every sampling scheduler knows every beta schedule by name
     return kind.from_config(scheduler.config, trained_betas=betas, **options)
 
@@ -37,7 +37,7 @@ def set_timesteps(sampler: Any, steps: int, device: torch.device) -> None:
     """Give a sampling scheduler its timesteps, evenly spread from the noisiest one down ("trailing").
 
     Lin et al. 2024 (arXiv 2305.08891) show why sampling must start at T - 1. diffusers' own grids do so only
-    where ``steps`` divides T; elsewhere they start late, repeat timesteps or end at t = -1.
+    with "trailing" spacing, and that only where ``steps`` divides T; elsewhere it repeats timesteps or ends at t = -1.
 
     Raises
     ------
@@ -62,20 +62,52 @@ def timestep_grid(total: int, steps: int) -> list[int]:
     return [total - 1 - k * total // steps for k in range(steps)]
 
 
-@torch.no_grad()
 def sample_images(
+    model: nn.Module,
+    scheduler: DDPMScheduler,
+    *,
+    shape: tuple[int, int, int],
+    on_batch: Callable[[int], None] | None = None,
+    **options: Any,
+) -> Tensor:
+    """Draw one image per seed, and return all of them.
+
+    Parameters
+    ----------
+    model, scheduler, shape
+        As of ``sample_batches``.
+    on_batch : callable, optional
+        Called after each batch with the number of images drawn so far.
+    **options
+        The other arguments of ``sample_batches``.
+
+    Returns
+    -------
+    Tensor
+        uint8 on the CPU, shape (N, C, H, W).
+    """
+    parts = [torch.empty((0, *shape), dtype=torch.uint8)]
+    drawn = 0
+    for images in sample_batches(model, scheduler, shape=shape, **options):
+        parts.append(images)
+        drawn += len(images)
+        if on_batch is not None:
+            on_batch(drawn)
+    return torch.cat(parts)
+
+
+def sample_batches(
     model: nn.Module,
     scheduler: DDPMScheduler,
     *,
     sampler: Sampler,
     steps: int,
-    seeds: list[int],
+    seeds: Sequence[int],
     shape: tuple[int, int, int],
     labels: Tensor | None = None,
     batch_size: int = 256,
-    on_batch: Callable[[int], None] | None = None,
-) -> Tensor:
-    """Draw one image per seed.
+) -> Iterator[Tensor]:
+    """Draw one image per seed, a batch at a time, so that memory does not grow with their number.
 
     Image k depends on the model, the sampler and ``seeds[k]`` alone: every image has its own generator,
     and every batch has the same shape (the last one is filled up). Only a change of that shape (another
@@ -100,29 +132,20 @@ def sample_images(
         int64, shape (N,), the class of each image for a conditional model.
     batch_size : int
         Images per model call, >= 1.
-    on_batch : callable, optional
-        Called after each batch with the number of images drawn so far.
 
-    Returns
-    -------
+    Yields
+    ------
     Tensor
-        uint8 on the CPU, shape (N, C, H, W).
+        uint8 on the CPU, shape (B, C, H, W).
     """
-    was_training = model.training
-    model.eval()
-    parts = []
     drawn = 0
     for index in _constant_batches(len(seeds), batch_size):
         part_labels = None if labels is None else labels[index]
         generators = [torch.Generator().manual_seed(seeds[k]) for k in index.tolist()]
         images = _reverse(model, create_sampler(scheduler, sampler), steps, generators, shape, part_labels)
         kept = min(batch_size, len(seeds) - drawn)
-        parts.append(to_uint8(images[:kept]).cpu())
+        yield to_uint8(images[:kept]).cpu()
         drawn += kept
-        if on_batch is not None:
-            on_batch(drawn)
-    model.train(was_training)
-    return torch.cat(parts) if parts else torch.empty((0, *shape), dtype=torch.uint8)
 
 
 def image_seeds(seed: int, purpose: str, count: int, *indices: int) -> list[int]:
@@ -137,6 +160,7 @@ def _constant_batches(count: int, batch_size: int) -> Iterator[Tensor]:
         yield torch.arange(start, start + size).clamp_(max=count - 1)
 
 
+@torch.no_grad()
 def _reverse(
     model: nn.Module,
     sampler: Any,
@@ -145,6 +169,8 @@ def _reverse(
     shape: tuple[int, int, int],
     labels: Tensor | None,
 ) -> Tensor:
+    was_training = model.training
+    model.eval()
     device = next(model.parameters()).device
     labels = None if labels is None else labels.to(device)
     set_timesteps(sampler, steps, device)
@@ -155,4 +181,5 @@ def _reverse(
         x_in = sampler.scale_model_input(x_t, t)
         output = predict(model, x_in, t.expand(len(x_in)), labels)
         x_t = sampler.step(output.float(), t, x_t, return_dict=False, **noise)[0]
+    model.train(was_training)
     return x_t

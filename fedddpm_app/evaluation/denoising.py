@@ -1,5 +1,8 @@
 """The denoising loss on held-out data, with fixed t and noise, so that it has no sampling noise over rounds."""
 
+import itertools
+from typing import NamedTuple
+
 import torch
 from torch import nn
 
@@ -8,12 +11,27 @@ from fedddpm_app.seeding import derive_seed
 from fedddpm_app.task import TrainingData
 
 EVALUATION_SEED = 0  # the same t and noise for every run, so that runs compare
+NUM_BANDS = 4
 _BATCH_SIZE = 256
 
 
-@torch.no_grad()
+class DenoisingLoss(NamedTuple):
+    """``mean``: over all images and t. ``bands``: the mean over t in each of ``NUM_BANDS`` equal parts of [0, T)."""
+
+    mean: float
+    bands: list[float]
+
+
 def denoising_loss(model: nn.Module, objective: DenoisingObjective, data: TrainingData, draws: int) -> float:
-    """Return the mean denoising loss over all images.
+    """Return the mean of ``banded_denoising_loss``."""
+    return banded_denoising_loss(model, objective, data, draws).mean
+
+
+@torch.no_grad()
+def banded_denoising_loss(
+    model: nn.Module, objective: DenoisingObjective, data: TrainingData, draws: int
+) -> DenoisingLoss:
+    """Return the mean denoising loss over all images, in all and by timestep.
 
     Parameters
     ----------
@@ -28,15 +46,15 @@ def denoising_loss(model: nn.Module, objective: DenoisingObjective, data: Traini
 
     Returns
     -------
-    float
-        NaN when ``data`` is empty.
+    DenoisingLoss
+        NaN when ``data`` is empty, and for a band that no t fell into.
     """
     if not len(data):
-        return float("nan")
+        return DenoisingLoss(float("nan"), [float("nan")] * NUM_BANDS)
     was_training = model.training
     model.eval()
     generator = torch.Generator().manual_seed(derive_seed(EVALUATION_SEED, "denoising-loss"))
-    total = 0.0
+    total, sums, counts = 0.0, torch.zeros(NUM_BANDS, dtype=torch.float64), torch.zeros(NUM_BANDS)
     for draw in range(draws):
         for index in torch.split(torch.arange(len(data)), _BATCH_SIZE):
             batch = data.batch(index.to(data.device))
@@ -45,5 +63,14 @@ def denoising_loss(model: nn.Module, objective: DenoisingObjective, data: Traini
             noise = torch.randn(batch.images.shape, generator=generator)
             losses = objective.losses(model, batch, t.to(data.device), noise.to(data.device))
             total += float(losses.double().sum())
+            band = t * NUM_BANDS // objective.num_timesteps
+            sums.index_add_(0, band, losses.double().cpu())
+            counts += band.bincount(minlength=NUM_BANDS)
     model.train(was_training)
-    return total / (draws * len(data))
+    return DenoisingLoss(total / (draws * len(data)), (sums / counts).tolist())
+
+
+def band_edges(num_timesteps: int) -> list[tuple[int, int]]:
+    """Return the first and the last t of each band of [0, T)."""
+    edges = [-(-band * num_timesteps // NUM_BANDS) for band in range(NUM_BANDS + 1)]
+    return [(first, end - 1) for first, end in itertools.pairwise(edges)]

@@ -132,7 +132,7 @@ class FederatedRounds(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the round's clients for their held-out loss, where an evaluation is due."""
-        due = is_due(self.config.schedule.evaluate_every, server_round, self.config.run.num_rounds)
+        due = is_due(self.config.evaluation.eval_every, server_round, self.config.run.num_rounds)
         if not due or self.config.data.held_out_fraction == 0:
             self._sampled = []
         self._evaluate_mark = Mark(self.accounting)

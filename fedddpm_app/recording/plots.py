@@ -55,6 +55,45 @@ def plot_partition(counts: Tensor, class_names: Sequence[str], path: Path) -> No
     figure.savefig(path, dpi=120)
 
 
+def plot_classes(counts: Mapping[str, Sequence[int]], path: Path) -> None:
+    """Plot the shares of the classes among generated and real images into a PNG."""
+    figure = Figure(figsize=(max(5, min(14, len(counts["real"]) * 0.5)), 3.5), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots()
+    for place, (name, each) in enumerate(counts.items()):
+        positions = [k - 0.4 + 0.4 * place for k in range(len(each))]
+        axes.bar(positions, [count / sum(each) for count in each], width=0.4, align="edge", label=name)
+    axes.set(xlabel="class", ylabel="share of images")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
+def plot_figures(stats: Sequence[Mapping[str, object]], path: Path) -> None:
+    """Plot every figure of generated images over the rounds, its floor dashed, into a PNG; nothing without any."""
+    floors = [key for row in stats for key in row if key.endswith("_floor")]
+    names = [key.removesuffix("_floor") for key in dict.fromkeys(floors)]
+    if not names:
+        return
+    columns = min(4, len(names))
+    figure = Figure(figsize=(3 * columns, 2.4 * -(-len(names) // columns)), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(-(-len(names) // columns), columns, squeeze=False).flatten()
+    for axes, name in zip(grid, names, strict=False):
+        rows = [row for row in stats if name in row and "round" in row]
+        rounds = [row["round"] for row in rows]
+        axes.plot(rounds, [row[name] for row in rows], marker="o", markersize=3)
+        axes.plot(rounds, [row[f"{name}_floor"] for row in rows], linestyle="--", color="grey")
+        axes.set(title=name.removeprefix("eval/"), xlabel="round")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(visible=True, alpha=0.3)
+    for axes in grid[len(names) :]:
+        axes.set_axis_off()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=120)
+
+
 def plot_losses(stats: Sequence[Mapping[str, object]], path: Path) -> None:
     """Plot every denoising loss of ``stats.jsonl`` over the rounds, on a log scale, into a PNG."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from fedddpm_app.config import Config, ConfigError, Scalar
 from fedddpm_app.diffusion.images import ImageTensors
-from fedddpm_app.recording.plots import plot_losses, plot_partition
+from fedddpm_app.recording.plots import plot_classes, plot_figures, plot_losses, plot_partition
 from fedddpm_app.recording.provenance import describe_environment
-from fedddpm_app.recording.sheets import save_sheet, to_pil
+from fedddpm_app.recording.sheets import save_pairs, save_sheet, to_pil
 from fedddpm_app.weights import Weights
 
 _SHEET_IMAGES = 100
@@ -95,6 +95,14 @@ class RunRecorder:
             step = max(1, len(mine) // _SHEET_IMAGES)  # spread over the client's share, so over its classes
             save_sheet(data.images[mine[::step][:_SHEET_IMAGES]], folder / f"client-{client:04d}.png")
 
+    def save_classes(self, counts: Mapping[str, Sequence[int]], name: str = "") -> None:
+        """Draw the classes of ``generated`` and ``real`` images; ``name`` tells models of one run apart."""
+        plot_classes(counts, self.directory / "plots" / f"classes{name and '-'}{name}.png")
+
+    def save_pairs(self, generated: Tensor, train: Tensor, folder: str, name: str = "") -> None:
+        """Draw images over the training images closest to them into ``samples`` or ``auxiliary``."""
+        save_pairs(generated, train, self.directory / folder / f"closest-pairs{name and '-'}{name}.png")
+
     def save_checkpoint(self, server_round: int, weights: Weights, ema_weights: Weights, name: str = "") -> None:
         """Write raw and EMA weights as two safetensors files; ``name`` tells models of one round apart."""
         folder = self.directory / "checkpoints" / f"round-{server_round:04d}" / name
@@ -106,6 +114,7 @@ class RunRecorder:
         """Write ``summary.json`` and the loss plot."""
         if self.stats:
             plot_losses(self.stats, self.directory / "plots" / "losses.png")
+            plot_figures(self.stats, self.directory / "plots" / "figures.png")
         if (self.directory / "scratch").exists() and not any(self.scratch.iterdir()):
             self.scratch.rmdir()
         summary = {"status": status, **figures, "time/total_s": round(time.time() - self.began, 1)}
@@ -116,8 +125,13 @@ class RunRecorder:
 
 def write_summary(directory: Path, summary: Mapping[str, object]) -> None:
     """Write ``summary.json``: the status, the figures, the folder."""
-    content = json.dumps(_without_nan({**summary, "directory": str(directory)}), indent=2) + "\n"
-    (directory / _SUMMARY).write_text(content, encoding="utf-8")
+    write_json(directory / _SUMMARY, {**summary, "directory": str(directory)})
+
+
+def write_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write an object as JSON, its folder made; NaN becomes null."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(_without_nan(content), indent=2) + "\n", encoding="utf-8")
 
 
 def mark_interrupted(directory: Path) -> None:

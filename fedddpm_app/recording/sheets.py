@@ -9,6 +9,7 @@ from torch import Tensor
 
 _MIN_TILE_PIXELS = 48
 _GAP_GREY = 64
+_PAIRS_PER_ROW = 10
 
 
 def save_sheet(images: Tensor, path: Path, columns: int = 10) -> None:
@@ -31,6 +32,15 @@ def save_sheet(images: Tensor, path: Path, columns: int = 10) -> None:
         tiles += [blank] * (rows * columns - len(tiles))
         path.parent.mkdir(parents=True, exist_ok=True)
         make_image_grid(tiles, rows, columns).save(path)
+
+
+def save_pairs(generated: Tensor, train: Tensor, path: Path) -> None:
+    """Write generated images (uneven rows) over their training images (even rows), uint8 (P, C, H, W) each."""
+    tiles = []
+    for pair in zip(torch.split(generated, _PAIRS_PER_ROW), torch.split(train, _PAIRS_PER_ROW), strict=True):
+        gap = torch.full((_PAIRS_PER_ROW - len(pair[0]), *generated.shape[1:]), _GAP_GREY, dtype=torch.uint8)
+        tiles += [part for each in pair for part in (each, gap)]
+    save_sheet(torch.cat(tiles), path, _PAIRS_PER_ROW)
 
 
 def to_pil(image: Tensor) -> Image.Image:

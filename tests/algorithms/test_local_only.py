@@ -82,7 +82,7 @@ def test_figures_are_means_over_the_clients_models(run_config, tmp_path):
     for partition, weights in strategy.client_models.items():
         load_into(model, weights)
         held_out = task._data(partition).held_out
-        losses.append((denoising_loss(model, objective, held_out, config.schedule.evaluate_draws), len(held_out)))
+        losses.append((denoising_loss(model, objective, held_out, config.evaluation.eval_draws), len(held_out)))
     expected = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
     assert strategy.recorder.stats[-1]["client-eval/loss"] == pytest.approx(expected, rel=1e-6)
 

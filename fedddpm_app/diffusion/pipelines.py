@@ -1,0 +1,138 @@
+"""Pipelines in folders, as diffusers stores them: ours and others'."""
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers.utils import logging
+from torch import Tensor
+
+from fedddpm_app.config import ConfigError, Sampler
+from fedddpm_app.diffusion.sampling import sample_batches
+
+OWN = "pipeline"  # instead of a sampler's name: the pipeline's own scheduler and call
+_UNLOADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError)
+
+
+def find_pipelines(folder: Path) -> dict[str, Path]:
+    """Return the pipeline folders of a run directory or of a folder that is one, by name.
+
+    The name is empty for a single one, else its client's; empty where there is none.
+    """
+    inner = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
+    if (inner / "model_index.json").is_file():
+        return {"": inner}
+    return {path.parent.name: path.parent for path in sorted(inner.glob("client-*/model_index.json"))}
+
+
+def load_pipeline(folder: Path) -> Any:
+    """Load a pipeline from a folder; weights are read from safetensors only, and code in the folder is not run.
+
+    Raises
+    ------
+    ConfigError
+        When it cannot be loaded, with the reason.
+    """
+    try:
+        with _without_bars():
+            pipeline = DiffusionPipeline.from_pretrained(
+                str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
+            )
+    except _UNLOADABLE as error:
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise ConfigError(
+            f"{folder} cannot be loaded as a diffusers pipeline ({reason}); it needs a model_index.json, and weights "
+            "in safetensors."
+        ) from error
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def is_plain(pipeline: Any) -> bool:
+    """Return whether a pipeline is a ``UNet2DModel`` on pixels with a scheduler that our samplers can stand in for."""
+    parts = set(pipeline.components)
+    return parts == {"unet", "scheduler"} and isinstance(pipeline.unet, UNet2DModel) and _has_betas(pipeline)
+
+
+def pipeline_batches(
+    pipeline: Any, *, sampler: Sampler | None, steps: int, seeds: Sequence[int], labels: Tensor | None, batch_size: int
+) -> Iterator[Tensor]:
+    """Yield images, uint8 (B, C, H, W), one per seed.
+
+    Parameters
+    ----------
+    pipeline : DiffusionPipeline
+        On its device.
+    sampler : {"ddpm", "ddim", "dpm-solver++"} or None
+        Ours, for a pipeline that ``is_plain``; None calls the pipeline, with its own scheduler.
+    steps : int
+        Denoising steps, >= 1.
+    seeds : sequence of int
+        One per image.
+    labels : Tensor or None
+        int64 (N,), for a class-conditional model; with a sampler of ours only.
+    batch_size : int
+        Images per model call, >= 1.
+    """
+    if sampler is None:
+        for start in range(0, len(seeds), batch_size):
+            yield _call(pipeline, steps, seeds[start : start + batch_size])
+        return
+    shape = pipeline.unet.config
+    yield from sample_batches(
+        pipeline.unet,
+        pipeline.scheduler,
+        sampler=sampler,
+        steps=steps,
+        seeds=seeds,
+        shape=(shape.in_channels, shape.sample_size, shape.sample_size),
+        labels=labels,
+        batch_size=batch_size,
+    )
+
+
+def image_shape(pipeline: Any) -> tuple[int, int, int]:
+    """Return channels, height and width of a pipeline's images; of one that is not plain by drawing one."""
+    if is_plain(pipeline):
+        config = pipeline.unet.config
+        height, width = _pair(config.sample_size)
+        return int(config.out_channels), height, width
+    drawn = _call(pipeline, 1, [0])
+    return drawn.shape[1], drawn.shape[2], drawn.shape[3]
+
+
+def _call(pipeline: Any, steps: int, seeds: Sequence[int]) -> Tensor:
+    """Call an unconditional pipeline for one image per seed."""
+    if "batch_size" not in inspect.signature(pipeline.__call__).parameters:
+        raise ConfigError(
+            f"{type(pipeline).__name__} takes more than a number of images: only unconditional pipelines can be "
+            "evaluated."
+        )
+    device = pipeline.device if pipeline.device.type == "cuda" else torch.device("cpu")
+    generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
+    images = pipeline(batch_size=len(seeds), generator=generators, num_inference_steps=steps, output_type="np").images
+    return torch.from_numpy(images).mul(255).round().clamp(0, 255).to(torch.uint8).permute(0, 3, 1, 2).contiguous()
+
+
+@contextmanager
+def _without_bars() -> Iterator[None]:
+    """Keep diffusers from drawing a bar over its few files."""
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _has_betas(pipeline: Any) -> bool:
+    return hasattr(pipeline.scheduler, "betas") and "num_train_timesteps" in pipeline.scheduler.config
+
+
+def _pair(size: Any) -> tuple[int, int]:
+    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -1,0 +1,73 @@
+"""From a run config to its evaluator: the real images, the extractor, the search for copies."""
+
+import hashlib
+from dataclasses import replace
+
+import torch
+
+from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.data.store import SPLITS, cache_folder, load_stored
+from fedddpm_app.data.tensors import client_rows, load_test_data, load_train_data
+from fedddpm_app.device import resolve_device
+from fedddpm_app.evaluation.copies import CopyDetector
+from fedddpm_app.evaluation.evaluator import Evaluator
+from fedddpm_app.evaluation.extractors import Extractor, create_extractor
+from fedddpm_app.evaluation.reference import RealImages, Reference
+
+
+def create_evaluator(config: Config) -> Evaluator:
+    """Create what measures generated images against the run's real ones; networks are trained on first use.
+
+    Copies are looked for among the images that the clients train on, with the test split as the held-out images.
+
+    Raises
+    ------
+    ConfigError
+        When the data, the extractor or its weights are not there, or the cache cannot be written.
+    """
+    train, test = load_train_data(config.data), load_test_data(config.data)
+    stored = load_stored(config.data)
+    real = RealImages(train, test, {split: stored[split].info.digest for split in SPLITS})
+    folder = cache_folder(config.data)
+    try:
+        extractor = _extractor(config, real)
+        labelled = train.labels is not None and test.labels is not None
+        is_classifier = extractor.name == "classifier"
+        classifier = extractor if is_classifier else _extractor(config, real, "classifier") if labelled else None
+        reference = Reference(real, config.evaluation.eval_reference, extractor, classifier, folder)
+        return Evaluator(reference, _detector(config, real))
+    except OSError as error:
+        raise ConfigError(
+            f'cache-dir = "{config.data.cache_dir}": {folder} cannot be written ({error}); give a folder in which you '
+            "may write."
+        ) from error
+
+
+def without_partition(config: Config) -> Config:
+    """Return the config of a model that was trained on all of the training split, by one client."""
+    data = replace(config.data, partition="iid", num_clients=1, held_out_fraction=0.0)
+    return replace(config, data=replace(data, min_partition_size=1, max_examples_per_client=2**62))
+
+
+def _extractor(config: Config, real: RealImages, name: str | None = None) -> Extractor:
+    return create_extractor(
+        name or config.evaluation.eval_extractor,
+        train=real.train,
+        data_digest=real.digests["train"][:16],
+        cache_dir=cache_folder(config.data) / "extractors",
+        device=resolve_device(config.run.device),
+        inception_weights=config.evaluation.inception_weights,
+    )
+
+
+def _detector(config: Config, real: RealImages) -> CopyDetector:
+    rows = torch.cat([client.train for client in client_rows(config.data, config.run.seed)])
+    who = hashlib.sha256("".join(real.digests.values()).encode() + rows.numpy().tobytes()).hexdigest()
+    return CopyDetector(
+        real.train.images[rows],
+        real.test.images,
+        neighbours=config.evaluation.memorization_neighbours,
+        rate=config.evaluation.memorization_rate,
+        digest=who[:16],
+        cache_dir=cache_folder(config.data),
+    )
