@@ -8,6 +8,7 @@ from tests.conftest import ROOT
 PLUS = {"algorithm": "fedddpm-plus", "plus-threshold": 1e9}
 PROBE = PLUS | {"plus-signal": "probe-loss"}
 ONE = {"num-rounds": 1}
+FINAL = ONE | {"eval-final-images": 30}
 SGD = {"optimizer": "sgd", "gradient-clip": 0.0}
 
 # (key, another value, what else must be set for the key to matter)
@@ -87,6 +88,16 @@ KNOBS = [
     ("moon-representation", "conv_in", {"algorithm": "moon"}),
     ("eval-every", 2, {}),
     ("eval-draws", 2, {}),
+    ("eval-extractor", "pixels-pca", FINAL),
+    ("eval-reference", "train", FINAL),
+    ("eval-images", 30, ONE | {"eval-images": 20}),
+    ("eval-sampler", "ddim", ONE | {"eval-images": 20}),
+    ("eval-sampler-steps", 3, ONE | {"eval-images": 20}),
+    ("eval-final-images", 40, FINAL),
+    ("eval-final-sampler", "ddpm", FINAL),
+    ("eval-final-sampler-steps", 5, FINAL),
+    ("memorization-neighbours", 5, FINAL),
+    ("memorization-rate", 0.1, FINAL),
     ("preview-every", 2, {}),
     ("preview-images", 20, {}),
     ("preview-sampler", "ddpm", {}),
@@ -109,6 +120,8 @@ ELSEWHERE = {
     "max-examples-per-client": "tests/federation/test_replies",
     "pretrain-timeout": "tests/federation/test_messaging",
     "auxiliary-batch-size": "changes rounding at most: tests/diffusion/test_sampling",
+    "eval-batch-size": "changes rounding at most: tests/diffusion/test_sampling",
+    "inception-weights": "tests/evaluation/extractors",
     "node-timeout": "tests/federation/test_participants",
     "round-timeout": "tests/federation/test_messaging",
 }
@@ -129,7 +142,8 @@ def outcome(outcomes, run_app):
             pictures = {p.relative_to(run.path): p.read_bytes() for p in run.path.rglob("samples/*.png")}
             files = {p.relative_to(run.path) for p in run.path.rglob("*.safetensors")}
             decisions = [{k: v for k, v in row.items() if k.startswith("plus/")} for row in run.stats]
-            outcomes[key] = (run.losses(), decisions, pictures, files)
+            figures = [run.summary.get("figures"), *(row.get("eval/figures") for row in run.rounds())]
+            outcomes[key] = (run.losses(), decisions, pictures, files, figures)
         return outcomes[key]
 
     return of

@@ -5,7 +5,7 @@ import torch
 
 from fedddpm_app.diffusion.images import Batch, ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
-from fedddpm_app.evaluation.denoising import denoising_loss
+from fedddpm_app.evaluation.denoising import band_edges, banded_denoising_loss, denoising_loss
 from tests.diffusion.test_objective import VARIANCE, OptimalGaussianPredictor, least_loss
 
 
@@ -65,3 +65,20 @@ def test_the_models_mode_is_kept_and_no_data_give_nan(config):
         assert denoising_loss(model, objective, data, 1) > 0
         assert model.training is training
     assert torch.tensor(denoising_loss(model, objective, ImageTensors(data.images[:0]), 1)).isnan()
+
+
+def test_bands_are_the_means_over_quarters_of_the_timesteps():
+    """An objective whose loss is t itself: each band's mean lies in its edges, and their average is the mean."""
+
+    class Timestep:
+        num_timesteps = 50
+
+        def losses(self, model, batch, t, noise):
+            return t.float()
+
+    found = banded_denoising_loss(torch.nn.Identity(), Timestep(), Pixels(torch.zeros(400, 1, 1, 1)), draws=8)
+    assert band_edges(50) == [(0, 12), (13, 24), (25, 37), (38, 49)]
+    for (first, last), mean in zip(band_edges(50), found.bands, strict=True):
+        assert first <= mean <= last
+        assert mean == pytest.approx((first + last) / 2, abs=0.5)
+    assert found.mean == pytest.approx(24.5, abs=0.5)

@@ -1,0 +1,257 @@
+"""The whole way from images to figures."""
+
+import dataclasses
+import json
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.evaluation.distances import frechet_distance
+from fedddpm_app.evaluation.figures import Drawing, Figure, mean_over_clients
+from fedddpm_app.evaluation.reference import RealImages
+from tests.evaluation.conftest import values
+
+DRAWING = Drawing("ddim", 50, "ema")
+NAMES = ["fd", "kd", "score", "precision", "recall", "density", "coverage"]
+FIELDS = {
+    "name", "value", "std", "n", "reference", "reference_n", "reference_digest", "extractor", "extractor_digest",
+    "sampler", "steps", "weights", "floor", "floor_n", "floor_reference_n", "note",
+}  # fmt: skip
+
+
+def noise_like(images, count, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, *images.shape[1:]), generator=generator, dtype=torch.uint8)
+
+
+def test_every_figure_tells_what_it_was_taken_of(evaluator_of, real):
+    evaluator = evaluator_of()
+    evaluation = evaluator.measure([noise_like(real.test.images, 100)], DRAWING)
+    figures = {figure.name: figure.to_dict() for figure in evaluation.figures}
+    assert list(figures) == [*(f"{name}-classifier" for name in NAMES), "class-tv", "memorized-share"]
+    for figure in figures.values():
+        assert figure.keys() >= FIELDS
+        assert (figure["n"], figure["sampler"], figure["steps"], figure["weights"]) == (100, "ddim", 50, "ema")
+        json.dumps(figure, allow_nan=False)
+    fd = figures["fd-classifier"]
+    assert (fd["reference"], fd["reference_n"], fd["floor_n"], fd["floor_reference_n"]) == ("test", 360, 100, 360)
+    assert fd["reference_digest"] == real.digests["test"][:16]
+    assert fd["extractor_digest"] == evaluator.reference.extractor.digest
+    assert figures["recall-classifier"]["reference_n"] == 100  # as many as were generated
+    assert figures["memorized-share"]["reference"] == "train"
+    assert figures["memorized-share"]["reference_n"] == 1437
+
+
+def test_the_values_are_those_of_the_measures(evaluator_of, real):
+    evaluator = evaluator_of()
+    images = noise_like(real.test.images, 300)
+    found = values(evaluator.measure(torch.split(images, 77), DRAWING))
+    extractor = evaluator.reference.extractor
+    expected = frechet_distance(extractor(images).vectors, extractor(real.test.images).vectors)
+    assert found["fd-classifier"] == pytest.approx(expected, rel=1e-9)
+
+
+def test_real_images_score_about_the_floor_and_noise_far_from_it(evaluator_of, real):
+    evaluator = evaluator_of()
+    good = {f.name: f for f in evaluator.measure([real.train.images[:300]], DRAWING, find_copies=False).figures}
+    bad = values(evaluator.measure([noise_like(real.test.images, 300)], DRAWING, find_copies=False))
+    for name in ("fd-classifier", "class-tv"):
+        assert good[name].value < 2 * good[name].floor < bad[name]
+    for name in ("recall-classifier", "coverage-classifier", "precision-classifier"):
+        assert good[name].value > 0.9 * good[name].floor > bad[name]
+
+
+def test_a_forgotten_class_shows(evaluator_of, real):
+    evaluator = evaluator_of()
+    kept = real.train.labels != 3
+    whole = evaluator.measure([real.train.images], DRAWING, find_copies=False)
+    without = evaluator.measure([real.train.images[kept]], DRAWING, find_copies=False)
+    assert without.class_counts["generated"][3] <= 2
+    assert whole.class_counts["generated"][3] > 100
+    assert values(without)["class-tv"] > values(whole)["class-tv"] + 0.05
+    assert values(without)["coverage-classifier"] < values(whole)["coverage-classifier"] - 0.05
+    assert values(without)["fd-classifier"] > 2 * values(whole)["fd-classifier"]
+    counts = next(f for f in without.figures if f.name == "class-tv").details["class_counts"]
+    assert counts == without.class_counts
+    assert counts["real"] == real.test.labels.bincount(minlength=10).tolist()
+
+
+def test_a_few_images_repeated_show(evaluator_of, real):
+    evaluator = evaluator_of()
+    repeated = values(evaluator.measure([real.train.images[:10].repeat(30, 1, 1, 1)], DRAWING, find_copies=False))
+    fresh = values(evaluator.measure([real.train.images[:300]], DRAWING, find_copies=False))
+    assert repeated["recall-classifier"] < 0.2 < fresh["recall-classifier"]
+    assert repeated["coverage-classifier"] < 0.5 * fresh["coverage-classifier"]
+    assert repeated["fd-classifier"] > 3 * fresh["fd-classifier"]
+
+
+@pytest.mark.parametrize("sizes", [[200], [1] * 200, [64, 64, 64, 8]])
+def test_the_batches_do_not_matter(evaluator_of, real, sizes):
+    images = noise_like(real.test.images, 200)
+    found = values(evaluator_of().measure(torch.split(images, sizes), DRAWING))
+    assert found == pytest.approx(values(evaluator_of().measure([images], DRAWING)), rel=1e-6)
+
+
+def test_reference_features_and_floors_are_computed_once(evaluator_of, real, tmp_path, cache_dir):
+    first = evaluator_of(cache_dir=tmp_path)
+    before = values(first.measure([real.train.images[:100]], DRAWING))
+    again = evaluator_of(cache_dir=tmp_path)
+    calls = []
+    original = again.reference.extractor
+
+    class Counting:
+        name, digest, num_features = original.name, original.digest, original.num_features
+
+        def __call__(self, images):
+            calls.append(len(images))
+            return original(images)
+
+    again.reference.extractor = again.reference.classifier = Counting()
+    assert values(again.measure([real.train.images[:100]], DRAWING)) == before
+    assert calls == [100]  # the generated images only
+
+
+def test_the_floor_is_of_disjoint_images_and_as_many_as_generated(evaluator_of, real):
+    reference = evaluator_of().reference
+    floor = reference.floor(100)
+    assert (floor.n, floor.reference_n) == (100, 360)
+    most = reference.floor(5000)
+    assert most.n == 898  # half of 1,797
+    assert most.n + most.reference_n <= 1797
+    assert reference.floor(898).measures["fd"].value < floor.measures["fd"].value  # less bias
+    notes = {f.note for f in evaluator_of().measure([noise_like(real.test.images, 1000)], DRAWING).figures[:3]}
+    assert notes == {"the floor is of 898 images: the data have no more"}
+
+
+def test_fewer_images_than_feature_dimensions_is_noted_beside_the_distance(evaluator_of, real):
+    figures = {f.name: f for f in evaluator_of().measure([real.train.images[:30]], DRAWING).figures}
+    assert "30 images are fewer than the 64 feature dimensions" in figures["fd-classifier"].note
+    assert figures["recall-classifier"].note == ""
+
+
+def test_what_cannot_be_told_of_few_images_is_nan_with_a_note(evaluator_of, real):
+    figures = {f.name: f for f in evaluator_of().measure([real.train.images[:3]], DRAWING).figures}
+    for name in ("kd-classifier", "precision-classifier", "score-classifier"):
+        assert math.isnan(figures[name].value)
+        assert "cannot be told of 3 generated" in figures[name].note
+    assert not math.isnan(figures["class-tv"].value)
+
+
+def test_data_without_labels_have_no_class_figures(evaluator_of, real):
+    unlabelled = RealImages(ImageTensors(real.train.images), ImageTensors(real.test.images), real.digests)
+    evaluation = evaluator_of(extractor="pixels-pca", real=unlabelled).measure([real.train.images[:50]], DRAWING)
+    assert list(values(evaluation)) == [
+        *(f"{name}-pixels-pca" for name in NAMES if name != "score"), "memorized-share"
+    ]  # fmt: skip
+    assert evaluation.class_counts == {}
+
+
+def test_another_extractor_still_has_the_classifiers_classes(evaluator_of, real):
+    evaluation = evaluator_of(extractor="pixels-pca").measure([real.train.images[:50]], DRAWING)
+    figures = {f.name: f for f in evaluation.figures}
+    assert figures["class-tv"].extractor == "classifier"
+    assert figures["fd-pixels-pca"].extractor == "pixels-pca"
+
+
+def test_the_train_split_as_reference(evaluator_of, real):
+    fd = evaluator_of("train").measure([real.test.images], DRAWING).figures[0]
+    assert (fd.reference, fd.reference_n, fd.floor_reference_n) == ("train", 1437, 1437)
+    assert fd.reference_digest == real.digests["train"][:16]
+
+
+def test_a_standard_inception_gives_fid_and_others_do_not(monkeypatch):
+    from fedddpm_app.evaluation.comparison import name_of
+    from fedddpm_app.evaluation.extractors import InceptionV3
+
+    network = object.__new__(InceptionV3)
+    network.standard = True
+    assert [name_of(m, network) for m in ("fd", "kd", "score", "recall")] == [
+        "fid", "kid", "inception-score", "recall-inception-v3"
+    ]  # fmt: skip
+    network.standard = False
+    assert name_of("fd", network) == "fd-inception-v3"
+
+
+def test_planted_copies_are_flagged_and_held_out_images_at_the_stated_rate(evaluator_of, real):
+    evaluator = evaluator_of()
+    generator = torch.Generator().manual_seed(0)
+    chosen = torch.arange(0, 1437, 100)
+    grain = torch.randn(len(chosen), 1, 8, 8, generator=generator) * 2
+    planted = (real.train.images[chosen].float() + grain).round().clamp(0, 255).to(torch.uint8)
+    fresh = noise_like(real.test.images, 85)
+    evaluation = evaluator.measure([torch.cat([fresh, planted])], DRAWING)
+    share = evaluation.figures[-1]
+    assert share.name == "memorized-share"
+    assert share.value == pytest.approx(len(chosen) / 100)  # the planted ones and no other
+    assert share.floor <= share.details["rate"] == 0.01
+    assert torch.equal(evaluation.pairs.generated[: len(chosen)].sort(0).values, planted.sort(0).values)
+    found = {tuple(image.flatten().tolist()) for image in evaluation.pairs.train[: len(chosen)]}
+    assert found == {tuple(image.flatten().tolist()) for image in real.train.images[chosen]}
+
+
+def test_exact_copies_are_counted(evaluator_of, real):
+    share = evaluator_of().measure([real.train.images[:20]], DRAWING).figures[-1]
+    assert share.value == 1.0
+    assert share.details["exact_copies"] == 20
+    assert share.details["least_ratio"] == 0.0
+
+
+def figure(value, note=""):
+    return Figure("fd-x", value, None, 10, "test", 5, "d", "x", "e", DRAWING, 0.5, 10, 5, note)
+
+
+def test_the_mean_over_clients_has_its_spread_and_every_value():
+    assert mean_over_clients([[figure(3.0)]]) == [figure(3.0)]
+    (mean,) = mean_over_clients([[figure(1.0)], [figure(2.0)], [figure(6.0)]])
+    assert mean.value == 3.0
+    assert mean.std == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
+    assert mean.details == {"clients": [1.0, 2.0, 6.0]}
+    (part,) = mean_over_clients([[figure(1.0)], [figure(math.nan, "none")]])
+    assert (part.value, part.std, part.note) == (1.0, None, "none")
+    assert dataclasses.replace(mean, value=1.0, std=None, details={}) == figure(1.0)
+
+
+MEMORY = """
+import resource, sys, torch
+from pathlib import Path
+from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.evaluation.copies import CopyDetector
+from fedddpm_app.evaluation.evaluator import Evaluator
+from fedddpm_app.evaluation.extractors import create_extractor
+from fedddpm_app.evaluation.figures import Drawing
+from fedddpm_app.evaluation.reference import RealImages, Reference
+
+def images(count, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, 3, 32, 32), generator=generator, dtype=torch.uint8)
+
+torch.set_num_threads(2)
+folder, count = Path(sys.argv[1]), int(sys.argv[2])
+real = RealImages(ImageTensors(images(2000, 1)), ImageTensors(images(1000, 2)), {"train": "a" * 64, "test": "b" * 64})
+extractor = create_extractor(
+    "pixels-pca", train=real.train, data_digest="a" * 16, cache_dir=folder, device=torch.device("cpu")
+)
+detector = CopyDetector(
+    real.train.images, real.test.images, neighbours=50, rate=0.01, digest="c", cache_dir=folder
+)
+evaluator = Evaluator(Reference(real, "test", extractor, None, folder), detector)
+evaluator.measure((images(250, 10 + k) for k in range(count // 250)), Drawing("x", 1, "raw"))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000, extractor.num_features)
+"""
+
+
+@pytest.mark.slow
+def test_memory_grows_with_the_features_and_not_with_the_images(tmp_path):
+    """10,000 images of 3 KB are 31 MB, their 64 features 2.6 MB; room is left for the blocks that work is done in."""
+    peaks = {}
+    for count in (2000, 10_000):
+        command = [sys.executable, "-c", MEMORY, str(tmp_path), str(count)]
+        for _ in range(2):  # the first time what is computed once: features, floor
+            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        peaks[count], num_features = map(float, done.stdout.split())
+    features_mb = (10_000 - 2000) * num_features * 4 / 1e6
+    assert peaks[10_000] - peaks[2000] < 4 * features_mb + 100

@@ -1,0 +1,174 @@
+"""`fedddpm evaluate` on runs and on pipelines of others."""
+
+import json
+
+import pytest
+import torch
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    LDMPipeline,
+    PNDMPipeline,
+    PNDMScheduler,
+    UNet2DModel,
+    VQModel,
+)
+from PIL import Image
+from typer.testing import CliRunner
+
+from fedddpm_app.cli import app
+from tests.evaluation.test_evaluator import FIELDS, NAMES
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def evaluate(cache_dir, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def run(target, *options):
+        arguments = ["evaluate", str(target), "--cache-dir", str(cache_dir), "--steps", "2", *options]
+        return runner.invoke(app, arguments, env={"COLUMNS": "120"})
+
+    return run
+
+
+def unet(channels=1, size=8, **options):
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    shape = {"sample_size": size, "in_channels": channels, "out_channels": channels, "block_out_channels": (8, 8)}
+    return UNet2DModel(**shape, **blocks, norm_num_groups=4, layers_per_block=1, add_attention=False, **options)
+
+
+def figures_in(path):
+    return {figure["name"]: figure for figure in json.loads(path.read_text())["figures"]}
+
+
+def test_a_run_is_measured_again(run_app, evaluate):
+    run = run_app(num_rounds=1, eval_final_images=30)
+    result = evaluate(run.path, "--num-images", "30")
+    assert result.exit_code == 0, result.output
+    figures = figures_in(run.path / "evaluation.json")
+    at_the_end = {figure["name"]: figure for figure in run.summary["figures"]}
+    assert list(figures) == [*(f"{name}-classifier" for name in NAMES), "class-tv", "memorized-share"]
+    for name, figure in figures.items():
+        assert figure.keys() >= FIELDS
+        assert figure["value"] == pytest.approx(at_the_end[name]["value"], rel=1e-6)  # the same images
+        assert name in result.output
+    assert figures["fd-classifier"]["weights"] == "ema"
+    for picture in ("evaluation-classes.png", "evaluation-closest-pairs.png"):
+        assert Image.open(run.path / picture).width > 100
+
+
+def test_a_run_without_a_global_model_has_a_mean_and_spread(run_app, evaluate):
+    run = run_app(num_rounds=1, algorithm="local-only")
+    result = evaluate(run.path, "--num-images", "20", "--sampler", "ddim")
+    assert result.exit_code == 0, result.output
+    fd = figures_in(run.path / "evaluation.json")["fd-classifier"]
+    assert fd["value"] == pytest.approx(sum(fd["clients"]) / 4)
+    assert fd["std"] > 0
+
+
+def test_a_pipeline_that_cannot_draw_says_why(evaluate, tmp_path):
+    """diffusers' PNDM needs more than 2 steps."""
+    PNDMPipeline(unet=unet(), scheduler=PNDMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "theirs")
+    result = evaluate(tmp_path / "theirs", "--dataset", "digits", "--num-images", "12")
+    assert result.exit_code == 2
+    assert "PNDMPipeline does not draw images in 2 steps" in result.output
+
+
+@pytest.mark.parametrize("options", [(), ("--sampler", "dpm-solver++"), ("--extractor", "pixels-pca")])
+@pytest.mark.parametrize(
+    ("kind", "scheduler"),
+    [(DDPMPipeline, DDPMScheduler), (DDIMPipeline, DDIMScheduler), (PNDMPipeline, PNDMScheduler)],
+)
+def test_pipelines_of_others_are_measured(evaluate, tmp_path, kind, scheduler, options):
+    kind(unet=unet(), scheduler=scheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "theirs")
+    result = evaluate(
+        tmp_path / "theirs", "--dataset", "digits", "--num-images", "12", "--batch-size", "5", "--steps", "8", *options
+    )
+    assert result.exit_code == 0, result.output
+    figures = figures_in(tmp_path / "evaluation.json")
+    extractor = "pixels-pca" if "pixels-pca" in options else "classifier"
+    fd = figures[f"fd-{extractor}"]
+    assert (fd["n"], fd["weights"]) == (12, "stored")
+    assert fd["sampler"] == ("dpm-solver++" if "dpm-solver++" in options else "pipeline")
+    assert figures["memorized-share"]["reference_n"] == 1437  # all of the training split
+
+
+def test_a_latent_pipeline_is_measured(evaluate, tmp_path):
+    autoencoder = VQModel(1, 1, block_out_channels=(8,), norm_num_groups=4, num_vq_embeddings=8, latent_channels=3)
+    pipeline = LDMPipeline(vqvae=autoencoder, unet=unet(3), scheduler=DDIMScheduler(num_train_timesteps=50))
+    pipeline.save_pretrained(tmp_path / "latent")
+    result = evaluate(tmp_path / "latent", "--dataset", "digits", "--num-images", "12")
+    assert result.exit_code == 0, result.output
+    refused = evaluate(tmp_path / "latent", "--dataset", "digits", "--num-images", "12", "--sampler", "ddim")
+    assert refused.exit_code == 2
+    assert "use --sampler pipeline" in refused.output
+
+
+def test_a_conditional_pipeline_of_others_gets_labels(evaluate, tmp_path):
+    model = unet(num_class_embeds=10)
+    DDPMPipeline(unet=model, scheduler=DDPMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "theirs")
+    result = evaluate(tmp_path / "theirs", "--dataset", "digits", "--num-images", "12", "--sampler", "ddim")
+    assert result.exit_code == 0, result.output
+
+
+def test_the_images_depend_on_the_seed_and_not_on_the_batches(evaluate, tmp_path):
+    DDIMPipeline(unet=unet(), scheduler=DDIMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "theirs")
+
+    def fd(*options):
+        assert evaluate(tmp_path / "theirs", "--dataset", "digits", "--num-images", "12", *options).exit_code == 0
+        return figures_in(tmp_path / "evaluation.json")["fd-classifier"]["value"]
+
+    first = fd("--batch-size", "12")
+    assert fd("--batch-size", "5") == pytest.approx(first, rel=1e-4)
+    assert fd("--seed", "1") != pytest.approx(first, rel=1e-4)
+
+
+@pytest.fixture
+def theirs(tmp_path):
+    DDPMPipeline(unet=unet(), scheduler=DDPMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "theirs")
+    return tmp_path / "theirs"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ([], "--dataset is missing"),
+        (["--dataset", "path:/nowhere"], "there is no such folder"),
+        (["--dataset", "digits", "--sampler", "euler"], "--sampler euler is not known"),
+        (["--dataset", "digits", "--sampler", "ddim", "--steps", "51"], "at most 50"),
+        (["--dataset", "digits", "--extractor", "vgg"], "eval-extractor = 'vgg'"),
+        (["--dataset", "digits", "--extractor", "inception-v3"], "inception-weights"),
+        (["--dataset", "digits", "--inception-weights", "/nowhere"], "/nowhere"),
+        (["--dataset", "digits", "--reference", "validation"], "eval-reference = 'validation'"),
+    ],
+)
+def test_bad_options_are_one_sentence_and_exit_code_2(evaluate, theirs, options, says, tmp_path):
+    result = evaluate(theirs, "--num-images", "12", *options)
+    assert result.exit_code == 2
+    assert says in result.output
+    assert "Traceback" not in result.output
+    assert not (tmp_path / "evaluation.json").exists()
+
+
+def test_a_folder_without_a_pipeline_or_with_pickled_weights_is_refused(evaluate, theirs, tmp_path):
+    (tmp_path / "empty").mkdir()
+    assert "there is no pipeline in it" in evaluate(tmp_path / "empty", "--dataset", "digits").output
+    weights = theirs / "unet" / "diffusion_pytorch_model.safetensors"
+    torch.save(unet().state_dict(), theirs / "unet" / "diffusion_pytorch_model.bin")
+    weights.unlink()
+    result = evaluate(theirs, "--dataset", "digits")
+    assert result.exit_code == 2
+    assert "safetensors" in result.output
+
+
+def test_images_that_are_not_square_are_refused(evaluate, tmp_path):
+    model = unet(size=(8, 12))
+    DDPMPipeline(unet=model, scheduler=DDPMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "wide")
+    result = evaluate(tmp_path / "wide", "--dataset", "digits")
+    assert result.exit_code == 2
+    assert "8x12x1: only square" in result.output
