@@ -119,7 +119,8 @@ def _call(pipeline: Any, steps: int, seeds: Sequence[int]) -> Tensor:
         images = pipeline(**options, output_type="np").images
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
         raise ConfigError(
-            f"{type(pipeline).__name__} does not draw images in {steps} steps ({error}): use another number, or a sampler."
+            f"{type(pipeline).__name__} does not draw images in {steps} steps ({error}): use another number, or a "
+            "sampler."
         ) from error
     return torch.from_numpy(images).mul(255).round().clamp(0, 255).to(torch.uint8).permute(0, 3, 1, 2).contiguous()
 
