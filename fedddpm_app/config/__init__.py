@@ -7,13 +7,12 @@ turns it into frozen dataclasses (``groups``) and checks what must fit together 
 
 from fedddpm_app.config.checks import check_sampler, check_warmup
 from fedddpm_app.config.errors import ConfigError
+from fedddpm_app.config.evaluation import EvaluationConfig, PreviewConfig
 from fedddpm_app.config.fields import AggregatorName, LearningRateSchedule, Precision, Sampler, Scalar
 from fedddpm_app.config.groups import (
     Config,
     DataConfig,
     DiffusionConfig,
-    EvaluationConfig,
-    PreviewConfig,
     RunConfig,
     ScheduleConfig,
     TrainingConfig,

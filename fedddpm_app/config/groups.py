@@ -10,19 +10,18 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedddpm_app.config.evaluation import EvaluationConfig, PreviewConfig
 from fedddpm_app.config.fields import (
     INTEGERS,
     STRICT,
     AggregatorName,
     CountOrZero,
     Decay,
-    Extractor,
     FloatOrZero,
     LearningRateSchedule,
     PositiveFloat,
     PositiveInt,
     Precision,
-    Sampler,
     Scalar,
 )
 from fedddpm_app.config.methods import (
@@ -170,43 +169,6 @@ class TrainingConfig:
     def is_plain_sgd(self) -> bool:
         """Whether a step is ``w - learning_rate * gradient``, of a loss that may have weight decay in it."""
         return self.optimizer == "sgd" and self.momentum == 0 and self.gradient_clip == 0
-
-
-@dataclass(frozen=True, config=STRICT)
-class PreviewConfig:
-    """Sample sheets drawn from the global model while it trains."""
-
-    PREFIX: ClassVar[str] = "preview-"
-    every: CountOrZero
-    images: PositiveInt
-    sampler: Sampler
-    sampler_steps: PositiveInt
-
-
-@dataclass(frozen=True, config=STRICT)
-class EvaluationConfig:
-    """What is measured of the global model: cheaply while it trains, fully at the end."""
-
-    PREFIX: ClassVar[str] = ""
-    eval_every: CountOrZero
-    eval_draws: PositiveInt
-    eval_extractor: Extractor
-    eval_reference: Literal["test", "train"]
-    eval_images: CountOrZero
-    eval_sampler: Sampler
-    eval_sampler_steps: PositiveInt
-    eval_final_images: CountOrZero
-    eval_final_sampler: Sampler
-    eval_final_sampler_steps: PositiveInt
-    eval_batch_size: PositiveInt
-    inception_weights: str
-    memorization_neighbours: Annotated[int, Field(ge=2)]
-    memorization_rate: Annotated[float, Field(gt=0, lt=1)]
-
-    @property
-    def measures_images(self) -> bool:
-        """Whether any images are generated to be measured."""
-        return self.eval_images > 0 or self.eval_final_images > 0
 
 
 @dataclass(frozen=True, config=STRICT)

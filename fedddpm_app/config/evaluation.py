@@ -1,0 +1,45 @@
+"""The groups of a run config that say what is shown and measured of a model; see ``groups``."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedddpm_app.config.fields import STRICT, CountOrZero, Extractor, PositiveInt, Sampler
+
+
+@dataclass(frozen=True, config=STRICT)
+class PreviewConfig:
+    """Sample sheets drawn from the global model while it trains."""
+
+    PREFIX: ClassVar[str] = "preview-"
+    every: CountOrZero
+    images: PositiveInt
+    sampler: Sampler
+    sampler_steps: PositiveInt
+
+
+@dataclass(frozen=True, config=STRICT)
+class EvaluationConfig:
+    """What is measured of the global model: cheaply while it trains, fully at the end."""
+
+    PREFIX: ClassVar[str] = ""
+    eval_every: CountOrZero
+    eval_draws: PositiveInt
+    eval_extractor: Extractor
+    eval_reference: Literal["test", "train"]
+    eval_images: CountOrZero
+    eval_sampler: Sampler
+    eval_sampler_steps: PositiveInt
+    eval_final_images: CountOrZero
+    eval_final_sampler: Sampler
+    eval_final_sampler_steps: PositiveInt
+    eval_batch_size: PositiveInt
+    inception_weights: str
+    memorization_neighbours: Annotated[int, Field(ge=2)]
+    memorization_rate: Annotated[float, Field(gt=0, lt=1)]
+
+    @property
+    def measures_images(self) -> bool:
+        """Whether any images are generated to be measured."""
+        return self.eval_images > 0 or self.eval_final_images > 0
