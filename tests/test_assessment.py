@@ -96,3 +96,9 @@ def test_the_losses_of_the_timestep_bands_make_the_loss(run_app):
     bands = [row[f"eval/ema_loss_t{span}"] for span in ("0-12", "13-24", "25-37", "38-49")]
     assert bands[0] > bands[3]
     assert sum(bands) / 4 == pytest.approx(row["eval/ema_loss"], rel=0.05)
+
+
+def test_measuring_changes_nothing_of_the_training(run_app):
+    """Neither random streams, nor thread counts, nor the model's mode or weights."""
+    measured, plain = run_app(**EVAL, unet_dropout=0.1), run_app(unet_dropout=0.1)
+    assert measured.losses() == plain.losses()

@@ -17,7 +17,3 @@ app.add_typer(data.app, name="data")
 @app.callback()
 def main() -> None:
     """Federated training of diffusion models on Flower."""
-
-
-if __name__ == "__main__":
-    app()

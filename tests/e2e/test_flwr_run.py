@@ -36,7 +36,8 @@ def marked(cwd):
 
 
 def test_fedddpm_run_completes_and_equals_the_inprocess_engine(tmp_path, run_app):
-    done = fedddpm_run(tmp_path, output_dir="out", run_name="sim")
+    measured = {"eval_images": 12, "eval_final_images": 20}
+    done = fedddpm_run(tmp_path, output_dir="out", run_name="sim", **measured)
     assert done.returncode == 0, done.stdout + done.stderr
     run = RunDirectory(tmp_path / "out" / "sim")
     assert run.summary["status"] == "completed"
@@ -44,7 +45,10 @@ def test_fedddpm_run_completes_and_equals_the_inprocess_engine(tmp_path, run_app
     assert "round 2/2 train" in done.stdout
     assert "pretrain" in done.stdout
     assert (run.path / "log.txt").stat().st_size > 0
-    assert run.losses() == run_app().losses()
+    assert "round 2: fd-classifier" in done.stdout
+    inprocess = run_app(**measured)
+    assert run.losses() == inprocess.losses()
+    assert run.summary["figures"] == inprocess.summary["figures"]
     assert not left_behind(tmp_path)
 
 
