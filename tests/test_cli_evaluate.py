@@ -29,7 +29,8 @@ def evaluate(cache_dir, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def run(target, *options):
-        arguments = ["evaluate", str(target), "--cache-dir", str(cache_dir), "--steps", "2", *options]
+        steps = () if "--steps" in options else ("--steps", "2")
+        arguments = ["evaluate", str(target), "--cache-dir", str(cache_dir), *steps, *options]
         return runner.invoke(app, arguments, env={"COLUMNS": "120"})
 
     return run
@@ -69,6 +70,7 @@ def test_a_run_without_a_global_model_has_a_mean_and_spread(run_app, evaluate):
     fd = figures_in(run.path / "evaluation.json")["fd-classifier"]
     assert fd["value"] == pytest.approx(sum(fd["clients"]) / 4)
     assert fd["std"] > 0
+    assert fd["weights"] == "raw"
 
 
 def test_a_pipeline_that_cannot_draw_says_why(evaluate, tmp_path):
@@ -107,6 +109,25 @@ def test_a_latent_pipeline_is_measured(evaluate, tmp_path):
     refused = evaluate(tmp_path / "latent", "--dataset", "digits", "--num-images", "12", "--sampler", "ddim")
     assert refused.exit_code == 2
     assert "use --sampler pipeline" in refused.output
+
+
+def test_a_run_is_measured_as_it_was_unless_told_otherwise(run_app, evaluate):
+    settings = {"eval_extractor": "pixels-pca", "eval_reference": "train", "eval_final_sampler": "ddpm", "seed": 3}
+    run = run_app(num_rounds=1, eval_final_sampler_steps=5, eval_final_images=20, **settings)
+    result = evaluate(run.path, "--num-images", "20", "--steps", "5")
+    assert result.exit_code == 0, result.output
+    figures = figures_in(run.path / "evaluation.json")
+    for figure in run.summary["figures"]:
+        if not figure["name"].startswith("aux"):
+            assert figures[figure["name"]] == figure  # every field
+
+
+def test_a_conditional_model_of_fewer_classes_than_the_data_is_refused(evaluate, tmp_path):
+    model = unet(num_class_embeds=2)
+    DDPMPipeline(unet=model, scheduler=DDPMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "theirs")
+    result = evaluate(tmp_path / "theirs", "--dataset", "digits", "--num-images", "12")
+    assert result.exit_code == 2
+    assert "num-classes = 2, but the data have labels 0 to 9" in result.output
 
 
 def test_a_conditional_pipeline_of_others_gets_labels(evaluate, tmp_path):

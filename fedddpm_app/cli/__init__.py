@@ -7,7 +7,9 @@ from fedddpm_app.cli.evaluate import evaluate
 from fedddpm_app.cli.run import run
 from fedddpm_app.cli.sample import sample
 
-app = typer.Typer(help="Federated training of diffusion models on Flower.", no_args_is_help=True)
+app = typer.Typer(
+    help="Federated training of diffusion models on Flower.", no_args_is_help=True, pretty_exceptions_show_locals=False
+)
 app.command()(run)
 app.command()(sample)
 app.command()(evaluate)

@@ -63,17 +63,25 @@ def _splits_table(stored: dict[str, StoredSplit], config: Config) -> Table:
 def _clients_table(counts: Tensor, config: Config) -> Table:
     """Return a row per client: what it trains on in all and of each class, and what it holds out."""
     num_classes = counts.shape[1]
-    each = [str(k) for k in range(num_classes)] if 1 < num_classes <= _MAX_COLUMNS else []
+    each = [str(k) for k in range(num_classes)] if num_classes <= _MAX_COLUMNS else ["classes"]
     title = f'partition = "{config.data.partition}", seed = {config.run.seed}: images that a client trains on'
-    table = _table(title, "client", "images", "held out", *(each or ["classes"]))
+    table = _table(title, "client", "images", "held out", *(each if num_classes > 1 else []))
     rows = client_rows(config.data, config.run.seed)
     for partition_id, (client, own) in enumerate(zip(rows, counts, strict=True)):
-        shown = [str(count) if count else "·" for count in own.tolist()] if each else [str(int((own > 0).sum()))]
-        table.add_row(str(partition_id), str(len(client.train)), str(len(client.held_out)), *shown)
-    total = [str(count) for count in counts.sum(0).tolist()] if each else [str(int((counts.sum(0) > 0).sum()))]
+        table.add_row(str(partition_id), str(len(client.train)), str(len(client.held_out)), *_cells(own))
     table.add_section()
-    table.add_row("all", str(int(counts.sum())), str(sum(len(client.held_out) for client in rows)), *total)
+    held_out = sum(len(client.held_out) for client in rows)
+    table.add_row("all", str(int(counts.sum())), str(held_out), *_cells(counts.sum(0)))
     return table
+
+
+def _cells(counts: Tensor) -> list[str]:
+    """Return a client's images per class; of many classes how many it has; of none nothing."""
+    if len(counts) <= 1:
+        return []
+    if len(counts) > _MAX_COLUMNS:
+        return [str(int((counts > 0).sum()))]
+    return [str(count) if count else "·" for count in counts.tolist()]
 
 
 def _table(title: str, first: str, *columns: str) -> Table:

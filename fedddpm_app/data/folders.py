@@ -14,7 +14,8 @@ from fedddpm_app.data.idx import find_idx, read_idx
 from fedddpm_app.data.splits import Split, split_of_array
 
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
-_SPLIT = re.compile(r"(?P<split>train|test|val)(id|idation)?([-_.].*)?", re.IGNORECASE)
+_SPLIT = re.compile(r"(train|test|val|dev|eval)(ing|id|idation|uation)?([-_.].*)?", re.IGNORECASE)
+_SPLIT_OF = {"train": "train", "test": "test", "val": "validation", "dev": "validation", "eval": "validation"}
 
 
 def load_folder(folder: Path) -> Dataset | DatasetDict | dict[str, Split]:
@@ -37,8 +38,9 @@ def stat_digest(folder: Path) -> str:
     for parent, folders, files in os.walk(folder):
         folders.sort()
         for name in sorted(files):
-            stat = Path(parent, name).stat()
-            digest.update(f"{Path(parent, name).relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+            path = Path(parent, name)
+            stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
+            digest.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
@@ -47,8 +49,8 @@ def _by_split(files: list[Path], folder: Path) -> dict[str, list[str]]:
     found: dict[str, list[str]] = {}
     for path in files:
         matches = (_SPLIT.fullmatch(part) for part in reversed(path.relative_to(folder).parts))
-        split = next((match["split"].lower() for match in matches if match), "train")
-        found.setdefault({"val": "validation"}.get(split, split), []).append(glob.escape(str(path)))
+        split = next((_SPLIT_OF[match[1].lower()] for match in matches if match), "train")
+        found.setdefault(split, []).append(glob.escape(str(path)))
     return found
 
 

@@ -22,6 +22,11 @@ LABEL = "label"
 _ROW = "row"
 _CLIENT = "client"
 _NEEDS_LABELS = ("dirichlet", "pathological", "shards", "disjoint-classes")
+_ADVICE = {
+    "dirichlet": "use fewer clients, a larger dirichlet-alpha or a smaller min-partition-size",
+    "pathological": "use a classes-per-client that is at most the number of classes, or more clients",
+    "shards": "use fewer clients or a smaller shards-per-client",
+}
 _UNDRAWABLE = (ValueError, IndexError, KeyError, ZeroDivisionError)
 
 
@@ -74,10 +79,8 @@ def partition_rows(
             partitioner = _partitioner(train, natural, config, partition_seed)
             rows = [np.asarray(partitioner.load_partition(i)[_ROW], np.int64) for i in range(config.num_clients)]
     except _UNDRAWABLE as error:
-        raise ConfigError(
-            f'partition = "{config.partition}" cannot be drawn ({error}): use fewer clients, a larger '
-            "dirichlet-alpha or a smaller min-partition-size."
-        ) from error
+        advice = _ADVICE.get(config.partition, "use fewer clients or another partition")
+        raise ConfigError(f'partition = "{config.partition}" cannot be drawn ({error}): {advice}.') from error
     _check_sizes([len(part) for part in rows], config)
     return rows
 

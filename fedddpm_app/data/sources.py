@@ -65,6 +65,11 @@ def load_source(name: str) -> dict[str, Split]:
     except ConfigError:
         raise
     except _UNREADABLE as error:
+        if isinstance(error, OSError) and error.filename and not Path(error.filename).is_relative_to(folder):
+            raise ConfigError(
+                f'dataset = "{name}": {error.filename} cannot be used ({error.strerror}); it is of the Hugging Face '
+                "cache: set HF_HOME to a folder in which you may write."
+            ) from error
         raise ConfigError(
             f'dataset = "{name}" holds no images that can be read ({_first_line(error)}); give a folder of images '
             "(one sub-folder per class, or none), of parquet, arrow or IDX files, or one that save_to_disk wrote."
@@ -85,9 +90,13 @@ def fingerprint(name: str) -> str:
 def local_folder(name: str) -> Path:
     """Return the folder of a ``path:`` data set; raise ``ConfigError`` where there is none."""
     folder = Path(name.removeprefix(LOCAL)).expanduser()
+    if not folder.is_absolute():
+        raise ConfigError(
+            f'dataset = "{name}" is relative, and the apps may run in another folder: use "{LOCAL}{folder.absolute()}".'
+        )
     if not folder.is_dir():
         raise ConfigError(f'dataset = "{name}": there is no such folder; give the absolute path of one.')
-    return folder
+    return folder.resolve()
 
 
 def _digits() -> dict[str, Split]:
@@ -105,9 +114,9 @@ def _hub(name: str) -> Dataset | DatasetDict:
         return datasets.load_dataset(hub_id)
     except _UNREADABLE as error:
         raise ConfigError(
-            f'dataset = "{name}" could not be loaded from the Hugging Face hub as {hub_id} ({type(error).__name__}); '
-            "check the id and the network, or download it elsewhere and give its folder: dataset = "
-            '"path:/absolute/folder". The data set that needs no download is dataset = "digits".'
+            f'dataset = "{name}" could not be loaded from the Hugging Face hub as {hub_id} ({type(error).__name__}: '
+            f"{_first_line(error)}); check the id and the network, or download it elsewhere and give its folder: "
+            'dataset = "path:/absolute/folder". The data set that needs no download is dataset = "digits".'
         ) from error
 
 
@@ -159,8 +168,9 @@ def _with_usable_labels(splits: DatasetDict, name: str, column: str) -> DatasetD
     """Make classes of texts; leave labels out that are neither classes nor whole numbers, or that are missing."""
     texts = _text_classes(splits)
     if texts:
-        feature = ClassLabel(names=texts)
-        return DatasetDict({split: part.cast_column(LABEL, feature) for split, part in splits.items()})
+        for feature in (Value("string"), ClassLabel(names=texts)):  # datasets casts no other kind of text to classes
+            splits = splits.cast_column(LABEL, feature)
+        return splits
     if all(_has_usable_labels(part) for part in splits.values()):
         return splits
     logger.warning(

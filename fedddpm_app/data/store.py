@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -21,7 +20,7 @@ from filelock import FileLock
 
 from fedddpm_app.config import ConfigError, DataConfig
 from fedddpm_app.data.decoding import check_bad, check_mixture, decode
-from fedddpm_app.data.sources import fingerprint, load_source
+from fedddpm_app.data.sources import LOCAL, fingerprint, load_source, local_folder
 from fedddpm_app.data.splits import Split
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.progress import ItemReporter, logger
@@ -90,10 +89,11 @@ def load_stored(config: DataConfig) -> dict[str, StoredSplit]:
     root = cache_folder(config) / "images"
     folder = root / _key(config)
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with FileLock(root / f"{folder.name}.lock"):
-            if not (folder / _ABOUT).exists():
-                _build(folder, config)
+        if not (folder / _ABOUT).exists():
+            root.mkdir(parents=True, exist_ok=True)
+            with FileLock(root / f"{folder.name}.lock"):
+                if not (folder / _ABOUT).exists():
+                    _build(folder, config)
     except OSError as error:
         raise ConfigError(
             f'cache-dir = "{config.cache_dir}": {root} cannot be written ({error}); give a folder in which you may '
@@ -108,15 +108,19 @@ def load_stored(config: DataConfig) -> dict[str, StoredSplit]:
 
 
 def _key(config: DataConfig) -> str:
-    what = [_VERSION, config.dataset, fingerprint(config.dataset), config.image_size, config.image_channels]
+    source = str(local_folder(config.dataset)) if config.dataset.startswith(LOCAL) else config.dataset
+    what = [_VERSION, source, fingerprint(config.dataset), config.image_size, config.image_channels]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 
 def _build(folder: Path, config: DataConfig) -> None:
     source = load_source(config.dataset)
-    work = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
+    work = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
     try:
-        about = {split: asdict(_store(work, split, source[split], config)) for split in SPLITS}
+        about: dict[str, object] = {"dataset": config.dataset, "image_size": config.image_size}
+        about |= {split: asdict(_store(work, split, source[split], config)) for split in SPLITS}
         (work / _ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)

@@ -105,6 +105,13 @@ def image_shape(pipeline: Any) -> tuple[int, int, int]:
     return drawn.shape[1], drawn.shape[2], drawn.shape[3]
 
 
+def num_classes(pipeline: Any) -> int | None:
+    """Return the classes of a class-conditional UNet; None for an unconditional pipeline."""
+    config = getattr(getattr(pipeline, "unet", None), "config", {})
+    classes: int | None = config.get("num_class_embeds")
+    return classes
+
+
 def _call(pipeline: Any, steps: int, seeds: Sequence[int]) -> Tensor:
     """Call an unconditional pipeline for one image per seed."""
     if "batch_size" not in inspect.signature(pipeline.__call__).parameters:

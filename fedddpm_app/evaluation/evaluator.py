@@ -128,13 +128,13 @@ def _note(name: str, measured: Measured, n: int, extractor: Extractor, floor: Fl
     """Return what to keep in mind with a figure."""
     if measured.value != measured.value:
         return f"cannot be told of {n} generated and {measured.reference_n} real images"
-    is_distance = name == "fid" or name.startswith("fd-")
+    notes = []
     least = min(n, measured.reference_n)
-    if is_distance and least < extractor.num_features:
-        return f"{least} images are fewer than the {extractor.num_features} feature dimensions: mostly bias"
+    if (name == "fid" or name.startswith("fd-")) and least < extractor.num_features:
+        notes.append(f"{least} images are fewer than the {extractor.num_features} feature dimensions: mostly bias")
     if floor.n < n:
-        return f"the floor is of {floor.n} images: the data have no more"
-    return ""
+        notes.append(f"the floor is of {floor.n} images: the data have no more")
+    return "; ".join(notes)
 
 
 def _regroup(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -89,7 +89,7 @@ def mean_over_clients(figures: Sequence[Sequence[Figure]]) -> list[Figure]:
     Parameters
     ----------
     figures : sequence of sequence of Figure
-        Of each client the same figures in the same order; a single client's are returned as they are.
+        Of each client the same figures in the same order; of a single model they are returned as they are.
     """
     if len(figures) == 1:
         return list(figures[0])
@@ -103,7 +103,7 @@ def mean_over_clients(figures: Sequence[Sequence[Figure]]) -> list[Figure]:
                 value=statistics.fmean(known) if known else math.nan,
                 std=statistics.stdev(known) if len(known) > 1 else None,
                 note=next((figure.note for figure in same if figure.note), ""),
-                details={"clients": values},
+                details={"clients": values, "client_details": [figure.details for figure in same]},
             )
         )
     return means

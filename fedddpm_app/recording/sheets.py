@@ -35,7 +35,7 @@ def save_sheet(images: Tensor, path: Path, columns: int = 10) -> None:
 
 
 def save_pairs(generated: Tensor, train: Tensor, path: Path) -> None:
-    """Write generated images (uneven rows) over their training images (even rows), uint8 (P, C, H, W) each."""
+    """Write generated images (odd rows) over their training images (even rows), uint8 (P, C, H, W) each."""
     tiles = []
     for pair in zip(torch.split(generated, _PAIRS_PER_ROW), torch.split(train, _PAIRS_PER_ROW), strict=True):
         gap = torch.full((_PAIRS_PER_ROW - len(pair[0]), *generated.shape[1:]), _GAP_GREY, dtype=torch.uint8)

@@ -109,6 +109,7 @@ def test_natural_gives_every_owner_whole_to_one_client(tmp_path, data_config, cl
         ({"partition": "natural", "partition_column": "writer"}, 'partition-column = "writer" is no column'),
         ({"partition": "natural", "partition_column": "label", "num_clients": 11}, 'as many values of "label"'),
         ({"partition": "shards", "shards_per_client": 1000}, "cannot be drawn"),
+        ({"partition": "pathological", "classes_per_client": 11}, "use a classes-per-client"),
         ({"max_examples_per_client": 100}, "max-examples-per-client = 100"),
     ],
 )

@@ -62,6 +62,25 @@ def test_two_data_sets_of_idx_files_in_one_folder_are_refused(tmp_path):
         load_source(f"path:{tmp_path}")
 
 
+@pytest.mark.parametrize("names", [("train", "test"), ("training", "testing"), ("Train", "Test")])
+def test_folders_and_files_say_the_split_by_usual_names(tmp_path, names):
+    for name, count in zip(names, (30, 10), strict=True):
+        (tmp_path / name).mkdir()
+        table_of(noise(count)).to_parquet(tmp_path / name / "part-0.parquet")
+    assert [len(part) for part in load_source(f"path:{tmp_path}").values()] == [30, 10]
+
+
+def test_a_name_that_only_begins_like_a_split_is_none(tmp_path):
+    for name in ("trainidation", "values", "testimony"):
+        table_of(noise(10)).to_parquet(tmp_path / f"{name}.parquet")
+    assert [len(part) for part in load_source(f"path:{tmp_path}").values()] == [24, 6]
+
+
+def test_a_relative_path_is_refused_with_the_absolute_one():
+    with pytest.raises(ConfigError, match=r'is relative, .*: use "path:/.*/some/folder"'):
+        load_source("path:some/folder")
+
+
 @pytest.mark.parametrize("kind", ["parquet", "arrow", "save_to_disk", "parquet-in-folders"])
 def test_tables_with_other_column_names_load_exactly(tmp_path, stored, kind):
     pixels = noise(40, (8, 8))
@@ -158,9 +177,10 @@ def test_labels_that_are_no_classes_are_left_out(tmp_path, data_config, labels, 
     assert load_client_data(data, 0, 0).train.labels is None
 
 
-def test_texts_are_classes_in_alphabetical_order(tmp_path, stored):
-    table_of(noise(40), ["dog", "cat"] * 20, datasets.Value("string")).to_parquet(tmp_path / "train.parquet")
-    table_of(noise(4), ["bird"] * 4, datasets.Value("string")).to_parquet(tmp_path / "test.parquet")
+@pytest.mark.parametrize("kind", ["string", "large_string"])
+def test_texts_are_classes_in_alphabetical_order(tmp_path, stored, kind):
+    table_of(noise(40), ["dog", "cat"] * 20, datasets.Value(kind)).to_parquet(tmp_path / "train.parquet")
+    table_of(noise(4), ["bird"] * 4, datasets.Value(kind)).to_parquet(tmp_path / "test.parquet")
     splits = stored(tmp_path)
     assert splits["train"].info.class_names == ["bird", "cat", "dog"]
     assert splits["train"].data.labels.tolist() == [2, 1] * 20

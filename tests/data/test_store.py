@@ -98,6 +98,20 @@ def test_images_are_decoded_once_and_again_when_the_folder_changes(folder_of_ima
         load_stored(data)
 
 
+def test_a_link_to_nowhere_does_not_stop_the_rest(folder_of_images, stored):
+    (folder_of_images / "cat" / "gone.png").symlink_to(folder_of_images / "nowhere.png")
+    splits = stored(folder_of_images, image_channels=3, max_bad_images=1)
+    assert sum(len(part.data) for part in splits.values()) == 60
+
+
+def test_a_filled_cache_is_read_without_writing(folder_of_images, data_config, monkeypatch):
+    data = data_config(folder_of_images, image_channels=3)
+    first = load_stored(data)
+    load_stored.cache_clear()
+    monkeypatch.setattr(store, "FileLock", None)
+    assert load_stored(data)["train"].info == first["train"].info
+
+
 def test_the_digest_is_of_the_content(tmp_path, stored):
     for name, label in (("one", 0), ("same", 0), ("other", 1)):
         (tmp_path / name).mkdir()

@@ -209,7 +209,7 @@ def test_the_mean_over_clients_has_its_spread_and_every_value():
     (mean,) = mean_over_clients([[figure(1.0)], [figure(2.0)], [figure(6.0)]])
     assert mean.value == 3.0
     assert mean.std == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
-    assert mean.details == {"clients": [1.0, 2.0, 6.0]}
+    assert mean.details == {"clients": [1.0, 2.0, 6.0], "client_details": [{}, {}, {}]}
     (part,) = mean_over_clients([[figure(1.0)], [figure(math.nan, "none")]])
     assert (part.value, part.std, part.note) == (1.0, None, "none")
     assert dataclasses.replace(mean, value=1.0, std=None, details={}) == figure(1.0)

@@ -41,6 +41,7 @@ def load_or_create(path: Path, create: Callable[[], Weights]) -> Weights:
             weights = create()
             partial = path.with_suffix(f".{os.getpid()}.partial")
             save_file(weights, partial)
+            partial.chmod(0o644)  # safetensors makes it for its owner alone
             partial.replace(path)
     return weights
 
