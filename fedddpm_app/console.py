@@ -172,23 +172,28 @@ class WorkView(logging.Handler):
 
 
 def print_figures(figures: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print the table of figures, as in ``summary.json``, and what to keep in mind with them."""
-    first = figures[0]
-    title = (
-        f"{first['n']:,} generated images ({first['weights']} weights, {first['sampler']}, {first['steps']} steps) "
-        f"against the {first['reference']} split"
-    )
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
-    table.add_column("figure", no_wrap=True)
-    for column in ("value", "±", "floor", "n", "real", "floor n"):
-        table.add_column(column, justify="right", no_wrap=True)
-    for figure in figures:
-        numbers = (_rounded(figure[key]) for key in ("value", "std", "floor"))
-        table.add_row(figure["name"], *numbers, *(f"{figure[key]:,}" for key in ("n", "reference_n", "floor_n")))
-    console.print(table)
+    """Print figures, as in ``summary.json``, a table for each set of images, and what to keep in mind with them."""
+    for n, weights, sampler, steps in dict.fromkeys(map(_drawing, figures)):
+        title = f"{n:,} generated images ({weights} weights, {sampler}, {steps} steps)"
+        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+        table.add_column("figure", no_wrap=True)
+        for column in ("value", "±", "real images", "floor", "±", "floor's images"):
+            table.add_column(column, justify="right", no_wrap=True)
+        for figure in figures:
+            if _drawing(figure) == (n, weights, sampler, steps):
+                value, std, floor, floor_std = (_rounded(figure[k]) for k in ("value", "std", "floor", "floor_std"))
+                real = f"{figure['reference_n']:,} {figure['reference']}"
+                sizes = f"{figure['floor_n']:,} : {figure['floor_reference_n']:,}"
+                table.add_row(figure["name"], value, std, real, floor, floor_std, sizes)
+        console.print(table)
     for note in dict.fromkeys(figure["note"] for figure in figures if figure["note"]):
         names = ", ".join(figure["name"] for figure in figures if figure["note"] == note)
         console.print(f"{names}: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _drawing(figure: Mapping[str, Any]) -> tuple[int, str, str, int]:
+    """Return what tells one set of generated images from another."""
+    return figure["n"], figure["weights"], figure["sampler"], figure["steps"]
 
 
 def _rounded(value: float | None) -> str:

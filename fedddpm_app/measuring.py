@@ -35,7 +35,7 @@ def create_evaluator(config: Config) -> Evaluator:
         is_classifier = extractor.name == "classifier"
         classifier = extractor if is_classifier else _extractor(config, real, "classifier") if labelled else None
         reference = Reference(real, config.evaluation.eval_reference, extractor, classifier, folder)
-        return Evaluator(reference, _detector(config, real))
+        return Evaluator(reference, lambda: _detector(config, real))
     except OSError as error:
         raise ConfigError(
             f'cache-dir = "{config.data.cache_dir}": {folder} cannot be written ({error}); give a folder in which you '

@@ -1,5 +1,7 @@
 """Watching the global model while it trains: test loss, sample sheets, checkpoints, the final pipeline."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import torch
@@ -10,7 +12,7 @@ from fedddpm_app import weights as weights_module
 from fedddpm_app.assessment import Assessment
 from fedddpm_app.config import Config, is_due
 from fedddpm_app.device import cpu_threads, resolve_device
-from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.diffusion.images import DivergedError, ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.diffusion.unet import create_unet
@@ -19,6 +21,7 @@ from fedddpm_app.evaluation.evaluator import Evaluator
 from fedddpm_app.evaluation.figures import Figure
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.records import to_weights
+from fedddpm_app.progress import logger
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.recording.sheets import save_sheet
 from fedddpm_app.weights import Weights
@@ -78,13 +81,11 @@ class Monitor:
         with cpu_threads(self.config.run.server_threads):
             if is_due(self.config.evaluation.eval_every, server_round, num_rounds):
                 losses |= self._losses(self._models(self.latest), models)
-                if server_round and self.assessment and self.config.evaluation.eval_images:
-                    figures = self.assessment.after_round(server_round, models, self._which)
-                    self.strategy.record(**{"eval/figures": [figure.to_dict() for figure in figures]})
-                    losses |= flat(figures)
+                losses |= self._figures(server_round, models)
             if server_round and is_due(self.config.preview.every, server_round, num_rounds):
-                for name, weights in models.items():
-                    self._preview(f"round-{server_round:04d}{name and '-'}{name}.png", weights)
+                with _going_on(f"round {server_round}: no sheet of images"):
+                    for name, weights in models.items():
+                        self._preview(f"round-{server_round:04d}{name and '-'}{name}.png", weights)
         if server_round and is_due(schedule.checkpoint_every, server_round, num_rounds):
             for name, weights in self._models(self.latest).items():
                 self.recorder.save_checkpoint(server_round, weights, models[name], name)
@@ -118,6 +119,16 @@ class Monitor:
         """Return what stands for the run by name: ``weights``, or every client's model where there is no global one."""
         clients = self.strategy.client_models
         return {f"client-{partition:04d}": clients[partition] for partition in sorted(clients)} or {"": weights}
+
+    def _figures(self, server_round: int, models: dict[str, Weights]) -> dict[str, float]:
+        """Return the cheap figures of a round, which is not stopped by what is wrong with them."""
+        if not (server_round and self.assessment and self.config.evaluation.eval_images):
+            return {}
+        with _going_on(f"round {server_round}: no figures"):
+            figures = self.assessment.after_round(server_round, models, self._which)
+            self.strategy.record(**{"eval/figures": [figure.to_dict() for figure in figures]})
+            return flat(figures)
+        return {}
 
     def _losses(self, raw: dict[str, Weights], ema: dict[str, Weights]) -> dict[str, float]:
         """Return the mean loss on the test split, of the EMA also by timestep."""
@@ -156,6 +167,15 @@ class Monitor:
         self.num_drawn += count
         columns = _COLUMNS if labels is None else count // data.num_classes
         save_sheet(images, self.recorder.directory / "samples" / file_name, columns)
+
+
+@contextmanager
+def _going_on(what: str) -> Iterator[None]:
+    """Log that something is missing because the model draws NaN or a disk is full, instead of ending the run."""
+    try:
+        yield
+    except (DivergedError, OSError) as error:
+        logger.warning("%s: %s", what, error)
 
 
 def flat(figures: list[Figure]) -> dict[str, float]:

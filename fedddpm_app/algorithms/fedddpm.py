@@ -28,12 +28,12 @@ from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup
 from fedddpm_app.device import cpu_threads
-from fedddpm_app.diffusion.images import ImageTensors, concatenate
+from fedddpm_app.diffusion.images import DivergedError, ImageTensors, concatenate
 from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.federation.apportion import largest_remainder
 from fedddpm_app.federation.base import FederatedDiffusion
-from fedddpm_app.federation.errors import check_finite
+from fedddpm_app.federation.errors import RoundFailedError, check_finite
 from fedddpm_app.federation.pretraining import PretrainedModel, collect_pretrained
 from fedddpm_app.progress import ProgressEvent, logger
 from fedddpm_app.seeding import derive_seed
@@ -214,19 +214,25 @@ class FedDDPM(FederatedDiffusion):
             per_class = largest_remainder(count, model.label_counts)
             labels = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
         weights_module.load_into(self.trainer.model, model.load())
-        images = sample_images(
-            self.trainer.model,
-            create_noise_scheduler(config.diffusion),
-            sampler=config.auxiliary.sampler,
-            steps=config.auxiliary.sampler_steps,
-            seeds=image_seeds(config.run.seed, "auxiliary", count, model.partition_id),
-            shape=(shape.in_channels, shape.sample_size, shape.sample_size),
-            labels=labels,
-            batch_size=config.auxiliary.batch_size,
-            on_batch=lambda done: progress.report(
-                ProgressEvent("auxiliary", done, count, 0, client=model.partition_id)
-            ),
-        )
+        try:
+            images = sample_images(
+                self.trainer.model,
+                create_noise_scheduler(config.diffusion),
+                sampler=config.auxiliary.sampler,
+                steps=config.auxiliary.sampler_steps,
+                seeds=image_seeds(config.run.seed, "auxiliary", count, model.partition_id),
+                shape=(shape.in_channels, shape.sample_size, shape.sample_size),
+                labels=labels,
+                batch_size=config.auxiliary.batch_size,
+                on_batch=lambda done: progress.report(
+                    ProgressEvent("auxiliary", done, count, 0, client=model.partition_id)
+                ),
+            )
+        except DivergedError as error:
+            raise RoundFailedError(
+                f"the auxiliary images of client {model.partition_id}: {error}; lower pretrain-learning-rate = "
+                f"{config.pretrain.learning_rate}"
+            ) from error
         return ImageTensors(images, labels)
 
 

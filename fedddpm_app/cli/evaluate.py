@@ -1,6 +1,7 @@
 """`fedddpm evaluate`: full figures of a run's final model, or of any diffusers pipeline."""
 
 import json
+import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -13,8 +14,10 @@ from fedddpm_app.cli.common import DeviceOption, console, refuse, say
 from fedddpm_app.config import Config, ConfigError, Sampler, check_sampler, default_run_config, known_keys, load_config
 from fedddpm_app.console import WorkView, print_figures
 from fedddpm_app.device import cpu_threads, resolve_device
+from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.pipelines import (
     OWN,
+    default_steps,
     find_pipelines,
     image_shape,
     is_plain,
@@ -72,28 +75,25 @@ def evaluate(
         if not folders:
             raise ConfigError(f"RUN_OR_PIPELINE = {target}: there is no pipeline in it; give a completed run's folder.")
         run_config = _run_config(target)
-        pipelines = {name: load_pipeline(folder).to(resolve_device(device)) for name, folder in folders.items()}
+        path = _writable(out or (target if run_config else Path()) / "evaluation.json")
         options = {key: value for key, value in given.items() if value is not None}
-        config = _config(run_config, next(iter(pipelines.values())), dataset, options)
+        config = _config(run_config, load_pipeline(next(iter(folders.values()))), dataset, options, steps)
         seed = config.run.seed if seed is None else seed
-        steps = steps or config.evaluation.eval_final_sampler_steps
         sampler = sampler or (config.evaluation.eval_final_sampler if run_config else OWN)
         threads = threads or (config.run.server_threads if run_config else None)
+        evaluations = {}
         with WorkView(console), cpu_threads(threads) if threads else nullcontext():
             evaluator = create_evaluator(config)
-            evaluations = {
-                name: _measure(
-                    evaluator, pipeline, config, num_images, sampler, steps, seed, _weights(run_config, name)
-                )
-                for name, pipeline in pipelines.items()
-            }
-    except ConfigError as error:
+            for name, folder in folders.items():
+                pipeline = load_pipeline(folder).to(resolve_device(device))
+                weights = _weights(run_config, name)
+                evaluations[name] = _measure(evaluator, pipeline, config, num_images, sampler, steps, seed, weights)
+    except (ConfigError, DivergedError) as error:
         refuse(str(error))
     figures = [figure.to_dict() for figure in mean_over_clients([each.figures for each in evaluations.values()])]
-    path = out or (target if run_config else Path()) / "evaluation.json"
+    print_figures(figures, console)
     what = {"target": str(target.resolve()), "dataset": config.data.dataset, "seed": seed}
     write_json(path, {**what, "figures": figures})
-    print_figures(figures, console)
     for name, evaluation in evaluations.items():
         _save_pictures(evaluation, path, name)
     say(f"figures: {path.resolve()}")
@@ -110,7 +110,20 @@ def _run_config(target: Path) -> dict[str, Any]:
         raise ConfigError(f"{path} cannot be read ({error}); give the folder of a run.") from error
 
 
-def _config(run_config: dict[str, Any], pipeline: Any, dataset: str | None, options: dict[str, Any]) -> Config:
+def _writable(path: Path) -> Path:
+    """Return a path to write to, after checking that this will work: drawing takes long."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ConfigError(f"--out {path} cannot be written ({error.strerror}): give another file.") from error
+    if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ConfigError(f"--out {path} cannot be written: give a file in a folder in which you may write.")
+    return path
+
+
+def _config(
+    run_config: dict[str, Any], pipeline: Any, dataset: str | None, options: dict[str, Any], steps: int | None
+) -> Config:
     """Return the run's config, or one for the pipeline's images, with the options put in."""
     known = {key: value for key, value in run_config.items() if key in known_keys()}
     config = load_config(default_run_config() | known | options)
@@ -118,7 +131,7 @@ def _config(run_config: dict[str, Any], pipeline: Any, dataset: str | None, opti
         return config
     if dataset is None:
         raise ConfigError("--dataset is missing: say what the images are compared with, such as path:/abs/folder.")
-    channels, height, width = image_shape(pipeline)
+    channels, height, width = image_shape(pipeline, steps or default_steps(pipeline) or 1)
     if height != width or channels not in _CHANNELS:
         raise ConfigError(f"the images are {height}x{width}x{channels}: only square grey or RGB images are compared.")
     data = replace(config.data, dataset=dataset, image_size=height, image_channels=_CHANNELS[channels])
@@ -140,11 +153,13 @@ def _measure(
     config: Config,
     num_images: int,
     sampler: str,
-    steps: int,
+    steps: int | None,
     seed: int,
     weights: str,
 ) -> Evaluation:
     """Draw and measure; memory grows with the features only."""
+    own_steps = default_steps(pipeline) if sampler == OWN else None
+    steps = steps or own_steps or config.evaluation.eval_final_sampler_steps
     ours = _sampler_for(pipeline, sampler, steps)
     conditional = num_classes(pipeline) is not None
     batches = pipeline_batches(

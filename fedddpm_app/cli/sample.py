@@ -8,7 +8,8 @@ import typer
 from fedddpm_app.cli.common import DeviceOption, console, refuse, say
 from fedddpm_app.config import ConfigError, Sampler, check_sampler
 from fedddpm_app.device import resolve_device
-from fedddpm_app.diffusion.pipelines import find_pipelines, is_plain, load_pipeline
+from fedddpm_app.diffusion.images import DivergedError
+from fedddpm_app.diffusion.pipelines import find_pipelines, image_shape, is_plain, load_pipeline
 from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds, sample_images
 from fedddpm_app.monitor import class_rows
 from fedddpm_app.recording.sheets import save_sheet
@@ -41,16 +42,19 @@ def sample(
     classes = model.config.num_class_embeds
     labels = None if classes is None else class_rows(classes, num_images)
     count = num_images if labels is None else len(labels)
-    with console.status("drawing"):
-        images = sample_images(
-            model,
-            pipeline.scheduler,
-            sampler=name,
-            steps=steps,
-            seeds=image_seeds(seed, "sample", count),
-            shape=(model.config.in_channels, model.config.sample_size, model.config.sample_size),
-            labels=labels,
-        )
+    try:
+        with console.status("drawing"):
+            images = sample_images(
+                model,
+                pipeline.scheduler,
+                sampler=name,
+                steps=steps,
+                seeds=image_seeds(seed, "sample", count),
+                shape=image_shape(pipeline, steps),
+                labels=labels,
+            )
+    except DivergedError as error:
+        refuse(str(error))
     save_sheet(images, path, columns=round(count**0.5) if classes is None else count // classes)
     say(f"{count} images: {path.resolve()}")
 

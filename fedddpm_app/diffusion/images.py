@@ -72,6 +72,19 @@ def to_unit_range(images: Tensor) -> Tensor:
     return images.to(torch.float32).div_(127.5).sub_(1.0)
 
 
+class DivergedError(ArithmeticError):
+    """A model that draws images which are not finite."""
+
+
 def to_uint8(images: Tensor) -> Tensor:
-    """Map float in [-1, 1] to uint8 in [0, 255]; values outside are clipped."""
+    """Map float in [-1, 1] to uint8 in [0, 255]; values outside are clipped.
+
+    Raises
+    ------
+    DivergedError
+        For NaN, which no grey level stands for.
+    """
+    if images.isnan().any():
+        num_nan = int(images.isnan().flatten(1).any(1).sum())
+        raise DivergedError(f"{num_nan} of {len(images)} images that the model drew hold NaN: its training diverged")
     return images.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -12,6 +12,7 @@ from diffusers.utils import logging
 from torch import Tensor
 
 from fedddpm_app.config import ConfigError, Sampler
+from fedddpm_app.diffusion.images import to_uint8
 from fedddpm_app.diffusion.sampling import sample_batches
 
 OWN = "pipeline"  # instead of a sampler's name: the pipeline's own scheduler and call
@@ -82,27 +83,32 @@ def pipeline_batches(
         for start in range(0, len(seeds), batch_size):
             yield _call(pipeline, steps, seeds[start : start + batch_size])
         return
-    shape = pipeline.unet.config
     yield from sample_batches(
         pipeline.unet,
         pipeline.scheduler,
         sampler=sampler,
         steps=steps,
         seeds=seeds,
-        shape=(shape.in_channels, shape.sample_size, shape.sample_size),
+        shape=image_shape(pipeline, steps),
         labels=labels,
         batch_size=batch_size,
     )
 
 
-def image_shape(pipeline: Any) -> tuple[int, int, int]:
-    """Return channels, height and width of a pipeline's images; of one that is not plain by drawing one."""
+def image_shape(pipeline: Any, steps: int) -> tuple[int, int, int]:
+    """Return channels, height and width of a pipeline's images; of one that is not plain by drawing one in steps."""
     if is_plain(pipeline):
         config = pipeline.unet.config
         height, width = _pair(config.sample_size)
-        return int(config.out_channels), height, width
-    drawn = _call(pipeline, 1, [0])
+        return int(config.in_channels), height, width
+    drawn = _call(pipeline, steps, [0])
     return drawn.shape[1], drawn.shape[2], drawn.shape[3]
+
+
+def default_steps(pipeline: Any) -> int | None:
+    """Return the denoising steps that a pipeline's own call takes by default, where it has a default."""
+    parameter = inspect.signature(pipeline.__call__).parameters.get("num_inference_steps")
+    return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
 
 
 def num_classes(pipeline: Any) -> int | None:
@@ -129,7 +135,7 @@ def _call(pipeline: Any, steps: int, seeds: Sequence[int]) -> Tensor:
             f"{type(pipeline).__name__} does not draw images in {steps} steps ({error}): use another number, or a "
             "sampler."
         ) from error
-    return torch.from_numpy(images).mul(255).round().clamp(0, 255).to(torch.uint8).permute(0, 3, 1, 2).contiguous()
+    return to_uint8(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1).contiguous()
 
 
 @contextmanager

@@ -23,13 +23,15 @@ class Measured(NamedTuple):
     reference_n: int
 
 
-def compare(generated: Features, real: Features, seed: int) -> dict[str, Measured]:
+def compare(generated: Features, real: Tensor, seed: int) -> dict[str, Measured]:
     """Return every measure of two sets of features; one that cannot be taken of so few images is NaN.
 
     Parameters
     ----------
-    generated, real : Features
-        Vectors (N, d) and (M, d); logits, where the extractor classifies.
+    generated : Features
+        Vectors (N, d); logits, where the extractor classifies.
+    real : Tensor
+        Vectors (M, d).
     seed : int
         In [0, 2**32); of the kernel distance's subsets and the score's parts.
 
@@ -39,15 +41,14 @@ def compare(generated: Features, real: Features, seed: int) -> dict[str, Measure
         ``fd``, ``kd``, ``precision``, ``recall``, ``density``, ``coverage`` and, with logits, ``score``. The four in
         the middle compare N images with min(N, M) real ones, evenly spread: they depend on the ratio.
     """
-    vectors, all_real = generated.vectors, real.vectors
-    paired = spread(all_real, len(vectors))
+    vectors, paired = generated.vectors, spread(real, len(generated.vectors))
     found = {
-        "fd": _measured(lambda: frechet_distance(vectors, all_real), len(all_real)),
-        "kd": _measured(lambda: kernel_distance(vectors, all_real, seed), len(all_real)),
+        "fd": _measured(lambda: frechet_distance(vectors, real), len(real)),
+        "kd": _measured(lambda: kernel_distance(vectors, real, seed), len(real)),
     }
     if generated.logits is not None:
         logits = generated.logits
-        found["score"] = _measured(lambda: inception_score(logits, seed), len(all_real))
+        found["score"] = _measured(lambda: inception_score(logits, seed), len(real))
     try:
         manifold: Mapping[str, float] = precision_recall_density_coverage(vectors, paired, NEIGHBOURS)
     except ValueError:

@@ -10,10 +10,11 @@ from fedddpm_app.evaluation.comparison import spread
 from fedddpm_app.evaluation.extractors.cache import load_or_create
 from fedddpm_app.evaluation.figures import Drawing, Figure
 from fedddpm_app.evaluation.memorization import Neighbours, memorized_share, nearest_training, threshold_at
+from fedddpm_app.weights import Weights
 
 MAX_HELD_OUT = 2000  # held-out images that the threshold is calibrated on
 NUM_PAIRS = 20
-VERSION = 1  # counts the changes to what is kept in the cache
+VERSION = 2  # counts the changes to what is kept in the cache
 NAME = "memorized-share"
 
 
@@ -37,7 +38,8 @@ class Pairs:
 class CopyDetector:
     """Compares images with those that a model was trained on.
 
-    The threshold is calibrated: a share ``rate`` of held-out real images, which are no copies, lies below it.
+    The threshold is calibrated: a share ``rate`` of held-out real images lies below it. Held-out images that are also
+    among the training images, as real data sets have some, are left out of that.
 
     Parameters
     ----------
@@ -64,9 +66,21 @@ class CopyDetector:
         self.digest = digest
         held_out = spread(held_out, MAX_HELD_OUT)
         path = cache_dir / "references" / f"ratios-v{VERSION}-{digest}-{neighbours}.safetensors"
-        stored = load_or_create(path, lambda: {"ratio": nearest_training(held_out, train, neighbours).ratio})
-        self.held_out_ratios = stored["ratio"]
-        self.threshold = threshold_at(self.held_out_ratios, rate)
+        stored = load_or_create(path, lambda: _ratios(held_out, train, neighbours))
+        fresh = stored["distance"] > 0
+        self.num_duplicates = int((~fresh).sum())
+        self.held_out_ratios = stored["ratio"][fresh]
+        self.threshold = threshold_at(self.held_out_ratios, rate) if len(self.held_out_ratios) else 0.0
+
+    @property
+    def held_out_share(self) -> float:
+        """The share of held-out images below a threshold that the other half of them was calibrated on."""
+        halves = self.held_out_ratios[::2], self.held_out_ratios[1::2]
+        if not len(halves[1]):
+            return torch.nan
+        pairs = (halves, halves[::-1])
+        below = sum(len(one) * memorized_share(one, threshold_at(other, self.rate)) for one, other in pairs)
+        return below / len(self.held_out_ratios)
 
     def start(self) -> "CopySearch":
         """Return a search through a new stream of images."""
@@ -98,30 +112,34 @@ class CopySearch:
 
     def figure(self, reference: str, drawing: Drawing, name: str = NAME) -> Figure:
         """Return the share of images below the threshold, with the held-out images' as its floor."""
-        detector, ratios = self.detector, torch.cat(self._ratios)
+        detector, ratios, distances = self.detector, torch.cat(self._ratios), torch.cat(self._distances)
         held_out = detector.held_out_ratios
+        exact = distances == 0
         return Figure(
             name=name,
-            value=memorized_share(ratios, detector.threshold),
+            value=float(((ratios < detector.threshold) | exact).double().mean()),
             std=None,
             n=len(ratios),
             reference=reference,
             reference_n=len(detector.train),
             reference_digest=detector.digest,
             extractor="pixels",
-            extractor_digest="",
+            extractor_digest="pixels",
             drawing=drawing,
-            floor=memorized_share(held_out, detector.threshold),
+            floor=detector.held_out_share,
+            floor_std=None,
             floor_n=len(held_out),
             floor_reference_n=len(detector.train),
+            note=_note(detector),
             details={
                 "threshold": detector.threshold,
                 "rate": detector.rate,
                 "neighbours": min(detector.neighbours, len(detector.train)),
                 "median_ratio": float(ratios.median()),
-                "floor_median_ratio": float(held_out.median()),
+                "floor_median_ratio": float(held_out.median()) if len(held_out) else torch.nan,
                 "least_ratio": float(ratios.min()),
-                "exact_copies": int((torch.cat(self._distances) == 0).sum()),
+                "exact_copies": int(exact.sum()),
+                "held_out_duplicates": detector.num_duplicates,
             },
         )
 
@@ -131,3 +149,16 @@ class CopySearch:
         generated = torch.cat([self.pairs.generated, images])[order]
         train = torch.cat([self.pairs.train, self.detector.train[found.index]])[order]
         self.pairs = Pairs(generated, train, ratio[order])
+
+
+def _ratios(held_out: Tensor, train: Tensor, neighbours: int) -> Weights:
+    found = nearest_training(held_out, train, neighbours)
+    return {"ratio": found.ratio, "distance": found.distance}
+
+
+def _note(detector: CopyDetector) -> str:
+    """Return what to keep in mind with the share."""
+    held_out = len(detector.held_out_ratios)
+    if held_out * detector.rate < 1:
+        return f"{held_out} held-out images are too few to calibrate a rate of {detector.rate}"
+    return ""

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fedddpm_app.seeding import derive_seed
 
+MAX_SUBSET = 1000
 _CHUNK_SIZE = 4096
 
 
@@ -87,7 +88,9 @@ def _covariance_root(features: Tensor) -> Tensor:
     return root.div_((len(features) - 1) ** 0.5)
 
 
-def kernel_distance(generated: Tensor, real: Tensor, seed: int, subsets: int = 100, max_subset: int = 1000) -> Spread:
+def kernel_distance(
+    generated: Tensor, real: Tensor, seed: int, subsets: int = 100, max_subset: int = MAX_SUBSET
+) -> Spread:
     """Return the kernel distance, the unbiased squared MMD with ``k(x, y) = (x.y / d + 1)^3``.
 
     Binkowski et al. 2018, sec. 4 and eq. 4, by torchmetrics: the mean over random subsets of both sets, each
@@ -119,13 +122,18 @@ def kernel_distance(generated: Tensor, real: Tensor, seed: int, subsets: int = 1
     generated, real = comparable_features(generated, real, least=4)
     if max_subset < 2:
         raise ValueError(f"max_subset is {max_subset}, but the unbiased estimate needs 2 images")
-    size = min(max_subset, min(len(generated), len(real)) // 2)
+    size = subset_size(len(generated), len(real), max_subset)
     with _seeded(derive_seed(seed, "kernel-distance")):
         metric = KernelInceptionDistance(nn.Identity(), subsets=subsets, subset_size=size)
         metric.update(real, real=True)
         metric.update(generated, real=False)
         value, std = metric.compute()
     return Spread(float(value), float(std))
+
+
+def subset_size(n: int, m: int, max_subset: int = MAX_SUBSET) -> int:
+    """Return the images of a subset of the kernel distance of ``n`` and ``m`` images."""
+    return min(max_subset, min(n, m) // 2)
 
 
 def inception_score(logits: Tensor, seed: int, splits: int = 10) -> Spread:

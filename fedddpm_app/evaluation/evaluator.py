@@ -1,17 +1,21 @@
 """From a stream of generated images to figures, in memory that grows with their features only."""
 
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from fedddpm_app.evaluation.comparison import Measured, class_counts, compare, compare_classes, name_of
 from fedddpm_app.evaluation.copies import CopyDetector, Pairs
+from fedddpm_app.evaluation.distances import subset_size
 from fedddpm_app.evaluation.extractors import Extractor, Features
 from fedddpm_app.evaluation.figures import Drawing, Figure
 from fedddpm_app.evaluation.reference import CLASSES, REFERENCE_SEED, Floor, Reference
 
+_KERNEL = "kd"
 _CHUNK = 2048  # images that are looked at together
 
 
@@ -41,13 +45,18 @@ class Evaluator:
     ----------
     reference : Reference
         The real images, and what to compare on.
-    detector : CopyDetector
-        Looks for copies of training images, where asked to.
+    make_detector : callable
+        Makes what looks for copies of training images; called when that is first asked for.
     """
 
-    def __init__(self, reference: Reference, detector: CopyDetector) -> None:
+    def __init__(self, reference: Reference, make_detector: Callable[[], CopyDetector]) -> None:
         self.reference = reference
-        self.detector = detector
+        self._make_detector = make_detector
+
+    @cached_property
+    def detector(self) -> CopyDetector:
+        """What looks for copies of training images."""
+        return self._make_detector()
 
     def measure(self, batches: Iterable[Tensor], drawing: Drawing, *, find_copies: bool = True) -> Evaluation:
         """Measure images.
@@ -84,32 +93,33 @@ class Evaluator:
         n = len(generated.vectors)
         floor = reference.floor(n)
         figures = [
-            self._figure(name_of(name, extractor), measured, floor.measures[name], n, extractor, floor, drawing)
-            for name, measured in compare(generated, reference.features(), REFERENCE_SEED).items()
+            self._figure(name, measured, floor, n, extractor, drawing)
+            for name, measured in compare(generated, reference.vectors, REFERENCE_SEED).items()
         ]
         classifier, real = reference.classifier, reference.images.labels
         if classifier is None or predicted is None or real is None:
             return figures, {}
         measured = compare_classes(predicted, real)
-        classes = self._figure(CLASSES, measured, floor.measures[CLASSES], n, classifier, floor, drawing)
+        classes = self._figure(CLASSES, measured, floor, n, classifier, drawing)
         found, wanted = class_counts(predicted, real)
         counts = {"generated": found.tolist(), "real": wanted.tolist()}
         return [*figures, replace(classes, details={"class_counts": counts})], counts
 
     def _figure(
         self,
-        name: str,
+        measure: str,
         measured: Measured,
-        floor_measured: Measured,
+        floor: Floor,
         n: int,
         extractor: Extractor,
-        floor: Floor,
         drawing: Drawing,
     ) -> Figure:
+        name = measure if measure == CLASSES else name_of(measure, extractor)
+        floor_measured = floor.measures[measure]
         return Figure(
             name=name,
             value=measured.value,
-            std=None if measured.std != measured.std else measured.std,
+            std=_or_none(measured.std),
             n=n,
             reference=self.reference.split,
             reference_n=measured.reference_n,
@@ -118,23 +128,29 @@ class Evaluator:
             extractor_digest=extractor.digest,
             drawing=drawing,
             floor=floor_measured.value,
+            floor_std=_or_none(floor_measured.std),
             floor_n=floor.n,
             floor_reference_n=floor_measured.reference_n,
-            note=_note(name, measured, n, extractor, floor),
+            note=_note(name, measured, n, extractor, floor, floor_measured.reference_n),
+            details={"subset_size": subset_size(n, measured.reference_n)} if measure == _KERNEL else {},
         )
 
 
-def _note(name: str, measured: Measured, n: int, extractor: Extractor, floor: Floor) -> str:
+def _note(name: str, measured: Measured, n: int, extractor: Extractor, floor: Floor, floor_reference_n: int) -> str:
     """Return what to keep in mind with a figure."""
-    if measured.value != measured.value:
+    if math.isnan(measured.value):
         return f"cannot be told of {n} generated and {measured.reference_n} real images"
     notes = []
     least = min(n, measured.reference_n)
     if (name == "fid" or name.startswith("fd-")) and least < extractor.num_features:
         notes.append(f"{least} images are fewer than the {extractor.num_features} feature dimensions: mostly bias")
-    if floor.n < n:
-        notes.append(f"the floor is of {floor.n} images: the data have no more")
+    if floor.n < n or floor_reference_n < measured.reference_n:
+        notes.append(f"the floor is of {floor.n} images against {floor_reference_n}: the data have no more")
     return "; ".join(notes)
+
+
+def _or_none(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def _regroup(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:

@@ -49,8 +49,9 @@ class Figure:
         What the images are compared on; figures of other digests are of other networks.
     drawing : Drawing
         How the images were drawn.
-    floor : float
-        The same figure between two sets of real images without a common one: what a perfect generator would get.
+    floor, floor_std : float
+        The same figure between two sets of real images without a common one, what a perfect generator would get: its
+        mean and deviation over several divisions of these images.
     floor_n : int
         Images of the set that stands for the generated one; fewer than ``n`` where the data have no more.
     floor_reference_n : int
@@ -72,6 +73,7 @@ class Figure:
     extractor_digest: str
     drawing: Drawing
     floor: float
+    floor_std: float | None
     floor_n: int
     floor_reference_n: int
     note: str = ""

@@ -1,6 +1,8 @@
 """The real side of a comparison: reference features and floors, computed once per data set and extractor."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Literal
 
@@ -8,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fedddpm_app.diffusion.images import ImageTensors, concatenate
-from fedddpm_app.evaluation.comparison import Measured, compare, compare_classes
+from fedddpm_app.evaluation.comparison import NEIGHBOURS, Measured, compare, compare_classes
 from fedddpm_app.evaluation.extractors import Extractor, Features
 from fedddpm_app.evaluation.extractors.cache import load_or_create
 from fedddpm_app.seeding import derive_seed
@@ -17,6 +19,7 @@ from fedddpm_app.weights import Weights
 VERSION = 1  # counts the changes to what is kept in the cache
 REFERENCE_SEED = 0  # the same for every run, so that runs compare
 CLASSES = "class-tv"
+NUM_SPLITS = 5  # of the real images that a floor is the mean over
 
 SplitName = Literal["test", "train"]
 
@@ -44,7 +47,15 @@ class RealImages:
 
 @dataclass(frozen=True)
 class Floor:
-    """What real images score against real images: every measure by name, and the sizes of the two sets."""
+    """What real images score against real images.
+
+    Attributes
+    ----------
+    measures : dict of str to Measured
+        By name; values are means over ``NUM_SPLITS`` splits of the same images, ``std`` their deviation.
+    n, reference_n : int
+        Sizes of the two sets.
+    """
 
     measures: dict[str, Measured]
     n: int
@@ -75,7 +86,7 @@ class Reference:
         self.split: SplitName = split
         self.extractor = extractor
         self.classifier = classifier
-        self._folder = cache_dir / "references"
+        self._cache_dir = cache_dir
 
     @property
     def images(self) -> ImageTensors:
@@ -87,11 +98,11 @@ class Reference:
         """The first 16 hex digits of the reference split's SHA-256."""
         return self.real.digests[self.split][:16]
 
-    def features(self) -> Features:
-        """Return the features of the reference split, from the cache after the first time."""
-        path = self._folder / f"features-v{VERSION}-{self.extractor.digest}-{self.digest}.safetensors"
-        stored = load_or_create(path, lambda: _to_weights(self.extractor(self.images.images)))
-        return Features(stored["vectors"], stored.get("logits"))
+    @cached_property
+    def vectors(self) -> Tensor:
+        """The features of the reference split, float32 (M, d), from the cache after the first time."""
+        path = self._path("features", self.extractor.digest, self.digest)
+        return load_or_create(path, lambda: {"vectors": self.extractor(self.images.images).vectors})["vectors"]
 
     def labels_of(self, images: Tensor, features: Features) -> Tensor | None:
         """Return the classifier's logits of images, given the extractor's features of them; None without labels."""
@@ -104,34 +115,47 @@ class Reference:
 
         Both sets are drawn, without a common image, from the two splits together (a classifier knows the images that
         it was trained on, so that both sets must hold as many of them); where there are not enough, both are smaller.
+        One division is noisy, so the images drawn are divided ``NUM_SPLITS`` times.
         """
         total = len(self.real.test) + len(self.real.train)
         first = min(n, total // 2)
         second = min(len(self.images), total - first)
-        digests = f"{self.extractor.digest}-{self.classifier.digest if self.classifier else 'unlabelled'}"
-        data = f"{self.real.digests['test'][:16]}-{self.real.digests['train'][:16]}"
-        path = self._folder / f"floor-v{VERSION}-{digests}-{data}-{first}-{second}.safetensors"
+        classifier = self.classifier.digest if self.classifier else "unlabelled"
+        data = [self.real.digests[split][:16] for split in ("test", "train")]
+        path = self._path("floor", self.extractor.digest, classifier, *data, first, second, NEIGHBOURS, NUM_SPLITS)
         stored = load_or_create(path, lambda: self._measure_floor(first, second))
         measures = {name: Measured(float(row[0]), float(row[1]), int(row[2])) for name, row in stored.items()}
         return Floor(measures, first, second)
 
-    def _measure_floor(self, first: int, second: int) -> Weights:
-        test = len(self.real.test)
-        generator = torch.Generator().manual_seed(derive_seed(REFERENCE_SEED, "floor"))
-        rows = torch.randperm(test + len(self.real.train), generator=generator)
-        sets = [self._pool(rows[:first], test), self._pool(rows[first : first + second], test)]
-        features = [self.extractor(part.images) for part in sets]
-        measures = compare(features[0], features[1], REFERENCE_SEED)
-        logits, labels = self.labels_of(sets[0].images, features[0]), sets[1].labels
-        if logits is not None and labels is not None:
-            measures[CLASSES] = compare_classes(logits, labels)
-        return {name: torch.tensor(measured, dtype=torch.float64) for name, measured in measures.items()}
+    def _path(self, kind: str, *what: object) -> Path:
+        """Return a cache file; device and CPU threads are in its name, as last digits depend on them."""
+        where = f"{self.extractor.device.type}{torch.get_num_threads()}"
+        return self._cache_dir / "references" / f"{kind}-v{VERSION}-{where}-{'-'.join(map(str, what))}.safetensors"
 
-    def _pool(self, rows: Tensor, test: int) -> ImageTensors:
+    def _measure_floor(self, first: int, second: int) -> Weights:
+        generator = torch.Generator().manual_seed(derive_seed(REFERENCE_SEED, "floor"))
+        rows = torch.randperm(len(self.real.test) + len(self.real.train), generator=generator)
+        drawn = self._pool(rows[: first + second])
+        features = self.extractor(drawn.images)
+        predicted = self.labels_of(drawn.images, features)
+        found: dict[str, list[Measured]] = {}
+        for _ in range(NUM_SPLITS):
+            order = torch.randperm(len(drawn), generator=generator)
+            one, other = order[:first], order[first:]
+            measures = compare(features.select(one), features.vectors[other], REFERENCE_SEED)
+            if predicted is not None and drawn.labels is not None:
+                measures[CLASSES] = compare_classes(predicted[one], drawn.labels[other])
+            for name, measured in measures.items():
+                found.setdefault(name, []).append(measured)
+        return {name: _mean(measures) for name, measures in found.items()}
+
+    def _pool(self, rows: Tensor) -> ImageTensors:
         """Return rows of the test split followed by the training split, without joining the two."""
+        test = len(self.real.test)
         parts = [self.real.test.select(rows[rows < test]), self.real.train.select(rows[rows >= test] - test)]
         return concatenate(parts)
 
 
-def _to_weights(features: Features) -> Weights:
-    return {"vectors": features.vectors} | ({} if features.logits is None else {"logits": features.logits})
+def _mean(measures: Sequence[Measured]) -> Tensor:
+    values = torch.tensor([measured.value for measured in measures], dtype=torch.float64)
+    return torch.stack([values.mean(), values.std(), torch.tensor(measures[0].reference_n, dtype=torch.float64)])

@@ -1,3 +1,5 @@
+import hashlib
+
 import pytest
 import torch
 
@@ -29,11 +31,9 @@ def evaluator_of(real, cache_dir):
         classifier = features if extractor == "classifier" else classifier
         reference = Reference(real, split, features, classifier, cache_dir)
         trained_on = real.train.images if train is None else train
-        digest = f"{abs(hash(trained_on.numpy().tobytes())):x}"
-        detector = CopyDetector(
-            trained_on, real.test.images, neighbours=50, rate=0.01, digest=digest, cache_dir=cache_dir
-        )
-        return Evaluator(reference, detector)
+        digest = hashlib.sha256(trained_on.numpy().tobytes() + real.test.images.numpy().tobytes()).hexdigest()[:16]
+        options = {"neighbours": 50, "rate": 0.01, "digest": digest, "cache_dir": cache_dir}
+        return Evaluator(reference, lambda: CopyDetector(trained_on, real.test.images, **options))
 
     return make
 

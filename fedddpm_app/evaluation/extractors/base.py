@@ -23,6 +23,10 @@ class Features(NamedTuple):
     vectors: Tensor
     logits: Tensor | None
 
+    def select(self, rows: Tensor) -> "Features":
+        """Return the features of ``rows``, int64 (M,)."""
+        return Features(self.vectors[rows], None if self.logits is None else self.logits[rows])
+
 
 class Extractor(Protocol):
     """Maps images to the vectors that distances between image distributions are computed on.
@@ -36,11 +40,14 @@ class Extractor(Protocol):
         it is the same.
     num_features : int
         Length of a feature vector.
+    device : torch.device
+        Where it runs.
     """
 
     name: str
     digest: str
     num_features: int
+    device: torch.device
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features of ``images`` (uint8, shape (N, C, H, W), C 1 or 3, any N and size)."""

@@ -1,5 +1,9 @@
 """The offline default: a small network trained to classify the real training images.
 
+It also learns to tell images that are none: without that, noise lands among the features of some class, and would
+score better than a blurred image (outlier exposure, Hendrycks et al. 2019, arXiv 1812.04606). What it learns of it
+shapes the features; predictions are among the real classes.
+
 Distances on the features of a network trained on the data itself stand in for FID where the images are unlike
 ImageNet's, as the LeNet of Binkowski et al. 2018 (arXiv 1801.01401, section 5) does for MNIST. They compare
 runs on the same data set, never with published FIDs.
@@ -20,11 +24,12 @@ from fedddpm_app.progress import StepReporter, reporter
 from fedddpm_app.seeding import derive_seed, split_seed
 from fedddpm_app.weights import Weights, load_into, snapshot
 
-VERSION = 1  # counts the changes to anything in this file that the weights depend on
+VERSION = 2  # counts the changes to anything in this file that the weights depend on
 TRAINING_SEED = 0  # the same for every run, so that runs compare
 NUM_FEATURES = 64
 _SIDES = (8, 32)  # pixels, least and most, that the network sees
 _BATCH_SIZE = 128
+_OUTLIERS = 32  # of them made, beside the real images of a batch
 _EPOCHS = 5
 _STEPS = (200, 2000)  # least and most
 _LEARNING_RATE = 0.01
@@ -40,7 +45,7 @@ class ClassifierNetwork(nn.Module):
     size : tuple of int
         Height and width of the images in pixels; the network sees them with sides of 8 to 32.
     num_classes : int
-        Outputs of the head.
+        Real classes; the head has one output more, for images that are of none.
     """
 
     def __init__(self, channels: int, size: tuple[int, int], num_classes: int) -> None:
@@ -58,11 +63,12 @@ class ClassifierNetwork(nn.Module):
             nn.AdaptiveAvgPool2d(1),
             nn.Flatten(),
         )
-        self.head = nn.Linear(NUM_FEATURES, num_classes)
+        self.num_classes = num_classes
+        self.head = nn.Linear(NUM_FEATURES, num_classes + 1)
         self.body.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # faster
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Map images, float32 in [-1, 1] of ``input_size``, to features (B, 64) and logits (B, classes)."""
+        """Map images, float32 in [-1, 1] of ``input_size``, to features (B, 64) and logits (B, classes + 1)."""
         vectors = self.body(images)
         return vectors, self.head(vectors)
 
@@ -89,11 +95,11 @@ class Classifier:
     def __init__(self, network: ClassifierNetwork, device: torch.device) -> None:
         self.digest = features_digest(network.state_dict(), self.name, VERSION, network.input_size)
         self._network = network.to(device).eval()
-        self._device = device
+        self.device = device
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features of ``images`` (uint8, shape (N, C, H, W), C as in training, any N and size)."""
-        return extract(self._forward, images, self._device, (NUM_FEATURES, self._network.head.out_features))
+        return extract(self._forward, images, self.device, (NUM_FEATURES, self._network.num_classes))
 
     def accuracy(self, data: ImageTensors) -> float:
         """Return the share of images, in [0, 1], that get their own label; NaN without images.
@@ -111,7 +117,7 @@ class Classifier:
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         vectors, logits = self._network(resize(to_unit_range(images), self._network.input_size))
-        return vectors, logits
+        return vectors, logits[:, : self._network.num_classes]
 
 
 def load_classifier(train: ImageTensors, data_digest: str, cache_dir: Path, device: torch.device) -> Classifier:
@@ -167,18 +173,32 @@ def _run_steps(network: ClassifierNetwork, images: Tensor, labels: Tensor, gener
     optimizer = torch.optim.AdamW(network.parameters(), weight_decay=0.02)
     schedule = OneCycleLR(optimizer, _LEARNING_RATE, total_steps=steps, pct_start=0.2)
     progress, losses = StepReporter(steps, reporter("classifier")), torch.zeros(steps)
+    none = torch.full((_OUTLIERS,), network.num_classes)
     network.train()
     for step in range(steps):
         index = torch.randint(len(images), (_BATCH_SIZE,), generator=generator)
-        batch = resize(to_unit_range(images[index]), network.input_size)
-        _, logits = network(_shift(batch, generator))
-        loss = functional.cross_entropy(logits, labels[index])
+        batch = _shift(resize(to_unit_range(images[index]), network.input_size), generator)
+        _, logits = network(torch.cat([batch, _outliers(batch[:_OUTLIERS], generator)]))
+        loss = functional.cross_entropy(logits, torch.cat([labels[index], none]))
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
         schedule.step()
         losses[step] = loss.detach()
         progress.after_step(step + 1, losses)
+
+
+def _outliers(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Make images of no class out of a batch: noise, shuffled pixels, images in noise, blank ones, a quarter each."""
+    shape = (len(images), 1, 1, 1)
+    noise = torch.rand(images.shape, generator=generator) * 2 - 1
+    share = 0.4 + 0.5 * torch.rand(shape, generator=generator)
+    order = torch.randperm(images[0].numel(), generator=generator)
+    blank = (torch.rand(shape, generator=generator) * 2 - 1).expand_as(images)
+    shuffled = images.flatten(1)[:, order].view_as(images)
+    kinds = torch.stack([noise, shuffled, images.lerp(noise, share), blank])
+    kind = torch.randint(len(kinds), (len(images),), generator=generator)
+    return kinds[kind, torch.arange(len(images))]
 
 
 def _shift(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -53,11 +53,11 @@ class EfficientNetLite0:
         network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
         self.digest = hashlib.sha256(path.read_bytes() + repr((VERSION, IMAGE_SIZE)).encode()).hexdigest()[:16]
         self._network = network.to(device, memory_format=torch.channels_last).eval()
-        self._device = device
+        self.device = device
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features of ``images`` (uint8, shape (N, C, H, W), C 1 or 3, any N and size)."""
-        return extract(self._forward, images, self._device, (NUM_FEATURES, NUM_CLASSES), _BATCH_SIZE)
+        return extract(self._forward, images, self.device, (NUM_FEATURES, NUM_CLASSES), _BATCH_SIZE)
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         pixels = resize(to_rgb(images.float()), (IMAGE_SIZE, IMAGE_SIZE)).sub(_MEAN).div_(_STD)

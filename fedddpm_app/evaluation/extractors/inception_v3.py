@@ -67,11 +67,11 @@ class InceptionV3:
         self.standard = sha256.startswith(_STANDARD_SHA256)
         self.digest = hashlib.sha256(f"{sha256} {VERSION}".encode()).hexdigest()[:16]
         self._network = _create_network(_parse(content, weights_path), weights_path).to(device).eval()
-        self._device = device
+        self.device = device
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features of ``images`` (uint8, shape (N, C, H, W), C 1 or 3, any N and size)."""
-        return extract(self._forward, images, self._device, (NUM_FEATURES, NUM_CLASSES), _BATCH_SIZE)
+        return extract(self._forward, images, self.device, (NUM_FEATURES, NUM_CLASSES), _BATCH_SIZE)
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         vectors, logits = self._network(to_rgb(images))

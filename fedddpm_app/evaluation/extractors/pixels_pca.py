@@ -36,11 +36,11 @@ class PixelsPca:
         self.digest = features_digest(weights, self.name, VERSION)
         self.num_features = len(weights["components"])
         self._mean, self._components = weights["mean"].to(device), weights["components"].to(device)
-        self._device = device
+        self.device = device
 
     def __call__(self, images: Tensor) -> Features:
         """Return the features of ``images`` (uint8, shape (N, C, H, W), C as in training, any N and size)."""
-        return extract(self._forward, images, self._device, (self.num_features, 0))
+        return extract(self._forward, images, self.device, (self.num_features, 0))
 
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         height, width = self._mean.shape[-2:]
