@@ -7,7 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import Config, load_config
-from fedddpm_app.data.tensors import class_names, label_table, load_test_data
+from fedddpm_app.data.tensors import class_names, label_table, load_test_data, num_unassigned
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion_task import DiffusionTask
 from fedddpm_app.federation.base import FederatedDiffusion
@@ -34,7 +34,9 @@ def main(grid: Grid, context: Context) -> None:
     recorder = RunRecorder(run_directory(config, _base_directory(config, grid)))
     recorder.write_config(context.run_config)
     logger.info("run directory: %s", recorder.directory)
-    recorder.save_partition(label_table(config.data, config.run.seed), class_names(config.data))
+    seed = config.run.seed
+    names, unassigned = class_names(config.data), num_unassigned(config.data, seed)
+    recorder.save_partition(label_table(config.data, seed), names, unassigned)
 
     task = DiffusionTask(config)
     strategy = algorithm(config, recorder, task)

@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -19,6 +20,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
+from fedddpm_app.diffusion.pipelines import default_steps, load_pipeline, pipeline_batches
 from tests.evaluation.test_evaluator import FIELDS, NAMES
 
 runner = CliRunner()
@@ -185,6 +187,43 @@ def test_a_folder_without_a_pipeline_or_with_pickled_weights_is_refused(evaluate
     result = evaluate(theirs, "--dataset", "digits")
     assert result.exit_code == 2
     assert "safetensors" in result.output
+
+
+def test_a_pipelines_own_images_are_rounded_as_diffusers_rounds_them(theirs):
+    pipeline = load_pipeline(theirs)
+    options = {"batch_size": 3, "num_inference_steps": 2}
+    pictures = pipeline(generator=[torch.Generator().manual_seed(k) for k in range(3)], **options).images
+    expected = torch.from_numpy(np.stack([np.asarray(picture) for picture in pictures]))
+    (drawn,) = pipeline_batches(pipeline, sampler=None, steps=2, seeds=[0, 1, 2], labels=None, batch_size=3)
+    assert torch.equal(drawn[:, 0], expected)
+
+
+def test_a_pipelines_own_number_of_steps_is_its_default(theirs):
+    assert default_steps(load_pipeline(theirs)) == 1000  # of DDPM
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "pipeline"])
+def test_images_that_are_nan_are_refused(evaluate, tmp_path, sampler):
+    model = unet()
+    torch.nn.init.constant_(model.conv_out.bias, torch.nan)
+    DDPMPipeline(unet=model, scheduler=DDPMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "theirs")
+    result = evaluate(tmp_path / "theirs", "--dataset", "digits", "--num-images", "12", "--sampler", sampler)
+    assert result.exit_code == 2
+    assert "hold NaN" in result.output
+
+
+def test_a_size_given_as_a_pair_is_measured(evaluate, tmp_path):
+    pipeline = DDPMPipeline(unet=unet(size=(8, 8)), scheduler=DDPMScheduler(num_train_timesteps=50))
+    pipeline.save_pretrained(tmp_path / "theirs")
+    result = evaluate(tmp_path / "theirs", "--dataset", "digits", "--num-images", "12", "--sampler", "ddim")
+    assert result.exit_code == 0, result.output
+
+
+@pytest.mark.parametrize("out", ["/proc/nowhere/x.json", "."])
+def test_a_file_that_cannot_be_written_is_refused_before_drawing(evaluate, theirs, out):
+    result = evaluate(theirs, "--dataset", "digits", "--num-images", "12", "--out", out)
+    assert result.exit_code == 2
+    assert "cannot be written" in result.output
 
 
 def test_images_that_are_not_square_are_refused(evaluate, tmp_path):

@@ -6,13 +6,14 @@ from typing import Annotated
 import typer
 from rich import box
 from rich.table import Table
+from rich.text import Text
 from torch import Tensor
 
 from fedddpm_app.cli.common import AppOption, RunConfigOption, console, find_app, parse_overrides, refuse, say
 from fedddpm_app.config import Config, ConfigError, default_run_config, load_config
 from fedddpm_app.console import WorkView
 from fedddpm_app.data.store import SPLITS, StoredSplit, load_stored
-from fedddpm_app.data.tensors import client_rows, label_table
+from fedddpm_app.data.tensors import client_rows, label_table, num_unassigned
 from fedddpm_app.recording.plots import plot_partition
 
 app = typer.Typer(help="Look at the data, without training.", no_args_is_help=True)
@@ -31,6 +32,8 @@ def inspect(
     out: Annotated[Path, typer.Option(help="PNG to write the plot of the partition to.")] = Path("partition.png"),
 ) -> None:
     """Print splits, sizes, classes and what each client holds; draw it. Takes the keys of `fedddpm run`."""
+    if out.suffix.lower() != ".png":
+        refuse(f"--out {out} is no PNG: give a name that ends in .png.")
     try:
         config = load_config(default_run_config(find_app(app_dir)) | parse_overrides("--run-config", run_config or []))
         with WorkView(console):
@@ -41,9 +44,17 @@ def inspect(
     names = stored["train"].info.class_names
     console.print(_splits_table(stored, config))
     console.print(_clients_table(table, config))
+    unassigned = num_unassigned(config.data, config.run.seed)
+    if unassigned:
+        say(f"{unassigned:,} images of the training split go to no client with this partition")
+    if config.data.image_channels == 1 and stored["train"].info.num_grey == 0:
+        say("colour images become grey: image-channels = 1")
     if any(name != str(k) for k, name in enumerate(names)):
         say("classes: " + ", ".join(f"{k} {name}" for k, name in enumerate(names)))
-    plot_partition(table, names, out)
+    try:
+        plot_partition(table, names, out)
+    except OSError as error:
+        refuse(f"--out {out} cannot be written ({error.strerror}): give another file.")
     say(f"plot: {out.resolve()}")
 
 
@@ -85,7 +96,7 @@ def _cells(counts: Tensor) -> list[str]:
 
 
 def _table(title: str, first: str, *columns: str) -> Table:
-    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     table.add_column(first, no_wrap=True)
     for column in columns:
         table.add_column(column, justify="right", no_wrap=True)

@@ -12,6 +12,7 @@ import typer
 from fedddpm_app.assessment import labels_like
 from fedddpm_app.cli.common import DeviceOption, console, refuse, say
 from fedddpm_app.config import Config, ConfigError, Sampler, check_sampler, default_run_config, known_keys, load_config
+from fedddpm_app.config.groups import MAX_CLASSES
 from fedddpm_app.console import WorkView, print_figures
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.images import DivergedError
@@ -35,7 +36,6 @@ from fedddpm_app.recording.plots import plot_classes
 from fedddpm_app.recording.recorder import write_json
 from fedddpm_app.recording.sheets import save_pairs
 
-_ANY_NUMBER_OF_CLASSES = 2**31
 _SEEDS = 2**32
 _CHANNELS: dict[int, Literal[1, 3]] = {1: 1, 3: 3}
 
@@ -136,7 +136,7 @@ def _config(
         raise ConfigError(f"the images are {height}x{width}x{channels}: only square grey or RGB images are compared.")
     data = replace(config.data, dataset=dataset, image_size=height, image_channels=_CHANNELS[channels])
     classes = num_classes(pipeline)
-    data = replace(data, num_classes=classes or _ANY_NUMBER_OF_CLASSES, class_conditional=classes is not None)
+    data = replace(data, num_classes=classes or MAX_CLASSES, class_conditional=classes is not None)
     return without_partition(replace(config, data=data))
 
 

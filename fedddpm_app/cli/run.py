@@ -2,6 +2,7 @@
 
 import importlib
 import sys
+from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, TextIO
@@ -50,10 +51,9 @@ def run(
         resolve_device(config.run.device)
         with WorkView(console):
             steps = _count_steps(config)
-            if config.evaluation.measures_images:
-                create_evaluator(config)
         view = RunView(steps, console)
         directory, log = _claim_directory(config, overrides | federation)
+        _prepare_evaluation(config, directory, log)
     except ConfigError as error:
         refuse(str(error))
     placed: dict[str, Scalar] = {"output-dir": str(directory.parent), "run-name": directory.name}
@@ -76,6 +76,20 @@ def _claim_directory(config: Config, overrides: dict[str, Scalar]) -> tuple[Path
     to_toml({**overrides, "output-dir": str(Path.cwd() / config.run.output_dir)})
     directory = run_directory(config, Path.cwd())
     return directory, open_log(directory)
+
+
+def _prepare_evaluation(config: Config, directory: Path, log: TextIO) -> None:
+    """Train the networks of the evaluation while bad input can still be refused; the folder is then given back."""
+    try:
+        if config.evaluation.measures_images:
+            with WorkView(console):
+                create_evaluator(config)
+    except ConfigError:
+        log.close()
+        Path(log.name).unlink()
+        with suppress(OSError):  # something of the user's is in it
+            directory.rmdir()
+        raise
 
 
 def _count_steps(config: Config) -> int:

@@ -36,6 +36,8 @@ from fedddpm_app.config.methods import (
     ScaffoldConfig,
 )
 
+MAX_CLASSES = 100_000
+
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
@@ -86,7 +88,7 @@ class DataConfig:
     dataset: Annotated[str, Field(min_length=1)]
     image_size: PositiveInt
     image_channels: Literal[1, 3]
-    num_classes: PositiveInt
+    num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
     class_conditional: bool
     num_clients: PositiveInt
     horizontal_flip: bool

@@ -11,8 +11,18 @@ from PIL import Image, ImageOps
 from fedddpm_app.config import ConfigError, DataConfig
 from fedddpm_app.data.splits import Split
 
-UNREADABLE = (OSError, ValueError, SyntaxError, EOFError, AttributeError, Image.DecompressionBombError)
+UNREADABLE = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    AttributeError,
+    NotImplementedError,
+    Image.DecompressionBombError,
+)
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # and those of 16 bits
+_MORE_BAD = 100  # images that are still looked at when it is known that there are too many bad ones
+_SHOWN = 10  # of them named
 _BLOCK = 64  # images per task of a thread
 _MAX_THREADS = 8
 
@@ -53,13 +63,13 @@ def decode(split: Split, config: DataConfig, pixels: np.ndarray, on_progress: Ca
     Raises
     ------
     ConfigError
-        When more than ``max_bad_images`` cannot be read; at once, not after all of them.
+        When more than ``max_bad_images`` cannot be read; after a hundred more, so that many are known at once.
     """
     decoded = Decoded()
     for done, (row, image) in enumerate(_in_threads(split, config), start=1):
         if isinstance(image, BaseException):
             decoded.bad.append(f"{split.name_of(row)} ({image})")
-            if len(decoded.bad) > config.max_bad_images:
+            if len(decoded.bad) > config.max_bad_images + _MORE_BAD:
                 check_bad(decoded.bad, len(decoded.rows), config)
         else:
             fitted, is_grey = image
@@ -76,7 +86,7 @@ def check_bad(bad: list[str], num_images: int, config: DataConfig) -> None:
     if len(bad) > config.max_bad_images or not num_images:
         raise ConfigError(
             f'max-bad-images = {config.max_bad_images}, but of dataset = "{config.dataset}" {len(bad)} or more cannot '
-            f"be read: {'; '.join(bad[:3])}. Mend or remove them, or use a larger number: they are left out."
+            f"be read: {'; '.join(bad[:_SHOWN])}. Mend or remove them, or use a larger number: they are left out."
         )
 
 

@@ -2,20 +2,18 @@
 
 import glob
 import hashlib
-import os
-import re
 from pathlib import Path
 
 import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
 
+from fedddpm_app.config import ConfigError
 from fedddpm_app.data.idx import find_idx, read_idx
-from fedddpm_app.data.splits import Split, split_of_array
+from fedddpm_app.data.pictures import find_files, picture_splits
+from fedddpm_app.data.splits import Split, split_named, split_of_array
 
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
-_SPLIT = re.compile(r"(train|test|val|dev|eval)(ing|id|idation|uation)?([-_.].*)?", re.IGNORECASE)
-_SPLIT_OF = {"train": "train", "test": "test", "val": "validation", "dev": "validation", "eval": "validation"}
 
 
 def load_folder(folder: Path) -> Dataset | DatasetDict | dict[str, Split]:
@@ -26,32 +24,35 @@ def load_folder(folder: Path) -> Dataset | DatasetDict | dict[str, Split]:
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return datasets.load_from_disk(str(folder))
     for suffix, builder in _TABLES.items():
-        files = _by_split(sorted(folder.rglob(f"*{suffix}")), folder)
+        files = _by_split([path for path in find_files(folder) if path.suffix.lower() == suffix], folder)
         if files:
             return datasets.load_dataset(builder, data_files=files)
-    return datasets.load_dataset("imagefolder", data_dir=glob.escape(str(folder)))
+    return picture_splits(folder)
 
 
 def stat_digest(folder: Path) -> str:
     """Return a SHA-256 of the names, sizes and modification times of all files under a folder."""
     digest = hashlib.sha256()
-    for parent, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            path = Path(parent, name)
-            stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
-            digest.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
+    for path in find_files(folder):
+        stat = path.stat() if path.exists() else path.lstat()  # a link may lead nowhere
+        digest.update(f"{path.relative_to(folder)}\0{stat.st_size}\0{stat.st_mtime_ns}\n".encode())
     return digest.hexdigest()
 
 
 def _by_split(files: list[Path], folder: Path) -> dict[str, list[str]]:
-    """Sort table files into splits by what their name, or a folder of theirs, starts with; without a hint: train."""
-    found: dict[str, list[str]] = {}
+    """Sort table files into splits by the word for one in their name, or in a folder's; without a hint: train."""
+    found: dict[str, list[Path]] = {}
     for path in files:
-        matches = (_SPLIT.fullmatch(part) for part in reversed(path.relative_to(folder).parts))
-        split = next((_SPLIT_OF[match[1].lower()] for match in matches if match), "train")
-        found.setdefault(split, []).append(glob.escape(str(path)))
-    return found
+        named = (split_named(part) for part in reversed(path.relative_to(folder).parts))
+        found.setdefault(next((split for split in named if split), "train"), []).append(path)
+    for split, paths in found.items():
+        parents = sorted({str(path.parent.relative_to(folder)) for path in paths})
+        if len(parents) > 1:
+            raise ConfigError(
+                f"{folder} holds tables of the {split} split in several folders, {parents[0]} and {parents[1]}: give "
+                "the folder of one data set."
+            )
+    return {split: [glob.escape(str(path)) for path in paths] for split, paths in found.items()}
 
 
 def _idx_split(images: Path, labels: Path | None, split: str) -> Split:

@@ -4,14 +4,16 @@ import gzip
 import math
 import re
 import struct
+import zlib
 from pathlib import Path
 
 import numpy as np
 
 from fedddpm_app.config import ConfigError
+from fedddpm_app.data.splits import split_named
 
-_IMAGES = re.compile(r"(?P<stem>.*?)images(?P<rest>[.-]idx[34]-ubyte(\.gz)?)$")
-_TEST_STEMS = ("t10k", "test")
+_IMAGES = re.compile(r"(?P<stem>.*?)images[.-]idx[34]-ubyte(\.gz)?")
+_DAMAGED = (EOFError, OSError, struct.error, zlib.error)
 _UNSIGNED_BYTE = 0x08
 _ROWS_PER_READ = 1000
 
@@ -29,7 +31,9 @@ def find_idx(folder: Path) -> dict[str, tuple[Path, Path | None]]:
         match = _IMAGES.fullmatch(path.name)
         if match is None:
             continue
-        split = "test" if any(stem in match["stem"] for stem in _TEST_STEMS) else "train"
+        if path.suffix == ".gz" and path.with_suffix("").exists():
+            continue  # unpacked beside it
+        split = "test" if split_named(match["stem"]) in ("test", "validation") else "train"
         if split in found:
             raise ConfigError(
                 f"{folder} holds two IDX files of {split} images, {found[split][0].name} and {path.name}: give a "
@@ -54,6 +58,13 @@ def read_idx(path: Path) -> np.ndarray:
     ValueError
         When the file is no IDX file of unsigned bytes, or does not hold what its header tells.
     """
+    try:
+        return _read(path)
+    except _DAMAGED as error:
+        raise ValueError(f"{path.name} is damaged ({error})") from error
+
+
+def _read(path: Path) -> np.ndarray:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         header = file.read(4)
         if len(header) < 4 or header[:2] != b"\0\0" or header[2] != _UNSIGNED_BYTE:

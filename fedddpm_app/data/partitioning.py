@@ -16,9 +16,9 @@ from flwr_datasets.partitioner import (
 )
 
 from fedddpm_app.config import ConfigError, DataConfig
+from fedddpm_app.data.splits import LABEL
 from fedddpm_app.seeding import derive_seed
 
-LABEL = "label"
 _ROW = "row"
 _CLIENT = "client"
 _NEEDS_LABELS = ("dirichlet", "pathological", "shards", "disjoint-classes")
@@ -77,7 +77,7 @@ def partition_rows(
     try:
         with contextlib.redirect_stderr(io.StringIO()):  # flwr-datasets draws a bar that no option turns off
             partitioner = _partitioner(train, natural, config, partition_seed)
-            rows = [np.asarray(partitioner.load_partition(i)[_ROW], np.int64) for i in range(config.num_clients)]
+            rows = [np.asarray(partitioner.load_partition(i)[:][_ROW], np.int64) for i in range(config.num_clients)]
     except _UNDRAWABLE as error:
         advice = _ADVICE.get(config.partition, "use fewer clients or another partition")
         raise ConfigError(f'partition = "{config.partition}" cannot be drawn ({error}): {advice}.') from error
@@ -95,7 +95,7 @@ def _partitioner(train: Dataset, natural: np.ndarray | None, config: DataConfig,
         case "dirichlet":
             least = config.min_partition_size
             partitioner = DirichletPartitioner(
-                clients, LABEL, config.dirichlet_alpha, min_partition_size=least, seed=seed
+                clients, LABEL, config.dirichlet_alpha, min_partition_size=least, self_balancing=False, seed=seed
             )
         case "pathological":
             partitioner = PathologicalPartitioner(clients, LABEL, config.classes_per_client, seed=seed)

@@ -5,7 +5,7 @@ Every source gives a ``train`` and a ``test`` split.
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import datasets
@@ -15,7 +15,7 @@ from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.data.folders import load_folder, stat_digest
-from fedddpm_app.data.splits import LABEL, Split, split_of_array, split_of_dataset
+from fedddpm_app.data.splits import LABEL, LABEL_COLUMNS, Split, split_named, split_of_array, split_of_dataset
 from fedddpm_app.progress import logger
 
 DIGITS = "digits"
@@ -29,8 +29,7 @@ HUB_IDS = {
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0  # the split is a property of the data set, equal for all runs and seeds
 MAX_TEXT_CLASSES = 1000  # a column of texts with more different ones holds captions, not classes
-_IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo")
-_LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target", "category", "y")
+_IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp", "pixel_values")
 _UNREADABLE = (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError)
 
 
@@ -57,6 +56,8 @@ def load_source(name: str) -> dict[str, Split]:
     """
     if name == DIGITS:
         return _digits()
+    if name.startswith(("/", "./", "../", "~")):
+        raise ConfigError(f'dataset = "{name}" looks like a folder: write "{LOCAL}{Path(name).absolute()}".')
     if not name.startswith(LOCAL):
         return _complete(_from_datasets(_hub(name), name), name)
     folder = local_folder(name)
@@ -84,12 +85,15 @@ def fingerprint(name: str) -> str:
     if name == DIGITS:
         return DIGITS
     splits = load_source(name)
-    return " ".join(f"{split}={len(splits[split])}:{splits[split].table._fingerprint}" for split in sorted(splits))
+    return " ".join(f"{split}={len(splits[split])}:{splits[split].fingerprint}" for split in sorted(splits))
 
 
 def local_folder(name: str) -> Path:
     """Return the folder of a ``path:`` data set; raise ``ConfigError`` where there is none."""
-    folder = Path(name.removeprefix(LOCAL)).expanduser()
+    try:
+        folder = Path(name.removeprefix(LOCAL)).expanduser()
+    except RuntimeError as error:
+        raise ConfigError(f'dataset = "{name}" cannot be used: {error} Give an absolute path.') from error
     if not folder.is_absolute():
         raise ConfigError(
             f'dataset = "{name}" is relative, and the apps may run in another folder: use "{LOCAL}{folder.absolute()}".'
@@ -126,31 +130,46 @@ def _is_split(loaded: object) -> bool:
 
 def _from_datasets(loaded: Dataset | DatasetDict, name: str) -> dict[str, Split]:
     """Bring the image and label columns of data sets to their standard names and types."""
-    splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
-    if "train" not in splits:
-        raise ConfigError(f'dataset = "{name}" has no train split, only {", ".join(splits)}.')
+    splits = _known_splits(loaded, name)
     columns = splits["train"].column_names
-    image = next((c for c in columns if c.lower() in _IMAGE_COLUMNS), None)
-    label = next((c for known in _LABEL_COLUMNS for c in columns if c.lower() == known), None)
+    features = splits["train"].features
+    named = [c for known in _IMAGE_COLUMNS for c in columns if c.lower() == known]
+    image = next((c for c in named if isinstance(features[c], Image)), next(iter(named), None))
+    label = next((c for known in LABEL_COLUMNS for c in columns if c.lower() == known), None)
     if image is None:
         raise ConfigError(
             f'dataset = "{name}" has no image column, only {", ".join(columns)}: name it "{_IMAGE_COLUMNS[0]}".'
         )
     kept = {image: "image"} | ({label: LABEL} if label else {})
-    splits = DatasetDict({split: _rename(part, kept, name) for split, part in splits.items() if split in _KEPT_SPLITS})
+    splits = DatasetDict({split: _rename(part, kept, name, split) for split, part in splits.items()})
     if label:
         splits = _with_usable_labels(splits, name, label)
     return {split: split_of_dataset(part, split) for split, part in splits.items()}
 
 
-_KEPT_SPLITS = ("train", "test", "validation")
+def _known_splits(loaded: Dataset | DatasetDict, name: str) -> DatasetDict:
+    """Return the train split and the one that stands for the test split: test, else validation."""
+    splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
+    by_name: dict[str, Dataset] = {}
+    for split, part in splits.items():
+        by_name.setdefault(split_named(split) or split, part)
+    if "train" not in by_name:
+        raise _without_train(splits, name)
+    test = by_name.get("test") if by_name.get("test") is not None else by_name.get("validation")
+    return DatasetDict(train=by_name["train"]) if test is None else DatasetDict(train=by_name["train"], test=test)
 
 
-def _rename(part: Dataset, kept: dict[str, str], name: str) -> Dataset:
+def _without_train(splits: Iterable[str], name: str) -> ConfigError:
+    return ConfigError(
+        f'dataset = "{name}" has no train split, only {", ".join(splits)}: name the one to train on "train".'
+    )
+
+
+def _rename(part: Dataset, kept: dict[str, str], name: str, split: str) -> Dataset:
     """Return a split with its image and label columns under their standard names, others of these names dropped."""
     missing = [column for column in kept if column not in part.column_names]
     if missing:
-        raise ConfigError(f'dataset = "{name}": its test split lacks the column "{missing[0]}" of its train split.')
+        raise ConfigError(f'dataset = "{name}": its {split} split lacks the column "{missing[0]}" of its train split.')
     part = part.remove_columns([new for old, new in kept.items() if old != new and new in part.column_names])
     part = part.rename_columns({old: new for old, new in kept.items() if old != new})
     if isinstance(part.features["image"], Image):
@@ -172,11 +191,23 @@ def _with_usable_labels(splits: DatasetDict, name: str, column: str) -> DatasetD
             splits = splits.cast_column(LABEL, feature)
         return splits
     if all(_has_usable_labels(part) for part in splits.values()):
-        return splits
+        return _with_one_mapping(splits, name)
     logger.warning(
         'dataset = "%s": its column "%s" is left out: labels are classes, texts or whole numbers from 0.', name, column
     )
     return splits.remove_columns(LABEL)
+
+
+def _with_one_mapping(splits: DatasetDict, name: str) -> DatasetDict:
+    """Give the splits the train split's numbers of the classes, where they number the same names otherwise."""
+    names: list[str] = getattr(splits["train"].features[LABEL], "names", [])
+    for split, part in splits.items():
+        others = getattr(part.features[LABEL], "names", names)
+        if others != names:
+            if sorted(others) != sorted(names):
+                raise ConfigError(f'dataset = "{name}": its {split} split has other classes than its train split.')
+            splits[split] = part.align_labels_with_mapping({each: k for k, each in enumerate(names)}, LABEL)
+    return splits
 
 
 def _text_classes(splits: DatasetDict) -> list[str]:
@@ -200,11 +231,11 @@ def _has_usable_labels(part: Dataset) -> bool:
 def _complete(splits: Mapping[str, Split], name: str) -> dict[str, Split]:
     """Return the train and test splits: the validation split for want of a test split, else a part of train."""
     if "train" not in splits:
-        raise ConfigError(f'dataset = "{name}" has no train split, only {", ".join(splits)}.')
-    for split, part in splits.items():
-        if not len(part):
+        raise _without_train(splits, name)
+    train, test = splits["train"], splits.get("test", splits.get("validation"))
+    for split, part in (("train", train), ("test", test)):
+        if part is not None and not len(part):
             raise ConfigError(f'dataset = "{name}" has no images in its {split} split; give some.')
-    train, test = splits["train"], splits.get("test") or splits.get("validation")
     if test is not None:
         return {"train": train, "test": test}
     if len(train) < 2:
@@ -216,7 +247,8 @@ def _complete(splits: Mapping[str, Split], name: str) -> dict[str, Split]:
 def _split_off_test(train: Split) -> dict[str, list[int]]:
     """Return the rows of both splits, with the same share of every class where each has enough images."""
     labels = train.table[LABEL] if train.class_names else []
-    fits = bool(labels) and min(Counter(labels).values()) >= 2
+    counts = Counter(labels)
+    fits = bool(labels) and min(counts.values()) >= 2 and int(TEST_FRACTION * len(train)) >= len(counts)
     table = train.table.select_columns([LABEL] if fits else train.table.column_names[:1])
     table = table.add_column("_row", list(range(len(train))))
     parts = table.train_test_split(TEST_FRACTION, seed=SPLIT_SEED, stratify_by_column=LABEL if fits else None)

@@ -1,6 +1,7 @@
 """One split of a source, its images not decoded yet."""
 
 import io
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,7 +12,22 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 LABEL = "label"
+LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target", "category", "digit", "label_id", "y")
+_WORD = r"(?<![a-z0-9])(train(?:ing)?|test(?:ing)?|t10k|val(?:id|idation)?|dev|eval(?:uation)?)(?![a-z])"
+_SPLIT_OF = {"train": "train", "test": "test", "t10k": "test"}
 _IMAGE = "image"
+
+
+def split_named(name: str) -> str | None:
+    """Return the split that a file, folder or split name has a usual word for: train, test or validation.
+
+    Words are separated by anything but letters and digits: ``mnist_train-0.parquet`` has one, ``testimony`` none.
+    """
+    match = re.search(_WORD, name, re.IGNORECASE)
+    if match is None:
+        return None
+    word = match[1].lower().removesuffix("ing")
+    return _SPLIT_OF.get(word, "validation")
 
 
 @dataclass(frozen=True)
@@ -27,11 +43,14 @@ class Split:
         Row -> PIL image; raises what PIL raises for a file that it cannot read.
     name_of : callable
         Row -> what a user finds the image by: its file, or its row.
+    fingerprint : str
+        Of the images, where ``datasets`` knows one.
     """
 
     table: Dataset
     read: Callable[[int], Image.Image]
     name_of: Callable[[int], str]
+    fingerprint: str = ""
 
     def __len__(self) -> int:
         return len(self.table)
@@ -49,7 +68,8 @@ class Split:
 
     def select(self, rows: list[int]) -> "Split":
         """Return the split of ``rows`` alone, in their order."""
-        return Split(self.table.select(rows), lambda i: self.read(rows[i]), lambda i: self.name_of(rows[i]))
+        table, mark = self.table.select(rows), self.fingerprint
+        return Split(table, lambda i: self.read(rows[i]), lambda i: self.name_of(rows[i]), mark)
 
 
 def split_of_dataset(images: Dataset, split: str) -> Split:
@@ -58,15 +78,17 @@ def split_of_dataset(images: Dataset, split: str) -> Split:
 
     def read(row: int) -> Image.Image:
         stored = encoded[row][_IMAGE]
+        if stored is None:
+            raise ValueError("it is empty")
         return Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
 
     def name_of(row: int) -> str:
-        path = encoded[row][_IMAGE]["path"]
+        path = (encoded[row][_IMAGE] or {}).get("path")
         return path if path and Path(path).is_absolute() else f"row {row} of the {split} split"
 
     others = images.remove_columns(_IMAGE)
     rows = Dataset.from_dict({"row": np.arange(len(images))})
-    return Split(others if others.column_names else rows, read, name_of)
+    return Split(others if others.column_names else rows, read, name_of, images._fingerprint)
 
 
 def split_of_array(pixels: np.ndarray, labels: np.ndarray | None, class_names: list[str], split: str) -> Split:

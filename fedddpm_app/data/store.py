@@ -26,7 +26,7 @@ from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.progress import ItemReporter, logger
 
 SPLITS = ("train", "test")
-_VERSION = 1  # of decoding and of the layout
+_VERSION = 2  # of decoding and of the layout
 _ABOUT = "about.json"
 
 
@@ -42,6 +42,8 @@ class SplitInfo:
         SHA-256 of pixels and labels.
     bad : list of str
         Images that could not be read.
+    has_labels : bool
+        Whether there are any.
     class_names : list of str
         By label; empty where the source has none.
     """
@@ -50,6 +52,7 @@ class SplitInfo:
     num_grey: int
     digest: str
     bad: list[str]
+    has_labels: bool
     class_names: list[str]
 
 
@@ -88,23 +91,25 @@ def load_stored(config: DataConfig) -> dict[str, StoredSplit]:
     """
     root = cache_folder(config) / "images"
     folder = root / _key(config)
+    splits = _open(folder)
     try:
-        if not (folder / _ABOUT).exists():
+        if splits is None:
             root.mkdir(parents=True, exist_ok=True)
             with FileLock(root / f"{folder.name}.lock"):
-                if not (folder / _ABOUT).exists():
+                if _open(folder) is None:
                     _build(folder, config)
+            splits = _open(folder)
     except OSError as error:
         raise ConfigError(
             f'cache-dir = "{config.cache_dir}": {root} cannot be written ({error}); give a folder in which you may '
             "write, with room for the decoded images."
         ) from error
-    about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-    infos = {split: SplitInfo(**about[split]) for split in SPLITS}
-    for info in infos.values():
-        check_bad(info.bad, info.num_images, config)
-    check_mixture(sum(i.num_grey for i in infos.values()), sum(i.num_images for i in infos.values()), config)
-    return {split: _open(folder, split, info) for split, info in infos.items()}
+    if splits is None:
+        raise ConfigError(f"{folder} has been removed or changed while it was used: remove it, and run again.")
+    infos = [part.info for part in splits.values()]
+    check_bad([bad for info in infos for bad in info.bad], min(info.num_images for info in infos), config)
+    check_mixture(sum(info.num_grey for info in infos), sum(info.num_images for info in infos), config)
+    return splits
 
 
 def _key(config: DataConfig) -> str:
@@ -115,8 +120,9 @@ def _key(config: DataConfig) -> str:
 
 def _build(folder: Path, config: DataConfig) -> None:
     source = load_source(config.dataset)
+    for left_behind in folder.parent.glob(f"{folder.name}.*.partial"):  # by a process that was killed
+        shutil.rmtree(left_behind, ignore_errors=True)
     work = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     try:
         about: dict[str, object] = {"dataset": config.dataset, "image_size": config.image_size}
@@ -133,6 +139,7 @@ def _store(folder: Path, split: str, source: Split, config: DataConfig) -> Split
     path = folder / f"{split}.images.npy"
     shape = (len(source), config.image_channels, config.image_size, config.image_size)
     pixels: np.ndarray = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
+    _reserve(path)
     reporter = ItemReporter("decode", len(source))
     decoded = decode(source, config, pixels, reporter.after_item)
     for bad in decoded.bad:
@@ -146,11 +153,34 @@ def _store(folder: Path, split: str, source: Split, config: DataConfig) -> Split
     if labels is not None:
         np.save(folder / f"{split}.labels.npy", labels[decoded.rows])
         digest.update(labels[decoded.rows].data)
-    return SplitInfo(len(decoded.rows), decoded.num_grey, digest.hexdigest(), decoded.bad, source.class_names)
+    counts = len(decoded.rows), decoded.num_grey
+    return SplitInfo(*counts, digest.hexdigest(), decoded.bad, labels is not None, source.class_names)
 
 
-def _open(folder: Path, split: str, info: SplitInfo) -> StoredSplit:
-    images = np.load(folder / f"{split}.images.npy", mmap_mode="c")
-    labels = folder / f"{split}.labels.npy"
-    data = ImageTensors(torch.from_numpy(images), torch.from_numpy(np.load(labels)) if labels.exists() else None)
-    return StoredSplit(data, np.load(folder / f"{split}.rows.npy", mmap_mode="r"), info)
+def _reserve(path: Path) -> None:
+    """Take the room of a mapped file on the disk now: a full disk is an error here, and a signal later."""
+    if not hasattr(os, "posix_fallocate"):  # macOS
+        return
+    with path.open("r+b") as file:
+        os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+
+
+def _open(folder: Path) -> dict[str, StoredSplit] | None:
+    """Map the files of a folder; None where it is not there or damaged, so that it is built anew."""
+    try:
+        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        return {split: _open_split(folder, split, SplitInfo(**about[split])) for split in SPLITS}
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, LookupError, TypeError, EOFError) as error:
+        logger.warning("the cache %s is damaged (%s): the images are decoded again", folder, error)
+        return None
+
+
+def _open_split(folder: Path, split: str, info: SplitInfo) -> StoredSplit:
+    images = torch.from_numpy(np.load(folder / f"{split}.images.npy", mmap_mode="c"))
+    labels = torch.from_numpy(np.load(folder / f"{split}.labels.npy")) if info.has_labels else None
+    rows = np.load(folder / f"{split}.rows.npy")
+    if {len(images), len(rows), len(rows if labels is None else labels)} != {info.num_images}:
+        raise ValueError(f"its {split} split does not hold {info.num_images} images")
+    return StoredSplit(ImageTensors(images, labels), rows, info)

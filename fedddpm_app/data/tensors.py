@@ -10,6 +10,7 @@ from torch import Tensor
 from fedddpm_app.config import ConfigError, DataConfig
 from fedddpm_app.data.partitioning import partition_rows
 from fedddpm_app.data.sources import load_source
+from fedddpm_app.data.splits import LABEL
 from fedddpm_app.data.store import StoredSplit, load_stored
 from fedddpm_app.diffusion.images import ImageTensors
 
@@ -105,6 +106,12 @@ def label_table(config: DataConfig, seed: int) -> Tensor:
     return torch.stack([labels[client.train].bincount(minlength=config.num_classes) for client in rows])
 
 
+def num_unassigned(config: DataConfig, seed: int) -> int:
+    """Return how many images of the training split no client has, as some partitions leave some out."""
+    held = sum(len(client.train) + len(client.held_out) for client in client_rows(config, seed))
+    return len(load_train_data(config)) - held
+
+
 def _load(config: DataConfig, split: str) -> StoredSplit:
     stored = load_stored(config)[split]
     _check_labels(stored.data.labels, config)
@@ -122,11 +129,18 @@ def _natural_column(config: DataConfig, stored: StoredSplit) -> np.ndarray:
     table = load_source(config.dataset)["train"].table
     if config.partition_column not in table.column_names:
         raise ConfigError(
-            f'partition-column = "{config.partition_column}" is no column of dataset = "{config.dataset}": use one of '
-            f"{', '.join(table.column_names)}, or another partition."
+            f'partition-column = "{config.partition_column}" is no column of dataset = "{config.dataset}" (the column '
+            f'of labels is "{LABEL}" here): use one of {", ".join(table.column_names)}, or another partition.'
         )
-    values: np.ndarray = np.asarray(table[config.partition_column]).astype(str)[stored.rows]
-    return values
+    column = list(table[config.partition_column])
+    values = [str(column[row]) for row in stored.rows.tolist()]
+    missing = sum(value in ("", "None", "nan") for value in values)
+    if missing:
+        raise ConfigError(
+            f'partition-column = "{config.partition_column}" is empty for {missing} images: fill it, leave these '
+            "images out, or use another partition."
+        )
+    return np.asarray(values)
 
 
 def _check_labels(labels: Tensor | None, config: DataConfig) -> None:

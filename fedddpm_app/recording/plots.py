@@ -45,7 +45,7 @@ def plot_partition(counts: Tensor, class_names: Sequence[str], path: Path) -> No
             colour = "white" if count > dark else "black"
             left.text(label, client, str(count), ha="center", va="center", fontsize=7, color=colour)
     shown = range(0, classes, max(1, classes // 20))
-    names = [class_names[k] if k < len(class_names) else str(k) for k in shown]
+    names = [class_names[k].replace("$", r"\$") if k < len(class_names) else str(k) for k in shown]
     left.set_xticks(list(shown), names, rotation=45 if max(map(len, names)) > 3 else 0, ha="center")
     left.set(xlabel="class", ylabel="client")
     left.yaxis.set_major_locator(MaxNLocator(integer=True))

@@ -75,9 +75,9 @@ class RunRecorder:
         with (self.directory / "stats.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(_without_nan(line)) + "\n")
 
-    def save_partition(self, counts: Tensor, class_names: Sequence[str]) -> None:
+    def save_partition(self, counts: Tensor, class_names: Sequence[str], num_unassigned: int) -> None:
         """Write what clients train on, int64 of shape (clients, classes), as a line of ``stats.jsonl`` and a plot."""
-        sizes = {"data/num_examples": counts.sum(1).tolist()}
+        sizes = {"data/num_examples": counts.sum(1).tolist(), "data/num_unassigned": num_unassigned}
         self.append({"phase": "data", **sizes, "data/label_counts": counts.tolist(), "data/classes": [*class_names]})
         plot_partition(counts, class_names, self.directory / "plots" / "partition.png")
 

@@ -51,3 +51,8 @@ def table_of(pixels, labels=None, feature=None, image="image", label="label"):
 
 def noise(count, size=(4, 4), seed=0):
     return np.random.default_rng(seed).integers(0, 256, (count, *size), dtype=np.uint8)
+
+
+def encoded(table):
+    """The images of a data set as they are stored."""
+    return table.cast_column("image", datasets.Image(decode=False))["image"]

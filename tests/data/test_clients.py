@@ -5,8 +5,17 @@ import pytest
 import torch
 
 from fedddpm_app.config import ConfigError
-from fedddpm_app.data.tensors import check_data, client_rows, label_table, load_client_data, load_test_data
-from tests.data.conftest import noise, table_of
+from fedddpm_app.data.tensors import (
+    check_data,
+    client_rows,
+    label_table,
+    load_client_data,
+    load_test_data,
+    num_unassigned,
+)
+from fedddpm_app.diffusion.images import to_unit_range
+from fedddpm_app.diffusion_task import DiffusionTask
+from tests.data.conftest import encoded, noise, table_of
 
 LABELLED = ["dirichlet", "pathological", "shards", "disjoint-classes"]
 
@@ -131,6 +140,48 @@ def test_labels_are_needed_where_they_are(tmp_path, data_config, partition):
 @pytest.mark.parametrize("fraction", [0.999, 0.5])
 def test_a_client_always_keeps_an_image_to_train_on(data_config, fraction):
     assert all(len(client.train) >= 1 for client in all_clients(data_config(held_out_fraction=fraction)))
+
+
+@pytest.mark.parametrize("partition", ["pathological", "shards"])
+def test_which_classes_a_client_has_follows_the_seed(data_config, partition):
+    data = data_config(partition=partition, classes_per_client=3, shards_per_client=1)
+    classes = [[set(torch.nonzero(own).flatten().tolist()) for own in label_table(data, seed)] for seed in range(6)]
+    assert any(each != classes[0] for each in classes)
+
+
+def test_owners_stay_with_their_images_when_some_cannot_be_read(tmp_path, data_config):
+    owners = [f"writer-{k % 2}" for k in range(40)]
+    table = table_of(noise(40))
+    broken = [{"bytes": b"junk" if k == 0 else row["bytes"], "path": None} for k, row in enumerate(encoded(table))]
+    table_of(broken).add_column("writer", owners).to_parquet(tmp_path / "train.parquet")
+    table_of(noise(5)).add_column("writer", ["c"] * 5).to_parquet(tmp_path / "test.parquet")
+    data = data_config(tmp_path, partition="natural", partition_column="writer", max_bad_images=1)
+    for client in client_rows(data, 0):
+        rows = torch.cat([client.train, client.held_out]) + 1  # the first image is left out
+        assert len({owners[row] for row in rows.tolist()}) == 1
+
+
+@pytest.mark.parametrize("owner", [None, ""])
+def test_images_of_nobody_are_refused_in_a_natural_partition(tmp_path, data_config, owner):
+    table_of(noise(40)).add_column("writer", [owner, *"ab" * 19, "a"]).to_parquet(tmp_path / "train.parquet")
+    table_of(noise(5)).add_column("writer", ["c"] * 5).to_parquet(tmp_path / "test.parquet")
+    with pytest.raises(ConfigError, match="is empty for 1 images"):
+        client_rows(data_config(tmp_path, partition="natural", partition_column="writer"), 0)
+
+
+def test_images_that_no_client_has_are_counted(data_config):
+    assert num_unassigned(data_config(), 0) == 0
+    data = data_config(partition="pathological", classes_per_client=1)
+    assert num_unassigned(data, 0) == 1437 - sum(len(c.train) + len(c.held_out) for c in client_rows(data, 0)) > 500
+
+
+def test_a_client_evaluates_on_what_it_does_not_train_on(config):
+    task, seen = DiffusionTask(config), []
+    task.loss_fn.losses = lambda model, batch, t, noise: seen.append(batch.images) or torch.zeros(len(batch.images))
+    _, count = task.held_out_loss(task.create_model(), 2)
+    expected = load_client_data(config.data, config.run.seed, 2).held_out
+    assert count == len(expected)
+    assert torch.equal(torch.cat(seen)[:count], to_unit_range(expected.images))
 
 
 def test_the_label_table_counts_what_clients_train_on(config):

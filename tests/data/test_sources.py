@@ -10,7 +10,9 @@ import torch
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.data.sources import HUB_IDS, load_source
-from fedddpm_app.data.tensors import check_data, load_client_data, load_train_data
+from fedddpm_app.data.splits import split_named
+from fedddpm_app.data.store import load_stored
+from fedddpm_app.data.tensors import check_data, client_rows, load_client_data, load_train_data
 from tests.data.conftest import noise, picture, table_of
 
 
@@ -40,6 +42,7 @@ def test_idx_files_load_exactly(tmp_path, stored, suffix, shape):
         (b"\0\0\x0d\x03" + struct.pack(">3I", 1, 2, 2) + bytes(16), "no IDX file of unsigned bytes"),
         (b"\0\0\x08\x03" + struct.pack(">3I", 1, 2, 2) + bytes(5), "does not hold"),
         (b"", "no IDX file"),
+        (b"\0\0\x08\x03\0\0", "train-images-idx3-ubyte is damaged"),
     ],
 )
 def test_a_broken_idx_file_is_named(tmp_path, content, says):
@@ -74,6 +77,167 @@ def test_a_name_that_only_begins_like_a_split_is_none(tmp_path):
     for name in ("trainidation", "values", "testimony"):
         table_of(noise(10)).to_parquet(tmp_path / f"{name}.parquet")
     assert [len(part) for part in load_source(f"path:{tmp_path}").values()] == [24, 6]
+
+
+@pytest.mark.parametrize(
+    ("name", "split"),
+    [
+        ("mnist_train.parquet", "train"),
+        ("train2017", "train"),
+        ("Training", "train"),
+        ("imgs.test-0", "test"),
+        ("t10k-images", "test"),
+        ("valid", "validation"),
+        ("dev", "validation"),
+        ("evaluation-set", "validation"),
+        ("testimony", None),
+        ("values", None),
+        ("latest", None),
+        ("strain", None),
+    ],
+)
+def test_the_word_for_a_split_is_found(name, split):
+    assert split_named(name) == split
+
+
+def test_tables_of_two_data_sets_are_not_joined(tmp_path):
+    for name in ("plain", "augmented"):
+        (tmp_path / name).mkdir()
+        table_of(noise(20)).to_parquet(tmp_path / name / "train.parquet")
+    with pytest.raises(ConfigError, match="in several folders, augmented and plain"):
+        load_source(f"path:{tmp_path}")
+
+
+@pytest.mark.parametrize("splits", [("train", "validation"), ("train", "valid"), ("training", "dev")])
+def test_a_hub_sets_validation_split_stands_in_for_a_test_split(monkeypatch, splits):
+    parts = dict(zip(splits, (table_of(noise(20)), table_of(noise(5))), strict=True))
+    monkeypatch.setattr(datasets, "load_dataset", lambda _: datasets.DatasetDict(parts))
+    load_source.cache_clear()
+    found = load_source("some/set")
+    load_source.cache_clear()
+    assert [len(found[split]) for split in ("train", "test")] == [20, 5]
+
+
+def test_a_hub_set_that_changes_is_decoded_again(monkeypatch, stored):
+    def decoded(seed):
+        parts = datasets.DatasetDict(train=table_of(noise(20, seed=seed)), test=table_of(noise(5)))
+        monkeypatch.setattr(datasets, "load_dataset", lambda _: parts)
+        load_source.cache_clear()
+        load_stored.cache_clear()
+        return stored(dataset="some/changing-set", image_size=4)["train"].data.images
+
+    assert torch.equal(decoded(0)[:, 0], torch.from_numpy(noise(20)))
+    assert torch.equal(decoded(1)[:, 0], torch.from_numpy(noise(20, seed=1)))
+    load_source.cache_clear()
+
+
+def test_classes_that_are_numbered_otherwise_in_the_test_split_are_brought_together(tmp_path, stored):
+    train = table_of(noise(20), [0, 1] * 10, datasets.ClassLabel(names=["cat", "dog"]))
+    test = table_of(noise(4), [0, 0, 1, 1], datasets.ClassLabel(names=["dog", "cat"]))
+    datasets.DatasetDict(train=train, test=test).save_to_disk(str(tmp_path / "a"))
+    assert stored(tmp_path / "a")["test"].data.labels.tolist() == [1, 1, 0, 0]
+    other = table_of(noise(4), [0, 0, 1, 1], datasets.ClassLabel(names=["dog", "cow"]))
+    datasets.DatasetDict(train=train, test=other).save_to_disk(str(tmp_path / "b"))
+    with pytest.raises(ConfigError, match="its test split has other classes"):
+        load_source(f"path:{tmp_path / 'b'}")
+
+
+def save_pictures(folder, names):
+    for k, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        picture(np.random.default_rng(k)).save(folder / name)
+
+
+def test_pictures_in_folders_of_splits(tmp_path):
+    names = [f"{s}/{c}/{k}.png" for s, n in (("Training", 6), ("Testing", 2)) for c in ("a", "b") for k in range(n)]
+    save_pictures(tmp_path, names)
+    found = load_source(f"path:{tmp_path}")
+    assert [len(found[split]) for split in ("train", "test")] == [12, 4]
+    assert found["test"].labels.tolist() == [0, 0, 1, 1]
+    assert found["train"].class_names == ["a", "b"]
+
+
+def test_a_class_that_one_split_lacks_keeps_its_number(tmp_path):
+    names = [f"train/{c}/{k}.png" for c in "abc" for k in range(3)] + [f"test/{c}/0.png" for c in "bc"]
+    save_pictures(tmp_path, names)
+    assert load_source(f"path:{tmp_path}")["test"].labels.tolist() == [1, 2]
+
+
+def test_folders_that_count_from_zero_are_in_the_order_of_numbers(tmp_path):
+    save_pictures(tmp_path, [f"{c}/{k}.png" for c in range(12) for k in range(3)])
+    names = load_source(f"path:{tmp_path}")["train"].class_names
+    assert names == [str(k) for k in range(12)]
+
+
+def test_a_class_called_like_a_split_is_a_class(tmp_path):
+    save_pictures(tmp_path, [f"{c}/{k}.png" for c in ("bus", "car", "plane", "train") for k in range(10)])
+    found = load_source(f"path:{tmp_path}")
+    assert found["train"].class_names == ["bus", "car", "plane", "train"]
+    assert sum(len(part) for part in found.values()) == 40
+
+
+def test_names_of_pictures_say_nothing_of_splits(tmp_path):
+    save_pictures(tmp_path, [f"{name}_{k}.png" for name in ("test", "train", "x") for k in range(10)])
+    assert sum(len(part) for part in load_source(f"path:{tmp_path}").values()) == 30
+
+
+def test_links_are_followed_and_hidden_files_left_alone(tmp_path):
+    save_pictures(tmp_path / "elsewhere", [f"{k}.png" for k in range(10)])
+    save_pictures(tmp_path / "data", [f"cat/{k}.png" for k in range(10)])
+    (tmp_path / "data" / "dog").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "data" / "dog-loop").symlink_to(tmp_path / "data")
+    (tmp_path / "data" / "cat" / "._1.png").write_bytes(b"junk")
+    (tmp_path / "data" / "cat" / ".DS_Store").write_bytes(b"junk")
+    (tmp_path / "data" / "cat" / "notes.txt").write_text("")
+    found = load_source(f"path:{tmp_path / 'data'}")
+    assert found["train"].class_names == ["cat", "dog"]
+    assert sum(len(part) for part in found.values()) == 20
+
+
+def test_pictures_that_cannot_be_opened_count_as_bad(tmp_path, stored):
+    save_pictures(tmp_path, [f"{k}.png" for k in range(10)])
+    (tmp_path / "photo.HEIC").write_bytes(b"ftypheic")
+    with pytest.raises(ConfigError, match=r"photo\.HEIC"):
+        stored(tmp_path, image_channels=3)
+
+
+def test_pictures_beside_class_folders_are_refused(tmp_path):
+    save_pictures(tmp_path, ["a/1.png", "a/2.png", "3.png"])
+    with pytest.raises(ConfigError, match=r"1 pictures, such as 3\.png, lie beside the class folders"):
+        load_source(f"path:{tmp_path}")
+
+
+def test_a_table_beside_the_pictures_adds_columns(tmp_path, data_config):
+    save_pictures(tmp_path, [f"{k:02d}.png" for k in range(40)])
+    rows = [f"{k:02d}.png,{'cat' if k % 2 else 'dog'},hospital-{k % 4}" for k in reversed(range(40))]
+    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label,site", *rows]))
+    data = data_config(tmp_path, image_channels=3, partition="natural", partition_column="site", min_partition_size=1)
+    found = load_source(data.dataset)
+    assert found["train"].class_names == ["cat", "dog"]
+    held = [c.train.tolist() + c.held_out.tolist() for c in client_rows(data, 0)]
+    sites = [{found["train"].table["site"][row] for row in rows} for rows in held]
+    assert [len(names) for names in sites] == [2, 2]
+    (tmp_path / "40.png").write_bytes((tmp_path / "00.png").read_bytes())
+    load_source.cache_clear()
+    with pytest.raises(ConfigError, match=r"says nothing of 1 pictures, such as 40\.png"):
+        load_source(data.dataset)
+
+
+def test_few_images_of_many_classes_are_split(tmp_path):
+    save_pictures(tmp_path, [f"{c:02d}/{k}.png" for c in range(50) for k in range(3)])
+    assert [len(part) for part in load_source(f"path:{tmp_path}").values()] == [120, 30]
+
+
+def test_unpacked_idx_files_beside_the_packed_ones(tmp_path):
+    for suffix in ("", ".gz"):
+        write_idx(tmp_path / f"train-images-idx3-ubyte{suffix}", noise(20))
+    assert sum(len(part) for part in load_source(f"path:{tmp_path}").values()) == 20
+
+
+@pytest.mark.parametrize("name", ["/data/x", "./data", "~/data"])
+def test_a_bare_path_is_told_to_be_one(name):
+    with pytest.raises(ConfigError, match='looks like a folder: write "path:/'):
+        load_source(name)
 
 
 def test_a_relative_path_is_refused_with_the_absolute_one():

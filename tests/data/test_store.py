@@ -1,6 +1,8 @@
 """Decoding, and the cache of what was decoded."""
 
 import multiprocessing
+import os
+import shutil
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.data import store
 from fedddpm_app.data.decoding import fit
 from fedddpm_app.data.store import cache_folder, load_stored
-from tests.data.conftest import noise, picture, table_of
+from tests.data.conftest import encoded, noise, picture, table_of
 
 
 def test_a_picture_of_the_right_size_is_not_changed():
@@ -69,12 +71,6 @@ def test_rows_and_labels_stay_together_when_images_are_left_out(tmp_path, stored
     assert [name.split(" (")[0] for name in split.info.bad] == [f"row {k} of the train split" for k in (0, 7)]
 
 
-def encoded(table):
-    import datasets
-
-    return table.cast_column("image", datasets.Image(decode=False))["image"]
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_grey_and_colour_are_mixed_only_when_asked_for(folder_of_images, stored, channels):
     picture(np.random.default_rng(1), bands=1).save(folder_of_images / "cat" / "grey.png")
@@ -110,6 +106,61 @@ def test_a_filled_cache_is_read_without_writing(folder_of_images, data_config, m
     load_stored.cache_clear()
     monkeypatch.setattr(store, "FileLock", None)
     assert load_stored(data)["train"].info == first["train"].info
+
+
+@pytest.mark.parametrize("change", [{"image_size": 4}, {"image_channels": 1}])
+def test_another_size_or_number_of_channels_is_decoded_anew(folder_of_images, stored, change):
+    whole = stored(folder_of_images, image_channels=3)["train"].data.images
+    other = stored(folder_of_images, **({"image_channels": 3} | change))["train"].data.images
+    assert whole.shape[1:] == (3, 8, 8)
+    assert other.shape[1:] == (change.get("image_channels", 3), *[change.get("image_size", 8)] * 2)
+
+
+def test_a_changed_picture_of_the_same_size_is_decoded_anew(folder_of_images, stored):
+    before = stored(folder_of_images, image_channels=3)["train"].data.images.clone()
+    for path in folder_of_images.rglob("*.png"):
+        Image.eval(Image.open(path), lambda value: 255 - value).save(path, compress_level=0)
+        os.utime(path, ns=(1, 1))
+    load_stored.cache_clear()
+    assert not torch.equal(stored(folder_of_images, image_channels=3)["train"].data.images, before)
+
+
+@pytest.mark.parametrize("name", ["about.json", "train.images.npy", "train.rows.npy", "test.images.npy"])
+@pytest.mark.parametrize("damage", [lambda path: path.write_bytes(path.read_bytes()[:50]), lambda path: path.unlink()])
+def test_a_damaged_cache_is_decoded_again(folder_of_images, data_config, name, damage, tmp_path):
+    data = data_config(folder_of_images, image_channels=3, cache_dir=str(tmp_path / "cache"))
+    before = load_stored(data)["train"].data.images.clone()
+    load_stored.cache_clear()
+    damage(next((tmp_path / "cache" / "images").glob(f"*/{name}")))
+    assert torch.equal(load_stored(data)["train"].data.images, before)
+
+
+def test_a_cache_that_lost_its_labels_is_decoded_again(tmp_path, data_config):
+    table_of(noise(20), [0, 1] * 10).to_parquet(tmp_path / "train.parquet")
+    data = data_config(tmp_path, cache_dir=str(tmp_path / "cache"))
+    assert load_stored(data)["train"].data.labels is not None
+    load_stored.cache_clear()
+    next((tmp_path / "cache" / "images").glob("*/train.labels.npy")).unlink()
+    assert load_stored(data)["train"].data.labels is not None
+
+
+def test_what_a_killed_process_left_is_removed(folder_of_images, data_config, tmp_path):
+    data = data_config(folder_of_images, image_channels=3, cache_dir=str(tmp_path / "cache"))
+    load_stored(data)
+    load_stored.cache_clear()
+    (folder,) = (path for path in (tmp_path / "cache" / "images").iterdir() if path.is_dir())
+    shutil.rmtree(folder)
+    folder.with_name(f"{folder.name}.1.partial").mkdir()
+    load_stored(data)
+    assert [path.name for path in folder.parent.iterdir() if path.is_dir()] == [folder.name]
+
+
+def test_empty_images_of_a_table_are_bad_images(tmp_path, stored):
+    table_of([*noise(19), None]).to_parquet(tmp_path / "train.parquet")
+    table_of(noise(5)).to_parquet(tmp_path / "test.parquet")
+    with pytest.raises(ConfigError, match="it is empty"):
+        stored(tmp_path)
+    assert len(stored(tmp_path, max_bad_images=1)["train"].data) == 19
 
 
 def test_the_digest_is_of_the_content(tmp_path, stored):

@@ -10,9 +10,11 @@ import pytest
 import torch
 
 from fedddpm_app.diffusion.images import ImageTensors
-from fedddpm_app.evaluation.distances import frechet_distance
+from fedddpm_app.evaluation.comparison import spread
+from fedddpm_app.evaluation.copies import CopyDetector
+from fedddpm_app.evaluation.distances import frechet_distance, kernel_distance
 from fedddpm_app.evaluation.figures import Drawing, Figure, mean_over_clients
-from fedddpm_app.evaluation.reference import RealImages
+from fedddpm_app.evaluation.reference import RealImages, Reference
 from tests.evaluation.conftest import values
 
 DRAWING = Drawing("ddim", 50, "ema")
@@ -177,6 +179,101 @@ def test_a_standard_inception_gives_fid_and_others_do_not(monkeypatch):
     assert name_of("fd", network) == "fd-inception-v3"
 
 
+@pytest.mark.parametrize("extractor", ["classifier", "efficientnet-lite0"])
+def test_the_figures_order_real_blurred_and_noise(evaluator_of, real, extractor):
+    evaluator = evaluator_of(extractor=extractor)
+    images = real.train.images[-200:]
+    padded = torch.nn.functional.pad(images.float(), (1, 1, 1, 1), mode="replicate")
+    blur = torch.nn.functional.avg_pool2d(padded, 3, 1)
+    sets = [images, (0.5 * images + 0.5 * blur).round().to(torch.uint8), noise_like(images, 200)]
+    good, blurred, noise = (values(evaluator.measure([each], DRAWING, find_copies=False)) for each in sets)
+    for name in ("fd", "kd"):
+        assert good[f"{name}-{extractor}"] < blurred[f"{name}-{extractor}"] < noise[f"{name}-{extractor}"]
+    for name in ("recall", "coverage"):
+        assert good[f"{name}-{extractor}"] > blurred[f"{name}-{extractor}"] > noise[f"{name}-{extractor}"]
+    for name in ("precision", "density"):  # which a blur does not lower
+        assert blurred[f"{name}-{extractor}"] > 0.2 > 10 * noise[f"{name}-{extractor}"]
+
+
+def test_the_classifier_keeps_what_is_no_digit_apart(evaluator_of, real):
+    generator = torch.Generator().manual_seed(3)
+    images = real.train.images[-200:]
+    grain = (torch.randn(images.shape, generator=generator) * 40 + 100).clamp(0, 255).to(torch.uint8)
+    for garbage in (noise_like(images, 200), grain, torch.zeros_like(images)):
+        found = values(evaluator_of().measure([garbage], DRAWING, find_copies=False))
+        assert found["precision-classifier"] <= 0.02
+        assert found["coverage-classifier"] <= 0.02
+
+
+def test_the_kernel_distance_of_two_real_halves_is_zero_within_its_error(evaluator_of, real):
+    """The standard error is that of other random halves of the same images: what chance alone makes of it."""
+    images = torch.cat([real.test.images, real.train.images])
+    vectors = evaluator_of().reference.extractor(images).vectors
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(30):
+        order = torch.randperm(len(vectors), generator=generator)
+        halves = vectors[order[:898]], vectors[order[898:]]
+        found.append(kernel_distance(*halves, seed=0, subsets=20).value)
+    error = torch.tensor(found[1:]).std()
+    assert abs(found[0]) < 3 * error
+    assert abs(sum(found) / len(found)) < 3 * error / len(found) ** 0.5
+
+
+def test_the_cache_tells_data_sets_apart(evaluator_of, real, tmp_path):
+    """Another digest of the training split is another floor, though sizes and extractor are the same."""
+    one = evaluator_of(cache_dir=tmp_path).reference
+    before = one.floor(50).measures["fd"].value
+    train = ImageTensors(real.train.images.flip(-1), real.train.labels)
+    other = Reference(
+        RealImages(train, real.test, {**real.digests, "train": "0" * 64}),
+        "test",
+        one.extractor,
+        one.classifier,
+        tmp_path,
+    )
+    assert other.floor(50).measures["fd"].value != before
+
+
+def test_the_cache_tells_numbers_of_neighbours_apart(real, tmp_path):
+    options = {"rate": 0.01, "digest": "d", "cache_dir": tmp_path}
+    few = CopyDetector(real.train.images, real.test.images, neighbours=5, **options)
+    many = CopyDetector(real.train.images, real.test.images, neighbours=50, **options)
+    assert not torch.equal(few.held_out_ratios, many.held_out_ratios)
+
+
+def test_rows_are_spread_evenly():
+    assert spread(torch.arange(10), 4).tolist() == [0, 3, 6, 9]
+    assert spread(torch.arange(3), 5).tolist() == [0, 1, 2]
+
+
+def test_a_small_reference_is_noted_too(evaluator_of, real):
+    few = RealImages(real.train, real.test.select(torch.arange(20)), {**real.digests, "test": "1" * 64})
+    fd = evaluator_of(real=few).measure([noise_like(real.test.images, 100)], DRAWING, find_copies=False).figures[0]
+    assert "20 images are fewer than the 64 feature dimensions" in fd.note
+
+
+def test_copies_are_found_though_the_data_hold_some_in_both_splits(real, tmp_path):
+    """Two per cent of the held-out images are training images: they are no yardstick of what is new."""
+    held_out = torch.cat([real.test.images, real.train.images[:8]])
+    options = {"neighbours": 50, "rate": 0.01, "digest": "e", "cache_dir": tmp_path}
+    detector = CopyDetector(real.train.images, held_out, **options)
+    search = detector.start()
+    search.add(torch.cat([real.train.images[100:150], noise_like(held_out, 50)]))
+    figure = search.figure("train", DRAWING)
+    assert figure.value == 0.5
+    assert figure.details["held_out_duplicates"] == 8
+    assert detector.threshold > 0.1
+    assert figure.floor < 0.03
+
+
+def test_too_few_held_out_images_for_a_rate_are_noted(real, tmp_path):
+    options = {"neighbours": 50, "rate": 0.01, "digest": "f", "cache_dir": tmp_path}
+    search = CopyDetector(real.train.images, real.test.images[:30], **options).start()
+    search.add(real.train.images[:5])
+    assert "30 held-out images are too few to calibrate a rate of 0.01" in search.figure("train", DRAWING).note
+
+
 def test_planted_copies_are_flagged_and_held_out_images_at_the_stated_rate(evaluator_of, real):
     evaluator = evaluator_of()
     generator = torch.Generator().manual_seed(0)
@@ -188,7 +285,8 @@ def test_planted_copies_are_flagged_and_held_out_images_at_the_stated_rate(evalu
     share = evaluation.figures[-1]
     assert share.name == "memorized-share"
     assert share.value == pytest.approx(len(chosen) / 100)  # the planted ones and no other
-    assert share.floor <= share.details["rate"] == 0.01
+    assert share.details["rate"] == 0.01
+    assert share.floor <= 0.01 + 3 * (0.01 / 360) ** 0.5  # three standard deviations of 360 draws at that rate
     assert torch.equal(evaluation.pairs.generated[: len(chosen)].sort(0).values, planted.sort(0).values)
     found = {tuple(image.flatten().tolist()) for image in evaluation.pairs.train[: len(chosen)]}
     assert found == {tuple(image.flatten().tolist()) for image in real.train.images[chosen]}
