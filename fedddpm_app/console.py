@@ -177,7 +177,7 @@ def print_figures(figures: Sequence[Mapping[str, Any]], console: Console) -> Non
         title = f"{n:,} generated images ({weights} weights, {sampler}, {steps} steps)"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
         table.add_column("figure", no_wrap=True)
-        for column in ("value", "±", "real images", "floor", "±", "floor's images"):
+        for column in ("value", "±", "against", "floor", "±", "floor of"):
             table.add_column(column, justify="right", no_wrap=True)
         for figure in figures:
             if _drawing(figure) == (n, weights, sampler, steps):
