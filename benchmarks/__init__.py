@@ -1,0 +1,1 @@
+"""What is measured, side by side: one script per claim, see docs/performance.md."""

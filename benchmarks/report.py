@@ -1,0 +1,117 @@
+"""What all benchmarks share: their options, a table on the terminal, and a JSON file with the machine's name."""
+
+import json
+import platform
+import sys
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Annotated
+
+import psutil
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+_PACKAGES = ("torch", "flwr", "ray", "diffusers")
+
+
+class Report:
+    """The figures of one benchmark.
+
+    Parameters
+    ----------
+    name : str
+        The script's, such as ``transport``.
+    title : str
+        Stands above the table.
+    short : bool
+        Whether the short form ran: its figures are for a look, not for quoting.
+    """
+
+    def __init__(self, name: str, title: str, short: bool) -> None:
+        self.name = name
+        self.title = title
+        self.short = short
+        self.rows: list[dict[str, object]] = []
+        self.ratios: dict[str, float] = {}
+
+    def add(self, **row: object) -> None:
+        """Add a row to the table; its keys are the columns, with their units."""
+        self.rows.append(row)
+
+    def ratio(self, what: str, value: float) -> None:
+        """Add a ratio of two figures of this run, the one that a claim is about."""
+        self.ratios[what] = value
+
+    def to_dict(self) -> dict[str, object]:
+        """Return all of it, with the machine and the command."""
+        return {
+            "benchmark": self.name,
+            "title": self.title,
+            "short": self.short,
+            "command": " ".join(["python -m", f"benchmarks.{self.name}", *sys.argv[1:]]),
+            "machine": machine(),
+            "rows": self.rows,
+            "ratios": self.ratios,
+        }
+
+    def show(self) -> None:
+        """Print the table and the ratios."""
+        console = Console(width=None if sys.stdout.isatty() else 160)
+        columns = list(dict.fromkeys(key for row in self.rows for key in row))
+        table = Table(*columns, title=self.title)
+        for row in self.rows:
+            table.add_row(*(_text(row.get(column, "")) for column in columns))
+        console.print(table)
+        for what, value in self.ratios.items():
+            console.print(f"{what}: {_text(value)}")
+
+
+def machine() -> dict[str, object]:
+    """Describe what the figures were taken on."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=True),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "python": platform.python_version(),
+        **{package: version(package) for package in _PACKAGES},
+    }
+
+
+def main(measure: Callable[[bool], Report]) -> None:
+    """Run a benchmark from the command line; ``measure`` is told whether to take the short form."""
+
+    def command(
+        short: Annotated[bool, typer.Option(help="A short form, to see that it runs.")] = False,
+        json_path: Annotated[Path | None, typer.Option("--json", help="Where the figures are written.")] = None,
+    ) -> None:
+        report = measure(short)
+        report.show()
+        path = json_path or Path("benchmark-results") / f"{report.name}.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+        typer.echo(f"written: {path}")
+
+    typer.run(command)
+
+
+def spread(values: Mapping[str, float] | list[float]) -> str:
+    """Return lowest and highest of repeated figures."""
+    numbers = list(values.values()) if isinstance(values, Mapping) else values
+    return f"{_text(min(numbers))}-{_text(max(numbers))}"
+
+
+def _text(value: object) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _cpu_name() -> str:
+    information = Path("/proc/cpuinfo")
+    names = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in names if line.startswith("model name")), platform.processor()
+    )
