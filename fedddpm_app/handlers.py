@@ -1,6 +1,6 @@
 """The ClientApp's handlers, for any task: a message in, the worker's answer out."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
@@ -18,14 +18,27 @@ from fedddpm_app.federation.records import (
     NUM_EXAMPLES,
     NUM_PARTITIONS,
     PARTITION_ID,
+    PROBE,
     SERVER_ROUND,
+    SHARES_MEMORY,
     STATE_ROUND,
-    to_arrays,
-    to_weights,
+    WORKER,
+)
+from fedddpm_app.federation.transport import (
+    Packed,
+    add_residual,
+    can_read,
+    down_dtype,
+    get_wire,
+    pack_answer,
+    residual_of,
+    unpack,
 )
 from fedddpm_app.hooks import LocalRound, TrainingHook, TrainResult
 from fedddpm_app.weights import Weights
-from fedddpm_app.worker import Worker
+from fedddpm_app.worker import Worker, this_process
+
+RESIDUAL = "wire-residual"  # among what a client keeps, beside its algorithm's records
 
 
 @dataclass(frozen=True)
@@ -54,8 +67,11 @@ def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
 
     @app.query()
     def identify(message: Message, context: Context) -> Message:
-        """Tell the partition id that this node holds."""
-        return _reply(message, MetricRecord({PARTITION_ID: _partition(context)}))
+        """Tell the partition id that this node holds, in which process it works, and whether files can travel."""
+        probe = message.content.array_records.get(PROBE)
+        shares = probe is not None and can_read(probe)
+        told = MetricRecord({PARTITION_ID: _partition(context), WORKER: this_process(), SHARES_MEMORY: int(shares)})
+        return _reply(message, told)
 
     @app.query("forget")
     def forget(message: Message, context: Context) -> Message:
@@ -66,48 +82,76 @@ def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
     @app.train("pretrain")
     def pretrain(message: Message, context: Context) -> Message:
         """Train a local model for FedDDPM's auxiliary set."""
-        result = _checked(set_up(context), context).worker.pretrain(_weights(message), _partition(context))
+        setup = _checked(set_up(context), context)
+        result = setup.worker.pretrain(unpack(_arrays(message)), _partition(context))
         metrics = _metrics(result.training, result.num_examples)
         if result.label_counts:
             metrics[LABEL_COUNTS] = result.label_counts
-        return _reply(message, metrics, {ARRAYS: to_arrays(result.training.weights)})
+        return _reply(message, metrics, {ARRAYS: _pack(setup, message, context, result.training.weights)})
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         """Train one round from the global weights."""
         setup = _checked(set_up(context), context)
-        hook = _create_hook(setup, message, context)
+        keeps_residual = setup.config.transport.keeps_residuals
+        state = _open_state(setup, message, context, keeps_residual)
+        hook = _create_hook(setup, message, context, state)
         result = setup.worker.train(hook)
         _check_finite(result.training, hook)
-        if hook.keeps_state:
-            _open_state(setup, message, context).save(hook.round.server_round, hook.kept)
+        weights, kept = result.training.weights, dict(hook.kept)
+        if keeps_residual:
+            weights, kept[RESIDUAL] = _with_residual(setup, weights, hook.round.global_weights, state)
+        if isinstance(state, ClientState):
+            state.save(hook.round.server_round, kept)
         metrics = _metrics(result.training, result.num_examples)
         metrics.update(hook.metrics)
-        sent = {name: to_arrays(weights) for name, weights in hook.sent.items()}
-        return _reply(message, metrics, {ARRAYS: to_arrays(result.training.weights), **sent})
+        sent = {name: _pack(setup, message, context, record) for name, record in hook.sent.items()}
+        sent[ARRAYS] = _pack(setup, message, context, weights, hook.round.global_weights)
+        return _reply(message, metrics, sent)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         """Evaluate on this client's held-out examples."""
         setup = _checked(set_up(context), context)
-        loss, num_examples = setup.worker.evaluate(_create_hook(setup, message, context))
+        state = _open_state(setup, message, context)
+        loss, num_examples = setup.worker.evaluate(_create_hook(setup, message, context, state))
         return _reply(message, MetricRecord({"loss": loss, NUM_EXAMPLES: num_examples}))
 
     return app
 
 
-def _create_hook(setup: ClientSetup, message: Message, context: Context) -> TrainingHook:
+def _create_hook(setup: ClientSetup, message: Message, context: Context, state: Mapping[str, Weights]) -> TrainingHook:
     """Make the algorithm's hook for the round that a message is about."""
-    partition_id = _partition(context)
-    received = {name: to_weights(arrays) for name, arrays in message.content.array_records.items() if name != ARRAYS}
-    hook = setup.strategy.hook
-    state = _open_state(setup, message, context) if hook.keeps_state else {}
-    server_round = _told(message, SERVER_ROUND)
-    return hook(LocalRound(setup.config, partition_id, server_round, _weights(message), received, state))
+    received = {name: unpack(arrays) for name, arrays in message.content.array_records.items() if name != ARRAYS}
+    server_round, weights = _told(message, SERVER_ROUND), unpack(_arrays(message))
+    return setup.strategy.hook(LocalRound(setup.config, _partition(context), server_round, weights, received, state))
 
 
-def _open_state(setup: ClientSetup, message: Message, context: Context) -> ClientState:
+def _open_state(
+    setup: ClientSetup, message: Message, context: Context, keeps_residual: bool = False
+) -> Mapping[str, Weights]:
+    """Return what the client kept of its last round, read when it is asked for; nothing where none is kept."""
+    if not (setup.strategy.hook.keeps_state or keeps_residual):
+        return {}
     return ClientState(setup.config, context, _partition(context), _told(message, STATE_ROUND))
+
+
+def _with_residual(
+    setup: ClientSetup, weights: Weights, base: Weights, state: Mapping[str, Weights]
+) -> tuple[Weights, Weights]:
+    """Return the weights with what rounding lost in the last round, and what it will lose of them."""
+    wire = get_wire(setup.config.transport.wire_dtype)
+    weights = add_residual(weights, state.get(RESIDUAL, {}))
+    return weights, residual_of(weights, wire.decode(wire.encode(weights, base), weights, base))
+
+
+def _pack(
+    setup: ClientSetup, message: Message, context: Context, weights: Weights, base: Weights | None = None
+) -> Packed:
+    """Pack an answer the way it was asked for; as a difference only from a ``base``."""
+    dtype = setup.config.transport.wire_dtype
+    dtype = down_dtype(dtype) if base is None else dtype
+    return pack_answer(_arrays(message), weights, dtype, _partition(context), base)
 
 
 def _told(message: Message, key: str) -> int:
@@ -140,9 +184,9 @@ def _partition(context: Context) -> int:
     return int(context.node_config[PARTITION_ID])
 
 
-def _weights(message: Message) -> Weights:
+def _arrays(message: Message) -> ArrayRecord:
     arrays: ArrayRecord = message.content.array_records[ARRAYS]
-    return to_weights(arrays)
+    return arrays
 
 
 def _metrics(training: TrainResult, num_examples: int) -> MetricRecord:
@@ -157,5 +201,6 @@ def _metrics(training: TrainResult, num_examples: int) -> MetricRecord:
     )
 
 
-def _reply(message: Message, metrics: MetricRecord, records: dict[str, ArrayRecord] | None = None) -> Message:
-    return Message(RecordDict({**(records or {}), METRICS: metrics}), reply_to=message)
+def _reply(message: Message, metrics: MetricRecord, records: Mapping[str, Packed] | None = None) -> Message:
+    arrays = {name: packed.record for name, packed in (records or {}).items()}
+    return Message(RecordDict({**arrays, METRICS: metrics}), reply_to=message)

@@ -45,6 +45,7 @@ _PLAIN: dict[str, Scalar] = {
     "server-ema-decay": 0.0,
     "device": "cpu",
     "node-timeout": 1.0,
+    "transport": "flat",
 }
 
 

@@ -62,6 +62,11 @@ def snapshot(model: nn.Module) -> Weights:
     return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in model.state_dict().items()}
 
 
+def copy(weights: Weights) -> Weights:
+    """Return the same weights in memory of their own."""
+    return {name: tensor.clone() for name, tensor in weights.items()}
+
+
 def load_into(model: nn.Module, weights: Weights) -> None:
     """Copy weights into a model in place, on whatever device it is."""
     state = model.state_dict()
@@ -71,23 +76,57 @@ def load_into(model: nn.Module, weights: Weights) -> None:
             tensor.copy_(weights[name])
 
 
-def weighted_mean(models: Iterable[tuple[Weights, float]]) -> Weights:
-    """Return ``sum_i n_i w_i / sum_i n_i``, folded in the order given, one model in memory at a time.
+class RunningMean:
+    """``sum_i n_i w_i / sum_i n_i``, folded in the order given, so that one model is in memory at a time.
 
-    Parameters
+    Attributes
     ----------
-    models : iterable of (Weights, float)
-        Weights ``w_i``, floating point, with their factor ``n_i`` > 0; at least one.
+    total : float
+        ``sum_i n_i`` so far.
     """
-    pairs = iter(models)
-    first, total = next(pairs)
-    mean = {name: _summable(tensor) * float(total) for name, tensor in first.items()}
-    for weights, factor in pairs:
-        check_match(first, weights)
-        for name, tensor in mean.items():
-            tensor.add_(_summable(weights[name]), alpha=factor)
-        total += factor
-    return cast_like({name: tensor.div_(total) for name, tensor in mean.items()}, first)
+
+    def __init__(self) -> None:
+        self.total = 0.0
+        self._sum: Weights = {}
+        self._like: Weights = {}
+
+    def fold(self, weights: Weights, factor: float) -> None:
+        """Add weights ``w_i``, floating point, with their factor ``n_i`` > 0."""
+        if not self._sum:
+            self._like = {name: torch.empty_like(tensor, device="meta") for name, tensor in weights.items()}
+            self._sum = {name: _summable(tensor) * float(factor) for name, tensor in weights.items()}
+        else:
+            check_match(self._like, weights)
+            for name, tensor in self._sum.items():
+                tensor.add_(_summable(weights[name]), alpha=factor)
+        self.total += factor
+
+    def result(self) -> Weights:
+        """Return the mean, in the dtypes of the first weights, and let go of the sum.
+
+        Raises
+        ------
+        ValueError
+            When nothing was folded.
+        """
+        if not self._sum:
+            raise ValueError("there are no weights to average")
+        total, summed = self.total, self._sum
+        self.total, self._sum = 0.0, {}
+        return cast_like({name: tensor.div_(total) for name, tensor in summed.items()}, self._like)
+
+
+def weighted_mean(models: Iterable[tuple[Weights, float]]) -> Weights:
+    """Return the ``RunningMean`` of weights with their factors, of which there is at least one."""
+    mean = RunningMean()
+    for weights, factor in models:
+        mean.fold(weights, factor)
+    return mean.result()
+
+
+def num_bytes(weights: Weights) -> int:
+    """Return the bytes of all values."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
 
 
 def lerp(start: Weights, end: Weights, amount: float) -> Weights:

@@ -4,6 +4,9 @@ A process keeps one ``Worker`` per run config, with its model, optimiser buffers
 and rounds (Ray reuses its actors). Nothing of one client reaches the next: see ``Trainer``.
 """
 
+import os
+import socket
+import zlib
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -86,3 +89,8 @@ class Worker:
         weights_module.load_into(self.trainer.model, hook.start_weights())
         with cpu_threads(self.config.run.client_threads):
             return self.task.held_out_loss(self.trainer.model, hook.round.partition_id)
+
+
+def this_process() -> int:
+    """Return a number that stands for this process of this host; another one's is hardly ever the same."""
+    return zlib.crc32(f"{socket.gethostname()}:{os.getpid()}".encode())

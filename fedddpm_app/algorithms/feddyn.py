@@ -15,7 +15,7 @@ regulariser's gradient is added in closed form, so that the reported loss stays 
 averaged.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 
 from flwr.serverapp import Grid
 from torch import nn
@@ -25,7 +25,7 @@ from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.hooks import TrainingHook, TrainResult
 from fedddpm_app.optimization import add_to_gradients, pull_to
-from fedddpm_app.weights import Weights
+from fedddpm_app.weights import RunningMean, Weights
 
 DUAL = "dual"
 
@@ -73,13 +73,15 @@ class FedDyn(FederatedDiffusion):
         self.server_dual = weights_module.zeros_like(weights_module.select(weights, self.parameters.unique))
         return weights
 
-    def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
+    def aggregate(self, server_round: int, replies: Iterator[Reply]) -> Weights:
         """Renew h, and shift the clients' mean by it."""
         alpha, names = self.config.feddyn.alpha, self.parameters.unique
-        mean = weights_module.weighted_mean((reply.load(), 1.0) for reply in replies)
+        models = RunningMean()
+        for reply in replies:
+            models.fold(reply.load(), 1.0)
+        share, mean = models.total / self.config.data.num_clients, models.result()
         mean_parameters = weights_module.select(mean, names)
         start = weights_module.select(self.global_weights, names)
         moved = weights_module.add_scaled(mean_parameters, start, -1.0)
-        share = len(replies) / self.config.data.num_clients
         self.server_dual = weights_module.add_scaled(self.server_dual, moved, -alpha * share)
         return self.parameters.replace(mean, weights_module.add_scaled(mean_parameters, self.server_dual, -1.0 / alpha))

@@ -13,13 +13,13 @@ w_i, from which the server takes d_i. Buffers that have no gradient are averaged
 ``local-steps``) it is FedAvg: ``local-epochs`` makes clients of more data take more.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.optimization import gradient_weight, learning_rate_factor
-from fedddpm_app.weights import Weights
+from fedddpm_app.weights import RunningMean, Weights
 
 
 class FedNova(FederatedDiffusion):
@@ -33,18 +33,16 @@ class FedNova(FederatedDiffusion):
         if not 1 <= steps <= most or steps != int(steps):
             raise ReplyRefusedError(f"steps is {steps}, not a whole number from 1 to {most}")
 
-    def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
+    def aggregate(self, server_round: int, replies: Iterator[Reply]) -> Weights:
         """Step by tau_eff times the mean move per step, which is a step to a mean of the w_i."""
-        total = sum(reply.num_examples for reply in replies)
-        shares = [reply.num_examples / total for reply in replies]
-        norms = [self.gradient_weight(int(reply.number("steps"))) for reply in replies]
-        tau_eff = sum(p * norm for p, norm in zip(shares, norms, strict=True))
-        factors = [p / norm for p, norm in zip(shares, norms, strict=True)]
-        per_step = weights_module.weighted_mean((r.load(), f) for r, f in zip(replies, factors, strict=True))
-        return self.parameters.replace(
-            weights_module.weighted_mean((reply.load(), reply.num_examples) for reply in replies),
-            weights_module.lerp(self.global_weights, per_step, tau_eff * sum(factors)),
-        )
+        mean, per_step, tau_sum = RunningMean(), RunningMean(), 0.0
+        for reply in replies:
+            weights, norm = reply.load(), self.gradient_weight(int(reply.number("steps")))
+            mean.fold(weights, reply.num_examples)
+            per_step.fold(weights, reply.num_examples / norm)
+            tau_sum += reply.num_examples * norm
+        step = tau_sum / mean.total * per_step.total / mean.total  # tau_eff times the sum of p_i / ||a_i||_1
+        return self.parameters.replace(mean.result(), weights_module.lerp(self.global_weights, per_step.result(), step))
 
     def gradient_weight(self, steps: int) -> float:
         """Return ||a_i||_1 of a client that took so many steps."""

@@ -10,7 +10,7 @@ Deviations: the strategy gives out the initial weights in every round, for clien
 and ``simulate`` returns, is the mean by n_i of the clients' models.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedddpm_app import weights as weights_module
@@ -46,10 +46,11 @@ class LocalOnly(FederatedDiffusion):
         super().__init__(*args, **kwargs)
         self._sizes: dict[int, int] = {}
 
-    def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
+    def aggregate(self, server_round: int, replies: Iterator[Reply]) -> Weights:
         """Take the clients' models, for evaluation; give out nothing of them, but for their mean at the end."""
-        self.client_models |= {reply.partition_id: reply.load() for reply in replies}
-        self._sizes |= {reply.partition_id: reply.num_examples for reply in replies}
+        for reply in replies:
+            self.client_models[reply.partition_id] = weights_module.copy(reply.load())
+            self._sizes[reply.partition_id] = reply.num_examples
         if server_round < self.config.run.num_rounds:
             return self.initial_weights
         return weights_module.weighted_mean((w, self._sizes[i]) for i, w in sorted(self.client_models.items()))

@@ -18,7 +18,7 @@ Option I draws t and noise once per example, and leaves weight decay out, which 
 no gradient are averaged.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 from flwr.serverapp import Grid
 from torch import nn
@@ -30,7 +30,7 @@ from fedddpm_app.federation.replies import Reply
 from fedddpm_app.hooks import TrainingHook, TrainResult
 from fedddpm_app.optimization import add_to_gradients
 from fedddpm_app.progress import logger
-from fedddpm_app.weights import Weights
+from fedddpm_app.weights import RunningMean, Weights
 
 VARIATE = "control-variate"
 VARIATE_CHANGE = "control-variate-change"
@@ -107,12 +107,15 @@ class Scaffold(FederatedDiffusion):
         """Send c along."""
         return {VARIATE: self.server_variate}
 
-    def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
+    def aggregate(self, server_round: int, replies: Iterator[Reply]) -> Weights:
         """Move w and c (lines 16 and 17)."""
-        mean = weights_module.weighted_mean((reply.load(), 1.0) for reply in replies)
-        change = weights_module.weighted_mean((reply.load(VARIATE_CHANGE), 1.0) for reply in replies)
-        share = len(replies) / self.config.data.num_clients
-        self.server_variate = weights_module.add_scaled(self.server_variate, change, share)
+        models, changes = RunningMean(), RunningMean()
+        for reply in replies:
+            models.fold(reply.load(), 1.0)
+            changes.fold(reply.load(VARIATE_CHANGE), 1.0)
+        share = models.total / self.config.data.num_clients
+        self.server_variate = weights_module.add_scaled(self.server_variate, changes.result(), share)
+        mean = models.result()
         return self.parameters.replace(
             mean, weights_module.lerp(self.global_weights, mean, self.config.scaffold.server_learning_rate)
         )

@@ -8,7 +8,15 @@ turns it into frozen dataclasses (``groups``) and checks what must fit together 
 from fedddpm_app.config.checks import check_sampler, check_warmup
 from fedddpm_app.config.errors import ConfigError
 from fedddpm_app.config.evaluation import EvaluationConfig, PreviewConfig
-from fedddpm_app.config.fields import AggregatorName, LearningRateSchedule, Precision, Sampler, Scalar
+from fedddpm_app.config.fields import (
+    AggregatorName,
+    LearningRateSchedule,
+    Precision,
+    Sampler,
+    Scalar,
+    TransportName,
+    WireDtype,
+)
 from fedddpm_app.config.groups import (
     Config,
     DataConfig,
@@ -31,6 +39,7 @@ from fedddpm_app.config.methods import (
     PretrainConfig,
     ScaffoldConfig,
 )
+from fedddpm_app.config.transport import TransportConfig
 
 __all__ = [
     "AggregatorConfig",
@@ -56,7 +65,10 @@ __all__ = [
     "Scalar",
     "ScheduleConfig",
     "TrainingConfig",
+    "TransportConfig",
+    "TransportName",
     "UNetConfig",
+    "WireDtype",
     "check_sampler",
     "check_warmup",
     "default_run_config",

@@ -13,6 +13,7 @@ def check_together(config: Config) -> None:
     _check_diffusion(config)
     _check_steps(config)
     _check_clients(config)
+    _check_transport(config)
 
 
 def check_sampler(key: str, sampler: Sampler, steps: int, diffusion_steps: int) -> None:
@@ -83,6 +84,15 @@ def _check_clients(config: Config) -> None:
         raise ConfigError(
             f"classes-per-client = {data.classes_per_client} is more than num-classes = {data.num_classes}: "
             f"use at most {data.num_classes}."
+        )
+
+
+def _check_transport(config: Config) -> None:
+    transport = config.transport
+    if transport.transport == "arrays" and transport.wire_dtype != "fp32":
+        raise ConfigError(
+            f'wire-dtype = "{transport.wire_dtype}" cannot be with transport = "arrays", which sends Flower\'s own '
+            'arrays as they are: use transport = "flat", or wire-dtype = "fp32".'
         )
 
 

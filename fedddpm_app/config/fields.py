@@ -9,6 +9,8 @@ Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
 Extractor = Literal["auto", "classifier", "efficientnet-lite0", "inception-v3", "pixels-pca"]
 Precision = Literal["fp32", "bf16"]
 LearningRateSchedule = Literal["constant", "cosine"]
+TransportName = Literal["auto", "shared-memory", "flat", "arrays"]
+WireDtype = Literal["fp32", "bf16", "int8-delta"]
 AggregatorName = Literal[
     "fedavg",
     "fedavgm",

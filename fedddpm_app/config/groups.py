@@ -35,6 +35,7 @@ from fedddpm_app.config.methods import (
     PretrainConfig,
     ScaffoldConfig,
 )
+from fedddpm_app.config.transport import TransportConfig
 
 MAX_CLASSES = 100_000
 
@@ -205,6 +206,7 @@ class Config:
     preview: PreviewConfig
     evaluation: EvaluationConfig
     schedule: ScheduleConfig
+    transport: TransportConfig
 
 
 def is_due(every: int, server_round: int, num_rounds: int) -> bool:

@@ -12,11 +12,11 @@ each choice.
 import gc
 import itertools
 import math
-from collections.abc import Callable, Container, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import (
     Bulyan,
@@ -32,12 +32,14 @@ from flwr.serverapp.strategy import (
 )
 
 from fedddpm_app.config import AggregatorName, Config, ConfigError
-from fedddpm_app.federation.records import ARRAYS, to_arrays, to_weights
+from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES, to_arrays, to_weights
 from fedddpm_app.federation.replies import Reply
-from fedddpm_app.weights import Weights, select, weighted_mean
+from fedddpm_app.progress import logger
+from fedddpm_app.weights import Weights, num_bytes, select, weighted_mean
 
 _STEPPING = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
 _CHOOSING = ("krum", "multikrum", "bulyan")
+_NOBODY = 1
 
 
 def create_rule(config: Config) -> FedAvg:
@@ -68,9 +70,12 @@ def create_rule(config: Config) -> FedAvg:
 class AggregationRule:
     """The rule of the ``aggregator`` key, which keeps its momenta over rounds.
 
-    Weights that have no gradient, such as running means, are averaged by examples where the rule steps by momenta;
-    whole numbers are under every rule but ``fedavg`` itself. The rules that choose clients by distances get them in
-    float64: Flower takes ``|x|^2 + |y|^2 - 2 x.y``, of which float32 leaves nothing where clients are close.
+    ``fedavg`` and the rules that step by momenta from the mean fold each reply as it comes. Those that compare
+    clients, in one number (``fedmedian``, ``fedtrimmedavg``) or as a whole (``krum``, ``multikrum``, ``bulyan``), hold
+    all of a round's, and say how much memory that takes. Weights that have no gradient, such as running means, are
+    averaged by examples where the rule steps by momenta; whole numbers are under every rule but ``fedavg`` itself. The
+    rules that choose clients by distances get them in float64: Flower takes ``|x|^2 + |y|^2 - 2 x.y``, of which
+    float32 leaves nothing where clients are close.
 
     Parameters
     ----------
@@ -95,43 +100,73 @@ class AggregationRule:
         self._rule.fraction_train = 0.0  # its configure_train takes the arrays in and addresses nobody
 
     def aggregate(
-        self, server_round: int, start: ArrayRecord, replies: Sequence[Reply], parameters: Container[str], grid: Grid
-    ) -> Weights:
-        """Aggregate a round's replies.
+        self, server_round: int, start: Weights, replies: Iterable[Reply], parameters: Container[str], grid: Grid
+    ) -> Weights | None:
+        """Aggregate a round's replies; None where there are fewer than ``least_replies``.
 
         Parameters
         ----------
         server_round : int
             From 1.
-        start : ArrayRecord
+        start : Weights
             What the round started from. Rules that step from it are told it each round, since a correction may have
             changed what they returned.
-        replies : sequence of Reply
-            At least ``least_replies``.
+        replies : iterable of Reply
+            At least one.
         parameters : container of str
             The names of the weights that training changes by gradients; asked for where ``steps``.
         grid : Grid
             Is not used.
         """
-        rest: Weights = {}
-        if self.name != "fedavg":
-            like = replies[0].references[ARRAYS]
-            names = [n for n, t in like.items() if (n in parameters if self.steps else t.is_floating_point())]
-            others = [name for name in like if name not in names]
-            if others:
-                rest = weighted_mean((select(reply.load(), others), reply.num_examples) for reply in replies)
-            if others or self.name in _CHOOSING:
-                start = to_arrays(self._part(to_weights(start), names))
-                for reply in replies:
-                    reply.message.content[ARRAYS] = to_arrays(self._part(reply.load(), names))
+        if self.name == "fedavg" or self.steps:
+            mean = weighted_mean((reply.load(), reply.num_examples) for reply in replies)
+            return mean if self.name == "fedavg" else self._step(server_round, start, mean, parameters, grid)
+        held = list(replies)
+        if len(held) < self.least_replies:
+            text = "round %d: %s needs %d replies and %d came: the global weights stay as they are"
+            logger.warning(text, server_round, self.name, self.least_replies, len(held))
+            return None
+        return self._compare(server_round, start, held, grid)
+
+    def tell_memory(self, weights: Weights, num_replies: int) -> None:
+        """Log what a round's replies take, where the rule holds them all."""
+        if self.name != "fedavg" and not self.steps:
+            factor = 3 if self.name in _CHOOSING else 1  # as they came, and in float64
+            text = 'aggregator = "%s" holds all %d replies of a round: about %.0f MB of the server\'s memory'
+            logger.info(text, self.name, num_replies, factor * num_replies * num_bytes(weights) / 1e6)
+
+    def _step(
+        self, server_round: int, start: Weights, mean: Weights, parameters: Container[str], grid: Grid
+    ) -> Weights:
+        """Step towards the clients' mean, which the rule is given as its one reply."""
+        names = [name for name in mean if name in parameters]
+        content = RecordDict({ARRAYS: to_arrays(select(mean, names)), METRICS: MetricRecord({NUM_EXAMPLES: 1})})
+        reply = Message(content, dst_node_id=_NOBODY, message_type="train")
+        return mean | self._by_flower(server_round, select(start, names), [reply], grid)
+
+    def _compare(self, server_round: int, start: Weights, replies: Sequence[Reply], grid: Grid) -> Weights:
+        models = [reply.load() for reply in replies]
+        names = [name for name, tensor in models[0].items() if tensor.is_floating_point()]
+        others = [name for name in models[0] if name not in names]
+        rest = (
+            weighted_mean((select(w, others), reply.num_examples) for w, reply in zip(models, replies, strict=True))
+            if others
+            else {}
+        )
+        for reply, weights in zip(replies, models, strict=True):
+            reply.message.content[ARRAYS] = ArrayRecord(dict(self._part(weights, names)))  # some rules use it up
+        messages = [reply.message for reply in replies]
+        return self._by_flower(server_round, self._part(start, names), messages, grid) | rest
+
+    def _by_flower(self, server_round: int, start: Weights, replies: list[Message], grid: Grid) -> Weights:
         if hasattr(self._rule, "current_arrays"):
             self._rule.current_arrays = None
-        self._rule.configure_train(server_round, start, ConfigRecord(), grid)
+        self._rule.configure_train(server_round, to_arrays(start), ConfigRecord(), grid)
         with _few_tracked_objects():
-            arrays, _ = self._rule.aggregate_train(server_round, [reply.message for reply in replies])
+            arrays, _ = self._rule.aggregate_train(server_round, replies)
         if arrays is None:
             raise RuntimeError(f'aggregator = "{self.name}" gave nothing for {len(replies)} replies.')
-        return to_weights(arrays) | rest
+        return to_weights(arrays)
 
     def _part(self, weights: Weights, names: list[str]) -> Weights:
         part = select(weights, names)

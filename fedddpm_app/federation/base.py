@@ -1,6 +1,6 @@
 """The base strategy: what all federated algorithms share, and the hooks that they override."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from functools import cached_property
 from typing import Any
 
@@ -12,7 +12,6 @@ from fedddpm_app.federation.aggregation import AggregationRule, check_rule
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.rounds import FederatedRounds
-from fedddpm_app.progress import logger
 from fedddpm_app.task import Task
 from fedddpm_app.training import Trainer
 from fedddpm_app.weights import ParameterNames, Weights
@@ -21,9 +20,9 @@ from fedddpm_app.weights import ParameterNames, Weights
 class FederatedDiffusion(FederatedRounds):
     """Federated averaging, with the hooks that algorithms override.
 
-    A round: sample partitions -> ``broadcast`` beside the weights -> clients train with ``hook`` -> check the
-    replies -> ``aggregate``, in the order of the partition ids (so that it is the same bit for bit whatever arrives
-    first) -> ``after_aggregation`` -> EMA -> clients evaluate -> one line in ``stats.jsonl``.
+    A round: sample partitions -> ``broadcast`` beside the weights -> clients train with ``hook`` -> each reply is
+    checked as it comes and goes into ``aggregate``, in the order of the partition ids (so that it is the same bit for
+    bit whatever arrives first) -> ``after_aggregation`` -> EMA -> clients evaluate -> one line in ``stats.jsonl``.
 
     Parameters
     ----------
@@ -49,13 +48,15 @@ class FederatedDiffusion(FederatedRounds):
     clients : Clients
         Known from the start of ``start``.
     reply_references : dict of str to Weights
-        The ArrayRecords that a training reply must have, by name, each like its reference.
+        The records of weights that a training reply must have, by name, each like its reference.
     ema_weights : Weights or None
         Moving average of the global weights over the rounds; None before the first round.
     client_models : dict of int to Weights
         Models by partition id, of algorithms that have no global model; else empty.
     train_loss : float
-        The clients' mean loss over the round's steps, weighted by their examples; NaN before the first round.
+        The clients' mean loss over the round's steps, weighted by their examples; known after ``aggregate``.
+    transport : Transport
+        How weights travel; there while ``start`` runs.
     accounting : Accounting
         Bytes and seconds spent so far.
     round_log : RoundLog
@@ -65,6 +66,11 @@ class FederatedDiffusion(FederatedRounds):
     def __init__(self, config: Config, recorder: Recorder, task: Task, **kwargs: Any) -> None:
         super().__init__(config, recorder, task, **kwargs)
         self._rule = AggregationRule(config)
+
+    def tell_memory(self, num_replies: int) -> None:
+        """Log what the rule holds of a round, where it cannot fold it."""
+        if type(self).aggregate is FederatedDiffusion.aggregate:
+            self._rule.tell_memory(self.initial_weights, num_replies)
 
     # ---- to override ----------------------------------------------------------------------------
 
@@ -94,23 +100,21 @@ class FederatedDiffusion(FederatedRounds):
     def check_reply(self, reply: Reply) -> None:
         """Raise ``ReplyRefusedError`` for a training reply that this algorithm cannot use."""
 
-    def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
+    def aggregate(self, server_round: int, replies: Iterator[Reply]) -> Weights:
         """Return the new global weights (here: by the rule of the ``aggregator`` key).
 
         Parameters
         ----------
         server_round : int
             From 1; ``global_weights`` are what it started from.
-        replies : sequence of Reply
-            At least one, checked, by partition id; ``reply.load()`` gives a client's weights.
+        replies : iterator of Reply
+            At least one, checked, in the order of the partition ids, each yielded as soon as it is its turn:
+            ``reply.load()`` gives a client's weights. Take them in one pass and keep none (``weights.RunningMean``
+            folds them), and memory does not grow with the number of clients.
         """
-        rule = self._rule
-        if len(replies) < rule.least_replies:
-            text = "round %d: %s needs %d replies and %d came: the global weights stay as they are"
-            logger.warning(text, server_round, rule.name, rule.least_replies, len(replies))
-            return self.global_weights
-        parameters = self.parameters if rule.steps else ()
-        return rule.aggregate(server_round, self._arrays, replies, parameters, self.grid)
+        parameters = self.parameters if self._rule.steps else ()
+        aggregated = self._rule.aggregate(server_round, self.global_weights, replies, parameters, self.grid)
+        return self.global_weights if aggregated is None else aggregated
 
     def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
         """Return the round's global weights, given what ``aggregate`` made (here: that)."""

@@ -3,12 +3,12 @@
 import time
 
 import numpy as np
-from flwr.app import Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.messaging import exchange
-from fedddpm_app.federation.records import METRICS, PARTITION_ID
+from fedddpm_app.federation.records import METRICS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
 from fedddpm_app.progress import logger
 from fedddpm_app.seeding import derive_seed
 
@@ -23,10 +23,21 @@ class Participants:
     ----------
     node_of : dict of int to int
         Node id by partition id.
+    num_workers : int, optional
+        The processes that they were seen to work in: fewer than nodes in a simulation.
+    share_memory : bool
+        Whether all of them could read the probe.
+
+    Attributes
+    ----------
+    under_way : int or None
+        Messages that keep the processes busy and no more; None where every node has one of its own.
     """
 
-    def __init__(self, node_of: dict[int, int]) -> None:
+    def __init__(self, node_of: dict[int, int], num_workers: int | None = None, share_memory: bool = False) -> None:
         self.node_of = dict(sorted(node_of.items()))
+        self.share_memory = share_memory
+        self.under_way = 2 * num_workers + 2 if num_workers and num_workers < len(node_of) else None
         self._partition_of = {node: partition for partition, node in node_of.items()}
 
     def partition_of(self, message: Message) -> int | None:
@@ -42,8 +53,8 @@ class Participants:
         return sorted(int(p) for p in generator.choice(partitions, size=count, replace=False))
 
 
-def discover(grid: Grid, num_clients: int, timeout: float) -> Participants:
-    """Wait for the run's nodes and ask each for its partition id.
+def discover(grid: Grid, num_clients: int, timeout: float, probe: ArrayRecord | None = None) -> Participants:
+    """Wait for the run's nodes and ask each for its partition id, and whether it can read ``probe``.
 
     Raises
     ------
@@ -52,12 +63,18 @@ def discover(grid: Grid, num_clients: int, timeout: float) -> Participants:
         partitions 0 .. ``num_clients`` - 1, one each.
     """
     nodes = _wait_for_nodes(grid, num_clients, timeout)
-    queries = [Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY) for node in nodes]
+    content = RecordDict({} if probe is None else {PROBE: probe})
+    queries = [Message(content, dst_node_id=node, message_type=MessageType.QUERY) for node in nodes]
     node_of: dict[int, int] = {}
+    workers: set[object] = set()
+    sharing = 0
     for reply in exchange(grid, queries, timeout):
         if reply.has_error():
             raise ConfigError(f"a node could not tell its partition: {reply.error.reason}")
-        partition = reply.content.metric_records[METRICS][PARTITION_ID]
+        told = reply.content.metric_records[METRICS]
+        partition = told[PARTITION_ID]
+        workers.add(told.get(WORKER))
+        sharing += told.get(SHARES_MEMORY) == 1
         if not isinstance(partition, int) or partition in node_of:
             raise ConfigError(f"partition-id = {partition} is held by two nodes: give each node its own.")
         node_of[partition] = reply.metadata.src_node_id
@@ -66,7 +83,7 @@ def discover(grid: Grid, num_clients: int, timeout: float) -> Participants:
             f"num-clients = {num_clients}, but the nodes hold the partitions {sorted(node_of)}: set num-clients to "
             f"the number of nodes, here {len(node_of)}, or --federation-config 'num-supernodes={num_clients}'."
         )
-    return Participants(node_of)
+    return Participants(node_of, len(workers), sharing == num_clients)
 
 
 def _wait_for_nodes(grid: Grid, num_clients: int, timeout: float) -> list[int]:

@@ -9,8 +9,9 @@ from safetensors.torch import load_file, save_file
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messaging import exchange
-from fedddpm_app.federation.records import ARRAYS, LABEL_COUNTS, PRETRAIN, to_arrays
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.records import ARRAYS, LABEL_COUNTS, PRETRAIN
+from fedddpm_app.federation.replies import Asked, Reply
+from fedddpm_app.federation.streaming import ReplyStream
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights
 
@@ -88,18 +89,17 @@ def collect_pretrained(strategy: FederatedDiffusion, grid: Grid, weights: Weight
 
 
 def _collect(strategy: FederatedDiffusion, grid: Grid, weights: Weights) -> list[PretrainedModel]:
-    clients, references, timeout = strategy.clients, {ARRAYS: weights}, strategy.config.pretrain.timeout
-    partitions = list(clients.participants.node_of)
-    messages = clients.address(partitions, PRETRAIN, {ARRAYS: to_arrays(weights)}, 0, timeout)
+    clients, transport, timeout = strategy.clients, strategy.transport, strategy.config.pretrain.timeout
+    partitions, packed = list(clients.participants.node_of), transport.pack(weights)
+    messages = clients.address(partitions, PRETRAIN, {ARRAYS: packed}, 0, timeout)
+    replies = exchange(grid, messages, timeout, clients.participants.under_way)
+    asked = Asked({ARRAYS: transport.expect(weights)}, _METRICS)
     models: dict[int, PretrainedModel] = {}
-    arrived: set[int | None] = set()
-    for message in exchange(grid, messages, timeout):
-        arrived.add(clients.participants.partition_of(message))
-        for reply in clients.accept([message], [], _PHASE, references, _METRICS):
-            model = _keep(strategy, reply)
-            if model is not None:
-                models[reply.partition_id] = model
-    clients.accept([], sorted(set(partitions) - arrived), _PHASE, references, _METRICS)
+    for reply in ReplyStream(clients, replies, partitions, _PHASE, asked).as_they_come():
+        model = _keep(strategy, reply)
+        if model is not None:
+            models[reply.partition_id] = model
+    transport.release(packed)
     return [models[partition] for partition in sorted(models)]
 
 

@@ -1,9 +1,9 @@
 """Weights in Flower records and back, and the keys of our messages."""
 
-from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 
-from flwr.app import ArrayRecord, ConfigRecord, RecordDict
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedddpm_app.weights import Weights
 
@@ -16,25 +16,87 @@ STATE_ROUND = "state-round"
 PARTITION_ID = "partition-id"
 NUM_PARTITIONS = "num-partitions"
 LABEL_COUNTS = "label-counts"
+PROBE = "probe"
+SHARES_MEMORY = "shares-memory"
+WORKER = "worker"
 PRETRAIN = "train.pretrain"
 FORGET = "query.forget"
 
 
+class WeightsRecord(ArrayRecord):
+    """Weights in the form that Flower's loop passes on; a tensor becomes an array when it is asked for.
+
+    Parameters
+    ----------
+    weights : Weights
+        The tensors are kept, not copied.
+    """
+
+    def __init__(self, weights: Weights) -> None:
+        super().__init__()
+        self.__dict__["weights"] = dict(weights)
+
+    @property
+    def weights(self) -> Weights:
+        """The weights, without a copy."""
+        kept: Weights = self.__dict__["weights"]
+        return kept
+
+    def __getitem__(self, item: str) -> Array:
+        """Return one tensor as Flower's array."""
+        return Array(self.weights[item].detach().cpu().numpy())
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the names."""
+        return iter(self.weights)
+
+    def __len__(self) -> int:
+        return len(self.weights)
+
+    def __contains__(self, key: object) -> bool:
+        return key in self.weights
+
+    def __repr__(self) -> str:
+        return f"WeightsRecord({list(self.weights)})"
+
+    def __eq__(self, other: object) -> bool:
+        return dict(self.items()) == other if isinstance(other, Mapping) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __setitem__(self, key: str, value: Array) -> None:
+        self.weights[key] = torch.from_numpy(value.numpy())
+
+    def __delitem__(self, key: str) -> None:
+        del self.weights[key]
+
+    def keys(self) -> KeysView[str]:
+        """Return the names."""
+        return KeysView(self)
+
+    def values(self) -> ValuesView[Array]:
+        """Return the arrays, each made when it is come to."""
+        return ValuesView(self)
+
+    def items(self) -> ItemsView[str, Array]:
+        """Return names and arrays."""
+        return ItemsView(self)
+
+    def copy(self) -> "WeightsRecord":
+        """Return a record of the same weights."""
+        return WeightsRecord(self.weights)
+
+
 def to_arrays(weights: Weights) -> ArrayRecord:
-    """Pack weights into an ArrayRecord, names kept."""
-    return ArrayRecord(torch_state_dict=OrderedDict(weights))
+    """Hand weights to Flower."""
+    return WeightsRecord(weights)
 
 
 def to_weights(arrays: ArrayRecord) -> Weights:
-    """Unpack an ArrayRecord into weights on the CPU."""
-    return dict(arrays.to_torch_state_dict())
+    """Take weights from Flower, on the CPU."""
+    return arrays.weights if isinstance(arrays, WeightsRecord) else dict(arrays.to_torch_state_dict())
 
 
 def request(records: Mapping[str, ArrayRecord], server_round: int, state_round: int) -> RecordDict:
     """Return the content of a training or evaluation message; ``state_round`` as for ``ClientState``."""
     return RecordDict({**records, CONFIG: ConfigRecord({SERVER_ROUND: server_round, STATE_ROUND: state_round})})
-
-
-def payload_bytes(arrays: ArrayRecord) -> int:
-    """Return the bytes of the arrays on the wire."""
-    return sum(len(array.data) for array in arrays.values())

@@ -1,25 +1,21 @@
 """The one place where a client's reply is decoded and accepted, or refused with a reason.
 
-Nothing a client sends is trusted: an array's npy header is read and compared with what the model has before
-any memory is taken for it, and what goes on to Flower's aggregation is rebuilt from the known records and
-metrics, so that no reply can end the run for the others.
+Nothing a client sends is trusted: the bytes of its weights are compared with what the model has before any memory is
+taken for them (``transport``), its numbers are checked, and what goes on to Flower's aggregation is rebuilt from the
+known metrics, so that no reply can end the run for the others.
 """
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 
-import numpy as np
-import torch
-from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
-from torch import Tensor
+from flwr.app import Message, MetricRecord, RecordDict
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES, payload_bytes
+from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES
+from fedddpm_app.federation.transport import Expected, Payload, PayloadError, Transport
 from fedddpm_app.weights import Weights
-
-_NUMPY = "numpy.ndarray"
-_MAX_HEADER = 4096
 
 
 class ReplyRefusedError(ValueError):
@@ -35,31 +31,35 @@ class Reply:
     partition_id : int
         Whose it is.
     message : Message
-        For Flower's aggregation: the arrays, ``num-examples`` and the asked-for metrics, nothing else.
+        For Flower's aggregation: ``num-examples`` and the asked-for metrics, nothing else.
     metrics : MetricRecord
         All the metrics that came: finite numbers, or lists of them.
-    records : mapping of str to ArrayRecord
-        The checked arrays by record name; empty where none were asked for.
-    references : mapping of str to Weights
-        What they were checked against.
+    payloads : mapping of str to Payload
+        The checked weights by record name; empty where none were asked for.
     """
 
     partition_id: int
     message: Message
     metrics: MetricRecord
-    records: Mapping[str, ArrayRecord]
-    references: Mapping[str, Weights]
+    payloads: Mapping[str, Payload]
 
     def load(self, record: str = ARRAYS) -> Weights:
-        """Decode a record (by default the client's weights); nothing is kept, so memory holds it once."""
-        if record not in self.records:
+        """Decode a record (by default the client's weights); not to be changed, and best not kept.
+
+        The weights may lie in the memory that they came in, which is let go with the last of them.
+        """
+        if record not in self.payloads:
             raise KeyError(f"the reply's {record!r} was not asked for: put what it is like into reply_references.")
-        return _decode(self.records[record], self.references[record])
+        return self.payloads[record].decode()
+
+    def on_disk(self, folder: Path) -> "Reply":
+        """Return the same reply with its weights on disk, in files that are gone when it is let go."""
+        return replace(self, payloads={name: payload.on_disk(folder) for name, payload in self.payloads.items()})
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its arrays."""
-        return sum(payload_bytes(arrays) for arrays in self.records.values())
+        """Bytes of its weights as they came."""
+        return sum(payload.num_bytes for payload in self.payloads.values())
 
     @property
     def num_examples(self) -> int:
@@ -72,13 +72,27 @@ class Reply:
         return float(value) if isinstance(value, int | float) else float("nan")
 
 
+@dataclass(frozen=True)
+class Asked:
+    """What a reply must have.
+
+    Attributes
+    ----------
+    records : mapping of str to Expected
+        Its weights, by record name.
+    metrics : sequence of str
+        Its numbers besides ``num-examples``.
+    check : callable, optional
+        May raise ``ReplyRefusedError`` for more.
+    """
+
+    records: Mapping[str, Expected] = field(default_factory=dict)
+    metrics: Sequence[str] = ("loss",)
+    check: Callable[[Reply], None] | None = None
+
+
 def accept_reply(
-    message: Message,
-    partition_id: int,
-    references: Mapping[str, Weights],
-    *,
-    metrics: Sequence[str] = ("loss",),
-    max_num_examples: int | None = None,
+    message: Message, partition_id: int, asked: Asked, transport: Transport, max_num_examples: int | None = None
 ) -> Reply:
     """Check a reply.
 
@@ -88,10 +102,10 @@ def accept_reply(
         Error replies are refused with the client's own reason.
     partition_id : int
         The sender's partition.
-    references : mapping of str to Weights
-        The ArrayRecords that it must have, each with the names, shapes and dtypes of its arrays.
-    metrics : sequence of str
-        The numbers that it must have besides ``num-examples``.
+    asked : Asked
+        What it must have.
+    transport : Transport
+        Takes its weights.
     max_num_examples : int, optional
         More than this is refused, so that no client takes over a weighted mean.
 
@@ -105,22 +119,28 @@ def accept_reply(
     told = message.content.metric_records.get(METRICS)
     if told is None:
         raise ReplyRefusedError(f"it has no MetricRecord {METRICS!r}")
-    _check_metrics(told, metrics, max_num_examples)
-    content = RecordDict({METRICS: MetricRecord({key: told[key] for key in (NUM_EXAMPLES, *metrics)})})
-    records = {name: _checked(message, name, reference) for name, reference in references.items()}
-    if ARRAYS in records:
-        content[ARRAYS] = ArrayRecord(dict(records[ARRAYS]))  # of its own: some rules use it up
-    message.content = content
-    return Reply(partition_id, message, told, records, references)
+    _check_metrics(told, asked.metrics, max_num_examples)
+    payloads = {
+        name: _take(message, name, expected, partition_id, transport) for name, expected in asked.records.items()
+    }
+    message.content = RecordDict({METRICS: MetricRecord({key: told[key] for key in (NUM_EXAMPLES, *asked.metrics)})})
+    reply = Reply(partition_id, message, told, payloads)
+    if asked.check is not None:
+        asked.check(reply)
+    return reply
 
 
-def _checked(message: Message, name: str, reference: Weights) -> ArrayRecord:
-    arrays = message.content.array_records.get(name)
-    if arrays is None:
+def _take(message: Message, name: str, expected: Expected, partition_id: int, transport: Transport) -> Payload:
+    record = message.content.array_records.get(name)
+    if record is None:
         raise ReplyRefusedError(f"it has no ArrayRecord {name!r}")
-    if not weights_module.is_finite(_decode(arrays, reference)):
+    try:
+        payload = transport.receive(record, expected, partition_id)
+    except PayloadError as error:
+        raise ReplyRefusedError(str(error)) from error
+    if not weights_module.is_finite(payload.sent):
         raise ReplyRefusedError("its weights are not finite")
-    return arrays
+    return payload
 
 
 def _check_metrics(told: MetricRecord, wanted: Sequence[str], max_num_examples: int | None) -> None:
@@ -137,38 +157,3 @@ def _check_metrics(told: MetricRecord, wanted: Sequence[str], max_num_examples: 
     for key, value in told.items():
         if any(not math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
             raise ReplyRefusedError(f"metric {key} is {value}")
-
-
-def _decode(arrays: ArrayRecord, reference: Weights) -> Weights:
-    if set(arrays) != set(reference):
-        odd = sorted(set(arrays) ^ set(reference))[:3]
-        raise ReplyRefusedError(f"its parameter names differ, for example {', '.join(odd)}")
-    return {name: _decode_array(name, arrays[name], tensor) for name, tensor in reference.items()}
-
-
-def _decode_array(name: str, array: Array, reference: Tensor) -> Tensor:
-    """Return an array's values where its npy bytes are just those of a tensor like ``reference``.
-
-    The header's text is compared, not evaluated: numpy's own reader would build whatever it describes.
-    """
-    if array.stype != _NUMPY:
-        raise ReplyRefusedError(f"{name} is serialised as {array.stype!r} instead of {_NUMPY!r}")
-    dtype = torch.empty(0, dtype=reference.dtype).numpy().dtype
-    expected = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {tuple(reference.shape)}, }}"
-    found, values = _split_npy(array.data)
-    if found != expected:
-        raise ReplyRefusedError(f"{name} is {found[:120]!r} instead of {expected!r}")
-    size = reference.numel() * reference.element_size()
-    if len(values) != size:
-        raise ReplyRefusedError(f"{name} has {len(values)} bytes of values instead of {size}")
-    return torch.from_numpy(np.frombuffer(values, dtype).reshape(reference.shape).copy())
-
-
-def _split_npy(data: bytes) -> tuple[str, memoryview]:
-    """Split npy bytes (version 1 or 2) into the header's text and the values; an empty text if they are none."""
-    if data[:6] == b"\x93NUMPY" and data[6:8] in (b"\x01\x00", b"\x02\x00"):
-        start = 10 if data[6] == 1 else 12
-        end = start + int.from_bytes(data[8:start], "little")
-        if end <= _MAX_HEADER:  # numpy refuses long ones
-            return data[start:end].decode("latin1").rstrip(" \n"), memoryview(data)[end:]
-    return "", memoryview(b"")

@@ -1,7 +1,8 @@
 """Flower's round loop, with the places where an algorithm comes in."""
 
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -14,13 +15,17 @@ from fedddpm_app.config import Config, is_due
 from fedddpm_app.federation.accounting import Accounting, Mark
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import RoundFailedError, check_finite
-from fedddpm_app.federation.messaging import exchange
+from fedddpm_app.federation.messaging import StreamingGrid, exchange
 from fedddpm_app.federation.participants import discover
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.records import ARRAYS, FORGET, to_arrays, to_weights
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.replies import Asked, Reply
 from fedddpm_app.federation.round_log import RoundLog
+from fedddpm_app.federation.streaming import ReplyStream
+from fedddpm_app.federation.transport import Transport
+from fedddpm_app.federation.transport.outbox import Outbox
 from fedddpm_app.hooks import TrainingHook
+from fedddpm_app.progress import logger
 from fedddpm_app.task import Task
 from fedddpm_app.weights import Weights
 
@@ -36,6 +41,7 @@ class FederatedRounds(FedAvg):
     train_metrics: Sequence[str] = ("loss", "final-loss", "steps", "seconds")
     evaluate_metrics: Sequence[str] = ("loss",)
     clients: Clients
+    transport: Transport
 
     def __init__(self, config: Config, recorder: Recorder, task: Task, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -64,7 +70,11 @@ class FederatedRounds(FedAvg):
         """Raise ``ReplyRefusedError`` for a training reply that the algorithm cannot use."""
 
     @abstractmethod
-    def aggregate(self, server_round: int, replies: Sequence[Reply]) -> Weights:
+    def tell_memory(self, num_replies: int) -> None:
+        """Log what is held of a round that cannot be folded."""
+
+    @abstractmethod
+    def aggregate(self, server_round: int, replies: Iterator[Reply]) -> Weights:
         """Return the new global weights."""
 
     @abstractmethod
@@ -82,24 +92,26 @@ class FederatedRounds(FedAvg):
         evaluate_fn: EvaluateFn | None = None,
     ) -> Result:
         """Find the clients, ``prepare``, then run Flower's rounds; see ``Strategy.start``."""
-        schedule, data = self.config.schedule, self.config.data
-        participants = discover(grid, data.num_clients, schedule.node_timeout)
-        self.grid = grid
-        self.clients = Clients(participants, self.accounting, data.max_examples_per_client)
         self.initial_weights = to_weights(initial_arrays)
         self.reply_references[ARRAYS] = self.initial_weights
-        result = super().start(
-            grid,
-            to_arrays(self.prepare(grid, self.initial_weights)),
-            num_rounds,
-            timeout,
-            train_config,
-            evaluate_config,
-            lambda server_round, current: self._finish_round(server_round, current, evaluate_fn),
-        )
-        if self.hook.keeps_state:
-            self._let_clients_forget()
-        return result
+        self.transport = Transport(self.config.transport)
+        self._outbox = Outbox(self.transport)
+        try:
+            self._meet_clients(grid)
+            result = super().start(
+                StreamingGrid(grid, self.clients.participants.under_way),  # type: ignore[arg-type]
+                to_arrays(self.prepare(grid, self.initial_weights)),
+                num_rounds,
+                timeout,
+                train_config,
+                evaluate_config,
+                lambda server_round, current: self._finish_round(server_round, current, evaluate_fn),
+            )
+            if self.hook.keeps_state or self.config.transport.keeps_residuals:
+                self._let_clients_forget()
+            return result
+        finally:
+            self.transport.close()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -112,17 +124,16 @@ class FederatedRounds(FedAvg):
         self.round_log.begin(server_round, self._sampled)
         if not self.trains_on_clients:
             return []
-        along = {name: to_arrays(weights) for name, weights in self.broadcast(server_round).items()}
-        return self._address(MessageType.TRAIN, {ARRAYS: arrays, **along}, server_round)
+        return self._address(MessageType.TRAIN, arrays, self.broadcast(server_round), server_round)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check the replies, aggregate them, and let the algorithm have its say."""
-        self.accounting.seconds["train"] += self.round_log.mark.since("s")["s"]
         weights, metrics = (
             self._aggregate_clients(server_round, replies) if self.trains_on_clients else (self.global_weights, None)
         )
+        self.accounting.seconds["train"] += self.round_log.mark.since("s")["s"]
         weights = self.after_aggregation(server_round, weights)
         check_finite(weights, f"the global weights of round {server_round}", "lower the learning rates")
         self._update_ema(server_round, weights)
@@ -136,12 +147,13 @@ class FederatedRounds(FedAvg):
         if not due or self.config.data.held_out_fraction == 0:
             self._sampled = []
         self._evaluate_mark = Mark(self.accounting)
-        return self._address(MessageType.EVALUATE, {ARRAYS: arrays}, server_round)
+        return self._address(MessageType.EVALUATE, arrays, {}, server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the clients' held-out losses."""
         what = f"evaluation of round {server_round}"
-        accepted = self.clients.accept(replies, self._sampled, what, {}, self.evaluate_metrics)
+        stream = ReplyStream(self.clients, replies, self._sampled, what, Asked(metrics=self.evaluate_metrics))
+        accepted = sorted(stream.as_they_come(), key=lambda reply: reply.partition_id)
         self.accounting.seconds["evaluate"] += self._evaluate_mark.since("s")["s"]
         metrics = super().aggregate_evaluate(server_round, [reply.message for reply in accepted])
         if metrics is not None:
@@ -153,39 +165,73 @@ class FederatedRounds(FedAvg):
         """What the current round started from."""
         return to_weights(self._arrays)
 
-    def _address(self, message_type: str, records: Mapping[str, ArrayRecord], server_round: int) -> list[Message]:
+    def _meet_clients(self, grid: Grid) -> None:
+        """Find the run's clients, and settle how weights travel to them."""
+        config = self.config
+        self.grid = grid
+        found = discover(grid, config.data.num_clients, config.schedule.node_timeout, self.transport.probe())
+        under_way = found.under_way or config.run.clients_per_round or config.data.num_clients
+        self.transport.settle(found.share_memory, self.initial_weights, under_way)
+        logger.info("transport: %s, wire-dtype %s", self.transport.name, config.transport.wire_dtype)
+        self.clients = Clients(found, self.accounting, self.transport, config.data.max_examples_per_client)
+        if self.trains_on_clients:
+            self.tell_memory(config.run.clients_per_round or config.data.num_clients)
+
+    def _address(
+        self, message_type: str, arrays: ArrayRecord, along: Mapping[str, Weights], server_round: int
+    ) -> list[Message]:
+        """Return messages to the sampled partitions with the weights, and what goes along."""
+        if not self._sampled:
+            return []
+        records = {ARRAYS: self._outbox.pack(ARRAYS, arrays, to_weights(arrays))}
+        records |= {name: self._outbox.pack(name, weights, weights) for name, weights in along.items()}
         timeout = self.config.schedule.round_timeout
         return self.clients.address(self._sampled, message_type, records, server_round, timeout, self._state_rounds)
 
     def _aggregate_clients(self, server_round: int, replies: Iterable[Message]) -> tuple[Weights, MetricRecord]:
-        what = f"round {server_round}"
-        accepted = self.clients.accept(
-            replies, self._sampled, what, self.reply_references, self.train_metrics, self.check_reply
+        what, expect = f"round {server_round}", self.transport.expect
+        records = {
+            name: expect(reference, self.global_weights if name == ARRAYS else None)
+            for name, reference in self.reply_references.items()
+        }
+        stream = ReplyStream(
+            self.clients, replies, self._sampled, what, Asked(records, self.train_metrics, self.check_reply)
         )
-        if not accepted:
-            first = self._sampled[0]
+        told: list[Reply] = []
+        in_order = _noting(stream.by_partition(self.recorder.scratch), told)
+        first = next(in_order, None)
+        if first is None:
+            partition = self._sampled[0]
             raise RoundFailedError(
-                f"{what}: none of the {len(self._sampled)} clients answered well; client {first}: "
-                f"{self.clients.refusals[first]}"
+                f"{what}: none of the {len(self._sampled)} clients answered well; client {partition}: "
+                f"{self.clients.refusals[partition]}"
             )
-        metrics = self.train_metrics_aggr_fn([reply.message.content for reply in accepted], self.weighted_by_key)
+        begun = _begun(first, in_order)
+        del first
+        weights = self.aggregate(server_round, begun)
+        for _ in in_order:  # those that an algorithm did not ask for are checked and counted too
+            continue
+        metrics = self.train_metrics_aggr_fn([reply.message.content for reply in told], self.weighted_by_key)
+        self._log_replies(server_round, told, metrics)
+        return weights_module.cast_like(weights, self.initial_weights), metrics
+
+    def _log_replies(self, server_round: int, replies: list[Reply], metrics: MetricRecord) -> None:
         self.train_loss = float(metrics["loss"])  # type: ignore[arg-type]
         self.round_log.add(
             {
                 "train/loss": self.train_loss,
                 "train/final_loss": metrics["final-loss"],
-                "train/client_loss": {str(reply.partition_id): reply.number("loss") for reply in accepted},
-                "train/num_examples": sum(reply.num_examples for reply in accepted),
+                "train/client_loss": {str(reply.partition_id): reply.number("loss") for reply in replies},
+                "train/num_examples": sum(reply.num_examples for reply in replies),
             }
         )
-        self._state_rounds |= {reply.partition_id: server_round for reply in accepted}
-        weights = self.aggregate(server_round, accepted)
-        return weights_module.cast_like(weights, self.initial_weights), metrics
+        self._state_rounds |= {reply.partition_id: server_round for reply in replies}
 
     def _let_clients_forget(self) -> None:
         """Tell all clients to remove the state that they kept for this run."""
         timeout, node_of = self.config.schedule.node_timeout, self.clients.participants.node_of
-        for _ in exchange(self.grid, self.clients.address(list(node_of), FORGET, {}, 0, timeout), timeout):
+        messages = self.clients.address(list(node_of), FORGET, {}, 0, timeout)
+        for _ in exchange(self.grid, messages, timeout):
             continue
 
     def _update_ema(self, server_round: int, weights: Weights) -> None:
@@ -205,3 +251,18 @@ class FederatedRounds(FedAvg):
         self.round_log.add(metrics or {})
         self.recorder.append(self.round_log.close())
         return metrics
+
+
+def _noting(replies: Iterator[Reply], told: list[Reply]) -> Iterator[Reply]:
+    """Yield replies, and keep of each what it told, without its weights."""
+    for reply in replies:
+        told.append(replace(reply, payloads={}))
+        yield reply
+        del reply
+
+
+def _begun(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:
+    """Yield ``first``, without keeping it, then the rest."""
+    yield first
+    del first
+    yield from rest

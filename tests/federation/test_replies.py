@@ -1,5 +1,6 @@
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,9 +8,17 @@ import torch
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 
 from fedddpm_app.federation.records import to_arrays, to_weights
-from fedddpm_app.federation.replies import ReplyRefusedError, accept_reply
+from fedddpm_app.federation.replies import Asked, ReplyRefusedError, accept_reply
+from fedddpm_app.federation.transport import Expected, Transport
 
-REFERENCES = {"arrays": {"a": torch.zeros(2, 3), "b": torch.zeros(4)}}
+ASKED = Asked({"arrays": Expected({"a": torch.zeros(2, 3), "b": torch.zeros(4)})})
+
+
+@pytest.fixture
+def accept(config):
+    """Accept a message as the given partition's."""
+    transport = Transport(replace(config.transport, transport="flat"))
+    return lambda message, partition=0, **more: accept_reply(message, partition, ASKED, transport, **more)
 
 
 @pytest.fixture
@@ -27,8 +36,8 @@ def reply(grid):
     return make
 
 
-def test_a_good_reply_comes_through_exactly(reply):
-    accepted = accept_reply(reply(), 3, REFERENCES)
+def test_a_good_reply_comes_through_exactly(reply, accept):
+    accepted = accept(reply(), 3)
     assert (accepted.partition_id, accepted.num_examples, accepted.number("loss")) == (3, 5, 0.5)
     assert torch.equal(accepted.load()["a"], torch.ones(2, 3))
     assert accepted.num_bytes >= 40
@@ -52,9 +61,9 @@ def test_weights_survive_the_record():
         ({"a": torch.ones(2, 3), "b": torch.ones(4), "c": torch.ones(1)}, "names differ"),
     ],
 )
-def test_wrong_weights_are_refused(reply, weights, says):
+def test_wrong_weights_are_refused(reply, accept, weights, says):
     with pytest.raises(ReplyRefusedError, match=says):
-        accept_reply(reply(weights), 0, REFERENCES)
+        accept(reply(weights))
 
 
 def npy(values, **save):
@@ -72,10 +81,10 @@ def with_header(more):
     return b"\x93NUMPY\x02\x00" + len(header).to_bytes(4, "little") + header + GOOD[128:]
 
 
-def test_a_version_2_header_is_read(reply):
+def test_a_version_2_header_is_read(reply, accept):
     version_2 = Array("float32", (2, 3), "numpy.ndarray", with_header(b"  "))
     arrays = ArrayRecord({"a": version_2, "b": Array(np.ones(4, np.float32))})
-    accepted = accept_reply(reply(arrays=arrays), 0, REFERENCES)
+    accepted = accept(reply(arrays=arrays))
     assert torch.equal(accepted.load()["a"], torch.ones(2, 3))
     assert (arrays["a"].numpy() == 1).all()
 
@@ -101,24 +110,24 @@ def test_a_version_2_header_is_read(reply):
         npy(np.full((2, 3), None), allow_pickle=True),
     ],
 )
-def test_garbage_bytes_are_refused(reply, data):
+def test_garbage_bytes_are_refused(reply, accept, data):
     assert data != GOOD
     arrays = ArrayRecord({"a": Array("float32", (2, 3), "numpy.ndarray", data), "b": Array(np.ones(4, np.float32))})
     with pytest.raises(ReplyRefusedError, match=r"^a "):
-        accept_reply(reply(arrays=arrays), 0, REFERENCES)
+        accept(reply(arrays=arrays))
 
 
-def test_another_serialisation_is_refused(reply):
+def test_another_serialisation_is_refused(reply, accept):
     arrays = ArrayRecord({"a": Array("float32", (2, 3), "pickle", GOOD), "b": Array(np.ones(4, np.float32))})
     with pytest.raises(ReplyRefusedError, match="serialised as 'pickle'"):
-        accept_reply(reply(arrays=arrays), 0, REFERENCES)
+        accept(reply(arrays=arrays))
 
 
-def test_only_what_is_known_goes_on_to_the_aggregation(reply):
+def test_only_what_is_known_goes_on_to_the_aggregation(reply, accept):
     message = reply(metrics={"mine": 1.0, "label-counts": [1, 2]})
     message.content["more"] = to_arrays({"x": torch.ones(1)})
-    accepted = accept_reply(message, 0, REFERENCES)
-    assert list(accepted.message.content.array_records) == ["arrays"]
+    accepted = accept(message)
+    assert not accepted.message.content.array_records
     assert dict(accepted.message.content.metric_records["metrics"]) == {"num-examples": 5, "loss": 0.5}
     assert accepted.metrics["mine"] == 1.0
 
@@ -135,20 +144,20 @@ def test_only_what_is_known_goes_on_to_the_aggregation(reply):
         {"loss": [1.0]},
     ],
 )
-def test_impossible_metrics_are_refused(reply, metrics):
+def test_impossible_metrics_are_refused(reply, accept, metrics):
     with pytest.raises(ReplyRefusedError, match=next(iter(metrics))):
-        accept_reply(reply(metrics=metrics), 0, REFERENCES, max_num_examples=10**6)
+        accept(reply(metrics=metrics), max_num_examples=10**6)
 
 
-def test_a_missing_metric_is_refused(reply):
+def test_a_missing_metric_is_refused(reply, accept):
     with pytest.raises(ReplyRefusedError, match="metric final-loss is None"):
-        accept_reply(reply(), 0, REFERENCES, metrics=("loss", "final-loss"))
+        accept(reply(), metrics=("loss", "final-loss"))
 
 
 def test_a_client_error_is_passed_on(grid):
     request = Message(RecordDict(), dst_node_id=1000, message_type="train")
     with pytest.raises(ReplyRefusedError, match="disk full"):
-        accept_reply(Message(Error(2, "disk full"), reply_to=request), 0, REFERENCES)
+        accept(Message(Error(2, "disk full"), reply_to=request))
 
 
 def test_a_reply_without_records_is_refused(grid):
@@ -157,4 +166,4 @@ def test_a_reply_without_records_is_refused(grid):
         accept_reply(Message(RecordDict(), reply_to=request), 0, {})
     metrics_only = RecordDict({"metrics": MetricRecord({"num-examples": 1, "loss": 0.5})})
     with pytest.raises(ReplyRefusedError, match="ArrayRecord"):
-        accept_reply(Message(metrics_only, reply_to=request), 0, REFERENCES)
+        accept(Message(metrics_only, reply_to=request))

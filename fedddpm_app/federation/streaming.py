@@ -1,0 +1,94 @@
+"""The replies of one exchange, checked as they arrive, and handed on one by one in a fixed order."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from flwr.app import Message
+
+from fedddpm_app.federation.replies import Asked, Reply, ReplyRefusedError, accept_reply
+from fedddpm_app.progress import logger
+
+if TYPE_CHECKING:
+    from fedddpm_app.federation.clients import Clients
+
+_WAITING_IN_MEMORY = 2
+
+
+class ReplyStream:
+    """Checks replies as they arrive; warns, when all are through, of each one refused or missing.
+
+    Parameters
+    ----------
+    clients : Clients
+        Knows who sent a message; is told of refusals and bytes.
+    messages : iterable of Message
+        The replies.
+    awaited : sequence of int
+        The partitions that were asked; only the first reply of each counts.
+    what : str
+        Names the exchange in warnings.
+    asked : Asked
+        What a reply must have.
+    """
+
+    def __init__(
+        self, clients: "Clients", messages: Iterable[Message], awaited: Sequence[int], what: str, asked: Asked
+    ) -> None:
+        self._clients = clients
+        self._messages = messages
+        self._awaited = awaited
+        self._what = what
+        self._asked = asked
+
+    def as_they_come(self) -> Iterator[Reply]:
+        """Yield the good replies in the order of arrival."""
+        for _, reply in self._settled():
+            if reply is not None:
+                yield reply
+                del reply
+
+    def by_partition(self, folder: Path) -> Iterator[Reply]:
+        """Yield the good replies in the order of the partition ids, whatever arrives first.
+
+        A reply whose turn has not come waits; more than a few of them do so in ``folder``, so that memory does not
+        grow with the number of clients.
+        """
+        todo, settled, waiting = sorted(self._awaited), set[int](), dict[int, Reply]()
+        for partition, reply in self._settled():
+            settled.add(partition)
+            if reply is not None:
+                in_memory = partition == todo[0] or len(waiting) < _WAITING_IN_MEMORY
+                waiting[partition] = reply if in_memory else reply.on_disk(folder)
+            del reply
+            while todo and todo[0] in settled:
+                first = todo.pop(0)
+                if first in waiting:
+                    yield waiting.pop(first)
+        for partition in todo:
+            if partition in waiting:
+                yield waiting.pop(partition)
+
+    def _settled(self) -> Iterator[tuple[int, Reply | None]]:
+        """Yield each partition that answered with its reply; None for one that is refused."""
+        clients, refused, settled = self._clients, dict[int, str](), set[int]()
+        for message in self._messages:
+            partition = clients.participants.partition_of(message)
+            if partition is None or partition in settled or partition not in self._awaited:
+                continue  # its client is named below
+            settled.add(partition)
+            try:
+                reply = accept_reply(message, partition, self._asked, clients.transport, clients.max_num_examples)
+            except ReplyRefusedError as error:
+                refused[partition] = str(error)
+                yield partition, None
+            else:
+                clients.count_reply(reply)
+                yield partition, reply
+                del reply
+        for partition in sorted(set(self._awaited) - settled):
+            refused[partition] = "its node is gone or did not answer in time"
+        for partition, reason in sorted(refused.items()):
+            logger.warning("%s: client %d is left out: %s", self._what, partition, reason)
+        clients.refusals |= refused
+        clients.transport.remove_unread()

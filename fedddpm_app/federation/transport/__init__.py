@@ -1,0 +1,138 @@
+"""How weights travel: the server's end, which chooses the way; see ``carriers``, ``wire``, ``layout``, ``shared``.
+
+A client takes a record with ``unpack`` and answers with ``pack_answer``; the server sends what ``Transport.pack``
+makes and takes what comes with ``Transport.receive``: the one place where bytes of a client become tensors.
+"""
+
+import shutil
+
+from flwr.app import ArrayRecord
+
+from fedddpm_app.config import TransportConfig, WireDtype
+from fedddpm_app.federation.transport.carriers import (
+    Expected,
+    Packed,
+    Payload,
+    can_read,
+    pack_answer,
+    pack_arrays,
+    pack_file,
+    pack_flat,
+    receive,
+    unpack,
+)
+from fedddpm_app.federation.transport.layout import PayloadError
+from fedddpm_app.federation.transport.shared import ROOT, SharedDirectory
+from fedddpm_app.federation.transport.wire import add_residual, down_dtype, get_wire, residual_of
+from fedddpm_app.progress import logger
+from fedddpm_app.weights import Weights, num_bytes
+
+__all__ = [
+    "Expected",
+    "Packed",
+    "Payload",
+    "PayloadError",
+    "Transport",
+    "add_residual",
+    "can_read",
+    "down_dtype",
+    "get_wire",
+    "pack_answer",
+    "residual_of",
+    "unpack",
+]
+
+_SPARE = 4  # models that fit into shared memory beside those under way
+
+
+class Transport:
+    """The server's end of the transport, from the start of a run to its end.
+
+    Parameters
+    ----------
+    settings : TransportConfig
+        The keys ``transport`` and ``wire-dtype``.
+    """
+
+    def __init__(self, settings: TransportConfig) -> None:
+        self.settings = settings
+        self._shared: SharedDirectory | None = None
+        if settings.transport in ("auto", "shared-memory"):
+            try:
+                self._shared = SharedDirectory.create()
+            except OSError as error:
+                self._fall_back(f"there is no memory-backed storage ({error.strerror})")
+
+    @property
+    def name(self) -> str:
+        """The way in use: ``shared-memory``, ``flat`` or ``arrays``."""
+        if self._shared is not None:
+            return "shared-memory"
+        return "arrays" if self.settings.transport == "arrays" else "flat"
+
+    def probe(self) -> ArrayRecord | None:
+        """Return a record that only clients on this host can read; None where no file is to travel."""
+        return None if self._shared is None else pack_file({}, "fp32", self._shared.path.name, "down").record
+
+    def settle(self, readable: bool, weights: Weights, under_way: int) -> None:
+        """Keep to shared memory only where every client could read the probe, and all that is under way fits.
+
+        Parameters
+        ----------
+        readable : bool
+            What the clients said.
+        weights : Weights
+            The model's.
+        under_way : int
+            Replies that may be there at once.
+        """
+        if self._shared is None:
+            return
+        needed, free = num_bytes(weights) * (under_way + _SPARE), shutil.disk_usage(ROOT).free
+        if not readable:
+            self._fall_back("not every client runs on this host")
+        elif needed > free:
+            self._fall_back(
+                f"{under_way} models under way need {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
+            )
+
+    def pack(self, weights: Weights) -> Packed:
+        """Return weights as a record to send to clients."""
+        dtype = down_dtype(self.settings.wire_dtype)
+        if self._shared is not None:
+            try:
+                return pack_file(weights, dtype, self._shared.path.name, "down")
+            except OSError as error:
+                self._fall_back(f"it is full ({error.strerror})")
+        return pack_arrays(weights) if self.settings.transport == "arrays" else pack_flat(weights, dtype)
+
+    def expect(self, reference: Weights, base: Weights | None = None) -> Expected:
+        """Return what a client's record like ``reference`` should be; of differences from ``base`` if it is given."""
+        dtype: WireDtype = self.settings.wire_dtype
+        return Expected(reference, dtype if base is not None else down_dtype(dtype), base)
+
+    def receive(self, record: ArrayRecord, expected: Expected, partition_id: int) -> Payload:
+        """Check a client's record; ``PayloadError`` where it is not what is expected."""
+        return receive(record, expected, partition_id, self._shared)
+
+    def release(self, packed: Packed) -> None:
+        """Remove the file of what was sent, if it is one; it is read by nobody any more."""
+        if packed.file is not None and self._shared is not None:
+            self._shared.remove(packed.file)
+
+    def remove_unread(self) -> None:
+        """Remove the files of replies that nobody took."""
+        if self._shared is not None:
+            self._shared.remove_unread()
+
+    def close(self) -> None:
+        """Remove everything that travelled in files."""
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+
+    def _fall_back(self, reason: str) -> None:
+        """Go on without shared memory; that is worth a warning where it was asked for."""
+        text = "weights travel in messages, not in shared memory: %s"
+        (logger.warning if self.settings.transport == "shared-memory" else logger.info)(text, reason)
+        self.close()

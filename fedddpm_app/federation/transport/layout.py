@@ -1,0 +1,163 @@
+"""Tensors as one contiguous safetensors blob: written piece by piece, read as views without a copy.
+
+The bytes are those that the safetensors library reads and writes (8 bytes of header length, a JSON header, the
+values); here they go straight between tensors and a file or a message, where the library would copy twice.
+"""
+
+import json
+import math
+import mmap
+import warnings
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fedddpm_app.weights import Weights
+
+_NAMES = {
+    torch.float64: "F64",
+    torch.int64: "I64",
+    torch.float32: "F32",
+    torch.int32: "I32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+_DTYPES = {name: dtype for dtype, name in _NAMES.items()}
+_MAX_HEADER_BYTES = 10_000_000
+
+Blob = bytes | memoryview | mmap.mmap
+
+
+class PayloadError(ValueError):
+    """Bytes that are not what they should be; the message says how."""
+
+
+class Layout:
+    """Where each tensor lies in a blob.
+
+    Parameters
+    ----------
+    like : mapping of str to Tensor
+        Names, shapes and dtypes; the values are not looked at (they may be on the meta device).
+
+    Attributes
+    ----------
+    header : bytes
+        What the blob begins with.
+    size : int
+        Bytes of the whole blob.
+    """
+
+    def __init__(self, like: Mapping[str, Tensor]) -> None:
+        self._specs: dict[str, tuple[torch.dtype, torch.Size, int]] = {}
+        entries: dict[str, Any] = {}
+        end = 0
+        # Wide types first: then every tensor begins at a multiple of its element's size.
+        for name in sorted(like, key=lambda name: (-like[name].element_size(), name)):
+            tensor = like[name]
+            begin, end = end, end + tensor.numel() * tensor.element_size()
+            self._specs[name] = (tensor.dtype, tensor.shape, begin)
+            entries[name] = {
+                "dtype": _NAMES[tensor.dtype],
+                "shape": list(tensor.shape),
+                "data_offsets": [begin, end],
+            }
+        text = json.dumps(entries, separators=(",", ":")).encode()
+        text += b" " * (-len(text) % 8)
+        self.header = len(text).to_bytes(8, "little") + text
+        self.size = len(self.header) + end
+
+    def pieces(self, tensors: Mapping[str, Tensor]) -> Iterator[Blob]:
+        """Yield the blob of ``tensors``, on any device, piece by piece."""
+        yield self.header
+        for name in self._specs:
+            tensor = tensors[name].detach().to("cpu").contiguous()
+            if tensor.numel():
+                yield tensor.reshape(-1).view(torch.uint8).numpy().data
+
+    def pack(self, tensors: Mapping[str, Tensor]) -> bytes:
+        """Return the blob of ``tensors``."""
+        return b"".join(self.pieces(tensors))
+
+    def views(self, blob: Blob) -> Weights:
+        """Return the tensors of a blob, in the same memory: they are not to be changed.
+
+        Raises
+        ------
+        PayloadError
+            When the blob is not, to the byte of its header, one of this layout.
+        """
+        content = memoryview(blob)
+        start = len(self.header)
+        if content.nbytes < start or bytes(content[:start]) != self.header:
+            raise PayloadError(f"its tensors differ from the model's: {_difference(content, self.header)}")
+        if content.nbytes != self.size:
+            raise PayloadError(f"it has {content.nbytes} bytes instead of {self.size}")
+        return {
+            name: _view(content, dtype, shape, start + begin) for name, (dtype, shape, begin) in self._specs.items()
+        }
+
+
+def read(blob: Blob) -> Weights:
+    """Return the tensors of a blob that tells itself what it holds, in the same memory.
+
+    Raises
+    ------
+    PayloadError
+        When it is not a blob of this module.
+    """
+    content = memoryview(blob)
+    entries = _entries(content)
+    try:
+        like = {
+            name: torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
+            for name, entry in entries.items()
+        }
+    except (LookupError, TypeError, RuntimeError) as error:
+        raise PayloadError(f"its header cannot be read: {error}") from error
+    return Layout(like).views(content)
+
+
+def _view(content: memoryview, dtype: torch.dtype, shape: torch.Size, offset: int) -> Tensor:
+    if not math.prod(shape):
+        return torch.empty(shape, dtype=dtype)
+    with warnings.catch_warnings():  # that the memory cannot be written: nobody does
+        warnings.simplefilter("ignore", UserWarning)
+        flat = torch.frombuffer(content, dtype=dtype, count=math.prod(shape), offset=offset)
+    return flat.view(shape)
+
+
+def _entries(content: memoryview) -> dict[str, Any]:
+    """Return the parsed header of a blob."""
+    length = int.from_bytes(content[:8], "little")
+    if content.nbytes < 8 or not 0 < length <= min(_MAX_HEADER_BYTES, content.nbytes - 8):
+        raise PayloadError("it is no safetensors blob")
+    try:
+        entries = json.loads(bytes(content[8 : 8 + length]))
+    except ValueError as error:
+        raise PayloadError("its header is not JSON") from error
+    if not isinstance(entries, dict):
+        raise PayloadError("its header is no table of tensors")
+    return entries
+
+
+def _difference(content: memoryview, expected: bytes) -> str:
+    """Say how a blob's tensors differ from those of the expected header."""
+    try:
+        found = _entries(content)
+    except PayloadError as error:
+        return str(error)
+    wanted = json.loads(expected[8:])
+    odd = sorted(found.keys() ^ wanted.keys())[:3]
+    if odd:
+        return f"parameter names differ, for example {', '.join(odd)}"
+    name = next((name for name in wanted if found[name] != wanted[name]), None)
+    if name is None:
+        return "they are in another order"
+    return f"{name} is {str(found[name])[:120]} instead of {wanted[name]}"
