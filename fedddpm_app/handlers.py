@@ -8,6 +8,7 @@ from flwr.clientapp import ClientApp
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.device import cpu_threads
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.client_state import ClientState
 from fedddpm_app.federation.records import (
@@ -83,31 +84,15 @@ def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
     def pretrain(message: Message, context: Context) -> Message:
         """Train a local model for FedDDPM's auxiliary set."""
         setup = _checked(set_up(context), context)
-        result = setup.worker.pretrain(unpack(_arrays(message)), _partition(context))
-        metrics = _metrics(result.training, result.num_examples)
-        if result.label_counts:
-            metrics[LABEL_COUNTS] = result.label_counts
-        return _reply(message, metrics, {ARRAYS: _pack(setup, message, context, result.training.weights)})
+        with cpu_threads(setup.config.run.client_threads):
+            return _pretrain(setup, message, context)
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         """Train one round from the global weights."""
         setup = _checked(set_up(context), context)
-        keeps_residual = setup.config.transport.keeps_residuals
-        state = _open_state(setup, message, context, keeps_residual)
-        hook = _create_hook(setup, message, context, state)
-        result = setup.worker.train(hook)
-        _check_finite(result.training, hook)
-        weights, kept = result.training.weights, dict(hook.kept)
-        if keeps_residual:
-            weights, kept[RESIDUAL] = _with_residual(setup, weights, hook.round.global_weights, state)
-        if isinstance(state, ClientState):
-            state.save(hook.round.server_round, kept)
-        metrics = _metrics(result.training, result.num_examples)
-        metrics.update(hook.metrics)
-        sent = {name: _pack(setup, message, context, record) for name, record in hook.sent.items()}
-        sent[ARRAYS] = _pack(setup, message, context, weights, hook.round.global_weights)
-        return _reply(message, metrics, sent)
+        with cpu_threads(setup.config.run.client_threads):
+            return _train(setup, message, context)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -118,6 +103,32 @@ def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
         return _reply(message, MetricRecord({"loss": loss, NUM_EXAMPLES: num_examples}))
 
     return app
+
+
+def _pretrain(setup: ClientSetup, message: Message, context: Context) -> Message:
+    result = setup.worker.pretrain(unpack(_arrays(message)), _partition(context))
+    metrics = _metrics(result.training, result.num_examples)
+    if result.label_counts:
+        metrics[LABEL_COUNTS] = result.label_counts
+    return _reply(message, metrics, {ARRAYS: _pack(setup, message, context, result.training.weights)})
+
+
+def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
+    keeps_residual = setup.config.transport.keeps_residuals
+    state = _open_state(setup, message, context, keeps_residual)
+    hook = _create_hook(setup, message, context, state)
+    result = setup.worker.train(hook)
+    _check_finite(result.training, hook)
+    weights, kept = result.training.weights, dict(hook.kept)
+    if keeps_residual:
+        weights, kept[RESIDUAL] = _with_residual(setup, weights, hook.round.global_weights, state)
+    if isinstance(state, ClientState):
+        state.save(hook.round.server_round, kept)
+    metrics = _metrics(result.training, result.num_examples)
+    metrics.update(hook.metrics)
+    sent = {name: _pack(setup, message, context, record) for name, record in hook.sent.items()}
+    sent[ARRAYS] = _pack(setup, message, context, weights, hook.round.global_weights)
+    return _reply(message, metrics, sent)
 
 
 def _create_hook(setup: ClientSetup, message: Message, context: Context, state: Mapping[str, Weights]) -> TrainingHook:

@@ -77,7 +77,9 @@ def load_into(model: nn.Module, weights: Weights) -> None:
 
 
 class RunningMean:
-    """``sum_i n_i w_i / sum_i n_i``, folded in the order given, so that one model is in memory at a time.
+    """``sum_i n_i w_i / sum_i n_i``, moved towards each ``w_i`` in the order given, with one model in memory at a time.
+
+    A mean of equal weights is these weights, bit for bit (West 1979, updating a weighted mean).
 
     Attributes
     ----------
@@ -87,33 +89,31 @@ class RunningMean:
 
     def __init__(self) -> None:
         self.total = 0.0
-        self._sum: Weights = {}
+        self._mean: Weights = {}
         self._like: Weights = {}
 
     def fold(self, weights: Weights, factor: float) -> None:
-        """Add weights ``w_i``, floating point, with their factor ``n_i`` > 0."""
-        if not self._sum:
-            self._like = {name: torch.empty_like(tensor, device="meta") for name, tensor in weights.items()}
-            self._sum = {name: _summable(tensor) * float(factor) for name, tensor in weights.items()}
-        else:
-            check_match(self._like, weights)
-            for name, tensor in self._sum.items():
-                tensor.add_(_summable(weights[name]), alpha=factor)
+        """Add weights ``w_i``, with their factor ``n_i`` > 0."""
         self.total += factor
+        if not self._mean:
+            self._like = {name: torch.empty_like(tensor, device="meta") for name, tensor in weights.items()}
+            self._mean = {name: _summable(tensor).clone() for name, tensor in weights.items()}
+            return
+        check_match(self._like, weights)
+        for name, tensor in self._mean.items():
+            tensor.lerp_(_summable(weights[name]), factor / self.total)
 
     def result(self) -> Weights:
-        """Return the mean, in the dtypes of the first weights, and let go of the sum.
+        """Return the mean, in the dtypes of the first weights.
 
         Raises
         ------
         ValueError
             When nothing was folded.
         """
-        if not self._sum:
+        if not self._mean:
             raise ValueError("there are no weights to average")
-        total, summed = self.total, self._sum
-        self.total, self._sum = 0.0, {}
-        return cast_like({name: tensor.div_(total) for name, tensor in summed.items()}, self._like)
+        return cast_like(self._mean, self._like)
 
 
 def weighted_mean(models: Iterable[tuple[Weights, float]]) -> Weights:

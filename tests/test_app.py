@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fedddpm_app.cli import app as cli
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.inprocess import InProcessGrid
+from fedddpm_app.federation.messaging import StreamingGrid, exchange
 from fedddpm_app.recording.recorder import RunRecorder
 
 
@@ -129,9 +129,9 @@ def test_rounds_are_waited_for_as_long_as_configured(run_app, monkeypatch):
 
     def spy(self, messages, *, timeout=None):
         waited.append(timeout)
-        return self.pull_messages(self.push_messages(messages))
+        return exchange(self, messages, timeout)
 
-    monkeypatch.setattr(InProcessGrid, "send_and_receive", spy)
+    monkeypatch.setattr(StreamingGrid, "send_and_receive", spy)
     run_app(round_timeout=123.0, num_rounds=1)
     assert set(waited) == {123.0}
 

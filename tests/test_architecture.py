@@ -27,7 +27,7 @@ MAY_IMPORT = {
     "worker": BASE | {"device", "hooks", "task", "training"},
     "diffusion_task": BASE | {"data", "device", "diffusion", "evaluation", "task"},
     "in_memory_task": BASE | {"task"},
-    "handlers": BASE | {"federation", "hooks", "worker"},
+    "handlers": BASE | {"device", "federation", "hooks", "worker"},
     "hyperparameters": BASE | {"algorithms", "federation"},
     "simulate": BASE | {"algorithms", "federation", "handlers", "hyperparameters", "in_memory_task", "task", "worker"},
     "measuring": BASE | {"data", "device", "evaluation"},

@@ -2,6 +2,7 @@
 
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -12,6 +13,7 @@ from flwr.serverapp.strategy import FedAvg, Result
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, is_due
+from fedddpm_app.device import cpu_threads
 from fedddpm_app.federation.accounting import Accounting, Mark
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import RoundFailedError, check_finite
@@ -96,7 +98,7 @@ class FederatedRounds(FedAvg):
         self.reply_references[ARRAYS] = self.initial_weights
         self.transport = Transport(self.config.transport)
         self._outbox = Outbox(self.transport)
-        try:
+        with cpu_threads(self.config.run.server_threads), closing(self.transport):
             self._meet_clients(grid)
             result = super().start(
                 StreamingGrid(grid, self.clients.participants.under_way),  # type: ignore[arg-type]
@@ -110,8 +112,6 @@ class FederatedRounds(FedAvg):
             if self.hook.keeps_state or self.config.transport.keeps_residuals:
                 self._let_clients_forget()
             return result
-        finally:
-            self.transport.close()
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -18,7 +18,7 @@ ASKED = Asked({"arrays": Expected({"a": torch.zeros(2, 3), "b": torch.zeros(4)})
 def accept(config):
     """Accept a message as the given partition's."""
     transport = Transport(replace(config.transport, transport="flat"))
-    return lambda message, partition=0, **more: accept_reply(message, partition, ASKED, transport, **more)
+    return lambda message, partition=0, asked=ASKED, **more: accept_reply(message, partition, asked, transport, **more)
 
 
 @pytest.fixture
@@ -151,19 +151,19 @@ def test_impossible_metrics_are_refused(reply, accept, metrics):
 
 def test_a_missing_metric_is_refused(reply, accept):
     with pytest.raises(ReplyRefusedError, match="metric final-loss is None"):
-        accept(reply(), metrics=("loss", "final-loss"))
+        accept(reply(), asked=Asked(metrics=("loss", "final-loss")))
 
 
-def test_a_client_error_is_passed_on(grid):
+def test_a_client_error_is_passed_on(grid, accept):
     request = Message(RecordDict(), dst_node_id=1000, message_type="train")
     with pytest.raises(ReplyRefusedError, match="disk full"):
         accept(Message(Error(2, "disk full"), reply_to=request))
 
 
-def test_a_reply_without_records_is_refused(grid):
+def test_a_reply_without_records_is_refused(grid, accept):
     request = Message(RecordDict(), dst_node_id=1000, message_type="train")
     with pytest.raises(ReplyRefusedError, match="MetricRecord"):
-        accept_reply(Message(RecordDict(), reply_to=request), 0, {})
+        accept(Message(RecordDict(), reply_to=request))
     metrics_only = RecordDict({"metrics": MetricRecord({"num-examples": 1, "loss": 0.5})})
     with pytest.raises(ReplyRefusedError, match="ArrayRecord"):
         accept(Message(metrics_only, reply_to=request))

@@ -2,8 +2,10 @@
 
 The server owns a directory of its own making, with a random name, that only its user can enter. Every name is checked
 against a pattern, and every file is opened inside that directory without following links, and compared with the size
-and the SHA-256 that came with it: a path that somebody sent is never opened. A file that was read is removed at once
-(its memory stays until it is let go), the directory at the end of the run, and what a killed run left by the next one.
+and the SHA-256 that came with it: a path that somebody sent is never opened. A file that was read is gone under its
+name at once; when its content is let go, its storage is left to the next reply, which saves the kernel from clearing
+it anew (a third of the time that writing takes). The directory is removed at the end of the run, and what a killed
+run left by the next one.
 """
 
 import contextlib
@@ -17,6 +19,7 @@ import shutil
 import stat
 import tempfile
 import time
+import weakref
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -30,7 +33,10 @@ _PREFIX = "fedddpm-"
 _LOCK = "owner.lock"
 _DIRECTORY = re.compile(rf"{_PREFIX}\w{{8}}")
 _FILE = re.compile(r"(down|up-\d{1,9})-[0-9a-f]{32}")
+_HELD, _FREE = "held-", "free-"
+_MOST_FREE = 4
 _CHUNK_BYTES = 1 << 20
+_MADV_POPULATE_READ = 22  # Linux 5.14 and later: all pages at once, where hashing would fault them in one by one
 _YOUNG_SECONDS = 60.0  # a directory that is just being made has no lock yet
 _REMEMBERED = 64
 
@@ -101,7 +107,9 @@ class SharedDirectory:
         if reference.directory != self.path.name or not reference.name.startswith(f"up-{partition_id}-"):
             raise PayloadError(f"it names a file that is not its own: {reference.directory}/{reference.name}"[:200])
         content = map_file(reference)
-        (self.path / reference.name).unlink(missing_ok=True)
+        token = secrets.token_hex(16)
+        held = (self.path / reference.name).rename(self.path / f"{_HELD}{token}")
+        weakref.finalize(content, _give_back, held, self.path / f"{_FREE}{token}").atexit = False
         return content
 
     def remove(self, reference: FileReference) -> None:
@@ -130,7 +138,7 @@ def write_file(directory: str, kind: str, pieces: Iterable[Blob]) -> FileReferen
     name = f"{kind}-{secrets.token_hex(16)}"
     folder, digest, size = _open_directory(directory), hashlib.sha256(), 0
     try:
-        file = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+        file = _open_to_write(name, folder)
         try:
             for piece in pieces:
                 content = memoryview(piece).cast("B")
@@ -138,6 +146,7 @@ def write_file(directory: str, kind: str, pieces: Iterable[Blob]) -> FileReferen
                     chunk = content[start : start + _CHUNK_BYTES]  # hashed while it is in the cache
                     digest.update(chunk)
                     size += _write_all(file, chunk)
+            os.ftruncate(file, size)
         except OSError:
             os.unlink(name, dir_fd=folder)
             raise
@@ -177,6 +186,8 @@ def map_file(reference: FileReference) -> mmap.mmap:
         content = mmap.mmap(file, reference.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     finally:
         os.close(file)
+    with contextlib.suppress(OSError):
+        content.madvise(_MADV_POPULATE_READ)
     _check_digest(reference, content, (found.st_ino, found.st_mtime_ns))
     return content
 
@@ -213,6 +224,25 @@ def _open_directory(name: str) -> int:
         os.close(folder)
         raise PayloadError(f"{name} is not this user's alone")
     return folder
+
+
+def _open_to_write(name: str, folder: int) -> int:
+    """Open a new file, in storage that a taken one left where there is some."""
+    for free in os.listdir(folder):
+        if free.startswith(_FREE):
+            with contextlib.suppress(FileNotFoundError):  # another client was faster
+                os.rename(free, name, src_dir_fd=folder, dst_dir_fd=folder)
+                return os.open(name, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=folder)
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+
+
+def _give_back(held: Path, free: Path) -> None:
+    """Leave a taken file's storage to the next reply."""
+    with contextlib.suppress(OSError):  # at the end of the run it may be gone
+        if len(list(held.parent.glob(f"{_FREE}*"))) < _MOST_FREE:
+            held.rename(free)
+        else:
+            held.unlink()
 
 
 def _write_all(file: int, chunk: memoryview) -> int:

@@ -1,0 +1,178 @@
+"""A federation that trains nothing: what is left of a round is the transport. Flower's own FedAvg, and ours.
+
+The clients turn what they get into tensors and send these back. A process that runs one federation calls
+``run_simulated``; ``server_app`` and ``client_app`` are also those of a deployment.
+"""
+
+import itertools
+import json
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+from flwr.app import ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid, ServerApp
+from flwr.serverapp.strategy import FedAvg
+from flwr.simulation import run_simulation
+
+from fedddpm_app.algorithms.fedavg import FederatedAveraging
+from fedddpm_app.config import Config, default_run_config, load_config
+from fedddpm_app.diffusion_task import DiffusionTask
+from fedddpm_app.federation.records import to_arrays
+from fedddpm_app.handlers import ClientSetup, create_client_app
+from fedddpm_app.hooks import TrainingHook, TrainResult
+from fedddpm_app.simulate import MemoryRecorder
+from fedddpm_app.weights import num_bytes, snapshot
+from fedddpm_app.worker import LocalResult
+
+VARIABLE = "FEDDDPM_ECHO"
+STOCK = "stock"
+CIFAR10_SHAPE: dict[str, Any] = {  # that of google/ddpm-cifar10-32: 35.75 M parameters
+    "image-size": 32,
+    "image-channels": 3,
+    "unet-channels": "128,256,256,256",
+    "unet-layers-per-block": 2,
+    "unet-attention-resolutions": "16",
+    "unet-norm-groups": 32,
+}
+
+
+@dataclass(frozen=True)
+class Echo:
+    """What is run: ``kind`` is ``stock`` or a value of the ``transport`` key; figures go to ``result``."""
+
+    kind: str
+    clients: int
+    rounds: int
+    result: str
+    scratch: str
+    wire_dtype: str = "fp32"
+    clients_per_round: int = 0
+
+    def to_environment(self) -> dict[str, str]:
+        """Return the variable that the apps read it from."""
+        return {VARIABLE: json.dumps(asdict(self))}
+
+    @property
+    def config(self) -> Config:
+        """The run config."""
+        settings = CIFAR10_SHAPE | {
+            "num-clients": self.clients,
+            "clients-per-round": self.clients_per_round,
+            "num-rounds": self.rounds,
+            "held-out-fraction": 0.0,
+            "algorithm": "fedavg",
+            "transport": "auto" if self.kind == STOCK else self.kind,
+            "wire-dtype": self.wire_dtype,
+            "node-timeout": 300.0,
+        }
+        return load_config(default_run_config() | settings)
+
+
+class Echoing:
+    """Stands for the worker: trains by giving back what it got."""
+
+    def train(self, hook: TrainingHook) -> LocalResult:
+        """Return the weights that training would start from."""
+        return LocalResult(TrainResult(hook.start_weights(), 0.0, 0.0, 1, 0.0), 100)
+
+
+def echo_from_environment() -> Echo:
+    """Return what this process was told to run."""
+    return Echo(**json.loads(os.environ[VARIABLE]))
+
+
+class Strict(FedAvg):
+    """Flower's FedAvg, ended by a client's error, which would make a round look fast."""
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Look for errors, then aggregate."""
+        replies = list(replies)
+        for reply in replies:
+            if reply.has_error():
+                raise RuntimeError(f"a client failed: {reply.error.reason}")
+        return super().aggregate_train(server_round, replies)
+
+
+server_app = ServerApp()
+
+
+@server_app.main()
+def serve(grid: Grid, context: Context) -> None:
+    """Run the rounds; write seconds per round, and this process's memory before and at its peak."""
+    echo = echo_from_environment()
+    weights = snapshot(DiffusionTask(echo.config).create_model())
+    stamps: list[float] = []
+
+    def stamp(server_round: int, arrays: ArrayRecord) -> None:
+        stamps.append(time.perf_counter())
+
+    idle = psutil.Process().memory_info().rss
+    _reset_peak()
+    if echo.kind == STOCK:
+        everyone = {"min_train_nodes": echo.clients, "min_available_nodes": echo.clients, "fraction_evaluate": 0.0}
+        Strict(**everyone).start(grid, ArrayRecord(dict(weights)), num_rounds=echo.rounds, evaluate_fn=stamp)
+        moved = 0.0
+    else:
+        strategy = FederatedAveraging(echo.config, MemoryRecorder(Path(echo.scratch)), DiffusionTask(echo.config))
+        strategy.start(grid, to_arrays(weights), num_rounds=echo.rounds, evaluate_fn=stamp)
+        if strategy.clients.refusals:
+            raise RuntimeError(f"clients failed: {strategy.clients.refusals}")
+        moved = (strategy.accounting.bytes_up + strategy.accounting.bytes_down) / 1e6
+    figures = {
+        "round_s": [after - before for before, after in itertools.pairwise(stamps)],
+        "idle_mb": idle / 1e6,
+        "peak_mb": _peak() / 1e6,
+        "model_mb": num_bytes(weights) / 1e6,
+        "moved_mb": moved,
+    }
+    Path(echo.result).write_text(json.dumps(figures), encoding="utf-8")
+
+
+stock_client_app = ClientApp()
+
+
+@stock_client_app.train()
+def echo_arrays(message: Message, context: Context) -> Message:
+    """Turn Flower's arrays into tensors and back."""
+    weights = message.content["arrays"].to_torch_state_dict()
+    metrics = MetricRecord({"num-examples": 100, "loss": 0.0})
+    return Message(RecordDict({"arrays": ArrayRecord(weights), "metrics": metrics}), reply_to=message)
+
+
+def set_up(context: Context) -> ClientSetup:
+    """Return what our handlers need, with a worker that echoes."""
+    worker: Any = Echoing()
+    return ClientSetup(echo_from_environment().config, FederatedAveraging, lambda: worker)
+
+
+our_client_app = create_client_app(set_up)
+
+
+def run_simulated() -> None:
+    """Run what the environment says through Ray, with one CPU for each client."""
+    echo = echo_from_environment()
+    run_simulation(
+        server_app,
+        stock_client_app if echo.kind == STOCK else our_client_app,
+        num_supernodes=echo.clients,
+        backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
+    )
+
+
+def _reset_peak() -> None:
+    """Let the kernel count this process's peak of memory anew (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+
+
+def _peak() -> float:
+    """Return this process's peak of memory, in bytes."""
+    status = Path("/proc/self/status").read_text(encoding="utf-8")
+    return next(float(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))
