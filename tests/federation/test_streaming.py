@@ -1,0 +1,147 @@
+"""Replies in a fixed order, whatever arrives first, and not all at once."""
+
+import itertools
+import logging
+import random
+import weakref
+
+import pytest
+import torch
+from flwr.app import Error, Message, MetricRecord, RecordDict
+
+from fedddpm_app.config import TransportConfig
+from fedddpm_app.federation.accounting import Accounting
+from fedddpm_app.federation.clients import Clients
+from fedddpm_app.federation.messaging import exchange
+from fedddpm_app.federation.participants import Participants
+from fedddpm_app.federation.replies import Asked
+from fedddpm_app.federation.streaming import ReplyStream
+from fedddpm_app.federation.transport import Transport, pack_answer
+from tests.algorithms.problems import make_clients, run
+
+WEIGHTS = {"w": torch.zeros(3)}
+
+
+@pytest.fixture
+def clients(grid):
+    transport = Transport(TransportConfig("flat", "fp32"))
+    return Clients(Participants({p: 100 + p for p in range(6)}), Accounting(), transport, 1000)
+
+
+def reply(clients, partition, value=None, error=None, steps=1):
+    request = Message(RecordDict(), dst_node_id=100 + partition, message_type="train")
+    if error:
+        return Message(Error(2, error), reply_to=request)
+    weights = {"w": torch.full((3,), float(partition if value is None else value))}
+    record = pack_answer(clients.transport.pack(WEIGHTS).record, weights, "fp32", partition).record
+    metrics = MetricRecord({"num-examples": 10, "loss": 0.5, "steps": steps})
+    return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=request)
+
+
+def stream(clients, messages, awaited=range(6)):
+    asked = Asked({"arrays": clients.transport.expect(WEIGHTS)}, ("loss", "steps"))
+    return ReplyStream(clients, messages, list(awaited), "round 1", asked)
+
+
+@pytest.mark.parametrize("order", [*itertools.islice(itertools.permutations(range(6)), 0, 720, 97)])
+def test_any_order_of_arrival_gives_the_same_order(clients, tmp_path, order):
+    replies = stream(clients, [reply(clients, p) for p in order]).by_partition(tmp_path)
+    seen = [(r.partition_id, float(r.load()["w"][0])) for r in replies]
+    assert seen == [(p, float(p)) for p in range(6)]
+    assert not list(tmp_path.iterdir())
+
+
+def test_refused_and_missing_replies_hold_nobody_up(clients, tmp_path, caplog):
+    def messages():
+        yield reply(clients, 3)
+        yield reply(clients, 0, error="disk full")
+        yield reply(clients, 1, value=float("nan"))
+        yield reply(clients, 4)
+        yield reply(clients, 4, value=9.0)  # a second answer does not count
+        yielded.append(True)
+        yield reply(clients, 2)
+
+    yielded = []
+    with caplog.at_level(logging.WARNING, "fedddpm"):
+        replies = stream(clients, messages()).by_partition(tmp_path)
+        assert next(replies).partition_id == 2
+        assert yielded
+        assert [(r.partition_id, float(r.load()["w"][0])) for r in replies] == [(3, 3.0), (4, 4.0)]
+    assert clients.refusals == {
+        0: "disk full",
+        1: "its weights are not finite",
+        5: "its node is gone or did not answer in time",
+    }
+    assert [record.args[1] for record in caplog.records] == [0, 1, 5]
+
+
+def test_a_reply_is_handed_on_at_once_when_it_is_its_turn(clients, tmp_path):
+    asked_for = []
+
+    def messages():
+        for p in range(6):
+            asked_for.append(p)
+            yield reply(clients, p)
+
+    for r in stream(clients, messages()).by_partition(tmp_path):
+        assert asked_for[-1] == r.partition_id
+
+
+def test_few_replies_are_in_memory_whoever_is_late(clients, tmp_path):
+    """The first partition comes last: the others wait on disk but for two."""
+    alive = []
+
+    def messages():
+        for p in (5, 4, 3, 2, 1, 0):
+            message = reply(clients, p)
+            alive.append(weakref.ref(message.content["arrays"]["weights"]))
+            yield message
+            del message
+
+    counts = []
+    for _ in stream(clients, messages()).by_partition(tmp_path):
+        counts.append(sum(ref() is not None for ref in alive))
+    assert max(counts) <= 4
+
+
+def test_a_stranger_and_one_that_was_not_asked_are_passed_over(clients, tmp_path):
+    stranger = reply(clients, 1)
+    stranger.metadata.__dict__["_src_node_id"] = 7
+    replies = stream(clients, [stranger, reply(clients, 5), reply(clients, 0)], awaited=[0, 1]).as_they_come()
+    assert [r.partition_id for r in replies] == [0]
+    assert set(clients.refusals) == {1}
+
+
+def test_long_work_is_sent_first(clients):
+    """Steps of the last round, the most first; before them whoever is new; ties by partition."""
+    for partition, steps in ((0, 5), (1, 50), (2, 5), (3, 500)):
+        list(stream(clients, [reply(clients, partition, steps=steps)], [partition]).as_they_come())
+    messages = clients.address(range(6), "train", {}, 1, 10.0)
+    assert [m.metadata.dst_node_id - 100 for m in messages] == [4, 5, 3, 1, 0, 2]
+
+
+def test_no_more_messages_are_under_way_than_asked_for(grid):
+    pushed, most = [], []
+    push, pull = grid.push_messages, grid.pull_messages
+    grid.push_messages = lambda messages: [pushed.append(i) or i for i in push(messages)]
+
+    def pull_one(ids):
+        most.append(len(pushed))
+        return pull(random.Random(0).sample(sorted(ids), 1))
+
+    grid.pull_messages = pull_one
+    queries = [Message(RecordDict(), dst_node_id=node, message_type="query") for node in grid.get_node_ids()]
+    taken = 0
+    for _ in exchange(grid, queries, 5.0, under_way=2):
+        taken += 1
+        assert len(pushed) <= taken + 2
+    assert taken == 4
+    assert most[0] == 2
+
+
+@pytest.mark.parametrize("transport", ["arrays", "shared-memory"])
+@pytest.mark.parametrize("algorithm", ["fedavg", "scaffold", "feddyn", "fednova", "local-only"])
+def test_all_transports_give_the_same_weights_bit_for_bit(algorithm, transport):
+    clients = make_clients(3, 5, 2, 4)
+    flat, other = (run(algorithm, clients, rounds=3, transport=way) for way in ("flat", transport))
+    assert (flat == other).all()

@@ -1,0 +1,170 @@
+import logging
+from dataclasses import replace
+
+import pytest
+import torch
+from flwr.app import Array, ArrayRecord
+
+from fedddpm_app.config import ConfigError, TransportConfig, load_config
+from fedddpm_app.federation.transport import (
+    Expected,
+    PayloadError,
+    Transport,
+    can_read,
+    pack_answer,
+    shared,
+    unpack,
+)
+from fedddpm_app.federation.transport.outbox import Outbox
+
+WEIGHTS = {"conv.weight": torch.randn(8, 9), "norm.weight": torch.randn(4), "steps": torch.tensor(3)}
+WAYS = [
+    ("arrays", "fp32"),
+    *((name, dtype) for name in ("flat", "shared-memory") for dtype in ("fp32", "bf16", "int8-delta")),
+]
+
+
+@pytest.fixture
+def make(tmp_path, monkeypatch):
+    monkeypatch.setattr(shared, "ROOT", tmp_path)
+    made = []
+
+    def transport(name, dtype="fp32"):
+        made.append(Transport(TransportConfig(name, dtype)))
+        return made[-1]
+
+    yield transport
+    for each in made:
+        each.close()
+
+
+@pytest.mark.parametrize(("name", "dtype"), WAYS)
+def test_weights_go_to_a_client_and_back(make, name, dtype):
+    transport = make(name, dtype)
+    assert transport.name == name
+    down = transport.pack(WEIGHTS)
+    given = unpack(down.record)
+    exact = dtype != "bf16"
+    assert all(torch.equal(given[n], t) == (exact or not t.is_floating_point()) for n, t in WEIGHTS.items())
+    trained = {n: t + 0.01 * torch.randn_like(t) if t.is_floating_point() else t for n, t in given.items()}
+    answer = pack_answer(down.record, trained, dtype, 5, given)
+    assert answer.record[next(iter(answer.record))].stype == down.record[next(iter(down.record))].stype
+    payload = transport.receive(answer.record, transport.expect(WEIGHTS, WEIGHTS if exact else given), 5)
+    assert payload.num_bytes == answer.num_bytes
+    for each in (payload, payload.on_disk(transport_folder(make))):
+        for n, tensor in each.decode().items():
+            assert tensor.dtype == WEIGHTS[n].dtype
+            assert torch.allclose(tensor, trained[n], atol=0 if dtype == "fp32" else 2e-2)
+            assert dtype != "fp32" or torch.equal(tensor, trained[n])
+
+
+def transport_folder(_):
+    return shared.ROOT
+
+
+def test_int8_takes_a_quarter_and_bf16_half():
+    weights = {"conv.weight": torch.randn(512, 512)}
+    sizes = []
+    for dtype in ("fp32", "bf16", "int8-delta"):
+        down = Transport(TransportConfig("flat", dtype)).pack(weights)
+        sizes.append(pack_answer(down.record, weights, dtype, 0, weights).num_bytes)
+    assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.01)
+    assert sizes[2] == pytest.approx(sizes[0] / 4, rel=0.03)
+
+
+def test_auto_takes_shared_memory_where_all_can_read_it(make, caplog):
+    for readable, name in ((True, "shared-memory"), (False, "flat")):
+        transport = make("auto")
+        assert can_read(transport.probe())
+        transport.settle(readable, WEIGHTS, 4)
+        assert transport.name == name
+    assert make("flat").probe() is None
+
+
+def test_auto_takes_messages_where_there_is_no_room(make, caplog):
+    transport = make("shared-memory")
+    with caplog.at_level(logging.WARNING, "fedddpm"):
+        transport.settle(True, {"a": torch.empty(1).expand(10**13)}, 4)
+    assert transport.name == "flat"
+    assert "models under way need" in caplog.text
+    assert not list(shared.ROOT.iterdir())
+
+
+def test_auto_takes_messages_where_there_is_no_such_storage(make, monkeypatch, tmp_path):
+    monkeypatch.setattr(shared, "ROOT", tmp_path / "nowhere")
+    assert make("auto").name == "flat"
+    assert make("shared-memory").name == "flat"
+
+
+def test_a_full_storage_is_not_the_end(make, monkeypatch, caplog):
+    """Of the server while it runs, and of a client."""
+    transport = make("auto")
+    down = transport.pack(WEIGHTS)
+    real = shared.write_file
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    for module in ("carriers", "shared"):
+        monkeypatch.setattr(f"fedddpm_app.federation.transport.{module}.write_file", full)
+    answer = pack_answer(down.record, WEIGHTS, "fp32", 1)
+    assert torch.equal(
+        transport.receive(answer.record, transport.expect(WEIGHTS), 1).decode()["conv.weight"], WEIGHTS["conv.weight"]
+    )
+    assert unpack(transport.pack(WEIGHTS).record).keys() == WEIGHTS.keys()
+    assert transport.name == "flat"
+    assert real is not full
+
+
+def test_a_file_is_refused_where_none_travels(make):
+    shared_memory, flat = make("shared-memory"), make("flat")
+    answer = pack_answer(shared_memory.pack(WEIGHTS).record, WEIGHTS, "fp32", 1)
+    with pytest.raises(PayloadError, match="do not travel in files"):
+        flat.receive(answer.record, flat.expect(WEIGHTS), 1)
+
+
+def test_the_size_is_compared_before_the_file_is_read(make, monkeypatch):
+    transport = make("shared-memory")
+    answer = pack_answer(transport.pack(WEIGHTS).record, {"a": torch.ones(1)}, "fp32", 1)
+    monkeypatch.setattr(shared, "map_file", None)
+    with pytest.raises(PayloadError, match="bytes instead of"):
+        transport.receive(answer.record, transport.expect(WEIGHTS), 1)
+
+
+def test_a_flat_reply_of_another_dtype_is_refused(make):
+    transport = make("flat", "int8-delta")
+    answer = pack_answer(transport.pack(WEIGHTS).record, WEIGHTS, "fp32", 1)
+    with pytest.raises(PayloadError, match="differ"):
+        transport.receive(answer.record, transport.expect(WEIGHTS, WEIGHTS), 1)
+    arrays = Transport(TransportConfig("arrays", "fp32")).pack(WEIGHTS)
+    with pytest.raises(PayloadError, match="not as wire-dtype = int8-delta"):
+        transport.receive(arrays.record, transport.expect(WEIGHTS, WEIGHTS), 1)
+
+
+@pytest.mark.parametrize("stype", ["fedddpm.flat", "fedddpm.file"])
+def test_garbage_in_any_way_is_refused(make, stype):
+    transport = make("shared-memory")
+    for data in (b"", b"{}", b"garbage" * 100):
+        record = ArrayRecord({"weights": Array("uint8", (len(data),), stype, data)})
+        with pytest.raises(PayloadError):
+            transport.receive(record, Expected(WEIGHTS), 1)
+
+
+def test_the_same_weights_are_packed_once_and_the_last_file_is_removed(make):
+    transport = make("shared-memory")
+    outbox, source = Outbox(transport), object()
+    first = outbox.pack("arrays", source, WEIGHTS)
+    assert outbox.pack("arrays", source, WEIGHTS) is first
+    second = outbox.pack("arrays", object(), WEIGHTS)
+    assert [path.name for path in shared.ROOT.glob("*/down-*")] == [second.file.name]
+    outbox.pack("variate", source, WEIGHTS)
+    assert len(list(shared.ROOT.glob("*/down-*"))) == 2
+
+
+def test_arrays_are_sent_as_they_are(run_config):
+    with pytest.raises(ConfigError, match=r'wire-dtype = "bf16" cannot be with transport = "arrays"'):
+        load_config(run_config | {"transport": "arrays", "wire-dtype": "bf16"})
+
+
+def test_settings_are_kept(config):
+    assert Transport(replace(config.transport, transport="arrays")).settings.wire_dtype == "fp32"
