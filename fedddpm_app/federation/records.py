@@ -18,6 +18,11 @@ NUM_PARTITIONS = "num-partitions"
 LABEL_COUNTS = "label-counts"
 PRETRAIN = "train.pretrain"
 FORGET = "query.forget"
+DRAW = "query.draw"
+SEEDS = "seeds"
+LABELS = "labels"
+BATCH_SIZE = "batch-size"
+IMAGES = "images"
 
 
 def to_arrays(weights: Weights) -> ArrayRecord:

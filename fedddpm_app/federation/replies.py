@@ -15,7 +15,7 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from torch import Tensor
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES, payload_bytes
+from fedddpm_app.federation.records import ARRAYS, IMAGES, METRICS, NUM_EXAMPLES, payload_bytes
 from fedddpm_app.weights import Weights
 
 _NUMPY = "numpy.ndarray"
@@ -112,6 +112,22 @@ def accept_reply(
         content[ARRAYS] = ArrayRecord(dict(records[ARRAYS]))  # of its own: some rules use it up
     message.content = content
     return Reply(partition_id, message, told, records, references)
+
+
+def accept_images(message: Message, shape: tuple[int, ...]) -> Tensor:
+    """Return the images of a reply, uint8 of just this ``shape``.
+
+    Raises
+    ------
+    ReplyRefusedError
+        Saying what is wrong.
+    """
+    if message.has_error():
+        raise ReplyRefusedError(message.error.reason or "the client failed without a reason")
+    arrays = message.content.array_records.get(IMAGES)
+    if arrays is None:
+        raise ReplyRefusedError(f"it has no ArrayRecord {IMAGES!r}")
+    return _decode(arrays, {IMAGES: torch.empty(shape, dtype=torch.uint8, device="meta")})[IMAGES]
 
 
 def _checked(message: Message, name: str, reference: Weights) -> ArrayRecord:
