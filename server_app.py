@@ -7,6 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import Config, load_config
+from fedddpm_app.data.store import cache_folder
 from fedddpm_app.data.tensors import class_names, label_table, load_test_data, num_unassigned
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion_task import DiffusionTask
@@ -31,7 +32,7 @@ def main(grid: Grid, context: Context) -> None:
     resolve_device(config.run.device)
     test_data = load_test_data(config.data)
     evaluator = create_evaluator(config) if config.evaluation.measures_images else None
-    recorder = RunRecorder(run_directory(config, _base_directory(config, grid)))
+    recorder = RunRecorder(run_directory(config, _base_directory(config, grid)), cache_folder(config.data))
     recorder.write_config(context.run_config)
     logger.info("run directory: %s", recorder.directory)
     seed = config.run.seed

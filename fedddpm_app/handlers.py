@@ -2,24 +2,32 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+import torch
+from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.device import cpu_threads
+from fedddpm_app.diffusion.sampling import SampleBatch, split_batches
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.client_state import ClientState
 from fedddpm_app.federation.records import (
     ARRAYS,
+    BATCH_SIZE,
     CONFIG,
+    DRAW,
+    IMAGES,
     LABEL_COUNTS,
+    LABELS,
     METRICS,
     NUM_EXAMPLES,
     NUM_PARTITIONS,
     PARTITION_ID,
     PROBE,
+    SEEDS,
     SERVER_ROUND,
     SHARES_MEMORY,
     STATE_ROUND,
@@ -79,6 +87,13 @@ def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
         """Remove what this client kept for the run."""
         ClientState(set_up(context).config, context, _partition(context)).forget()
         return _reply(message, MetricRecord())
+
+    @app.query("draw")
+    def draw(message: Message, context: Context) -> Message:
+        """Draw images of the auxiliary set from this client's pretrained model, which comes back with the request."""
+        images = set_up(context).worker.draw(unpack(_arrays(message)), _asked_batches(message))
+        content = RecordDict({METRICS: MetricRecord(), IMAGES: ArrayRecord({IMAGES: Array(images.numpy())})})
+        return Message(content, reply_to=message)
 
     @app.train("pretrain")
     def pretrain(message: Message, context: Context) -> Message:
@@ -193,6 +208,12 @@ def _partition(context: Context) -> int:
             "this SuperNode has no partition-id: start it with --node-config 'partition-id=0 num-partitions=2'."
         )
     return int(context.node_config[PARTITION_ID])
+
+
+def _asked_batches(message: Message) -> list[SampleBatch]:
+    asked: Any = message.content.config_records[DRAW]
+    labels = torch.tensor(asked[LABELS], dtype=torch.int64) if asked[LABELS] else None
+    return split_batches(asked[SEEDS], labels, asked[BATCH_SIZE])
 
 
 def _arrays(message: Message) -> ArrayRecord:

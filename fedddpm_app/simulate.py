@@ -151,7 +151,7 @@ class MemoryRecorder:
     """Keeps what a run records in memory; see ``federation.ports.Recorder``."""
 
     def __init__(self, scratch: Path) -> None:
-        self.scratch = scratch
+        self.scratch = self.durable = scratch
         self.stats: list[dict[str, Any]] = []
         self.auxiliary_data: TrainingData | None = None
 

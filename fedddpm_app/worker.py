@@ -10,10 +10,15 @@ import zlib
 from contextlib import closing
 from dataclasses import dataclass, field
 
+import torch
+from torch import Tensor
+
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads, resolve_device
+from fedddpm_app.diffusion.sampling import SampleBatch
+from fedddpm_app.drawing import Drawer
 from fedddpm_app.hooks import TrainingHook, TrainResult
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.task import Task
@@ -66,6 +71,10 @@ class Worker:
                 on_report=progress.reporter("pretrain", partition_id),
             )
         return LocalResult(result, len(data), self.task.label_counts(partition_id))
+
+    def draw(self, weights: Weights, batches: list[SampleBatch]) -> Tensor:
+        """Draw images of the auxiliary set, uint8 (N, C, H, W), from a model of ``weights``."""
+        return torch.cat(list(Drawer(self.config, self.trainer.model).draw(weights, batches)))
 
     def train(self, hook: TrainingHook) -> LocalResult:
         """Train one client's round with what the algorithm's ``hook``, made for that round, adds."""

@@ -13,21 +13,22 @@ MAY_IMPORT = {
     "seeding": set(),
     "weights": set(),
     "progress": set(),
-    "diffusion": BASE,
+    "diffusion": BASE | {"device"},
+    "drawing": BASE | {"device", "diffusion"},
     "device": BASE,
     "optimization": BASE,
     "task": BASE,
     "hooks": BASE | {"task"},
     "training": BASE | {"device", "hooks", "optimization", "task"},
-    "federation": BASE | {"device", "diffusion", "hooks", "task", "training"},
+    "federation": BASE | {"device", "diffusion", "drawing", "hooks", "task", "training"},
     "algorithms": BASE | {"device", "diffusion", "federation", "hooks", "optimization", "task", "training"},
     "data": BASE | {"diffusion"},
     "evaluation": BASE | {"diffusion", "task"},
     "recording": BASE | {"diffusion"},
-    "worker": BASE | {"device", "hooks", "task", "training"},
+    "worker": BASE | {"device", "diffusion", "drawing", "hooks", "task", "training"},
     "diffusion_task": BASE | {"data", "device", "diffusion", "evaluation", "task"},
     "in_memory_task": BASE | {"task"},
-    "handlers": BASE | {"device", "federation", "hooks", "worker"},
+    "handlers": BASE | {"device", "diffusion", "federation", "hooks", "worker"},
     "hyperparameters": BASE | {"algorithms", "federation"},
     "simulate": BASE | {"algorithms", "federation", "handlers", "hyperparameters", "in_memory_task", "task", "worker"},
     "measuring": BASE | {"data", "device", "evaluation"},
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "console": BASE,
 }
 WITHOUT_FLOWER = BASE | {"device", "diffusion", "optimization", "training", "data", "evaluation", "worker"}
-WITHOUT_FLOWER |= {"measuring", "task", "hooks", "diffusion_task", "in_memory_task"}
+WITHOUT_FLOWER |= {"drawing", "measuring", "task", "hooks", "diffusion_task", "in_memory_task"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -120,6 +120,7 @@ ELSEWHERE = {
     "max-examples-per-client": "tests/federation/test_replies",
     "pretrain-timeout": "tests/federation/test_messaging",
     "auxiliary-batch-size": "changes rounding at most: tests/diffusion/test_sampling",
+    "auxiliary-generation": "where, not what: tests/federation/test_generation",
     "eval-batch-size": "changes rounding at most: tests/diffusion/test_sampling",
     "inception-weights": "tests/evaluation/extractors",
     "node-timeout": "tests/federation/test_participants",

@@ -20,7 +20,6 @@ nothing to correct, and pretraining is skipped. The correction's optimiser start
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from diffusers import UNet2DModel
 from flwr.serverapp import Grid
 
@@ -28,14 +27,11 @@ from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup
 from fedddpm_app.device import cpu_threads
-from fedddpm_app.diffusion.images import DivergedError, ImageTensors, concatenate
-from fedddpm_app.diffusion.objective import create_noise_scheduler
-from fedddpm_app.diffusion.sampling import image_seeds, sample_images
-from fedddpm_app.federation.apportion import largest_remainder
 from fedddpm_app.federation.base import FederatedDiffusion
-from fedddpm_app.federation.errors import RoundFailedError, check_finite
+from fedddpm_app.federation.errors import check_finite
+from fedddpm_app.federation.generation import Generation
 from fedddpm_app.federation.pretraining import PretrainedModel, collect_pretrained
-from fedddpm_app.progress import ProgressEvent, logger
+from fedddpm_app.progress import logger
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.task import TrainingData
 from fedddpm_app.weights import Weights
@@ -61,7 +57,7 @@ class FedDDPM(FederatedDiffusion):
     # ---- the three methods to override ----------------------------------------------------------
 
     def build_auxiliary(self, models: Sequence[PretrainedModel]) -> TrainingData:
-        """Generate D_aux, one pretrained model in memory at a time.
+        """Generate D_aux batch by batch, here or on the nodes, as ``auxiliary-generation`` says; see ``Generation``.
 
         Parameters
         ----------
@@ -73,11 +69,10 @@ class FedDDPM(FederatedDiffusion):
         TrainingData
             Here M images, uint8 (M, C, H, W), labels int64 (M,) where the model is class-conditional.
         """
-        shares = largest_remainder(self.config.auxiliary.size, [m.num_examples for m in models])
-        parts = [self._sample_client(model, share) for model, share in zip(models, shares, strict=True)]
-        data = concatenate(parts)
-        clients = [m.partition_id for m, share in zip(models, shares, strict=True) for _ in range(share)]
-        self.recorder.save_auxiliary(data, clients)
+        generation = Generation(self, models)
+        data = generation.run()
+        self.recorder.save_auxiliary(data, generation.clients)
+        generation.remove_parts()
         return data.to(self.trainer.device)
 
     def should_correct(self, server_round: int, weights: Weights) -> bool:
@@ -205,35 +200,6 @@ class FedDDPM(FederatedDiffusion):
         for model in self._pretrained:
             model.path.unlink()
         self._pretrained = []
-
-    def _sample_client(self, model: PretrainedModel, count: int) -> ImageTensors:
-        """Draw a client's share of D_aux; labels follow its label counts, by largest remainder."""
-        config, labels = self.config, None
-        shape: Any = self.trainer.model.config
-        if config.data.class_conditional:
-            per_class = largest_remainder(count, model.label_counts)
-            labels = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
-        weights_module.load_into(self.trainer.model, model.load())
-        try:
-            images = sample_images(
-                self.trainer.model,
-                create_noise_scheduler(config.diffusion),
-                sampler=config.auxiliary.sampler,
-                steps=config.auxiliary.sampler_steps,
-                seeds=image_seeds(config.run.seed, "auxiliary", count, model.partition_id),
-                shape=(shape.in_channels, shape.sample_size, shape.sample_size),
-                labels=labels,
-                batch_size=config.auxiliary.batch_size,
-                on_batch=lambda done: progress.report(
-                    ProgressEvent("auxiliary", done, count, 0, client=model.partition_id)
-                ),
-            )
-        except DivergedError as error:
-            raise RoundFailedError(
-                f"the auxiliary images of client {model.partition_id}: {error}; lower pretrain-learning-rate = "
-                f"{config.pretrain.learning_rate}"
-            ) from error
-        return ImageTensors(images, labels)
 
 
 def _pretrains(config: Config) -> bool:

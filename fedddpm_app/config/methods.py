@@ -38,6 +38,7 @@ class AuxiliaryConfig:
     sampler: Sampler
     sampler_steps: PositiveInt
     batch_size: PositiveInt
+    generation: Literal["server", "nodes"]
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -1,6 +1,7 @@
 """Drawing images from a diffusion model with diffusers' schedulers."""
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -8,15 +9,27 @@ from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from fedddpm_app.config import Sampler
+from fedddpm_app.config import Precision, Sampler
+from fedddpm_app.device import autocast
 from fedddpm_app.diffusion.images import to_uint8
 from fedddpm_app.diffusion.objective import predict
 from fedddpm_app.seeding import derive_seed
 
+
+class ClippingDPMSolver(DPMSolverMultistepScheduler):  # type: ignore[misc]
+    """diffusers' solver, with its thresholding to [-1, 1] done as what it comes to: clipping.
+
+    Its own sorts every image for a quantile that a maximum of 1 then overrules.
+    """
+
+    def _threshold_sample(self, sample: Tensor) -> Tensor:
+        return sample.clamp(-1.0, 1.0)
+
+
 SAMPLERS: dict[Sampler, tuple[type[Any], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {}),
     "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),
-    "dpm-solver++": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "dpm-solver++": (ClippingDPMSolver, {"algorithm_type": "dpmsolver++"}),
 }
 _MIN_LAMBDA = -5.1  # log(alpha_t / sigma_t) below which DPM-Solver++ does not start: the cosine schedule's last steps
 
@@ -100,12 +113,10 @@ def sample_batches(
     model: nn.Module,
     scheduler: DDPMScheduler,
     *,
-    sampler: Sampler,
-    steps: int,
     seeds: Sequence[int],
-    shape: tuple[int, int, int],
     labels: Tensor | None = None,
     batch_size: int = 256,
+    **options: Any,
 ) -> Iterator[Tensor]:
     """Draw one image per seed, a batch at a time, so that memory does not grow with their number.
 
@@ -115,19 +126,10 @@ def sample_batches(
 
     Parameters
     ----------
-    model : nn.Module
-        A ``UNet2DModel``; its training mode is restored afterwards.
-    scheduler : DDPMScheduler
-        The forward process it was trained with.
-    sampler : {"ddpm", "ddim", "dpm-solver++"}
-        ``ddpm`` is ancestral sampling (Ho et al. 2020), ``ddim`` is deterministic (Song et al. 2021,
-        eta = 0), ``dpm-solver++`` is the second-order multistep solver (Lu et al. 2022).
-    steps : int
-        Denoising steps, in [1, T]; for ``ddim`` a divisor of T.
+    model, scheduler, **options
+        As of ``draw_batch``.
     seeds : list of int
         One per image, see ``image_seeds``.
-    shape : (int, int, int)
-        Channels, height, width of an image, pixels.
     labels : Tensor, optional
         int64, shape (N,), the class of each image for a conditional model.
     batch_size : int
@@ -138,14 +140,76 @@ def sample_batches(
     Tensor
         uint8 on the CPU, shape (B, C, H, W).
     """
-    drawn = 0
-    for index in _constant_batches(len(seeds), batch_size):
+    for batch in split_batches(seeds, labels, min(batch_size, len(seeds)) or 1):
+        yield draw_batch(model, scheduler, batch, **options)
+
+
+@dataclass(frozen=True)
+class SampleBatch:
+    """The images of one constant-shape batch.
+
+    Attributes
+    ----------
+    seeds : list of int
+        As many as the batch has places.
+    labels : Tensor or None
+        int64, one per seed.
+    kept : int
+        The first so many images are wanted; the others fill the batch up.
+    """
+
+    seeds: list[int]
+    labels: Tensor | None
+    kept: int
+
+
+def split_batches(seeds: Sequence[int], labels: Tensor | None, size: int) -> list[SampleBatch]:
+    """Split images into batches of ``size``; the last one is filled up with the last image."""
+    batches = []
+    for start in range(0, len(seeds), size):
+        index = torch.arange(start, start + size).clamp_(max=len(seeds) - 1)
         part_labels = None if labels is None else labels[index]
-        generators = [torch.Generator().manual_seed(seeds[k]) for k in index.tolist()]
-        images = _reverse(model, create_sampler(scheduler, sampler), steps, generators, shape, part_labels)
-        kept = min(batch_size, len(seeds) - drawn)
-        yield to_uint8(images[:kept]).cpu()
-        drawn += kept
+        batches.append(SampleBatch([seeds[k] for k in index.tolist()], part_labels, min(size, len(seeds) - start)))
+    return batches
+
+
+def draw_batch(
+    model: nn.Module,
+    scheduler: DDPMScheduler,
+    batch: SampleBatch,
+    *,
+    sampler: Sampler,
+    steps: int,
+    shape: tuple[int, int, int],
+    precision: Precision = "fp32",
+) -> Tensor:
+    """Draw the images of one batch.
+
+    Parameters
+    ----------
+    model : nn.Module
+        A ``UNet2DModel``; its training mode is restored afterwards.
+    scheduler : DDPMScheduler
+        The forward process it was trained with.
+    batch : SampleBatch
+        Which images.
+    sampler : {"ddpm", "ddim", "dpm-solver++"}
+        ``ddpm`` is ancestral sampling (Ho et al. 2020), ``ddim`` is deterministic (Song et al. 2021,
+        eta = 0), ``dpm-solver++`` is the second-order multistep solver (Lu et al. 2022).
+    steps : int
+        Denoising steps, in [1, T]; for ``ddim`` a divisor of T.
+    shape : (int, int, int)
+        Channels, height, width of an image, pixels.
+    precision : {"fp32", "bf16"}
+        ``bf16`` autocasts the model's calls; the sampler's own arithmetic stays float32.
+
+    Returns
+    -------
+    Tensor
+        uint8 on the CPU, shape (``batch.kept``, C, H, W).
+    """
+    images = _reverse(model, create_sampler(scheduler, sampler), steps, batch, shape, precision)
+    return to_uint8(images[: batch.kept]).cpu()
 
 
 def image_seeds(seed: int, purpose: str, count: int, *indices: int) -> list[int]:
@@ -153,33 +217,28 @@ def image_seeds(seed: int, purpose: str, count: int, *indices: int) -> list[int]
     return [derive_seed(seed, purpose, *indices, k) for k in range(count)]
 
 
-def _constant_batches(count: int, batch_size: int) -> Iterator[Tensor]:
-    """Yield index batches of one shape that cover ``range(count)``; the last one repeats its last index."""
-    size = min(batch_size, count) or 1
-    for start in range(0, count, size):
-        yield torch.arange(start, start + size).clamp_(max=count - 1)
-
-
 @torch.no_grad()
 def _reverse(
     model: nn.Module,
     sampler: Any,
     steps: int,
-    generators: list[torch.Generator],
+    batch: SampleBatch,
     shape: tuple[int, int, int],
-    labels: Tensor | None,
+    precision: Precision,
 ) -> Tensor:
     was_training = model.training
     model.eval()
     device = next(model.parameters()).device
-    labels = None if labels is None else labels.to(device)
-    set_timesteps(sampler, steps, device)
+    labels = None if batch.labels is None else batch.labels.to(device)
+    set_timesteps(sampler, steps, torch.device("cpu"))  # the sampler reads them: elsewhere each step would wait for it
+    generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
     x_t: Tensor = randn_tensor((len(generators), *shape), generator=generators, device=device)
     x_t = x_t * sampler.init_noise_sigma
     noise = {} if isinstance(sampler, DDIMScheduler) else {"generator": generators}
-    for t in sampler.timesteps:
+    for t, t_model in zip(sampler.timesteps, sampler.timesteps.to(device), strict=True):
         x_in = sampler.scale_model_input(x_t, t)
-        output = predict(model, x_in, t.expand(len(x_in)), labels)
+        with autocast(device, precision):
+            output = predict(model, x_in, t_model.expand(len(x_in)), labels)
         x_t = sampler.step(output.float(), t, x_t, return_dict=False, **noise)[0]
     model.train(was_training)
     return x_t

@@ -14,6 +14,10 @@ class Recorder(Protocol):
     def scratch(self) -> Path:
         """A folder of the run for files that are removed when read."""
 
+    @property
+    def durable(self) -> Path:
+        """A folder that outlives the run, for finished pieces of work that a run which starts again takes over."""
+
     def append(self, stats: Mapping[str, object]) -> None:
         """Write one object to ``stats.jsonl``."""
 

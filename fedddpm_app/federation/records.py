@@ -21,6 +21,11 @@ SHARES_MEMORY = "shares-memory"
 WORKER = "worker"
 PRETRAIN = "train.pretrain"
 FORGET = "query.forget"
+DRAW = "query.draw"
+SEEDS = "seeds"
+LABELS = "labels"
+BATCH_SIZE = "batch-size"
+IMAGES = "images"
 
 
 class WeightsRecord(ArrayRecord):

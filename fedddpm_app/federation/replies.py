@@ -10,11 +10,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
 from flwr.app import Message, MetricRecord, RecordDict
+from torch import Tensor
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES
+from fedddpm_app.federation.records import ARRAYS, IMAGES, METRICS, NUM_EXAMPLES
 from fedddpm_app.federation.transport import Expected, Payload, PayloadError, Transport
+from fedddpm_app.federation.transport.numpy_arrays import read_arrays
 from fedddpm_app.weights import Weights
 
 
@@ -128,6 +131,25 @@ def accept_reply(
     if asked.check is not None:
         asked.check(reply)
     return reply
+
+
+def accept_images(message: Message, shape: tuple[int, ...]) -> Tensor:
+    """Return the images of a reply, uint8 of just this ``shape``.
+
+    Raises
+    ------
+    ReplyRefusedError
+        Saying what is wrong.
+    """
+    if message.has_error():
+        raise ReplyRefusedError(message.error.reason or "the client failed without a reason")
+    arrays = message.content.array_records.get(IMAGES)
+    if arrays is None:
+        raise ReplyRefusedError(f"it has no ArrayRecord {IMAGES!r}")
+    try:
+        return read_arrays(arrays, {IMAGES: torch.empty(shape, dtype=torch.uint8, device="meta")})[IMAGES]
+    except PayloadError as error:
+        raise ReplyRefusedError(str(error)) from error
 
 
 def _take(message: Message, name: str, expected: Expected, partition_id: int, transport: Transport) -> Payload:

@@ -38,6 +38,8 @@ class RunRecorder:
     ----------
     directory : Path
         Absolute; made here, and must not hold a run already.
+    durable : Path, optional
+        A folder that outlives the run, see ``federation.ports.Recorder``; by default the run's own ``scratch``.
 
     Raises
     ------
@@ -45,10 +47,11 @@ class RunRecorder:
         When the folder holds a run.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, durable: Path | None = None) -> None:
         check_is_new(directory)
         make_directory(directory)
         self.directory = directory
+        self.durable = durable or directory / "scratch"
         self.began = time.time()
         self.stats: list[dict[str, object]] = []
 

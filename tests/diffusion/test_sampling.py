@@ -3,6 +3,7 @@ import itertools
 
 import pytest
 import torch
+from diffusers import DPMSolverMultistepScheduler
 
 from fedddpm_app.diffusion.images import ImageTensors, concatenate, to_uint8, to_unit_range
 from fedddpm_app.diffusion.objective import create_noise_scheduler
@@ -144,6 +145,32 @@ def test_every_sampler_reverses_every_schedule(config, sampler, schedule):
     model, seeds = OptimalGaussianPredictor(scheduler), image_seeds(0, "test", 3)
     drawn = sample_images(model, scheduler, sampler=sampler, steps=5, seeds=seeds, shape=(1, 2, 2))
     assert drawn.unique().numel() > 3
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_autocast_draws_nearly_the_same_images(model, config, sampler):
+    plain = draw(model, config, sampler)
+    fast = draw(model, config, sampler, precision="bf16")
+    assert not torch.equal(plain, fast)
+    assert (fast.int() - plain.int()).abs().median() <= 2  # of 255; a few clipped pixels jump
+
+
+@pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
+@pytest.mark.parametrize("steps", [1, 10, 20])
+def test_the_clipping_solver_is_diffusers_own_bit_for_bit(model, config, schedule, steps):
+    diffusion = dataclasses.replace(config.diffusion, beta_schedule=schedule)
+    mine = create_sampler(create_noise_scheduler(diffusion), "dpm-solver++")
+    theirs = DPMSolverMultistepScheduler.from_config(mine.config)
+    assert theirs.config.thresholding
+    start = torch.randn(5, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    finals = []
+    for scheduler in (mine, theirs):
+        set_timesteps(scheduler, steps, torch.device("cpu"))
+        x = start
+        for t in scheduler.timesteps:
+            x = scheduler.step(3 * torch.tanh(x), t, x, return_dict=False)[0]
+        finals.append(x)
+    assert torch.equal(*finals)
 
 
 def test_no_images_is_an_empty_set(model, config):

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from datasets import load_from_disk
 
 from fedddpm_app.simulation import COMPLETED, FlowerRun, to_toml
 from tests.conftest import ROOT, TINY, RunDirectory
@@ -127,6 +128,18 @@ def test_plain_flwr_run_lands_where_it_was_called_from(tmp_path, run_app):
             assert json.loads((folder / "out" / "r" / "summary.json").read_text())["status"] == "completed"
     own = {"algorithm": "examples.l1_proximal:L1Proximal", "algorithm_options": "strength=0.01", "num_rounds": 1}
     assert RunDirectory(first / "out" / "r").losses() == run_app(**own).losses()
+
+
+@pytest.mark.slow
+def test_images_drawn_by_the_actors_are_the_servers_bit_for_bit(tmp_path, run_app):
+    settings = {"auxiliary_size": 30, "auxiliary_batch_size": 3}
+    done = fedddpm_run(tmp_path, output_dir="out", run_name="sim", auxiliary_generation="nodes", **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run, here = RunDirectory(tmp_path / "out" / "sim"), run_app(**settings)
+    assert run.losses() == here.losses()
+    drawn, expected = (load_from_disk(str(r.path / "auxiliary" / "dataset")) for r in (run, here))
+    assert [image.tobytes() for image in drawn["image"]] == [image.tobytes() for image in expected["image"]]
+    assert "the server draws" not in (run.path / "log.txt").read_text()
 
 
 @pytest.mark.slow

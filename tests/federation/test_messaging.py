@@ -2,7 +2,7 @@ import time
 
 from flwr.app import Message, RecordDict
 
-from fedddpm_app.federation.messaging import exchange
+from fedddpm_app.federation.messaging import exchange, exchange_about
 
 
 def queries(grid):
@@ -21,4 +21,31 @@ def test_missing_replies_are_given_up_after_the_timeout(grid):
     grid.pull_messages = lambda ids: [m for m in pull(ids) if m.metadata.src_node_id != 1001]
     began = time.monotonic()
     assert len(list(exchange(grid, queries(grid), timeout=0.3))) == 3
+    assert 0.3 <= time.monotonic() - began < 2.0
+
+
+def test_few_messages_are_on_their_way_at_a_time(grid):
+    made = []
+    messages = queries(grid)
+
+    def requests():
+        for k, message in enumerate(messages):
+            made.append(k)
+            yield k, message
+
+    replies = exchange_about(grid, requests(), timeout=5.0, under_way=2)
+    first = next(replies)
+    assert made == [0, 1]
+    rest = list(replies)
+    partitions = {k: m.content.metric_records["metrics"]["partition-id"] for k, m in (first, *rest)}
+    assert partitions == {0: 0, 1: 1, 2: 2, 3: 3}
+
+
+def test_messages_that_cannot_be_pushed_or_are_not_answered_are_given_up(grid):
+    push, pull = grid.push_messages, grid.pull_messages
+    grid.push_messages = lambda messages: [None] if messages[0].metadata.dst_node_id == 1000 else push(messages)
+    grid.pull_messages = lambda ids: [m for m in pull(ids) if m.metadata.src_node_id != 1001]
+    began = time.monotonic()
+    answered = [k for k, _ in exchange_about(grid, enumerate(queries(grid)), timeout=0.3, under_way=2)]
+    assert answered == [2, 3]
     assert 0.3 <= time.monotonic() - began < 2.0

@@ -16,7 +16,7 @@ from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.replies import Asked
 from fedddpm_app.federation.streaming import ReplyStream
-from fedddpm_app.federation.transport import Transport, pack_answer
+from fedddpm_app.federation.transport import Payload, Transport, pack_answer
 from tests.algorithms.problems import make_clients, run
 
 WEIGHTS = {"w": torch.zeros(3)}
@@ -87,21 +87,21 @@ def test_a_reply_is_handed_on_at_once_when_it_is_its_turn(clients, tmp_path):
         assert asked_for[-1] == r.partition_id
 
 
-def test_few_replies_are_in_memory_whoever_is_late(clients, tmp_path):
-    """The first partition comes last: the others wait on disk but for two."""
-    alive = []
+def test_few_replies_are_in_memory_whoever_is_late(clients, tmp_path, monkeypatch):
+    """The first partition comes last: two of the others wait in memory, the rest on disk."""
+    moved, on_disk = [], Payload.on_disk
+    monkeypatch.setattr(Payload, "on_disk", lambda self, folder: moved.append(folder) or on_disk(self, folder))
+    replies = stream(clients, [reply(clients, p) for p in (5, 4, 3, 2, 1, 0)]).by_partition(tmp_path)
+    assert [float(r.load()["w"][0]) for r in replies] == [0, 1, 2, 3, 4, 5]
+    assert moved == [tmp_path] * 3
 
-    def messages():
-        for p in (5, 4, 3, 2, 1, 0):
-            message = reply(clients, p)
-            alive.append(weakref.ref(message.content["arrays"]["weights"]))
-            yield message
-            del message
 
-    counts = []
-    for _ in stream(clients, messages()).by_partition(tmp_path):
-        counts.append(sum(ref() is not None for ref in alive))
-    assert max(counts) <= 4
+def test_a_reply_that_was_folded_is_let_go(clients, tmp_path):
+    kept = []
+    for r in stream(clients, (reply(clients, p) for p in range(6))).by_partition(tmp_path):
+        kept.append(weakref.ref(r))
+        del r
+        assert sum(ref() is not None for ref in kept) <= 1
 
 
 def test_a_stranger_and_one_that_was_not_asked_are_passed_over(clients, tmp_path):

@@ -96,9 +96,9 @@ class Transport:
                 f"{under_way} models under way need {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
             )
 
-    def pack(self, weights: Weights) -> Packed:
-        """Return weights as a record to send to clients."""
-        dtype = down_dtype(self.settings.wire_dtype)
+    def pack(self, weights: Weights, dtype: WireDtype | None = None) -> Packed:
+        """Return weights as a record to send to clients, in the run's ``wire-dtype`` unless another is given."""
+        dtype = dtype or down_dtype(self.settings.wire_dtype)
         if self._shared is not None:
             try:
                 return pack_file(weights, dtype, self._shared.path.name, "down")

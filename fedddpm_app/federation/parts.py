@@ -1,0 +1,69 @@
+"""Finished batches of images in files: what a run that is started again need not draw again."""
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterable
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from fedddpm_app.progress import logger
+
+_IMAGES, _DIGEST = "images", "sha256"
+
+
+class Parts:
+    """Batches of images by key; a file appears whole or not at all.
+
+    Parameters
+    ----------
+    folder : Path
+        Made when the first batch is saved.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def load(self, key: str, shape: tuple[int, ...]) -> Tensor | None:
+        """Return a batch, uint8 of ``shape``; None where there is none, and, with a warning, where it is damaged."""
+        path = self._path(key)
+        try:
+            if not path.exists():
+                return None
+            with safe_open(path, framework="pt") as file:
+                images: Tensor = file.get_tensor(_IMAGES)
+                told = (file.metadata() or {}).get(_DIGEST)
+            if (tuple(images.shape), told) != (shape, _digest(images)):
+                raise ValueError("its content is not what was written")
+        except (OSError, ValueError, SafetensorError) as error:
+            logger.warning("the auxiliary images %s are damaged (%s): they are drawn again", path, error)
+            return None
+        return images
+
+    def save(self, key: str, images: Tensor) -> None:
+        """Write a batch; where that cannot be done it is only missing after a stop, which is said."""
+        work = self._path(key).with_suffix(f".{os.getpid()}.partial")
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            save_file({_IMAGES: images.contiguous()}, work, {_DIGEST: _digest(images)})
+            work.replace(self._path(key))
+        except (OSError, SafetensorError) as error:
+            logger.warning("auxiliary images cannot be kept for a run that is stopped and started again: %s", error)
+
+    def remove(self, keys: Iterable[str]) -> None:
+        """Remove batches, what is left of an interrupted writing of them, and the folder if nothing else is in it."""
+        for key in keys:
+            for path in self.folder.glob(f"{key}.*"):
+                path.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+
+    def _path(self, key: str) -> Path:
+        return self.folder / f"{key}.safetensors"
+
+
+def _digest(images: Tensor) -> str:
+    return hashlib.sha256(images.contiguous().numpy().data).hexdigest()
