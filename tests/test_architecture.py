@@ -17,8 +17,9 @@ MAY_IMPORT = {
     "device": BASE,
     "optimization": BASE,
     "task": BASE,
+    "acceleration": BASE | {"task"},
     "hooks": BASE | {"task"},
-    "training": BASE | {"device", "hooks", "optimization", "task"},
+    "training": BASE | {"acceleration", "device", "hooks", "optimization", "task"},
     "federation": BASE | {"device", "diffusion", "hooks", "task", "training"},
     "algorithms": BASE | {"device", "diffusion", "federation", "hooks", "optimization", "task", "training"},
     "data": BASE | {"diffusion"},
@@ -37,7 +38,7 @@ MAY_IMPORT = {
     "console": BASE,
 }
 WITHOUT_FLOWER = BASE | {"device", "diffusion", "optimization", "training", "data", "evaluation", "worker"}
-WITHOUT_FLOWER |= {"measuring", "task", "hooks", "diffusion_task", "in_memory_task"}
+WITHOUT_FLOWER |= {"acceleration", "measuring", "task", "hooks", "diffusion_task", "in_memory_task"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 
