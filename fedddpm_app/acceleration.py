@@ -22,7 +22,7 @@ from fedddpm_app.progress import logger
 from fedddpm_app.task import Task
 
 LARGE_MODEL = 4_000_000  # parameters from which bf16 was faster on a CPU; below, channels are too few to gain
-COMPILED_STEPS = 5_000  # of a run, from which compiling, a minute or two, is a small part of it
+COMPILED_STEPS = 5_000  # of a run, that a compilation is spread over; a guess, as a GPU was not at hand
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Acceleration:
     precision : {"fp32", "bf16"}
         ``bf16`` autocasts the forward pass; weights stay float32.
     channels_last : bool
-        Images and convolution weights lie in memory as NHWC.
+        Convolution weights lie in memory as NHWC, and with them what the model computes.
     compiled : bool
         The model's forward and backward pass are compiled.
     """
@@ -64,7 +64,7 @@ def choose(config: Config, task: Task, model: nn.Module, device: torch.device) -
         channels_last = device.type == "cuda" and precision == "bf16"
     check_compiler(run, device)
     compiled = run.compile == "on"
-    if run.compile == "auto" and device.type == "cuda":
+    if run.compile == "auto" and device.type == "cuda" and config.training.batch_size:  # 0 gives a shape per client
         missing, compiled = missing_compiler(device), steps_of_run(config, task) >= COMPILED_STEPS
         if compiled and missing:
             logger.info("the model is not compiled: %s", missing)

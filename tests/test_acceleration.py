@@ -60,12 +60,13 @@ def test_auto_takes_bf16_where_the_cpu_has_it_and_the_model_is_large(config, mon
 @pytest.mark.parametrize("epochs", [False, True])
 def test_auto_compiles_a_large_model_on_a_gpu_in_a_long_run(run_config, monkeypatch, caplog, epochs):
     monkeypatch.setattr("fedddpm_app.acceleration.missing_compiler", lambda device: "")
-    rounds = COMPILED_STEPS // 10
-    length = {"local-steps": 0, "local-epochs": 10, "batch-size": 0} if epochs else {"local-steps": 10}
+    length = {"local-steps": 0, "local-epochs": 2} if epochs else {"local-steps": 10}
+    rounds = -(-COMPILED_STEPS // DiffusionTask(load_config(run_config | length)).local_steps(0))
     long, short = (load_config(run_config | length | {"num-rounds": n}) for n in (rounds, rounds - 1))
     assert chosen(long, CUDA).compiled
     assert not chosen(short, CUDA).compiled
     assert not chosen(long, CPU).compiled
+    assert not chosen(load_config(run_config | length | {"num-rounds": rounds, "batch-size": 0}), CUDA).compiled
     assert not chosen(with_run(long, compile="off"), CUDA).compiled
     monkeypatch.setattr("fedddpm_app.acceleration.missing_compiler", lambda device: "there is no g++")
     monkeypatch.setattr("fedddpm_app.progress.logger.propagate", True)
