@@ -2,7 +2,7 @@
 
 ``python -m benchmarks.federation_overhead [--short] [--json FILE]``; on a CPU. FedAvg on the embedded digits runs
 under ``flwr run`` with two actors of one thread. Counted of a round is ``time/round_s`` less the evaluation, the
-server's and the clients'; the first round, in which the actors start and import, is reported apart. The bare side
+server's and the clients'; the first round, in which the actors build their models, is reported apart. The bare side
 takes as many steps of the same model and batch with the app's own ``Trainer``, so that federation is all that differs,
 in as many processes as there are actors, and in one with all their threads; the ratio is over the faster of the two.
 Its steps alone are timed: neither loading and taking out weights nor the start of the processes.
@@ -89,7 +89,7 @@ def _compare(report: Report, case: Case) -> None:
     _add(report, row, "round 1", [first], best)
     report.ratio(f"{case.model}: rounds 2 to {case.rounds} / bare", statistics.median(rounds) / best)
     whole = (first + sum(rounds)) / (case.rounds * best)
-    report.ratio(f"{case.model}: all {case.rounds} rounds, with the start of the actors / bare", whole)
+    report.ratio(f"{case.model}: all {case.rounds} rounds / bare", whole)
 
 
 def _add(report: Report, row: dict[str, object], what: str, seconds: list[float], best: float) -> None:
