@@ -46,7 +46,7 @@ OURS = {
     "cuda": {
         "fp32": PLAIN,
         "bf16, NHWC": Acceleration("bf16", channels_last=True),
-        "bf16, NHWC, compiled": Acceleration("bf16", channels_last=True, compiled=True),
+        "bf16, compiled": Acceleration("bf16", compiled=True),
     },
 }
 

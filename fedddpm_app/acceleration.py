@@ -12,17 +12,14 @@ import sysconfig
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
-from fedddpm_app.config import Config, ConfigError, RunConfig
-from fedddpm_app.progress import logger
-from fedddpm_app.task import Task
+from fedddpm_app.config import ConfigError, RunConfig
 
 LARGE_MODEL = 4_000_000  # parameters from which bf16 was faster on a CPU; below, channels are too few to gain
-COMPILED_STEPS = 5_000  # of a run, that a compilation is spread over; a guess, as a GPU was not at hand
 
 
 @dataclass(frozen=True)
@@ -47,7 +44,7 @@ class Acceleration:
 PLAIN = Acceleration()
 
 
-def choose(config: Config, task: Task, model: nn.Module, device: torch.device) -> Acceleration:
+def choose(run: RunConfig, model: nn.Module, device: torch.device) -> Acceleration:
     """Choose what the run config leaves to "auto", for a training of ``model``.
 
     Raises
@@ -55,26 +52,23 @@ def choose(config: Config, task: Task, model: nn.Module, device: torch.device) -
     ConfigError
         See ``check_compiler``.
     """
-    run, num_parameters = config.run, sum(p.numel() for p in model.parameters() if p.requires_grad)
+    num_parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     precision = run.precision
     if precision == "auto":
         precision = "bf16" if _is_faster_in_bf16(device, num_parameters) else "fp32"
     channels_last = run.memory_format == "channels-last"
     if run.memory_format == "auto":
-        channels_last = device.type == "cuda" and precision == "bf16"
+        channels_last = device.type == "cuda" and precision == "bf16" and run.compile != "on"
     check_compiler(run, device)
-    compiled = run.compile == "on"
-    if run.compile == "auto" and device.type == "cuda" and config.training.batch_size:  # 0 gives a shape per client
-        missing, compiled = missing_compiler(device), steps_of_run(config, task) >= COMPILED_STEPS
-        if compiled and missing:
-            logger.info("the model is not compiled: %s", missing)
-            compiled = False
-    return Acceleration(precision, channels_last, compiled)
+    return Acceleration(precision, channels_last, run.compile == "on")
 
 
-def steps_of_run(config: Config, task: Task) -> int:
-    """Return the optimiser steps that a client takes in a run if it is in every round (the first client's)."""
-    return config.run.num_rounds * (config.training.local_steps or task.local_steps(0))
+def compiled(model: nn.Module) -> Any:
+    """Return the model compiled for batches of one shape; it shares the weights.
+
+    Inductor's layout optimisation is off: with it torch 2.13.0 gave a UNet wrong gradients on a CPU, without an error.
+    """
+    return torch.compile(model, dynamic=False, options={"layout_optimization": False})
 
 
 def is_watched(model: nn.Module) -> bool:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.acceleration import PLAIN, Acceleration, choose, is_watched
+from fedddpm_app.acceleration import PLAIN, Acceleration, choose, compiled, is_watched
 from fedddpm_app.config import Config, LearningRateSchedule, TrainingConfig
 from fedddpm_app.device import autocast, resolve_device
 from fedddpm_app.hooks import TrainingHook, TrainResult
@@ -92,7 +92,7 @@ class Trainer:
         self.config = config
         self.device = device
         self.acceleration = acceleration
-        self._compiled: Any = torch.compile(model, dynamic=False) if acceleration.compiled else model
+        self._compiled: Any = compiled(model) if acceleration.compiled else model
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = create_optimizer(self.parameters, config)
 
@@ -244,4 +244,4 @@ class Trainer:
 def create_trainer(config: Config, task: Task) -> Trainer:
     """Create a task's trainer as the run config says."""
     model, device = task.create_model(), resolve_device(config.run.device)
-    return Trainer(model, task.loss_fn, config.training, device, choose(config, task, model, device))
+    return Trainer(model, task.loss_fn, config.training, device, choose(config.run, model, device))

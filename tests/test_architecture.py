@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "device": BASE,
     "optimization": BASE,
     "task": BASE,
-    "acceleration": BASE | {"task"},
+    "acceleration": BASE,
     "hooks": BASE | {"task"},
     "training": BASE | {"acceleration", "device", "hooks", "optimization", "task"},
     "federation": BASE | {"device", "diffusion", "hooks", "task", "training"},

@@ -13,6 +13,7 @@ def check_together(config: Config) -> None:
     _check_diffusion(config)
     _check_steps(config)
     _check_clients(config)
+    _check_compile(config)
 
 
 def check_sampler(key: str, sampler: Sampler, steps: int, diffusion_steps: int) -> None:
@@ -83,6 +84,14 @@ def _check_clients(config: Config) -> None:
         raise ConfigError(
             f"classes-per-client = {data.classes_per_client} is more than num-classes = {data.num_classes}: "
             f"use at most {data.num_classes}."
+        )
+
+
+def _check_compile(config: Config) -> None:
+    if config.run.compile == "on" and config.run.memory_format == "channels-last":
+        raise ConfigError(
+            'compile = "on" and memory-format = "channels-last": torch compiles wrong gradients for them together; '
+            'use memory-format = "contiguous", or compile = "off".'
         )
 
 
