@@ -2,10 +2,11 @@
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from typing import Literal
 
 import torch
 
-from fedddpm_app.config import ConfigError, Precision
+from fedddpm_app.config import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:
@@ -32,7 +33,7 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[object]:
+def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> AbstractContextManager[object]:
     """Return the context of a forward pass: bfloat16 autocast for ``bf16``, nothing for ``fp32``."""
     return torch.autocast(device.type, torch.bfloat16) if precision == "bf16" else nullcontext()
 

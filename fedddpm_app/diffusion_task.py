@@ -42,7 +42,7 @@ class DiffusionTask:
 
     def local_steps(self, partition_id: int) -> int:
         """Return ``local-steps``, or those of ``local-epochs``."""
-        return self.config.training.steps_for(len(self.train_data(partition_id)))
+        return self.config.training.steps_for(len(self._rows[partition_id].train))
 
     def held_out_loss(self, model: nn.Module, partition_id: int) -> tuple[float, int]:
         """Return the denoising loss on the client's held-out images, and their number."""

@@ -1,6 +1,7 @@
 """Drawing batches of the auxiliary set from a client's model: the same code on the server and on a node."""
 
 from collections.abc import Iterable, Iterator
+from typing import Literal
 
 import diffusers
 import torch
@@ -8,7 +9,8 @@ from torch import Tensor
 from torch.nn import Module
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import Config, Precision
+from fedddpm_app.acceleration import choose
+from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.sampling import SampleBatch, draw_batch
@@ -35,9 +37,11 @@ class Drawer:
         self.shape = (config.data.image_channels, size, size)
 
     @property
-    def precision(self) -> Precision:
+    def precision(self) -> Literal["fp32", "bf16"]:
         """The run's on CUDA; fp32 elsewhere, where bf16 gains nothing."""
-        return self.config.run.precision if self.device.type == "cuda" else "fp32"
+        if self.device.type != "cuda":
+            return "fp32"
+        return choose(self.config.run, self.model, self.device).precision
 
     def draw(self, weights: Weights, batches: Iterable[SampleBatch]) -> Iterator[Tensor]:
         """Yield each batch's images, uint8 (B, C, H, W) on the CPU, from a model of ``weights``.

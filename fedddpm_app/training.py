@@ -8,6 +8,7 @@ before in the process leaves no trace.
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from diffusers.training_utils import EMAModel
@@ -15,22 +16,20 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import LearningRateSchedule, Precision, TrainingConfig
-from fedddpm_app.device import autocast
+from fedddpm_app.acceleration import PLAIN, Acceleration, choose, compiled, is_watched
+from fedddpm_app.config import Config, LearningRateSchedule, TrainingConfig
+from fedddpm_app.device import autocast, resolve_device
 from fedddpm_app.hooks import TrainingHook, TrainResult
-from fedddpm_app.optimization import (
-    create_optimizer,
-    create_schedule,
-    learning_rate_factor,
-    reset_optimizer,
-)
+from fedddpm_app.optimization import create_optimizer, create_schedule, learning_rate_factor, reset_optimizer
 from fedddpm_app.progress import StepReport, StepReporter
 from fedddpm_app.seeding import split_seed
-from fedddpm_app.task import Example, LossFn, TrainingData
+from fedddpm_app.task import Example, LossFn, Task, TrainingData
 from fedddpm_app.weights import Weights
 
 
-def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+def shuffled_batches(
+    count: int, batch_size: int, generator: torch.Generator, device: torch.device | None = None
+) -> Iterator[Tensor]:
     """Yield index batches for ever, all of one shape, from one random permutation after the other.
 
     Parameters
@@ -41,15 +40,17 @@ def shuffled_batches(count: int, batch_size: int, generator: torch.Generator) ->
         Indices per batch; a batch may run over the end of a permutation. 0 yields all examples, in order.
     generator : torch.Generator
         On the CPU.
+    device : torch.device, optional
+        Of the batches; each permutation goes there once.
     """
     if count < 1:
         raise ValueError("there are no examples to train on")
     while batch_size == 0:
-        yield torch.arange(count)
-    pending = torch.empty(0, dtype=torch.int64)
+        yield torch.arange(count, device=device)
+    pending = torch.empty(0, dtype=torch.int64, device=device)
     while True:
         while len(pending) < batch_size:
-            pending = torch.cat([pending, torch.randperm(count, generator=generator)])
+            pending = torch.cat([pending, torch.randperm(count, generator=generator).to(pending.device)])
         yield pending[:batch_size]
         pending = pending[batch_size:]
 
@@ -67,8 +68,13 @@ class Trainer:
         Optimiser, weight decay, gradient clip; learning rate and batch size unless given per training.
     device : torch.device
         Where the steps run.
-    precision : {"fp32", "bf16"}
-        ``bf16`` autocasts the forward pass; weights stay float32.
+    acceleration : Acceleration
+        How they run. Evaluation and ``full_gradient`` are never compiled, as their last batch has a shape of its own.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The one given: its names are those of the weights, and what a hook sees.
     """
 
     def __init__(
@@ -77,13 +83,16 @@ class Trainer:
         loss_fn: LossFn,
         config: TrainingConfig,
         device: torch.device,
-        precision: Precision = "fp32",
+        acceleration: Acceleration = PLAIN,
     ) -> None:
         self.model = model.to(device)
+        if acceleration.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.loss_fn = loss_fn
         self.config = config
         self.device = device
-        self.precision = precision
+        self.acceleration = acceleration
+        self._compiled: Any = compiled(model) if acceleration.compiled else model
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = create_optimizer(self.parameters, config)
 
@@ -141,7 +150,7 @@ class Trainer:
         ema = EMAModel(self.parameters, decay=ema_decay, foreach=True) if ema_decay else None
         began = time.perf_counter()
         with self._random_streams(seed) as (order, noise):
-            batches = shuffled_batches(len(data), size, order)
+            batches = shuffled_batches(len(data), size, order, data.device)
             losses = self._loop(data, steps, batches, noise, hook, schedule, ema, StepReporter(steps, on_report))
         if ema is not None and steps > 0:
             ema.copy_to(self.parameters)
@@ -165,12 +174,13 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         with self._random_streams(seed) as (_, noise):
             for batch, share in self._all_batches(data):
-                with autocast(self.device, self.precision):
+                with autocast(self.device, self.acceleration.precision):
                     loss = self.loss_fn(self.model, batch, noise)
                 (loss * share).backward()  # type: ignore[no-untyped-call]
         named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
         return {
-            name: (torch.zeros_like(p) if p.grad is None else p.grad).detach().to("cpu", copy=True) for name, p in named
+            name: (torch.zeros_like(p) if p.grad is None else p.grad).detach().to("cpu", copy=True).contiguous()
+            for name, p in named
         }
 
     @torch.no_grad()
@@ -209,12 +219,13 @@ class Trainer:
         reporter: StepReporter,
     ) -> Tensor:
         self.model.train()
+        model = self.model if is_watched(self.model) else self._compiled
         losses = torch.zeros(steps, device=self.device, dtype=self.parameters[0].dtype)
         for step in range(steps):
-            batch = data.batch(next(batches).to(data.device, non_blocking=True))
+            batch = data.batch(next(batches))
             self.optimizer.zero_grad(set_to_none=True)
-            with autocast(self.device, self.precision):
-                loss = self.loss_fn(self.model, batch, noise)
+            with autocast(self.device, self.acceleration.precision):
+                loss = self.loss_fn(model, batch, noise)
                 total = hook.add_to_loss(loss, self.model, batch) if hook else loss
             total.backward()  # type: ignore[no-untyped-call]
             if hook:
@@ -228,3 +239,9 @@ class Trainer:
             losses[step] = loss.detach()
             reporter.after_step(step + 1, losses)
         return losses
+
+
+def create_trainer(config: Config, task: Task) -> Trainer:
+    """Create a task's trainer as the run config says."""
+    model, device = task.create_model(), resolve_device(config.run.device)
+    return Trainer(model, task.loss_fn, config.training, device, choose(config.run, model, device))

@@ -16,13 +16,13 @@ from torch import Tensor
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config
-from fedddpm_app.device import cpu_threads, resolve_device
+from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.sampling import SampleBatch
 from fedddpm_app.drawing import Drawer
 from fedddpm_app.hooks import TrainingHook, TrainResult
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.task import Task
-from fedddpm_app.training import Trainer
+from fedddpm_app.training import create_trainer
 from fedddpm_app.weights import Weights
 
 
@@ -53,8 +53,7 @@ class Worker:
     def __init__(self, config: Config, task: Task) -> None:
         self.config = config
         self.task = task
-        device = resolve_device(config.run.device)
-        self.trainer = Trainer(task.create_model(), task.loss_fn, config.training, device, config.run.precision)
+        self.trainer = create_trainer(config, task)
 
     def pretrain(self, weights: Weights, partition_id: int) -> LocalResult:
         """Train a local model from ``weights`` for FedDDPM's auxiliary set; returns its EMA weights."""

@@ -14,13 +14,14 @@ MAY_IMPORT = {
     "weights": set(),
     "progress": set(),
     "diffusion": BASE | {"device"},
-    "drawing": BASE | {"device", "diffusion"},
+    "drawing": BASE | {"acceleration", "device", "diffusion"},
     "device": BASE,
     "optimization": BASE,
     "task": BASE,
+    "acceleration": BASE,
     "hooks": BASE | {"task"},
-    "training": BASE | {"device", "hooks", "optimization", "task"},
-    "federation": BASE | {"device", "diffusion", "drawing", "hooks", "task", "training"},
+    "training": BASE | {"acceleration", "device", "hooks", "optimization", "task"},
+    "federation": BASE | {"acceleration", "device", "diffusion", "drawing", "hooks", "task", "training"},
     "algorithms": BASE | {"device", "diffusion", "federation", "hooks", "optimization", "task", "training"},
     "data": BASE | {"diffusion"},
     "evaluation": BASE | {"diffusion", "task"},
@@ -38,7 +39,7 @@ MAY_IMPORT = {
     "console": BASE,
 }
 WITHOUT_FLOWER = BASE | {"device", "diffusion", "optimization", "training", "data", "evaluation", "worker"}
-WITHOUT_FLOWER |= {"drawing", "measuring", "task", "hooks", "diffusion_task", "in_memory_task"}
+WITHOUT_FLOWER |= {"acceleration", "drawing", "measuring", "task", "hooks", "diffusion_task", "in_memory_task"}
 MODULES = sorted(PACKAGE.rglob("*.py"))
 
 

@@ -109,6 +109,8 @@ ELSEWHERE = {
     "run-name": "where, not what",
     "state-dir": "where, not what: tests/federation/test_client_state",
     "device": "test_training",
+    "memory-format": "changes rounding at most: test_acceleration",
+    "compile": "changes rounding at most: test_acceleration",
     "client-threads": "changes rounding at most",
     "server-threads": "changes rounding at most",
     "dataset": "tests/data",

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedddpm_app.acceleration import Acceleration
 from fedddpm_app.config import ConfigError
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import ImageTensors
@@ -185,7 +186,7 @@ def test_batches_have_one_shape_and_visit_every_example_equally(count, batch_siz
 
 def test_bf16_rounds_the_forward_pass_and_keeps_float32_weights(training):
     results = [
-        Trainer(make_model(), pixel_loss, training, CPU, precision).train(
+        Trainer(make_model(), pixel_loss, training, CPU, Acceleration(precision)).train(
             snapshot(make_model()), make_data(1), steps=2, seed=0
         )
         for precision in ("fp32", "bf16")

@@ -9,6 +9,7 @@ from typing import Annotated, TextIO
 
 import typer
 
+from fedddpm_app.acceleration import check_compiler
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.cli.common import FAILED, AppOption, RunConfigOption, console, find_app, parse_overrides, refuse, say
 from fedddpm_app.config import Config, ConfigError, Scalar, check_warmup, default_run_config, load_config
@@ -48,7 +49,7 @@ def run(
         federation = parse_overrides("--federation-config", [federation_config])
         resolved = default_run_config(folder) | overrides
         config = load_config(resolved)
-        resolve_device(config.run.device)
+        check_compiler(config.run, resolve_device(config.run.device))
         with WorkView(console):
             steps = _count_steps(config)
         view = RunView(steps, console)

@@ -14,6 +14,7 @@ def check_together(config: Config) -> None:
     _check_steps(config)
     _check_clients(config)
     _check_transport(config)
+    _check_compile(config)
 
 
 def check_sampler(key: str, sampler: Sampler, steps: int, diffusion_steps: int) -> None:
@@ -93,6 +94,14 @@ def _check_transport(config: Config) -> None:
         raise ConfigError(
             f'wire-dtype = "{transport.wire_dtype}" cannot be with transport = "arrays", which sends Flower\'s own '
             'arrays as they are: use transport = "flat", or wire-dtype = "fp32".'
+        )
+
+
+def _check_compile(config: Config) -> None:
+    if config.run.compile == "on" and config.run.memory_format == "channels-last":
+        raise ConfigError(
+            'compile = "on" and memory-format = "channels-last": torch compiles wrong gradients for them together; '
+            'use memory-format = "contiguous", or compile = "off".'
         )
 
 

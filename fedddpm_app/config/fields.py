@@ -7,7 +7,9 @@ from pydantic import ConfigDict, Field
 Scalar = bool | int | float | str
 Sampler = Literal["ddpm", "ddim", "dpm-solver++"]
 Extractor = Literal["auto", "classifier", "efficientnet-lite0", "inception-v3", "pixels-pca"]
-Precision = Literal["fp32", "bf16"]
+Precision = Literal["auto", "fp32", "bf16"]
+MemoryFormat = Literal["auto", "contiguous", "channels-last"]
+Compile = Literal["auto", "on", "off"]
 LearningRateSchedule = Literal["constant", "cosine"]
 TransportName = Literal["auto", "shared-memory", "flat", "arrays"]
 WireDtype = Literal["fp32", "bf16", "int8-delta"]

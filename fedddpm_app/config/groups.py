@@ -15,10 +15,12 @@ from fedddpm_app.config.fields import (
     INTEGERS,
     STRICT,
     AggregatorName,
+    Compile,
     CountOrZero,
     Decay,
     FloatOrZero,
     LearningRateSchedule,
+    MemoryFormat,
     PositiveFloat,
     PositiveInt,
     Precision,
@@ -70,6 +72,8 @@ class RunConfig:
         Field(pattern=r"^(auto|cpu|mps|cuda(:\d+)?)$", description="it should be auto, cpu, mps, cuda or cuda:N"),
     ]
     precision: Precision
+    memory_format: MemoryFormat
+    compile: Compile
     client_threads: PositiveInt
     server_threads: PositiveInt
     state_dir: str

@@ -2,14 +2,14 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
-from fedddpm_app.config import Precision, Sampler
+from fedddpm_app.config import Sampler
 from fedddpm_app.device import autocast
 from fedddpm_app.diffusion.images import to_uint8
 from fedddpm_app.diffusion.objective import predict
@@ -181,7 +181,7 @@ def draw_batch(
     sampler: Sampler,
     steps: int,
     shape: tuple[int, int, int],
-    precision: Precision = "fp32",
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Tensor:
     """Draw the images of one batch.
 
@@ -224,7 +224,7 @@ def _reverse(
     steps: int,
     batch: SampleBatch,
     shape: tuple[int, int, int],
-    precision: Precision,
+    precision: Literal["fp32", "bf16"],
 ) -> Tensor:
     was_training = model.training
     model.eval()

@@ -7,13 +7,12 @@ from typing import Any
 from flwr.serverapp import Grid
 
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.device import resolve_device
 from fedddpm_app.federation.aggregation import AggregationRule, check_rule
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.rounds import FederatedRounds
 from fedddpm_app.task import Task
-from fedddpm_app.training import Trainer
+from fedddpm_app.training import Trainer, create_trainer
 from fedddpm_app.weights import ParameterNames, Weights
 
 
@@ -125,9 +124,7 @@ class FederatedDiffusion(FederatedRounds):
     @cached_property
     def trainer(self) -> Trainer:
         """The server's own training of the task's model, for corrections and controls."""
-        config, task = self.config, self.task
-        device = resolve_device(config.run.device)
-        return Trainer(task.create_model(), task.loss_fn, config.training, device, config.run.precision)
+        return create_trainer(self.config, self.task)
 
     @cached_property
     def parameters(self) -> ParameterNames:

@@ -165,7 +165,7 @@ class Generation:
         """Have each client draw from its own model; what does not come, or not well, is left to the server."""
         refused: dict[int, str] = {}
         requests = self._requests(refused)
-        under_way = self._strategy.clients.participants.under_way or _MESSAGES_IN_FLIGHT
+        under_way = min(self._strategy.clients.participants.under_way or _MESSAGES_IN_FLIGHT, _MESSAGES_IN_FLIGHT)
         for (share, indices, packed), reply in exchange_about(
             self._strategy.grid, requests, self._config.pretrain.timeout, under_way
         ):

@@ -1,0 +1,48 @@
+"""Training steps in several processes at once, as the actors of a simulation take them."""
+
+import multiprocessing
+from dataclasses import dataclass
+from multiprocessing.queues import Queue
+from multiprocessing.synchronize import Barrier
+
+import torch
+
+from benchmarks.models import TimedData, config_of, create_benchmark_trainer, random_images
+from fedddpm_app.acceleration import PLAIN
+from fedddpm_app.weights import snapshot
+
+
+@dataclass(frozen=True)
+class Arrangement:
+    """So many processes of so many threads, each of which takes ``steps`` steps."""
+
+    processes: int
+    threads: int
+    steps: int
+
+    def __str__(self) -> str:
+        return f"{self.processes} x {self.threads} threads"
+
+
+def seconds_of(arrangement: Arrangement, model: str, batch_size: int) -> float:
+    """Return the wall time of the slowest process; all start their first timed step together, on a CPU."""
+    context = multiprocessing.get_context("spawn")
+    barrier, results = context.Barrier(arrangement.processes), context.Queue()
+    arguments = (arrangement, model, batch_size, barrier, results)
+    workers = [context.Process(target=_work, args=arguments) for _ in range(arrangement.processes)]
+    for worker in workers:
+        worker.start()
+    seconds = [results.get(timeout=600) for _ in workers]
+    for worker in workers:
+        worker.join()
+    return float(max(seconds))
+
+
+def _work(arrangement: Arrangement, model: str, batch_size: int, barrier: Barrier, results: "Queue[float]") -> None:
+    torch.set_num_threads(arrangement.threads)
+    config, device = config_of(model), torch.device("cpu")
+    trainer = create_benchmark_trainer(config, device, PLAIN)
+    data = TimedData(random_images(config, 512, device), arrangement.steps)
+    data.on_start = barrier.wait
+    trainer.train(snapshot(trainer.model), data, steps=data.total_steps, seed=0, batch_size=batch_size)
+    results.put(data.seconds)

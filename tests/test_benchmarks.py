@@ -1,0 +1,60 @@
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from benchmarks.federation_overhead import Case
+from benchmarks.models import LARGE, MIDDLE, MODELS, TINY, TimedData, config_of, random_images
+from benchmarks.plain_loop import PlainLoop
+from fedddpm_app.config import default_run_config, load_config
+from fedddpm_app.diffusion.objective import create_noise_scheduler
+from fedddpm_app.diffusion.unet import create_unet
+from tests.conftest import ROOT
+
+CPU = torch.device("cpu")
+
+
+def test_the_step_is_measured_without_flower():
+    code = "import sys, benchmarks.train_step; print(any(m.split('.')[0] in ('flwr', 'ray') for m in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
+@pytest.mark.parametrize(("name", "millions"), [(TINY, 0.16), (MIDDLE, 1.11), (LARGE, 35.75)])
+def test_the_models_have_the_size_that_their_names_say(name, millions):
+    config = config_of(name)
+    with torch.device("meta"):
+        model = create_unet(config.unet, config.data, 0)
+    assert sum(p.numel() for p in model.parameters()) / 1e6 == pytest.approx(millions, abs=0.005)
+    assert config.data.image_size == int(name.rsplit("x", 1)[1])
+
+
+def test_the_plain_loop_learns_and_times_whole_batches():
+    config = config_of(TINY)
+    images = random_images(config, 16, CPU).images
+    model = create_unet(config.unet, config.data, 0)
+    before = model.conv_out.weight.detach().clone()
+    loop = PlainLoop(model, create_noise_scheduler(config.diffusion), images, 8, CPU)
+    assert loop.seconds(5) > 0
+    assert len(loop.losses) == 5
+    assert all(map(math.isfinite, loop.losses))
+    assert not torch.equal(before, model.conv_out.weight)
+
+
+def test_timed_data_time_the_steps_between_warm_up_and_the_last():
+    data, starts = TimedData(random_images(config_of(TINY), 4, CPU), steps=3, warm_up=2), []
+    data.on_start = lambda: starts.append(1)
+    assert data.total_steps == 6
+    for _ in range(5):
+        data.batch(torch.tensor([0]))
+    assert data.seconds == 0.0
+    data.batch(torch.tensor([1]))
+    assert data.seconds > 0
+    assert len(starts) == 1
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_the_simulation_of_a_case_is_a_valid_config(model):
+    load_config(default_run_config(ROOT) | Case(model, clients=2, steps=3, batch_size=8, rounds=2, repeats=1).overrides)
