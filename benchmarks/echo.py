@@ -20,6 +20,7 @@ from flwr.serverapp import Grid, ServerApp
 from flwr.serverapp.strategy import FedAvg
 from flwr.simulation import run_simulation
 
+from benchmarks.models import LARGE, MODELS
 from fedddpm_app.algorithms.fedavg import FederatedAveraging
 from fedddpm_app.config import Config, default_run_config, load_config
 from fedddpm_app.diffusion_task import DiffusionTask
@@ -32,14 +33,6 @@ from fedddpm_app.worker import LocalResult
 
 VARIABLE = "FEDDDPM_ECHO"
 STOCK = "stock"
-CIFAR10_SHAPE: dict[str, Any] = {  # that of google/ddpm-cifar10-32: 35.75 M parameters
-    "image-size": 32,
-    "image-channels": 3,
-    "unet-channels": "128,256,256,256",
-    "unet-layers-per-block": 2,
-    "unet-attention-resolutions": "16",
-    "unet-norm-groups": 32,
-}
 
 
 @dataclass(frozen=True)
@@ -53,6 +46,7 @@ class Echo:
     scratch: str
     wire_dtype: str = "fp32"
     clients_per_round: int = 0
+    model: str = LARGE
 
     def to_environment(self) -> dict[str, str]:
         """Return the variable that the apps read it from."""
@@ -61,7 +55,7 @@ class Echo:
     @property
     def config(self) -> Config:
         """The run config."""
-        settings = CIFAR10_SHAPE | {
+        settings = MODELS[self.model] | {
             "num-clients": self.clients,
             "clients-per-round": self.clients_per_round,
             "num-rounds": self.rounds,
@@ -114,7 +108,7 @@ def serve(grid: Grid, context: Context) -> None:
     def stamp(server_round: int, arrays: ArrayRecord) -> None:
         stamps.append(time.perf_counter())
 
-    idle = psutil.Process().memory_info().rss
+    idle, began = psutil.Process().memory_info().rss, time.perf_counter()
     _reset_peak()
     if echo.kind == STOCK:
         everyone = {"min_train_nodes": echo.clients, "min_available_nodes": echo.clients, "fraction_evaluate": 0.0}
@@ -128,6 +122,7 @@ def serve(grid: Grid, context: Context) -> None:
         moved = (strategy.accounting.bytes_up + strategy.accounting.bytes_down) / 1e6
     figures = {
         "round_s": [after - before for before, after in itertools.pairwise(stamps)],
+        "found_s": stamps[0] - began,
         "idle_mb": idle / 1e6,
         "peak_mb": _peak() / 1e6,
         "model_mb": num_bytes(weights) / 1e6,
@@ -156,12 +151,17 @@ def set_up(context: Context) -> ClientSetup:
 our_client_app = create_client_app(set_up)
 
 
+def client_app() -> ClientApp:
+    """Return the ClientApp of what this process was told to run."""
+    return stock_client_app if echo_from_environment().kind == STOCK else our_client_app
+
+
 def run_simulated() -> None:
     """Run what the environment says through Ray, with one CPU for each client."""
     echo = echo_from_environment()
     run_simulation(
         server_app,
-        stock_client_app if echo.kind == STOCK else our_client_app,
+        client_app(),
         num_supernodes=echo.clients,
         backend_config={"client_resources": {"num_cpus": 1, "num_gpus": 0.0}},
     )

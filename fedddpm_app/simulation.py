@@ -64,8 +64,8 @@ class FlowerRun:
         self._environment = {
             **os.environ,
             **FLOWER_ENVIRONMENT,
-            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(_free_port()),
-            "FLWR_LOCAL_CONTROL_API_PORT": str(_free_port()),
+            "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT": str(free_port()),
+            "FLWR_LOCAL_CONTROL_API_PORT": str(free_port()),
             "PATH": f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",
         }
@@ -200,7 +200,8 @@ def to_toml(overrides: dict[str, Scalar]) -> str:
     return " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port of the loopback address that nothing listens on."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

@@ -103,6 +103,7 @@ KNOBS = [
     ("preview-sampler", "ddpm", {}),
     ("preview-sampler-steps", 5, {}),
     ("checkpoint-every", 1, {}),
+    ("wire-dtype", "bf16", {}),
 ]
 ELSEWHERE = {
     "output-dir": "where, not what",
@@ -125,6 +126,7 @@ ELSEWHERE = {
     "auxiliary-generation": "where, not what: tests/federation/test_generation",
     "eval-batch-size": "changes rounding at most: tests/diffusion/test_sampling",
     "inception-weights": "tests/evaluation/extractors",
+    "transport": "how, not what: tests/federation/test_wire_rounds",
     "node-timeout": "tests/federation/test_participants",
     "round-timeout": "tests/federation/test_messaging",
 }

@@ -1,0 +1,39 @@
+"""Many clients: memory and time of a simulation of 10, 100 and 1,000, of which a tenth (at least 10) is asked a round.
+
+Claim: the driver's peak of memory at 1,000 clients is at most 1.3 times that at 10.
+"""
+
+from statistics import median
+from typing import Any
+
+from benchmarks.models import LARGE, MIDDLE
+from benchmarks.report import Report, main
+from benchmarks.transport import run_echo
+
+
+def measure(short: bool) -> Report:
+    """Run 10 and 1,000 clients, in the short form 10 and 50; echo clients, so that all of it is federation."""
+    report = Report("scale", "Echo clients, a tenth (at least 10) per round: driver memory, seconds", short)
+    sizes = (10, 50) if short else (10, 100, 1000)
+    for model in (MIDDLE,) if short else (MIDDLE, LARGE):
+        peaks: dict[int, float] = {}
+        for clients in sizes:
+            asked = max(10, clients // 10)
+            figures: dict[str, Any] = run_echo("auto", "fp32", clients, 3, clients_per_round=asked, model=model)
+            peaks[clients] = figures["peak_mb"]
+            report.add(
+                model=model,
+                clients=clients,
+                asked=asked,
+                driver_peak_mb=figures["peak_mb"],
+                driver_idle_mb=figures["idle_mb"],
+                s_per_round=median(figures["round_s"][1:]),
+                s_per_client=figures["s_per_client"],
+                s_to_find_clients=figures["found_s"],
+            )
+        report.ratio(f"driver peak, {model}, {sizes[-1]} / {sizes[0]} clients", peaks[sizes[-1]] / peaks[sizes[0]])
+    return report
+
+
+if __name__ == "__main__":
+    main(measure)
