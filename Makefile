@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint
+.PHONY: demo test check lint bench
 
 demo: $(VENV)/.installed  ## FedDDPM on the embedded digits: about four minutes on 2 CPU cores
 	$(BIN)/fedddpm run
@@ -14,6 +14,11 @@ test: $(VENV)/.installed lint  ## lint, types, and the tests
 
 check: test  ## what `test` runs, and the slow tests
 	$(BIN)/python -m pytest -m slow
+
+bench: $(VENV)/.installed  ## every benchmark in its short form; docs/performance.md has the long ones' figures
+	for name in transport deployment train_step sampling federation_overhead scale; do \
+		$(BIN)/python -m benchmarks.$$name --short || exit 1; \
+	done
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff check .

@@ -2,7 +2,7 @@
 
 Chosen from the run config, the model and the machine, never by timing: all processes of a run on one machine choose
 alike, so that a run's figures do not depend on what else the machine does. The rules of "auto" are of measurements
-in docs/speed.md.
+in docs/performance.md.
 """
 
 import os
