@@ -51,7 +51,7 @@ class Report:
             "benchmark": self.name,
             "title": self.title,
             "short": self.short,
-            "command": " ".join(["python -m", f"benchmarks.{self.name}", *sys.argv[1:]]),
+            "command": " ".join([f"python -m benchmarks.{self.name}", *(["--short"] if self.short else [])]),
             "machine": machine(),
             "rows": self.rows,
             "ratios": self.ratios,

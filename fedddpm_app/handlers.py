@@ -13,7 +13,7 @@ from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.sampling import SampleBatch, split_batches
 from fedddpm_app.federation.base import FederatedDiffusion
-from fedddpm_app.federation.client_state import ClientState
+from fedddpm_app.federation.client_state import ClientState, ClientStateError
 from fedddpm_app.federation.records import (
     ARRAYS,
     BATCH_SIZE,
@@ -44,6 +44,7 @@ from fedddpm_app.federation.transport import (
     unpack,
 )
 from fedddpm_app.hooks import LocalRound, TrainingHook, TrainResult
+from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights
 from fedddpm_app.worker import Worker, this_process
 
@@ -121,7 +122,7 @@ def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
 
 
 def _pretrain(setup: ClientSetup, message: Message, context: Context) -> Message:
-    result = setup.worker.pretrain(unpack(_arrays(message)), _partition(context))
+    result = setup.worker.pretrain(_unpack(setup, _arrays(message)), _partition(context))
     metrics = _metrics(result.training, result.num_examples)
     if result.label_counts:
         metrics[LABEL_COUNTS] = result.label_counts
@@ -136,7 +137,7 @@ def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
     _check_finite(result.training, hook)
     weights, kept = result.training.weights, dict(hook.kept)
     if keeps_residual:
-        weights, kept[RESIDUAL] = _with_residual(setup, weights, hook.round.global_weights, state)
+        weights, kept[RESIDUAL] = _with_residual(setup, _partition(context), weights, hook.round.global_weights, state)
     if isinstance(state, ClientState):
         state.save(hook.round.server_round, kept)
     metrics = _metrics(result.training, result.num_examples)
@@ -148,8 +149,10 @@ def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
 
 def _create_hook(setup: ClientSetup, message: Message, context: Context, state: Mapping[str, Weights]) -> TrainingHook:
     """Make the algorithm's hook for the round that a message is about."""
-    received = {name: unpack(arrays) for name, arrays in message.content.array_records.items() if name != ARRAYS}
-    server_round, weights = _told(message, SERVER_ROUND), unpack(_arrays(message))
+    received = {
+        name: _unpack(setup, arrays) for name, arrays in message.content.array_records.items() if name != ARRAYS
+    }
+    server_round, weights = _told(message, SERVER_ROUND), _unpack(setup, _arrays(message))
     return setup.strategy.hook(LocalRound(setup.config, _partition(context), server_round, weights, received, state))
 
 
@@ -163,12 +166,23 @@ def _open_state(
 
 
 def _with_residual(
-    setup: ClientSetup, weights: Weights, base: Weights, state: Mapping[str, Weights]
+    setup: ClientSetup, partition_id: int, weights: Weights, base: Weights, state: Mapping[str, Weights]
 ) -> tuple[Weights, Weights]:
     """Return the weights with what rounding lost in the last round, and what it will lose of them."""
     wire = get_wire(setup.config.transport.wire_dtype)
-    weights = add_residual(weights, state.get(RESIDUAL, {}))
+    try:
+        residual = state.get(RESIDUAL, {})
+    except ClientStateError as error:
+        if setup.strategy.hook.keeps_state:
+            raise
+        logger.warning("client %d: what rounding lost of its last reply stays lost: %s", partition_id, error)
+        residual = {}
+    weights = add_residual(weights, residual)
     return weights, residual_of(weights, wire.decode(wire.encode(weights, base), weights, base))
+
+
+def _unpack(setup: ClientSetup, record: ArrayRecord) -> Weights:
+    return unpack(record, down_dtype(setup.config.transport.wire_dtype))
 
 
 def _pack(

@@ -164,10 +164,10 @@ def cast_like(weights: Weights, reference: Weights) -> Weights:
     }
 
 
-def is_finite(weights: Weights) -> bool:
-    """Return whether no value is NaN or infinite (checked through each tensor's norm)."""
+def is_finite(weights: Weights, below: float = float("inf")) -> bool:
+    """Return whether no value is NaN or infinite, and each tensor's norm is less than ``below``."""
     norms = torch._foreach_norm([t if t.dtype == torch.float64 else t.float() for t in weights.values()])
-    return all(bool(torch.isfinite(norm)) for norm in norms)
+    return all(float(norm) < below for norm in norms)
 
 
 def _summable(tensor: Tensor) -> Tensor:

@@ -1,16 +1,22 @@
+import json
 import math
 import subprocess
 import sys
+import time
 
 import pytest
 import torch
 
+from benchmarks.deployment import run_deployed
+from benchmarks.echo import VARIABLE, Echo, our_client_app, server_app
 from benchmarks.federation_overhead import Case
 from benchmarks.models import LARGE, MIDDLE, MODELS, TINY, TimedData, config_of, random_images
 from benchmarks.plain_loop import PlainLoop
 from fedddpm_app.config import default_run_config, load_config
 from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.federation.inprocess import InProcessGrid
+from fedddpm_app.federation.transport import shared
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")
@@ -58,3 +64,36 @@ def test_timed_data_time_the_steps_between_warm_up_and_the_last():
 @pytest.mark.parametrize("model", MODELS)
 def test_the_simulation_of_a_case_is_a_valid_config(model):
     load_config(default_run_config(ROOT) | Case(model, clients=2, steps=3, batch_size=8, rounds=2, repeats=1).overrides)
+
+
+def test_echo_clients_give_back_what_they_get(tmp_path, monkeypatch):
+    """The federation of the transport benchmarks, in process, with the small model."""
+    echo = Echo("flat", 3, 2, str(tmp_path / "figures.json"), str(tmp_path), "fp32", model=TINY)
+    monkeypatch.setenv(VARIABLE, echo.to_environment()[VARIABLE])
+    grid = InProcessGrid(our_client_app, 3, {})
+    server_app(grid=grid, context=grid.contexts[1000])
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert len(figures["round_s"]) == 2
+    assert figures["moved_mb"] == pytest.approx(2 * 2 * 3 * figures["model_mb"], rel=0.1)
+    assert figures["peak_mb"] >= figures["idle_mb"] > 0
+
+
+@pytest.mark.parametrize("kind", ["stock", "auto", "shared-memory", "flat", "arrays"])
+def test_an_echo_is_a_valid_config(kind):
+    assert Echo(kind, 1000, 3, "", "", clients_per_round=100).config.data.num_clients == 1000
+
+
+@pytest.mark.slow
+def test_the_transport_benchmark_runs_in_its_short_form(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.transport", "--short", "--json", str(tmp_path / "t.json")]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True, timeout=280)
+    report = json.loads((tmp_path / "t.json").read_text())
+    assert {row["transport"] for row in report["rows"]} == {"stock", "shared-memory"}
+    assert report["ratios"]["memory above idle, shared-memory / stock, 4 clients"] < 1
+    assert not [path for path in shared.ROOT.glob("fedddpm-*") if path.stat().st_mtime > time.time() - 60]
+
+
+@pytest.mark.slow
+def test_flat_weights_go_through_a_superlink_and_supernodes():
+    figures = run_deployed("flat", "int8-delta", rounds=1)
+    assert figures["moved_mb"] < 2 * 1.4 * figures["model_mb"]

@@ -6,7 +6,8 @@ whatever order it is drawn. A finished batch is kept in a file until the whole s
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -31,6 +32,7 @@ from fedddpm_app.progress import ProgressEvent, logger, report
 # actors, a stop loses little, and the images in memory stay few.
 _BATCHES_PER_MESSAGE = 4
 _MESSAGES_IN_FLIGHT = 16  # each holds a model
+_MESSAGES_PER_CLIENT = 2
 
 
 @dataclass
@@ -59,6 +61,62 @@ class Share:
     batches: list[SampleBatch]
     keys: list[str]
     missing: list[int]
+
+
+@dataclass(frozen=True, eq=False)
+class Request:
+    """Batches that a client was asked for."""
+
+    share: Share
+    indices: list[int]
+    packed: Packed
+
+
+class Requests:
+    """What is still to be asked for: the clients in turn, and of each few messages at a time.
+
+    So one that hangs does not take the places of all others; one that failed is not asked again.
+
+    Parameters
+    ----------
+    shares : sequence of Share
+        With their missing batches.
+    ask : callable
+        Makes a request and its message.
+
+    Attributes
+    ----------
+    under_way : list of Request
+        Without an answer so far.
+    refused : dict of int to str
+        Why a client is not asked again.
+    """
+
+    def __init__(self, shares: Sequence[Share], ask: Callable[[Share, list[int]], tuple[Request, Message]]) -> None:
+        self._ask = ask
+        self._waiting = deque((share, list(share.missing)) for share in shares if share.missing)
+        self.under_way: list[Request] = []
+        self.refused: dict[int, str] = {}
+
+    def next(self) -> tuple[Request, Message] | None:
+        """Return the next request; None while every client that has batches left is busy, or failed."""
+        for _ in range(len(self._waiting)):
+            share, left = self._waiting.popleft()
+            if share.model.partition_id in self.refused:
+                continue
+            indices = left[:_BATCHES_PER_MESSAGE]
+            busy = sum(request.share is share for request in self.under_way) >= _MESSAGES_PER_CLIENT
+            if busy or left[len(indices) :]:
+                self._waiting.append((share, left if busy else left[len(indices) :]))
+            if not busy:
+                request, message = self._ask(share, indices)
+                self.under_way.append(request)
+                return request, message
+        return None
+
+    def answered(self, request: Request) -> None:
+        """Take note that an answer came, good or bad."""
+        self.under_way.remove(request)
 
 
 class Generation:
@@ -163,46 +221,44 @@ class Generation:
 
     def _draw_on_nodes(self) -> None:
         """Have each client draw from its own model; what does not come, or not well, is left to the server."""
-        refused: dict[int, str] = {}
-        requests = self._requests(refused)
+        requests = Requests(self._shares, self._request)
         under_way = min(self._strategy.clients.participants.under_way or _MESSAGES_IN_FLIGHT, _MESSAGES_IN_FLIGHT)
-        for (share, indices, packed), reply in exchange_about(
-            self._strategy.grid, requests, self._config.pretrain.timeout, under_way
-        ):
-            self._strategy.transport.release(packed)
-            kept = [share.batches[k].kept for k in indices]
-            try:
-                images = accept_images(reply, (sum(kept), *self._drawer.shape))
-            except ReplyRefusedError as error:
-                refused[share.model.partition_id] = str(error)
-                continue
-            self._strategy.accounting.bytes_up += images.nbytes
-            for index, part in zip(indices, torch.split(images, kept), strict=True):
-                self._keep(share, index, part)
+        replies = exchange_about(self._strategy.grid, requests.next, self._config.pretrain.timeout, under_way)
+        try:
+            for request, reply in replies:
+                self._take(request, reply, requests)
+        finally:
+            for request in requests.under_way:
+                self._strategy.transport.release(request.packed)
         for share in self._shares:
             if share.missing:
-                reason = refused.get(share.model.partition_id, "its node is gone or did not answer in time")
+                reason = requests.refused.get(share.model.partition_id, "its node is gone or did not answer in time")
                 text = "auxiliary images: the server draws those of client %d that are missing: %s"
                 logger.warning(text, share.model.partition_id, reason)
 
-    def _requests(self, refused: dict[int, str]) -> Iterator[tuple[tuple[Share, list[int], Packed], Message]]:
-        """Yield what is asked for and the message, the clients in turn; none more to one that failed already."""
-        longest = max(len(share.missing) for share in self._shares)
-        waiting = {share.model.partition_id: list(share.missing) for share in self._shares}
-        for start in range(0, longest, _BATCHES_PER_MESSAGE):
-            for share in self._shares:
-                partition = share.model.partition_id
-                indices = waiting[partition][start : start + _BATCHES_PER_MESSAGE]
-                if indices and partition not in refused:
-                    packed = self._strategy.transport.pack(share.model.load(), "fp32")  # pixels depend on every bit
-                    yield (share, indices, packed), self._request(share, packed, [share.batches[k] for k in indices])
+    def _take(self, request: Request, reply: Message, requests: Requests) -> None:
+        """Keep a reply's images, or note why they are refused."""
+        share = request.share
+        kept = [share.batches[k].kept for k in request.indices]
+        requests.answered(request)
+        self._strategy.transport.release(request.packed)
+        try:
+            images = accept_images(reply, (sum(kept), *self._drawer.shape))
+        except ReplyRefusedError as error:
+            requests.refused[share.model.partition_id] = str(error)
+            return
+        self._strategy.accounting.bytes_up += images.nbytes
+        for index, part in zip(request.indices, torch.split(images, kept), strict=True):
+            self._keep(share, index, part)
 
-    def _request(self, share: Share, packed: Packed, batches: list[SampleBatch]) -> Message:
+    def _request(self, share: Share, indices: list[int]) -> tuple[Request, Message]:
         """Ask a client for batches; only the set's last one is not full, so that they can be told as one list."""
         timeout, partition = self._config.pretrain.timeout, share.model.partition_id
+        batches = [share.batches[k] for k in indices]
+        packed = self._strategy.transport.pack(share.model.load(), "fp32")  # pixels depend on every bit
         (message,) = self._strategy.clients.address([partition], DRAW, {ARRAYS: packed}, 0, timeout)
         seeds = [seed for batch in batches for seed in batch.seeds[: batch.kept]]
         labels = [label for b in batches if b.labels is not None for label in b.labels[: b.kept].tolist()]
         size = len(batches[0].seeds)
         message.content[DRAW] = ConfigRecord({SEEDS: seeds, LABELS: labels, BATCH_SIZE: size})
-        return message
+        return Request(share, indices, packed), message

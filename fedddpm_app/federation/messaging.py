@@ -1,7 +1,7 @@
 """Sending messages and taking their replies one by one, as they arrive."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 from flwr.app import Message
@@ -10,20 +10,30 @@ from flwr.serverapp import Grid
 _FIRST_POLL_SECONDS = 0.005
 _LONGEST_POLL_SECONDS = 0.1
 _POLL_GROWTH = 1.3
+_PULL_AT_ONCE = 8  # a deployment's pull takes every reply that is ready into memory
 About = TypeVar("About")
 
 
 def exchange(
     grid: Grid, messages: Iterable[Message], timeout: float, under_way: int | None = None
 ) -> Iterator[Message]:
-    """Push messages and yield their replies in the order of arrival, holding none; see ``exchange_about``."""
-    for _, reply in exchange_about(grid, ((None, message) for message in messages), timeout, under_way):
+    """Push messages and yield their replies in the order of arrival, holding few; see ``exchange_about``.
+
+    An error that the SuperLink reports of a node that is gone bears the node that was asked.
+    """
+    requests = ((message.metadata.dst_node_id, message) for message in messages)
+    for node, reply in exchange_about(grid, lambda: next(requests, None), timeout, under_way):
+        if reply.has_error():
+            reply.metadata.__dict__["_src_node_id"] = node
         yield reply
         del reply
 
 
 def exchange_about(
-    grid: Grid, requests: Iterable[tuple[About, Message]], timeout: float, under_way: int | None = None
+    grid: Grid,
+    next_request: Callable[[], tuple[About, Message] | None],
+    timeout: float,
+    under_way: int | None = None,
 ) -> Iterator[tuple[About, Message]]:
     """Push messages and yield their replies in the order of arrival, each with what its message was about.
 
@@ -31,42 +41,47 @@ def exchange_about(
     ----------
     grid : Grid
         Flower's connection to the nodes.
-    requests : iterable
-        Pairs of what a message is about and the message, in the order that they should be worked on; each is taken
-        when there is room for it.
+    next_request : callable
+        Returns what the next message is about and the message, when there is room for it; None where there is none,
+        or none yet: it is asked again after each reply.
     timeout : float
         Seconds after which the replies still missing are given up.
     under_way : int, optional
         So many at a time: the next message goes out when a reply was taken. A simulation then works in the order of
         the messages, and does not pile up replies faster than they are taken. None sends all at once.
     """
-    waiting = iter(requests)
     pending: dict[str, About] = {}
     deadline, pause = time.monotonic() + timeout, _FIRST_POLL_SECONDS
     while True:
-        _push(grid, waiting, pending, under_way)
+        _push(grid, next_request, pending, under_way)
         if not pending or time.monotonic() > deadline:
             return
-        arrived = list(grid.pull_messages(set(pending)))
+        asked = list(pending)[:_PULL_AT_ONCE]
+        arrived = list(grid.pull_messages(set(asked)))
+        for message_id in asked:  # others are asked for next
+            pending[message_id] = pending.pop(message_id)
         pause = _FIRST_POLL_SECONDS if arrived else min(_LONGEST_POLL_SECONDS, pause * _POLL_GROWTH)
         while arrived:
             reply = arrived.pop(0)
             yield pending.pop(reply.metadata.reply_to_message_id), reply
             del reply
-            _push(grid, waiting, pending, under_way)
+            _push(grid, next_request, pending, under_way)
         time.sleep(pause)
 
 
 def _push(
-    grid: Grid, waiting: Iterator[tuple[About, Message]], pending: dict[str, About], under_way: int | None
+    grid: Grid,
+    next_request: Callable[[], tuple[About, Message] | None],
+    pending: dict[str, About],
+    under_way: int | None,
 ) -> None:
     """Push messages until ``under_way`` are pending, or all; one that Flower does not take has no reply to come."""
     while under_way is None or len(pending) < under_way:
-        for about, message in waiting:
-            pending.update({pushed: about for pushed in grid.push_messages([message]) if pushed})
-            break
-        else:
+        request = next_request()
+        if request is None:
             return
+        about, message = request
+        pending.update({pushed: about for pushed in grid.push_messages([message]) if pushed})
 
 
 class StreamingGrid:

@@ -20,6 +20,8 @@ from fedddpm_app.federation.transport import Expected, Payload, PayloadError, Tr
 from fedddpm_app.federation.transport.numpy_arrays import read_arrays
 from fedddpm_app.weights import Weights
 
+_LARGEST_NORM = 1e30  # of a tensor; more overflows in a mean, or when a difference is scaled up
+
 
 class ReplyRefusedError(ValueError):
     """A reply that cannot be used; the message says why."""
@@ -160,7 +162,7 @@ def _take(message: Message, name: str, expected: Expected, partition_id: int, tr
         payload = transport.receive(record, expected, partition_id)
     except PayloadError as error:
         raise ReplyRefusedError(str(error)) from error
-    if not weights_module.is_finite(payload.sent):
+    if not weights_module.is_finite(payload.sent, below=_LARGEST_NORM):
         raise ReplyRefusedError("its weights are not finite")
     return payload
 

@@ -59,7 +59,7 @@ class ReplyStream:
             settled.add(partition)
             if reply is not None:
                 in_memory = partition == todo[0] or len(waiting) < _WAITING_IN_MEMORY
-                waiting[partition] = reply if in_memory else reply.on_disk(folder)
+                waiting[partition] = reply if in_memory else _on_disk(reply, folder)
             del reply
             while todo and todo[0] in settled:
                 first = todo.pop(0)
@@ -92,3 +92,12 @@ class ReplyStream:
             logger.warning("%s: client %d is left out: %s", self._what, partition, reason)
         clients.refusals |= refused
         clients.transport.remove_unread()
+
+
+def _on_disk(reply: Reply, folder: Path) -> Reply:
+    """Move a reply to disk, or leave it where it is when the disk is full."""
+    try:
+        return reply.on_disk(folder)
+    except OSError as error:
+        logger.warning("client %d: its reply waits in memory: %s", reply.partition_id, error)
+        return reply

@@ -1,4 +1,5 @@
 import time
+from functools import partial
 
 from flwr.app import Message, RecordDict
 
@@ -33,7 +34,7 @@ def test_few_messages_are_on_their_way_at_a_time(grid):
             made.append(k)
             yield k, message
 
-    replies = exchange_about(grid, requests(), timeout=5.0, under_way=2)
+    replies = exchange_about(grid, partial(next, requests(), None), timeout=5.0, under_way=2)
     first = next(replies)
     assert made == [0, 1]
     rest = list(replies)
@@ -45,7 +46,7 @@ def test_messages_that_cannot_be_pushed_or_are_not_answered_are_given_up(grid):
     push, pull = grid.push_messages, grid.pull_messages
     grid.push_messages = lambda messages: [None] if messages[0].metadata.dst_node_id == 1000 else push(messages)
     grid.pull_messages = lambda ids: [m for m in pull(ids) if m.metadata.src_node_id != 1001]
-    began = time.monotonic()
-    answered = [k for k, _ in exchange_about(grid, enumerate(queries(grid)), timeout=0.3, under_way=2)]
+    began, asked = time.monotonic(), enumerate(queries(grid))
+    answered = [k for k, _ in exchange_about(grid, partial(next, asked, None), timeout=0.3, under_way=2)]
     assert answered == [2, 3]
     assert 0.3 <= time.monotonic() - began < 2.0

@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 _SPARE = 4  # models that fit into shared memory beside those under way
+_RECORDS = 2  # the most that a message of our algorithms has, as SCAFFOLD's
 
 
 class Transport:
@@ -57,6 +58,7 @@ class Transport:
     def __init__(self, settings: TransportConfig) -> None:
         self.settings = settings
         self._shared: SharedDirectory | None = None
+        self._full = False
         if settings.transport in ("auto", "shared-memory"):
             try:
                 self._shared = SharedDirectory.create()
@@ -66,13 +68,18 @@ class Transport:
     @property
     def name(self) -> str:
         """The way in use: ``shared-memory``, ``flat`` or ``arrays``."""
-        if self._shared is not None:
+        if self._shared is not None and not self._full:
             return "shared-memory"
         return "arrays" if self.settings.transport == "arrays" else "flat"
 
     def probe(self) -> ArrayRecord | None:
         """Return a record that only clients on this host can read; None where no file is to travel."""
-        return None if self._shared is None else pack_file({}, "fp32", self._shared.path.name, "down").record
+        if self._shared is not None:
+            try:
+                return pack_file({}, "fp32", self._shared.path.name, "down").record
+            except OSError as error:
+                self._fall_back(f"it cannot be written ({error.strerror})")
+        return None
 
     def settle(self, readable: bool, weights: Weights, under_way: int) -> None:
         """Keep to shared memory only where every client could read the probe, and all that is under way fits.
@@ -88,7 +95,8 @@ class Transport:
         """
         if self._shared is None:
             return
-        needed, free = num_bytes(weights) * (under_way + _SPARE), shutil.disk_usage(ROOT).free
+        needed = num_bytes(weights) * _RECORDS * (under_way + _SPARE)
+        free = shutil.disk_usage(ROOT).free
         if not readable:
             self._fall_back("not every client runs on this host")
         elif needed > free:
@@ -99,11 +107,12 @@ class Transport:
     def pack(self, weights: Weights, dtype: WireDtype | None = None) -> Packed:
         """Return weights as a record to send to clients, in the run's ``wire-dtype`` unless another is given."""
         dtype = dtype or down_dtype(self.settings.wire_dtype)
-        if self._shared is not None:
+        if self._shared is not None and not self._full:
             try:
                 return pack_file(weights, dtype, self._shared.path.name, "down")
             except OSError as error:
-                self._fall_back(f"it is full ({error.strerror})")
+                self._full = True  # what is in messages already is still read from there
+                self._say(f"it is full ({error.strerror})")
         return pack_arrays(weights) if self.settings.transport == "arrays" else pack_flat(weights, dtype)
 
     def expect(self, reference: Weights, base: Weights | None = None) -> Expected:
@@ -132,7 +141,11 @@ class Transport:
             self._shared = None
 
     def _fall_back(self, reason: str) -> None:
-        """Go on without shared memory; that is worth a warning where it was asked for."""
+        """Go on without shared memory."""
+        self._say(reason)
+        self.close()
+
+    def _say(self, reason: str) -> None:
+        """Log why weights travel in messages; that is worth a warning where files were asked for."""
         text = "weights travel in messages, not in shared memory: %s"
         (logger.warning if self.settings.transport == "shared-memory" else logger.info)(text, reason)
-        self.close()

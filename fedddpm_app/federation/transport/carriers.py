@@ -6,7 +6,8 @@ a client answers in the one that it was asked in, or in ``flat`` where its file 
 """
 
 import mmap
-import tempfile
+import secrets
+import weakref
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -99,13 +100,32 @@ class Payload:
         return expected.wire.decode(self.sent, expected.reference, expected.base or expected.reference)
 
     def on_disk(self, folder: Path) -> "Payload":
-        """Return the same payload with its values in a file of ``folder`` that is gone when they are let go."""
-        with tempfile.TemporaryFile(dir=folder) as file:
-            for piece in self.expected.layout.pieces(self.sent):
-                file.write(piece)
-            file.flush()
-            blob = mmap.mmap(file.fileno(), self.expected.layout.size, access=mmap.ACCESS_COPY)
-        return Payload(self.expected.layout.views(blob), self.expected, self.num_bytes)
+        """Return the same payload with its values in a file of ``folder``; ``OSError`` where there is no room.
+
+        The file is open only while it is decoded, and gone when the payload is let go.
+        """
+        path = folder / f"reply-{secrets.token_hex(16)}"
+        try:
+            with path.open("xb") as file:
+                file.writelines(self.expected.layout.pieces(self.sent))
+        except OSError:
+            path.unlink(missing_ok=True)
+            raise
+        kept = _OnDisk({}, self.expected, self.num_bytes, path)
+        weakref.finalize(kept, path.unlink, missing_ok=True)
+        return kept
+
+
+@dataclass(frozen=True)
+class _OnDisk(Payload):
+    """A payload whose values wait in a file."""
+
+    path: Path
+
+    def decode(self) -> Weights:
+        with self.path.open("rb") as file:
+            blob = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+        return Payload(self.expected.layout.views(blob), self.expected, self.num_bytes).decode()
 
 
 def pack_arrays(weights: Weights) -> Packed:
@@ -154,13 +174,14 @@ def receive(record: ArrayRecord, expected: Expected, partition_id: int, shared: 
     return Payload(expected.layout.views(shared.take(reference, partition_id)), expected, reference.size)
 
 
-def unpack(record: ArrayRecord) -> Weights:
-    """Return the weights of a server's record, for a client; not to be changed."""
+def unpack(record: ArrayRecord, dtype: WireDtype = "fp32") -> Weights:
+    """Return the weights of a server's record, which were written in ``dtype``, for a client; not to be changed."""
     kind, data = _kind_of(record)
     if kind == NUMPY:
         return dict(record.to_torch_state_dict())
     sent = read(data if kind == FLAT else map_file(FileReference.from_json(data)))
-    return {name: tensor.float() if tensor.dtype == torch.bfloat16 else tensor for name, tensor in sent.items()}
+    rounded = torch.bfloat16 if dtype == "bf16" else None
+    return {name: tensor.float() if tensor.dtype == rounded else tensor for name, tensor in sent.items()}
 
 
 def can_read(record: ArrayRecord) -> bool:

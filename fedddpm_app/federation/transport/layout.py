@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedddpm_app.config import ConfigError
 from fedddpm_app.weights import Weights
 
 _NAMES = {
@@ -61,6 +62,8 @@ class Layout:
         # Wide types first: then every tensor begins at a multiple of its element's size.
         for name in sorted(like, key=lambda name: (-like[name].element_size(), name)):
             tensor = like[name]
+            if tensor.dtype not in _NAMES:
+                raise ConfigError(f"{name} is {tensor.dtype}, in which weights cannot travel: use another dtype.")
             begin, end = end, end + tensor.numel() * tensor.element_size()
             self._specs[name] = (tensor.dtype, tensor.shape, begin)
             entries[name] = {
@@ -140,7 +143,7 @@ def _entries(content: memoryview) -> dict[str, Any]:
         raise PayloadError("it is no safetensors blob")
     try:
         entries = json.loads(bytes(content[8 : 8 + length]))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise PayloadError("its header is not JSON") from error
     if not isinstance(entries, dict):
         raise PayloadError("its header is no table of tensors")
@@ -156,7 +159,7 @@ def _difference(content: memoryview, expected: bytes) -> str:
     wanted = json.loads(expected[8:])
     odd = sorted(found.keys() ^ wanted.keys())[:3]
     if odd:
-        return f"parameter names differ, for example {', '.join(odd)}"
+        return f"parameter names differ, for example {', '.join(odd)[:200]}"
     name = next((name for name in wanted if found[name] != wanted[name]), None)
     if name is None:
         return "they are in another order"

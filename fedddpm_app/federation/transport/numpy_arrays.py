@@ -22,7 +22,7 @@ def read_arrays(arrays: ArrayRecord, reference: Weights) -> Weights:
     """
     if set(arrays) != set(reference):
         odd = sorted(set(arrays) ^ set(reference))[:3]
-        raise PayloadError(f"its parameter names differ, for example {', '.join(odd)}")
+        raise PayloadError(f"its parameter names differ, for example {', '.join(odd)[:200]}")
     return {name: _read_array(name, arrays[name], tensor) for name, tensor in reference.items()}
 
 

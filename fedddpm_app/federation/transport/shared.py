@@ -5,7 +5,7 @@ against a pattern, and every file is opened inside that directory without follow
 and the SHA-256 that came with it: a path that somebody sent is never opened. A file that was read is gone under its
 name at once; when its content is let go, its storage is left to the next reply, which saves the kernel from clearing
 it anew (a third of the time that writing takes). The directory is removed at the end of the run, and what a killed
-run left by the next one.
+run left by the next one. Processes of the same user are trusted not to write into a file that they have sent.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -32,7 +32,7 @@ ROOT = Path("/dev/shm")  # memory-backed on Linux; elsewhere there is none
 _PREFIX = "fedddpm-"
 _LOCK = "owner.lock"
 _DIRECTORY = re.compile(rf"{_PREFIX}\w{{8}}")
-_FILE = re.compile(r"(down|up-\d{1,9})-[0-9a-f]{32}")
+_FILE = re.compile(r"(down|held|up-\d{1,9})-[0-9a-f]{32}")
 _HELD, _FREE = "held-", "free-"
 _MOST_FREE = 4
 _CHUNK_BYTES = 1 << 20
@@ -59,7 +59,7 @@ class FileReference:
         """Read it; ``PayloadError`` where it is none."""
         try:
             reference = cls(**json.loads(data[:1000]))
-        except (ValueError, TypeError) as error:
+        except (ValueError, TypeError, RecursionError) as error:
             raise PayloadError("it is no reference to a file") from error
         texts = (reference.directory, reference.name, reference.sha256)
         if not all(isinstance(text, str) for text in texts) or not isinstance(reference.size, int):
@@ -106,9 +106,16 @@ class SharedDirectory:
         """
         if reference.directory != self.path.name or not reference.name.startswith(f"up-{partition_id}-"):
             raise PayloadError(f"it names a file that is not its own: {reference.directory}/{reference.name}"[:200])
-        content = map_file(reference)
+        if not _FILE.fullmatch(reference.name):
+            raise PayloadError(f"{reference.name[:100]!r} is no name of a file of weights")
         token = secrets.token_hex(16)
-        held = (self.path / reference.name).rename(self.path / f"{_HELD}{token}")
+        held = self.path / f"{_HELD}{token}"
+        try:
+            (self.path / reference.name).rename(held)
+            content = map_file(replace(reference, name=held.name))
+        except (OSError, PayloadError) as error:
+            held.unlink(missing_ok=True)
+            raise PayloadError(str(error)) from error
         weakref.finalize(content, _give_back, held, self.path / f"{_FREE}{token}").atexit = False
         return content
 
