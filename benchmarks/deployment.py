@@ -28,6 +28,7 @@ _PYPROJECT = """
 name = "echo"
 version = "1.0.0"
 license = { file = "LICENSE" }
+dependencies = ["flwr>=1.41,<2"]
 [tool.flwr.app]
 publisher = "fedddpm"
 fab-format-version = 1

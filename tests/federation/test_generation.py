@@ -1,6 +1,7 @@
 import dataclasses
 import itertools
 import logging
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -18,7 +19,7 @@ from fedddpm_app.diffusion_task import DiffusionTask
 from fedddpm_app.federation import generation
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.generation import Generation
+from fedddpm_app.federation.generation import Generation, Request, Requests
 from fedddpm_app.federation.inprocess import InProcessGrid
 from fedddpm_app.federation.participants import discover
 from fedddpm_app.federation.parts import Parts
@@ -274,3 +275,23 @@ def test_bf16_is_for_cuda_alone(config):
     assert drawer.precision == "fp32"
     drawer.device = torch.device("cuda")
     assert drawer.precision == "bf16"
+
+
+def test_a_client_that_hangs_does_not_take_the_places_of_others(plan):
+    shares = plan(auxiliary_batch_size=1)._shares
+    requests = Requests(shares, lambda share, indices: (Request(share, indices, None), None))
+    asked, taken = [], Counter()
+
+    def ask():
+        while (new := requests.next()) is not None:
+            asked.append(new[0])
+
+    ask()
+    assert max(Counter(request.share.model.partition_id for request in asked).values()) <= 2
+    while asked:
+        request = asked.pop(0)
+        if request.share.model.partition_id != 0:  # which never answers
+            taken[request.share.model.partition_id] += len(request.indices)
+            requests.answered(request)
+            ask()
+    assert taken == {share.model.partition_id: len(share.batches) for share in shares[1:]}

@@ -9,7 +9,8 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 
 from fedddpm_app.federation.records import to_arrays, to_weights
 from fedddpm_app.federation.replies import Asked, ReplyRefusedError, accept_reply
-from fedddpm_app.federation.transport import Expected, Transport
+from fedddpm_app.federation.transport import Expected, Transport, get_wire
+from fedddpm_app.federation.transport.layout import Layout
 
 ASKED = Asked({"arrays": Expected({"a": torch.zeros(2, 3), "b": torch.zeros(4)})})
 
@@ -167,3 +168,23 @@ def test_a_reply_without_records_is_refused(grid, accept):
     metrics_only = RecordDict({"metrics": MetricRecord({"num-examples": 1, "loss": 0.5})})
     with pytest.raises(ReplyRefusedError, match="ArrayRecord"):
         accept(Message(metrics_only, reply_to=request))
+
+
+@pytest.mark.parametrize("value", [1e31, -3e38])
+def test_values_that_overflow_a_mean_are_refused(reply, accept, value):
+    with pytest.raises(ReplyRefusedError, match="not finite"):
+        accept(reply({"a": torch.full((2, 3), value), "b": torch.ones(4)}))
+
+
+def test_a_scale_that_overflows_is_refused(reply, config):
+    """Finite as it comes, infinite when the difference is scaled up."""
+    reference = {"a": torch.zeros(2, 3)}
+    wire = get_wire("int8-delta")
+    sent = wire.encode({"a": torch.ones(2, 3)}, reference)
+    sent["a//scales"].fill_(1e37)
+    blob = Layout(wire.like(reference)).pack(sent)
+    record = ArrayRecord({"weights": Array("uint8", (len(blob),), "fedddpm.flat", blob)})
+    transport = Transport(replace(config.transport, transport="flat", wire_dtype="int8-delta"))
+    asked = Asked({"arrays": transport.expect(reference, reference)})
+    with pytest.raises(ReplyRefusedError, match="not finite"):
+        accept_reply(reply(arrays=record), 0, asked, transport)

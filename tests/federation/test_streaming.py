@@ -145,3 +145,34 @@ def test_all_transports_give_the_same_weights_bit_for_bit(algorithm, transport):
     clients = make_clients(3, 5, 2, 4)
     flat, other = (run(algorithm, clients, rounds=3, transport=way) for way in ("flat", transport))
     assert (flat == other).all()
+
+
+def test_a_full_disk_leaves_replies_in_memory(clients, tmp_path, caplog):
+    with caplog.at_level(logging.WARNING, "fedddpm"):
+        replies = stream(clients, [reply(clients, p) for p in (5, 4, 3, 2, 1, 0)]).by_partition(tmp_path / "nowhere")
+        assert [r.partition_id for r in replies] == [0, 1, 2, 3, 4, 5]
+    assert "waits in memory" in caplog.text
+
+
+def test_flowers_word_that_a_node_is_gone_settles_its_client(grid):
+    """It comes from the SuperLink, whose id no client has."""
+    message = Message(RecordDict(), dst_node_id=1002, message_type="query")
+
+    def gone(ids):
+        word = Message(Error(3, "node unavailable"), reply_to=message)
+        word.metadata.__dict__["_src_node_id"] = 1
+        return [word] if message.metadata.message_id in ids else []
+
+    grid.pull_messages = gone
+    (answer,) = exchange(grid, [message], 5.0)
+    assert answer.metadata.src_node_id == 1002
+
+
+def test_few_replies_are_pulled_at_a_time(grid):
+    """A deployment's pull takes all that are ready into memory."""
+    asked, pull = [], grid.pull_messages
+    grid.pull_messages = lambda ids: asked.append(len(ids)) or pull(ids)
+    nodes = list(grid.get_node_ids())
+    queries = [Message(RecordDict(), dst_node_id=nodes[k % 4], message_type="query") for k in range(40)]
+    assert len(list(exchange(grid, queries, 5.0))) == 40
+    assert max(asked) == 8

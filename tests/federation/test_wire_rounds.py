@@ -74,3 +74,19 @@ def test_the_server_folds_one_reply_at_a_time(monkeypatch):
     assert len(most) == 30
     assert max(most) <= 3
     assert torch.get_num_threads() >= 1
+
+
+def test_a_client_that_lost_its_residual_goes_on_without_it(run_app, run_config, monkeypatch, caplog):
+    from fedddpm_app.federation.client_state import ClientState
+
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+    save = ClientState.save
+
+    def lose(self, server_round, state):
+        save(self, server_round, state)
+        self._path(server_round).unlink()
+
+    monkeypatch.setattr(ClientState, "save", lose)
+    run = run_app(algorithm="fedavg", wire_dtype="int8-delta", num_rounds=2)
+    assert len(run.rounds()[-1]["train/client_loss"]) == 4
+    assert "what rounding lost of its last reply stays lost" in caplog.text

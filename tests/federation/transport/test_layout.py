@@ -82,6 +82,7 @@ BLOB = Layout({"a": torch.zeros(2)}).pack({"a": torch.ones(2)})
         BLOB.replace(b'"a"', b'"b"'),
         BLOB.replace(b"{", b"["),
         b"\x02\0\0\0\0\0\0\0[]",
+        (100_000).to_bytes(8, "little") + b"[" * 100_000,
     ],
 )
 def test_garbage_is_refused(blob):
@@ -94,6 +95,13 @@ def test_garbage_is_refused(blob):
 def test_a_blob_that_does_not_say_what_it_holds_is_refused(header):
     with pytest.raises(PayloadError):
         read(len(header).to_bytes(8, "little") + header + b"1234")
+
+
+def test_a_refusal_is_short_whatever_the_names():
+    blob = Layout({"x" * 100_000: torch.zeros(1)}).pack({"x" * 100_000: torch.zeros(1)})
+    with pytest.raises(PayloadError) as refusal:
+        Layout({"a": torch.zeros(2)}).views(blob)
+    assert len(str(refusal.value)) < 400
 
 
 @given(st.binary(max_size=200))

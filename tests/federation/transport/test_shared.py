@@ -77,6 +77,15 @@ def test_no_path_is_opened(directory, name):
         directory.take(FileReference(directory.path.name, name, 1, hashlib.sha256(b"s").hexdigest()), 1)
 
 
+def test_a_reply_that_is_refused_or_not_there_leaves_nothing(directory):
+    reference = write_file(directory.path.name, "up-1", [b"x"])
+    with pytest.raises(PayloadError, match="SHA-256"):
+        directory.take(replace(reference, sha256="0" * 64), 1)
+    with pytest.raises(PayloadError):
+        directory.take(reference, 1)
+    assert names(directory, "") == ["owner.lock"]
+
+
 @pytest.mark.parametrize("folder", ["..", ".", "fedddpm-../../etc", "fedddpm-0123456", "/etc"])
 def test_no_other_directory_is_opened(directory, folder):
     with pytest.raises(PayloadError, match="no name of a server's directory"):
@@ -128,7 +137,7 @@ def test_a_file_that_many_clients_read_is_hashed_once(directory, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "data", [b"", b"[]", b'{"name": "x"}', b'{"directory":1,"name":2,"size":3,"sha256":4}', b"\xff"]
+    "data", [b"", b"[]", b'{"name": "x"}', b'{"directory":1,"name":2,"size":3,"sha256":4}', b"\xff", b"[" * 999]
 )
 def test_what_is_no_reference_is_refused(data):
     with pytest.raises(PayloadError, match="no reference"):

@@ -1,6 +1,7 @@
 import logging
 from dataclasses import replace
 
+import psutil
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord
@@ -43,7 +44,7 @@ def test_weights_go_to_a_client_and_back(make, name, dtype):
     transport = make(name, dtype)
     assert transport.name == name
     down = transport.pack(WEIGHTS)
-    given = unpack(down.record)
+    given = unpack(down.record, dtype)
     exact = dtype != "bf16"
     assert all(torch.equal(given[n], t) == (exact or not t.is_floating_point()) for n, t in WEIGHTS.items())
     trained = {n: t + 0.01 * torch.randn_like(t) if t.is_floating_point() else t for n, t in given.items()}
@@ -168,3 +169,57 @@ def test_arrays_are_sent_as_they_are(run_config):
 
 def test_settings_are_kept(config):
     assert Transport(replace(config.transport, transport="arrays")).settings.wire_dtype == "fp32"
+
+
+def test_what_was_sent_in_files_is_read_after_the_storage_filled_up(make, monkeypatch):
+    transport = make("auto")
+    first = transport.pack(WEIGHTS)
+    answer = pack_answer(first.record, WEIGHTS, "fp32", 1)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedddpm_app.federation.transport.carriers.write_file", full)
+        second = transport.pack(WEIGHTS)
+    assert transport.name == "flat"
+    assert second.file is None
+    assert unpack(first.record).keys() == WEIGHTS.keys()
+    assert transport.receive(answer.record, transport.expect(WEIGHTS), 1).decode().keys() == WEIGHTS.keys()
+    transport.release(first)
+    transport.close()
+    assert not list(shared.ROOT.iterdir())
+
+
+def test_a_probe_that_cannot_be_written_is_none(make, monkeypatch):
+    transport = make("auto")
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedddpm_app.federation.transport.carriers.write_file", full)
+    assert transport.probe() is None
+    assert transport.name == "flat"
+
+
+def test_replies_on_disk_hold_no_file_open(make, tmp_path):
+    transport = make("flat")
+    answer = pack_answer(transport.pack(WEIGHTS).record, WEIGHTS, "fp32", 1)
+    before = psutil.Process().num_fds()
+    waiting = [transport.receive(answer.record, transport.expect(WEIGHTS), 1).on_disk(tmp_path) for _ in range(20)]
+    assert psutil.Process().num_fds() == before
+    assert len(list(tmp_path.glob("reply-*"))) == 20
+    assert torch.equal(waiting[0].decode()["conv.weight"], WEIGHTS["conv.weight"])
+    waiting.clear()
+    assert not list(tmp_path.glob("reply-*"))
+
+
+def test_a_model_in_bfloat16_stays_so():
+    weights = {"w": torch.randn(3).bfloat16()}
+    record = Transport(TransportConfig("flat", "fp32")).pack(weights).record
+    assert torch.equal(unpack(record)["w"], weights["w"])
+
+
+def test_a_dtype_that_cannot_travel_is_named():
+    with pytest.raises(ConfigError, match=r"w is torch.complex64"):
+        Transport(TransportConfig("flat", "fp32")).pack({"w": torch.ones(1, dtype=torch.complex64)})
