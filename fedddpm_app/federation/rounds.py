@@ -3,7 +3,6 @@
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import replace
 from functools import cached_property
 from typing import Any, ClassVar
 
@@ -23,7 +22,7 @@ from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.records import ARRAYS, FORGET, to_arrays, to_weights
 from fedddpm_app.federation.replies import Asked, Reply
 from fedddpm_app.federation.round_log import RoundLog
-from fedddpm_app.federation.streaming import ReplyStream
+from fedddpm_app.federation.streaming import ReplyStream, begun, noting
 from fedddpm_app.federation.transport import Transport
 from fedddpm_app.federation.transport.outbox import Outbox
 from fedddpm_app.hooks import TrainingHook
@@ -198,7 +197,7 @@ class FederatedRounds(FedAvg):
             self.clients, replies, self._sampled, what, Asked(records, self.train_metrics, self.check_reply)
         )
         told: list[Reply] = []
-        in_order = _noting(stream.by_partition(self.recorder.scratch), told)
+        in_order = noting(stream.by_partition(self.recorder.scratch), told)
         first = next(in_order, None)
         if first is None:
             partition = self._sampled[0]
@@ -206,9 +205,9 @@ class FederatedRounds(FedAvg):
                 f"{what}: none of the {len(self._sampled)} clients answered well; client {partition}: "
                 f"{self.clients.refusals[partition]}"
             )
-        begun = _begun(first, in_order)
+        every = begun(first, in_order)
         del first
-        weights = self.aggregate(server_round, begun)
+        weights = self.aggregate(server_round, every)
         for _ in in_order:  # those that an algorithm did not ask for are checked and counted too
             continue
         metrics = self.train_metrics_aggr_fn([reply.message.content for reply in told], self.weighted_by_key)
@@ -251,18 +250,3 @@ class FederatedRounds(FedAvg):
         self.round_log.add(metrics or {})
         self.recorder.append(self.round_log.close())
         return metrics
-
-
-def _noting(replies: Iterator[Reply], told: list[Reply]) -> Iterator[Reply]:
-    """Yield replies, and keep of each what it told, without its weights."""
-    for reply in replies:
-        told.append(replace(reply, payloads={}))
-        yield reply
-        del reply
-
-
-def _begun(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:
-    """Yield ``first``, without keeping it, then the rest."""
-    yield first
-    del first
-    yield from rest

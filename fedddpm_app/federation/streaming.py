@@ -1,6 +1,7 @@
 """The replies of one exchange, checked as they arrive, and handed on one by one in a fixed order."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,6 +93,21 @@ class ReplyStream:
             logger.warning("%s: client %d is left out: %s", self._what, partition, reason)
         clients.refusals |= refused
         clients.transport.remove_unread()
+
+
+def noting(replies: Iterator[Reply], told: list[Reply]) -> Iterator[Reply]:
+    """Yield replies, and keep of each what it told, without its weights."""
+    for reply in replies:
+        told.append(replace(reply, payloads={}))
+        yield reply
+        del reply
+
+
+def begun(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:
+    """Yield ``first``, without keeping it, then the rest."""
+    yield first
+    del first
+    yield from rest
 
 
 def _on_disk(reply: Reply, folder: Path) -> Reply:

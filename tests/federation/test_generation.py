@@ -16,14 +16,15 @@ from fedddpm_app.config import load_config
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.diffusion_task import DiffusionTask
-from fedddpm_app.federation import generation
+from fedddpm_app.federation import generation, shares
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.generation import Generation, Request, Requests
+from fedddpm_app.federation.generation import Generation
 from fedddpm_app.federation.inprocess import InProcessGrid
 from fedddpm_app.federation.participants import discover
 from fedddpm_app.federation.parts import Parts
 from fedddpm_app.federation.pretraining import PretrainedModel
+from fedddpm_app.federation.shares import Request, Requests
 from fedddpm_app.federation.transport import Transport
 from fedddpm_app.federation.transport.layout import Layout
 from fedddpm_app.recording.recorder import RunRecorder
@@ -184,7 +185,7 @@ def test_a_node_gets_its_own_model_and_a_few_batches_at_a_time(plan, monkeypatch
                 asked.append((message.metadata.dst_node_id - 1000, len(message.content["query.draw"]["seeds"])))
             return super()._answer(message)
 
-    monkeypatch.setattr(generation, "_BATCHES_PER_MESSAGE", 2)
+    monkeypatch.setattr(shares, "_BATCHES_PER_MESSAGE", 2)
     made = plan(Spy, auxiliary_generation="nodes")
     made.run()
     assert asked == [(0, 4), (1, 3), (2, 2), (3, 1), (0, 2)]

@@ -18,7 +18,8 @@ from flwr.app import Array, ArrayRecord
 from fedddpm_app.config import WireDtype
 from fedddpm_app.federation.transport.layout import Layout, PayloadError, read
 from fedddpm_app.federation.transport.numpy_arrays import NUMPY, read_arrays
-from fedddpm_app.federation.transport.shared import FileReference, SharedDirectory, map_file, write_file
+from fedddpm_app.federation.transport.reference import FileReference
+from fedddpm_app.federation.transport.shared import SharedDirectory, map_file, write_file
 from fedddpm_app.federation.transport.wire import Wire, get_wire
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights

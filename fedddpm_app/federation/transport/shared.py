@@ -10,7 +10,6 @@ run left by the next one. Processes of the same user are trusted not to write in
 
 import contextlib
 import hashlib
-import json
 import mmap
 import os
 import re
@@ -21,12 +20,13 @@ import tempfile
 import time
 import weakref
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from filelock import FileLock, Timeout
 
 from fedddpm_app.federation.transport.layout import Blob, PayloadError
+from fedddpm_app.federation.transport.reference import FileReference
 
 ROOT = Path("/dev/shm")  # memory-backed on Linux; elsewhere there is none
 _PREFIX = "fedddpm-"
@@ -39,32 +39,6 @@ _CHUNK_BYTES = 1 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14 and later: all pages at once, where hashing would fault them in one by one
 _YOUNG_SECONDS = 60.0  # a directory that is just being made has no lock yet
 _REMEMBERED = 64
-
-
-@dataclass(frozen=True)
-class FileReference:
-    """What a message carries of a file: bare names, the size in bytes, and the SHA-256 in hex."""
-
-    directory: str
-    name: str
-    size: int
-    sha256: str
-
-    def to_json(self) -> bytes:
-        """Write it."""
-        return json.dumps(asdict(self)).encode()
-
-    @classmethod
-    def from_json(cls, data: bytes) -> "FileReference":
-        """Read it; ``PayloadError`` where it is none."""
-        try:
-            reference = cls(**json.loads(data[:1000]))
-        except (ValueError, TypeError, RecursionError) as error:
-            raise PayloadError("it is no reference to a file") from error
-        texts = (reference.directory, reference.name, reference.sha256)
-        if not all(isinstance(text, str) for text in texts) or not isinstance(reference.size, int):
-            raise PayloadError("it is no reference to a file")
-        return reference
 
 
 _verified: dict[FileReference, tuple[int, int]] = {}

@@ -9,7 +9,8 @@ import pytest
 
 from fedddpm_app.federation.transport import shared
 from fedddpm_app.federation.transport.layout import PayloadError
-from fedddpm_app.federation.transport.shared import FileReference, SharedDirectory, map_file, write_file
+from fedddpm_app.federation.transport.reference import FileReference
+from fedddpm_app.federation.transport.shared import SharedDirectory, map_file, write_file
 
 
 @pytest.fixture
