@@ -39,8 +39,9 @@ clientapp = "echo_app:client"
 [tool.flwr.app.config]
 """
 _APP = """
-from benchmarks.echo import client_app, server_app as server
+from benchmarks.echo import client_app, server_app
 
+server = server_app
 client = client_app()
 """
 
