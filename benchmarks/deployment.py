@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -114,9 +114,11 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     """Stop a process and what it started."""
     found = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for each in found:
-        each.terminate()
+        with suppress(psutil.NoSuchProcess):
+            each.terminate()
     for each in psutil.wait_procs(found, timeout=10)[1]:
-        each.kill()
+        with suppress(psutil.NoSuchProcess):
+            each.kill()
     process.wait()
 
 
