@@ -22,7 +22,7 @@ from fedddpm_app.federation.messaging import exchange_about
 from fedddpm_app.federation.parts import Parts
 from fedddpm_app.federation.pretraining import PretrainedModel
 from fedddpm_app.federation.records import ARRAYS, BATCH_SIZE, DRAW, LABELS, SEEDS
-from fedddpm_app.federation.replies import ReplyRefusedError, accept_images
+from fedddpm_app.federation.replies import GONE, ReplyRefusedError, accept_images
 from fedddpm_app.federation.shares import Request, Requests, Share
 from fedddpm_app.progress import ProgressEvent, logger, report
 
@@ -142,7 +142,7 @@ class Generation:
                 self._strategy.transport.release(request.packed)
         for share in self._shares:
             if share.missing:
-                reason = requests.refused.get(share.model.partition_id, "its node is gone or did not answer in time")
+                reason = requests.refused.get(share.model.partition_id, GONE)
                 text = "auxiliary images: the server draws those of client %d that are missing: %s"
                 logger.warning(text, share.model.partition_id, reason)
 

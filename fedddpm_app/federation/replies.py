@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from flwr.app import Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 from torch import Tensor
 
 from fedddpm_app import weights as weights_module
@@ -21,6 +22,9 @@ from fedddpm_app.federation.transport.numpy_arrays import read_arrays
 from fedddpm_app.weights import Weights
 
 _LARGEST_NORM = 1e30  # of a tensor; more overflows in a mean, or when a difference is scaled up
+
+
+GONE = "its node is gone or did not answer in time"
 
 
 class ReplyRefusedError(ValueError):
@@ -119,8 +123,7 @@ def accept_reply(
     ReplyRefusedError
         Saying what is wrong.
     """
-    if message.has_error():
-        raise ReplyRefusedError(message.error.reason or "the client failed without a reason")
+    _check_answered(message)
     told = message.content.metric_records.get(METRICS)
     if told is None:
         raise ReplyRefusedError(f"it has no MetricRecord {METRICS!r}")
@@ -143,8 +146,7 @@ def accept_images(message: Message, shape: tuple[int, ...]) -> Tensor:
     ReplyRefusedError
         Saying what is wrong.
     """
-    if message.has_error():
-        raise ReplyRefusedError(message.error.reason or "the client failed without a reason")
+    _check_answered(message)
     arrays = message.content.array_records.get(IMAGES)
     if arrays is None:
         raise ReplyRefusedError(f"it has no ArrayRecord {IMAGES!r}")
@@ -152,6 +154,13 @@ def accept_images(message: Message, shape: tuple[int, ...]) -> Tensor:
         return read_arrays(arrays, {IMAGES: torch.empty(shape, dtype=torch.uint8, device="meta")})[IMAGES]
     except PayloadError as error:
         raise ReplyRefusedError(str(error)) from error
+
+
+def _check_answered(message: Message) -> None:
+    """Raise for an error in place of a reply: the client's own, or Flower's word that there is no answer to come."""
+    if message.has_error():
+        gone = message.error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
+        raise ReplyRefusedError(GONE if gone else message.error.reason or "the client failed without a reason")
 
 
 def _take(message: Message, name: str, expected: Expected, partition_id: int, transport: Transport) -> Payload:

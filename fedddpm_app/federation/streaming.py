@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Message
 
-from fedddpm_app.federation.replies import Asked, Reply, ReplyRefusedError, accept_reply
+from fedddpm_app.federation.replies import GONE, Asked, Reply, ReplyRefusedError, accept_reply
 from fedddpm_app.progress import logger
 
 if TYPE_CHECKING:
@@ -88,7 +88,7 @@ class ReplyStream:
                 yield partition, reply
                 del reply
         for partition in sorted(set(self._awaited) - settled):
-            refused[partition] = "its node is gone or did not answer in time"
+            refused[partition] = GONE
         for partition, reason in sorted(refused.items()):
             logger.warning("%s: client %d is left out: %s", self._what, partition, reason)
         clients.refusals |= refused
