@@ -15,9 +15,10 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from benchmarks.models import LARGE, config_of
 from benchmarks.report import Report, main
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import Config, Precision, Sampler, Scalar, default_run_config, load_config
+from fedddpm_app.config import Config, Precision, Sampler, default_run_config, load_config
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.sampling import SAMPLERS, SampleBatch, draw_batch, image_seeds, sample_images
@@ -42,14 +43,6 @@ PLANS: list[tuple[Sampler, int]] = [
     ("dpm-solver++", 10),
 ]
 BATCH = 250
-LARGE: dict[str, Scalar] = {
-    "image-size": 32,
-    "image-channels": 3,
-    "unet-channels": "128,256,256,256",
-    "unet-layers-per-block": 2,
-    "unet-attention-resolutions": "16",
-    "unet-norm-groups": 32,
-}
 
 
 def measure(short: bool) -> Report:
@@ -83,7 +76,7 @@ def measure(short: bool) -> Report:
     report.ratio("fd-classifier of dpm-solver++ 20", _mean(distances[FAST]))
     report.ratio("fd-classifier of ddim 50", _mean(distances["ddim", 50]))
     if torch.cuda.is_available():
-        measure_large(report, load_config(default_run_config() | LARGE), torch.device("cuda"), batch=128)
+        measure_large(report, config_of(LARGE), torch.device("cuda"), batch=128)
     return report
 
 
