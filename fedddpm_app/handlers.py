@@ -33,16 +33,7 @@ from fedddpm_app.federation.records import (
     STATE_ROUND,
     WORKER,
 )
-from fedddpm_app.federation.transport import (
-    Packed,
-    add_residual,
-    can_read,
-    down_dtype,
-    get_wire,
-    pack_answer,
-    residual_of,
-    unpack,
-)
+from fedddpm_app.federation.transport import ClientEnd, Packed, can_read
 from fedddpm_app.hooks import LocalRound, TrainingHook, TrainResult
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights
@@ -92,7 +83,8 @@ def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
     @app.query("draw")
     def draw(message: Message, context: Context) -> Message:
         """Draw images of the auxiliary set from this client's pretrained model, which comes back with the request."""
-        images = set_up(context).worker.draw(unpack(_arrays(message)), _asked_batches(message))
+        model = ClientEnd(_arrays(message), "fp32", _partition(context)).unpack()
+        images = set_up(context).worker.draw(model, _asked_batches(message))
         content = RecordDict({METRICS: MetricRecord(), IMAGES: ArrayRecord({IMAGES: Array(images.numpy())})})
         return Message(content, reply_to=message)
 
@@ -122,38 +114,37 @@ def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
 
 
 def _pretrain(setup: ClientSetup, message: Message, context: Context) -> Message:
-    result = setup.worker.pretrain(_unpack(setup, _arrays(message)), _partition(context))
+    end = _end(setup, message, context)
+    result = setup.worker.pretrain(end.unpack(), _partition(context))
     metrics = _metrics(result.training, result.num_examples)
     if result.label_counts:
         metrics[LABEL_COUNTS] = result.label_counts
-    return _reply(message, metrics, {ARRAYS: _pack(setup, message, context, result.training.weights)})
+    return _reply(message, metrics, {ARRAYS: end.pack(result.training.weights)})
 
 
 def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
     keeps_residual = setup.config.transport.keeps_residuals
     state = _open_state(setup, message, context, keeps_residual)
-    hook = _create_hook(setup, message, context, state)
+    hook, end = _create_hook(setup, message, context, state), _end(setup, message, context)
     result = setup.worker.train(hook)
     _check_finite(result.training, hook)
-    weights, kept = result.training.weights, dict(hook.kept)
-    if keeps_residual:
-        weights, kept[RESIDUAL] = _with_residual(setup, _partition(context), weights, hook.round.global_weights, state)
+    residual = _residual(setup, context, state) if keeps_residual else {}
+    answer, lost = end.pack_trained(result.training.weights, hook.round.global_weights, residual)
     if isinstance(state, ClientState):
-        state.save(hook.round.server_round, kept)
+        state.save(hook.round.server_round, {**hook.kept, **({RESIDUAL: lost} if keeps_residual else {})})
     metrics = _metrics(result.training, result.num_examples)
     metrics.update(hook.metrics)
-    sent = {name: _pack(setup, message, context, record) for name, record in hook.sent.items()}
-    sent[ARRAYS] = _pack(setup, message, context, weights, hook.round.global_weights)
-    return _reply(message, metrics, sent)
+    return _reply(message, metrics, {ARRAYS: answer} | {name: end.pack(record) for name, record in hook.sent.items()})
 
 
 def _create_hook(setup: ClientSetup, message: Message, context: Context, state: Mapping[str, Weights]) -> TrainingHook:
     """Make the algorithm's hook for the round that a message is about."""
-    received = {
-        name: _unpack(setup, arrays) for name, arrays in message.content.array_records.items() if name != ARRAYS
-    }
-    server_round, weights = _told(message, SERVER_ROUND), _unpack(setup, _arrays(message))
-    return setup.strategy.hook(LocalRound(setup.config, _partition(context), server_round, weights, received, state))
+    end = _end(setup, message, context)
+    received = {name: end.unpack(arrays) for name, arrays in message.content.array_records.items() if name != ARRAYS}
+    server_round = _told(message, SERVER_ROUND)
+    return setup.strategy.hook(
+        LocalRound(setup.config, _partition(context), server_round, end.unpack(), received, state)
+    )
 
 
 def _open_state(
@@ -165,33 +156,19 @@ def _open_state(
     return ClientState(setup.config, context, _partition(context), _told(message, STATE_ROUND))
 
 
-def _with_residual(
-    setup: ClientSetup, partition_id: int, weights: Weights, base: Weights, state: Mapping[str, Weights]
-) -> tuple[Weights, Weights]:
-    """Return the weights with what rounding lost in the last round, and what it will lose of them."""
-    wire = get_wire(setup.config.transport.wire_dtype)
+def _residual(setup: ClientSetup, context: Context, state: Mapping[str, Weights]) -> Weights:
+    """Return what rounding lost of the client's last reply, where that is known."""
     try:
-        residual = state.get(RESIDUAL, {})
+        return state.get(RESIDUAL, {})
     except ClientStateError as error:
         if setup.strategy.hook.keeps_state:
             raise
-        logger.warning("client %d: what rounding lost of its last reply stays lost: %s", partition_id, error)
-        residual = {}
-    weights = add_residual(weights, residual)
-    return weights, residual_of(weights, wire.decode(wire.encode(weights, base), weights, base))
+        logger.warning("client %d: what rounding lost of its last reply stays lost: %s", _partition(context), error)
+        return {}
 
 
-def _unpack(setup: ClientSetup, record: ArrayRecord) -> Weights:
-    return unpack(record, down_dtype(setup.config.transport.wire_dtype))
-
-
-def _pack(
-    setup: ClientSetup, message: Message, context: Context, weights: Weights, base: Weights | None = None
-) -> Packed:
-    """Pack an answer the way it was asked for; as a difference only from a ``base``."""
-    dtype = setup.config.transport.wire_dtype
-    dtype = down_dtype(dtype) if base is None else dtype
-    return pack_answer(_arrays(message), weights, dtype, _partition(context), base)
+def _end(setup: ClientSetup, message: Message, context: Context) -> ClientEnd:
+    return ClientEnd(_arrays(message), setup.config.transport.wire_dtype, _partition(context))
 
 
 def _told(message: Message, key: str) -> int:

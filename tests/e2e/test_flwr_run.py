@@ -53,10 +53,8 @@ def test_fedddpm_run_completes_and_equals_the_inprocess_engine(tmp_path, run_app
     assert not left_behind(tmp_path)
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    ["scaffold", pytest.param("fedddpm-plus", marks=pytest.mark.slow), pytest.param("moon", marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["scaffold", "fedddpm-plus", "moon"])
 def test_algorithms_with_state_and_decisions_equal_the_inprocess_engine(tmp_path, run_app, algorithm):
     """Client state goes through files and Ray's contexts, decisions through the log to the terminal."""
     settings = {"algorithm": algorithm, "plus_threshold": 1e9}

@@ -16,7 +16,7 @@ from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.replies import Asked
 from fedddpm_app.federation.streaming import ReplyStream
-from fedddpm_app.federation.transport import Payload, Transport, pack_answer
+from fedddpm_app.federation.transport import ClientEnd, Payload, Transport
 from tests.algorithms.problems import make_clients, run
 
 WEIGHTS = {"w": torch.zeros(3)}
@@ -33,7 +33,7 @@ def reply(clients, partition, value=None, error=None, steps=1):
     if error:
         return Message(Error(2, error), reply_to=request)
     weights = {"w": torch.full((3,), float(partition if value is None else value))}
-    record = pack_answer(clients.transport.pack(WEIGHTS).record, weights, "fp32", partition).record
+    record = ClientEnd(clients.transport.pack(WEIGHTS).record, "fp32", partition).pack(weights).record
     metrics = MetricRecord({"num-examples": 10, "loss": 0.5, "steps": steps})
     return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=request)
 

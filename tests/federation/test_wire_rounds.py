@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 
 import pytest
-import torch
 
+from fedddpm_app.federation.transport import ClientEnd
 from tests.algorithms.problems import make_clients, run
 
 
@@ -33,11 +33,9 @@ def test_fewer_bytes_come_back_and_the_run_is_about_the_same(run_app, run_config
 
 def test_a_client_keeps_what_rounding_lost_beside_its_algorithms_state(run_app, monkeypatch):
     """SCAFFOLD's variates and the residual go through the same file; both are there in the next round."""
-    from fedddpm_app import handlers
-
     seen = []
-    real = handlers.add_residual
-    monkeypatch.setattr(handlers, "add_residual", lambda w, residual: seen.append(len(residual)) or real(w, residual))
+    real = ClientEnd.pack_trained
+    monkeypatch.setattr(ClientEnd, "pack_trained", lambda *args: seen.append(len(args[-1])) or real(*args))
     run_app(algorithm="scaffold", wire_dtype="int8-delta", num_rounds=2)
     assert seen[:4] == [0, 0, 0, 0]
     assert all(count > 0 for count in seen[4:])
@@ -70,10 +68,9 @@ def test_the_server_folds_one_reply_at_a_time(monkeypatch):
         fold(self, weights, factor)
 
     monkeypatch.setattr(RunningMean, "fold", spy)
-    run("fedavg", make_clients(*[3] * 30), rounds=1)
-    assert len(most) == 30
+    run("fedavg", make_clients(*[3] * 10), rounds=1)
+    assert len(most) == 10
     assert max(most) <= 3
-    assert torch.get_num_threads() >= 1
 
 
 def test_a_client_that_lost_its_residual_goes_on_without_it(run_app, run_config, monkeypatch, caplog):

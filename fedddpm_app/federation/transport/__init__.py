@@ -1,7 +1,7 @@
 """How weights travel: the server's end, which chooses the way; see ``carriers``, ``wire``, ``layout``, ``shared``.
 
-A client takes a record with ``unpack`` and answers with ``pack_answer``; the server sends what ``Transport.pack``
-makes and takes what comes with ``Transport.receive``: the one place where bytes of a client become tensors.
+The server sends what ``Transport.pack`` makes and takes what comes with ``Transport.receive``: the one place where
+bytes of a client become tensors. A client's end is ``ClientEnd``.
 """
 
 import shutil
@@ -14,32 +14,26 @@ from fedddpm_app.federation.transport.carriers import (
     Packed,
     Payload,
     can_read,
-    pack_answer,
     pack_arrays,
     pack_file,
     pack_flat,
     receive,
-    unpack,
 )
+from fedddpm_app.federation.transport.client_end import ClientEnd
 from fedddpm_app.federation.transport.layout import PayloadError
 from fedddpm_app.federation.transport.shared import ROOT, SharedDirectory
-from fedddpm_app.federation.transport.wire import add_residual, down_dtype, get_wire, residual_of
+from fedddpm_app.federation.transport.wire import down_dtype, get_wire
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights, num_bytes
 
 __all__ = [
+    "ClientEnd",
     "Expected",
     "Packed",
     "Payload",
     "PayloadError",
     "Transport",
-    "add_residual",
     "can_read",
-    "down_dtype",
-    "get_wire",
-    "pack_answer",
-    "residual_of",
-    "unpack",
 ]
 
 _SPARE = 4  # models that fit into shared memory beside those under way
@@ -76,7 +70,7 @@ class Transport:
         """Return a record that only clients on this host can read; None where no file is to travel."""
         if self._shared is not None:
             try:
-                return pack_file({}, "fp32", self._shared.path.name, "down").record
+                return pack_file({}, self._shared.path.name, "down").record
             except OSError as error:
                 self._fall_back(f"it cannot be written ({error.strerror})")
         return None
@@ -106,14 +100,14 @@ class Transport:
 
     def pack(self, weights: Weights, dtype: WireDtype | None = None) -> Packed:
         """Return weights as a record to send to clients, in the run's ``wire-dtype`` unless another is given."""
-        dtype = dtype or down_dtype(self.settings.wire_dtype)
+        sent = get_wire(dtype or down_dtype(self.settings.wire_dtype)).encode(weights, weights)
         if self._shared is not None and not self._full:
             try:
-                return pack_file(weights, dtype, self._shared.path.name, "down")
+                return pack_file(sent, self._shared.path.name, "down")
             except OSError as error:
                 self._full = True  # what is in messages already is still read from there
                 self._say(f"it is full ({error.strerror})")
-        return pack_arrays(weights) if self.settings.transport == "arrays" else pack_flat(weights, dtype)
+        return (pack_arrays if self.settings.transport == "arrays" else pack_flat)(sent)
 
     def expect(self, reference: Weights, base: Weights | None = None) -> Expected:
         """Return what a client's record like ``reference`` should be; of differences from ``base`` if it is given."""

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
-import torch
 from flwr.app import Array, ArrayRecord
 
 from fedddpm_app.config import WireDtype
@@ -129,24 +128,21 @@ class _OnDisk(Payload):
         return Payload(self.expected.layout.views(blob), self.expected, self.num_bytes).decode()
 
 
-def pack_arrays(weights: Weights) -> Packed:
+def pack_arrays(sent: Weights) -> Packed:
     """Pack as Flower does."""
-    record = ArrayRecord(dict(weights))
+    record = ArrayRecord(dict(sent))
     return Packed(record, sum(len(array.data) for array in record.values()))
 
 
-def pack_flat(weights: Weights, dtype: WireDtype, base: Weights | None = None) -> Packed:
-    """Pack as one Array of bytes."""
-    wire = get_wire(dtype)
-    blob = Layout(wire.like(weights)).pack(wire.encode(weights, base or weights))
+def pack_flat(sent: Weights) -> Packed:
+    """Pack what a ``Wire`` encoded as one Array of bytes."""
+    blob = Layout(sent).pack(sent)
     return Packed(_one_array(FLAT, blob), len(blob))
 
 
-def pack_file(weights: Weights, dtype: WireDtype, directory: str, kind: str, base: Weights | None = None) -> Packed:
-    """Pack as a file of ``directory``; ``OSError`` where there is no room."""
-    wire = get_wire(dtype)
-    pieces = Layout(wire.like(weights)).pieces(wire.encode(weights, base or weights))
-    reference = write_file(directory, kind, pieces)
+def pack_file(sent: Weights, directory: str, kind: str) -> Packed:
+    """Pack what a ``Wire`` encoded as a file of ``directory``; ``OSError`` where there is no room."""
+    reference = write_file(directory, kind, Layout(sent).pieces(sent))
     return Packed(_one_array(FILE, reference.to_json()), reference.size, reference)
 
 
@@ -175,55 +171,36 @@ def receive(record: ArrayRecord, expected: Expected, partition_id: int, shared: 
     return Payload(expected.layout.views(shared.take(reference, partition_id)), expected, reference.size)
 
 
-def unpack(record: ArrayRecord, dtype: WireDtype = "fp32") -> Weights:
-    """Return the weights of a server's record, which were written in ``dtype``, for a client; not to be changed."""
+def read_record(record: ArrayRecord) -> Weights:
+    """Return the tensors of a server's record as they were sent, for a client; not to be changed."""
     kind, data = _kind_of(record)
     if kind == NUMPY:
         return dict(record.to_torch_state_dict())
-    sent = read(data if kind == FLAT else map_file(FileReference.from_json(data)))
-    rounded = torch.bfloat16 if dtype == "bf16" else None
-    return {name: tensor.float() if tensor.dtype == rounded else tensor for name, tensor in sent.items()}
+    return read(data if kind == FLAT else map_file(FileReference.from_json(data)))
 
 
 def can_read(record: ArrayRecord) -> bool:
     """Return whether this process can read a server's record: a file only on the server's host."""
     try:
-        unpack(record)
+        read_record(record)
     except PayloadError:
         return False
     return True
 
 
-def pack_answer(
-    request: ArrayRecord, weights: Weights, dtype: WireDtype, partition_id: int, base: Weights | None = None
-) -> Packed:
-    """Pack a client's weights in the way of carrying that it was asked in.
-
-    Parameters
-    ----------
-    request : ArrayRecord
-        What came from the server.
-    weights : Weights
-        What is sent back.
-    dtype : str
-        What it is written in.
-    partition_id : int
-        The client's; its files bear it.
-    base : Weights, optional
-        What a difference is from.
-    """
+def pack_answer(request: ArrayRecord, sent: Weights, partition_id: int) -> Packed:
+    """Pack what a client's ``Wire`` encoded in the way of carrying that it was asked in; its files bear its id."""
     kind, data = _kind_of(request)
     if kind == NUMPY:
-        return pack_arrays(weights)
+        return pack_arrays(sent)
     if kind == FILE:
-        directory = FileReference.from_json(data).directory
         try:
-            return pack_file(weights, dtype, directory, f"up-{partition_id}", base)
+            return pack_file(sent, FileReference.from_json(data).directory, f"up-{partition_id}")
         except OSError as error:
             logger.warning(
                 "client %d: no room in shared memory (%s): its weights go in the message", partition_id, error
             )
-    return pack_flat(weights, dtype, base)
+    return pack_flat(sent)
 
 
 def _one_array(kind: str, data: bytes) -> ArrayRecord:

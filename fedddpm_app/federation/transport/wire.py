@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
-from fedddpm_app import weights as weights_module
 from fedddpm_app.config import WireDtype
 from fedddpm_app.weights import Weights
 
@@ -37,6 +36,9 @@ class Wire(Protocol):
     def decode(self, sent: Weights, reference: Weights, base: Weights) -> Weights:
         """Return the weights that were sent, in the dtypes of ``reference``."""
 
+    def lost(self, weights: Weights, sent: Weights, base: Weights) -> Weights:
+        """Return what rounding lost of ``weights``, for the client's next difference; empty where none is made up."""
+
 
 class Whole:
     """Weights as they are, or their float32 cast to another float."""
@@ -55,6 +57,10 @@ class Whole:
     def decode(self, sent: Weights, reference: Weights, base: Weights) -> Weights:
         """Cast back."""
         return {name: sent[name].to(tensor.dtype) for name, tensor in reference.items()}
+
+    def lost(self, weights: Weights, sent: Weights, base: Weights) -> Weights:
+        """Return nothing: rounding to bfloat16 is not made up for."""
+        return {}
 
     def _sent_as(self, tensor: Tensor) -> torch.dtype:
         return self._dtype if self._dtype is not None and tensor.dtype == torch.float32 else tensor.dtype
@@ -87,10 +93,16 @@ class Int8Delta:
     def decode(self, sent: Weights, reference: Weights, base: Weights) -> Weights:
         """Add the rounded differences to ``base``."""
         return {
-            name: (base[name] + dequantise(sent[name], sent[name + _SCALES])).to(tensor.dtype)
-            if is_quantised(name, tensor)
-            else sent[name]
+            name: _arrived(name, sent, base).to(tensor.dtype) if is_quantised(name, tensor) else sent[name]
             for name, tensor in reference.items()
+        }
+
+    def lost(self, weights: Weights, sent: Weights, base: Weights) -> Weights:
+        """Subtract what arrives."""
+        return {
+            name: tensor - _arrived(name, sent, base).to(tensor.dtype)
+            for name, tensor in weights.items()
+            if is_quantised(name, tensor)
         }
 
 
@@ -133,13 +145,10 @@ def dequantise(numbers: Tensor, scales: Tensor) -> Tensor:
     return (blocks * scales[:, None]).view(-1)[:count].view(numbers.shape)
 
 
-def residual_of(weights: Weights, arrived: Weights) -> Weights:
-    """Return what rounding lost of ``weights``, for the client's next difference."""
-    names = [name for name, tensor in weights.items() if is_quantised(name, tensor)]
-    kept = weights_module.select(weights, names)
-    return weights_module.add_scaled(kept, weights_module.select(arrived, names), -1.0)
-
-
 def add_residual(weights: Weights, residual: Weights) -> Weights:
     """Return ``weights`` with what rounding lost in the client's last reply."""
     return weights | {name: weights[name] + lost for name, lost in residual.items()}
+
+
+def _arrived(name: str, sent: Weights, base: Weights) -> Tensor:
+    return base[name] + dequantise(sent[name], sent[name + _SCALES])

@@ -8,13 +8,12 @@ from flwr.app import Array, ArrayRecord
 
 from fedddpm_app.config import ConfigError, TransportConfig, load_config
 from fedddpm_app.federation.transport import (
+    ClientEnd,
     Expected,
     PayloadError,
     Transport,
     can_read,
-    pack_answer,
     shared,
-    unpack,
 )
 from fedddpm_app.federation.transport.outbox import Outbox
 
@@ -39,6 +38,14 @@ def make(tmp_path, monkeypatch):
         each.close()
 
 
+def unpack(record, dtype="fp32"):
+    return ClientEnd(record, dtype, 0).unpack()
+
+
+def answer_to(request, weights=WEIGHTS, dtype="fp32", partition=1, base=None):
+    return ClientEnd(request.record, dtype, partition).pack_trained(weights, base or weights, {})[0]
+
+
 @pytest.mark.parametrize(("name", "dtype"), WAYS)
 def test_weights_go_to_a_client_and_back(make, name, dtype):
     transport = make(name, dtype)
@@ -48,7 +55,7 @@ def test_weights_go_to_a_client_and_back(make, name, dtype):
     exact = dtype != "bf16"
     assert all(torch.equal(given[n], t) == (exact or not t.is_floating_point()) for n, t in WEIGHTS.items())
     trained = {n: t + 0.01 * torch.randn_like(t) if t.is_floating_point() else t for n, t in given.items()}
-    answer = pack_answer(down.record, trained, dtype, 5, given)
+    answer = answer_to(down, trained, dtype, 5, given)
     assert answer.record[next(iter(answer.record))].stype == down.record[next(iter(down.record))].stype
     payload = transport.receive(answer.record, transport.expect(WEIGHTS, WEIGHTS if exact else given), 5)
     assert payload.num_bytes == answer.num_bytes
@@ -68,7 +75,7 @@ def test_int8_takes_a_quarter_and_bf16_half():
     sizes = []
     for dtype in ("fp32", "bf16", "int8-delta"):
         down = Transport(TransportConfig("flat", dtype)).pack(weights)
-        sizes.append(pack_answer(down.record, weights, dtype, 0, weights).num_bytes)
+        sizes.append(answer_to(down, weights, dtype).num_bytes)
     assert sizes[1] == pytest.approx(sizes[0] / 2, rel=0.01)
     assert sizes[2] == pytest.approx(sizes[0] / 4, rel=0.03)
 
@@ -108,7 +115,7 @@ def test_a_full_storage_is_not_the_end(make, monkeypatch, caplog):
 
     for module in ("carriers", "shared"):
         monkeypatch.setattr(f"fedddpm_app.federation.transport.{module}.write_file", full)
-    answer = pack_answer(down.record, WEIGHTS, "fp32", 1)
+    answer = answer_to(down)
     assert torch.equal(
         transport.receive(answer.record, transport.expect(WEIGHTS), 1).decode()["conv.weight"], WEIGHTS["conv.weight"]
     )
@@ -119,14 +126,14 @@ def test_a_full_storage_is_not_the_end(make, monkeypatch, caplog):
 
 def test_a_file_is_refused_where_none_travels(make):
     shared_memory, flat = make("shared-memory"), make("flat")
-    answer = pack_answer(shared_memory.pack(WEIGHTS).record, WEIGHTS, "fp32", 1)
+    answer = answer_to(shared_memory.pack(WEIGHTS))
     with pytest.raises(PayloadError, match="do not travel in files"):
         flat.receive(answer.record, flat.expect(WEIGHTS), 1)
 
 
 def test_the_size_is_compared_before_the_file_is_read(make, monkeypatch):
     transport = make("shared-memory")
-    answer = pack_answer(transport.pack(WEIGHTS).record, {"a": torch.ones(1)}, "fp32", 1)
+    answer = answer_to(transport.pack(WEIGHTS), {"a": torch.ones(1)})
     monkeypatch.setattr(shared, "map_file", None)
     with pytest.raises(PayloadError, match="bytes instead of"):
         transport.receive(answer.record, transport.expect(WEIGHTS), 1)
@@ -134,7 +141,7 @@ def test_the_size_is_compared_before_the_file_is_read(make, monkeypatch):
 
 def test_a_flat_reply_of_another_dtype_is_refused(make):
     transport = make("flat", "int8-delta")
-    answer = pack_answer(transport.pack(WEIGHTS).record, WEIGHTS, "fp32", 1)
+    answer = answer_to(transport.pack(WEIGHTS))
     with pytest.raises(PayloadError, match="differ"):
         transport.receive(answer.record, transport.expect(WEIGHTS, WEIGHTS), 1)
     arrays = Transport(TransportConfig("arrays", "fp32")).pack(WEIGHTS)
@@ -174,7 +181,7 @@ def test_settings_are_kept(config):
 def test_what_was_sent_in_files_is_read_after_the_storage_filled_up(make, monkeypatch):
     transport = make("auto")
     first = transport.pack(WEIGHTS)
-    answer = pack_answer(first.record, WEIGHTS, "fp32", 1)
+    answer = answer_to(first)
 
     def full(*_):
         raise OSError(28, "No space left on device")
@@ -204,7 +211,7 @@ def test_a_probe_that_cannot_be_written_is_none(make, monkeypatch):
 
 def test_replies_on_disk_hold_no_file_open(make, tmp_path):
     transport = make("flat")
-    answer = pack_answer(transport.pack(WEIGHTS).record, WEIGHTS, "fp32", 1)
+    answer = answer_to(transport.pack(WEIGHTS))
     before = psutil.Process().num_fds()
     waiting = [transport.receive(answer.record, transport.expect(WEIGHTS), 1).on_disk(tmp_path) for _ in range(20)]
     assert psutil.Process().num_fds() == before

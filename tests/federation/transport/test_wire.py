@@ -8,7 +8,6 @@ from fedddpm_app.federation.transport.wire import (
     get_wire,
     is_quantised,
     quantise,
-    residual_of,
 )
 
 BASE = {
@@ -62,6 +61,15 @@ def test_int8_rounds_differences_to_half_a_step_and_leaves_the_rest_in_full():
         assert error[start : start + BLOCK].max() <= 0.51 * step + 1e-6
 
 
+def test_what_is_lost_is_what_does_not_arrive():
+    weights = moved()
+    sent, back = trip("int8-delta", weights)
+    lost = get_wire("int8-delta").lost(weights, sent, BASE)
+    assert list(lost) == ["conv.weight"]
+    assert torch.equal(lost["conv.weight"], weights["conv.weight"] - back["conv.weight"])
+    assert all(not get_wire(dtype).lost(weights, weights, BASE) for dtype in ("fp32", "bf16"))
+
+
 def test_a_difference_of_zero_is_sent_as_zero():
     numbers, scales = quantise(torch.zeros(3, 300))
     assert not numbers.any()
@@ -85,8 +93,8 @@ def test_error_feedback_makes_up_for_rounding():
     without = server
     for _ in range(50):
         weights = add_residual({n: server[n] + step[n] for n in BASE}, residual)
-        arrived = wire.decode(wire.encode(weights, server), BASE, server)
-        residual = residual_of(weights, arrived)
+        sent = wire.encode(weights, server)
+        arrived, residual = wire.decode(sent, BASE, server), wire.lost(weights, sent, server)
         server = arrived
         plain = {n: plain[n] + step[n] for n in BASE}
         bare = {n: without[n] + step[n] for n in BASE}
