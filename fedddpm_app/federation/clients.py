@@ -42,7 +42,7 @@ class Clients:
         self.max_num_examples = max_num_examples
         self.refusals: dict[int, str] = {}
         self._accounting = accounting
-        self._steps: dict[int, float] = {}
+        self._steps: dict[str, dict[int, float]] = {}
 
     def address(
         self,
@@ -55,18 +55,23 @@ class Clients:
     ) -> list[Message]:
         """Return one message with the records for each partition, and count its bytes.
 
-        Those that took most steps in their last round come first, and before them those that are new: then the last
-        to end are short ones. ``timeout`` (seconds) is how long the answers will be waited for: Flower drops a message
-        after its time to live, of 12 hours by default, whatever its sender waits for. ``state_rounds`` tells each
-        client from which round its last accepted reply was, see ``ClientState``; none if it is missing.
+        Those that took most steps for the last message of this type come first: then the last to end are short ones.
+        One that is new is taken for one of the longest. Equal ones go by partition, the order in which replies are
+        folded: one that comes before its turn may have to wait on disk.
+
+        ``timeout`` (seconds) is how long the answers will be waited for: Flower drops a message after its time to live,
+        of 12 hours by default, whatever its sender waits for. ``state_rounds`` tells each client from which round its
+        last accepted reply was, see ``ClientState``; none if it is missing.
         """
         arrays = {name: packed.record for name, packed in records.items()}
         contents = {r: request(arrays, server_round, r) for r in {state_rounds.get(p, 0) for p in partitions}}
         self._accounting.bytes_down += sum(packed.num_bytes for packed in records.values()) * len(partitions)
         node_of, ttl = self.participants.node_of, timeout + _TTL_MARGIN_SECONDS
+        steps = self._steps.get(message_type, {})
+        longest = max(steps.values(), default=0.0)
         return [
             Message(contents[state_rounds.get(p, 0)], dst_node_id=node_of[p], message_type=message_type, ttl=ttl)
-            for p in sorted(partitions, key=lambda p: (-self._steps.get(p, float("inf")), p))
+            for p in sorted(partitions, key=lambda p: (-steps.get(p, longest), p))
         ]
 
     def count_reply(self, reply: Reply) -> None:
@@ -74,4 +79,4 @@ class Clients:
         self._accounting.bytes_up += reply.num_bytes
         steps = reply.number("steps")
         if steps >= 0:
-            self._steps[reply.partition_id] = steps
+            self._steps.setdefault(reply.message.metadata.message_type, {})[reply.partition_id] = steps

@@ -113,11 +113,23 @@ def test_a_stranger_and_one_that_was_not_asked_are_passed_over(clients, tmp_path
 
 
 def test_long_work_is_sent_first(clients):
-    """Steps of the last round, the most first; before them whoever is new; ties by partition."""
-    for partition, steps in ((0, 5), (1, 50), (2, 5), (3, 500)):
+    """Steps of the last round, the most first, with whoever is new; ties by partition."""
+    for partition, steps in ((0, 5), (1, 50), (2, 5), (4, 500)):
         list(stream(clients, [reply(clients, partition, steps=steps)], [partition]).as_they_come())
-    messages = clients.address(range(6), "train", {}, 1, 10.0)
-    assert [m.metadata.dst_node_id - 100 for m in messages] == [4, 5, 3, 1, 0, 2]
+    assert addressed(clients, "train") == [3, 4, 5, 1, 0, 2]
+    assert addressed(clients, "train.pretrain") == list(range(6))
+
+
+def test_equal_work_goes_in_the_order_of_folding(clients):
+    """So that no reply has to wait on disk, though some clients were asked before and others were not."""
+    for partition in (1, 4):
+        list(stream(clients, [reply(clients, partition)], [partition]).as_they_come())
+    assert addressed(clients, "train") == list(range(6))
+
+
+def addressed(clients, message_type):
+    messages = clients.address(range(6), message_type, {}, 1, 10.0)
+    return [message.metadata.dst_node_id - 100 for message in messages]
 
 
 def test_no_more_messages_are_under_way_than_asked_for(grid):
