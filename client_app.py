@@ -7,21 +7,22 @@ from flwr.app import Context
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import Config, load_config
 from fedddpm_app.diffusion_task import DiffusionTask
+from fedddpm_app.federation.records import DATA_PATH
 from fedddpm_app.handlers import ClientSetup, create_client_app
 from fedddpm_app.progress import configure_logging
 from fedddpm_app.worker import Worker
 
 
 @functools.lru_cache(maxsize=1)
-def get_worker(config: Config) -> Worker:
-    """Return this process's worker for a run config, made on first use."""
-    return Worker(config, DiffusionTask(config))
+def get_worker(config: Config, data_path: str) -> Worker:
+    """Return this process's worker for a run config and the folder of a site's own, made on first use."""
+    return Worker(config, DiffusionTask(config, data_path))
 
 
 def set_up(context: Context) -> ClientSetup:
     """Read the run config; the worker stays over messages."""
-    config = load_config(context.run_config)
-    return ClientSetup(config, get_algorithm(config), lambda: get_worker(config))
+    config, data_path = load_config(context.run_config), str(context.node_config.get(DATA_PATH, ""))
+    return ClientSetup(config, get_algorithm(config), lambda: get_worker(config, data_path))
 
 
 app = create_client_app(set_up)

@@ -7,6 +7,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import Config, load_config
+from fedddpm_app.data.sites import SITES
 from fedddpm_app.data.store import cache_folder
 from fedddpm_app.data.tensors import class_names, label_table, load_test_data, num_unassigned
 from fedddpm_app.device import resolve_device
@@ -35,9 +36,12 @@ def main(grid: Grid, context: Context) -> None:
     recorder = RunRecorder(run_directory(config, _base_directory(config, grid)), cache_folder(config.data))
     recorder.write_config(context.run_config)
     logger.info("run directory: %s", recorder.directory)
-    seed = config.run.seed
-    names, unassigned = class_names(config.data), num_unassigned(config.data, seed)
-    recorder.save_partition(label_table(config.data, seed), names, unassigned)
+    if test_data is None:
+        logger.warning('dataset = "%s": there is no test split on this host, so no eval/loss', config.data.dataset)
+    if config.data.partition != SITES:  # else it is the sites that tell
+        seed = config.run.seed
+        names, unassigned = class_names(config.data), num_unassigned(config.data, seed)
+        recorder.save_partition(label_table(config.data, seed), names, unassigned)
 
     task = DiffusionTask(config)
     strategy = algorithm(config, recorder, task)

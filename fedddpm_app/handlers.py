@@ -80,6 +80,12 @@ def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
         ClientState(set_up(context).config, context, _partition(context)).forget()
         return _reply(message, MetricRecord())
 
+    @app.query("look")
+    def look(message: Message, context: Context) -> Message:
+        """Load this client's images, and tell how many it trains on."""
+        worker = _checked(set_up(context), context).worker
+        return _reply(message, MetricRecord({NUM_EXAMPLES: len(worker.task.train_data(_partition(context)))}))
+
     @app.query("draw")
     def draw(message: Message, context: Context) -> Message:
         """Draw images of the auxiliary set from this client's pretrained model, which comes back with the request."""

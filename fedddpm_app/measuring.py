@@ -7,7 +7,7 @@ import torch
 
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.data.store import SPLITS, cache_folder, load_stored
-from fedddpm_app.data.tensors import client_rows, load_test_data, load_train_data
+from fedddpm_app.data.tensors import client_rows, load_split
 from fedddpm_app.device import resolve_device
 from fedddpm_app.evaluation.copies import CopyDetector
 from fedddpm_app.evaluation.evaluator import Evaluator
@@ -25,8 +25,15 @@ def create_evaluator(config: Config) -> Evaluator:
     ConfigError
         When the data, the extractor or its weights are not there, or the cache cannot be written.
     """
-    train, test = load_train_data(config.data), load_test_data(config.data)
-    stored = load_stored(config.data)
+    stored, settings = load_stored(config.data), config.evaluation
+    missing = [split for split in SPLITS if split not in stored]
+    if missing:
+        raise ConfigError(
+            f"eval-images = {settings.eval_images} and eval-final-images = {settings.eval_final_images}, but this host "
+            f'has no {missing[0]} split to compare with (partition = "sites", dataset = "{config.data.dataset}"): set '
+            "both to 0, and measure the pipeline afterwards by `fedddpm evaluate` where images are."
+        )
+    train, test = load_split(config.data, "train"), load_split(config.data, "test")
     real = RealImages(train, test, {split: stored[split].info.digest for split in SPLITS})
     folder = cache_folder(config.data)
     try:

@@ -41,8 +41,8 @@ class Monitor:
         Has the EMA weights.
     recorder : RunRecorder
         Where things go.
-    test_data : ImageTensors
-        The global test split, which no client trains on.
+    test_data : ImageTensors or None
+        The global test split, which no client trains on; None where this host has none, so that no loss is measured.
     latest : Weights
         The last global weights seen.
     evaluator : Evaluator or None
@@ -54,7 +54,7 @@ class Monitor:
     config: Config
     strategy: FederatedDiffusion
     recorder: RunRecorder
-    test_data: ImageTensors
+    test_data: ImageTensors | None
     latest: Weights = field(default_factory=dict)
     evaluator: Evaluator | None = None
     num_drawn: int = 0
@@ -64,8 +64,9 @@ class Monitor:
         self.model = create_unet(self.config.unet, self.config.data, self.config.run.seed).to(device)
         self.scheduler = create_noise_scheduler(self.config.diffusion)
         self.objective = DenoisingObjective(self.scheduler)
-        data = self.test_data if self.config.data.class_conditional else self.test_data.without_labels()
-        self.test_data = data.to(device)
+        if self.test_data is not None:
+            data = self.test_data if self.config.data.class_conditional else self.test_data.without_labels()
+            self.test_data = data.to(device)
         self.assessment = (
             Assessment(self.config, self.recorder, self.evaluator, self.model, self.scheduler)
             if self.evaluator
@@ -131,19 +132,21 @@ class Monitor:
         return {}
 
     def _losses(self, raw: dict[str, Weights], ema: dict[str, Weights]) -> dict[str, float]:
-        """Return the mean loss on the test split, of the EMA also by timestep."""
-        mean, _ = self._loss(raw)
-        ema_mean, bands = self._loss(ema)
+        """Return the mean loss on the test split, of the EMA also by timestep; nothing without such a split."""
+        if self.test_data is None:
+            return {}
+        mean, _ = self._loss(raw, self.test_data)
+        ema_mean, bands = self._loss(ema, self.test_data)
         edges = band_edges(self.objective.num_timesteps)
         named = {f"eval/ema_loss_t{first}-{last}": loss for (first, last), loss in zip(edges, bands, strict=True)}
         return {"eval/loss": mean, "eval/ema_loss": ema_mean, **named}
 
-    def _loss(self, models: dict[str, Weights]) -> DenoisingLoss:
+    def _loss(self, models: dict[str, Weights], data: ImageTensors) -> DenoisingLoss:
         """Return the models' mean loss on the test split."""
         draws, losses = self.config.evaluation.eval_draws, []
         for weights in models.values():
             weights_module.load_into(self.model, weights)
-            losses.append(banded_denoising_loss(self.model, self.objective, self.test_data, draws))
+            losses.append(banded_denoising_loss(self.model, self.objective, data, draws))
         bands = [sum(same) / len(losses) for same in zip(*(loss.bands for loss in losses), strict=True)]
         return DenoisingLoss(sum(loss.mean for loss in losses) / len(losses), bands)
 

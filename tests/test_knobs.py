@@ -127,7 +127,10 @@ ELSEWHERE = {
     "eval-batch-size": "changes rounding at most: tests/diffusion/test_sampling",
     "inception-weights": "tests/evaluation/extractors",
     "transport": "how, not what: tests/federation/test_wire_rounds",
-    "node-timeout": "tests/federation/test_participants",
+    "class-names": "tests/data/test_sites",
+    "node-timeout": "tests/federation/test_roll_call",
+    "min-available-nodes": "tests/federation/test_roll_call",
+    "min-replies": "tests/federation/test_messaging",
     "round-timeout": "tests/federation/test_messaging",
 }
 

@@ -13,6 +13,8 @@ def check_together(config: Config) -> None:
     _check_diffusion(config)
     _check_steps(config)
     _check_clients(config)
+    _check_sites(config)
+    _check_waiting(config)
     _check_transport(config)
     _check_compile(config)
 
@@ -85,6 +87,41 @@ def _check_clients(config: Config) -> None:
         raise ConfigError(
             f"classes-per-client = {data.classes_per_client} is more than num-classes = {data.num_classes}: "
             f"use at most {data.num_classes}."
+        )
+
+
+def _check_sites(config: Config) -> None:
+    data = config.data
+    if data.partition != "sites":
+        return
+    if not data.dataset.startswith("path:"):
+        raise ConfigError(
+            f'partition = "sites" with dataset = "{data.dataset}": every client has a folder of its own; use dataset = '
+            '"path:/abs/folder", which holds one folder per client (and "test"), or partition = "iid".'
+        )
+    if data.classes and len(data.classes) != data.num_classes:
+        raise ConfigError(
+            f"num-classes = {data.num_classes}, but class-names has {len(data.classes)} of them: "
+            f"use num-classes = {len(data.classes)}."
+        )
+    if data.class_conditional and not data.classes:
+        raise ConfigError(
+            'class-conditional = true with partition = "sites" needs class-names = "cat,dog,...", so that a class has '
+            "the same label at every site."
+        )
+
+
+def _check_waiting(config: Config) -> None:
+    schedule, clients = config.schedule, config.data.num_clients
+    if schedule.min_available_nodes > clients:
+        raise ConfigError(
+            f"min-available-nodes = {schedule.min_available_nodes} is more than num-clients = {clients}: "
+            f"use at most {clients}, or 0 for all."
+        )
+    asked = config.run.clients_per_round or clients
+    if schedule.min_replies > asked:
+        raise ConfigError(
+            f"min-replies = {schedule.min_replies} is more than the {asked} clients of a round: use at most {asked}."
         )
 
 

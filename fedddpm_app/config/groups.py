@@ -21,6 +21,7 @@ from fedddpm_app.config.fields import (
     FloatOrZero,
     LearningRateSchedule,
     MemoryFormat,
+    PartitionName,
     PositiveFloat,
     PositiveInt,
     Precision,
@@ -94,13 +95,19 @@ class DataConfig:
     image_size: PositiveInt
     image_channels: Literal[1, 3]
     num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+    class_names: Annotated[
+        str,
+        Field(
+            pattern=r"^([^,]+(,[^,]+)*)?$", description='it should be names with commas, such as "cat,dog", or empty'
+        ),
+    ]
     class_conditional: bool
     num_clients: PositiveInt
     horizontal_flip: bool
     mixed_channels: Literal["error", "convert"]
     max_bad_images: CountOrZero
     cache_dir: str
-    partition: Literal["iid", "dirichlet", "pathological", "shards", "disjoint-classes", "quantity-skew", "natural"]
+    partition: PartitionName
     dirichlet_alpha: PositiveFloat
     classes_per_client: PositiveInt
     shards_per_client: PositiveInt
@@ -108,6 +115,11 @@ class DataConfig:
     min_partition_size: PositiveInt
     max_examples_per_client: PositiveInt
     held_out_fraction: Annotated[float, Field(ge=0, lt=1)]
+
+    @property
+    def classes(self) -> list[str]:
+        """``class_names`` as a list, by label; empty where none are given."""
+        return [name.strip() for name in self.class_names.split(",")] if self.class_names else []
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -186,7 +198,9 @@ class ScheduleConfig:
     init_from_pretrained: bool
     checkpoint_every: CountOrZero
     node_timeout: PositiveFloat
+    min_available_nodes: CountOrZero
     round_timeout: PositiveFloat
+    min_replies: PositiveInt
 
 
 @dataclass(frozen=True)

@@ -81,7 +81,8 @@ def partition_rows(
     except _UNDRAWABLE as error:
         advice = _ADVICE.get(config.partition, "use fewer clients or another partition")
         raise ConfigError(f'partition = "{config.partition}" cannot be drawn ({error}): {advice}.') from error
-    _check_sizes([len(part) for part in rows], config)
+    for partition_id, part in enumerate(rows):
+        check_size(len(part), partition_id, config)
     return rows
 
 
@@ -154,15 +155,15 @@ def _check_possible(labels: np.ndarray | None, natural: np.ndarray | None, count
         )
 
 
-def _check_sizes(sizes: list[int], config: DataConfig) -> None:
-    for partition_id, size in enumerate(sizes):
-        if size < config.min_partition_size:
-            raise ConfigError(
-                f"client {partition_id} would hold {size} images, fewer than min-partition-size = "
-                f"{config.min_partition_size}: use fewer clients, a less skewed partition or a smaller minimum."
-            )
-        if size > config.max_examples_per_client:
-            raise ConfigError(
-                f"client {partition_id} would hold {size} images, more than max-examples-per-client = "
-                f"{config.max_examples_per_client}: use {size} or more."
-            )
+def check_size(size: int, partition_id: int, config: DataConfig) -> None:
+    """Raise ``ConfigError`` for a client with too few images, or too many."""
+    if size < config.min_partition_size:
+        raise ConfigError(
+            f"client {partition_id} would hold {size} images, fewer than min-partition-size = "
+            f"{config.min_partition_size}: use fewer clients, a less skewed partition or a smaller minimum."
+        )
+    if size > config.max_examples_per_client:
+        raise ConfigError(
+            f"client {partition_id} would hold {size} images, more than max-examples-per-client = "
+            f"{config.max_examples_per_client}: use {size} or more."
+        )

@@ -5,18 +5,17 @@ Every source gives a ``train`` and a ``test`` split.
 
 import functools
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import datasets
 import numpy as np
-import pyarrow
-from datasets import ClassLabel, Dataset, DatasetDict, Image, Value
+from datasets import Dataset, DatasetDict
 
 from fedddpm_app.config import ConfigError
+from fedddpm_app.data.columns import UNREADABLE, splits_of, without_train
 from fedddpm_app.data.folders import load_folder, stat_digest
-from fedddpm_app.data.splits import LABEL, LABEL_COLUMNS, Split, split_named, split_of_array, split_of_dataset
-from fedddpm_app.progress import logger
+from fedddpm_app.data.splits import LABEL, Split, split_of_array
 
 DIGITS = "digits"
 LOCAL = "path:"
@@ -28,9 +27,6 @@ HUB_IDS = {
 }
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0  # the split is a property of the data set, equal for all runs and seeds
-MAX_TEXT_CLASSES = 1000  # a column of texts with more different ones holds captions, not classes
-_IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp", "pixel_values")
-_UNREADABLE = (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError)
 
 
 @functools.lru_cache(maxsize=4)
@@ -58,14 +54,17 @@ def load_source(name: str) -> dict[str, Split]:
         return _digits()
     if name.startswith(("/", "./", "../", "~")):
         raise ConfigError(f'dataset = "{name}" looks like a folder: write "{LOCAL}{Path(name).absolute()}".')
-    if not name.startswith(LOCAL):
-        return _complete(_from_datasets(_hub(name), name), name)
+    return _complete(load_local(name) if name.startswith(LOCAL) else splits_of(_hub(name), name), name)
+
+
+def load_local(name: str) -> dict[str, Split]:
+    """Return the splits that a ``path:`` data set has; raise ``ConfigError`` where it cannot be read."""
     folder = local_folder(name)
     try:
         loaded = load_folder(folder)
     except ConfigError:
         raise
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         if isinstance(error, OSError) and error.filename and not Path(error.filename).is_relative_to(folder):
             raise ConfigError(
                 f'dataset = "{name}": {error.filename} cannot be used ({error.strerror}); it is of the Hugging Face '
@@ -75,7 +74,7 @@ def load_source(name: str) -> dict[str, Split]:
             f'dataset = "{name}" holds no images that can be read ({_first_line(error)}); give a folder of images '
             "(one sub-folder per class, or none), of parquet, arrow or IDX files, or one that save_to_disk wrote."
         ) from error
-    return _complete(loaded if _is_split(loaded) else _from_datasets(loaded, name), name)
+    return splits_of(loaded, name) if isinstance(loaded, Dataset | DatasetDict) else loaded
 
 
 def fingerprint(name: str) -> str:
@@ -116,7 +115,7 @@ def _hub(name: str) -> Dataset | DatasetDict:
     hub_id = HUB_IDS.get(name, name)
     try:
         return datasets.load_dataset(hub_id)
-    except _UNREADABLE as error:
+    except UNREADABLE as error:
         raise ConfigError(
             f'dataset = "{name}" could not be loaded from the Hugging Face hub as {hub_id} ({type(error).__name__}: '
             f"{_first_line(error)}); check the id and the network, or download it elsewhere and give its folder: "
@@ -124,114 +123,10 @@ def _hub(name: str) -> Dataset | DatasetDict:
         ) from error
 
 
-def _is_split(loaded: object) -> bool:
-    return isinstance(loaded, Mapping) and not isinstance(loaded, DatasetDict)
-
-
-def _from_datasets(loaded: Dataset | DatasetDict, name: str) -> dict[str, Split]:
-    """Bring the image and label columns of data sets to their standard names and types."""
-    splits = _known_splits(loaded, name)
-    columns = splits["train"].column_names
-    features = splits["train"].features
-    named = [c for known in _IMAGE_COLUMNS for c in columns if c.lower() == known]
-    image = next((c for c in named if isinstance(features[c], Image)), next(iter(named), None))
-    label = next((c for known in LABEL_COLUMNS for c in columns if c.lower() == known), None)
-    if image is None:
-        raise ConfigError(
-            f'dataset = "{name}" has no image column, only {", ".join(columns)}: name it "{_IMAGE_COLUMNS[0]}".'
-        )
-    kept = {image: "image"} | ({label: LABEL} if label else {})
-    splits = DatasetDict({split: _rename(part, kept, name, split) for split, part in splits.items()})
-    if label:
-        splits = _with_usable_labels(splits, name, label)
-    return {split: split_of_dataset(part, split) for split, part in splits.items()}
-
-
-def _known_splits(loaded: Dataset | DatasetDict, name: str) -> DatasetDict:
-    """Return the train split and the one that stands for the test split: test, else validation."""
-    splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
-    by_name: dict[str, Dataset] = {}
-    for split, part in splits.items():
-        by_name.setdefault(split_named(split) or split, part)
-    if "train" not in by_name:
-        raise _without_train(splits, name)
-    test = by_name.get("test") if by_name.get("test") is not None else by_name.get("validation")
-    return DatasetDict(train=by_name["train"]) if test is None else DatasetDict(train=by_name["train"], test=test)
-
-
-def _without_train(splits: Iterable[str], name: str) -> ConfigError:
-    return ConfigError(
-        f'dataset = "{name}" has no train split, only {", ".join(splits)}: name the one to train on "train".'
-    )
-
-
-def _rename(part: Dataset, kept: dict[str, str], name: str, split: str) -> Dataset:
-    """Return a split with its image and label columns under their standard names, others of these names dropped."""
-    missing = [column for column in kept if column not in part.column_names]
-    if missing:
-        raise ConfigError(f'dataset = "{name}": its {split} split lacks the column "{missing[0]}" of its train split.')
-    part = part.remove_columns([new for old, new in kept.items() if old != new and new in part.column_names])
-    part = part.rename_columns({old: new for old, new in kept.items() if old != new})
-    if isinstance(part.features["image"], Image):
-        return part
-    try:
-        return part.cast_column("image", Image())
-    except _UNREADABLE as error:
-        raise ConfigError(
-            f'dataset = "{name}": its column "{next(iter(kept))}" holds {part.features["image"]}, not images; store it '
-            "with datasets' Image feature."
-        ) from error
-
-
-def _with_usable_labels(splits: DatasetDict, name: str, column: str) -> DatasetDict:
-    """Make classes of texts; leave labels out that are neither classes nor whole numbers, or that are missing."""
-    texts = _text_classes(splits)
-    if texts:
-        for feature in (Value("string"), ClassLabel(names=texts)):  # datasets casts no other kind of text to classes
-            splits = splits.cast_column(LABEL, feature)
-        return splits
-    if all(_has_usable_labels(part) for part in splits.values()):
-        return _with_one_mapping(splits, name)
-    logger.warning(
-        'dataset = "%s": its column "%s" is left out: labels are classes, texts or whole numbers from 0.', name, column
-    )
-    return splits.remove_columns(LABEL)
-
-
-def _with_one_mapping(splits: DatasetDict, name: str) -> DatasetDict:
-    """Give the splits the train split's numbers of the classes, where they number the same names otherwise."""
-    names: list[str] = getattr(splits["train"].features[LABEL], "names", [])
-    for split, part in splits.items():
-        others = getattr(part.features[LABEL], "names", names)
-        if others != names:
-            if sorted(others) != sorted(names):
-                raise ConfigError(f'dataset = "{name}": its {split} split has other classes than its train split.')
-            splits[split] = part.align_labels_with_mapping({each: k for k, each in enumerate(names)}, LABEL)
-    return splits
-
-
-def _text_classes(splits: DatasetDict) -> list[str]:
-    """Return the sorted texts of a label column of texts; empty where it holds something else, or captions."""
-    found: set[str] = set()
-    for part in splits.values():
-        feature = part.features[LABEL]
-        if not (isinstance(feature, Value) and feature.dtype in ("string", "large_string")):
-            return []
-        found |= set(part.unique(LABEL))
-    usable = None not in found and len(found) <= min(MAX_TEXT_CLASSES, len(splits["train"]) // 2)
-    return sorted(found) if usable else []
-
-
-def _has_usable_labels(part: Dataset) -> bool:
-    feature = part.features[LABEL]
-    whole = isinstance(feature, Value) and feature.dtype.removeprefix("u").startswith("int")
-    return (whole or isinstance(feature, ClassLabel)) and part.data.column(LABEL).null_count == 0
-
-
 def _complete(splits: Mapping[str, Split], name: str) -> dict[str, Split]:
     """Return the train and test splits: the validation split for want of a test split, else a part of train."""
     if "train" not in splits:
-        raise _without_train(splits, name)
+        raise without_train(splits, name)
     train, test = splits["train"], splits.get("test", splits.get("validation"))
     for split, part in (("train", train), ("test", test)):
         if part is not None and not len(part):

@@ -20,13 +20,14 @@ from filelock import FileLock
 
 from fedddpm_app.config import ConfigError, DataConfig
 from fedddpm_app.data.decoding import check_bad, check_mixture, decode
-from fedddpm_app.data.sources import LOCAL, fingerprint, load_source, local_folder
+from fedddpm_app.data.sites import SITES, fingerprint, load_splits
+from fedddpm_app.data.sources import LOCAL
 from fedddpm_app.data.splits import Split
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.progress import ItemReporter, logger
 
 SPLITS = ("train", "test")
-_VERSION = 2  # of decoding and of the layout
+_VERSION = 3  # of decoding and of the layout
 _ABOUT = "about.json"
 
 
@@ -82,7 +83,9 @@ def cache_folder(config: DataConfig) -> Path:
 
 @functools.lru_cache(maxsize=4)
 def load_stored(config: DataConfig) -> dict[str, StoredSplit]:
-    """Return the train and test splits, decoded if they are not in the cache yet.
+    """Return the train and test splits that there are, decoded if they are not in the cache yet.
+
+    There are both, but where clients have folders of their own, see ``sites.load_splits``.
 
     Raises
     ------
@@ -107,26 +110,28 @@ def load_stored(config: DataConfig) -> dict[str, StoredSplit]:
     if splits is None:
         raise ConfigError(f"{folder} has been removed or changed while it was used: remove it, and run again.")
     infos = [part.info for part in splits.values()]
-    check_bad([bad for info in infos for bad in info.bad], min(info.num_images for info in infos), config)
+    check_bad([bad for info in infos for bad in info.bad], min((info.num_images for info in infos), default=1), config)
     check_mixture(sum(info.num_grey for info in infos), sum(info.num_images for info in infos), config)
     return splits
 
 
 def _key(config: DataConfig) -> str:
-    source = str(local_folder(config.dataset)) if config.dataset.startswith(LOCAL) else config.dataset
-    what = [_VERSION, source, fingerprint(config.dataset), config.image_size, config.image_channels]
+    local = config.dataset.startswith(LOCAL)
+    source = str(Path(config.dataset.removeprefix(LOCAL)).expanduser().resolve()) if local else config.dataset
+    sites = [config.class_names, config.num_clients] if config.partition == SITES else None
+    what = [_VERSION, source, sites, fingerprint(config), config.image_size, config.image_channels]
     return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:32]
 
 
 def _build(folder: Path, config: DataConfig) -> None:
-    source = load_source(config.dataset)
+    source = load_splits(config)
     for left_behind in folder.parent.glob(f"{folder.name}.*.partial"):  # by a process that was killed
         shutil.rmtree(left_behind, ignore_errors=True)
     work = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
     work.mkdir()
     try:
         about: dict[str, object] = {"dataset": config.dataset, "image_size": config.image_size}
-        about |= {split: asdict(_store(work, split, source[split], config)) for split in SPLITS}
+        about["splits"] = {split: asdict(_store(work, split, part, config)) for split, part in source.items()}
         (work / _ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         work.rename(folder)
@@ -169,7 +174,7 @@ def _open(folder: Path) -> dict[str, StoredSplit] | None:
     """Map the files of a folder; None where it is not there or damaged, so that it is built anew."""
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
-        return {split: _open_split(folder, split, SplitInfo(**about[split])) for split in SPLITS}
+        return {split: _open_split(folder, split, SplitInfo(**info)) for split, info in about["splits"].items()}
     except FileNotFoundError:
         return None
     except (OSError, ValueError, LookupError, TypeError, EOFError) as error:

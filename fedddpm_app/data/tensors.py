@@ -8,11 +8,12 @@ import torch
 from torch import Tensor
 
 from fedddpm_app.config import ConfigError, DataConfig
-from fedddpm_app.data.partitioning import partition_rows
-from fedddpm_app.data.sources import load_source
+from fedddpm_app.data.partitioning import check_size, partition_rows
+from fedddpm_app.data.sites import SITE, SITES, is_site, load_splits
 from fedddpm_app.data.splits import LABEL
 from fedddpm_app.data.store import StoredSplit, load_stored
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.seeding import derive_seed
 
 
 @dataclass(frozen=True)
@@ -37,14 +38,19 @@ class ClientData:
     held_out: ImageTensors
 
 
+def load_split(config: DataConfig, split: str) -> ImageTensors:
+    """Return a split on the CPU, mapped from the cache."""
+    return _load(config, split).data
+
+
 def load_train_data(config: DataConfig) -> ImageTensors:
-    """Return the training split on the CPU, mapped from the cache; ``client_rows`` says what is whose."""
-    return _load(config, "train").data
+    """Return the training split; ``client_rows`` says what is whose."""
+    return load_split(config, "train")
 
 
-def load_test_data(config: DataConfig) -> ImageTensors:
-    """Return the global test split, which no client trains on, on the CPU, mapped from the cache."""
-    return _load(config, "test").data
+def load_test_data(config: DataConfig) -> ImageTensors | None:
+    """Return the global test split, which no client trains on; None where there are sites only."""
+    return load_split(config, "test") if "test" in load_stored(config) else None
 
 
 def data_digest(config: DataConfig) -> str:
@@ -58,6 +64,14 @@ def load_client_data(config: DataConfig, seed: int, partition_id: int) -> Client
     return ClientData(train.select(rows.train), train.select(rows.held_out))
 
 
+def rows_of_client(config: DataConfig, seed: int, partition_id: int) -> ClientRows:
+    """Return one client's rows of the training split, which may be of its own site's images (``sites.of_site``)."""
+    if not is_site(config):
+        return client_rows(config, seed)[partition_id]
+    part = _site_rows(np.arange(len(load_train_data(config))), config, seed, partition_id)
+    return _with_held_out(part, config)
+
+
 @functools.lru_cache(maxsize=4)
 def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:
     """Return every client's rows of the training split, disjoint.
@@ -68,11 +82,14 @@ def client_rows(config: DataConfig, seed: int) -> list[ClientRows]:
         When the data cannot be read or used, or the partition cannot be drawn.
     """
     stored = _load(config, "train")
-    labels = None if stored.data.labels is None else stored.data.labels.numpy()
-    natural = _natural_column(config, stored) if config.partition == "natural" else None
-    parts = [torch.from_numpy(rows) for rows in partition_rows(labels, natural, len(stored.data), config, seed)]
-    held = [_num_held_out(len(part), config) for part in parts]
-    return [ClientRows(part[count:], part[:count]) for part, count in zip(parts, held, strict=True)]
+    if config.partition == SITES:
+        owner = np.asarray(load_splits(config)["train"].table[SITE])[stored.rows]
+        parts = [_site_rows(np.flatnonzero(owner == k), config, seed, k) for k in range(config.num_clients)]
+    else:
+        labels = None if stored.data.labels is None else stored.data.labels.numpy()
+        natural = _natural_column(config, stored) if config.partition == "natural" else None
+        parts = partition_rows(labels, natural, len(stored.data), config, seed)
+    return [_with_held_out(part, config) for part in parts]
 
 
 def check_data(config: DataConfig, seed: int) -> list[int]:
@@ -113,9 +130,29 @@ def num_unassigned(config: DataConfig, seed: int) -> int:
 
 
 def _load(config: DataConfig, split: str) -> StoredSplit:
-    stored = load_stored(config)[split]
+    splits = load_stored(config)
+    if split not in splits:
+        raise ConfigError(
+            f'dataset = "{config.dataset}", partition = "{SITES}": there is no {split} split on this host; in a '
+            f'simulation give "path:" and a folder that holds one folder per client and one named "test", in a '
+            "deployment start every SuperNode with data-path=... in its --node-config."
+        )
+    stored = splits[split]
     _check_labels(stored.data.labels, config)
     return stored
+
+
+def _site_rows(rows: np.ndarray, config: DataConfig, seed: int, partition_id: int) -> np.ndarray:
+    """Return a site's rows in the shuffled order that its seed gives, whatever else lies beside them."""
+    check_size(len(rows), partition_id, config)
+    generator = np.random.default_rng(derive_seed(seed, "partition", partition_id))
+    return rows[generator.permutation(len(rows))]
+
+
+def _with_held_out(part: np.ndarray, config: DataConfig) -> ClientRows:
+    """Cut the held-out share off a client's rows."""
+    rows, count = torch.from_numpy(part), _num_held_out(len(part), config)
+    return ClientRows(rows[count:], rows[:count])
 
 
 def _num_held_out(count: int, config: DataConfig) -> int:
@@ -126,7 +163,7 @@ def _num_held_out(count: int, config: DataConfig) -> int:
 
 def _natural_column(config: DataConfig, stored: StoredSplit) -> np.ndarray:
     """Return the values of ``partition-column``, shape (N,), as texts."""
-    table = load_source(config.dataset)["train"].table
+    table = load_splits(config)["train"].table
     if config.partition_column not in table.column_names:
         raise ConfigError(
             f'partition-column = "{config.partition_column}" is no column of dataset = "{config.dataset}" (the column '

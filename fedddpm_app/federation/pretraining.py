@@ -74,7 +74,7 @@ def collect_pretrained(strategy: FederatedDiffusion, grid: Grid, weights: Weight
     """
     with strategy.round_log.own_phase() as mark:
         with strategy.accounting.timed("pretrain"):
-            models = _collect(strategy, grid, weights)
+            models, left_out = _collect(strategy, grid, weights)
         if not models:
             raise RoundFailedError("pretraining failed on every client, so there is no auxiliary set to build.")
         strategy.recorder.append(
@@ -82,25 +82,30 @@ def collect_pretrained(strategy: FederatedDiffusion, grid: Grid, weights: Weight
                 "phase": "pretrain",
                 "pretrain/clients": [m.partition_id for m in models],
                 "pretrain/client_loss": {str(m.partition_id): m.loss for m in models},
+                **left_out,
                 **mark.since("time/phase_s"),
             }
         )
     return models
 
 
-def _collect(strategy: FederatedDiffusion, grid: Grid, weights: Weights) -> list[PretrainedModel]:
+def _collect(
+    strategy: FederatedDiffusion, grid: Grid, weights: Weights
+) -> tuple[list[PretrainedModel], dict[str, object]]:
+    """Return the models, by partition id, and the account of who was left out."""
     clients, transport, timeout = strategy.clients, strategy.transport, strategy.config.pretrain.timeout
-    partitions, packed = list(clients.participants.node_of), transport.pack(weights)
+    partitions, packed = strategy.present_clients(), transport.pack(weights)
     messages = clients.address(partitions, PRETRAIN, {ARRAYS: packed}, 0, timeout)
     replies = exchange(grid, messages, timeout, clients.participants.under_way)
     asked = Asked({ARRAYS: transport.expect(weights)}, _METRICS)
     models: dict[int, PretrainedModel] = {}
-    for reply in ReplyStream(clients, replies, partitions, _PHASE, asked).as_they_come():
+    stream = ReplyStream(clients, replies, partitions, _PHASE, asked)
+    for reply in stream.as_they_come():
         model = _keep(strategy, reply)
         if model is not None:
             models[reply.partition_id] = model
     transport.release(packed)
-    return [models[partition] for partition in sorted(models)]
+    return [models[partition] for partition in sorted(models)], stream.left_out("pretrain")
 
 
 def _keep(strategy: FederatedDiffusion, reply: Reply) -> PretrainedModel | None:

@@ -20,10 +20,12 @@ class RoundLog:
         self._figures: dict[str, object] = {}
         self.mark = Mark(accounting)
 
-    def begin(self, server_round: int, clients: Sequence[int]) -> None:
-        """Start a round's line; ``clients`` are those that are asked."""
+    def begin(self, server_round: int, clients: Sequence[int], absent: Sequence[int]) -> None:
+        """Start a round's line; ``clients`` are those that are asked, ``absent`` those that are not connected."""
         self.mark = Mark(self._accounting)
         self._figures = {"phase": "round", "round": server_round, "clients": [*clients]}
+        if absent:
+            self._figures["absent"] = [*absent]
 
     def add(self, figures: Mapping[str, object]) -> None:
         """Add figures to the line."""

@@ -15,14 +15,15 @@ from fedddpm_app.config import Config, is_due
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.federation.accounting import Accounting, Mark
 from fedddpm_app.federation.clients import Clients
-from fedddpm_app.federation.errors import RoundFailedError, check_finite
+from fedddpm_app.federation.errors import check_finite
 from fedddpm_app.federation.messaging import StreamingGrid, exchange
-from fedddpm_app.federation.participants import discover
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.records import ARRAYS, FORGET, to_arrays, to_weights
 from fedddpm_app.federation.replies import Asked, Reply
+from fedddpm_app.federation.roll_call import RollCall
 from fedddpm_app.federation.round_log import RoundLog
 from fedddpm_app.federation.streaming import ReplyStream, begun, noting
+from fedddpm_app.federation.survey import survey_sites
 from fedddpm_app.federation.transport import Transport
 from fedddpm_app.federation.transport.outbox import Outbox
 from fedddpm_app.hooks import TrainingHook
@@ -118,9 +119,10 @@ class FederatedRounds(FedAvg):
         """Address the weights to the round's partitions."""
         self._arrays = arrays
         self.__dict__.pop("global_weights", None)
-        run = self.config.run
-        self._sampled = self.clients.participants.sample(run.clients_per_round, run.seed, server_round)
-        self.round_log.begin(server_round, self._sampled)
+        run, participants = self.config.run, self.clients.participants
+        self.present_clients(self.config.schedule.min_replies if self.trains_on_clients else 0)
+        self._sampled = participants.sample(run.clients_per_round, run.seed, server_round)
+        self.round_log.begin(server_round, self._sampled, participants.absent(self.config.data.num_clients))
         if not self.trains_on_clients:
             return []
         return self._address(MessageType.TRAIN, arrays, self.broadcast(server_round), server_round)
@@ -143,8 +145,8 @@ class FederatedRounds(FedAvg):
     ) -> Iterable[Message]:
         """Ask the round's clients for their held-out loss, where an evaluation is due."""
         due = is_due(self.config.evaluation.eval_every, server_round, self.config.run.num_rounds)
-        if not due or self.config.data.held_out_fraction == 0:
-            self._sampled = []
+        wanted = due and self.config.data.held_out_fraction > 0
+        self._sampled = [p for p in self.present_clients() if p in self._sampled] if wanted else []
         self._evaluate_mark = Mark(self.accounting)
         return self._address(MessageType.EVALUATE, arrays, {}, server_round)
 
@@ -159,6 +161,11 @@ class FederatedRounds(FedAvg):
             self.round_log.add({"client-eval/loss": metrics["loss"]})
         return metrics
 
+    def present_clients(self, at_least: int = 0) -> list[int]:
+        """Look who is connected, waiting a bounded time for so many; return their partitions."""
+        self._roll_call.update(self.clients.participants, at_least)
+        return self.clients.participants.present
+
     @cached_property
     def global_weights(self) -> Weights:
         """What the current round started from."""
@@ -168,11 +175,14 @@ class FederatedRounds(FedAvg):
         """Find the run's clients, and settle how weights travel to them."""
         config = self.config
         self.grid = grid
-        found = discover(grid, config.data.num_clients, config.schedule.node_timeout, self.transport.probe())
+        self._roll_call = RollCall(grid, config.data.num_clients, config.schedule.node_timeout, self.transport.probe())
+        found = self._roll_call.start(config.schedule.min_available_nodes)
         under_way = found.under_way or config.run.clients_per_round or config.data.num_clients
         self.transport.settle(found.share_memory, self.initial_weights, under_way)
         logger.info("transport: %s, wire-dtype %s", self.transport.name, config.transport.wire_dtype)
         self.clients = Clients(found, self.accounting, self.transport, config.data.max_examples_per_client)
+        if config.data.partition == "sites":
+            survey_sites(self.clients, grid, config, self.recorder)
         if self.trains_on_clients:
             self.tell_memory(config.run.clients_per_round or config.data.num_clients)
 
@@ -200,11 +210,7 @@ class FederatedRounds(FedAvg):
         in_order = noting(stream.by_partition(self.recorder.scratch), told)
         first = next(in_order, None)
         if first is None:
-            partition = self._sampled[0]
-            raise RoundFailedError(
-                f"{what}: none of the {len(self._sampled)} clients answered well; client {partition}: "
-                f"{self.clients.refusals[partition]}"
-            )
+            raise stream.too_few(0, 1)
         every = begun(first, in_order)
         del first
         weights = self.aggregate(server_round, every)
@@ -212,6 +218,9 @@ class FederatedRounds(FedAvg):
             continue
         metrics = self.train_metrics_aggr_fn([reply.message.content for reply in told], self.weighted_by_key)
         self._log_replies(server_round, told, metrics)
+        self.round_log.add(stream.left_out("train"))
+        if len(told) < self.config.schedule.min_replies:
+            raise stream.too_few(len(told), self.config.schedule.min_replies)
         return weights_module.cast_like(weights, self.initial_weights), metrics
 
     def _log_replies(self, server_round: int, replies: list[Reply], metrics: MetricRecord) -> None:
@@ -228,8 +237,8 @@ class FederatedRounds(FedAvg):
 
     def _let_clients_forget(self) -> None:
         """Tell all clients to remove the state that they kept for this run."""
-        timeout, node_of = self.config.schedule.node_timeout, self.clients.participants.node_of
-        messages = self.clients.address(list(node_of), FORGET, {}, 0, timeout)
+        timeout = self.config.schedule.node_timeout
+        messages = self.clients.address(self.present_clients(), FORGET, {}, 0, timeout)
         for _ in exchange(self.grid, messages, timeout):
             continue
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Message
 
+from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.replies import GONE, Asked, Reply, ReplyRefusedError, accept_reply
 from fedddpm_app.progress import logger
 
@@ -31,6 +32,11 @@ class ReplyStream:
         Names the exchange in warnings.
     asked : Asked
         What a reply must have.
+
+    Attributes
+    ----------
+    refused : dict of int to str
+        Why a partition's reply was refused, or did not come; known when all are through.
     """
 
     def __init__(
@@ -41,6 +47,21 @@ class ReplyStream:
         self._awaited = awaited
         self._what = what
         self._asked = asked
+        self.refused: dict[int, str] = {}
+
+    def too_few(self, num_replies: int, needed: int) -> RoundFailedError:
+        """Return the error that says that fewer replies than ``needed`` were good, with a reason."""
+        partition = min(self.refused)
+        fewer = f", fewer than min-replies = {needed}" if needed > 1 else ""
+        return RoundFailedError(
+            f"{self._what}: {num_replies or 'none'} of the {len(self._awaited)} clients answered well{fewer}; client "
+            f"{partition}: {self.refused[partition]}"
+        )
+
+    def left_out(self, phase: str) -> dict[str, object]:
+        """Return who was left out and why, for a line of ``stats.jsonl``; nothing where nobody was."""
+        reasons = {str(partition): reason for partition, reason in sorted(self.refused.items())}
+        return {f"{phase}/left_out": reasons} if reasons else {}
 
     def as_they_come(self) -> Iterator[Reply]:
         """Yield the good replies in the order of arrival."""
@@ -72,7 +93,7 @@ class ReplyStream:
 
     def _settled(self) -> Iterator[tuple[int, Reply | None]]:
         """Yield each partition that answered with its reply; None for one that is refused."""
-        clients, refused, settled = self._clients, dict[int, str](), set[int]()
+        clients, refused, settled = self._clients, self.refused, set[int]()
         for message in self._messages:
             partition = clients.participants.partition_of(message)
             if partition is None or partition in settled or partition not in self._awaited:

@@ -21,9 +21,9 @@ from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.generation import Generation
 from fedddpm_app.federation.inprocess import InProcessGrid
-from fedddpm_app.federation.participants import discover
 from fedddpm_app.federation.parts import Parts
 from fedddpm_app.federation.pretraining import PretrainedModel
+from fedddpm_app.federation.roll_call import RollCall
 from fedddpm_app.federation.shares import Request, Requests
 from fedddpm_app.federation.transport import Transport
 from fedddpm_app.federation.transport.layout import Layout
@@ -48,7 +48,7 @@ def plan(run_config, tmp_path, monkeypatch):
         strategy = FedDDPM(config, recorder, DiffusionTask(config))
         strategy.grid = grid_type(client_app.app, 4, resolved)
         strategy.transport = Transport(config.transport)
-        found = discover(strategy.grid, 4, 1.0)
+        found = RollCall(strategy.grid, 4, 1.0).start(0)
         strategy.clients = Clients(found, strategy.accounting, strategy.transport, 100)
         models = []
         for client, count in enumerate(SHARES):

@@ -7,23 +7,24 @@ from flwr.clientapp import ClientApp
 import client_app
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.inprocess import InProcessGrid
-from fedddpm_app.federation.participants import Participants, discover
+from fedddpm_app.federation.participants import Participants
+from fedddpm_app.federation.roll_call import RollCall
 
 
 def test_nodes_are_found_by_partition(grid):
-    participants = discover(grid, 4, timeout=1.0)
+    participants = RollCall(grid, 4, 1.0).start(0)
     assert [grid.contexts[node].node_config["partition-id"] for node in participants.node_of.values()] == [0, 1, 2, 3]
 
 
 def test_too_few_nodes_end_the_wait_with_the_fix(grid):
     with pytest.raises(ConfigError, match=r"num-clients = 6, but after .* only 4 nodes .* 'num-supernodes=6'"):
-        discover(grid, 6, timeout=0.1)
+        RollCall(grid, 6, 0.1).start(0)
 
 
 def test_too_many_nodes_are_refused(run_config):
     grid = InProcessGrid(client_app.app, 5, run_config | {"num-clients": 4})
     with pytest.raises(ConfigError, match="num-clients = 4, but the nodes hold"):
-        discover(grid, 4, timeout=1.0)
+        RollCall(grid, 4, 1.0).start(0)
 
 
 def test_two_nodes_with_one_partition_are_refused(run_config):
@@ -34,7 +35,7 @@ def test_two_nodes_with_one_partition_are_refused(run_config):
         return Message(RecordDict({"metrics": MetricRecord({"partition-id": 0})}), reply_to=message)
 
     with pytest.raises(ConfigError, match="held by two nodes"):
-        discover(InProcessGrid(app, 2, run_config), 2, timeout=1.0)
+        RollCall(InProcessGrid(app, 2, run_config), 2, 1.0).start(0)
 
 
 def test_sampling_follows_seed_and_round_not_node_ids():

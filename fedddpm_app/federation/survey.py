@@ -1,0 +1,25 @@
+"""A look at the sites' data before anything is trained: what cannot be loaded is known at once, by site and reason."""
+
+from flwr.serverapp import Grid
+
+from fedddpm_app.config import Config
+from fedddpm_app.federation.clients import Clients
+from fedddpm_app.federation.messaging import exchange
+from fedddpm_app.federation.ports import Recorder
+from fedddpm_app.federation.records import LOOK
+from fedddpm_app.federation.replies import Asked
+from fedddpm_app.federation.streaming import ReplyStream
+
+
+def survey_sites(clients: Clients, grid: Grid, config: Config, recorder: Recorder) -> None:
+    """Have every client load its images, and write their numbers, and who could not, to ``stats.jsonl``.
+
+    A client that fails is asked again in every round: its site may mend what was wrong.
+    """
+    partitions, timeout = clients.participants.present, config.schedule.round_timeout
+    messages = clients.address(partitions, LOOK, {}, 0, timeout)
+    replies = exchange(grid, messages, timeout, clients.participants.under_way)
+    stream = ReplyStream(clients, replies, partitions, "a look at the data", Asked(metrics=()))
+    sizes = {reply.partition_id: reply.num_examples for reply in stream.as_they_come()}
+    in_order = [sizes.get(partition) for partition in range(config.data.num_clients)]
+    recorder.append({"phase": "data", "data/num_examples": in_order, **stream.left_out("data")})
