@@ -12,8 +12,9 @@ from torch import Tensor
 from fedddpm_app.cli.common import AppOption, RunConfigOption, console, find_app, parse_overrides, refuse, say
 from fedddpm_app.config import Config, ConfigError, default_run_config, load_config
 from fedddpm_app.console import WorkView
-from fedddpm_app.data.store import SPLITS, StoredSplit, load_stored
-from fedddpm_app.data.tensors import client_rows, label_table, num_unassigned
+from fedddpm_app.data.export import export_sites
+from fedddpm_app.data.store import StoredSplit, load_stored
+from fedddpm_app.data.tensors import class_names, client_rows, label_table, load_train_data, num_unassigned
 from fedddpm_app.recording.plots import plot_partition
 
 app = typer.Typer(help="Look at the data, without training.", no_args_is_help=True)
@@ -58,13 +59,38 @@ def inspect(
     say(f"plot: {out.resolve()}")
 
 
+@app.command()
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder; gets one folder per client.")],
+    run_config: RunConfigOption = None,
+    app_dir: AppOption = None,
+) -> None:
+    """Write each client's images to a folder of its own, and the test split beside them, for `partition="sites"`."""
+    try:
+        config = load_config(default_run_config(find_app(app_dir)) | parse_overrides("--run-config", run_config or []))
+        with WorkView(console):
+            written = export_sites(config.data, config.run.seed, folder)
+            names, has_labels = class_names(config.data), load_train_data(config.data).labels is not None
+    except ConfigError as error:
+        refuse(str(error))
+    for path in written:
+        say(str(path))
+    names = names or [str(label) for label in range(config.data.num_classes)] if has_labels else []
+    say("Use them with:")
+    say(
+        f'--run-config \'partition="sites" dataset="path:{folder.resolve()}" num-clients={config.data.num_clients} '
+        f'class-names="{",".join(names)}" image-size={config.data.image_size} '
+        f"image-channels={config.data.image_channels}'"
+    )
+
+
 def _splits_table(stored: dict[str, StoredSplit], config: Config) -> Table:
     size, channels = config.data.image_size, config.data.image_channels
     table = _table(f"{config.data.dataset}, as {size}x{size}x{channels}", "split", "images", "of them grey", "left out")
     table.add_column("classes", justify="right")
     table.add_column("SHA-256")
-    for split in SPLITS:
-        info, labels = stored[split].info, stored[split].data.labels
+    for split, part in stored.items():
+        info, labels = part.info, part.data.labels
         classes = "no labels" if labels is None else str(int((labels.bincount() > 0).sum()))
         counts = (f"{info.num_images:,}", f"{info.num_grey:,}", str(len(info.bad)), classes)
         table.add_row(split, *counts, info.digest[:16])

@@ -92,7 +92,7 @@ def find_sites(config: DataConfig) -> tuple[list[Path], Path | None]:
 @functools.lru_cache(maxsize=4)
 def _load_sites(config: DataConfig) -> dict[str, Split]:
     sites, test = find_sites(config)
-    splits = {} if test is None else {"test": _load_site(test, config)}
+    splits: dict[str, Split] = {}
     if sites and len(sites) != config.num_clients:
         raise ConfigError(
             f'num-clients = {config.num_clients}, but dataset = "{config.dataset}" holds the folders of {len(sites)} '
@@ -100,6 +100,8 @@ def _load_sites(config: DataConfig) -> dict[str, Split]:
         )
     if sites:
         splits["train"] = _join([_load_site(folder, config) for folder in sites])
+    if test is not None:
+        splits["test"] = _load_site(test, config)
     return splits
 
 

@@ -1,0 +1,70 @@
+"""Writing the clients' partitions to disk as folders of their own, which ``partition = "sites"`` reads."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from fedddpm_app.config import ConfigError, DataConfig
+from fedddpm_app.data.tensors import class_names, client_rows, load_test_data, load_train_data
+from fedddpm_app.diffusion.images import ImageTensors
+
+_TEST = "test"
+
+
+def export_sites(config: DataConfig, seed: int, folder: Path) -> list[Path]:
+    """Write every client's images, as decoded, to ``site-0000``, ..., and the test split to ``test``.
+
+    Parameters
+    ----------
+    config : DataConfig
+        Of any partition.
+    seed : int
+        Of the partition.
+    folder : Path
+        New or empty.
+
+    Returns
+    -------
+    list of Path
+        The folders written: in each a PNG per image, in a sub-folder per class where there are labels.
+
+    Raises
+    ------
+    ConfigError
+        When the data cannot be used, or the folder cannot be written or holds something.
+    """
+    names, train, test = class_names(config), load_train_data(config), load_test_data(config)
+    for name in names:
+        if Path(name).name != name or "," in name:
+            raise ConfigError(f'the class "{name}" is no plain folder name: rename it in the source.')
+    parts = {
+        f"site-{partition_id:04d}": train.select(torch.cat([rows.held_out, rows.train]).sort().values)
+        for partition_id, rows in enumerate(client_rows(config, seed))
+    }
+    if test is not None:
+        parts[_TEST] = test
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if any(folder.iterdir()):
+            raise ConfigError(f"{folder} is not empty: give a new folder.")
+        for name, images in parts.items():
+            _write(images, names, folder / name)
+    except OSError as error:
+        raise ConfigError(f"{folder} cannot be written ({error.strerror}): give another folder.") from error
+    return [folder / name for name in parts]
+
+
+def _write(data: ImageTensors, names: list[str], folder: Path) -> None:
+    for place, (image, label) in enumerate(_pairs(data)):
+        parent = folder if label is None else folder / (names[label] if names else str(label))
+        parent.mkdir(parents=True, exist_ok=True)
+        pixels = image.permute(1, 2, 0).squeeze(2) if image.shape[0] == 1 else image.permute(1, 2, 0)
+        Image.fromarray(pixels.numpy()).save(parent / f"{place:06d}.png")
+
+
+def _pairs(data: ImageTensors) -> Iterator[tuple[Tensor, int | None]]:
+    labels = [None] * len(data) if data.labels is None else data.labels.tolist()
+    return zip(data.images, labels, strict=True)

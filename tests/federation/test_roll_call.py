@@ -1,0 +1,112 @@
+"""Nodes that come late, go, and come back."""
+
+import pytest
+
+import client_app
+from fedddpm_app.config import ConfigError
+from fedddpm_app.federation import roll_call
+from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.inprocess import InProcessGrid
+from fedddpm_app.federation.roll_call import RollCall
+
+
+class ChangingGrid(InProcessGrid):
+    """``hidden`` nodes are not connected; ``silent`` ones are, and do not answer; ``hide_after`` goes by looks."""
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.hidden, self.silent, self.appears_at, self.looks = set(), set(), {}, 0
+
+    def get_node_ids(self):
+        self.looks += 1
+        there = [node for node in self.contexts if node not in self.hidden]
+        return [node for node in there if self.looks >= self.appears_at.get(node, 0)]
+
+    def pull_messages(self, message_ids):
+        return [m for m in super().pull_messages(message_ids) if m.metadata.src_node_id not in self.silent]
+
+
+@pytest.fixture
+def changing(run_config):
+    return ChangingGrid(client_app.app, 4, run_config)
+
+
+@pytest.fixture
+def short_greeting(monkeypatch):
+    monkeypatch.setattr(roll_call, "_GREET_SECONDS", 0.1)
+
+
+def test_a_node_that_connects_late_is_waited_for(changing):
+    changing.appears_at = {1002: 4}
+    assert RollCall(changing, 4, 30.0).start(0).present == [0, 1, 2, 3]
+
+
+def test_a_run_starts_with_fewer_when_that_is_allowed(changing, caplog):
+    changing.hidden = {1001}
+    call = RollCall(changing, 4, 0.2)
+    participants = call.start(3)
+    assert participants.present == [0, 2, 3]
+    assert participants.absent(4) == [1]
+    assert "client 1 is not connected: the run starts without it" in caplog.text
+    changing.hidden = set()
+    call.update(participants, 1)
+    assert participants.present == [0, 1, 2, 3]
+    assert "client 1 is connected" in caplog.text
+
+
+def test_too_few_end_the_wait_with_the_fix(changing):
+    changing.hidden = {1000, 1001}
+    with pytest.raises(ConfigError, match=r"min-available-nodes = 3, but after .* only 2 nodes are connected"):
+        RollCall(changing, 4, 0.1).start(3)
+
+
+def test_a_listed_node_that_is_dead_holds_nobody_up(changing, short_greeting):
+    changing.silent = {1003}
+    assert RollCall(changing, 4, 0.3).start(3).present == [0, 1, 2]
+
+
+def test_nodes_that_go_and_come_back_under_another_id_keep_their_partition(changing, caplog):
+    call = RollCall(changing, 4, 0.2)
+    participants = call.start(0)
+    changing.hidden = {1002}
+    call.update(participants, 1)
+    assert participants.present == [0, 1, 3]
+    assert "client 2 is gone: its node is not connected" in caplog.text
+    assert participants.node_of[2] == 1002  # what it sends late is still known
+    changing.contexts[2002] = changing.contexts[1002]
+    changing.contexts[2002].node_id = 2002
+    call.update(participants, 1)
+    assert participants.present == [0, 1, 2, 3]
+    assert participants.node_of[2] == 2002
+
+
+def test_a_second_node_of_one_partition_takes_over_once_the_run_has_begun(changing):
+    """The first may be dead and still listed."""
+    call = RollCall(changing, 4, 0.2)
+    participants = call.start(0)
+    changing.contexts[2001] = changing.contexts[1001]
+    call.update(participants, 1)
+    assert participants.node_of[1] == 2001
+
+
+@pytest.mark.parametrize("node_config", [{"partition-id": 9}, {}])
+def test_a_newcomer_that_does_not_fit_is_named_and_ends_nothing(changing, caplog, node_config):
+    call = RollCall(changing, 4, 0.2)
+    participants = call.start(0)
+    newcomer = InProcessGrid(client_app.app, 1, {}).contexts[1000]
+    newcomer.node_config, newcomer.node_id = node_config, 3000
+    changing.contexts[3000] = newcomer
+    call.update(participants, 1)
+    assert participants.present == [0, 1, 2, 3]
+    assert ("the nodes hold the partitions" in caplog.text) or ("has no partition-id" in caplog.text)
+
+
+def test_a_round_waits_a_bounded_time_for_min_replies(changing):
+    call = RollCall(changing, 4, 0.1)
+    participants = call.start(0)
+    changing.hidden = {1000, 1001, 1002}
+    with pytest.raises(RoundFailedError, match=r"1 clients are connected .* min-replies = 2: start the missing"):
+        call.update(participants, 2)
+    changing.appears_at = dict.fromkeys(changing.hidden, changing.looks + 2)
+    changing.hidden = set()
+    RollCall(changing, 4, 5.0).start(0)
