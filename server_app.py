@@ -13,6 +13,7 @@ from fedddpm_app.data.tensors import class_names, label_table, load_test_data, n
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion_task import DiffusionTask
 from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.measuring import create_evaluator
 from fedddpm_app.monitor import Monitor
@@ -34,7 +35,7 @@ def main(grid: Grid, context: Context) -> None:
     test_data = load_test_data(config.data)
     evaluator = create_evaluator(config) if config.evaluation.measures_images else None
     recorder = RunRecorder(run_directory(config, _base_directory(config, grid)), cache_folder(config.data))
-    recorder.write_config(context.run_config)
+    recorder.write_config(context.run_config, grid.run)
     logger.info("run directory: %s", recorder.directory)
     if test_data is None:
         logger.warning('dataset = "%s": there is no test split on this host, so no eval/loss', config.data.dataset)
@@ -86,9 +87,15 @@ def _figures(strategy: FederatedDiffusion, monitor: Monitor, recorder: RunRecord
 
 
 def _base_directory(config: Config, grid: Grid) -> Path:
-    """Return the folder that a relative ``output-dir`` is taken from: where the user called from."""
+    """Return the folder that a relative ``output-dir`` is taken from.
+
+    In a simulation that is where the user called from; in a deployment, whose users are elsewhere, the working
+    directory of the ServerApp.
+    """
     if Path(config.run.output_dir).expanduser().is_absolute():
         return Path("/")
+    if is_deployed(grid.run):
+        return Path.cwd()
     caller = caller_directory(dict(grid.run.override_config))
     if caller is None:
         logger.warning(

@@ -5,6 +5,7 @@ from io import StringIO
 
 import pytest
 from flwr.common.config import parse_config_args
+from flwr.supercore.run import Run
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -172,9 +173,9 @@ def test_names_of_runs_never_collide(run_config, tmp_path):
     with pytest.raises(ConfigError, match=r"holds a log\.txt already"):
         open_log(made[0])
     first, second = RunRecorder(made[0]), RunRecorder(made[0])
-    first.write_config({})
+    first.write_config({}, Run.create_empty(1))
     with pytest.raises(ConfigError, match="holds a run already"):
-        second.write_config({})
+        second.write_config({}, Run.create_empty(2))
 
 
 def test_the_folder_of_a_class_from_outside_has_a_plain_name(run_config, tmp_path):

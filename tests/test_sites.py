@@ -100,5 +100,7 @@ def test_a_conditional_model_wants_labels_at_every_site(deployed, folder):
 
 def test_a_round_with_fewer_than_min_replies_ends_the_run(deployed, folder):
     paths = [folder / "nowhere", *paths_of(folder)[1:]]
-    with pytest.raises(RoundFailedError, match=r"round 1: 3 of the 4 clients answered well, fewer than min-replies = 4"):
+    with pytest.raises(
+        RoundFailedError, match=r"round 1: 3 of the 4 clients answered well, fewer than min-replies = 4"
+    ):
         deployed(paths, min_replies=4)

@@ -2,7 +2,8 @@
 
 Flower's ``context.state`` lives in memory and is pushed under a short time limit, so that model-sized state gets
 lost there. A client's weights go to safetensors files, written atomically, in a folder of the run; ``context.state``
-holds only a marker (the SHA-256 of each round's file), which is checked at load.
+holds only a marker (the SHA-256 of each round's file), which is checked at load. A node that was restarted has lost
+the marker: then the file's name, which holds the SHA-256 too, stands for it.
 
 The server tells which round's reply it accepted last, and that round's state is what the client goes on from: a
 reply that was refused or lost leaves both sides as they were. So the state before the last is kept as well.
@@ -67,15 +68,14 @@ class ClientState(Mapping[str, Weights]):
         Raises
         ------
         ClientStateError
-            When its file or marker is missing, or is not the one that was written.
+            When its file is missing, or is not the one that was written.
         """
         if self._round == 0:
             return {}
-        what, path = f"its state of round {self._round}", self._path(self._round)
+        what = f"its state of round {self._round}"
         fix = "restore the folder (state-dir) from a backup, or start a new run; this run goes on without the client"
-        digest = self._digests().get(str(self._round))
-        if digest is None:
-            raise ClientStateError(f"{what} was lost as its node restarted: start a new run; this one does without it.")
+        digest = self._digests().get(str(self._round)) or self._digest_by_name()
+        path = self._path(self._round, digest)
         if not path.is_file():
             raise ClientStateError(f"{what} is lost: {path} is not there; {fix}.")
         if _digest(path) != digest:
@@ -85,14 +85,13 @@ class ClientState(Mapping[str, Weights]):
     def save(self, server_round: int, state: Mapping[str, Weights]) -> None:
         """Write the state of a round and mark it; it and that of ``state_round`` are kept, older ones removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self._path(server_round)
-        partial = path.with_suffix(f".{os.getpid()}.partial")
+        partial = self.folder / f"{self._prefix}.{os.getpid()}.partial"
         save_file(_flatten(state), partial)
-        partial.replace(path)
-        kept = {key: digest for key, digest in self._digests().items() if key == str(self._round)}
-        kept[str(server_round)] = _digest(path)
+        before = self._digests().get(str(self._round)) or self._digest_by_name()
+        kept = ({str(self._round): before} if self._round else {}) | {str(server_round): _digest(partial)}
+        partial.replace(self._path(server_round, kept[str(server_round)]))
         self._context.state[_MARKER] = ConfigRecord(dict(kept))
-        self._remove_all_but({self._path(int(key)) for key in kept})
+        self._remove_all_but({self._path(int(key), digest) for key, digest in kept.items()})
 
     def forget(self) -> None:
         """Remove the client's files of this run, and the folder when it was the last."""
@@ -111,8 +110,13 @@ class ClientState(Mapping[str, Weights]):
         marker = self._context.state.config_records.get(_MARKER)
         return {} if marker is None else {key: str(value) for key, value in marker.items()}
 
-    def _path(self, server_round: int) -> Path:
-        return self.folder / f"{self._prefix}-round-{server_round:04d}.safetensors"
+    def _digest_by_name(self) -> str:
+        """Return the SHA-256 in the name of the file of ``state_round``; ``unknown`` where there is none."""
+        names = sorted(path.stem for path in self.folder.glob(self._path(self._round, "*").name))
+        return names[0].rsplit("-", 1)[1] if names else "unknown"
+
+    def _path(self, server_round: int, digest: str) -> Path:
+        return self.folder / f"{self._prefix}-round-{server_round:04d}-{digest}.safetensors"
 
     def _remove_all_but(self, kept: set[Path]) -> None:
         for path in self.folder.glob(f"{self._prefix}-round-*"):

@@ -14,6 +14,7 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
+from flwr.supercore.constant import TaskType
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 
@@ -43,6 +44,7 @@ class InProcessGrid(Grid):
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
         self._client_app = client_app
         self._run = Run.create_empty(run_id)
+        self._run.primary_task_type = TaskType.SIMULATION
         self._ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
         self._shown: set[str] = set()

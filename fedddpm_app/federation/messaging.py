@@ -1,15 +1,23 @@
-"""Sending messages and taking their replies one by one, as they arrive."""
+"""Sending messages and taking their replies one by one, as they arrive.
+
+Flower gives a message to its node once. If the node then goes away, it answers in the node's place, but only while
+the node is away at the moment of asking: of one that is back sooner nothing would come until the time limit. So
+nodes that were activated anew since a message was sent are told by that, and the message is given up.
+"""
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
 
-from flwr.app import Message
+from flwr.app import Error, Message, RecordDict
+from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 _FIRST_POLL_SECONDS = 0.005
 _LONGEST_POLL_SECONDS = 0.1
 _POLL_GROWTH = 1.3
+_LOOK_SECONDS = 2.0  # between looks at the nodes
 _PULL_AT_ONCE = 8  # a deployment's pull takes every reply that is ready into memory
 About = TypeVar("About")
 
@@ -50,10 +58,11 @@ def exchange_about(
         So many at a time: the next message goes out when a reply was taken. A simulation then works in the order of
         the messages, and does not pile up replies faster than they are taken. None sends all at once.
     """
-    pending: dict[str, About] = {}
+    pending: dict[str, _Sent[About]] = {}
+    activations = _Activations(grid)
     deadline, pause = time.monotonic() + timeout, _FIRST_POLL_SECONDS
     while True:
-        _push(grid, next_request, pending, under_way)
+        _push(grid, next_request, pending, activations, under_way)
         if not pending or time.monotonic() > deadline:
             return
         asked = list(pending)[:_PULL_AT_ONCE]
@@ -63,16 +72,55 @@ def exchange_about(
         pause = _FIRST_POLL_SECONDS if arrived else min(_LONGEST_POLL_SECONDS, pause * _POLL_GROWTH)
         while arrived:
             reply = arrived.pop(0)
-            yield pending.pop(reply.metadata.reply_to_message_id), reply
+            yield pending.pop(reply.metadata.reply_to_message_id).about, reply
             del reply
-            _push(grid, next_request, pending, under_way)
+            _push(grid, next_request, pending, activations, under_way)
+        for message_id in [key for key, sent in pending.items() if activations.of(sent.node) != sent.activated]:
+            sent = pending.pop(message_id)
+            yield sent.about, _lost(sent.node)
         time.sleep(pause)
+
+
+@dataclass(frozen=True)
+class _Sent(Generic[About]):
+    """A message without a reply so far: what it is about, to which node it went, and when that was activated."""
+
+    about: About
+    node: int
+    activated: str
+
+
+class _Activations:
+    """When the nodes were activated, looked up every few seconds."""
+
+    def __init__(self, grid: Grid) -> None:
+        self._grid = grid
+        self._known: dict[int, str] = {}
+        self._looked = float("-inf")
+
+    def of(self, node: int) -> str:
+        """Return when a node was last activated; of one that is gone as it was when it was there."""
+        if time.monotonic() - self._looked > _LOOK_SECONDS:
+            self._known |= {info.node_id: info.last_activated_at for info in self._grid.get_nodes()}
+            self._looked = time.monotonic()
+        return self._known.get(node, "")
+
+
+def _lost(node: int) -> Message:
+    """Return Flower's word for a node that is not there, as from that node."""
+    reply = Message(
+        Error(ErrorCode.NODE_UNAVAILABLE, "its node was started anew meanwhile"),
+        reply_to=Message(RecordDict(), dst_node_id=node, message_type="query"),
+    )
+    reply.metadata.__dict__["_src_node_id"] = node
+    return reply
 
 
 def _push(
     grid: Grid,
     next_request: Callable[[], tuple[About, Message] | None],
-    pending: dict[str, About],
+    pending: dict[str, _Sent[About]],
+    activations: _Activations,
     under_way: int | None,
 ) -> None:
     """Push messages until ``under_way`` are pending, or all; one that Flower does not take has no reply to come."""
@@ -81,7 +129,9 @@ def _push(
         if request is None:
             return
         about, message = request
-        pending.update({pushed: about for pushed in grid.push_messages([message]) if pushed})
+        node = message.metadata.dst_node_id
+        sent = _Sent(about, node, activations.of(node))
+        pending.update({pushed: sent for pushed in grid.push_messages([message]) if pushed})
 
 
 class StreamingGrid:

@@ -4,8 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flwr.app import Message
+from flwr.supercore.constant import TaskType
+from flwr.supercore.run import Run
 
 from fedddpm_app.seeding import derive_seed
+
+
+def is_deployed(run: Run) -> bool:
+    """Return whether a run's nodes are SuperNodes of their own, and no simulation."""
+    return run.primary_task_type == TaskType.SERVER_APP
 
 
 class Participants:

@@ -9,14 +9,15 @@ from safetensors.torch import load_file, save_file
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messaging import exchange
+from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import ARRAYS, LABEL_COUNTS, PRETRAIN
 from fedddpm_app.federation.replies import Asked, Reply
-from fedddpm_app.federation.streaming import ReplyStream
+from fedddpm_app.federation.streaming import ReplyStream, telling
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights
 
 _PHASE = "pretraining"
-_METRICS = ("loss", "final-loss")
+_METRICS = ("loss", "final-loss", "steps")
 
 
 @dataclass(frozen=True)
@@ -100,7 +101,8 @@ def _collect(
     asked = Asked({ARRAYS: transport.expect(weights)}, _METRICS)
     models: dict[int, PretrainedModel] = {}
     stream = ReplyStream(clients, replies, partitions, _PHASE, asked)
-    for reply in stream.as_they_come():
+    as_they_come = stream.as_they_come()
+    for reply in telling(as_they_come, "pretrain") if is_deployed(grid.run) else as_they_come:
         model = _keep(strategy, reply)
         if model is not None:
             models[reply.partition_id] = model

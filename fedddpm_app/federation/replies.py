@@ -6,6 +6,7 @@ known metrics, so that no reply can end the run for the others.
 """
 
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -160,7 +161,15 @@ def _check_answered(message: Message) -> None:
     """Raise for an error in place of a reply: the client's own, or Flower's word that there is no answer to come."""
     if message.has_error():
         gone = message.error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
-        raise ReplyRefusedError(GONE if gone else message.error.reason or "the client failed without a reason")
+        raise ReplyRefusedError(GONE if gone else _reason(message.error.reason))
+
+
+def _reason(text: str | None) -> str:
+    """Return what a client's exception said, without Flower's ``<class 'X'>:<'...'>`` round it."""
+    said = re.fullmatch(r"<class '([\w.]*?)(\w+)'>:<'(.*)'>", text or "", re.DOTALL)
+    if said is None:
+        return text or "the client failed without a reason"
+    return said[3] if said[2].endswith(("ConfigError", "StateError")) else f"{said[2]}: {said[3]}"
 
 
 def _take(message: Message, name: str, expected: Expected, partition_id: int, transport: Transport) -> Payload:

@@ -17,12 +17,13 @@ from fedddpm_app.federation.accounting import Accounting, Mark
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import check_finite
 from fedddpm_app.federation.messaging import StreamingGrid, exchange
+from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.records import ARRAYS, FORGET, to_arrays, to_weights
 from fedddpm_app.federation.replies import Asked, Reply
 from fedddpm_app.federation.roll_call import RollCall
 from fedddpm_app.federation.round_log import RoundLog
-from fedddpm_app.federation.streaming import ReplyStream, begun, noting
+from fedddpm_app.federation.streaming import ReplyStream, begun, noting, telling
 from fedddpm_app.federation.survey import survey_sites
 from fedddpm_app.federation.transport import Transport
 from fedddpm_app.federation.transport.outbox import Outbox
@@ -208,6 +209,8 @@ class FederatedRounds(FedAvg):
         )
         told: list[Reply] = []
         in_order = noting(stream.by_partition(self.recorder.scratch), told)
+        if is_deployed(self.grid.run):
+            in_order = telling(in_order, "train", server_round, self.config.run.num_rounds)
         first = next(in_order, None)
         if first is None:
             raise stream.too_few(0, 1)

@@ -9,7 +9,7 @@ from flwr.app import Message
 
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.replies import GONE, Asked, Reply, ReplyRefusedError, accept_reply
-from fedddpm_app.progress import logger
+from fedddpm_app.progress import ProgressEvent, logger, report
 
 if TYPE_CHECKING:
     from fedddpm_app.federation.clients import Clients
@@ -114,6 +114,17 @@ class ReplyStream:
             logger.warning("%s: client %d is left out: %s", self._what, partition, reason)
         clients.refusals |= refused
         clients.transport.remove_unread()
+
+
+def telling(
+    replies: Iterator[Reply], phase: str, server_round: int | None = None, num_rounds: int | None = None
+) -> Iterator[Reply]:
+    """Yield replies, and log of each that its client is done: in a deployment its own lines stay on its host."""
+    for reply in replies:
+        steps, loss = int(reply.number("steps")), reply.number("loss")
+        report(ProgressEvent(phase, steps, steps, 0, loss, reply.partition_id, server_round, num_rounds))
+        yield reply
+        del reply
 
 
 def noting(replies: Iterator[Reply], told: list[Reply]) -> Iterator[Reply]:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TextIO
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
+from flwr.supercore.run import Run
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -62,11 +63,12 @@ class RunRecorder:
         folder.mkdir(exist_ok=True)
         return folder
 
-    def write_config(self, run_config: Mapping[str, Scalar]) -> None:
+    def write_config(self, run_config: Mapping[str, Scalar], run: Run) -> None:
         """Write ``config.json``; being the first to do so is what makes the folder this run's."""
+        about = {"run_config": dict(run_config), "run_id": str(run.run_id), "fab_hash": run.fab_hash}
         try:
             with (self.directory / _CONFIG).open("x", encoding="utf-8") as file:
-                json.dump({"run_config": dict(run_config), **describe_environment()}, file, indent=2)
+                json.dump(about | describe_environment(), file, indent=2)
         except FileExistsError:
             check_is_new(self.directory)
             raise

@@ -75,11 +75,19 @@ def test_a_lost_file_is_one_sentence_with_its_path(open_state):
     assert "state-dir" in str(lost.value)
 
 
-def test_a_node_that_has_forgotten_says_so(open_state, context):
+def test_a_restarted_node_goes_on_from_its_files(open_state, context):
     open_state().save(5, make(1.0))
-    context.state = RecordDict()  # a restarted SuperNode
-    with pytest.raises(ClientStateError, match="its state of round 5 was lost as its node restarted"):
-        open_state(5)["dual"]
+    context.state = RecordDict()  # what a restarted SuperNode has
+    assert float(open_state(5)["dual"]["b"]) == 1.0
+    open_state(5).save(6, make(2.0))
+    context.state = RecordDict()
+    assert float(open_state(5)["dual"]["b"]) == 1.0  # the reply of round 6 was lost with the node
+    (file,) = open_state().folder.glob("*round-0006*")
+    file.write_bytes(file.read_bytes()[:-1] + b"\x01")
+    with pytest.raises(ClientStateError, match=r"its state of round 6 has changed: .* another SHA-256"):
+        open_state(6)["dual"]
+    with pytest.raises(ClientStateError, match=r"its state of round 7 is lost: .*round-0007-unknown"):
+        open_state(7)["dual"]
 
 
 @pytest.mark.parametrize("content", [b"", b"garbage", None])
@@ -99,11 +107,9 @@ def test_a_client_goes_on_from_the_round_that_the_server_accepted(open_state):
     assert float(open_state(1)["dual"]["b"]) == 1.0  # the reply of round 2 was lost or refused
     assert dict(open_state(0)) == {}
     open_state(1).save(3, make(3.0))
-    assert [p.name for p in sorted(open_state().folder.iterdir())] == [
-        "client-0003-round-0001.safetensors",
-        "client-0003-round-0003.safetensors",
-    ]
-    with pytest.raises(ClientStateError, match="round 2 was lost"):
+    kept = [p.name.rsplit("-", 1)[0] for p in sorted(open_state().folder.iterdir())]
+    assert kept == ["client-0003-round-0001", "client-0003-round-0003"]
+    with pytest.raises(ClientStateError, match="round 2 is lost"):
         open_state(2)["dual"]
 
 
