@@ -138,6 +138,39 @@ class Pooled:
         return _concatenate(batches)
 
 
+class OnDevice:
+    """A data set whose batches are moved to a device.
+
+    Parameters
+    ----------
+    data : TrainingData
+        On the CPU.
+    device : torch.device
+        Where the batches go.
+    """
+
+    def __init__(self, data: TrainingData, device: torch.device) -> None:
+        self._data = data
+        self._device = device
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the batches are."""
+        return self._device
+
+    def batch(self, index: Tensor) -> Example:
+        """Return the batch at ``index``."""
+        return map_tensors(lambda tensor: tensor.to(self._device), self._data.batch(index.cpu()))
+
+
+def on_device(data: TrainingData, device: torch.device) -> TrainingData:
+    """Return data whose batches are on ``device``; on the CPU they are as they were."""
+    return data if device.type == "cpu" else OnDevice(data, device)
+
+
 def as_training_data(dataset: Any, dtype: torch.dtype, what: str = "client_datasets") -> TrainingData:
     """Turn what a user holds into batches by index.
 

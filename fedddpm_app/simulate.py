@@ -20,12 +20,13 @@ from torch import Tensor, nn
 
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.config import ConfigError, Scalar
+from fedddpm_app.device import resolve_device
 from fedddpm_app.federation.base import FederatedDiffusion
 from fedddpm_app.federation.inprocess import InProcessGrid
 from fedddpm_app.federation.records import to_arrays, to_weights
 from fedddpm_app.handlers import ClientSetup, create_client_app
 from fedddpm_app.hyperparameters import configure
-from fedddpm_app.in_memory_task import InMemoryTask, as_training_data
+from fedddpm_app.in_memory_task import InMemoryTask, as_training_data, on_device
 from fedddpm_app.task import Example, LossFn, TrainingData
 from fedddpm_app.weights import Weights, snapshot
 from fedddpm_app.worker import Worker
@@ -119,7 +120,6 @@ def simulate(
     _check_arguments(model, client_datasets, dtype)
     data = [as_training_data(dataset, dtype, f"client_datasets[{i}]") for i, dataset in enumerate(client_datasets)]
     steps = _steps_of_each(local_steps, len(data))
-    task = InMemoryTask(copy.deepcopy(model).to("cpu", dtype), _with_generator(loss_fn), data, steps)
     rates: dict[str, Scalar] = {"pretrain-learning-rate": float(lr), "correction-learning-rate": float(lr)}
     with tempfile.TemporaryDirectory() as folder:
         given: dict[str, Scalar] = {
@@ -133,12 +133,15 @@ def simulate(
             "state-dir": folder,
         }
         kind, config = configure(algorithm, _PLAIN | rates, given, hyper)
+        device = resolve_device(config.run.device)
+        placed = [on_device(part, device) for part in data]
+        task = InMemoryTask(copy.deepcopy(model).to("cpu", dtype), _with_generator(loss_fn), placed, steps)
         recorder = MemoryRecorder(Path(folder))
         strategy = kind(config, recorder, task)
         if auxiliary_data is not None:
             if not isinstance(strategy, FedDDPM):
                 raise ConfigError(f'auxiliary_data is of no use to algorithm = "{algorithm}": leave it out.')
-            strategy.auxiliary_data = as_training_data(auxiliary_data, dtype, "auxiliary_data")
+            strategy.auxiliary_data = on_device(as_training_data(auxiliary_data, dtype, "auxiliary_data"), device)
         worker = Worker(config, task)
         setup = ClientSetup(config, kind, lambda: worker)
         grid = InProcessGrid(create_client_app(lambda _: setup), len(data), {})

@@ -61,7 +61,8 @@ def test_auto_never_compiles_nor_joins_channels_last_with_a_compiled_model(confi
     monkeypatch.setattr("fedddpm_app.acceleration.missing_compiler", lambda device: "")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     config = with_run(config, precision="auto")
-    assert chosen(config, CUDA) == Acceleration("bf16", channels_last=True)
+    assert chosen(config, CUDA) == Acceleration("bf16")
+    assert chosen(config, CUDA, LARGE_MODEL - 1) == Acceleration()
     assert chosen(with_run(config, compile="on"), CUDA) == Acceleration("bf16", compiled=True)
 
 

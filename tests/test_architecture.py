@@ -31,7 +31,7 @@ MAY_IMPORT = {
     "in_memory_task": BASE | {"task"},
     "handlers": BASE | {"device", "diffusion", "federation", "hooks", "worker"},
     "hyperparameters": BASE | {"algorithms", "federation"},
-    "simulate": BASE | {"algorithms", "federation", "handlers", "hyperparameters", "in_memory_task", "task", "worker"},
+    "simulate": BASE | {"device", "algorithms", "federation", "handlers", "hyperparameters", "in_memory_task", "task", "worker"},
     "measuring": BASE | {"data", "device", "evaluation"},
     "assessment": BASE | {"diffusion", "evaluation", "federation", "recording"},
     "monitor": BASE | {"assessment", "device", "diffusion", "evaluation", "federation", "recording"},

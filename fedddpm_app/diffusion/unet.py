@@ -28,7 +28,7 @@ def create_unet(unet: UNetConfig, data: DataConfig, seed: int) -> UNet2DModel:
     levels = range(len(unet.block_out_channels))
     attention = [data.image_size >> level in unet.attention_sizes for level in levels]
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(derive_seed(seed, "initial-weights"))
+        torch.default_generator.manual_seed(derive_seed(seed, "initial-weights"))
         return UNet2DModel(
             sample_size=data.image_size,
             in_channels=data.image_channels,

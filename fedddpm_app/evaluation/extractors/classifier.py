@@ -147,7 +147,7 @@ def load_classifier(train: ImageTensors, data_digest: str, cache_dir: Path, devi
     _, channels, height, width = train.images.shape
     seed, batch_seed = split_seed(derive_seed(TRAINING_SEED, "classifier"), 2)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)
         network = ClassifierNetwork(channels, (height, width), int(train.labels.max()) + 1)
     path = cache_dir / f"classifier-v{VERSION}-{data_digest}-{channels}x{height}x{width}.safetensors"
     images, labels = train.images, train.labels
