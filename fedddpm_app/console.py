@@ -16,7 +16,6 @@ from fedddpm_app.progress import ProgressEvent, logger, parse_line, parse_note
 
 _MIN_ELAPSED_SECONDS = 1.0  # less tells no rate
 _MIN_SHOWN_SECONDS = 2.0  # what is done sooner is not worth a line
-_STARTING = "starting Flower and Ray"
 _NOTEWORTHY = ("WARNING", "ERROR", "Error", "Traceback", "left out", "waiting for nodes", "run failed")
 _FLOWER_NOISE = ("Since flwr 1.32", "Manually terminating ClientAppActor")
 
@@ -26,16 +25,25 @@ class RunView:
 
     Parameters
     ----------
-    total_steps : int
-        Optimiser steps of the whole run.
+    total_steps : int or None
+        Optimiser steps of the whole run; None where they are not known, so that no time left is told.
     console : Console
         Where to print. On a terminal it gets live bars, elsewhere a line per event.
+    starting : str
+        Shown until the first event.
     clock : callable
         Seconds that only grow.
     """
 
-    def __init__(self, total_steps: int, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        total_steps: int | None,
+        console: Console,
+        starting: str = "starting Flower and Ray",
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self.total_steps = total_steps
+        self._starting = starting
         self.console = console
         self._clock = clock
         self._first: tuple[float, int] | None = None  # a moment, and the steps that were done by then
@@ -50,12 +58,12 @@ class RunView:
             disable=not console.is_terminal,
         )
         self._tasks: dict[tuple[str, int | None], TaskID] = {}
-        self._run_task = self._bars.add_task(_STARTING, total=total_steps, loss="")
+        self._run_task = self._bars.add_task(starting, total=total_steps, loss="")
 
     def __enter__(self) -> "RunView":
         self._bars.start()
         if not self.console.is_terminal:
-            self.console.print(_STARTING)
+            self.console.print(self._starting)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -79,7 +87,7 @@ class RunView:
 
     def seconds_left(self) -> float | None:
         """Estimate the time to the end of the run from the steps done since the first event's work began."""
-        if self._first is None:
+        if self._first is None or self.total_steps is None:
             return None
         began, done_then = self._first
         elapsed, done = self._clock() - began, self._steps_done() - done_then
@@ -118,7 +126,7 @@ class RunView:
         return sum(self._done.values())
 
     def _share(self) -> float:
-        return min(1.0, self._steps_done() / self.total_steps)
+        return min(1.0, self._steps_done() / self.total_steps) if self.total_steps else 0.0
 
 
 class WorkView(logging.Handler):

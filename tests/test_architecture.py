@@ -31,11 +31,14 @@ MAY_IMPORT = {
     "in_memory_task": BASE | {"task"},
     "handlers": BASE | {"device", "diffusion", "federation", "hooks", "worker"},
     "hyperparameters": BASE | {"algorithms", "federation"},
-    "simulate": BASE | {"device", "algorithms", "federation", "handlers", "hyperparameters", "in_memory_task", "task", "worker"},
+    "simulate": BASE
+    | {"device", "algorithms", "federation", "handlers", "hyperparameters", "in_memory_task", "task", "worker"},
     "measuring": BASE | {"data", "device", "evaluation"},
     "assessment": BASE | {"diffusion", "evaluation", "federation", "recording"},
     "monitor": BASE | {"assessment", "device", "diffusion", "evaluation", "federation", "recording"},
-    "simulation": BASE,
+    "flower_run": BASE,
+    "delivery": set(),
+    "simulation": BASE | {"flower_run"},
     "console": BASE,
 }
 WITHOUT_FLOWER = BASE | {"device", "diffusion", "optimization", "training", "data", "evaluation", "worker"}

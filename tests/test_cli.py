@@ -13,9 +13,9 @@ from fedddpm_app.cli import app
 from fedddpm_app.cli.run import _count_steps
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.console import RunView
+from fedddpm_app.flower_run import to_toml
 from fedddpm_app.progress import ProgressEvent, parse_line
 from fedddpm_app.recording.recorder import RunRecorder, open_log, run_directory
-from fedddpm_app.simulation import to_toml
 from tests.conftest import ROOT, TINY
 
 runner = CliRunner()

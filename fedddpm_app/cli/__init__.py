@@ -1,9 +1,10 @@
-"""The `fedddpm` command: run, sample, evaluate, data."""
+"""The `fedddpm` command: run, sample, evaluate, fetch, data."""
 
 import typer
 
 from fedddpm_app.cli import data
 from fedddpm_app.cli.evaluate import evaluate
+from fedddpm_app.cli.fetch import fetch
 from fedddpm_app.cli.run import run
 from fedddpm_app.cli.sample import sample
 
@@ -13,6 +14,7 @@ app = typer.Typer(
 app.command()(run)
 app.command()(sample)
 app.command()(evaluate)
+app.command()(fetch)
 app.add_typer(data.app, name="data")
 
 

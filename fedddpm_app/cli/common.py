@@ -2,14 +2,16 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Never
+from typing import Annotated, Never, TextIO
 
 import click
 import typer
 from flwr.common.config import parse_config_args
 from rich.console import Console
 
-from fedddpm_app.config import ConfigError, Scalar, default_run_config
+from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config
+from fedddpm_app.flower_run import to_toml
+from fedddpm_app.recording.recorder import open_log, run_directory
 
 BAD_INPUT = 2
 FAILED = 1
@@ -59,3 +61,10 @@ def parse_overrides(option: str, texts: list[str]) -> dict[str, Scalar]:
         raise ConfigError(
             f"{option} {' '.join(texts)}: it cannot be read ({error}); write 'key=value key=\"text\"'."
         ) from error
+
+
+def claim_directory(config: Config, overrides: dict[str, Scalar]) -> tuple[Path, TextIO]:
+    """Return the run's folder and its opened log, after refusing what `flwr run` cannot be given."""
+    to_toml({**overrides, "output-dir": str(Path.cwd() / config.run.output_dir)})
+    directory = run_directory(config, Path.cwd())
+    return directory, open_log(directory)

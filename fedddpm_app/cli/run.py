@@ -11,17 +11,30 @@ import typer
 
 from fedddpm_app.acceleration import check_compiler
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.cli.common import FAILED, AppOption, RunConfigOption, console, find_app, parse_overrides, refuse, say
+from fedddpm_app.cli.common import (
+    FAILED,
+    AppOption,
+    RunConfigOption,
+    claim_directory,
+    console,
+    find_app,
+    parse_overrides,
+    refuse,
+    say,
+)
+from fedddpm_app.cli.deployed import check_deployable, run_deployed
+from fedddpm_app.cli.fetch import SuperlinkOption
 from fedddpm_app.config import Config, ConfigError, Scalar, check_warmup, default_run_config, load_config
 from fedddpm_app.console import RunView, WorkView, print_summary
 from fedddpm_app.data.tensors import check_data
 from fedddpm_app.device import resolve_device
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.inprocess import run_inprocess
+from fedddpm_app.flower_run import COMPLETED
 from fedddpm_app.measuring import create_evaluator
 from fedddpm_app.progress import logging_to
-from fedddpm_app.recording.recorder import mark_interrupted, open_log, run_directory
-from fedddpm_app.simulation import COMPLETED, FlowerRun, leaving_in_order, to_toml
+from fedddpm_app.recording.recorder import mark_interrupted
+from fedddpm_app.simulation import SimulationRun, leaving_in_order
 
 
 class Engine(StrEnum):
@@ -40,30 +53,44 @@ def run(
         str, typer.Option(help="Added to --federation-config, such as 'client-resources-num-gpus=0.5'.")
     ] = "",
     app_dir: AppOption = None,
+    superlink: SuperlinkOption = "",
 ) -> None:
-    """Run an experiment to its end; exit code 0 if it completed, 1 if it failed, 2 for a bad config."""
+    """Run an experiment to its end; exit code 0 if it completed, 1 if it failed, 2 for a bad config.
+
+    With --superlink it runs on that SuperLink's nodes, and its run directory is fetched when it ends.
+    """
     folder = find_app(app_dir)
     sys.path.insert(0, str(folder))  # for algorithms of the user's own, as in Flower
     try:
         overrides = parse_overrides("--run-config", run_config or [])
         federation = parse_overrides("--federation-config", [federation_config])
-        resolved = default_run_config(folder) | overrides
-        config = load_config(resolved)
-        check_compiler(config.run, resolve_device(config.run.device))
-        with WorkView(console):
-            steps = _count_steps(config)
-        view = RunView(steps, console)
-        directory, log = _claim_directory(config, overrides | federation)
-        _prepare_evaluation(config, directory, log)
+        config = load_config(default_run_config(folder) | overrides)
+        if superlink:
+            _check_remote(config, engine, federation)
+            run_deployed(folder, overrides, superlink, config)
+        else:
+            _run_here(folder, overrides, federation, engine, config)
     except ConfigError as error:
         refuse(str(error))
+
+
+def _run_here(
+    folder: Path, overrides: dict[str, Scalar], federation: dict[str, Scalar], engine: Engine, config: Config
+) -> None:
+    """Run on this machine."""
+    check_compiler(config.run, resolve_device(config.run.device))
+    with WorkView(console):
+        steps = _count_steps(config)
+    directory, log = claim_directory(config, overrides | federation)
+    _prepare_evaluation(config, directory, log)
     placed: dict[str, Scalar] = {"output-dir": str(directory.parent), "run-name": directory.name}
     say(f"run directory: {directory}")
     try:
         with log, leaving_in_order():
             if engine is Engine.inprocess:
-                _run_inprocess(resolved | placed, config, log)
+                _run_inprocess(default_run_config(folder) | overrides | placed, config, log)
             else:
+                view = RunView(steps, console)
                 _run_simulation(folder, overrides | placed, federation, config, view, log)
     except SystemExit:
         mark_interrupted(directory)
@@ -72,11 +99,12 @@ def run(
     print_summary(directory, console)
 
 
-def _claim_directory(config: Config, overrides: dict[str, Scalar]) -> tuple[Path, TextIO]:
-    """Return the run's folder and its opened log, after refusing what `flwr run` cannot be given."""
-    to_toml({**overrides, "output-dir": str(Path.cwd() / config.run.output_dir)})
-    directory = run_directory(config, Path.cwd())
-    return directory, open_log(directory)
+def _check_remote(config: Config, engine: Engine, federation: dict[str, Scalar]) -> None:
+    """Raise ``ConfigError`` for what cannot be with --superlink."""
+    get_algorithm(config)
+    if engine is not Engine.simulation or federation:
+        raise ConfigError("--superlink runs on SuperNodes: leave --engine and --federation-config out.")
+    check_deployable(config)
 
 
 def _prepare_evaluation(config: Config, directory: Path, log: TextIO) -> None:
@@ -129,7 +157,7 @@ def _run_simulation(
 ) -> None:
     """Run through `flwr run`; keep its whole output in ``log``."""
     resources = {"num-supernodes": config.data.num_clients, "client-resources-num-cpus": config.run.client_threads}
-    with FlowerRun(app_dir, overrides, resources | federation) as flower:
+    with SimulationRun(app_dir, overrides, resources | federation) as flower:
         with view:
             for line in flower.lines():
                 log.write(line + "\n")

@@ -13,7 +13,8 @@ import psutil
 import pytest
 from datasets import load_from_disk
 
-from fedddpm_app.simulation import COMPLETED, FlowerRun, to_toml
+from fedddpm_app.flower_run import COMPLETED, to_toml
+from fedddpm_app.simulation import SimulationRun
 from tests.conftest import ROOT, TINY, RunDirectory
 
 MARK = "FEDDDPM_TEST_FOLDER"
@@ -113,7 +114,7 @@ def test_plain_flwr_run_lands_where_it_was_called_from(tmp_path, run_app):
         "run-name": "r",
         "node-timeout": 60.0,
     }
-    flower = FlowerRun(ROOT, overrides, {"num-supernodes": 4, "client-resources-num-cpus": 1})
+    flower = SimulationRun(ROOT, overrides, {"num-supernodes": 4, "client-resources-num-cpus": 1})
     with flower:
         for folder in (first, second):
             here = Path.cwd()

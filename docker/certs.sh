@@ -1,0 +1,63 @@
+#!/bin/sh
+# certs.sh SERVER_NAMES SITE...: make what TLS and authentication need, in the folder `certs` of where it is called.
+#
+#   ./certs.sh superlink,localhost,127.0.0.1 site-0 site-1
+#
+# SERVER_NAMES are all the names and addresses by which sites and users reach the SuperLink, with commas.
+# certs/ca/       the authority's key: keep it off line; who has it can pose as the server
+# certs/server/   for the server's host; supernodes/ holds the sites' public keys
+# certs/SITE/     for that site's host alone
+# certs/user/     for whoever starts runs: the authority's certificate
+# What exists is kept: call it again with more sites to add some. Remove certs/server/superlink.* to renew it.
+set -eu
+[ $# -ge 1 ] || { sed -n '2,13p' "$0" | cut -c3-; exit 2; }
+names=$1
+shift
+umask 077
+days=825
+
+san() { # turn names with commas into a subjectAltName
+    printf 'subjectAltName='
+    echo "$1" | tr ',' '\n' | while read -r name; do
+        case $name in
+            *[!0-9.]*) printf 'DNS:%s,' "$name" ;;
+            *) printf 'IP:%s,' "$name" ;;
+        esac
+    done | sed 's/,$//'
+}
+
+certificate() { # FOLDER NAME NAMES: a key and a certificate for NAMES, signed by the authority
+    [ -f "$1/$2.crt" ] && return
+    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-384 -noenc -subj "/CN=$2" \
+        -keyout "$1/$2.key" -out "$1/$2.csr" 2> /dev/null
+    san "$3" > "$1/$2.ext"
+    openssl x509 -req -in "$1/$2.csr" -CA certs/ca/ca.crt -CAkey certs/ca/ca.key -CAcreateserial \
+        -days $days -extfile "$1/$2.ext" -out "$1/$2.crt" 2> /dev/null
+    rm "$1/$2.csr" "$1/$2.ext"
+    echo "$1/$2.crt: for $3"
+}
+
+secret() { # FILE: what a SuperExec shows to the SuperLink or SuperNode that it works for
+    [ -f "$1" ] || openssl rand -hex 32 | tr -d '\n' > "$1"
+}
+
+mkdir -p certs/ca certs/user certs/server/supernodes
+if [ ! -f certs/ca/ca.crt ]; then
+    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -noenc -days 3650 -subj "/CN=FedDDPM CA" \
+        -addext basicConstraints=critical,CA:TRUE -keyout certs/ca/ca.key -out certs/ca/ca.crt 2> /dev/null
+    echo "certs/ca/ca.crt: the authority"
+fi
+cp certs/ca/ca.crt certs/user/
+cp certs/ca/ca.crt certs/server/
+certificate certs/server superlink "$names"
+secret certs/server/superexec.secret
+
+for site in "$@"; do
+    folder=certs/$site
+    mkdir -p "$folder"
+    cp certs/ca/ca.crt "$folder/"
+    certificate "$folder" supernode "supernode,$site,localhost,127.0.0.1"
+    secret "$folder/superexec.secret"
+    [ -f "$folder/auth" ] || ssh-keygen -q -t ecdsa -b 384 -N "" -f "$folder/auth" -C ""
+    cp "$folder/auth.pub" "certs/server/supernodes/$site.pub"
+done

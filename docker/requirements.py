@@ -1,0 +1,21 @@
+"""Print the dependencies of a pyproject.toml, one per line; or check that torch is of an image's variant."""
+
+import sys
+import tomllib
+from pathlib import Path
+
+
+def main(arguments: list[str]) -> None:
+    """Run the one or the other."""
+    if arguments[0] == "--check":
+        import torch
+
+        if arguments[1] == "cuda" and torch.version.cuda is None:
+            sys.exit(f"VARIANT=cuda, but torch {torch.__version__} is a CPU build: name an index by TORCH_INDEX.")
+        return
+    project = tomllib.loads(Path(arguments[0]).read_text(encoding="utf-8"))["project"]
+    sys.stdout.write("\n".join(project["dependencies"]) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])

@@ -1,0 +1,73 @@
+"""`fedddpm run --superlink`: a run on SuperNodes, followed from this machine, and brought to it."""
+
+from pathlib import Path
+from typing import TextIO
+
+import typer
+
+from fedddpm_app.algorithms import get_algorithm
+from fedddpm_app.cli.common import FAILED, claim_directory, console, say
+from fedddpm_app.cli.fetch import DIRECTORY_MARK, FetchError, fetch_into, find_directory
+from fedddpm_app.config import Config, ConfigError, Scalar
+from fedddpm_app.console import RunView, print_summary
+from fedddpm_app.flower_run import COMPLETED, FlowerRun
+from fedddpm_app.simulation import leaving_in_order
+
+
+def check_deployable(config: Config) -> None:
+    """Raise ``ConfigError`` for what means something else on another machine."""
+    if Path(config.run.output_dir).expanduser().is_absolute():
+        raise ConfigError(
+            f'output-dir = "{config.run.output_dir}" is a path of this machine, and with --superlink the run directory '
+            "is made on the server's host first: give a relative one, which is taken from the working directories."
+        )
+
+
+def count_steps(config: Config) -> int | None:
+    """Return the optimiser steps of the run; None where they depend on the sites' data."""
+    if not config.training.local_steps:
+        return None
+    clients = config.run.clients_per_round or config.data.num_clients
+    return get_algorithm(config).total_steps(config, config.run.num_rounds * clients * config.training.local_steps)
+
+
+def run_deployed(app_dir: Path, overrides: dict[str, Scalar], connection: str, config: Config) -> None:
+    """Run on a SuperLink's nodes to the end, then fetch the run directory, which is claimed here first."""
+    directory, log = claim_directory(config, overrides)
+    say(f"run directory: {directory}")
+    run = FlowerRun(app_dir, overrides | {"run-name": directory.name}, {}, connection)
+    try:
+        with log, leaving_in_order():
+            on_server = _follow(run, config, log)
+            status = run.status()
+    except SystemExit:
+        _say_how_to_go_on(run)
+        raise
+    try:
+        fetch_into(directory, run, find_directory(on_server))
+        print_summary(directory, console)
+    except FetchError as error:
+        say(str(error))
+    if status != COMPLETED or not (directory / "summary.json").exists():
+        say(f"Flower says: {status}. The whole log: {log.name}")
+        raise typer.Exit(FAILED)
+
+
+def _follow(run: FlowerRun, config: Config, log: TextIO) -> list[str]:
+    """Show a run to its end; return the lines of its log that name its folder on the server's host."""
+    named = []
+    with RunView(count_steps(config), console, "starting") as view:
+        for line in run.lines():
+            log.write(line + "\n")
+            view.line(line)
+            named += [line] if DIRECTORY_MARK in line else []
+    return named
+
+
+def _say_how_to_go_on(run: FlowerRun) -> None:
+    if run.run_id is not None:
+        name = run.connection
+        say(f"the run {run.run_id} goes on")
+        say(f"follow it: flwr log {run.run_id} {name}")
+        say(f"stop it:   flwr stop {run.run_id} {name}")
+        say(f"its files: fedddpm fetch {run.run_id} --superlink {name}")

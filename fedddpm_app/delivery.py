@@ -1,0 +1,65 @@
+"""A Flower app of its own, which sends a run directory from the server's host to whoever started it.
+
+The one connection that a user of a deployment has is Flower's, and what comes back through it is the log of a run's
+ServerApp. So `fedddpm fetch` starts this module as an app: it writes the files of one run directory to its log, as
+lines of base64 with their SHA-256, and `cli.fetch` puts them together again. It stands alone, as the server's host
+has none of our packages but Flower.
+"""
+
+import base64
+import hashlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+MARK = "[fedddpm-delivery]"
+_CHUNK_BYTES = 96 * 1024
+
+app = ServerApp()
+
+
+@app.main()
+def main(grid: Grid, context: Context) -> None:
+    """Send the files of ``directory``, which must be that of the run ``of-run``."""
+    directory, run_id = Path(str(context.run_config["directory"])), str(context.run_config["of-run"])
+    check_directory(directory, run_id)
+    for line in lines_of(directory, float(context.run_config["largest-mb"])):
+        sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+def check_directory(directory: Path, run_id: str) -> None:
+    """Raise ``ValueError`` unless a folder is the run directory of a run: nothing else is sent."""
+    try:
+        about = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{directory} is no run directory on the server's host: {error}") from error
+    if about.get("run_id") != run_id:
+        raise ValueError(f"{directory} is of the run {about.get('run_id')}, not {run_id}")
+
+
+def lines_of(directory: Path, largest_mb: float) -> Iterator[str]:
+    """Yield the lines that carry a run directory; of files larger than ``largest_mb`` (10^6 bytes) only the size."""
+    sent = 0
+    for path in sorted(path for path in directory.rglob("*") if path.is_file()):
+        name, size = path.relative_to(directory).as_posix(), path.stat().st_size
+        if size > largest_mb * 1e6:
+            yield _line("left", {"path": name, "bytes": size})
+            continue
+        sent += 1
+        digest = hashlib.sha256()
+        yield _line("file", {"path": name, "bytes": size})
+        with path.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                digest.update(chunk)
+                yield f"{MARK} data {base64.b64encode(chunk).decode('ascii')}"
+        yield _line("done", {"path": name, "sha256": digest.hexdigest()})
+    yield _line("end", {"files": sent})
+
+
+def _line(what: str, about: dict[str, object]) -> str:
+    return f"{MARK} {what} {json.dumps(about)}"

@@ -1,0 +1,138 @@
+"""One run by the `flwr` command: started, read line by line, asked for its status."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fedddpm_app.config import ConfigError, Scalar
+
+COMPLETED = "finished:completed"
+_STARTED = re.compile(r"Successfully started run (\d+)")
+
+FLOWER_ENVIRONMENT = {
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # use this environment, do not build another
+    "FLWR_DISABLE_UPDATE_CHECK": "1",  # do not ask the network for a newer Flower
+    "FLWR_TELEMETRY_ENABLED": "0",  # send no usage data
+    "RAY_USAGE_STATS_ENABLED": "0",  # neither does Ray
+    "RAY_DEDUP_LOGS": "0",  # keep the progress lines of all clients, not one of several that look alike
+}
+
+
+class FlowerRun:
+    """A run of an app on a SuperLink.
+
+    Parameters
+    ----------
+    app_dir : Path
+        The folder of pyproject.toml.
+    overrides : dict
+        For ``--run-config``.
+    federation_config : dict
+        For ``--federation-config``.
+    connection : str
+        The SuperLink's name in Flower's config.toml; empty for Flower's default.
+
+    Attributes
+    ----------
+    run_id : str or None
+        Known once the run has started.
+
+    Raises
+    ------
+    ConfigError
+        For a value that ``flwr run`` cannot be given.
+    """
+
+    def __init__(
+        self,
+        app_dir: Path,
+        overrides: Mapping[str, Scalar],
+        federation_config: Mapping[str, Scalar],
+        connection: str = "",
+    ) -> None:
+        self.run_id: str | None = None
+        self.connection = connection
+        bin_dir = Path(sys.executable).parent
+        self._flwr = str(bin_dir / "flwr") if (bin_dir / "flwr").exists() else "flwr"
+        self.environment = {
+            **os.environ,
+            **FLOWER_ENVIRONMENT,
+            "PATH": f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}",
+            "PYTHONUNBUFFERED": "1",
+        }
+        self._command = ["run", str(app_dir), *self._named(), "--stream"]
+        for option, values in (("--federation-config", federation_config), ("--run-config", overrides)):
+            if values:
+                self._command += [option, to_toml(values)]
+
+    @classmethod
+    def of(cls, run_id: str, connection: str) -> "FlowerRun":
+        """Return a run that was started before."""
+        run = cls(Path(), {}, {}, connection)
+        run.run_id = run_id
+        return run
+
+    def lines(self) -> Iterator[str]:
+        """Start the run and yield what it prints, until it ends."""
+        for line in self._read(*self._command):
+            started = _STARTED.search(line)
+            if started:
+                self.run_id = started.group(1)
+            yield line
+
+    def log(self) -> Iterator[str]:
+        """Yield the log of the run ``run_id`` so far."""
+        return self._read("log", str(self.run_id), *self._named(), "--show")
+
+    def status(self) -> str:
+        """Return Flower's own word on the run, such as ``finished:completed``; ``not started`` if it never was."""
+        if self.run_id is None:
+            return "not started"
+        answer = subprocess.run(
+            [self._flwr, "ls", *self._named(), "--run-id", self.run_id, "--format", "json"],
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+            check=False,
+        )
+        try:
+            return str(json.loads(answer.stdout)["runs"][0]["status"])
+        except (ValueError, LookupError):
+            return "unknown"
+
+    def _named(self) -> list[str]:
+        return [self.connection] if self.connection else []
+
+    def _read(self, *arguments: str) -> Iterator[str]:
+        """Start `flwr` and yield what it prints, until it ends."""
+        process = subprocess.Popen(
+            [self._flwr, *arguments],
+            env=self.environment,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+        )
+        for line in process.stdout or ():
+            yield line.rstrip("\n")
+        process.wait()
+
+
+def to_toml(overrides: Mapping[str, Scalar]) -> str:
+    """Write overrides as `--run-config` takes them: ``key=value`` pairs with TOML values.
+
+    Raises
+    ------
+    ConfigError
+        For a text with a double quote, which Flower's parser cannot read.
+    """
+    for key, value in overrides.items():
+        if isinstance(value, str) and '"' in value:
+            raise ConfigError(f"{key} = {value}: `flwr run` cannot take a double quote; use a name without one.")
+    return " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
