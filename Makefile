@@ -24,6 +24,9 @@ lint: $(VENV)/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/shellcheck docker/*.sh
+	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/*.yml docker/*/*.yml
 
 # torch comes first, so that nothing pulls in another build of it.
 $(VENV)/.installed: pyproject.toml

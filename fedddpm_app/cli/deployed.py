@@ -44,8 +44,10 @@ def run_deployed(app_dir: Path, overrides: dict[str, Scalar], connection: str, c
         _say_how_to_go_on(run)
         raise
     try:
-        fetch_into(directory, run, find_directory(on_server))
+        there = find_directory(on_server)
+        fetch_into(directory, run, there)
         print_summary(directory, console)
+        say(f"on the server's host: {there}")
     except FetchError as error:
         say(str(error))
     if status != COMPLETED or not (directory / "summary.json").exists():

@@ -1,0 +1,280 @@
+"""The compose files of docker/, as they stand, without Docker: see ``compose``."""
+
+import contextlib
+import http.client
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import pytest
+from datasets import load_from_disk
+
+from fedddpm_app.config import load_config
+from fedddpm_app.data.export import export_sites
+from fedddpm_app.flower_run import to_toml
+from tests.conftest import ROOT, TINY, RunDirectory
+from tests.e2e.compose import Stack
+
+CLASSES = ",".join(str(k) for k in range(10))
+SITES = {"partition": "sites", "class-names": CLASSES, "num-clients": 2, "node-timeout": 90.0}
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+@pytest.fixture
+def docker(tmp_path, run_config):
+    """A copy of docker/, two sites' images, and a server's test split, each in a folder of its own."""
+    folder = tmp_path / "docker"
+    shutil.copytree(ROOT / "docker", folder)
+    export_sites(load_config(run_config | {"num-clients": 2}).data, 0, tmp_path / "sites")
+    (tmp_path / "server").mkdir()
+    shutil.copytree(tmp_path / "sites" / "test", tmp_path / "server" / "test")
+    places = {"/srv/fedddpm/server": "server", "/srv/fedddpm/sites": "sites"}
+    example = (folder / ".env.example").read_text()
+    for path, name in places.items():
+        assert path in example
+        example = example.replace(path, str(tmp_path / name))
+    (folder / ".env").write_text(example)
+    return folder
+
+
+@pytest.fixture
+def started(docker, tmp_path):
+    """Start a compose file; what it started ends with the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(file):
+            services = Stack(docker / file, tmp_path / "stack", docker / ".env")
+            stack.callback(services.down)
+            services.up()
+            return services
+
+        yield start
+
+
+@pytest.fixture
+def certificates(docker):
+    names = "superlink,localhost,127.0.0.1"
+    subprocess.run(["./certs.sh", names, "site-0", "site-1"], cwd=docker, check=True, capture_output=True)
+    return docker / "certs"
+
+
+@pytest.fixture
+def laptop(tmp_path):
+    """A user's machine: a folder, and Flower's config with a connection to a SuperLink."""
+    home = tmp_path / "laptop"
+    home.mkdir()
+
+    class Laptop:
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        environment = os.environ | {"FLWR_HOME": str(home / "flwr"), "COLUMNS": "200", "PATH": path}
+        folder = home
+
+        def connect(self, address, certificate=None):
+            (home / "flwr").mkdir(exist_ok=True)
+            how = f'root-certificates = "{certificate}"' if certificate else "insecure = true"
+            text = f'[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "{address}"\n{how}\n'
+            (home / "flwr" / "config.toml").write_text(text)
+
+        def command(self, *arguments):
+            return [sys.executable, "-m", "fedddpm_app.cli", *arguments]
+
+        def run(self, settings, **options):
+            start = self.command("run", "--app", str(ROOT), "--superlink", "lab", "--run-config", to_toml(settings))
+            return subprocess.Popen(
+                start, cwd=home, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+            )
+
+        def call(self, *arguments):
+            return subprocess.run(
+                arguments, cwd=home, env=self.environment, capture_output=True, text=True, timeout=120, check=False
+            )
+
+    return Laptop()
+
+
+def settings_of(tmp_path, **overrides):
+    changes = {key.replace("_", "-"): value for key, value in overrides.items()}
+    server = {"dataset": f"path:{tmp_path / 'server'}", "output-dir": "runs", "run-name": "deployed"}
+    return TINY | SITES | server | changes
+
+
+def in_simulation(run_app, tmp_path, **overrides):
+    sites = {key.replace("-", "_"): value for key, value in SITES.items()}
+    return run_app(**sites, dataset=f"path:{tmp_path / 'sites'}", **overrides)
+
+
+@pytest.mark.parametrize(("file", "transport"), [("compose.yml", "auto"), ("compose.tls.yml", "flat")])
+def test_a_compose_file_runs_fedddpm_as_the_simulation_does(
+    file, transport, started, laptop, tmp_path, run_app, request
+):
+    certificate = None
+    if file == "compose.tls.yml":
+        certificate = request.getfixturevalue("certificates") / "user" / "ca.crt"
+    stack = started(file)
+    laptop.connect(stack.published("superlink"), certificate)
+    process = laptop.run(settings_of(tmp_path, transport=transport))
+    output, _ = process.communicate(timeout=420)
+    assert process.returncode == 0, output + stack.logs()
+    for shown in ("pretrain  client 1", "round 2/2 train     client 0", "deployed: completed"):
+        assert shown in output, output
+    there = stack["serverapp"].mounted("/results") / "runs" / "deployed"
+    assert f"on the server's host: {there}" in output
+    here = RunDirectory(laptop.folder / "runs" / "deployed")
+    assert files_of(here.path) == files_of(there) | {"log.txt"}
+    simulated = in_simulation(run_app, tmp_path)
+    assert here.losses() == simulated.losses()
+    assert here.phases() == simulated.phases()
+    for name in ("checkpoints/round-0002/model.safetensors", "checkpoints/round-0002/ema.safetensors"):
+        assert (here.path / name).read_bytes() == (simulated.path / name).read_bytes()
+    images = [load_from_disk(str(run.path / "auxiliary" / "dataset"))["image"] for run in (here, simulated)]
+    assert [image.tobytes() for image in images[0]] == [image.tobytes() for image in images[1]]
+
+
+def files_of(folder):
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def superlink(docker, certificates, tmp_path):
+    """The TLS stack of which the SuperLink runs alone, with the keys of the two sites registered."""
+    stack = Stack(docker / "compose.tls.yml", tmp_path / "stack", docker / ".env")
+    try:
+        for name in ("superlink", "register"):
+            stack[name].start()
+            stack[name].wait()
+        yield stack
+    finally:
+        stack.down()
+
+
+def attempt(stack, *changes, seconds=20):
+    """Start the first site's SuperNode with its command changed; return how it ended, if it did, and its log."""
+    node = stack["supernode-0"]
+    command = node.command
+    for old, new in changes:
+        assert any(old in word for word in command), command
+        command = [word.replace(old, new) for word in command if word.replace(old, new)]
+    try:
+        done = subprocess.run(
+            command,
+            env=node.environment,
+            cwd=stack.folder,
+            capture_output=True,
+            text=True,
+            timeout=seconds,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as running:
+        return None, (running.stdout or b"").decode() + (running.stderr or b"").decode()
+    return done.returncode, done.stdout + done.stderr
+
+
+def test_the_tls_stack_refuses_who_does_not_belong(superlink, certificates, laptop, tmp_path):
+    """An unregistered key, another authority, no TLS, another secret; a registered key is let in."""
+    assert "site-0: registered" in superlink["register"].log
+    superlink["register"].start()
+    superlink["register"].wait()
+    assert "site-1: registered before" in superlink["register"].log
+    ended, log = attempt(superlink)
+    assert ended is None
+    assert "Starting Flower SuperNode" in log
+    assert "305" not in log
+
+    subprocess.run(
+        ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(tmp_path / "other")], check=True
+    )
+    ended, log = attempt(superlink, (str(certificates / "site-0" / "auth"), str(tmp_path / "other")))
+    assert ended == 1
+    assert "Failed to activate SuperNode" in log
+    assert "No SuperNode found with the given public key" in superlink["superlink"].log
+
+    ended, log = attempt(superlink, (f"--auth-supernode-private-key={certificates / 'site-0' / 'auth'}", ""))
+    assert ended == 1
+    assert "must be registered" in log
+
+    (tmp_path / "elsewhere").mkdir()
+    subprocess.run([str(certificates.parent / "certs.sh"), "superlink"], cwd=tmp_path / "elsewhere", check=True)
+    other = tmp_path / "elsewhere" / "certs" / "ca" / "ca.crt"
+    mine = certificates / "site-0" / "ca.crt"
+    ended, log = attempt(superlink, (f"--root-certificates={mine}", f"--root-certificates={other}"))
+    assert ended == 1
+    assert "CERTIFICATE_VERIFY_FAILED" in log
+
+    address = superlink.published("superlink")
+    laptop.connect(address, other)
+    assert laptop.call("flwr", "ls").returncode == 1
+    laptop.connect(address)  # insecure
+    assert laptop.call("flwr", "ls").returncode == 1
+    with pytest.raises((urllib.error.URLError, ConnectionError, http.client.HTTPException)):
+        urllib.request.urlopen(f"http://{address}/health", timeout=5)
+    laptop.connect(address, certificates / "user" / "ca.crt")
+    assert laptop.call("flwr", "ls").returncode == 0
+
+    (tmp_path / "secret").write_text("no secret")
+    worker = superlink["serverapp"]
+    command = [
+        word.replace(str(certificates / "server" / "superexec.secret"), str(tmp_path / "secret"))
+        for word in worker.command
+    ]
+    subprocess.run(command, env=worker.environment, cwd=tmp_path, capture_output=True, timeout=30, check=False)
+    assert "SuperExec authentication failed" in superlink["superlink"].log
+
+
+LONG = {
+    "local_steps": 700,
+    "held_out_fraction": 0.0,
+    "preview_every": 0,
+    "eval_every": 0,
+    "correction_steps": 1,
+    "round_timeout": 200.0,
+    "transport": "flat",
+}
+
+
+def until(what, seconds=150.0):
+    """Wait until ``what()`` is true, and return it."""
+    end = time.monotonic() + seconds
+    while not (found := what()):
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.3)
+    return found
+
+
+def rounds_of(path):
+    lines = path.read_text().splitlines() if path.exists() else []
+    return [row for row in map(json.loads, lines) if row["phase"] == "round"]
+
+
+def test_a_supernode_that_is_killed_in_a_round_is_left_out_and_comes_back(started, certificates, laptop, tmp_path):
+    """With its key it is the same node again: no error comes for what it had taken, unless one looks closely."""
+    stack = started("compose.tls.yml")
+    laptop.connect(stack.published("superlink"), certificates / "user" / "ca.crt")
+    process = laptop.run(settings_of(tmp_path, num_rounds=4, **LONG))
+    until(lambda: "phase=train round=2/4 client=1" in stack["clientapp-1"].log)
+    began = time.monotonic()
+    stack["supernode-1"].kill()
+    stack["supernode-1"].start()
+    stats = stack["serverapp"].mounted("/results") / "runs" / "deployed" / "stats.jsonl"
+
+    def second_round():
+        if stack["supernode-1"].process.poll() is not None:  # as `restart: unless-stopped` would
+            stack["supernode-1"].start()
+        return len(rounds_of(stats)) > 1
+
+    until(second_round)
+    assert time.monotonic() - began < 120
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output + stack.logs()
+    run = RunDirectory(laptop.folder / "runs" / "deployed")
+    rows = run.rounds()
+    assert [sorted(row["train/client_loss"]) for row in rows[:2]] == [["0", "1"], ["0"]]
+    assert "gone or did not answer" in rows[1]["train/left_out"]["1"]
+    assert sorted(rows[-1]["train/client_loss"]) == ["0", "1"]
+    assert run.summary["status"] == "completed"
+    assert "round 2: client 1 is left out: its node is gone or did not answer in time" in output
