@@ -1,24 +1,25 @@
 #!/bin/sh
 # certs.sh SERVER_NAMES SITE...: make what TLS and authentication need, in the folder `certs` of where it is called.
 #
-#   ./certs.sh superlink,localhost,127.0.0.1 site-0 site-1
+#   ./certs.sh superlink.example.org,192.0.2.7 site-0 site-1
 #
-# SERVER_NAMES are all the names and addresses by which sites and users reach the SuperLink, with commas.
+# SERVER_NAMES are all the names and addresses by which sites and users reach the SuperLink, with commas; those by
+# which it is reached within its own host (superlink, localhost, 127.0.0.1) are put in as well.
 # certs/ca/       the authority's key: keep it off line; who has it can pose as the server
 # certs/server/   for the server's host; supernodes/ holds the sites' public keys
 # certs/SITE/     for that site's host alone
 # certs/user/     for whoever starts runs: the authority's certificate
 # What exists is kept: call it again with more sites to add some. Remove certs/server/superlink.* to renew it.
 set -eu
-[ $# -ge 1 ] || { sed -n '2,13p' "$0" | cut -c3-; exit 2; }
-names=$1
+[ $# -ge 1 ] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 2; }
+names=$1,superlink,localhost,127.0.0.1
 shift
 umask 077
 days=825
 
 san() { # turn names with commas into a subjectAltName
     printf 'subjectAltName='
-    echo "$1" | tr ',' '\n' | while read -r name; do
+    echo "$1" | tr ',' '\n' | sort -u | while read -r name; do
         case $name in
             *[!0-9.]*) printf 'DNS:%s,' "$name" ;;
             *) printf 'IP:%s,' "$name" ;;

@@ -1,5 +1,6 @@
 """`fedddpm data`: a look at the data, without training."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -13,8 +14,16 @@ from fedddpm_app.cli.common import AppOption, RunConfigOption, console, find_app
 from fedddpm_app.config import Config, ConfigError, default_run_config, load_config
 from fedddpm_app.console import WorkView
 from fedddpm_app.data.export import export_sites
+from fedddpm_app.data.sites import of_site
 from fedddpm_app.data.store import StoredSplit, load_stored
-from fedddpm_app.data.tensors import class_names, client_rows, label_table, load_train_data, num_unassigned
+from fedddpm_app.data.tensors import (
+    class_names,
+    client_rows,
+    label_table,
+    load_train_data,
+    num_unassigned,
+    rows_of_client,
+)
 from fedddpm_app.recording.plots import plot_partition
 
 app = typer.Typer(help="Look at the data, without training.", no_args_is_help=True)
@@ -57,6 +66,30 @@ def inspect(
     except OSError as error:
         refuse(f"--out {out} cannot be written ({error.strerror}): give another file.")
     say(f"plot: {out.resolve()}")
+
+
+@app.command()
+def site(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The images of one site, as its data-path.")],
+    run_config: RunConfigOption = None,
+    app_dir: AppOption = None,
+    partition_id: Annotated[int, typer.Option(min=0, help="The site's partition-id.")] = 0,
+) -> None:
+    """Print what a SuperNode with this data-path would train on, or why it could not; takes the keys of a run."""
+    try:
+        config = load_config(default_run_config(find_app(app_dir)) | parse_overrides("--run-config", run_config or []))
+        alone = of_site(config.data, str(folder.absolute()))
+        with WorkView(console):
+            rows, stored = rows_of_client(alone, config.run.seed, partition_id), load_stored(alone)
+            labels = load_train_data(alone).labels
+    except ConfigError as error:
+        refuse(str(error))
+    console.print(_splits_table(stored, replace(config, data=replace(config.data, dataset=str(folder)))))
+    if labels is not None:
+        counts = labels[rows.train].bincount(minlength=config.data.num_classes).tolist()
+        held = zip(stored["train"].info.class_names, counts, strict=True)
+        say("classes: " + ", ".join(f"{count} {name}" for name, count in held if count))
+    say(f"it trains on {len(rows.train):,} images, and evaluates on {len(rows.held_out):,} others")
 
 
 @app.command()

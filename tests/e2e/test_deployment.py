@@ -4,6 +4,7 @@ import contextlib
 import http.client
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from fedddpm_app.data.export import export_sites
 from fedddpm_app.flower_run import to_toml
 from tests.conftest import ROOT, TINY, RunDirectory
 from tests.e2e.compose import Stack
+from tests.e2e.hosts import SERVER, cut, join, network
 
 CLASSES = ",".join(str(k) for k in range(10))
 SITES = {"partition": "sites", "class-names": CLASSES, "num-clients": 2, "node-timeout": 90.0}
@@ -59,8 +61,7 @@ def started(docker, tmp_path):
 
 @pytest.fixture
 def certificates(docker):
-    names = "superlink,localhost,127.0.0.1"
-    subprocess.run(["./certs.sh", names, "site-0", "site-1"], cwd=docker, check=True, capture_output=True)
+    subprocess.run(["./certs.sh", "localhost", "site-0", "site-1"], cwd=docker, check=True, capture_output=True)
     return docker / "certs"
 
 
@@ -278,3 +279,66 @@ def test_a_supernode_that_is_killed_in_a_round_is_left_out_and_comes_back(starte
     assert sorted(rows[-1]["train/client_loss"]) == ["0", "1"]
     assert run.summary["status"] == "completed"
     assert "round 2: client 1 is left out: its node is gone or did not answer in time" in output
+
+
+@pytest.fixture
+def hosts(docker, tmp_path):
+    """The per-host layout: a server here, and two sites in network namespaces, each with its own certificates."""
+    names = ["fd-site-0", "fd-site-1"]
+    subprocess.run(["./certs.sh", SERVER, *names], cwd=docker, check=True, capture_output=True)
+    with contextlib.ExitStack() as ending:
+        try:
+            ending.enter_context(network(names))
+        except OSError as error:
+            pytest.skip(f"no network namespaces here: {error}")
+        shutil.copytree(docker / "certs" / "server", docker / "server" / "certs")
+        fill(docker / "server", {"SERVER_DATA": tmp_path / "server"})
+        server = Stack(docker / "server" / "compose.yml", tmp_path / "stack", docker / "server" / ".env")
+        ending.callback(server.down)
+        server.hosts["superlink"] = SERVER
+        sites = []
+        for number, name in enumerate(names):
+            folder = docker / name
+            shutil.copytree(docker / "client", folder)
+            shutil.copytree(docker / "certs" / name, folder / "certs")
+            data = tmp_path / "sites" / f"site-{number:04d}"
+            given = {"SUPERLINK": server.published("superlink"), "PARTITION_ID": number, "SITE_DATA": data}
+            fill(folder, given)
+            site = Stack(folder / "compose.yml", tmp_path / name, folder / ".env")
+            ending.callback(site.down)
+            for service in site.services.values():
+                service.prefix = ["ip", "netns", "exec", name]
+            sites.append(site)
+        for stack in (server, *sites):
+            stack.up()
+        yield server, names
+
+
+def fill(folder, given):
+    """Make ``.env`` of ``.env.example``, with these values."""
+    text = (folder / ".env.example").read_text()
+    for key, value in given.items():
+        text, found = re.subn(rf"^{key}=.*$", f"{key}={value}", text, flags=re.MULTILINE)
+        assert found == 1
+    (folder / ".env").write_text(text)
+
+
+def test_a_site_that_is_cut_off_in_a_round_is_left_out_and_comes_back(hosts, docker, laptop, tmp_path):
+    server, names = hosts
+    laptop.connect(server.published("superlink"), docker / "certs" / "user" / "ca.crt")
+    process = laptop.run(settings_of(tmp_path, num_rounds=8, **LONG | {"local_steps": 300}))
+    stats = server["serverapp"].mounted("/results") / "runs" / "deployed" / "stats.jsonl"
+    until(lambda: len(rounds_of(stats)) == 1)
+    time.sleep(4)  # in round 2
+    cut(names[1])
+    until(lambda: any(row.get("absent") == [1] for row in rounds_of(stats)))
+    join(names[1])
+    output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output + server.logs()
+    rows = RunDirectory(laptop.folder / "runs" / "deployed").rounds()
+    trained = [sorted(row["train/client_loss"]) for row in rows]
+    assert trained[0] == trained[-1] == ["0", "1"]
+    assert "gone or did not answer" in rows[1]["train/left_out"]["1"]
+    assert next(row["clients"] for row in rows if row.get("absent") == [1]) == [0]
+    assert "client 1 is gone: its node is not connected" in output
+    assert "client 1 is connected, and takes part from now on" in output
