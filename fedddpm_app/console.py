@@ -16,7 +16,10 @@ from fedddpm_app.progress import ProgressEvent, logger, parse_line, parse_note
 
 _MIN_ELAPSED_SECONDS = 1.0  # less tells no rate
 _MIN_SHOWN_SECONDS = 2.0  # what is done sooner is not worth a line
-_NOTEWORTHY = ("WARNING", "ERROR", "Error", "Traceback", "left out", "waiting for nodes", "run failed")
+_NOTEWORTHY = (
+    *("WARNING", "ERROR", "Error", "Traceback", "left out", "waiting for nodes", "run failed"),
+    *("is gone:", "is connected, and", "is not connected:"),  # what ``federation.roll_call`` says of clients
+)
 _FLOWER_NOISE = ("Since flwr 1.32", "Manually terminating ClientAppActor")
 
 

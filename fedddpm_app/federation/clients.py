@@ -4,11 +4,15 @@ import types
 from collections.abc import Mapping, Sequence
 
 from flwr.app import Message
+from flwr.serverapp import Grid
 
+from fedddpm_app.config import Config
 from fedddpm_app.federation.accounting import Accounting
+from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants
-from fedddpm_app.federation.records import request
+from fedddpm_app.federation.records import FORGET, request
 from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.roll_call import RollCall
 from fedddpm_app.federation.transport import Packed, Transport
 
 _TTL_MARGIN_SECONDS = 60.0
@@ -27,6 +31,8 @@ class Clients:
         Takes the weights of replies.
     max_num_examples : int
         A reply that claims more is refused.
+    roll_call : RollCall, optional
+        Knows who is connected; without it the participants are those there are.
 
     Attributes
     ----------
@@ -35,14 +41,39 @@ class Clients:
     """
 
     def __init__(
-        self, participants: Participants, accounting: Accounting, transport: Transport, max_num_examples: int
+        self,
+        participants: Participants,
+        accounting: Accounting,
+        transport: Transport,
+        max_num_examples: int,
+        roll_call: RollCall | None = None,
     ) -> None:
         self.participants = participants
         self.transport = transport
         self.max_num_examples = max_num_examples
         self.refusals: dict[int, str] = {}
+        self._roll_call = roll_call
         self._accounting = accounting
         self._steps: dict[str, dict[int, float]] = {}
+
+    @classmethod
+    def meet(cls, grid: Grid, config: Config, accounting: Accounting, transport: Transport) -> "Clients":
+        """Find the run's clients, as ``RollCall.start`` does."""
+        waiting = config.schedule
+        roll_call = RollCall(grid, config.data.num_clients, waiting.node_timeout, transport.probe())
+        found = roll_call.start(waiting.min_available_nodes)
+        return cls(found, accounting, transport, config.data.max_examples_per_client, roll_call)
+
+    def present(self, at_least: int = 0) -> list[int]:
+        """Look who is connected, waiting a bounded time for so many; return their partitions."""
+        if self._roll_call is not None:
+            self._roll_call.update(self.participants, at_least)
+        return self.participants.present
+
+    def forget(self, grid: Grid, timeout: float) -> None:
+        """Tell all clients to remove the state that they kept for this run."""
+        for _ in exchange(grid, self.address(self.present(), FORGET, {}, 0, timeout), timeout):
+            continue
 
     def address(
         self,

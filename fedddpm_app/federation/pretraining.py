@@ -95,7 +95,7 @@ def _collect(
 ) -> tuple[list[PretrainedModel], dict[str, object]]:
     """Return the models, by partition id, and the account of who was left out."""
     clients, transport, timeout = strategy.clients, strategy.transport, strategy.config.pretrain.timeout
-    partitions, packed = strategy.present_clients(), transport.pack(weights)
+    partitions, packed = clients.present(), transport.pack(weights)
     messages = clients.address(partitions, PRETRAIN, {ARRAYS: packed}, 0, timeout)
     replies = exchange(grid, messages, timeout, clients.participants.under_way)
     asked = Asked({ARRAYS: transport.expect(weights)}, _METRICS)

@@ -16,12 +16,11 @@ from fedddpm_app.device import cpu_threads
 from fedddpm_app.federation.accounting import Accounting, Mark
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import check_finite
-from fedddpm_app.federation.messaging import StreamingGrid, exchange
+from fedddpm_app.federation.messaging import StreamingGrid
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.ports import Recorder
-from fedddpm_app.federation.records import ARRAYS, FORGET, to_arrays, to_weights
+from fedddpm_app.federation.records import ARRAYS, to_arrays, to_weights
 from fedddpm_app.federation.replies import Asked, Reply
-from fedddpm_app.federation.roll_call import RollCall
 from fedddpm_app.federation.round_log import RoundLog
 from fedddpm_app.federation.streaming import ReplyStream, begun, noting, telling
 from fedddpm_app.federation.survey import survey_sites
@@ -111,7 +110,7 @@ class FederatedRounds(FedAvg):
                 lambda server_round, current: self._finish_round(server_round, current, evaluate_fn),
             )
             if self.hook.keeps_state or self.config.transport.keeps_residuals:
-                self._let_clients_forget()
+                self.clients.forget(grid, self.config.schedule.node_timeout)
             return result
 
     def configure_train(
@@ -121,7 +120,7 @@ class FederatedRounds(FedAvg):
         self._arrays = arrays
         self.__dict__.pop("global_weights", None)
         run, participants = self.config.run, self.clients.participants
-        self.present_clients(self.config.schedule.min_replies if self.trains_on_clients else 0)
+        self.clients.present(self.config.schedule.min_replies if self.trains_on_clients else 0)
         self._sampled = participants.sample(run.clients_per_round, run.seed, server_round)
         self.round_log.begin(server_round, self._sampled, participants.absent(self.config.data.num_clients))
         if not self.trains_on_clients:
@@ -147,7 +146,7 @@ class FederatedRounds(FedAvg):
         """Ask the round's clients for their held-out loss, where an evaluation is due."""
         due = is_due(self.config.evaluation.eval_every, server_round, self.config.run.num_rounds)
         wanted = due and self.config.data.held_out_fraction > 0
-        self._sampled = [p for p in self.present_clients() if p in self._sampled] if wanted else []
+        self._sampled = [p for p in self.clients.present() if p in self._sampled] if wanted else []
         self._evaluate_mark = Mark(self.accounting)
         return self._address(MessageType.EVALUATE, arrays, {}, server_round)
 
@@ -162,11 +161,6 @@ class FederatedRounds(FedAvg):
             self.round_log.add({"client-eval/loss": metrics["loss"]})
         return metrics
 
-    def present_clients(self, at_least: int = 0) -> list[int]:
-        """Look who is connected, waiting a bounded time for so many; return their partitions."""
-        self._roll_call.update(self.clients.participants, at_least)
-        return self.clients.participants.present
-
     @cached_property
     def global_weights(self) -> Weights:
         """What the current round started from."""
@@ -176,12 +170,10 @@ class FederatedRounds(FedAvg):
         """Find the run's clients, and settle how weights travel to them."""
         config = self.config
         self.grid = grid
-        self._roll_call = RollCall(grid, config.data.num_clients, config.schedule.node_timeout, self.transport.probe())
-        found = self._roll_call.start(config.schedule.min_available_nodes)
-        under_way = found.under_way or config.run.clients_per_round or config.data.num_clients
-        self.transport.settle(found.share_memory, self.initial_weights, under_way)
+        self.clients = Clients.meet(grid, config, self.accounting, self.transport)
+        under_way = self.clients.participants.under_way or config.run.clients_per_round or config.data.num_clients
+        self.transport.settle(self.clients.participants.share_memory, self.initial_weights, under_way)
         logger.info("transport: %s, wire-dtype %s", self.transport.name, config.transport.wire_dtype)
-        self.clients = Clients(found, self.accounting, self.transport, config.data.max_examples_per_client)
         if config.data.partition == "sites":
             survey_sites(self.clients, grid, config, self.recorder)
         if self.trains_on_clients:
@@ -237,13 +229,6 @@ class FederatedRounds(FedAvg):
             }
         )
         self._state_rounds |= {reply.partition_id: server_round for reply in replies}
-
-    def _let_clients_forget(self) -> None:
-        """Tell all clients to remove the state that they kept for this run."""
-        timeout = self.config.schedule.node_timeout
-        messages = self.clients.address(self.present_clients(), FORGET, {}, 0, timeout)
-        for _ in exchange(self.grid, messages, timeout):
-            continue
 
     def _update_ema(self, server_round: int, weights: Weights) -> None:
         """Fold the round into the EMA; early rounds count more: decay = min(decay, r / (9 + r)), r from 0."""

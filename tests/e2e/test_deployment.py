@@ -326,7 +326,7 @@ def fill(folder, given):
 def test_a_site_that_is_cut_off_in_a_round_is_left_out_and_comes_back(hosts, docker, laptop, tmp_path):
     server, names = hosts
     laptop.connect(server.published("superlink"), docker / "certs" / "user" / "ca.crt")
-    process = laptop.run(settings_of(tmp_path, num_rounds=8, **LONG | {"local_steps": 300}))
+    process = laptop.run(settings_of(tmp_path, num_rounds=6, **LONG | {"local_steps": 300}))
     stats = server["serverapp"].mounted("/results") / "runs" / "deployed" / "stats.jsonl"
     until(lambda: len(rounds_of(stats)) == 1)
     time.sleep(4)  # in round 2

@@ -2,7 +2,10 @@ import time
 from functools import partial
 
 from flwr.app import Message, RecordDict
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
 
+from fedddpm_app.federation import messaging
 from fedddpm_app.federation.messaging import exchange, exchange_about
 
 
@@ -50,3 +53,26 @@ def test_messages_that_cannot_be_pushed_or_are_not_answered_are_given_up(grid):
     answered = [k for k, _ in exchange_about(grid, partial(next, asked, None), timeout=0.3, under_way=2)]
     assert answered == [2, 3]
     assert 0.3 <= time.monotonic() - began < 2.0
+
+
+def test_what_a_node_had_taken_before_it_was_started_anew_is_given_up(grid, monkeypatch):
+    """Flower would say nothing of it until the time to live is over."""
+    monkeypatch.setattr(messaging, "_LOOK_SECONDS", 0.0)
+    activated = dict.fromkeys(grid.get_node_ids(), "before")
+    grid.get_nodes = lambda: [NodeInfo(node_id=node, last_activated_at=when) for node, when in activated.items()]
+    pull = grid.pull_messages
+    grid.pull_messages = lambda ids: [m for m in pull(ids) if m.metadata.src_node_id != 1001]
+    replies = exchange(grid, queries(grid), timeout=30.0)
+    assert {next(replies).metadata.src_node_id for _ in range(3)} == {1000, 1002, 1003}
+    activated[1001] = "after"
+    [lost] = list(replies)
+    assert lost.metadata.src_node_id == 1001
+    assert lost.error.code == ErrorCode.NODE_UNAVAILABLE
+
+
+def test_a_node_that_is_away_is_left_to_flower(grid, monkeypatch):
+    monkeypatch.setattr(messaging, "_LOOK_SECONDS", 0.0)
+    asked = queries(grid)
+    pull, grid.get_nodes = grid.pull_messages, lambda: []
+    grid.pull_messages = lambda ids: [m for m in pull(ids) if m.metadata.src_node_id != 1001]
+    assert len(list(exchange(grid, asked, timeout=0.3))) == 3
