@@ -33,7 +33,7 @@ def ray_node(*arguments: str, within: list[str] | None = None) -> Iterator[psuti
     with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as folder:
         log = Path(folder) / "start.txt"
         start = [*(within or []), str(Path(sys.executable).parent / "ray"), "start", "--block", *arguments]
-        start += [f"--temp-dir={folder}/ray", "--num-cpus=1", f"--object-store-memory={100 << 20}"]
+        start += [f"--temp-dir={folder}/ray", "--num-cpus=1", "--num-gpus=1", f"--object-store-memory={100 << 20}"]
         environment = {k: v for k, v in os.environ.items() if k != "RAY_ADDRESS"} | {"RAY_USAGE_STATS_ENABLED": "0"}
         with log.open("w") as out:
             process = psutil.Popen(start, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=out)
@@ -72,7 +72,8 @@ def test_two_nodes_of_a_ray_cluster_equal_the_inprocess_engine(tmp_path, run_app
     second = (f"--address={address}", f"--node-ip-address={SECOND_IP}")
     with ray_node(*head) as one, ray_node(*second, within=OWN_SHM if apart else None) as two:
         monkeypatch.setenv("RAY_ADDRESS", address)
-        done = fedddpm_run(tmp_path, output_dir="out", run_name="sim")
+        shares = ("--federation-config", "client-resources-num-gpus=0.5")  # Ray takes our word that there are GPUs
+        done = fedddpm_run(tmp_path, *shares, output_dir="out", run_name="sim")
         assert done.returncode == 0, done.stdout + done.stderr
         run = RunDirectory(tmp_path / "out" / "sim")
         assert not left_behind(tmp_path)
