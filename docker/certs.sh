@@ -17,10 +17,20 @@ shift
 umask 077
 days=825
 
+quietly() { # run a command, and show what it says only if it fails
+    if ! said=$("$@" 2>&1); then
+        echo "$said" >&2
+        echo "certs.sh: this failed: $*" >&2
+        exit 1
+    fi
+}
+
 san() { # turn names with commas into a subjectAltName
     printf 'subjectAltName='
-    echo "$1" | tr ',' '\n' | sort -u | while read -r name; do
+    echo "$1" | tr -d ' ' | tr ',' '\n' | sort -u | while read -r name; do
         case $name in
+            "") ;;
+            *:*) printf 'IP:%s,' "$name" ;;
             *[!0-9.]*) printf 'DNS:%s,' "$name" ;;
             *) printf 'IP:%s,' "$name" ;;
         esac
@@ -29,11 +39,11 @@ san() { # turn names with commas into a subjectAltName
 
 certificate() { # FOLDER NAME NAMES: a key and a certificate for NAMES, signed by the authority
     [ -f "$1/$2.crt" ] && return
-    openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-384 -noenc -subj "/CN=$2" \
-        -keyout "$1/$2.key" -out "$1/$2.csr" 2> /dev/null
+    quietly openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -subj "/CN=$2" \
+        -keyout "$1/$2.key" -out "$1/$2.csr"
     san "$3" > "$1/$2.ext"
-    openssl x509 -req -in "$1/$2.csr" -CA certs/ca/ca.crt -CAkey certs/ca/ca.key -CAcreateserial \
-        -days $days -extfile "$1/$2.ext" -out "$1/$2.crt" 2> /dev/null
+    quietly openssl x509 -req -in "$1/$2.csr" -CA certs/ca/ca.crt -CAkey certs/ca/ca.key -CAcreateserial \
+        -days $days -extfile "$1/$2.ext" -out "$1/$2.crt"
     rm "$1/$2.csr" "$1/$2.ext"
     echo "$1/$2.crt: for $3"
 }
@@ -42,10 +52,16 @@ secret() { # FILE: what a SuperExec shows to the SuperLink or SuperNode that it 
     [ -f "$1" ] || openssl rand -hex 32 | tr -d '\n' > "$1"
 }
 
+for site in "$@"; do
+    case $site in
+        ca | server | user | "" | *[!A-Za-z0-9._-]*) echo "certs.sh: a site cannot be called '$site'" >&2; exit 2 ;;
+    esac
+done
 mkdir -p certs/ca certs/user certs/server/supernodes
 if [ ! -f certs/ca/ca.crt ]; then
-    openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -noenc -days 3650 -subj "/CN=FedDDPM CA" \
-        -addext basicConstraints=critical,CA:TRUE -keyout certs/ca/ca.key -out certs/ca/ca.crt 2> /dev/null
+    quietly openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -days 3650 -subj "/CN=FedDDPM CA" \
+        -addext basicConstraints=critical,CA:TRUE -addext keyUsage=critical,keyCertSign,cRLSign \
+        -keyout certs/ca/ca.key -out certs/ca/ca.crt
     echo "certs/ca/ca.crt: the authority"
 fi
 cp certs/ca/ca.crt certs/user/

@@ -5,9 +5,9 @@ import functools
 import torch
 from torch import Tensor, nn
 
-from fedddpm_app.config import Config
+from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.data.sites import of_site
-from fedddpm_app.data.tensors import ClientRows, client_rows, load_train_data, rows_of_client
+from fedddpm_app.data.tensors import ClientRows, client_rows, has_train_data, load_train_data, rows_of_client
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
@@ -46,7 +46,12 @@ class DiffusionTask:
         return self._part("train", partition_id, self._rows(partition_id).train)
 
     def pooled_data(self) -> TrainingData:
-        """Return the training images of all clients."""
+        """Return the training images of all clients, where they are in one place."""
+        if not has_train_data(self._data):
+            raise ConfigError(
+                'partition = "sites": no host has all the images, which this algorithm trains on; use another '
+                "algorithm, or simulate with a folder of all sites."
+            )
         clients = client_rows(self._data, self.config.run.seed)
         return self._part("pooled", 0, torch.cat([client.train for client in clients]))
 

@@ -7,10 +7,12 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 from fedddpm_app.config import ConfigError, Scalar
 
 COMPLETED = "finished:completed"
+_STATUS_SECONDS = 60.0
 _STARTED = re.compile(r"Successfully started run (\d+)")
 
 FLOWER_ENVIRONMENT = {
@@ -92,17 +94,12 @@ class FlowerRun:
         """Return Flower's own word on the run, such as ``finished:completed``; ``not started`` if it never was."""
         if self.run_id is None:
             return "not started"
-        answer = subprocess.run(
-            [self._flwr, "ls", *self._named(), "--run-id", self.run_id, "--format", "json"],
-            env=self.environment,
-            capture_output=True,
-            text=True,
-            timeout=60,
-            check=False,
-        )
+        command = [self._flwr, "ls", *self._named(), "--run-id", self.run_id, "--format", "json"]
+        options: dict[str, Any] = {"env": self.environment, "capture_output": True, "text": True}
         try:
+            answer = subprocess.run(command, timeout=_STATUS_SECONDS, check=False, **options)
             return str(json.loads(answer.stdout)["runs"][0]["status"])
-        except (ValueError, LookupError):
+        except (ValueError, LookupError, subprocess.TimeoutExpired):
             return "unknown"
 
     def _named(self) -> list[str]:

@@ -31,7 +31,7 @@ def create_evaluator(config: Config) -> Evaluator:
         raise ConfigError(
             f"eval-images = {settings.eval_images} and eval-final-images = {settings.eval_final_images}, but this host "
             f'has no {missing[0]} split to compare with (partition = "sites", dataset = "{config.data.dataset}"): set '
-            "both to 0, and measure the pipeline afterwards by `fedddpm evaluate` where images are."
+            "both to 0, and measure afterwards, where images are: `fedddpm evaluate RUN --dataset path:/a/folder`."
         )
     train, test = load_split(config.data, "train"), load_split(config.data, "test")
     real = RealImages(train, test, {split: stored[split].info.digest for split in SPLITS})

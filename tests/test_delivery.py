@@ -65,6 +65,15 @@ def test_a_server_cannot_write_elsewhere(tmp_path, name):
         deliver([f"{MARK} file {json.dumps({'path': name, 'bytes': 1})}"], tmp_path)
 
 
+@pytest.mark.parametrize("there", ["/results/runs/..", "/results/runs/", "/results/.ssh", "/"])
+def test_a_server_cannot_choose_the_folder(there, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(FlowerRun, "log", lambda self: iter([f"run directory: {there}"]))
+    done = runner.invoke(app, ["fetch", "12"])
+    assert done.exit_code == 1
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_comes_damaged_is_not_kept(directory, tmp_path):
     lines = list(lines_of(directory, 1.0))
     place = next(k for k, line in enumerate(lines) if " data " in line)
@@ -92,7 +101,12 @@ def test_fetch_makes_the_runs_folder(directory, tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     assert "run-a: completed" in done.output
     assert (tmp_path / "out" / "run-a" / "log.txt").read_text() == f"run directory: {directory}\n"
+    (tmp_path / "out" / "run-a" / "summary.json").unlink()  # as after a delivery that broke off
+    assert "run-a: completed" in runner.invoke(app, again).output
+    (tmp_path / "out" / "run-a" / "config.json").write_text(json.dumps({"run_id": "11"}))
     assert "holds a run already" in runner.invoke(app, again).output
+    (tmp_path / "out" / "run-a" / "config.json").unlink()
+    assert "holds something else" in runner.invoke(app, again).output
     monkeypatch.setattr(FlowerRun, "lines", lambda self: iter(["OSError: no such file"]))
     failed = runner.invoke(app, [*again[:-1], str(tmp_path / "other")])
     assert failed.exit_code == 1

@@ -56,7 +56,10 @@ def parse_overrides(option: str, texts: list[str]) -> dict[str, Scalar]:
             for word in [] if text.endswith(".toml") else shlex.split(text):
                 if "=" not in word:
                     raise ValueError(f"{word} has no value")
-        return dict(parse_config_args(texts))
+        merged: dict[str, Scalar] = {}
+        for text in texts:  # one by one: Flower takes a file only alone
+            merged |= dict(parse_config_args([text]))
+        return merged
     except (click.ClickException, ValueError, OSError) as error:
         raise ConfigError(
             f"{option} {' '.join(texts)}: it cannot be read ({error}); write 'key=value key=\"text\"'."

@@ -43,13 +43,18 @@ def run_deployed(app_dir: Path, overrides: dict[str, Scalar], connection: str, c
     except SystemExit:
         _say_how_to_go_on(run)
         raise
+    if run.run_id is not None and not status.startswith("finished"):
+        say(f"the connection was lost, or Flower's log ended early: Flower says {status}")
+        _say_how_to_go_on(run)
+        raise typer.Exit(FAILED)
     try:
         there = find_directory(on_server)
         fetch_into(directory, run, there)
-        print_summary(directory, console)
         say(f"on the server's host: {there}")
     except FetchError as error:
         say(str(error))
+    if (directory / "summary.json").exists():
+        print_summary(directory, console)
     if status != COMPLETED or not (directory / "summary.json").exists():
         say(f"Flower says: {status}. The whole log: {log.name}")
         raise typer.Exit(FAILED)

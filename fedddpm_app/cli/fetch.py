@@ -4,6 +4,7 @@ import base64
 import binascii
 import hashlib
 import json
+import re
 import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -62,9 +63,7 @@ def fetch(
     run = FlowerRun.of(run_id, superlink)
     try:
         log = list(run.log())
-        directory = out / Path(find_directory(log)).name
-        check_is_new(directory)
-        make_directory(directory)
+        directory = _place(out, find_directory(log), run_id)
         (directory / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
         fetch_into(directory, run, find_directory(log), largest_mb)
     except (ConfigError, FetchError) as error:
@@ -72,6 +71,23 @@ def fetch(
         raise typer.Exit(FAILED) from error
     if (directory / "summary.json").exists():
         print_summary(directory, console)
+
+
+def _place(out: Path, on_server: str, run_id: str) -> Path:
+    """Return the folder for a run's files, made: a new one, or one that has some of this run's files already."""
+    name = on_server.rsplit("/", 1)[-1]
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise FetchError(f"the run's folder is {on_server}, whose name is refused here.")
+    directory = out / name
+    try:
+        mine = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("run_id") == run_id
+    except (OSError, ValueError, AttributeError):
+        mine = False
+    if not mine:
+        check_is_new(directory)
+    if not make_directory(directory) and not mine and {path.name for path in directory.iterdir()} - {"log.txt"}:
+        raise FetchError(f"{directory} holds something else: give another folder by --out.")
+    return directory
 
 
 def find_directory(log: Iterable[str]) -> str:
@@ -166,6 +182,8 @@ class Parcel:
                 self._obey(what, json.loads(rest))
         except (binascii.Error, ValueError, LookupError, TypeError) as error:
             raise FetchError(f"the delivery cannot be read: {error}; try again.") from error
+        except OSError as error:
+            raise FetchError(f"{self.directory} cannot be written: {error}.") from error
 
     def _obey(self, what: str, about: dict[str, Any]) -> None:
         if what == "file":

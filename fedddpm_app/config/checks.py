@@ -99,6 +99,8 @@ def _check_sites(config: Config) -> None:
             f'partition = "sites" with dataset = "{data.dataset}": every client has a folder of its own; use dataset = '
             '"path:/abs/folder", which holds one folder per client (and "test"), or partition = "iid".'
         )
+    if len(set(data.classes)) < len(data.classes):
+        raise ConfigError(f'class-names = "{data.class_names}" has a name twice: give each class one.')
     if data.classes and len(data.classes) != data.num_classes:
         raise ConfigError(
             f"num-classes = {data.num_classes}, but class-names has {len(data.classes)} of them: "

@@ -48,6 +48,11 @@ def load_train_data(config: DataConfig) -> ImageTensors:
     return load_split(config, "train")
 
 
+def has_train_data(config: DataConfig) -> bool:
+    """Return whether this host has the training split; in a deployment with ``partition = "sites"`` none has."""
+    return "train" in load_stored(config)
+
+
 def load_test_data(config: DataConfig) -> ImageTensors | None:
     """Return the global test split, which no client trains on; None where there are sites only."""
     return load_split(config, "test") if "test" in load_stored(config) else None

@@ -95,7 +95,7 @@ def _collect(
 ) -> tuple[list[PretrainedModel], dict[str, object]]:
     """Return the models, by partition id, and the account of who was left out."""
     clients, transport, timeout = strategy.clients, strategy.transport, strategy.config.pretrain.timeout
-    partitions, packed = clients.present(), transport.pack(weights)
+    partitions, packed = clients.present(strategy.config.schedule.min_replies), transport.pack(weights)
     messages = clients.address(partitions, PRETRAIN, {ARRAYS: packed}, 0, timeout)
     replies = exchange(grid, messages, timeout, clients.participants.under_way)
     asked = Asked({ARRAYS: transport.expect(weights)}, _METRICS)
@@ -107,6 +107,8 @@ def _collect(
         if model is not None:
             models[reply.partition_id] = model
     transport.release(packed)
+    if models and len(models) < strategy.config.schedule.min_replies:
+        raise stream.too_few(len(models), strategy.config.schedule.min_replies)
     return [models[partition] for partition in sorted(models)], stream.left_out("pretrain")
 
 

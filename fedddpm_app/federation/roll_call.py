@@ -5,7 +5,7 @@ A site's SuperNode may start late, be killed, and come back, with its old node i
 
 import time
 
-from flwr.app import ArrayRecord, Message, MessageType, RecordDict
+from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
@@ -18,6 +18,7 @@ from fedddpm_app.progress import logger
 _FIRST_POLL_SECONDS = 0.01
 _LONGEST_POLL_SECONDS = 0.5
 _SAY_SECONDS = 10.0
+_TTL_SECONDS = 60.0  # of a question; who has not answered by then is asked again
 _GREET_SECONDS = 20.0  # for the answer of a node that appeared: a process may have to start for it
 _GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 
@@ -44,7 +45,9 @@ class RollCall:
         self._content = RecordDict({} if probe is None else {PROBE: probe})
         self._started = False  # what is an error before is a warning then: no newcomer ends a run
         self._online: set[int] = set()
+        self._greeted: set[int] = set()  # those online that were asked
         self._asked: dict[str, int] = {}  # node by the id of the message that waits for its answer
+        self._silent: set[int] = set()  # those that did not answer once: they are asked again, and not waited for
         self._met: dict[int, int] = {}  # partition by node, in the order of their answers
         self._workers: set[object] = set()
         self._sharing = 0
@@ -62,7 +65,8 @@ class RollCall:
         if len(found) < needed:
             raise ConfigError(self._too_few(len(found), needed))
         self._started = True
-        participants = Participants(found, len(self._workers), self._sharing == len(self._met))
+        sharing = self._sharing == len(self._met) == self._num_clients  # who comes later may be on another host
+        participants = Participants(found, len(self._workers), sharing)
         for partition in participants.absent(self._num_clients):
             logger.warning("client %d is not connected: the run starts without it", partition)
         return participants
@@ -75,9 +79,11 @@ class RollCall:
         RoundFailedError
             When fewer than ``min_replies`` clients are connected, and do not come back within the time limit.
         """
+        self._hear()
         self._greet()
-        if self._online & set(self._asked.values()):
-            self._wait(len(self._online), _GREET_SECONDS)
+        if self._online & set(self._asked.values()) - self._silent:
+            self._wait(self._num_clients, _GREET_SECONDS)
+            self._silent |= set(self._asked.values())
         if len(self._by_partition()) < min_replies:
             logger.warning("%d clients are connected: waiting for more", len(self._by_partition()))
             self._wait(min_replies, self._timeout)
@@ -104,7 +110,7 @@ class RollCall:
             now, known = time.monotonic(), len(self._by_partition())
             if known >= wanted and not complete:  # a node that is dead and still listed does not hold up the others
                 complete, deadline = True, min(deadline, now + _GREET_SECONDS)
-            if now > deadline or (complete and not self._asked):
+            if now > deadline or ((complete or self._started) and not set(self._asked.values()) - self._silent):
                 return
             if now - said > _SAY_SECONDS:
                 logger.info("waiting for nodes: %d of %d are connected", known, wanted)
@@ -113,30 +119,37 @@ class RollCall:
             pause = min(_LONGEST_POLL_SECONDS, pause * 2)
 
     def _greet(self) -> None:
-        """Ask the nodes that have appeared since the last look, also those that were away."""
-        before, self._online = self._online, set(self._grid.get_node_ids())
-        for node in sorted(self._online - before):
+        """Ask the nodes that have appeared since the last look, also those that were away, or did not answer."""
+        self._online = set(self._grid.get_node_ids())
+        self._greeted &= self._online
+        for node in sorted(self._online - self._greeted):
             self._met.pop(node, None)
-            message = Message(self._content, dst_node_id=node, message_type=MessageType.QUERY)
+            message = Message(self._content, dst_node_id=node, message_type=MessageType.QUERY, ttl=_TTL_SECONDS)
             self._asked.update({pushed: node for pushed in self._grid.push_messages([message]) if pushed})
+        self._greeted |= self._online
 
     def _hear(self) -> None:
         """Take the answers that have come."""
         for reply in list(self._grid.pull_messages(set(self._asked))) if self._asked else []:
             node = self._asked.pop(reply.metadata.reply_to_message_id)
             if not reply.has_error():
-                told = reply.content.metric_records[METRICS]
-                self._meet(node, int(told[PARTITION_ID]))  # type: ignore[arg-type]
-                self._workers.add(told.get(WORKER))
-                self._sharing += told.get(SHARES_MEMORY) == 1
-            elif reply.error.code not in _GONE:
+                self._silent.discard(node)
+                self._meet(node, reply.content.metric_records.get(METRICS, MetricRecord()))
+            elif reply.error.code in _GONE:
+                self._greeted.discard(node)
+            else:
                 self._refuse(f"a node could not tell its partition: {reply.error.reason}")
 
-    def _meet(self, node: int, partition: int) -> None:
-        """Take note of a node's partition."""
+    def _meet(self, node: int, told: MetricRecord) -> None:
+        """Take note of what a node told of itself; it is not trusted."""
+        partition = told.get(PARTITION_ID)
+        if not isinstance(partition, int):
+            return self._refuse(f"a node told no partition-id, but {partition!r}.")
+        self._workers.add(str(told.get(WORKER)))
+        self._sharing += told.get(SHARES_MEMORY) == 1
         self._met[node] = partition
         held = [self._met[other] for other in self._online if other in self._met]
-        if held.count(partition) > 1 and not self._started:  # later it may be a node that is dead and still listed
+        if held.count(partition) > 1:  # in a run the first may be dead and still listed: then the second comes next
             self._refuse(f"partition-id = {partition} is held by two nodes: give each node its own.")
         if not 0 <= partition < self._num_clients:
             self._refuse(
@@ -144,6 +157,7 @@ class RollCall:
                 f"to the number of nodes, here {len(held)}, or --federation-config "
                 f"'num-supernodes={self._num_clients}'."
             )
+        return None
 
     def _refuse(self, reason: str) -> None:
         if not self._started:
@@ -151,14 +165,19 @@ class RollCall:
         logger.warning("%s", reason)
 
     def _by_partition(self) -> dict[int, int]:
-        """Return the connected nodes by partition; of two that hold one the node that answered last."""
-        known = {partition: node for node, partition in self._met.items() if node in self._online}
-        return {partition: node for partition, node in known.items() if 0 <= partition < self._num_clients}
+        """Return the connected nodes by partition; of two that hold one the node that answered first."""
+        known: dict[int, int] = {}
+        for node, partition in self._met.items():
+            if node in self._online and 0 <= partition < self._num_clients:
+                known.setdefault(partition, node)
+        return known
 
     def _too_few(self, found: int, needed: int) -> str:
         key = "num-clients" if needed == self._num_clients else "min-available-nodes"
+        mute = len(self._online & set(self._asked.values()))
+        silent = f" ({mute} more do not answer: does their SuperExec run?)" if mute else ""
         return (
-            f"{key} = {needed}, but after node-timeout = {self._timeout:.0f} s only {found} nodes are connected: in a "
-            f"simulation add --federation-config 'num-supernodes={self._num_clients}'; in a deployment start the "
-            f"missing SuperNodes, or set {key} = {max(1, found)}."
+            f"{key} = {needed}, but after node-timeout = {self._timeout:.0f} s only {found} nodes are connected{silent}"
+            f": in a simulation add --federation-config 'num-supernodes={self._num_clients}'; in a deployment start "
+            f"the missing SuperNodes, or set {key} = {max(1, found)}."
         )

@@ -118,12 +118,15 @@ class Service:
 
     def _folders(self) -> Iterator[tuple[str, Path]]:
         for volume in self.spec.get("volumes", []):
-            source, target = volume.split(":")[:2]
-            if source.startswith("."):
-                yield target, (self.stack.file.parent / source).resolve()
+            if isinstance(volume, str):
+                source, target = volume.split(":")
+                assert source in self.stack.spec["volumes"]
+                yield target, self.stack.folder / "volumes" / source
             else:
-                options = (self.stack.spec["volumes"][source] or {}).get("driver_opts", {})
-                yield target, Path(options.get("device", self.stack.folder / "volumes" / source))
+                assert volume["type"] == "bind"
+                folder = (self.stack.file.parent / volume["source"]).resolve()
+                assert folder.exists(), f"create_host_path is false, and {folder} is missing"
+                yield volume["target"], folder
 
     def _here(self, word: str) -> str:
         """Put this machine's ports, addresses and paths for the container's."""
@@ -201,7 +204,16 @@ class Stack:
         return self.address(service, port)
 
     def up(self) -> None:
-        """Start all services, each when those it depends on are ready."""
+        """Start all services, each when those it depends on are ready.
+
+        `docker compose up --wait` takes a service that has ended for a failure, unless one that depends on it waits
+        for just that; and several services that build one image can fail.
+        """
+        specs = self.spec["services"].values()
+        awaited = [(name, how["condition"]) for spec in specs for name, how in spec.get("depends_on", {}).items()]
+        for name, service in self.services.items():
+            assert "healthcheck" in service.spec or (name, "service_completed_successfully") in awaited
+        assert sum("build" in spec for spec in specs) == 1
         waiting = dict(self.services)
         ready: set[str] = set()
         while waiting:
@@ -224,9 +236,9 @@ class Stack:
 
 def _value(match: "re.Match[str]", variables: Mapping[str, str]) -> str:
     name, kind, rest = match.groups()
-    if name in variables:
+    if variables.get(name):
         return variables[name]
-    assert kind == ":-", f"{name}: {rest}"
+    assert kind == ":-", f"{name}: {rest}"  # and a variable that is empty counts as missing
     return str(rest)
 
 

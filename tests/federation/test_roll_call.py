@@ -1,6 +1,10 @@
 """Nodes that come late, go, and come back."""
 
+import time
+
 import pytest
+from flwr.app import Error, Message, MetricRecord, RecordDict
+from flwr.common.constant import ErrorCode
 
 import client_app
 from fedddpm_app.config import ConfigError
@@ -80,13 +84,72 @@ def test_nodes_that_go_and_come_back_under_another_id_keep_their_partition(chang
     assert participants.node_of[2] == 2002
 
 
-def test_a_second_node_of_one_partition_takes_over_once_the_run_has_begun(changing):
-    """The first may be dead and still listed."""
+def test_a_second_node_of_one_partition_takes_over_when_the_first_is_gone(changing, caplog):
+    """The first may be dead and still listed, or the second a mistake."""
     call = RollCall(changing, 4, 0.2)
     participants = call.start(0)
     changing.contexts[2001] = changing.contexts[1001]
     call.update(participants, 1)
+    assert participants.node_of[1] == 1001
+    assert "partition-id = 1 is held by two nodes" in caplog.text
+    changing.hidden = {1001}
+    call.update(participants, 1)
     assert participants.node_of[1] == 2001
+    assert participants.present == [0, 1, 2, 3]
+
+
+def test_a_node_that_does_not_answer_holds_up_one_phase_and_is_asked_again(changing, short_greeting):
+    changing.silent = {1003}
+    call = RollCall(changing, 4, 0.3)
+    participants = call.start(3)
+    call.update(participants, 1)
+    began = time.monotonic()
+    call.update(participants, 1)
+    assert time.monotonic() - began < 0.1
+    expired = Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "its time is over"), reply_to=greeting_of(call))
+    pull = changing.pull_messages
+    changing.pull_messages = lambda ids: [expired]
+    call._hear()
+    changing.pull_messages, changing.silent = pull, set()
+    call.update(participants, 1)
+    call.update(participants, 1)
+    assert participants.present == [0, 1, 2, 3]
+
+
+def greeting_of(call):
+    """A stand-in for the one message that has no answer."""
+    (message_id,) = call._asked
+    message = Message(RecordDict(), dst_node_id=1003, message_type="query")
+    message.metadata.__dict__["_message_id"] = message_id
+    return message
+
+
+@pytest.mark.parametrize(
+    "told", [None, {"partition-id": [1]}, {"partition-id": 1.5}, {"worker": [1], "partition-id": 3}]
+)
+def test_what_a_node_tells_of_itself_is_not_trusted(changing, told):
+    call = RollCall(changing, 4, 0.3)
+    participants = call.start(0)
+
+    def answer(message, context):
+        return Message(RecordDict({} if told is None else {"metrics": MetricRecord(told)}), reply_to=message)
+
+    changing._client_app = answer
+    changing.contexts[3000] = InProcessGrid(client_app.app, 1, {}).contexts[1000]
+    changing.contexts[3000].node_id = 3000
+    call.update(participants, 1)
+    assert participants.present == [0, 1, 2, 3]
+
+
+def test_files_travel_only_where_everyone_is_known_to_read_them(changing):
+    changing.hidden = {1003}
+    changing._client_app = lambda message, context: Message(
+        RecordDict({"metrics": MetricRecord({"partition-id": context.node_id - 1000, "shares-memory": 1})}),
+        reply_to=message,
+    )
+    assert not RollCall(changing, 4, 0.1).start(3).share_memory
+    changing.hidden = set()
+    assert RollCall(changing, 4, 0.1).start(3).share_memory
 
 
 @pytest.mark.parametrize("node_config", [{"partition-id": 9}, {}])
