@@ -17,7 +17,7 @@ from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.measuring import create_evaluator
 from fedddpm_app.monitor import Monitor
-from fedddpm_app.progress import configure_logging, logger
+from fedddpm_app.progress import configure_logging, logger, note
 from fedddpm_app.recording.provenance import caller_directory
 from fedddpm_app.recording.recorder import RunRecorder, run_directory
 from fedddpm_app.weights import snapshot
@@ -38,7 +38,7 @@ def main(grid: Grid, context: Context) -> None:
     recorder.write_config(context.run_config, grid.run)
     logger.info("run directory: %s", recorder.directory)
     if test_data is None:
-        logger.warning('dataset = "%s": there is no test split on this host, so no eval/loss', config.data.dataset)
+        note(f'dataset = "{config.data.dataset}": there is no test split on this host, so no eval/loss')
     if config.data.partition != SITES:  # else it is the sites that tell
         seed = config.run.seed
         names, unassigned = class_names(config.data), num_unassigned(config.data, seed)

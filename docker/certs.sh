@@ -9,7 +9,8 @@
 # certs/server/   for the server's host; supernodes/ holds the sites' public keys
 # certs/SITE/     for that site's host alone
 # certs/user/     for whoever starts runs: the authority's certificate
-# What exists is kept: call it again with more sites to add some. Remove certs/server/superlink.* to renew it.
+# What exists is kept, so it can be called again with more sites; with other SERVER_NAMES the server's certificate is
+# made anew. Certificates are valid for 825 days: remove superlink.* and supernode.* to renew them.
 set -eu
 [ $# -ge 1 ] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 2; }
 names=$1,superlink,localhost,127.0.0.1
@@ -38,13 +39,14 @@ san() { # turn names with commas into a subjectAltName
 }
 
 certificate() { # FOLDER NAME NAMES: a key and a certificate for NAMES, signed by the authority
-    [ -f "$1/$2.crt" ] && return
+    [ -f "$1/$2.crt" ] && [ "$(cat "$1/$2.names")" = "$3" ] && return
     quietly openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-384 -nodes -subj "/CN=$2" \
         -keyout "$1/$2.key" -out "$1/$2.csr"
     san "$3" > "$1/$2.ext"
     quietly openssl x509 -req -in "$1/$2.csr" -CA certs/ca/ca.crt -CAkey certs/ca/ca.key -CAcreateserial \
         -days $days -extfile "$1/$2.ext" -out "$1/$2.crt"
     rm "$1/$2.csr" "$1/$2.ext"
+    printf '%s' "$3" > "$1/$2.names"
     echo "$1/$2.crt: for $3"
 }
 

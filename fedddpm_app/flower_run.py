@@ -5,9 +5,12 @@ import os
 import re
 import subprocess
 import sys
+import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from flwr.supercore.utils import get_flwr_home
 
 from fedddpm_app.config import ConfigError, Scalar
 
@@ -119,6 +122,23 @@ class FlowerRun:
         for line in process.stdout or ():
             yield line.rstrip("\n")
         process.wait()
+
+
+def check_connection(name: str) -> None:
+    """Raise ``ConfigError`` unless Flower's config.toml has a connection of this name; empty is Flower's default."""
+    path = get_flwr_home() / "config.toml"
+    try:
+        known = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
+    except (OSError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(
+            f"{path} cannot be read ({error}): `flwr config list` makes it; add [superlink.NAME]."
+        ) from error
+    names = [key for key, value in known.items() if isinstance(value, dict)]
+    if name and name not in names:
+        raise ConfigError(
+            f'--superlink = "{name}": {path} has no [superlink.{name}], only {", ".join(names)}; add it, with its '
+            "address."
+        )
 
 
 def to_toml(overrides: Mapping[str, Scalar]) -> str:

@@ -10,6 +10,7 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
+from fedddpm_app.cli.common import parse_overrides
 from fedddpm_app.cli.run import _count_steps
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.console import RunView
@@ -187,3 +188,10 @@ def test_the_folder_of_a_class_from_outside_has_a_plain_name(run_config, tmp_pat
 def test_overrides_reach_flower_unchanged():
     overrides = {"a": "ünï 😀 '=\\ x", "b": 1.5, "c": True, "d": 3}
     assert parse_config_args([to_toml(overrides)]) == overrides
+
+
+def test_a_file_and_pairs_go_together_and_the_later_one_counts():
+    """As docs/deployment.md has them; `flwr run` itself takes a file only alone."""
+    given = [str(ROOT / "conf" / "sites.toml"), 'dataset="path:/elsewhere" num-rounds=3', "num-rounds=2"]
+    overrides = parse_overrides("--run-config", given)
+    assert (overrides["partition"], overrides["dataset"], overrides["num-rounds"]) == ("sites", "path:/elsewhere", 2)

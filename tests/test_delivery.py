@@ -66,12 +66,13 @@ def test_a_server_cannot_write_elsewhere(tmp_path, name):
 
 
 @pytest.mark.parametrize("there", ["/results/runs/..", "/results/runs/", "/results/.ssh", "/"])
-def test_a_server_cannot_choose_the_folder(there, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_a_server_cannot_choose_the_folder(there, flower_home, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(FlowerRun, "log", lambda self: iter([f"run directory: {there}"]))
     done = runner.invoke(app, ["fetch", "12"])
     assert done.exit_code == 1
-    assert not list(tmp_path.iterdir())
+    assert not list((tmp_path / "here").iterdir())
 
 
 def test_what_comes_damaged_is_not_kept(directory, tmp_path):
@@ -92,7 +93,25 @@ def test_the_directory_is_the_last_that_the_log_names():
         find_directory(["nothing"])
 
 
-def test_fetch_makes_the_runs_folder(directory, tmp_path, monkeypatch):
+@pytest.fixture
+def flower_home(tmp_path, monkeypatch):
+    """Flower's config with the connection `lab`."""
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    (tmp_path / "flwr").mkdir()
+    (tmp_path / "flwr" / "config.toml").write_text('[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "x:1"\n')
+
+
+def test_a_connection_that_flower_does_not_know_is_refused(flower_home, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for command in (["run", "--app", str(ROOT)], ["fetch", "12"]):
+        done = runner.invoke(app, [*command, "--superlink", "labb"])
+        assert done.exit_code in (1, 2)
+        assert "has no [superlink.labb], only lab" in " ".join(done.output.split())
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_fetch_makes_the_runs_folder(flower_home, directory, tmp_path, monkeypatch):
     monkeypatch.setattr(FlowerRun, "log", lambda self: iter([f"run directory: {directory}"]))
     monkeypatch.setattr(FlowerRun, "lines", lambda self: lines_of(directory, 1.0))
     monkeypatch.setattr(FlowerRun, "status", lambda self: COMPLETED)
@@ -103,6 +122,9 @@ def test_fetch_makes_the_runs_folder(directory, tmp_path, monkeypatch):
     assert (tmp_path / "out" / "run-a" / "log.txt").read_text() == f"run directory: {directory}\n"
     (tmp_path / "out" / "run-a" / "summary.json").unlink()  # as after a delivery that broke off
     assert "run-a: completed" in runner.invoke(app, again).output
+    (directory / "summary.json").unlink()
+    (tmp_path / "out" / "run-a" / "summary.json").unlink()
+    assert "the run has no summary yet; Flower says finished:completed" in runner.invoke(app, again).output
     (tmp_path / "out" / "run-a" / "config.json").write_text(json.dumps({"run_id": "11"}))
     assert "holds a run already" in runner.invoke(app, again).output
     (tmp_path / "out" / "run-a" / "config.json").unlink()
@@ -131,7 +153,7 @@ def test_what_cannot_be_deployed_is_refused_before_anything_is_made(tmp_path, mo
     assert not list(tmp_path.iterdir())
 
 
-def test_an_interrupted_run_says_how_to_go_on(tmp_path, monkeypatch):
+def test_an_interrupted_run_says_how_to_go_on(flower_home, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def lines(self):

@@ -98,9 +98,10 @@ def test_a_conditional_model_wants_labels_at_every_site(deployed, folder):
     assert "class-conditional = true needs labels" in run.stats[0]["data/left_out"]["0"]
 
 
-def test_a_round_with_fewer_than_min_replies_ends_the_run(deployed, folder):
+@pytest.mark.parametrize(("algorithm", "what"), [("fedavg", "round 1"), ("fedddpm", "pretraining")])
+def test_fewer_than_min_replies_end_the_run(deployed, folder, algorithm, what):
     paths = [folder / "nowhere", *paths_of(folder)[1:]]
     with pytest.raises(
-        RoundFailedError, match=r"round 1: 3 of the 4 clients answered well, fewer than min-replies = 4"
+        RoundFailedError, match=rf"{what}: 3 of the 4 clients answered well, fewer than min-replies = 4"
     ):
-        deployed(paths, min_replies=4)
+        deployed(paths, algorithm=algorithm, min_replies=4)

@@ -5,12 +5,11 @@ from typing import TextIO
 
 import typer
 
-from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.cli.common import FAILED, claim_directory, console, say
 from fedddpm_app.cli.fetch import DIRECTORY_MARK, FetchError, fetch_into, find_directory
 from fedddpm_app.config import Config, ConfigError, Scalar
 from fedddpm_app.console import RunView, print_summary
-from fedddpm_app.flower_run import COMPLETED, FlowerRun
+from fedddpm_app.flower_run import COMPLETED, FlowerRun, check_connection
 from fedddpm_app.simulation import leaving_in_order
 
 
@@ -23,22 +22,15 @@ def check_deployable(config: Config) -> None:
         )
 
 
-def count_steps(config: Config) -> int | None:
-    """Return the optimiser steps of the run; None where they depend on the sites' data."""
-    if not config.training.local_steps:
-        return None
-    clients = config.run.clients_per_round or config.data.num_clients
-    return get_algorithm(config).total_steps(config, config.run.num_rounds * clients * config.training.local_steps)
-
-
 def run_deployed(app_dir: Path, overrides: dict[str, Scalar], connection: str, config: Config) -> None:
     """Run on a SuperLink's nodes to the end, then fetch the run directory, which is claimed here first."""
+    check_connection(connection)
     directory, log = claim_directory(config, overrides)
     say(f"run directory: {directory}")
     run = FlowerRun(app_dir, overrides | {"run-name": directory.name}, {}, connection)
     try:
         with log, leaving_in_order():
-            on_server = _follow(run, config, log)
+            on_server = _follow(run, log)
             status = run.status()
     except SystemExit:
         _say_how_to_go_on(run)
@@ -50,7 +42,7 @@ def run_deployed(app_dir: Path, overrides: dict[str, Scalar], connection: str, c
     try:
         there = find_directory(on_server)
         fetch_into(directory, run, there)
-        say(f"on the server's host: {there}")
+        say(f"run {run.run_id}, on the server's host: {there}")
     except FetchError as error:
         say(str(error))
     if (directory / "summary.json").exists():
@@ -60,10 +52,10 @@ def run_deployed(app_dir: Path, overrides: dict[str, Scalar], connection: str, c
         raise typer.Exit(FAILED)
 
 
-def _follow(run: FlowerRun, config: Config, log: TextIO) -> list[str]:
+def _follow(run: FlowerRun, log: TextIO) -> list[str]:
     """Show a run to its end; return the lines of its log that name its folder on the server's host."""
     named = []
-    with RunView(count_steps(config), console, "starting") as view:
+    with RunView(None, console, "starting") as view:  # clients tell when they are done, which gives no rate
         for line in run.lines():
             log.write(line + "\n")
             view.line(line)

@@ -18,7 +18,7 @@ from fedddpm_app import delivery
 from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.console import print_summary
-from fedddpm_app.flower_run import COMPLETED, FlowerRun
+from fedddpm_app.flower_run import COMPLETED, FlowerRun, check_connection
 from fedddpm_app.recording.recorder import check_is_new, make_directory
 
 SuperlinkOption = Annotated[
@@ -62,7 +62,8 @@ def fetch(
         refuse(f"RUN_ID = {run_id}: give the number that `flwr ls` shows.")
     run = FlowerRun.of(run_id, superlink)
     try:
-        log = list(run.log())
+        check_connection(superlink)
+        log, status = list(run.log()), run.status()
         directory = _place(out, find_directory(log), run_id)
         (directory / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
         fetch_into(directory, run, find_directory(log), largest_mb)
@@ -71,6 +72,9 @@ def fetch(
         raise typer.Exit(FAILED) from error
     if (directory / "summary.json").exists():
         print_summary(directory, console)
+    else:
+        say(f"the run has no summary yet; Flower says {status}. Fetch it again when it has ended.")
+        say(f"run directory: {directory}")
 
 
 def _place(out: Path, on_server: str, run_id: str) -> Path:

@@ -113,7 +113,7 @@ class RollCall:
             if now > deadline or ((complete or self._started) and not set(self._asked.values()) - self._silent):
                 return
             if now - said > _SAY_SECONDS:
-                logger.info("waiting for nodes: %d of %d are connected", known, wanted)
+                logger.info("waiting for nodes: %d of %d have told their partition", known, wanted)
                 said = now
             time.sleep(pause)
             pause = min(_LONGEST_POLL_SECONDS, pause * 2)

@@ -10,6 +10,7 @@ import re
 import shlex
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -115,6 +116,25 @@ class Service:
         """End it without a chance to say goodbye."""
         self.process.kill()
         self.process.wait(10)
+
+    @contextlib.contextmanager
+    def restarted(self) -> Iterator[None]:
+        """Start it again whenever it has ended, as `restart: unless-stopped` does."""
+        assert self.spec["restart"] == "unless-stopped"
+        over = threading.Event()
+
+        def watch() -> None:
+            while not over.wait(1.0):
+                if self.process.poll() is not None:
+                    self.start()
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        try:
+            yield
+        finally:
+            over.set()
+            thread.join()
 
     def _folders(self) -> Iterator[tuple[str, Path]]:
         for volume in self.spec.get("volumes", []):

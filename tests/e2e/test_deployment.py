@@ -260,17 +260,11 @@ def test_a_supernode_that_is_killed_in_a_round_is_left_out_and_comes_back(starte
     until(lambda: "phase=train round=2/4 client=1" in stack["clientapp-1"].log)
     began = time.monotonic()
     stack["supernode-1"].kill()
-    stack["supernode-1"].start()
     stats = stack["serverapp"].mounted("/results") / "runs" / "deployed" / "stats.jsonl"
-
-    def second_round():
-        if stack["supernode-1"].process.poll() is not None:  # as `restart: unless-stopped` would
-            stack["supernode-1"].start()
-        return len(rounds_of(stats)) > 1
-
-    until(second_round)
-    assert time.monotonic() - began < 120
-    output, _ = process.communicate(timeout=300)
+    with stack["supernode-1"].restarted():
+        until(lambda: len(rounds_of(stats)) > 1)
+        assert time.monotonic() - began < 120
+        output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output + stack.logs()
     run = RunDirectory(laptop.folder / "runs" / "deployed")
     rows = run.rounds()
