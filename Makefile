@@ -9,8 +9,8 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed  ## FedDDPM on the embedded digits: about four minutes on 2 CPU cores
 	$(BIN)/fedddpm run
 
-test: $(VENV)/.installed lint  ## lint, types, and the tests
-	$(BIN)/python -m pytest
+test: $(VENV)/.installed lint  ## lint, types, and the tests, on all cores
+	$(BIN)/python -m pytest -n auto
 
 check: test  ## what `test` runs, and the slow tests
 	$(BIN)/python -m pytest -m slow

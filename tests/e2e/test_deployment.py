@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 from datasets import load_from_disk
 
+from benchmarks.models import LARGE, MODELS
 from fedddpm_app.config import load_config
 from fedddpm_app.data.export import export_sites
 from fedddpm_app.flower_run import to_toml
@@ -336,3 +337,23 @@ def test_a_site_that_is_cut_off_in_a_round_is_left_out_and_comes_back(hosts, doc
     assert next(row["clients"] for row in rows if row.get("absent") == [1]) == [0]
     assert "client 1 is gone: its node is not connected" in output
     assert "client 1 is connected, and takes part from now on" in output
+
+
+def test_a_model_of_143_mb_goes_through_the_tls_stack_and_comes_to_the_laptop(started, certificates, laptop, tmp_path):
+    """35.75 M parameters (the shape of google/ddpm-cifar10-32), from a server without any images."""
+    shutil.rmtree(tmp_path / "server" / "test")
+    stack = started("compose.tls.yml")
+    laptop.connect(stack.published("superlink"), certificates / "user" / "ca.crt")
+    one_step = LONG | {"local_steps": 1, "batch_size": 1, "num_rounds": 1, "preview_images": 1, "algorithm": "fedavg"}
+    process = laptop.run(settings_of(tmp_path, **one_step) | MODELS[LARGE] | {"mixed-channels": "convert"})
+    output, _ = process.communicate(timeout=500)
+    assert process.returncode == 0, output + stack.logs()
+    run = RunDirectory(laptop.folder / "runs" / "deployed")
+    [row] = run.rounds()
+    assert sorted(row["train/client_loss"]) == ["0", "1"]
+    assert row["comm/up_mb"] == pytest.approx(2 * 143, abs=1)
+    weights = run.path / "pipeline" / "unet" / "diffusion_pytorch_model.safetensors"
+    there = stack["serverapp"].mounted("/results") / "runs" / "deployed" / "pipeline"
+    assert weights.stat().st_size > 143e6
+    assert weights.read_bytes() == (there / "unet" / weights.name).read_bytes()
+    assert "there is no test split on this host" in output
