@@ -140,9 +140,14 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
 
 
 def mark_interrupted(directory: Path) -> None:
-    """Write a summary for a run that was stopped before it could write its own."""
-    if not (directory / _SUMMARY).exists():
-        write_summary(directory, {"status": "interrupted"})
+    """Say in the summary of a run that it was stopped; its server may have failed first, for want of its clients."""
+    try:
+        summary = json.loads((directory / _SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):  # there is none, or it was being written
+        summary = {}
+    if summary.get("status", "failed") == "failed":
+        summary.pop("error", None)
+        write_summary(directory, summary | {"status": "interrupted"})
 
 
 def check_is_new(directory: Path) -> None:
