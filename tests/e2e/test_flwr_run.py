@@ -89,6 +89,7 @@ def test_a_terminated_run_stops_everything_and_says_so(tmp_path):
     assert "phase=pretrain" in (directory / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_flower_itself_reports_failure_and_the_exit_code_follows(tmp_path):
     done = fedddpm_run(
         tmp_path, "--federation-config", "num-supernodes=3", output_dir="out", run_name="sim", node_timeout=3.0
@@ -98,6 +99,7 @@ def test_flower_itself_reports_failure_and_the_exit_code_follows(tmp_path):
     assert "finished:failed" in done.stdout
 
 
+@pytest.mark.slow
 def test_plain_flwr_run_lands_where_it_was_called_from(tmp_path, run_app):
     """A relative output-dir follows the caller, though the SuperLink was started elsewhere.
 
