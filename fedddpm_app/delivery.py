@@ -10,7 +10,8 @@ import base64
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from flwr.app import Context
@@ -18,6 +19,9 @@ from flwr.serverapp import Grid, ServerApp
 
 MARK = "[fedddpm-delivery]"
 _CHUNK_BYTES = 96 * 1024
+_BURST_CHARACTERS = 3_000_000  # then a pause: Flower sends what was written in requests, a few per second
+_BURST_SECONDS = 0.3
+_LAST_SECONDS = 3.0
 
 app = ServerApp()
 
@@ -27,9 +31,20 @@ def main(grid: Grid, context: Context) -> None:
     """Send the files of ``directory``, which must be that of the run ``of-run``."""
     directory, run_id = Path(str(context.run_config["directory"])), str(context.run_config["of-run"])
     check_directory(directory, run_id)
-    for line in lines_of(directory, float(context.run_config["largest-mb"])):
+    send(lines_of(directory, float(context.run_config["largest-mb"])))
+
+
+def send(lines: Iterable[str], pause: Callable[[float], None] = time.sleep) -> None:
+    """Write lines no faster than Flower takes them, and wait for the last: what it has not taken at the end is lost."""
+    written = since = 0
+    for line in lines:
         sys.stdout.write(line + "\n")
+        written, since = written + len(line), since + len(line)
+        if since > _BURST_CHARACTERS:
+            pause(_BURST_SECONDS)
+            since = 0
     sys.stdout.flush()
+    pause(_LAST_SECONDS + _BURST_SECONDS * written / _BURST_CHARACTERS / 10)
 
 
 def check_directory(directory: Path, run_id: str) -> None:

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
 from fedddpm_app.cli.fetch import FetchError, Parcel, find_directory
-from fedddpm_app.delivery import MARK, check_directory, lines_of
+from fedddpm_app.delivery import MARK, check_directory, lines_of, send
 from fedddpm_app.flower_run import COMPLETED, FlowerRun
 from tests.conftest import ROOT
 
@@ -42,6 +42,14 @@ def test_what_is_sent_is_what_was_there(directory, tmp_path):
         assert path.is_dir() or (tmp_path / "here" / path.relative_to(directory)).read_bytes() == path.read_bytes()
     assert len(list((tmp_path / "here").rglob("*"))) == len(list(directory.rglob("*")))
     assert max(map(len, lines)) < 200_000
+
+
+def test_lines_are_written_no_faster_than_they_are_taken(capsys):
+    pauses = []
+    send(["x" * 1_000_000] * 10, pauses.append)
+    assert len(capsys.readouterr().out) == 10_000_010
+    assert len(pauses) == 3
+    assert pauses[-1] > 3.0  # for what was written last
 
 
 def test_large_files_are_named_and_left(directory, tmp_path):
