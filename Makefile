@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: demo test check lint bench
+.PHONY: demo test check long lint bench
 
 demo: $(VENV)/.installed  ## FedDDPM on the embedded digits: about four minutes on 2 CPU cores
 	$(BIN)/fedddpm run
@@ -13,7 +13,10 @@ test: $(VENV)/.installed lint  ## lint, types, and the tests, on all cores
 	$(BIN)/python -m pytest -n auto
 
 check: test  ## what `test` runs, and the slow tests
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m "slow and not long"
+
+long: $(VENV)/.installed  ## slow tests that do not fit into CI's forty minutes with the others
+	$(BIN)/python -m pytest -m long
 
 bench: $(VENV)/.installed  ## every benchmark in its short form; docs/performance.md has the long ones' figures
 	for name in transport deployment train_step sampling federation_overhead scale; do \

@@ -339,6 +339,7 @@ def test_a_site_that_is_cut_off_in_a_round_is_left_out_and_comes_back(hosts, doc
     assert "client 1 is connected, and takes part from now on" in output
 
 
+@pytest.mark.long
 def test_a_model_of_143_mb_goes_through_the_tls_stack_and_comes_to_the_laptop(started, certificates, laptop, tmp_path):
     """35.75 M parameters (the shape of google/ddpm-cifar10-32), from a server without any images."""
     shutil.rmtree(tmp_path / "server" / "test")
