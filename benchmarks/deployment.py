@@ -19,26 +19,11 @@ import psutil
 
 from benchmarks.echo import STOCK, Echo
 from benchmarks.report import Report, main, spread
-from fedddpm_app.flower_run import COMPLETED, FLOWER_ENVIRONMENT
+from fedddpm_app.flower_run import COMPLETED, FLOWER_ENVIRONMENT, write_app
 from fedddpm_app.simulation import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 NODES = 2
-_PYPROJECT = """
-[project]
-name = "echo"
-version = "1.0.0"
-license = { file = "LICENSE" }
-dependencies = ["flwr>=1.41,<2"]
-[tool.flwr.app]
-publisher = "fedddpm"
-fab-format-version = 1
-flwr-version-target = "1.41.0"
-[tool.flwr.app.components]
-serverapp = "echo_app:server"
-clientapp = "echo_app:client"
-[tool.flwr.app.config]
-"""
 _APP = """
 from benchmarks.echo import client_app, server_app
 
@@ -71,9 +56,7 @@ def run_deployed(kind: str, wire_dtype: str, rounds: int) -> dict[str, Any]:
         port = free_port()
         environment = _environment(folder, port) | echo.to_environment()
         (folder / "app").mkdir()
-        (folder / "app" / "pyproject.toml").write_text(_PYPROJECT, encoding="utf-8")
-        (folder / "app" / "echo_app.py").write_text(_APP, encoding="utf-8")
-        (folder / "app" / "LICENSE").write_text((ROOT / "LICENSE").read_text(encoding="utf-8"), encoding="utf-8")
+        write_app(folder / "app", "echo_app", _APP, "server", "client")
         with _processes(folder, port, environment):
             status = _run_app(folder, environment)
         if not result.exists() or status != COMPLETED:

@@ -16,6 +16,21 @@ from fedddpm_app.config import ConfigError, Scalar
 
 COMPLETED = "finished:completed"
 _STATUS_SECONDS = 60.0
+_PYPROJECT = """
+[project]
+name = "fedddpm-{module}"
+version = "1.0.0"
+license = {{ file = "LICENSE" }}
+dependencies = ["flwr>=1.41,<2"]
+[tool.flwr.app]
+publisher = "fedddpm"
+fab-format-version = 1
+flwr-version-target = "1.41.0"
+[tool.flwr.app.components]
+serverapp = "{server}"
+clientapp = "{client}"
+[tool.flwr.app.config]
+"""
 _STARTED = re.compile(r"Successfully started run (\d+)")
 
 FLOWER_ENVIRONMENT = {
@@ -153,3 +168,26 @@ def to_toml(overrides: Mapping[str, Scalar]) -> str:
         if isinstance(value, str) and '"' in value:
             raise ConfigError(f"{key} = {value}: `flwr run` cannot take a double quote; use a name without one.")
     return " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
+
+
+def write_app(
+    folder: Path, module: str, source: str, server: str, client: str, run_config: Mapping[str, Scalar] | None = None
+) -> None:
+    """Write a Flower app of one module into a folder.
+
+    Parameters
+    ----------
+    folder : Path
+        There, and empty.
+    module : str
+        Its name; the app is called ``fedddpm-<module>``.
+    source : str
+        Its code, with a ServerApp ``server`` and a ClientApp ``client``.
+    run_config : dict, optional
+        The keys of its run config, with their defaults.
+    """
+    keys = "\n".join(f"{key} = {json.dumps(value)}" for key, value in (run_config or {}).items())
+    text = _PYPROJECT.format(module=module.replace("_", "-"), server=f"{module}:{server}", client=f"{module}:{client}")
+    (folder / "pyproject.toml").write_text(f"{text}{keys}\n", encoding="utf-8")
+    (folder / "LICENSE").write_text("Apache-2.0\n", encoding="utf-8")
+    (folder / f"{module}.py").write_text(source, encoding="utf-8")

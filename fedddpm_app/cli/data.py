@@ -45,7 +45,7 @@ def inspect(
     if out.suffix.lower() != ".png":
         refuse(f"--out {out} is no PNG: give a name that ends in .png.")
     try:
-        config = load_config(default_run_config(find_app(app_dir)) | parse_overrides("--run-config", run_config or []))
+        config = _load(app_dir, run_config)
         with WorkView(console):
             stored = load_stored(config.data)
             table = label_table(config.data, config.run.seed)
@@ -77,7 +77,7 @@ def site(
 ) -> None:
     """Print what a SuperNode with this data-path would train on, or why it could not; takes the keys of a run."""
     try:
-        config = load_config(default_run_config(find_app(app_dir)) | parse_overrides("--run-config", run_config or []))
+        config = _load(app_dir, run_config)
         alone = of_site(config.data, str(folder.absolute()))
         with WorkView(console):
             rows, stored = rows_of_client(alone, config.run.seed, partition_id), load_stored(alone)
@@ -100,7 +100,7 @@ def export(
 ) -> None:
     """Write each client's images to a folder of its own, and the test split beside them, for `partition="sites"`."""
     try:
-        config = load_config(default_run_config(find_app(app_dir)) | parse_overrides("--run-config", run_config or []))
+        config = _load(app_dir, run_config)
         with WorkView(console):
             written = export_sites(config.data, config.run.seed, folder)
             names, has_labels = class_names(config.data), load_train_data(config.data).labels is not None
@@ -115,6 +115,11 @@ def export(
         f'class-names="{",".join(names)}" image-size={config.data.image_size} '
         f"image-channels={config.data.image_channels}'"
     )
+
+
+def _load(app_dir: Path | None, run_config: list[str] | None) -> Config:
+    """Return the app's run config with the overrides put in."""
+    return load_config(default_run_config(find_app(app_dir)) | parse_overrides("--run-config", run_config or []))
 
 
 def _splits_table(stored: dict[str, StoredSplit], config: Config) -> Table:

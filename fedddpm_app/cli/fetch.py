@@ -18,7 +18,7 @@ from fedddpm_app import delivery
 from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.console import print_summary
-from fedddpm_app.flower_run import COMPLETED, FlowerRun, check_connection
+from fedddpm_app.flower_run import COMPLETED, FlowerRun, check_connection, write_app
 from fedddpm_app.recording.recorder import check_is_new, make_directory
 
 SuperlinkOption = Annotated[
@@ -27,24 +27,6 @@ SuperlinkOption = Annotated[
 LargestOption = Annotated[float, typer.Option(min=0, help="Leave larger files on the server, in MB.")]
 LARGEST_MB = 200.0
 DIRECTORY_MARK = "run directory: "
-_PYPROJECT = """
-[project]
-name = "fedddpm-delivery"
-version = "1.0.0"
-license = { file = "LICENSE" }
-dependencies = ["flwr>=1.41,<2"]
-[tool.flwr.app]
-publisher = "fedddpm"
-fab-format-version = 1
-flwr-version-target = "1.41.0"
-[tool.flwr.app.components]
-serverapp = "delivery:app"
-clientapp = "delivery:app"
-[tool.flwr.app.config]
-directory = ""
-of-run = ""
-largest-mb = 200.0
-"""
 
 
 class FetchError(RuntimeError):
@@ -117,12 +99,10 @@ def fetch_into(directory: Path, run: FlowerRun, on_server: str, largest_mb: floa
         When they do not all come as they are there; what came is kept.
     """
     with tempfile.TemporaryDirectory(prefix="fedddpm-delivery-") as name:
-        app = Path(name)
-        (app / "pyproject.toml").write_text(_PYPROJECT, encoding="utf-8")
-        (app / "LICENSE").write_text("Apache-2.0\n", encoding="utf-8")
-        (app / "delivery.py").write_bytes(Path(delivery.__file__).read_bytes())
         given: dict[str, Scalar] = {"directory": on_server, "of-run": str(run.run_id), "largest-mb": float(largest_mb)}
-        courier = FlowerRun(app, given, {}, run.connection)
+        source = Path(delivery.__file__).read_text(encoding="utf-8")
+        write_app(Path(name), "delivery", source, "app", "app", dict.fromkeys(given, "") | {"largest-mb": largest_mb})
+        courier = FlowerRun(Path(name), given, {}, run.connection)
         parcel = Parcel(directory)
         with Progress(
             TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console,
