@@ -11,12 +11,12 @@ from fedddpm_app.data.sites import SITES
 from fedddpm_app.data.store import cache_folder
 from fedddpm_app.data.tensors import class_names, label_table, load_test_data, num_unassigned
 from fedddpm_app.device import resolve_device
-from fedddpm_app.diffusion_task import DiffusionTask
-from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation.strategy import FederatedDiffusion
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import to_arrays
-from fedddpm_app.measuring import create_evaluator
-from fedddpm_app.monitor import Monitor
+from fedddpm_app.experiment.evaluators import create_evaluator
+from fedddpm_app.experiment.monitor import Monitor
 from fedddpm_app.progress import configure_logging, logger, note
 from fedddpm_app.recording.provenance import caller_directory
 from fedddpm_app.recording.recorder import RunRecorder, run_directory

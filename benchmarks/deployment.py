@@ -19,8 +19,8 @@ import psutil
 
 from benchmarks.echo import STOCK, Echo
 from benchmarks.report import Report, main, spread
-from fedddpm_app.flower_run import COMPLETED, FLOWER_ENVIRONMENT, write_app
-from fedddpm_app.simulation import free_port
+from fedddpm_app.launch.flower_run import COMPLETED, FLOWER_ENVIRONMENT, write_app
+from fedddpm_app.launch.simulation import free_port
 
 ROOT = Path(__file__).resolve().parent.parent
 NODES = 2

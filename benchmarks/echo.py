@@ -23,13 +23,13 @@ from flwr.simulation import run_simulation
 from benchmarks.models import LARGE, MODELS
 from fedddpm_app.algorithms.fedavg import FederatedAveraging
 from fedddpm_app.config import Config, default_run_config, load_config
-from fedddpm_app.diffusion_task import DiffusionTask
+from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.records import to_arrays
-from fedddpm_app.handlers import ClientSetup, create_client_app
-from fedddpm_app.hooks import TrainingHook, TrainResult
-from fedddpm_app.simulate import MemoryRecorder
+from fedddpm_app.client.handlers import ClientSetup, create_client_app
+from fedddpm_app.training.hooks import TrainingHook, TrainResult
+from fedddpm_app.inprocess.simulate import MemoryRecorder
 from fedddpm_app.weights import num_bytes, snapshot
-from fedddpm_app.worker import LocalResult
+from fedddpm_app.client.worker import LocalResult
 
 VARIABLE = "FEDDDPM_ECHO"
 STOCK = "stock"

@@ -20,7 +20,7 @@ from benchmarks.models import LARGE, MODELS, TINY
 from benchmarks.processes import Arrangement, seconds_of
 from benchmarks.report import Report, main, spread
 from fedddpm_app.config import Scalar
-from fedddpm_app.flower_run import to_toml
+from fedddpm_app.launch.flower_run import to_toml
 
 ACTORS = 2
 _QUIET: dict[str, Scalar] = {

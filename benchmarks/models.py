@@ -5,13 +5,13 @@ from collections.abc import Callable
 
 import torch
 
-from fedddpm_app.acceleration import Acceleration
+from fedddpm_app.training.acceleration import Acceleration
 from fedddpm_app.config import Config, Scalar, default_run_config, load_config
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.diffusion.unet import create_unet
-from fedddpm_app.task import Example, TrainingData
-from fedddpm_app.training import Trainer
+from fedddpm_app.training.task import Example, TrainingData
+from fedddpm_app.training.trainer import Trainer
 
 TINY, MIDDLE, LARGE = "0.16 M 8x8", "1.1 M 28x28", "35.75 M 32x32"
 MODELS: dict[str, dict[str, Scalar]] = {

@@ -8,7 +8,7 @@ from multiprocessing.synchronize import Barrier
 import torch
 
 from benchmarks.models import TimedData, config_of, create_benchmark_trainer, random_images
-from fedddpm_app.acceleration import PLAIN
+from fedddpm_app.training.acceleration import PLAIN
 from fedddpm_app.weights import snapshot
 
 

@@ -23,13 +23,13 @@ from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.sampling import SAMPLERS, SampleBatch, draw_batch, image_seeds, sample_images
 from fedddpm_app.diffusion.unet import create_unet
-from fedddpm_app.diffusion_task import DiffusionTask
+from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.evaluation.evaluator import Evaluator
-from fedddpm_app.evaluation.figures import Drawing
-from fedddpm_app.measuring import create_evaluator, without_partition
+from fedddpm_app.evaluation.metrics import Drawing
+from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.weights import snapshot
-from fedddpm_app.worker import Worker
+from fedddpm_app.client.worker import Worker
 
 BASE, FAST = ("ddpm", 1000), ("dpm-solver++", 20)
 PLANS: list[tuple[Sampler, int]] = [

@@ -23,13 +23,13 @@ from benchmarks.models import (
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.processes import Arrangement, seconds_of
 from benchmarks.report import Report, main, spread
-from fedddpm_app.acceleration import PLAIN, Acceleration
+from fedddpm_app.training.acceleration import PLAIN, Acceleration
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.unet import create_unet
-from fedddpm_app.task import TrainingData
-from fedddpm_app.training import Trainer
+from fedddpm_app.training.task import TrainingData
+from fedddpm_app.training.trainer import Trainer
 from fedddpm_app.weights import snapshot
 
 BF16_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, SXM, as the maker states them, FLOP/s

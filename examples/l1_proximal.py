@@ -9,9 +9,9 @@ It leaves most weights where the global model has them, so that clients move few
 
 from torch import Tensor, nn
 
-from fedddpm_app.federation.base import FederatedDiffusion
-from fedddpm_app.hooks import TrainingHook
-from fedddpm_app.task import Example
+from fedddpm_app.federation.strategy import FederatedDiffusion
+from fedddpm_app.training.hooks import TrainingHook
+from fedddpm_app.training.task import Example
 
 
 class L1ProximalHook(TrainingHook):

@@ -8,7 +8,7 @@ import pytest
 import client_app
 import server_app
 from fedddpm_app.config import Config, Scalar, default_run_config, load_config
-from fedddpm_app.federation.inprocess import run_inprocess
+from fedddpm_app.inprocess.grid import run_inprocess
 
 ROOT = Path(__file__).parent.parent
 

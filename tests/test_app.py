@@ -137,7 +137,7 @@ def test_rounds_are_waited_for_as_long_as_configured(run_app, monkeypatch):
 
 
 def test_a_failed_run_says_so_in_its_summary(run_app, run_config, monkeypatch):
-    monkeypatch.setattr("fedddpm_app.worker.Worker.train", lambda *a: 1 / 0)
+    monkeypatch.setattr("fedddpm_app.client.worker.Worker.train", lambda *a: 1 / 0)
     with pytest.raises(RoundFailedError, match="round 1"):
         run_app()
     summaries = list(Path(str(run_config["output-dir"])).rglob("summary.json"))
@@ -152,7 +152,7 @@ def test_an_interrupted_run_says_so_in_its_summary(run_app, run_config, monkeypa
     def interrupted(*_):
         raise stop
 
-    monkeypatch.setattr("fedddpm_app.worker.Worker.train", interrupted)
+    monkeypatch.setattr("fedddpm_app.client.worker.Worker.train", interrupted)
     with pytest.raises(type(stop)):
         run_app()
     summary = json.loads(next(Path(str(run_config["output-dir"])).rglob("summary.json")).read_text())

@@ -15,8 +15,8 @@ from benchmarks.plain_loop import PlainLoop
 from fedddpm_app.config import default_run_config, load_config
 from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.unet import create_unet
-from fedddpm_app.federation.inprocess import InProcessGrid
-from fedddpm_app.federation.transport import shared
+from fedddpm_app.inprocess.grid import InProcessGrid
+from fedddpm_app.transport import shared
 from tests.conftest import ROOT
 
 CPU = torch.device("cpu")

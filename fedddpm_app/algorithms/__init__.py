@@ -14,7 +14,7 @@ from fedddpm_app.algorithms.local_only import LocalOnly
 from fedddpm_app.algorithms.moon import Moon
 from fedddpm_app.algorithms.scaffold import Scaffold
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedDiffusion
 
 REGISTRY: dict[str, type[FederatedDiffusion]] = {
     "fedddpm": FedDDPM,

@@ -10,7 +10,7 @@ server reads the clients' data itself: this can be run where one machine may see
 
 from fedddpm_app import progress
 from fedddpm_app.device import cpu_threads
-from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedDiffusion
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.weights import Weights
 

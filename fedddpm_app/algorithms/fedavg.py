@@ -9,7 +9,7 @@ Symbols: w -> weights, n_i -> num_examples, S_r -> partitions of the round, K ->
 Deviations: none; the local objective is the denoising loss. With another ``aggregator`` the last step is that rule.
 """
 
-from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedDiffusion
 
 
 class FederatedAveraging(FederatedDiffusion):

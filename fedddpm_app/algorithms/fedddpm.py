@@ -27,13 +27,13 @@ from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup
 from fedddpm_app.device import cpu_threads
-from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedDiffusion
 from fedddpm_app.federation.errors import check_finite
-from fedddpm_app.federation.generation import Generation
-from fedddpm_app.federation.pretraining import PretrainedModel, collect_pretrained
+from fedddpm_app.auxiliary.generation import Generation
+from fedddpm_app.auxiliary.pretraining import PretrainedModel, collect_pretrained
 from fedddpm_app.progress import logger
 from fedddpm_app.seeding import derive_seed
-from fedddpm_app.task import TrainingData
+from fedddpm_app.training.task import TrainingData
 from fedddpm_app.weights import Weights
 
 

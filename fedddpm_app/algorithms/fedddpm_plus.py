@@ -23,7 +23,7 @@ from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.progress import note
 from fedddpm_app.seeding import derive_seed
-from fedddpm_app.task import Subset
+from fedddpm_app.training.task import Subset
 from fedddpm_app.weights import Weights
 
 

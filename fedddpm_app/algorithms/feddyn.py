@@ -21,10 +21,10 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedDiffusion
 from fedddpm_app.federation.replies import Reply
-from fedddpm_app.hooks import TrainingHook, TrainResult
-from fedddpm_app.optimization import add_to_gradients, pull_to
+from fedddpm_app.training.hooks import TrainingHook, TrainResult
+from fedddpm_app.training.optimization import add_to_gradients, pull_to
 from fedddpm_app.weights import RunningMean, Weights
 
 DUAL = "dual"

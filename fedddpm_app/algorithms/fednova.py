@@ -16,9 +16,9 @@ w_i, from which the server takes d_i. Buffers that have no gradient are averaged
 from collections.abc import Iterator
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedDiffusion
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
-from fedddpm_app.optimization import gradient_weight, learning_rate_factor
+from fedddpm_app.training.optimization import gradient_weight, learning_rate_factor
 from fedddpm_app.weights import RunningMean, Weights
 
 

@@ -14,9 +14,9 @@ gradient mu (v - w) is added in closed form, so that the reported loss stays L.
 
 from torch import nn
 
-from fedddpm_app.federation.base import FederatedDiffusion
-from fedddpm_app.hooks import TrainingHook
-from fedddpm_app.optimization import pull_to
+from fedddpm_app.federation.strategy import FederatedDiffusion
+from fedddpm_app.training.hooks import TrainingHook
+from fedddpm_app.training.optimization import pull_to
 
 
 class FedProxHook(TrainingHook):

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedDiffusion
 from fedddpm_app.federation.replies import Reply
-from fedddpm_app.hooks import TrainingHook, TrainResult
+from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.weights import Weights
 
 MODEL = "model"

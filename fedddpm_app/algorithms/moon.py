@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import ConfigError
-from fedddpm_app.federation.base import FederatedDiffusion
-from fedddpm_app.hooks import TrainingHook, TrainResult
-from fedddpm_app.task import Example
+from fedddpm_app.federation.strategy import FederatedDiffusion
+from fedddpm_app.training.hooks import TrainingHook, TrainResult
+from fedddpm_app.training.task import Example
 from fedddpm_app.weights import Weights
 
 PREVIOUS = "previous"

@@ -25,10 +25,10 @@ from torch import nn
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.federation.base import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedDiffusion
 from fedddpm_app.federation.replies import Reply
-from fedddpm_app.hooks import TrainingHook, TrainResult
-from fedddpm_app.optimization import add_to_gradients
+from fedddpm_app.training.hooks import TrainingHook, TrainResult
+from fedddpm_app.training.optimization import add_to_gradients
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import RunningMean, Weights
 

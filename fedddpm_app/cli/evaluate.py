@@ -9,11 +9,11 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fedddpm_app.assessment import labels_like
+from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.cli.common import DeviceOption, console, refuse, say
 from fedddpm_app.config import Config, ConfigError, Sampler, check_sampler, default_run_config, known_keys, load_config
 from fedddpm_app.config.groups import MAX_CLASSES
-from fedddpm_app.console import WorkView, print_figures
+from fedddpm_app.cli.console import WorkView, print_figures
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.pipelines import (
@@ -29,8 +29,8 @@ from fedddpm_app.diffusion.pipelines import (
 from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
 from fedddpm_app.evaluation.extractors import EXTRACTORS
-from fedddpm_app.evaluation.figures import Drawing, mean_over_clients
-from fedddpm_app.measuring import create_evaluator, without_partition
+from fedddpm_app.evaluation.metrics import Drawing, mean_over_clients
+from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
 from fedddpm_app.progress import reported
 from fedddpm_app.recording.plots import plot_classes
 from fedddpm_app.recording.recorder import write_json

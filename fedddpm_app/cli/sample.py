@@ -11,7 +11,7 @@ from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.pipelines import find_pipelines, image_shape, is_plain, load_pipeline
 from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds, sample_images
-from fedddpm_app.monitor import class_rows
+from fedddpm_app.experiment.monitor import class_rows
 from fedddpm_app.recording.sheets import save_sheet
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fedddpm_app.evaluation.comparison import spread
 from fedddpm_app.evaluation.extractors.cache import load_or_create
-from fedddpm_app.evaluation.figures import Drawing, Figure
+from fedddpm_app.evaluation.metrics import Drawing, Figure
 from fedddpm_app.evaluation.memorization import Neighbours, memorized_share, nearest_training, threshold_at
 from fedddpm_app.weights import Weights
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from fedddpm_app.diffusion.objective import DenoisingObjective
 from fedddpm_app.seeding import derive_seed
-from fedddpm_app.task import TrainingData
+from fedddpm_app.training.task import TrainingData
 
 EVALUATION_SEED = 0  # the same t and noise for every run, so that runs compare
 NUM_BANDS = 4

@@ -12,7 +12,7 @@ from fedddpm_app.evaluation.comparison import Measured, class_counts, compare, c
 from fedddpm_app.evaluation.copies import CopyDetector, Pairs
 from fedddpm_app.evaluation.distances import subset_size
 from fedddpm_app.evaluation.extractors import Extractor, Features
-from fedddpm_app.evaluation.figures import Drawing, Figure
+from fedddpm_app.evaluation.metrics import Drawing, Figure
 from fedddpm_app.evaluation.reference import CLASSES, REFERENCE_SEED, Floor, Reference
 
 _KERNEL = "kd"

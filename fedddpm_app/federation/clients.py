@@ -13,7 +13,7 @@ from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.records import FORGET, request
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.roll_call import RollCall
-from fedddpm_app.federation.transport import Packed, Transport
+from fedddpm_app.transport import Packed, Transport
 
 _TTL_MARGIN_SECONDS = 60.0
 

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.federation.records import ARRAYS, IMAGES, METRICS, NUM_EXAMPLES
-from fedddpm_app.federation.transport import Expected, Payload, PayloadError, Transport
-from fedddpm_app.federation.transport.numpy_arrays import read_arrays
+from fedddpm_app.transport import Expected, Payload, PayloadError, Transport
+from fedddpm_app.transport.numpy_arrays import read_arrays
 from fedddpm_app.weights import Weights
 
 _LARGEST_NORM = 1e30  # of a tensor; more overflows in a mean, or when a difference is scaled up

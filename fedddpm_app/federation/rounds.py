@@ -24,11 +24,11 @@ from fedddpm_app.federation.replies import Asked, Reply
 from fedddpm_app.federation.round_log import RoundLog
 from fedddpm_app.federation.streaming import ReplyStream, begun, noting, telling
 from fedddpm_app.federation.survey import survey_sites
-from fedddpm_app.federation.transport import Transport
-from fedddpm_app.federation.transport.outbox import Outbox
-from fedddpm_app.hooks import TrainingHook
+from fedddpm_app.transport import Transport
+from fedddpm_app.transport.outbox import Outbox
+from fedddpm_app.training.hooks import TrainingHook
 from fedddpm_app.progress import logger
-from fedddpm_app.task import Task
+from fedddpm_app.training.task import Task
 from fedddpm_app.weights import Weights
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]

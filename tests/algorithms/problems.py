@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.simulate import simulate
+from fedddpm_app.inprocess.simulate import simulate
 
 ROUNDS, STEPS, RATE = 3, 4, 0.05
 

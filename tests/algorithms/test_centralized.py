@@ -47,7 +47,7 @@ def test_the_progress_counts_the_steps_of_all_clients(config):
 
 def test_it_learns_from_every_client(run_app, run_config):
     """On the app's task the pooled data are the clients' training images, each once."""
-    from fedddpm_app.diffusion_task import DiffusionTask
+    from fedddpm_app.experiment.task import DiffusionTask
 
     task = DiffusionTask(load_config(run_config))
     sizes = [len(task.train_data(partition)) for partition in range(4)]

@@ -14,15 +14,15 @@ from fedddpm_app.config import load_config
 from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.diffusion.unet import create_unet
-from fedddpm_app.diffusion_task import DiffusionTask
-from fedddpm_app.federation.apportion import largest_remainder
+from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.apportion import largest_remainder
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.inprocess import InProcessGrid
+from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.federation.records import to_arrays, to_weights
-from fedddpm_app.hooks import LocalRound, TrainingHook
+from fedddpm_app.training.hooks import LocalRound, TrainingHook
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.weights import load_into, snapshot
-from fedddpm_app.worker import Worker
+from fedddpm_app.client.worker import Worker
 from tests.algorithms.problems import CLIENTS, RATE, ROUNDS, STEPS, gradient, gradient_steps, make_clients, shares
 from tests.algorithms.problems import run as run_point
 from tests.algorithms.problems import same as close
@@ -369,6 +369,6 @@ def test_conditional_samples_follow_each_clients_classes(start, run_config):
 
 @pytest.mark.parametrize("counts", [[5], [0] * 10, [1] * 11, [1e308] * 10, [10**9, *[0] * 9], [-1, 1, *[0] * 8]])
 def test_label_counts_that_do_not_fit_leave_the_client_out(start, monkeypatch, counts):
-    monkeypatch.setattr("fedddpm_app.diffusion_task.DiffusionTask.label_counts", lambda self, partition_id: counts)
+    monkeypatch.setattr("fedddpm_app.experiment.task.DiffusionTask.label_counts", lambda self, partition_id: counts)
     with pytest.raises(RoundFailedError, match="pretraining failed on every client"):
         start(class_conditional=True)

@@ -4,7 +4,7 @@ import torch
 
 from fedddpm_app.algorithms.fedprox import FedProx, FedProxHook
 from fedddpm_app.config import default_run_config, load_config
-from fedddpm_app.hooks import LocalRound
+from fedddpm_app.training.hooks import LocalRound
 from tests.algorithms.problems import (
     CLIENTS,
     RATE,

@@ -14,7 +14,7 @@ from fedddpm_app.data.tensors import (
     num_unassigned,
 )
 from fedddpm_app.diffusion.images import to_unit_range
-from fedddpm_app.diffusion_task import DiffusionTask
+from fedddpm_app.experiment.task import DiffusionTask
 from tests.data.conftest import encoded, noise, table_of
 
 LABELLED = ["dirichlet", "pathological", "shards", "disjoint-classes"]

@@ -18,7 +18,7 @@ from fedddpm_app.data.tensors import (
     load_train_data,
     rows_of_client,
 )
-from fedddpm_app.diffusion_task import DiffusionTask
+from fedddpm_app.experiment.task import DiffusionTask
 from tests.data.conftest import picture
 
 DIGITS = ",".join(str(k) for k in range(10))

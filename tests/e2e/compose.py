@@ -19,7 +19,7 @@ from typing import Any
 import psutil
 import yaml
 
-from fedddpm_app.simulation import free_port
+from fedddpm_app.launch.simulation import free_port
 from tests.conftest import ROOT
 
 MARK = "FEDDDPM_TEST_STACK"

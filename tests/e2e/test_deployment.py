@@ -19,7 +19,7 @@ from datasets import load_from_disk
 from benchmarks.models import LARGE, MODELS
 from fedddpm_app.config import load_config
 from fedddpm_app.data.export import export_sites
-from fedddpm_app.flower_run import to_toml
+from fedddpm_app.launch.flower_run import to_toml
 from tests.conftest import ROOT, TINY, RunDirectory
 from tests.e2e.compose import Stack
 from tests.e2e.hosts import SERVER, cut, join, network

@@ -13,8 +13,8 @@ import psutil
 import pytest
 from datasets import load_from_disk
 
-from fedddpm_app.flower_run import COMPLETED, to_toml
-from fedddpm_app.simulation import SimulationRun
+from fedddpm_app.launch.flower_run import COMPLETED, to_toml
+from fedddpm_app.launch.simulation import SimulationRun
 from tests.conftest import ROOT, TINY, RunDirectory
 
 MARK = "FEDDDPM_TEST_FOLDER"

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from fedddpm_app.simulation import free_port
+from fedddpm_app.launch.simulation import free_port
 from tests.conftest import RunDirectory
 from tests.e2e.test_flwr_run import fedddpm_run, left_behind
 

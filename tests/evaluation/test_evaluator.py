@@ -13,7 +13,7 @@ from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.evaluation.comparison import spread
 from fedddpm_app.evaluation.copies import CopyDetector
 from fedddpm_app.evaluation.distances import frechet_distance, kernel_distance
-from fedddpm_app.evaluation.figures import Drawing, Figure, mean_over_clients
+from fedddpm_app.evaluation.metrics import Drawing, Figure, mean_over_clients
 from fedddpm_app.evaluation.reference import RealImages, Reference
 from tests.evaluation.conftest import values
 
@@ -321,7 +321,7 @@ from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.evaluation.copies import CopyDetector
 from fedddpm_app.evaluation.evaluator import Evaluator
 from fedddpm_app.evaluation.extractors import create_extractor
-from fedddpm_app.evaluation.figures import Drawing
+from fedddpm_app.evaluation.metrics import Drawing
 from fedddpm_app.evaluation.reference import RealImages, Reference
 
 def images(count, seed):

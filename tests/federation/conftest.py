@@ -1,7 +1,7 @@
 import pytest
 
 import client_app
-from fedddpm_app.federation.inprocess import InProcessGrid
+from fedddpm_app.inprocess.grid import InProcessGrid
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from torch import nn
 from fedddpm_app.algorithms import REGISTRY, get_algorithm
 from fedddpm_app.config import AggregatorName, ConfigError, load_config
 from fedddpm_app.federation.aggregation import least_replies
-from fedddpm_app.simulate import simulate
+from fedddpm_app.inprocess.simulate import simulate
 from tests.algorithms.problems import (
     RATE,
     STEPS,

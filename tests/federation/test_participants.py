@@ -6,7 +6,7 @@ from flwr.clientapp import ClientApp
 
 import client_app
 from fedddpm_app.config import ConfigError
-from fedddpm_app.federation.inprocess import InProcessGrid
+from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.roll_call import RollCall
 

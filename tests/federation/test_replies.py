@@ -9,8 +9,8 @@ from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDic
 
 from fedddpm_app.federation.records import to_arrays, to_weights
 from fedddpm_app.federation.replies import Asked, ReplyRefusedError, accept_reply
-from fedddpm_app.federation.transport import Expected, Transport, get_wire
-from fedddpm_app.federation.transport.layout import Layout
+from fedddpm_app.transport import Expected, Transport, get_wire
+from fedddpm_app.transport.layout import Layout
 
 ASKED = Asked({"arrays": Expected({"a": torch.zeros(2, 3), "b": torch.zeros(4)})})
 

@@ -16,7 +16,7 @@ from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.replies import Asked
 from fedddpm_app.federation.streaming import ReplyStream
-from fedddpm_app.federation.transport import ClientEnd, Payload, Transport
+from fedddpm_app.transport import ClientEnd, Payload, Transport
 from tests.algorithms.problems import make_clients, run
 
 WEIGHTS = {"w": torch.zeros(3)}

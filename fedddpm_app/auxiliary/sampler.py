@@ -1,0 +1,81 @@
+"""Drawing batches of the auxiliary set from a client's model: the same code on the server and on a node."""
+
+from collections.abc import Iterable, Iterator
+from typing import Literal
+
+import diffusers
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from fedddpm_app import weights as weights_module
+from fedddpm_app.training.acceleration import choose
+from fedddpm_app.config import Config
+from fedddpm_app.device import cpu_threads
+from fedddpm_app.diffusion.objective import create_noise_scheduler
+from fedddpm_app.diffusion.sampling import SampleBatch, draw_batch
+from fedddpm_app.weights import Weights
+
+
+class Drawer:
+    """Draws with the run's ``auxiliary-sampler``.
+
+    Parameters
+    ----------
+    config : Config
+        The run's config.
+    model : nn.Module
+        A ``UNet2DModel`` on the device to draw on; it takes the weights.
+    """
+
+    def __init__(self, config: Config, model: Module) -> None:
+        self.config = config
+        self.model = model
+        self.scheduler = create_noise_scheduler(config.diffusion)
+        self.device = next(model.parameters()).device
+        size = config.data.image_size
+        self.shape = (config.data.image_channels, size, size)
+
+    @property
+    def precision(self) -> Literal["fp32", "bf16"]:
+        """The run's on CUDA; fp32 elsewhere, where bf16 gains nothing."""
+        if self.device.type != "cuda":
+            return "fp32"
+        return choose(self.config.run, self.model, self.device).precision
+
+    def draw(self, weights: Weights, batches: Iterable[SampleBatch]) -> Iterator[Tensor]:
+        """Yield each batch's images, uint8 (B, C, H, W) on the CPU, from a model of ``weights``.
+
+        Sums depend on the number of threads: it is ``server-threads`` wherever this runs.
+
+        Raises
+        ------
+        DivergedError
+            For a model that draws NaN.
+        """
+        weights_module.load_into(self.model, weights)
+        for batch in batches:
+            with cpu_threads(self.config.run.server_threads):
+                images = draw_batch(
+                    self.model,
+                    self.scheduler,
+                    batch,
+                    sampler=self.config.auxiliary.sampler,
+                    steps=self.config.auxiliary.sampler_steps,
+                    shape=self.shape,
+                    precision=self.precision,
+                )
+            yield images
+
+    def describe(self) -> dict[str, object]:
+        """Return what images depend on besides the weights and the batch."""
+        auxiliary = self.config.auxiliary
+        return {
+            "model": dict(getattr(self.model, "config", {})),
+            "forward": dict(self.scheduler.config),
+            "sampler": [auxiliary.sampler, auxiliary.sampler_steps],
+            "precision": self.precision,
+            "device": [self.device.type, torch.backends.cpu.get_cpu_capability()],
+            "threads": self.config.run.server_threads,
+            "versions": [torch.__version__, diffusers.__version__],
+        }

@@ -1,0 +1,123 @@
+"""Measuring the models of a run: cheaply after a round, fully at its end."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from diffusers import DDPMScheduler
+from torch import Tensor, nn
+
+from fedddpm_app import weights as weights_module
+from fedddpm_app.config import Config, Sampler
+from fedddpm_app.diffusion.sampling import image_seeds, sample_batches
+from fedddpm_app.evaluation.copies import NAME as COPIES
+from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
+from fedddpm_app.evaluation.metrics import Drawing, Figure, mean_over_clients
+from fedddpm_app.apportion import largest_remainder
+from fedddpm_app.progress import note, reported
+from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.weights import Weights
+
+_SHOWN = ("fid", "kid", "fd-", "kd-", "recall-", "coverage-", "class-tv")  # the figures that a round's note has
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How many images are drawn, and how."""
+
+    images: int
+    sampler: Sampler
+    steps: int
+
+
+class Assessment:
+    """Draws images from a run's models and measures them.
+
+    Parameters
+    ----------
+    config : Config
+        How many images, and how they are drawn.
+    recorder : RunRecorder
+        Takes figures, plots and sheets.
+    evaluator : Evaluator
+        Measures.
+    model : nn.Module
+        A ``UNet2DModel`` that takes the weights.
+    scheduler : DDPMScheduler
+        Its forward process.
+    """
+
+    def __init__(
+        self, config: Config, recorder: RunRecorder, evaluator: Evaluator, model: nn.Module, scheduler: DDPMScheduler
+    ) -> None:
+        self.config = config
+        self.recorder = recorder
+        self.evaluator = evaluator
+        self.model = model
+        self.scheduler = scheduler
+        self.num_drawn = 0
+
+    def after_round(self, server_round: int, models: Mapping[str, Weights], weights: str) -> list[Figure]:
+        """Return the cheap figures of the models, by name; ``weights`` says whether these are ``ema`` or ``raw``."""
+        settings = self.config.evaluation
+        plan = Plan(settings.eval_images, settings.eval_sampler, settings.eval_sampler_steps)
+        figures = mean_over_clients(
+            [self._measure(each, plan, weights, find_copies=False).figures for each in models.values()]
+        )
+        shown = ", ".join(f"{f.name} {f.value:.4g} (floor {f.floor:.4g})" for f in figures if f.name.startswith(_SHOWN))
+        note(f"round {server_round}: {shown}; n = {plan.images} by {plan.sampler} in {plan.steps} steps")
+        return figures
+
+    def at_end(self, models: Mapping[str, Weights], weights: str, auxiliary: Tensor | None) -> list[Figure]:
+        """Measure the final models in full, and the auxiliary set (uint8 (M, C, H, W)) for copies; keep it all."""
+        settings = self.config.evaluation
+        plan = Plan(settings.eval_final_images, settings.eval_final_sampler, settings.eval_final_sampler_steps)
+        evaluations = {name: self._measure(each, plan, weights) for name, each in models.items()}
+        figures = mean_over_clients([evaluation.figures for evaluation in evaluations.values()])
+        for name, evaluation in evaluations.items():
+            if evaluation.class_counts:
+                self.recorder.save_classes(evaluation.class_counts, name)
+            if evaluation.pairs:
+                self.recorder.save_pairs(evaluation.pairs.generated, evaluation.pairs.train, "samples", name)
+        if auxiliary is not None:
+            figures.append(self._check_auxiliary(auxiliary))
+        return figures
+
+    def _measure(self, weights: Weights, plan: Plan, which: str, find_copies: bool = True) -> Evaluation:
+        weights_module.load_into(self.model, weights)
+        drawing = Drawing(plan.sampler, plan.steps, which)
+        return self.evaluator.measure(self._draw(plan), drawing, find_copies=find_copies)
+
+    def _draw(self, plan: Plan) -> Iterator[Tensor]:
+        """Return the images of a plan, batch by batch; a conditional model's labels are spread as the reference's."""
+        data, labels = self.config.data, None
+        if data.class_conditional:
+            labels = labels_like(self.evaluator.reference.images.labels, plan.images)
+        self.num_drawn += plan.images
+        batches = sample_batches(
+            self.model,
+            self.scheduler,
+            sampler=plan.sampler,
+            steps=plan.steps,
+            seeds=image_seeds(self.config.run.seed, "evaluate", plan.images),
+            shape=(data.image_channels, data.image_size, data.image_size),
+            labels=labels,
+            batch_size=self.config.evaluation.eval_batch_size,
+        )
+        return reported(batches, "evaluate", plan.images)
+
+    def _check_auxiliary(self, images: Tensor) -> Figure:
+        detector, settings = self.evaluator.detector, self.config.auxiliary
+        search = detector.start()
+        for batch in torch.split(images, self.config.evaluation.eval_batch_size):
+            search.add(batch)
+        self.recorder.save_pairs(search.pairs.generated, search.pairs.train, "auxiliary")
+        return search.figure("train", Drawing(settings.sampler, settings.sampler_steps, "pretrained"), f"aux-{COPIES}")
+
+
+def labels_like(labels: Tensor | None, count: int) -> Tensor | None:
+    """Return ``count`` labels, int64, spread over the classes as ``labels`` are."""
+    if labels is None:
+        return None
+    per_class = largest_remainder(count, labels.bincount().tolist())
+    return torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))

@@ -1,0 +1,195 @@
+"""Watching the global model while it trains: test loss, sample sheets, checkpoints, the final pipeline."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from diffusers import DDPMPipeline
+from flwr.app import ArrayRecord, MetricRecord
+
+from fedddpm_app import weights as weights_module
+from fedddpm_app.experiment.assessment import Assessment
+from fedddpm_app.config import Config, is_due
+from fedddpm_app.device import cpu_threads, resolve_device
+from fedddpm_app.diffusion.images import DivergedError, ImageTensors
+from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
+from fedddpm_app.diffusion.sampling import image_seeds, sample_images
+from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.evaluation.denoising import DenoisingLoss, band_edges, banded_denoising_loss
+from fedddpm_app.evaluation.evaluator import Evaluator
+from fedddpm_app.evaluation.metrics import Figure
+from fedddpm_app.federation.strategy import FederatedDiffusion
+from fedddpm_app.federation.records import to_weights
+from fedddpm_app.progress import logger
+from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.recording.sheets import save_sheet
+from fedddpm_app.weights import Weights
+
+_COLUMNS = 10
+
+
+@dataclass
+class Monitor:
+    """Flower's ``evaluate_fn``: called with the global weights before round 1 and after every round.
+
+    Attributes
+    ----------
+    config : Config
+        What is due when.
+    strategy : FederatedDiffusion
+        Has the EMA weights.
+    recorder : RunRecorder
+        Where things go.
+    test_data : ImageTensors or None
+        The global test split, which no client trains on; None where this host has none, so that no loss is measured.
+    latest : Weights
+        The last global weights seen.
+    evaluator : Evaluator or None
+        Measures generated images; None where none are to be.
+    num_drawn : int
+        Images of the sheets so far.
+    """
+
+    config: Config
+    strategy: FederatedDiffusion
+    recorder: RunRecorder
+    test_data: ImageTensors | None
+    latest: Weights = field(default_factory=dict)
+    evaluator: Evaluator | None = None
+    num_drawn: int = 0
+
+    def __post_init__(self) -> None:
+        device = resolve_device(self.config.run.device)
+        self.model = create_unet(self.config.unet, self.config.data, self.config.run.seed).to(device)
+        self.scheduler = create_noise_scheduler(self.config.diffusion)
+        self.objective = DenoisingObjective(self.scheduler)
+        if self.test_data is not None:
+            data = self.test_data if self.config.data.class_conditional else self.test_data.without_labels()
+            self.test_data = data.to(device)
+        self.assessment = (
+            Assessment(self.config, self.recorder, self.evaluator, self.model, self.scheduler)
+            if self.evaluator
+            else None
+        )
+
+    def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
+        """Evaluate, draw and save what is due; return the losses on the test split."""
+        self.latest = to_weights(arrays)
+        schedule, num_rounds = self.config.schedule, self.config.run.num_rounds
+        models = self._models(self.strategy.ema_weights or self.latest)
+        losses: dict[str, float] = {}
+        with cpu_threads(self.config.run.server_threads):
+            if is_due(self.config.evaluation.eval_every, server_round, num_rounds):
+                losses |= self._losses(self._models(self.latest), models)
+                losses |= self._figures(server_round, models)
+            if server_round and is_due(self.config.preview.every, server_round, num_rounds):
+                with _going_on(f"round {server_round}: no sheet of images"):
+                    for name, weights in models.items():
+                        self._preview(f"round-{server_round:04d}{name and '-'}{name}.png", weights)
+        if server_round and is_due(schedule.checkpoint_every, server_round, num_rounds):
+            for name, weights in self._models(self.latest).items():
+                self.recorder.save_checkpoint(server_round, weights, models[name], name)
+        return MetricRecord({**losses})
+
+    def finish(self) -> list[Figure]:
+        """Write the pipeline, then the full evaluation; return its figures."""
+        self.save_pipeline()
+        if self.assessment is None or not self.config.evaluation.eval_final_images:
+            return []
+        auxiliary = getattr(self.strategy, "auxiliary_data", None)
+        images = auxiliary.images.cpu() if isinstance(auxiliary, ImageTensors) else None
+        models = self._models(self.strategy.ema_weights or self.latest)
+        with self.strategy.accounting.timed("final-evaluate"), cpu_threads(self.config.run.server_threads):
+            return self.assessment.at_end(models, self._which, images)
+
+    @property
+    def _which(self) -> str:
+        """Which weights are drawn from and measured."""
+        averaged = self.strategy.ema_weights is not None and not self.strategy.client_models
+        return "ema" if averaged and self.config.training.server_ema_decay else "raw"
+
+    def save_pipeline(self) -> None:
+        """Write ``pipeline/`` with the EMA weights; of an algorithm without a global model one per client in it."""
+        for name, weights in self._models(self.strategy.ema_weights or self.latest).items():
+            weights_module.load_into(self.model, weights)
+            pipeline = DDPMPipeline(unet=self.model.eval(), scheduler=self.scheduler)
+            pipeline.save_pretrained(str(self.recorder.directory / "pipeline" / name))
+
+    def _models(self, weights: Weights) -> dict[str, Weights]:
+        """Return what stands for the run by name: ``weights``, or every client's model where there is no global one."""
+        clients = self.strategy.client_models
+        return {f"client-{partition:04d}": clients[partition] for partition in sorted(clients)} or {"": weights}
+
+    def _figures(self, server_round: int, models: dict[str, Weights]) -> dict[str, float]:
+        """Return the cheap figures of a round, which is not stopped by what is wrong with them."""
+        if not (server_round and self.assessment and self.config.evaluation.eval_images):
+            return {}
+        with _going_on(f"round {server_round}: no figures"):
+            figures = self.assessment.after_round(server_round, models, self._which)
+            self.strategy.record(**{"eval/figures": [figure.to_dict() for figure in figures]})
+            return flat(figures)
+        return {}
+
+    def _losses(self, raw: dict[str, Weights], ema: dict[str, Weights]) -> dict[str, float]:
+        """Return the mean loss on the test split, of the EMA also by timestep; nothing without such a split."""
+        if self.test_data is None:
+            return {}
+        mean, _ = self._loss(raw, self.test_data)
+        ema_mean, bands = self._loss(ema, self.test_data)
+        edges = band_edges(self.objective.num_timesteps)
+        named = {f"eval/ema_loss_t{first}-{last}": loss for (first, last), loss in zip(edges, bands, strict=True)}
+        return {"eval/loss": mean, "eval/ema_loss": ema_mean, **named}
+
+    def _loss(self, models: dict[str, Weights], data: ImageTensors) -> DenoisingLoss:
+        """Return the models' mean loss on the test split."""
+        draws, losses = self.config.evaluation.eval_draws, []
+        for weights in models.values():
+            weights_module.load_into(self.model, weights)
+            losses.append(banded_denoising_loss(self.model, self.objective, data, draws))
+        bands = [sum(same) / len(losses) for same in zip(*(loss.bands for loss in losses), strict=True)]
+        return DenoisingLoss(sum(loss.mean for loss in losses) / len(losses), bands)
+
+    def _preview(self, file_name: str, weights: Weights) -> None:
+        """Draw the sheet of fixed seeds; a conditional model gets a row (or more) per class."""
+        data, preview = self.config.data, self.config.preview
+        weights_module.load_into(self.model, weights)
+        count, labels = preview.images, None
+        if data.class_conditional:
+            labels = class_rows(data.num_classes, preview.images)
+            count = len(labels)
+        images = sample_images(
+            self.model,
+            self.scheduler,
+            sampler=preview.sampler,
+            steps=preview.sampler_steps,
+            seeds=image_seeds(self.config.run.seed, "preview", count),
+            shape=(data.image_channels, data.image_size, data.image_size),
+            labels=labels,
+        )
+        self.num_drawn += count
+        columns = _COLUMNS if labels is None else count // data.num_classes
+        save_sheet(images, self.recorder.directory / "samples" / file_name, columns)
+
+
+@contextmanager
+def _going_on(what: str) -> Iterator[None]:
+    """Log that something is missing because the model draws NaN or a disk is full, instead of ending the run."""
+    try:
+        yield
+    except (DivergedError, OSError) as error:
+        logger.warning("%s: %s", what, error)
+
+
+def flat(figures: list[Figure]) -> dict[str, float]:
+    """Return figures as plain numbers for curves: value, number of images and floor."""
+    return {
+        f"eval/{figure.name}{suffix}": number
+        for figure in figures
+        for suffix, number in (("", figure.value), ("_n", figure.n), ("_floor", figure.floor))
+    }
+
+
+def class_rows(num_classes: int, num_images: int) -> torch.Tensor:
+    """Return labels for at least ``num_images`` images, the same number for every class, class by class."""
+    return torch.arange(num_classes).repeat_interleave(-(-num_images // num_classes))

@@ -1,0 +1,92 @@
+"""The app's task: a diffusers UNet, the denoising loss, and images split over the clients by the run config."""
+
+import functools
+
+import torch
+from torch import Tensor, nn
+
+from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.data.sites import of_site
+from fedddpm_app.data.tensors import ClientRows, client_rows, has_train_data, load_train_data, rows_of_client
+from fedddpm_app.device import resolve_device
+from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
+from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.evaluation.denoising import denoising_loss
+from fedddpm_app.training.task import Subset, TrainingData
+
+
+class DiffusionTask:
+    """See ``task.Task``; data are read on first use.
+
+    On a CPU every client's data are rows of the same mapped files; on another device a client's rows are copied
+    there, and stay.
+
+    Parameters
+    ----------
+    config : Config
+        The run's config.
+    data_path : str
+        The folder of the one client whose images this host has; empty where ``config`` says where they are.
+    """
+
+    def __init__(self, config: Config, data_path: str = "") -> None:
+        self.config = config
+        self._data = of_site(config.data, data_path) if data_path else config.data
+        self.loss_fn = DenoisingObjective(create_noise_scheduler(config.diffusion), config.data.horizontal_flip)
+        self._parts: dict[tuple[str, int], TrainingData] = {}
+
+    def create_model(self) -> nn.Module:
+        """Return the UNet with the run's seeded initial weights."""
+        model: nn.Module = create_unet(self.config.unet, self.config.data, self.config.run.seed)
+        return model
+
+    def train_data(self, partition_id: int) -> TrainingData:
+        """Return a client's training images."""
+        return self._part("train", partition_id, self._rows(partition_id).train)
+
+    def pooled_data(self) -> TrainingData:
+        """Return the training images of all clients, where they are in one place."""
+        if not has_train_data(self._data):
+            raise ConfigError(
+                'partition = "sites": no host has all the images, which this algorithm trains on; use another '
+                "algorithm, or simulate with a folder of all sites."
+            )
+        clients = client_rows(self._data, self.config.run.seed)
+        return self._part("pooled", 0, torch.cat([client.train for client in clients]))
+
+    def local_steps(self, partition_id: int) -> int:
+        """Return ``local-steps``, or those of ``local-epochs``."""
+        return self.config.training.steps_for(len(self._rows(partition_id).train))
+
+    def held_out_loss(self, model: nn.Module, partition_id: int) -> tuple[float, int]:
+        """Return the denoising loss on the client's held-out images, and their number."""
+        data = self._part("held-out", partition_id, self._rows(partition_id).held_out)
+        if not len(data):
+            raise ValueError("it holds one image only, which it trains on, so that none is held out to evaluate on")
+        return denoising_loss(model, self.loss_fn, data, self.config.evaluation.eval_draws), len(data)
+
+    def label_counts(self, partition_id: int) -> list[int]:
+        """Return a client's training images per class, of a class-conditional model."""
+        labels = self._images.labels
+        if labels is None:
+            return []
+        return labels[self._rows(partition_id).train].bincount(minlength=self.config.data.num_classes).tolist()
+
+    def _rows(self, partition_id: int) -> ClientRows:
+        return rows_of_client(self._data, self.config.run.seed, partition_id)
+
+    @functools.cached_property
+    def _images(self) -> ImageTensors:
+        """All training images, mapped; without labels for an unconditional model."""
+        images = load_train_data(self._data)
+        return images if self.config.data.class_conditional else images.without_labels()
+
+    def _part(self, kind: str, partition_id: int, rows: Tensor) -> TrainingData:
+        """Return the images of ``rows`` on the run's device, made once."""
+        device = resolve_device(self.config.run.device)
+        if (kind, partition_id) not in self._parts:
+            mapped = device.type == "cpu"
+            part = Subset(self._images, rows) if mapped else self._images.select(rows).to(device)
+            self._parts[kind, partition_id] = part
+        return self._parts[kind, partition_id]

@@ -1,0 +1,1 @@
+"""A federation in this process: ``simulate``, its hyper-parameter names, its grid."""

@@ -1,0 +1,121 @@
+"""From the names that people give hyper-parameters in Python to the keys of the run config."""
+
+import difflib
+from collections.abc import Mapping
+
+import numpy as np
+
+from fedddpm_app.algorithms import REGISTRY, find_algorithm
+from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, known_keys, load_config
+from fedddpm_app.federation.strategy import FederatedDiffusion
+
+_PREFIXES = {  # of the keys that are an algorithm's own
+    "fedddpm-plus": "plus-",
+    "fedprox": "fedprox-",
+    "scaffold": "scaffold-",
+    "feddyn": "feddyn-",
+    "moon": "moon-",
+}
+_SYMBOLS = {  # the papers' names, and Flower's; the first that belongs to the algorithm or to the rule counts
+    "proximal-mu": ("fedprox-mu",),
+    "eta-g": ("scaffold-server-learning-rate",),
+    "server-lr": ("scaffold-server-learning-rate", "aggregator-learning-rate"),
+    "server-learning-rate": ("aggregator-learning-rate",),
+    "eta": ("aggregator-learning-rate",),
+    "server-momentum": ("aggregator-momentum",),
+    "beta-1": ("aggregator-momentum",),
+    "beta": ("aggregator-trim",),
+    "num-malicious": ("aggregator-malicious",),
+    "num-malicious-nodes": ("aggregator-malicious",),
+    "num-nodes-to-select": ("aggregator-selected",),
+    "tau": ("moon-temperature", "aggregator-tau"),
+    "delta": ("plus-threshold",),
+    "correction-lr": ("correction-learning-rate",),
+}
+_OPTIONS: dict[object, Scalar] = {1: "I", 2: "II"}  # SCAFFOLD's, as some write them
+
+
+def configure(
+    algorithm: str | type[FederatedDiffusion],
+    plain: Mapping[str, Scalar],
+    given: Mapping[str, Scalar],
+    hyper: Mapping[str, Scalar],
+) -> tuple[type[FederatedDiffusion], Config]:
+    """Return a strategy and its checked config.
+
+    Parameters
+    ----------
+    algorithm : str or type
+        A name, ``"my_module:MyStrategy"``, or a class.
+    plain : mapping
+        Instead of the defaults.
+    given : mapping
+        Keys that have an argument of their own, so that ``hyper`` may not have them.
+    hyper : mapping
+        Hyper-parameters by any of their names; for an algorithm that is not in the registry, other names go into
+        ``algorithm-options``.
+
+    Raises
+    ------
+    ConfigError
+        For what is no algorithm, a name that is no key, or a value that cannot be used.
+    """
+    kind, name = _resolve(algorithm)
+    prefix = next(
+        (_PREFIXES[n] for base in kind.__mro__ for n, c in REGISTRY.items() if c is base and n in _PREFIXES), ""
+    )
+    overrides: dict[str, Scalar] = {"algorithm": name}
+    options: dict[str, Scalar] = {}
+    for given_name, given_value in hyper.items():
+        value: Scalar = given_value.item() if isinstance(given_value, np.generic) else given_value
+        key = _known_key(given_name, prefix)
+        if key in given:
+            raise ConfigError(f"{given_name} = {value!r}: simulate has an argument for it, or sets it; leave it out.")
+        if key in overrides:
+            raise ConfigError(f"{given_name} = {value!r}: {key} is given twice; leave one out.")
+        if key is not None:
+            overrides[key] = _OPTIONS.get(value, value) if key == "scaffold-option" else value
+        elif ":" in name and not _is_misspelt(given_name):
+            options[given_name] = value
+        else:
+            raise ConfigError(
+                f'{given_name} = {value!r}: algorithm = "{name}" has no such key{_advice(given_name, prefix)}'
+            )
+    if options:
+        overrides["algorithm-options"] = " ".join(f"{key}={_as_text(value)}" for key, value in options.items())
+    config = load_config(default_run_config() | dict(plain) | dict(given) | overrides)
+    kind.check_config(config)
+    return kind, config
+
+
+def _resolve(algorithm: str | type[FederatedDiffusion]) -> tuple[type[FederatedDiffusion], str]:
+    """Return the class and the name for the ``algorithm`` key; names are taken as people write them."""
+    if isinstance(algorithm, str):
+        name = algorithm if ":" in algorithm else algorithm.lower().replace("_", "-")
+        return find_algorithm(name), name
+    if not (isinstance(algorithm, type) and issubclass(algorithm, FederatedDiffusion)):
+        raise ConfigError(f"algorithm = {algorithm!r}: give a name or a class derived from FederatedDiffusion.")
+    return algorithm, f"{algorithm.__module__}:{algorithm.__qualname__}"
+
+
+def _known_key(name: str, prefix: str) -> str | None:
+    """Return the run-config key that a hyper-parameter's name stands for."""
+    kebab, known = name.replace("_", "-"), known_keys()
+    fitting = ("aggregator-", "correction-", *([prefix] if prefix else []))
+    symbols = [symbol for symbol in _SYMBOLS.get(kebab, ()) if symbol.startswith(fitting)]
+    return next((key for key in (kebab, prefix + kebab, *symbols, f"aggregator-{kebab}") if key in known), None)
+
+
+def _is_misspelt(name: str) -> bool:
+    return bool(difflib.get_close_matches(name.replace("_", "-"), known_keys(), n=1, cutoff=0.9))
+
+
+def _advice(name: str, prefix: str) -> str:
+    known = known_keys()
+    own = [key.removeprefix(prefix) for key in known if prefix and key.startswith(prefix)]
+    close = difflib.get_close_matches(name.replace("_", "-"), ["auxiliary-data", *own, *known], n=3, cutoff=0.5)
+    return f"; did you mean {', '.join(key.replace('-', '_') for key in close)}?" if close else "."
+
+
+def _as_text(value: Scalar) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,211 @@
+"""A federation in this process, on any model and loss: for notebooks, property tests and outside checks.
+
+``simulate`` drives the ClientApp's handlers, the strategies and the worker that `flwr run` drives, through an
+in-process grid, with plain defaults: every client in every round, constant learning rates, no warm-up, no clipping,
+no moving averages.
+"""
+
+import copy
+import inspect
+import logging
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fedddpm_app.algorithms.fedddpm import FedDDPM
+from fedddpm_app.config import ConfigError, Scalar
+from fedddpm_app.device import resolve_device
+from fedddpm_app.federation.strategy import FederatedDiffusion
+from fedddpm_app.inprocess.grid import InProcessGrid
+from fedddpm_app.federation.records import to_arrays, to_weights
+from fedddpm_app.client.handlers import ClientSetup, create_client_app
+from fedddpm_app.inprocess.hyperparameters import configure
+from fedddpm_app.inprocess.task import InMemoryTask, as_training_data, on_device
+from fedddpm_app.training.task import Example, LossFn, TrainingData
+from fedddpm_app.weights import Weights, snapshot
+from fedddpm_app.client.worker import Worker
+
+_PLAIN: dict[str, Scalar] = {
+    "warmup-steps": 0,
+    "gradient-clip": 0.0,
+    "weight-decay": 0.0,
+    "learning-rate-schedule": "constant",
+    "pretrain-learning-rate-schedule": "constant",
+    "correction-learning-rate-schedule": "constant",
+    "correction-batch-size": 0,
+    "feddyn-alpha": 1.0,
+    "moon-representation": "",
+    "held-out-fraction": 0.0,
+    "ema-decay": 0.0,
+    "server-ema-decay": 0.0,
+    "device": "cpu",
+    "node-timeout": 1.0,
+    "transport": "flat",
+}
+
+
+def simulate(
+    algorithm: str | type[FederatedDiffusion],
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    client_datasets: Sequence[Any],
+    rounds: int,
+    local_steps: int | Sequence[int],
+    lr: float,
+    optimizer: str = "sgd",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+    *,
+    batch_size: int | None = None,
+    auxiliary_data: Any = None,
+    **hyper: Scalar,
+) -> tuple[Weights, list[dict[str, Any]]]:
+    """Train ``model`` by a federated algorithm, in this process.
+
+    Parameters
+    ----------
+    algorithm : str or type
+        A name of the registry, ``"my_module:MyStrategy"``, or a strategy class.
+    model : nn.Module
+        Where training starts; it is copied.
+    loss_fn : callable
+        ``(model, batch) -> scalar``, with a further argument named ``generator`` for a loss that draws random numbers.
+        It should be a mean over the batch.
+    client_datasets : sequence
+        One per client, see ``as_training_data``: a tensor (N, ...), a tuple or dict of tensors with the same N, or
+        anything with a length and examples by index.
+    rounds : int
+        Federated rounds.
+    local_steps : int or sequence of int
+        Optimiser steps per client and round; a sequence gives each client its own.
+    lr : float
+        Local learning rate; also the correction's and pretraining's, unless ``correction_learning_rate`` or
+        ``pretrain_learning_rate`` is given.
+    optimizer : {"sgd", "adam", "adamw"}
+        The local optimiser.
+    seed : int
+        Of all random choices.
+    dtype : torch.dtype
+        float64 or float32, of the model and of floating-point data.
+    batch_size : int, optional
+        None is the full batch. A batch larger than a client's data goes on with its examples in a new order.
+    auxiliary_data : optional
+        D_aux for ``fedddpm``, ``fedddpm-plus`` and ``aux-only``, in a form of ``client_datasets``: a model that is no
+        diffusion model cannot generate one. Not needed with ``correction_steps=0`` or while nothing is corrected.
+    **hyper
+        Any run-config key with underscores; the prefix of the algorithm may be left out (``mu``, ``alpha``,
+        ``option``, ``window``). For an algorithm of your own, other names become ``config.run.options``.
+
+    Returns
+    -------
+    weights : dict of str to Tensor
+        The final global weights, in ``dtype``, on the CPU.
+    history : list of dict
+        One dict per round with the keys of ``stats.jsonl``: ``round``, ``clients`` (that were asked),
+        ``train/client_loss`` (of those that answered), ``train/loss``, ...
+
+    Raises
+    ------
+    ConfigError
+        Naming a key that does not exist or a value that cannot be used.
+    RoundFailedError
+        When no client could train.
+    """
+    _check_arguments(model, client_datasets, dtype)
+    data = [as_training_data(dataset, dtype, f"client_datasets[{i}]") for i, dataset in enumerate(client_datasets)]
+    steps = _steps_of_each(local_steps, len(data))
+    rates: dict[str, Scalar] = {"pretrain-learning-rate": float(lr), "correction-learning-rate": float(lr)}
+    with tempfile.TemporaryDirectory() as folder:
+        given: dict[str, Scalar] = {
+            "num-rounds": int(rounds),
+            "num-clients": len(data),
+            "local-steps": max(steps),
+            "learning-rate": float(lr),
+            "optimizer": optimizer.lower(),
+            "seed": int(seed),
+            "batch-size": int(batch_size or 0),
+            "state-dir": folder,
+        }
+        kind, config = configure(algorithm, _PLAIN | rates, given, hyper)
+        device = resolve_device(config.run.device)
+        placed = [on_device(part, device) for part in data]
+        task = InMemoryTask(copy.deepcopy(model).to("cpu", dtype), _with_generator(loss_fn), placed, steps)
+        recorder = MemoryRecorder(Path(folder))
+        strategy = kind(config, recorder, task)
+        if auxiliary_data is not None:
+            if not isinstance(strategy, FedDDPM):
+                raise ConfigError(f'auxiliary_data is of no use to algorithm = "{algorithm}": leave it out.')
+            strategy.auxiliary_data = on_device(as_training_data(auxiliary_data, dtype, "auxiliary_data"), device)
+        worker = Worker(config, task)
+        setup = ClientSetup(config, kind, lambda: worker)
+        grid = InProcessGrid(create_client_app(lambda _: setup), len(data), {})
+        with _quiet():
+            result = strategy.start(grid, to_arrays(snapshot(task.create_model())), num_rounds=config.run.num_rounds)
+    return to_weights(result.arrays), [row for row in recorder.stats if row["phase"] == "round"]
+
+
+class MemoryRecorder:
+    """Keeps what a run records in memory; see ``federation.ports.Recorder``."""
+
+    def __init__(self, scratch: Path) -> None:
+        self.scratch = self.durable = scratch
+        self.stats: list[dict[str, Any]] = []
+        self.auxiliary_data: TrainingData | None = None
+
+    def append(self, stats: Mapping[str, object]) -> None:
+        """Keep one object of ``stats.jsonl``."""
+        self.stats.append(dict(stats))
+
+    def save_auxiliary(self, data: TrainingData, clients: list[int]) -> None:
+        """Keep D_aux."""
+        self.auxiliary_data = data
+
+
+def _check_arguments(model: nn.Module, client_datasets: Sequence[Any], dtype: torch.dtype) -> None:
+    if not isinstance(model, nn.Module) or not any(p.requires_grad for p in model.parameters()):
+        raise ConfigError(f"model = {model!r}: give a torch.nn.Module with parameters to train.")
+    if dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"dtype = {dtype!r}: use torch.float64 or torch.float32.")
+    if isinstance(client_datasets, Mapping) or not len(client_datasets):
+        raise ConfigError("client_datasets has no clients: give a list with one data set for each.")
+
+
+def _steps_of_each(local_steps: int | Sequence[int], num_clients: int) -> list[int]:
+    steps: list[Any] = [local_steps] * num_clients
+    if isinstance(local_steps, Sequence | np.ndarray):
+        steps = list(local_steps)
+    if len(steps) != num_clients or any(s != int(s) or s < 1 for s in steps):
+        raise ConfigError(f"local_steps = {local_steps}: give a number >= 1, or one for each of {num_clients} clients.")
+    return [int(s) for s in steps]
+
+
+def _with_generator(loss_fn: Callable[..., Tensor]) -> LossFn:
+    """Return a checked loss that takes a generator, whether ``loss_fn`` has a place for one or not."""
+    draws = "generator" in inspect.signature(loss_fn).parameters
+
+    def loss(model: nn.Module, batch: Example, generator: torch.Generator) -> Tensor:
+        value = loss_fn(model, batch, generator=generator) if draws else loss_fn(model, batch)
+        if not (isinstance(value, Tensor) and value.numel() == 1):
+            given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+            raise ConfigError(f"loss_fn gave {given}: return a tensor of one number, such as a mean over the batch.")
+        return value.reshape(())
+
+    return loss
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Keep Flower's line per step of every round to itself."""
+    flower = logging.getLogger("flwr")
+    level = flower.level
+    flower.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        flower.setLevel(level)

@@ -1,0 +1,1 @@
+"""One run by the `flwr` command: started, followed, fetched."""

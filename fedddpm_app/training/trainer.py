@@ -1,0 +1,247 @@
+"""The one training loop: pretraining, local rounds, correction and controls all run through it.
+
+Plain torch: it knows neither Flower nor data sets, nor that the model is a diffusion model. A ``Trainer``
+owns a model and its optimiser for the life of a process and is reset for every use, so that what ran
+before in the process leaves no trace.
+"""
+
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from diffusers.training_utils import EMAModel
+from torch import Tensor, nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from fedddpm_app import weights as weights_module
+from fedddpm_app.training.acceleration import PLAIN, Acceleration, choose, compiled, is_watched
+from fedddpm_app.config import Config, LearningRateSchedule, TrainingConfig
+from fedddpm_app.device import autocast, resolve_device
+from fedddpm_app.training.hooks import TrainingHook, TrainResult
+from fedddpm_app.training.optimization import create_optimizer, create_schedule, learning_rate_factor, reset_optimizer
+from fedddpm_app.progress import StepReport, StepReporter
+from fedddpm_app.seeding import split_seed
+from fedddpm_app.training.task import Example, LossFn, Task, TrainingData
+from fedddpm_app.weights import Weights
+
+
+def shuffled_batches(
+    count: int, batch_size: int, generator: torch.Generator, device: torch.device | None = None
+) -> Iterator[Tensor]:
+    """Yield index batches for ever, all of one shape, from one random permutation after the other.
+
+    Parameters
+    ----------
+    count : int
+        Examples, >= 1.
+    batch_size : int
+        Indices per batch; a batch may run over the end of a permutation. 0 yields all examples, in order.
+    generator : torch.Generator
+        On the CPU.
+    device : torch.device, optional
+        Of the batches; each permutation goes there once.
+    """
+    if count < 1:
+        raise ValueError("there are no examples to train on")
+    while batch_size == 0:
+        yield torch.arange(count, device=device)
+    pending = torch.empty(0, dtype=torch.int64, device=device)
+    while True:
+        while len(pending) < batch_size:
+            pending = torch.cat([pending, torch.randperm(count, generator=generator).to(pending.device)])
+        yield pending[:batch_size]
+        pending = pending[batch_size:]
+
+
+class Trainer:
+    """A model, its loss and its optimiser, reused for one training after the other.
+
+    Parameters
+    ----------
+    model : nn.Module
+        Trained in place; moved to ``device``.
+    loss_fn : callable
+        ``(model, batch, generator) -> scalar loss``.
+    config : TrainingConfig
+        Optimiser, weight decay, gradient clip; learning rate and batch size unless given per training.
+    device : torch.device
+        Where the steps run.
+    acceleration : Acceleration
+        How they run. Evaluation and ``full_gradient`` are never compiled, as their last batch has a shape of its own.
+
+    Attributes
+    ----------
+    model : nn.Module
+        The one given: its names are those of the weights, and what a hook sees.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        config: TrainingConfig,
+        device: torch.device,
+        acceleration: Acceleration = PLAIN,
+    ) -> None:
+        self.model = model.to(device)
+        if acceleration.channels_last:
+            self.model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.loss_fn = loss_fn
+        self.config = config
+        self.device = device
+        self.acceleration = acceleration
+        self._compiled: Any = compiled(model) if acceleration.compiled else model
+        self.parameters = [p for p in self.model.parameters() if p.requires_grad]
+        self.optimizer = create_optimizer(self.parameters, config)
+
+    def train(
+        self,
+        start: Weights,
+        data: TrainingData,
+        *,
+        steps: int,
+        seed: int,
+        learning_rate: float | None = None,
+        learning_rate_schedule: LearningRateSchedule | None = None,
+        batch_size: int | None = None,
+        hook: TrainingHook | None = None,
+        ema_decay: float = 0.0,
+        keep_optimizer: bool = False,
+        on_report: Callable[[StepReport], None] | None = None,
+    ) -> TrainResult:
+        """Train from ``start`` for a number of steps.
+
+        Parameters
+        ----------
+        start : Weights
+            Initial weights; not changed.
+        data : TrainingData
+            On ``device``; at least one example when ``steps`` > 0.
+        steps : int
+            Optimiser steps, >= 0.
+        seed : int
+            Of the batches' order, t, noise and dropout.
+        learning_rate, learning_rate_schedule, batch_size : optional
+            Instead of the config's. The warm-up is the config's. A batch size of 0 is all of ``data``.
+        hook : TrainingHook, optional
+            What an algorithm adds.
+        ema_decay : float
+            In [0, 1); above 0 the result is the weights' exponential moving average.
+        keep_optimizer : bool
+            Go on with the last training's optimiser state instead of a fresh one.
+        on_report : callable, optional
+            Called every few seconds and at the end; reading the loss there is the only host sync.
+
+        Returns
+        -------
+        TrainResult
+        """
+        learning_rate = learning_rate or self.config.learning_rate
+        plan = (learning_rate_schedule or self.config.learning_rate_schedule, self.config.warmup_steps, steps)
+        size = self.config.batch_size if batch_size is None else batch_size
+        weights_module.load_into(self.model, start)
+        if not keep_optimizer:
+            reset_optimizer(self.optimizer)
+        schedule = create_schedule(self.optimizer, learning_rate, *plan)
+        if hook is not None:
+            hook.on_start(self.model)
+        ema = EMAModel(self.parameters, decay=ema_decay, foreach=True) if ema_decay else None
+        began = time.perf_counter()
+        with self._random_streams(seed) as (order, noise):
+            batches = shuffled_batches(len(data), size, order, data.device)
+            losses = self._loop(data, steps, batches, noise, hook, schedule, ema, StepReporter(steps, on_report))
+        if ema is not None and steps > 0:
+            ema.copy_to(self.parameters)
+        factors = [learning_rate_factor(step, *plan) for step in range(steps)]
+        return TrainResult(
+            weights=weights_module.snapshot(self.model),
+            loss=float(losses.mean()) if steps else float("nan"),
+            final_loss=float(losses[-max(1, steps // 10) :].mean()) if steps else float("nan"),
+            steps=steps,
+            seconds=time.perf_counter() - began,
+            learning_rate_sum=learning_rate * sum(factors),
+        )
+
+    def full_gradient(self, weights: Weights, data: TrainingData, seed: int) -> Weights:
+        """Return the gradient of the mean loss over all of ``data``, by parameter name, on the CPU.
+
+        t, noise and dropout are drawn once per example, from ``seed``.
+        """
+        weights_module.load_into(self.model, weights)
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        with self._random_streams(seed) as (_, noise):
+            for batch, share in self._all_batches(data):
+                with autocast(self.device, self.acceleration.precision):
+                    loss = self.loss_fn(self.model, batch, noise)
+                (loss * share).backward()  # type: ignore[no-untyped-call]
+        named = [(name, p) for name, p in self.model.named_parameters() if p.requires_grad]
+        return {
+            name: (torch.zeros_like(p) if p.grad is None else p.grad).detach().to("cpu", copy=True).contiguous()
+            for name, p in named
+        }
+
+    @torch.no_grad()
+    def mean_loss(self, weights: Weights, data: TrainingData, seed: int) -> float:
+        """Return the mean loss over all of ``data`` in evaluation mode; equal seeds draw the same t and noise."""
+        weights_module.load_into(self.model, weights)
+        self.model.eval()
+        with self._random_streams(seed) as (_, noise):
+            return sum(
+                float(self.loss_fn(self.model, batch, noise)) * share for batch, share in self._all_batches(data)
+            )
+
+    def _all_batches(self, data: TrainingData) -> Iterator[tuple[Example, float]]:
+        """Yield all examples once, in order, in batches of the config's size, each with its share of them."""
+        count = len(data)
+        for index in torch.split(torch.arange(count), self.config.batch_size or count):
+            yield data.batch(index.to(data.device)), len(index) / count
+
+    @contextmanager
+    def _random_streams(self, seed: int) -> Iterator[tuple[torch.Generator, torch.Generator]]:
+        """Give the generators of the batches' order and of t and noise; dropout draws from a third stream."""
+        order_seed, noise_seed, dropout_seed = split_seed(seed, 3)
+        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+            torch.manual_seed(dropout_seed)
+            yield torch.Generator().manual_seed(order_seed), torch.Generator(self.device).manual_seed(noise_seed)
+
+    def _loop(
+        self,
+        data: TrainingData,
+        steps: int,
+        batches: Iterator[Tensor],
+        noise: torch.Generator,
+        hook: TrainingHook | None,
+        schedule: LambdaLR,
+        ema: EMAModel | None,
+        reporter: StepReporter,
+    ) -> Tensor:
+        self.model.train()
+        model = self.model if is_watched(self.model) else self._compiled
+        losses = torch.zeros(steps, device=self.device, dtype=self.parameters[0].dtype)
+        for step in range(steps):
+            batch = data.batch(next(batches))
+            self.optimizer.zero_grad(set_to_none=True)
+            with autocast(self.device, self.acceleration.precision):
+                loss = self.loss_fn(model, batch, noise)
+                total = hook.add_to_loss(loss, self.model, batch) if hook else loss
+            total.backward()  # type: ignore[no-untyped-call]
+            if hook:
+                hook.adjust_gradients(self.model)
+            if self.config.gradient_clip:
+                nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
+            self.optimizer.step()
+            schedule.step()
+            if ema is not None:
+                ema.step(self.parameters)
+            losses[step] = loss.detach()
+            reporter.after_step(step + 1, losses)
+        return losses
+
+
+def create_trainer(config: Config, task: Task) -> Trainer:
+    """Create a task's trainer as the run config says."""
+    model, device = task.create_model(), resolve_device(config.run.device)
+    return Trainer(model, task.loss_fn, config.training, device, choose(config.run, model, device))

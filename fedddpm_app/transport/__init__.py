@@ -1,0 +1,145 @@
+"""How weights travel: the server's end, which chooses the way; see ``carriers``, ``wire``, ``layout``, ``shared``.
+
+The server sends what ``Transport.pack`` makes and takes what comes with ``Transport.receive``: the one place where
+bytes of a client become tensors. A client's end is ``ClientEnd``.
+"""
+
+import shutil
+
+from flwr.app import ArrayRecord
+
+from fedddpm_app.config import TransportConfig, WireDtype
+from fedddpm_app.transport.carriers import (
+    Expected,
+    Packed,
+    Payload,
+    can_read,
+    pack_arrays,
+    pack_file,
+    pack_flat,
+    receive,
+)
+from fedddpm_app.transport.client_end import ClientEnd
+from fedddpm_app.transport.layout import PayloadError
+from fedddpm_app.transport.shared import ROOT, SharedDirectory
+from fedddpm_app.transport.wire import down_dtype, get_wire
+from fedddpm_app.progress import logger
+from fedddpm_app.weights import Weights, num_bytes
+
+__all__ = [
+    "ClientEnd",
+    "Expected",
+    "Packed",
+    "Payload",
+    "PayloadError",
+    "Transport",
+    "can_read",
+]
+
+_SPARE = 4  # models that fit into shared memory beside those under way
+_RECORDS = 2  # the most that a message of our algorithms has, as SCAFFOLD's
+
+
+class Transport:
+    """The server's end of the transport, from the start of a run to its end.
+
+    Parameters
+    ----------
+    settings : TransportConfig
+        The keys ``transport`` and ``wire-dtype``.
+    """
+
+    def __init__(self, settings: TransportConfig) -> None:
+        self.settings = settings
+        self._shared: SharedDirectory | None = None
+        self._full = False
+        if settings.transport in ("auto", "shared-memory"):
+            try:
+                self._shared = SharedDirectory.create()
+            except OSError as error:
+                self._fall_back(f"there is no memory-backed storage ({error.strerror})")
+
+    @property
+    def name(self) -> str:
+        """The way in use: ``shared-memory``, ``flat`` or ``arrays``."""
+        if self._shared is not None and not self._full:
+            return "shared-memory"
+        return "arrays" if self.settings.transport == "arrays" else "flat"
+
+    def probe(self) -> ArrayRecord | None:
+        """Return a record that only clients on this host can read; None where no file is to travel."""
+        if self._shared is not None:
+            try:
+                return pack_file({}, self._shared.path.name, "down").record
+            except OSError as error:
+                self._fall_back(f"it cannot be written ({error.strerror})")
+        return None
+
+    def settle(self, readable: bool, weights: Weights, under_way: int) -> None:
+        """Keep to shared memory only where every client could read the probe, and all that is under way fits.
+
+        Parameters
+        ----------
+        readable : bool
+            What the clients said.
+        weights : Weights
+            The model's.
+        under_way : int
+            Replies that may be there at once.
+        """
+        if self._shared is None:
+            return
+        needed = num_bytes(weights) * _RECORDS * (under_way + _SPARE)
+        free = shutil.disk_usage(ROOT).free
+        if not readable:
+            self._fall_back("not every client runs on this host")
+        elif needed > free:
+            self._fall_back(
+                f"{under_way} models under way need {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
+            )
+
+    def pack(self, weights: Weights, dtype: WireDtype | None = None) -> Packed:
+        """Return weights as a record to send to clients, in the run's ``wire-dtype`` unless another is given."""
+        sent = get_wire(dtype or down_dtype(self.settings.wire_dtype)).encode(weights, weights)
+        if self._shared is not None and not self._full:
+            try:
+                return pack_file(sent, self._shared.path.name, "down")
+            except OSError as error:
+                self._full = True  # what is in messages already is still read from there
+                self._say(f"it is full ({error.strerror})")
+        return (pack_arrays if self.settings.transport == "arrays" else pack_flat)(sent)
+
+    def expect(self, reference: Weights, base: Weights | None = None) -> Expected:
+        """Return what a client's record like ``reference`` should be; of differences from ``base`` if it is given."""
+        dtype: WireDtype = self.settings.wire_dtype
+        return Expected(reference, dtype if base is not None else down_dtype(dtype), base)
+
+    def receive(self, record: ArrayRecord, expected: Expected, partition_id: int) -> Payload:
+        """Check a client's record; ``PayloadError`` where it is not what is expected."""
+        return receive(record, expected, partition_id, self._shared)
+
+    def release(self, packed: Packed) -> None:
+        """Remove the file of what was sent, if it is one; it is read by nobody any more."""
+        if packed.file is not None and self._shared is not None:
+            self._shared.remove(packed.file)
+
+    def remove_unread(self) -> None:
+        """Remove the files of replies that nobody took."""
+        if self._shared is not None:
+            self._shared.remove_unread()
+
+    def close(self) -> None:
+        """Remove everything that travelled in files."""
+        if self._shared is not None:
+            self._shared.close()
+            self._shared = None
+
+    def _fall_back(self, reason: str) -> None:
+        """Go on without shared memory."""
+        self._say(reason)
+        self.close()
+
+    def _say(self, reason: str) -> None:
+        """Log why weights travel in messages; that is worth a warning where files were asked for."""
+        text = "weights travel in messages, not in shared memory: %s"
+        (logger.warning if self.settings.transport == "shared-memory" else logger.info)(text, reason)

@@ -1,0 +1,67 @@
+"""The client's end of the transport."""
+
+import torch
+from flwr.app import ArrayRecord
+
+from fedddpm_app.config import WireDtype
+from fedddpm_app.transport.carriers import Packed, pack_answer, read_record
+from fedddpm_app.transport.wire import add_residual, down_dtype, get_wire
+from fedddpm_app.weights import Weights
+
+
+class ClientEnd:
+    """Reads the records of one message, and packs the answer in the way of carrying that it came in.
+
+    Parameters
+    ----------
+    request : ArrayRecord
+        The message's weights.
+    dtype : str
+        The run's ``wire-dtype``.
+    partition_id : int
+        The client's.
+    """
+
+    def __init__(self, request: ArrayRecord, dtype: WireDtype, partition_id: int) -> None:
+        self._request = request
+        self._dtype = dtype
+        self._partition_id = partition_id
+
+    def unpack(self, record: ArrayRecord | None = None) -> Weights:
+        """Return a record's weights, by default the request's; not to be changed.
+
+        Raises
+        ------
+        PayloadError
+            When the record cannot be read here.
+        """
+        sent = read_record(self._request if record is None else record)
+        rounded = torch.bfloat16 if self._dtype == "bf16" else None
+        return {name: tensor.float() if tensor.dtype == rounded else tensor for name, tensor in sent.items()}
+
+    def pack(self, weights: Weights) -> Packed:
+        """Pack weights that the server cannot add to anything."""
+        sent = get_wire(down_dtype(self._dtype)).encode(weights, weights)
+        return pack_answer(self._request, sent, self._partition_id)
+
+    def pack_trained(self, weights: Weights, base: Weights, residual: Weights) -> tuple[Packed, Weights]:
+        """Pack what came of training.
+
+        Parameters
+        ----------
+        weights : Weights
+            After the training.
+        base : Weights
+            What it began with, which the server has too.
+        residual : Weights
+            What rounding lost of the client's last reply; empty where nothing is known of it.
+
+        Returns
+        -------
+        tuple of Packed and Weights
+            The answer, and what rounding lost of it.
+        """
+        wire = get_wire(self._dtype)
+        weights = add_residual(weights, residual)
+        sent = wire.encode(weights, base)
+        return pack_answer(self._request, sent, self._partition_id), wire.lost(weights, sent, base)

@@ -1,0 +1,54 @@
+"""Flower's own arrays, read without trust: npy bytes are compared with what they should be, never interpreted."""
+
+import numpy as np
+import torch
+from flwr.app import Array, ArrayRecord
+from torch import Tensor
+
+from fedddpm_app.transport.layout import PayloadError
+from fedddpm_app.weights import Weights
+
+NUMPY = "numpy.ndarray"
+_MAX_HEADER = 4096
+
+
+def read_arrays(arrays: ArrayRecord, reference: Weights) -> Weights:
+    """Return a record's tensors.
+
+    Raises
+    ------
+    PayloadError
+        When names, dtypes or shapes are not those of ``reference``.
+    """
+    if set(arrays) != set(reference):
+        odd = sorted(set(arrays) ^ set(reference))[:3]
+        raise PayloadError(f"its parameter names differ, for example {', '.join(odd)[:200]}")
+    return {name: _read_array(name, arrays[name], tensor) for name, tensor in reference.items()}
+
+
+def _read_array(name: str, array: Array, reference: Tensor) -> Tensor:
+    """Return an array's values where its npy bytes are just those of a tensor like ``reference``.
+
+    The header's text is compared, not evaluated: numpy's own reader would build whatever it describes.
+    """
+    if array.stype != NUMPY:
+        raise PayloadError(f"{name} is serialised as {array.stype!r} instead of {NUMPY!r}")
+    dtype = torch.empty(0, dtype=reference.dtype).numpy().dtype
+    expected = f"{{'descr': '{dtype.str}', 'fortran_order': False, 'shape': {tuple(reference.shape)}, }}"
+    found, values = _split_npy(array.data)
+    if found != expected:
+        raise PayloadError(f"{name} is {found[:120]!r} instead of {expected!r}")
+    size = reference.numel() * reference.element_size()
+    if len(values) != size:
+        raise PayloadError(f"{name} has {len(values)} bytes of values instead of {size}")
+    return torch.from_numpy(np.frombuffer(values, dtype).reshape(reference.shape).copy())
+
+
+def _split_npy(data: bytes) -> tuple[str, memoryview]:
+    """Split npy bytes (version 1 or 2) into the header's text and the values; an empty text if they are none."""
+    if data[:6] == b"\x93NUMPY" and data[6:8] in (b"\x01\x00", b"\x02\x00"):
+        start = 10 if data[6] == 1 else 12
+        end = start + int.from_bytes(data[8:start], "little")
+        if end <= _MAX_HEADER:  # numpy refuses long ones
+            return data[start:end].decode("latin1").rstrip(" \n"), memoryview(data)[end:]
+    return "", memoryview(b"")

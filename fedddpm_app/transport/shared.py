@@ -1,0 +1,233 @@
+"""Files in memory-backed storage, for processes of one user on one host: a message carries only what tells one.
+
+The server owns a directory of its own making, with a random name, that only its user can enter. Every name is checked
+against a pattern, and every file is opened inside that directory without following links, and compared with the size
+and the SHA-256 that came with it: a path that somebody sent is never opened. A file that was read is gone under its
+name at once; when its content is let go, its storage is left to the next reply, which saves the kernel from clearing
+it anew (a third of the time that writing takes). The directory is removed at the end of the run, and what a killed
+run left by the next one. Processes of the same user are trusted not to write into a file that they have sent.
+"""
+
+import contextlib
+import hashlib
+import mmap
+import os
+import re
+import secrets
+import shutil
+import stat
+import tempfile
+import time
+import weakref
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from fedddpm_app.transport.layout import Blob, PayloadError
+from fedddpm_app.transport.reference import FileReference
+
+ROOT = Path("/dev/shm")  # memory-backed on Linux; elsewhere there is none
+_PREFIX = "fedddpm-"
+_LOCK = "owner.lock"
+_DIRECTORY = re.compile(rf"{_PREFIX}\w{{8}}")
+_FILE = re.compile(r"(down|held|up-\d{1,9})-[0-9a-f]{32}")
+_HELD, _FREE = "held-", "free-"
+_MOST_FREE = 4
+_CHUNK_BYTES = 1 << 20
+_MADV_POPULATE_READ = 22  # Linux 5.14 and later: all pages at once, where hashing would fault them in one by one
+_YOUNG_SECONDS = 60.0  # a directory that is just being made has no lock yet
+_REMEMBERED = 64
+
+
+_verified: dict[FileReference, tuple[int, int]] = {}
+
+
+class SharedDirectory:
+    """The server's directory; a context of its own from ``create`` to ``close``."""
+
+    def __init__(self, path: Path, lock: FileLock) -> None:
+        self.path = path
+        self._lock = lock
+
+    @classmethod
+    def create(cls) -> "SharedDirectory":
+        """Make a directory, after removing those that killed runs left.
+
+        Raises
+        ------
+        OSError
+            When there is no memory-backed storage, or it cannot be written.
+        """
+        remove_abandoned()
+        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=ROOT))
+        lock = FileLock(path / _LOCK)
+        lock.acquire()
+        return cls(path, lock)
+
+    def write(self, pieces: Iterable[Blob]) -> FileReference:
+        """Write what goes to the clients."""
+        return write_file(self.path.name, "down", pieces)
+
+    def take(self, reference: FileReference, partition_id: int) -> mmap.mmap:
+        """Return the content of a client's file, and remove the file.
+
+        Raises
+        ------
+        PayloadError
+            When it is not one that this client may have written here, or not what the reference says.
+        """
+        if reference.directory != self.path.name or not reference.name.startswith(f"up-{partition_id}-"):
+            raise PayloadError(f"it names a file that is not its own: {reference.directory}/{reference.name}"[:200])
+        if not _FILE.fullmatch(reference.name):
+            raise PayloadError(f"{reference.name[:100]!r} is no name of a file of weights")
+        token = secrets.token_hex(16)
+        held = self.path / f"{_HELD}{token}"
+        try:
+            (self.path / reference.name).rename(held)
+            content = map_file(replace(reference, name=held.name))
+        except (OSError, PayloadError) as error:
+            held.unlink(missing_ok=True)
+            raise PayloadError(str(error)) from error
+        weakref.finalize(content, _give_back, held, self.path / f"{_FREE}{token}").atexit = False
+        return content
+
+    def remove(self, reference: FileReference) -> None:
+        """Remove a file of the server's own."""
+        (self.path / reference.name).unlink(missing_ok=True)
+
+    def remove_unread(self) -> None:
+        """Remove what clients wrote and nobody took: late or refused replies."""
+        for path in self.path.glob("up-*"):
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Remove the directory."""
+        self._lock.release()
+        shutil.rmtree(self.path, ignore_errors=True)
+
+
+def write_file(directory: str, kind: str, pieces: Iterable[Blob]) -> FileReference:
+    """Write pieces to a new file of a random name; it is removed again where that fails.
+
+    Raises
+    ------
+    OSError
+        When there is no room.
+    """
+    name = f"{kind}-{secrets.token_hex(16)}"
+    folder, digest, size = _open_directory(directory), hashlib.sha256(), 0
+    try:
+        file = _open_to_write(name, folder)
+        try:
+            for piece in pieces:
+                content = memoryview(piece).cast("B")
+                for start in range(0, len(content), _CHUNK_BYTES):
+                    chunk = content[start : start + _CHUNK_BYTES]  # hashed while it is in the cache
+                    digest.update(chunk)
+                    size += _write_all(file, chunk)
+            os.ftruncate(file, size)
+        except OSError:
+            os.unlink(name, dir_fd=folder)
+            raise
+        finally:
+            os.close(file)
+    finally:
+        os.close(folder)
+    return FileReference(directory, name, size, digest.hexdigest())
+
+
+def map_file(reference: FileReference) -> mmap.mmap:
+    """Return a file's content as memory, after comparing it with its reference.
+
+    Raises
+    ------
+    PayloadError
+        When the names are not of our making, there is no such file, or it is another.
+    """
+    if not _FILE.fullmatch(reference.name):
+        raise PayloadError(f"{reference.name[:100]!r} is no name of a file of weights")
+    try:
+        folder = _open_directory(reference.directory)
+        try:
+            file = os.open(reference.name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=folder)
+        finally:
+            os.close(folder)
+    except OSError as error:
+        raise PayloadError(
+            f"{reference.directory}/{reference.name} cannot be read on this host ({error.strerror}): if the clients "
+            'do not all run on the server\'s host, set transport = "flat"'
+        ) from error
+    try:
+        found = os.fstat(file)
+        if not stat.S_ISREG(found.st_mode) or found.st_size != reference.size or reference.size < 1:
+            raise PayloadError(f"{reference.name} has {found.st_size} bytes instead of {reference.size}")
+        # Private: what one client writes into its weights by mistake is seen by nobody else.
+        content = mmap.mmap(file, reference.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
+    finally:
+        os.close(file)
+    with contextlib.suppress(OSError):
+        content.madvise(_MADV_POPULATE_READ)
+    _check_digest(reference, content, (found.st_ino, found.st_mtime_ns))
+    return content
+
+
+def _check_digest(reference: FileReference, content: mmap.mmap, state: tuple[int, int]) -> None:
+    """Compare with the SHA-256; once for each state of a file in this process, since many clients read the same."""
+    if _verified.get(reference) == state:
+        return
+    if hashlib.sha256(content).hexdigest() != reference.sha256:
+        raise PayloadError(f"{reference.name} has another SHA-256 than was sent")
+    if len(_verified) >= _REMEMBERED:
+        _verified.clear()
+    _verified[reference] = state
+
+
+def remove_abandoned() -> None:
+    """Remove the directories of runs that are gone: nobody holds their lock."""
+    for path in ROOT.glob(f"{_PREFIX}*"):
+        with contextlib.suppress(OSError, Timeout):
+            found = path.lstat()
+            ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and _DIRECTORY.fullmatch(path.name)
+            if ours and time.time() - found.st_mtime > _YOUNG_SECONDS:
+                with FileLock(path / _LOCK, timeout=0):
+                    shutil.rmtree(path, ignore_errors=True)
+
+
+def _open_directory(name: str) -> int:
+    """Open a server's directory by its bare name, where it is this user's alone."""
+    if not _DIRECTORY.fullmatch(name):
+        raise PayloadError(f"{name[:100]!r} is no name of a server's directory")
+    folder = os.open(ROOT / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    found = os.fstat(folder)
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        os.close(folder)
+        raise PayloadError(f"{name} is not this user's alone")
+    return folder
+
+
+def _open_to_write(name: str, folder: int) -> int:
+    """Open a new file, in storage that a taken one left where there is some."""
+    for free in os.listdir(folder):
+        if free.startswith(_FREE):
+            with contextlib.suppress(FileNotFoundError):  # another client was faster
+                os.rename(free, name, src_dir_fd=folder, dst_dir_fd=folder)
+                return os.open(name, os.O_WRONLY | os.O_NOFOLLOW, dir_fd=folder)
+    return os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600, dir_fd=folder)
+
+
+def _give_back(held: Path, free: Path) -> None:
+    """Leave a taken file's storage to the next reply."""
+    with contextlib.suppress(OSError):  # at the end of the run it may be gone
+        if len(list(held.parent.glob(f"{_FREE}*"))) < _MOST_FREE:
+            held.rename(free)
+        else:
+            held.unlink()
+
+
+def _write_all(file: int, chunk: memoryview) -> int:
+    written = 0
+    while written < len(chunk):
+        written += os.write(file, chunk[written:])
+    return written

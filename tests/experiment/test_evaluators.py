@@ -1,0 +1,58 @@
+"""From a run config to its evaluator: what is trained on what, what is compared with what."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from fedddpm_app.config import ConfigError
+from fedddpm_app.data.tensors import client_rows, load_test_data, load_train_data
+from fedddpm_app.evaluation.extractors import load_classifier
+from fedddpm_app.evaluation.memorization import nearest_training
+from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
+
+
+def changed(config, **data):
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
+
+
+def test_the_extractor_is_trained_on_the_training_split(config, tmp_path):
+    evaluator = create_evaluator(config)
+    expected = load_classifier(load_train_data(config.data), "other", tmp_path, torch.device("cpu"))
+    assert evaluator.reference.extractor.digest == expected.digest
+    assert evaluator.reference.classifier is evaluator.reference.extractor
+    assert torch.equal(evaluator.reference.images.images, load_test_data(config.data).images)
+
+
+def test_copies_are_looked_for_among_what_clients_train_on_with_the_test_split_as_yardstick(config):
+    detector = create_evaluator(config).detector
+    train, test = load_train_data(config.data), load_test_data(config.data)
+    rows = torch.cat([client.train for client in client_rows(config.data, config.run.seed)])
+    assert torch.equal(detector.train, train.images[rows])
+    expected = nearest_training(test.images, train.images[rows], config.evaluation.memorization_neighbours)
+    assert torch.equal(detector.held_out_ratios, expected.ratio[expected.distance > 0])
+
+
+def test_what_clients_train_on_is_part_of_the_cache_name(config):
+    whole = create_evaluator(without_partition(config)).detector
+    held_back = create_evaluator(changed(config, held_out_fraction=0.5)).detector
+    assert len(whole.train) == 1437
+    assert whole.digest != held_back.digest
+    assert not torch.equal(whole.held_out_ratios, held_back.held_out_ratios)
+
+
+def test_another_extractor_has_the_classifier_beside_it(config):
+    settings = dataclasses.replace(config.evaluation, eval_extractor="pixels-pca", eval_reference="train")
+    evaluator = create_evaluator(dataclasses.replace(config, evaluation=settings))
+    assert evaluator.reference.extractor.name == "pixels-pca"
+    assert evaluator.reference.classifier.name == "classifier"
+    assert len(evaluator.reference.images) == 1437
+
+
+def test_a_cache_that_cannot_be_written_is_named(config, tmp_path, monkeypatch):
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("fedddpm_app.experiment.evaluators.create_extractor", full)
+    with pytest.raises(ConfigError, match=r"cache-dir = .*No space left"):
+        create_evaluator(config)

@@ -1,0 +1,107 @@
+"""Whole runs in which every client has a folder of its own, on the real apps."""
+
+import shutil
+
+import pytest
+from flwr.app import Context, RecordDict
+
+import client_app
+import server_app
+from fedddpm_app.config import load_config
+from fedddpm_app.data.export import export_sites
+from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.inprocess.grid import InProcessGrid
+from tests.conftest import RunDirectory
+
+CLASSES = ",".join(str(k) for k in range(10))
+
+
+@pytest.fixture
+def folder(tmp_path, config):
+    """Four sites and a test split on the disk."""
+    export_sites(config.data, 0, tmp_path / "sites")
+    return tmp_path / "sites"
+
+
+@pytest.fixture
+def deployed(run_config, folder, tmp_path):
+    """Run the apps with a server that has the test split at most, and nodes that have their own folder each."""
+    server_data = tmp_path / "server"
+
+    def run(paths, **overrides):
+        changes = {key.replace("_", "-"): value for key, value in overrides.items()}
+        given = {"partition": "sites", "dataset": f"path:{server_data}", "class-names": CLASSES, "run-name": "deployed"}
+        resolved = run_config | given | changes
+        load_config(resolved)
+        grid = InProcessGrid(client_app.app, len(paths), resolved)
+        for context, path in zip(grid.contexts.values(), paths, strict=True):
+            context.node_config = {"partition-id": context.node_config["partition-id"], "data-path": str(path)}
+        server = Context(run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config=resolved)
+        server_app.app(grid=grid, context=server)
+        return RunDirectory(tmp_path / "deployed")
+
+    return run
+
+
+def paths_of(folder):
+    return [folder / f"site-{k:04d}" for k in range(4)]
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_sites_on_their_own_hosts_train_as_in_the_simulation(run_app, deployed, folder, tmp_path, conditional):
+    here = run_app(
+        partition="sites", dataset=f"path:{folder}", class_names=CLASSES, class_conditional=conditional, num_rounds=1
+    )
+    (tmp_path / "server").mkdir()
+    (folder / "test").rename(tmp_path / "server" / "test")
+    there = deployed(paths_of(folder), class_conditional=conditional, num_rounds=1)
+    assert here.losses() == there.losses()
+    assert here.stats[0]["data/num_examples"] == there.stats[0]["data/num_examples"]
+    assert sum(here.stats[0]["data/num_examples"]) == 1293
+    weights = [next(run.path.glob("checkpoints/*/model.safetensors")).read_bytes() for run in (here, there)]
+    assert weights[0] == weights[1]
+
+
+def test_a_server_without_any_images_measures_nothing_and_runs(deployed, folder, caplog):
+    run = deployed(paths_of(folder))
+    assert run.summary["status"] == "completed"
+    assert "there is no test split on this host" in caplog.text
+    assert all("eval/loss" not in row for row in run.stats)
+    assert all("client-eval/loss" in row for row in run.rounds())
+
+
+def test_a_site_that_cannot_load_its_data_is_named_and_the_others_go_on(deployed, folder, caplog):
+    missing, unreadable, alone = folder / "nowhere", folder / "site-0001", folder / "site-0002"
+    shutil.rmtree(alone)
+    shutil.copytree(folder / "site-0003" / "5", alone / "other")
+    next(unreadable.rglob("*.png")).write_bytes(b"no picture")
+    run = deployed([missing, unreadable, alone, folder / "site-0003"], num_rounds=1)
+    left_out = run.stats[0]["data/left_out"]
+    assert sorted(left_out) == ["0", "1", "2"]
+    assert "there is no such folder on this host" in left_out["0"]
+    assert "max-bad-images = 0" in left_out["1"]
+    assert 'also has the class "other"' in left_out["2"]
+    assert run.stats[0]["data/num_examples"][:3] == [None, None, None]
+    assert "a look at the data: client 1 is left out" in caplog.text
+    [row] = run.rounds()
+    assert sorted(row["train/left_out"]) == ["0", "1", "2"]
+    assert list(row["train/client_loss"]) == ["3"]
+    assert run.summary["status"] == "completed"
+
+
+def test_a_conditional_model_wants_labels_at_every_site(deployed, folder):
+    for picture in (folder / "site-0000").rglob("*.png"):
+        picture.rename(folder / "site-0000" / picture.name)
+    for empty in [path for path in (folder / "site-0000").iterdir() if path.is_dir()]:
+        empty.rmdir()
+    run = deployed(paths_of(folder), class_conditional=True, num_rounds=1)
+    assert "class-conditional = true needs labels" in run.stats[0]["data/left_out"]["0"]
+
+
+@pytest.mark.parametrize(("algorithm", "what"), [("fedavg", "round 1"), ("fedddpm", "pretraining")])
+def test_fewer_than_min_replies_end_the_run(deployed, folder, algorithm, what):
+    paths = [folder / "nowhere", *paths_of(folder)[1:]]
+    with pytest.raises(
+        RoundFailedError, match=rf"{what}: 3 of the 4 clients answered well, fewer than min-replies = 4"
+    ):
+        deployed(paths, algorithm=algorithm, min_replies=4)

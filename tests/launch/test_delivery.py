@@ -1,0 +1,178 @@
+"""A run directory through the lines of a log: what `fedddpm fetch` sends for and puts together."""
+
+import base64
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from fedddpm_app.cli import app
+from fedddpm_app.cli.fetch import FetchError, Parcel, find_directory
+from fedddpm_app.launch.delivery import MARK, check_directory, lines_of, send
+from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun
+from tests.conftest import ROOT
+
+runner = CliRunner()
+
+
+@pytest.fixture
+def directory(tmp_path):
+    folder = tmp_path / "results" / "run-a"
+    (folder / "samples").mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps({"run_id": "12"}))
+    (folder / "summary.json").write_text(json.dumps({"status": "completed"}))
+    (folder / "samples" / "round.png").write_bytes(bytes(range(256)) * 2000)
+    (folder / "empty").touch()
+    return folder
+
+
+def deliver(lines, to):
+    parcel = Parcel(to)
+    for line in lines:
+        parcel.take(line)
+    return parcel
+
+
+def test_what_is_sent_is_what_was_there(directory, tmp_path):
+    lines = list(lines_of(directory, 1.0))
+    parcel = deliver(["something else", *lines, "and more"], tmp_path / "here")
+    assert parcel.is_complete
+    assert not parcel.left
+    for path in directory.rglob("*"):
+        assert path.is_dir() or (tmp_path / "here" / path.relative_to(directory)).read_bytes() == path.read_bytes()
+    assert len(list((tmp_path / "here").rglob("*"))) == len(list(directory.rglob("*")))
+    assert max(map(len, lines)) < 200_000
+
+
+def test_lines_are_written_no_faster_than_they_are_taken(capsys):
+    pauses = []
+    send(["x" * 1_000_000] * 10, pauses.append)
+    assert len(capsys.readouterr().out) == 10_000_010
+    assert len(pauses) == 3
+    assert pauses[-1] > 3.0  # for what was written last
+
+
+def test_large_files_are_named_and_left(directory, tmp_path):
+    parcel = deliver(lines_of(directory, 0.1), tmp_path / "here")
+    assert parcel.left == {"samples/round.png": 512_000}
+    assert parcel.is_complete
+    assert not (tmp_path / "here" / "samples").exists()
+
+
+def test_only_the_directory_of_the_run_is_sent(directory, tmp_path):
+    check_directory(directory, "12")
+    with pytest.raises(ValueError, match="is of the run 12, not 13"):
+        check_directory(directory, "13")
+    with pytest.raises(ValueError, match="is no run directory"):
+        check_directory(tmp_path, "12")
+
+
+@pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/../../evil", ""])
+def test_a_server_cannot_write_elsewhere(tmp_path, name):
+    with pytest.raises(FetchError, match="which is refused"):
+        deliver([f"{MARK} file {json.dumps({'path': name, 'bytes': 1})}"], tmp_path)
+
+
+@pytest.mark.parametrize("there", ["/results/runs/..", "/results/runs/", "/results/.ssh", "/"])
+def test_a_server_cannot_choose_the_folder(there, flower_home, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(FlowerRun, "log", lambda self: iter([f"run directory: {there}"]))
+    done = runner.invoke(app, ["fetch", "12"])
+    assert done.exit_code == 1
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_what_comes_damaged_is_not_kept(directory, tmp_path):
+    lines = list(lines_of(directory, 1.0))
+    place = next(k for k, line in enumerate(lines) if " data " in line)
+    flipped = [*lines[:place], f"{MARK} data {base64.b64encode(b'other').decode()}", *lines[place + 1 :]]
+    with pytest.raises(FetchError, match="did not come as it was sent"):
+        deliver(flipped, tmp_path / "here")
+    assert not deliver(lines[:-1], tmp_path / "there").is_complete
+    with pytest.raises(FetchError, match="cannot be read"):
+        deliver([f"{MARK} data ~~~"], tmp_path / "here")
+
+
+def test_the_directory_is_the_last_that_the_log_names():
+    log = ["run directory: /results/runs/a", "x [INFO] run directory: /results/runs/a b", "end"]
+    assert find_directory(log) == "/results/runs/a b"
+    with pytest.raises(FetchError, match="has no run directory"):
+        find_directory(["nothing"])
+
+
+@pytest.fixture
+def flower_home(tmp_path, monkeypatch):
+    """Flower's config with the connection `lab`."""
+    monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
+    (tmp_path / "flwr").mkdir()
+    (tmp_path / "flwr" / "config.toml").write_text('[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "x:1"\n')
+
+
+def test_a_connection_that_flower_does_not_know_is_refused(flower_home, tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    for command in (["run", "--app", str(ROOT)], ["fetch", "12"]):
+        done = runner.invoke(app, [*command, "--superlink", "labb"])
+        assert done.exit_code in (1, 2)
+        assert "has no [superlink.labb], only lab" in " ".join(done.output.split())
+    assert not list((tmp_path / "here").iterdir())
+
+
+def test_fetch_makes_the_runs_folder(flower_home, directory, tmp_path, monkeypatch):
+    monkeypatch.setattr(FlowerRun, "log", lambda self: iter([f"run directory: {directory}"]))
+    monkeypatch.setattr(FlowerRun, "lines", lambda self: lines_of(directory, 1.0))
+    monkeypatch.setattr(FlowerRun, "status", lambda self: COMPLETED)
+    again = ["fetch", "12", "--superlink", "lab", "--out", str(tmp_path / "out")]
+    done = runner.invoke(app, again)
+    assert done.exit_code == 0, done.output
+    assert "run-a: completed" in done.output
+    assert (tmp_path / "out" / "run-a" / "log.txt").read_text() == f"run directory: {directory}\n"
+    (tmp_path / "out" / "run-a" / "summary.json").unlink()  # as after a delivery that broke off
+    assert "run-a: completed" in runner.invoke(app, again).output
+    (directory / "summary.json").unlink()
+    (tmp_path / "out" / "run-a" / "summary.json").unlink()
+    assert "the run has no summary yet; Flower says finished:completed" in runner.invoke(app, again).output
+    (tmp_path / "out" / "run-a" / "config.json").write_text(json.dumps({"run_id": "11"}))
+    assert "holds a run already" in runner.invoke(app, again).output
+    (tmp_path / "out" / "run-a" / "config.json").unlink()
+    assert "holds something else" in runner.invoke(app, again).output
+    monkeypatch.setattr(FlowerRun, "lines", lambda self: iter(["OSError: no such file"]))
+    failed = runner.invoke(app, [*again[:-1], str(tmp_path / "other")])
+    assert failed.exit_code == 1
+    assert "did not all come" in failed.output
+    assert "OSError: no such file" in failed.output
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["-c", 'output-dir="/abs"'], 'output-dir = "/abs" is a path of this machine'),
+        (["--engine", "inprocess"], "leave --engine and --federation-config out"),
+        (["--federation-config", "num-supernodes=2"], "leave --engine and --federation-config out"),
+        (["-c", "num-rounds=0"], "num-rounds = 0"),
+    ],
+)
+def test_what_cannot_be_deployed_is_refused_before_anything_is_made(tmp_path, monkeypatch, arguments, says):
+    monkeypatch.chdir(tmp_path)
+    done = runner.invoke(app, ["run", "--app", str(ROOT), "--superlink", "lab", *arguments])
+    assert done.exit_code == 2
+    assert says in " ".join(done.output.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_run_says_how_to_go_on(flower_home, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def lines(self):
+        self.run_id = "77"
+        yield "run directory: /results/runs/x"
+        raise SystemExit(130)
+
+    monkeypatch.setattr(FlowerRun, "lines", lines)
+    done = runner.invoke(app, ["run", "--app", str(ROOT), "--superlink", "lab", "-c", 'run-name="x"'])
+    assert done.exit_code == 130
+    for command in ("flwr log 77 lab", "flwr stop 77 lab", "fedddpm fetch 77 --superlink lab"):
+        assert command in done.output
+    assert (tmp_path / "runs" / "x" / "log.txt").exists()
+    assert not (tmp_path / "runs" / "x" / "summary.json").exists()
