@@ -5,12 +5,12 @@ import functools
 from flwr.app import Context
 
 from fedddpm_app.algorithms import get_algorithm
+from fedddpm_app.client.handlers import ClientSetup, create_client_app
+from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import Config, load_config
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.records import DATA_PATH
-from fedddpm_app.client.handlers import ClientSetup, create_client_app
 from fedddpm_app.progress import configure_logging
-from fedddpm_app.client.worker import Worker
 
 
 @functools.lru_cache(maxsize=1)

@@ -11,12 +11,12 @@ from fedddpm_app.data.sites import SITES
 from fedddpm_app.data.store import cache_folder
 from fedddpm_app.data.tensors import class_names, label_table, load_test_data, num_unassigned
 from fedddpm_app.device import resolve_device
-from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.federation.strategy import FederatedDiffusion
-from fedddpm_app.federation.participants import is_deployed
-from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.experiment.monitor import Monitor
+from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation.participants import is_deployed
+from fedddpm_app.federation.records import to_arrays
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import configure_logging, logger, note
 from fedddpm_app.recording.provenance import caller_directory
 from fedddpm_app.recording.recorder import RunRecorder, run_directory
@@ -56,20 +56,20 @@ def main(grid: Grid, context: Context) -> None:
             timeout=config.schedule.round_timeout,
             evaluate_fn=monitor,
         )
-        figures = [figure.to_dict() for figure in monitor.finish()]
+        metrics = [metric.to_dict() for metric in monitor.finish()]
     except (KeyboardInterrupt, SystemExit):
-        recorder.finish("interrupted", _figures(strategy, monitor, recorder))
+        recorder.finish("interrupted", _metrics(strategy, monitor, recorder))
         raise
     except BaseException as error:
-        recorder.finish("failed", _figures(strategy, monitor, recorder), error=str(error))
+        recorder.finish("failed", _metrics(strategy, monitor, recorder), error=str(error))
         logger.error("the run failed: %s", error)
         raise
-    recorder.finish("completed", {**_figures(strategy, monitor, recorder), "figures": figures})
+    recorder.finish("completed", {**_metrics(strategy, monitor, recorder), "metrics": metrics})
     logger.info("run directory: %s", recorder.directory)
 
 
-def _figures(strategy: FederatedDiffusion, monitor: Monitor, recorder: RunRecorder) -> dict[str, object]:
-    """Return the figures of ``summary.json``: the last of every loss, and what the run spent."""
+def _metrics(strategy: FederatedStrategy, monitor: Monitor, recorder: RunRecorder) -> dict[str, object]:
+    """Return the metrics of ``summary.json``: the last of every loss, and what the run spent."""
     losses = {
         key: value
         for row in recorder.stats
@@ -80,8 +80,8 @@ def _figures(strategy: FederatedDiffusion, monitor: Monitor, recorder: RunRecord
     return {
         **losses,
         "images/auxiliary": auxiliary,
-        "images/preview": monitor.num_drawn,
-        "images/evaluation": monitor.assessment.num_drawn if monitor.assessment else 0,
+        "images/preview": monitor.num_generated,
+        "images/evaluation": monitor.assessment.num_generated if monitor.assessment else 0,
         **strategy.accounting.summary(),
     }
 

@@ -39,9 +39,9 @@ def measure(short: bool) -> Report:
     ways = [(STOCK, "fp32"), ("flat", "fp32")] + ([] if short else [("flat", "bf16"), ("flat", "int8-delta")])
     seconds: dict[tuple[str, str], float] = {}
     for kind, dtype in ways:
-        figures = run_deployed(kind, dtype, rounds=1 if short else 3)
-        seconds[kind, dtype] = median(figures["round_s"])
-        report.add(transport=kind, wire_dtype=dtype, s_per_round=seconds[kind, dtype], range=spread(figures["round_s"]))
+        results = run_deployed(kind, dtype, rounds=1 if short else 3)
+        seconds[kind, dtype] = median(results["round_s"])
+        report.add(transport=kind, wire_dtype=dtype, s_per_round=seconds[kind, dtype], range=spread(results["round_s"]))
     for kind, dtype in ways[1:]:
         report.ratio(f"s per round, {kind} {dtype} / stock", seconds[kind, dtype] / seconds[STOCK, "fp32"])
     return report
@@ -51,7 +51,7 @@ def run_deployed(kind: str, wire_dtype: str, rounds: int) -> dict[str, Any]:
     """Run one federation on a SuperLink and SuperNodes of its own."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        result = folder / "figures.json"
+        result = folder / "results.json"
         echo = Echo(kind, NODES, rounds, str(result), name, wire_dtype)
         port = free_port()
         environment = _environment(folder, port) | echo.to_environment()
@@ -62,8 +62,8 @@ def run_deployed(kind: str, wire_dtype: str, rounds: int) -> dict[str, Any]:
         if not result.exists() or status != COMPLETED:
             logs = "\n".join(log.read_text(encoding="utf-8", errors="replace")[-1500:] for log in folder.glob("*.log"))
             raise RuntimeError(f"{kind} {wire_dtype} ended as {status}: {logs}")
-        figures: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
-        return figures
+        results: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+        return results
 
 
 def _environment(folder: Path, port: int) -> dict[str, str]:

@@ -22,14 +22,14 @@ from flwr.simulation import run_simulation
 
 from benchmarks.models import LARGE, MODELS
 from fedddpm_app.algorithms.fedavg import FederatedAveraging
+from fedddpm_app.client.handlers import ClientSetup, create_client_app
+from fedddpm_app.client.worker import LocalResult
 from fedddpm_app.config import Config, default_run_config, load_config
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.records import to_arrays
-from fedddpm_app.client.handlers import ClientSetup, create_client_app
-from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.inprocess.simulate import MemoryRecorder
+from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.weights import num_bytes, snapshot
-from fedddpm_app.client.worker import LocalResult
 
 VARIABLE = "FEDDDPM_ECHO"
 STOCK = "stock"
@@ -37,7 +37,7 @@ STOCK = "stock"
 
 @dataclass(frozen=True)
 class Echo:
-    """What is run: ``kind`` is ``stock`` or a value of the ``transport`` key; figures go to ``result``."""
+    """What is run: ``kind`` is ``stock`` or a value of the ``transport`` key; results go to ``result``."""
 
     kind: str
     clients: int
@@ -120,7 +120,7 @@ def serve(grid: Grid, context: Context) -> None:
         if strategy.clients.refusals:
             raise RuntimeError(f"clients failed: {strategy.clients.refusals}")
         moved = (strategy.accounting.bytes_up + strategy.accounting.bytes_down) / 1e6
-    figures = {
+    results = {
         "round_s": [after - before for before, after in itertools.pairwise(stamps)],
         "found_s": stamps[0] - began,
         "idle_mb": idle / 1e6,
@@ -128,7 +128,7 @@ def serve(grid: Grid, context: Context) -> None:
         "model_mb": num_bytes(weights) / 1e6,
         "moved_mb": moved,
     }
-    Path(echo.result).write_text(json.dumps(figures), encoding="utf-8")
+    Path(echo.result).write_text(json.dumps(results), encoding="utf-8")
 
 
 stock_client_app = ClientApp()

@@ -58,7 +58,7 @@ class Case:
 
 
 def measure(short: bool) -> Report:
-    """Take the figures."""
+    """Take the results."""
     report = Report("federation_overhead", "Rounds of a simulation against bare gradient steps", short)
     if short:
         _compare(report, Case(TINY, clients=4, steps=60, batch_size=64, rounds=3, repeats=1))

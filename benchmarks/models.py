@@ -5,12 +5,12 @@ from collections.abc import Callable
 
 import torch
 
-from fedddpm_app.training.acceleration import Acceleration
 from fedddpm_app.config import Config, Scalar, default_run_config, load_config
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.diffusion.unet import create_unet
-from fedddpm_app.training.task import Example, TrainingData
+from fedddpm_app.training.acceleration import Acceleration
+from fedddpm_app.training.task import Batch, TrainingData
 from fedddpm_app.training.trainer import Trainer
 
 TINY, MIDDLE, LARGE = "0.16 M 8x8", "1.1 M 28x28", "35.75 M 32x32"
@@ -74,7 +74,7 @@ class TimedData:
         """Where the batches are."""
         return self._data.device
 
-    def batch(self, index: torch.Tensor) -> Example:
+    def batch(self, index: torch.Tensor) -> Batch:
         """Return the batch at ``index``."""
         first, last = self._marks
         if self._taken in self._marks:

@@ -18,7 +18,7 @@ _PACKAGES = ("torch", "flwr", "ray", "diffusers")
 
 
 class Report:
-    """The figures of one benchmark.
+    """The results of one benchmark.
 
     Parameters
     ----------
@@ -27,7 +27,7 @@ class Report:
     title : str
         Stands above the table.
     short : bool
-        Whether the short form ran: its figures are for a look, not for quoting.
+        Whether the short form ran: its results are for a look, not for quoting.
     """
 
     def __init__(self, name: str, title: str, short: bool) -> None:
@@ -42,7 +42,7 @@ class Report:
         self.rows.append(row)
 
     def ratio(self, what: str, value: float) -> None:
-        """Add a ratio of two figures of this run, the one that a claim is about."""
+        """Add a ratio of two results of this run, the one that a claim is about."""
         self.ratios[what] = value
 
     def to_dict(self) -> dict[str, object]:
@@ -70,7 +70,7 @@ class Report:
 
 
 def machine() -> dict[str, object]:
-    """Describe what the figures were taken on."""
+    """Describe what the results were taken on."""
     return {
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(logical=True),
@@ -87,7 +87,7 @@ def main(measure: Callable[[bool], Report]) -> None:
 
     def command(
         short: Annotated[bool, typer.Option(help="A short form, to see that it runs.")] = False,
-        json_path: Annotated[Path | None, typer.Option("--json", help="Where the figures are written.")] = None,
+        json_path: Annotated[Path | None, typer.Option("--json", help="Where the results are written.")] = None,
     ) -> None:
         report = measure(short)
         report.show()
@@ -100,7 +100,7 @@ def main(measure: Callable[[bool], Report]) -> None:
 
 
 def spread(values: Mapping[str, float] | list[float]) -> str:
-    """Return lowest and highest of repeated figures."""
+    """Return lowest and highest of repeated results."""
     numbers = list(values.values()) if isinstance(values, Mapping) else values
     return f"{_text(min(numbers))}-{_text(max(numbers))}"
 

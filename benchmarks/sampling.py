@@ -18,18 +18,18 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.models import LARGE, config_of
 from benchmarks.report import Report, main
 from fedddpm_app import weights as weights_module
+from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import Config, Precision, Sampler, default_run_config, load_config
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.objective import create_noise_scheduler
-from fedddpm_app.diffusion.sampling import SAMPLERS, SampleBatch, draw_batch, image_seeds, sample_images
+from fedddpm_app.diffusion.sampling import SAMPLERS, SampleBatch, image_seeds, sample_batch, sample_images
 from fedddpm_app.diffusion.unet import create_unet
-from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.evaluation.evaluator import Evaluator
-from fedddpm_app.evaluation.metrics import Drawing
+from fedddpm_app.evaluation.metrics import SamplingInfo
 from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
+from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.weights import snapshot
-from fedddpm_app.client.worker import Worker
 
 BASE, FAST = ("ddpm", 1000), ("dpm-solver++", 20)
 PLANS: list[tuple[Sampler, int]] = [
@@ -129,9 +129,9 @@ def _draw(
         batch_size=BATCH,
     )
     rate = count / (time.perf_counter() - began)
-    figures = evaluator.measure([images], Drawing(*plan, "ema"), find_copies=False).figures
-    figure = next(figure for figure in figures if figure.name.startswith("fd-"))
-    return rate, figure.value, figure.floor
+    metrics = evaluator.measure([images], SamplingInfo(*plan, "ema"), find_copies=False).metrics
+    metric = next(metric for metric in metrics if metric.name.startswith("fd-"))
+    return rate, metric.value, metric.floor
 
 
 def _one_batch(model: nn.Module, config: Config, count: int, precision: Precision) -> None:
@@ -139,7 +139,7 @@ def _one_batch(model: nn.Module, config: Config, count: int, precision: Precisio
     batch = SampleBatch(image_seeds(0, "benchmark", count), None, count)
     shape = (config.data.image_channels, size, size)
     scheduler = create_noise_scheduler(config.diffusion)
-    draw_batch(model, scheduler, batch, sampler="dpm-solver++", steps=FAST[1], shape=shape, precision=precision)
+    sample_batch(model, scheduler, batch, sampler="dpm-solver++", steps=FAST[1], shape=shape, precision=precision)
 
 
 @torch.no_grad()

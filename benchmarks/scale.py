@@ -19,17 +19,17 @@ def measure(short: bool) -> Report:
         peaks: dict[int, float] = {}
         for clients in sizes:
             asked = max(10, clients // 10)
-            figures: dict[str, Any] = run_echo("auto", "fp32", clients, 3, clients_per_round=asked, model=model)
-            peaks[clients] = figures["peak_mb"]
+            results: dict[str, Any] = run_echo("auto", "fp32", clients, 3, clients_per_round=asked, model=model)
+            peaks[clients] = results["peak_mb"]
             report.add(
                 model=model,
                 clients=clients,
                 asked=asked,
-                driver_peak_mb=figures["peak_mb"],
-                driver_idle_mb=figures["idle_mb"],
-                s_per_round=median(figures["round_s"][1:]),
-                s_per_client=figures["s_per_client"],
-                s_to_find_clients=figures["found_s"],
+                driver_peak_mb=results["peak_mb"],
+                driver_idle_mb=results["idle_mb"],
+                s_per_round=median(results["round_s"][1:]),
+                s_per_client=results["s_per_client"],
+                s_to_find_clients=results["found_s"],
             )
         report.ratio(f"driver peak, {model}, {sizes[-1]} / {sizes[0]} clients", peaks[sizes[-1]] / peaks[sizes[0]])
     return report

@@ -23,11 +23,11 @@ from benchmarks.models import (
 from benchmarks.plain_loop import PlainLoop
 from benchmarks.processes import Arrangement, seconds_of
 from benchmarks.report import Report, main, spread
-from fedddpm_app.training.acceleration import PLAIN, Acceleration
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.training.acceleration import PLAIN, Acceleration
 from fedddpm_app.training.task import TrainingData
 from fedddpm_app.training.trainer import Trainer
 from fedddpm_app.weights import snapshot
@@ -52,7 +52,7 @@ OURS = {
 
 
 def measure(short: bool) -> Report:
-    """Take the figures."""
+    """Take the results."""
     report = Report("train_step", "One training step: ours against a plain loop", short)
     device = resolve_device("auto")
     for model in (TINY, MIDDLE, LARGE):

@@ -37,15 +37,15 @@ def measure(short: bool) -> Report:
     found: dict[tuple[str, str, int], dict[str, Any]] = {}
     for clients in (few, many):
         for kind, dtype in ways:
-            figures = found[kind, dtype, clients] = run_echo(kind, dtype, clients, rounds=3 if short else 5)
+            results = found[kind, dtype, clients] = run_echo(kind, dtype, clients, rounds=3 if short else 5)
             report.add(
                 transport=kind,
                 wire_dtype=dtype,
                 clients=clients,
-                s_per_client=figures["s_per_client"],
-                above_idle_mb=figures["above_idle_mb"],
-                idle_mb=figures["idle_mb"],
-                moved_mb=figures["moved_mb"],
+                s_per_client=results["s_per_client"],
+                above_idle_mb=results["above_idle_mb"],
+                idle_mb=results["idle_mb"],
+                moved_mb=results["moved_mb"],
             )
     ours = "shared-memory", "fp32"
     for clients in (few, many):
@@ -64,7 +64,7 @@ def measure(short: bool) -> Report:
 def run_echo(kind: str, wire_dtype: str, clients: int, rounds: int, **more: Any) -> dict[str, Any]:
     """Run one federation in a process of its own; the first round, which warms up, does not count."""
     with tempfile.TemporaryDirectory() as folder:
-        result = Path(folder) / "figures.json"
+        result = Path(folder) / "results.json"
         echo = Echo(kind, clients, rounds, str(result), folder, wire_dtype, **more)
         command = [sys.executable, "-c", "from benchmarks.echo import run_simulated; run_simulated()"]
         done = subprocess.run(
@@ -72,11 +72,11 @@ def run_echo(kind: str, wire_dtype: str, clients: int, rounds: int, **more: Any)
         )
         if not result.exists():
             raise RuntimeError(f"{kind} with {clients} clients failed: {done.stdout[-2000:]}{done.stderr[-3000:]}")
-        figures = json.loads(result.read_text(encoding="utf-8"))
+        results = json.loads(result.read_text(encoding="utf-8"))
     asked = echo.clients_per_round or clients
-    figures["s_per_client"] = median(figures["round_s"][1:]) / asked
-    figures["above_idle_mb"] = figures["peak_mb"] - figures["idle_mb"]
-    return figures
+    results["s_per_client"] = median(results["round_s"][1:]) / asked
+    results["above_idle_mb"] = results["peak_mb"] - results["idle_mb"]
+    return results
 
 
 if __name__ == "__main__":

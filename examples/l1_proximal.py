@@ -9,9 +9,9 @@ It leaves most weights where the global model has them, so that clients move few
 
 from torch import Tensor, nn
 
-from fedddpm_app.federation.strategy import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.hooks import TrainingHook
-from fedddpm_app.training.task import Example
+from fedddpm_app.training.task import Batch
 
 
 class L1ProximalHook(TrainingHook):
@@ -21,13 +21,13 @@ class L1ProximalHook(TrainingHook):
         """Keep w."""
         self.anchor = [parameter.detach().clone() for parameter in model.parameters()]
 
-    def add_to_loss(self, loss: Tensor, model: nn.Module, batch: Example) -> Tensor:
+    def add_to_loss(self, loss: Tensor, model: nn.Module, batch: Batch) -> Tensor:
         """Add the term; what is reported stays L."""
         distance = sum((v - w).abs().sum() for v, w in zip(model.parameters(), self.anchor, strict=True))
         return loss + float(self.config.run.options.get("strength", 1e-4)) * distance
 
 
-class L1Proximal(FederatedDiffusion):
+class L1Proximal(FederatedStrategy):
     """The server half: FedAvg's."""
 
     hook = L1ProximalHook

@@ -68,14 +68,14 @@ def test_the_simulation_of_a_case_is_a_valid_config(model):
 
 def test_echo_clients_give_back_what_they_get(tmp_path, monkeypatch):
     """The federation of the transport benchmarks, in process, with the small model."""
-    echo = Echo("flat", 3, 2, str(tmp_path / "figures.json"), str(tmp_path), "fp32", model=TINY)
+    echo = Echo("flat", 3, 2, str(tmp_path / "metrics.json"), str(tmp_path), "fp32", model=TINY)
     monkeypatch.setenv(VARIABLE, echo.to_environment()[VARIABLE])
     grid = InProcessGrid(our_client_app, 3, {})
     server_app(grid=grid, context=grid.contexts[1000])
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert len(figures["round_s"]) == 2
-    assert figures["moved_mb"] == pytest.approx(2 * 2 * 3 * figures["model_mb"], rel=0.1)
-    assert figures["peak_mb"] >= figures["idle_mb"] > 0
+    metrics = json.loads((tmp_path / "metrics.json").read_text())
+    assert len(metrics["round_s"]) == 2
+    assert metrics["moved_mb"] == pytest.approx(2 * 2 * 3 * metrics["model_mb"], rel=0.1)
+    assert metrics["peak_mb"] >= metrics["idle_mb"] > 0
 
 
 @pytest.mark.parametrize("kind", ["stock", "auto", "shared-memory", "flat", "arrays"])
@@ -95,5 +95,5 @@ def test_the_transport_benchmark_runs_in_its_short_form(tmp_path):
 
 @pytest.mark.slow
 def test_flat_weights_go_through_a_superlink_and_supernodes():
-    figures = run_deployed("flat", "int8-delta", rounds=1)
-    assert figures["moved_mb"] < 2 * 1.4 * figures["model_mb"]
+    metrics = run_deployed("flat", "int8-delta", rounds=1)
+    assert metrics["moved_mb"] < 2 * 1.4 * metrics["model_mb"]

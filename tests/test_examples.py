@@ -77,7 +77,7 @@ def test_a_class_from_outside_is_found_with_both_halves(run_config):
     [
         ("no_such_module:X", "cannot be imported .*no_such_module.*put the module, as one file, beside pyproject.toml"),
         ("examples.l1_proximal:Missing", "cannot be imported .*Missing"),
-        ("examples.l1_proximal:L1ProximalHook", "is no strategy: derive the class from FederatedDiffusion or FedDDPM"),
+        ("examples.l1_proximal:L1ProximalHook", "is no strategy: derive the class from FederatedStrategy or FedDDPM"),
         (":X", "cannot be imported"),
         ("examples.l1_proximal:", "cannot be imported"),
     ],

@@ -14,9 +14,9 @@ from fedddpm_app.algorithms.local_only import LocalOnly
 from fedddpm_app.algorithms.moon import Moon
 from fedddpm_app.algorithms.scaffold import Scaffold
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.federation.strategy import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedStrategy
 
-REGISTRY: dict[str, type[FederatedDiffusion]] = {
+REGISTRY: dict[str, type[FederatedStrategy]] = {
     "fedddpm": FedDDPM,
     "fedddpm-plus": FedDDPMPlus,
     "fedavg": FederatedAveraging,
@@ -31,7 +31,7 @@ REGISTRY: dict[str, type[FederatedDiffusion]] = {
 }
 
 
-def get_algorithm(config: Config) -> type[FederatedDiffusion]:
+def get_algorithm(config: Config) -> type[FederatedStrategy]:
     """Look up the value of the ``algorithm`` key, and check the keys that it uses.
 
     Raises
@@ -44,7 +44,7 @@ def get_algorithm(config: Config) -> type[FederatedDiffusion]:
     return algorithm
 
 
-def find_algorithm(name: str) -> type[FederatedDiffusion]:
+def find_algorithm(name: str) -> type[FederatedStrategy]:
     """Return the strategy of a registered name, or of ``"my_module:MyStrategy"``.
 
     Raises
@@ -60,7 +60,7 @@ def find_algorithm(name: str) -> type[FederatedDiffusion]:
     return algorithm
 
 
-def _import_algorithm(name: str) -> type[FederatedDiffusion]:
+def _import_algorithm(name: str) -> type[FederatedStrategy]:
     """Import ``module:Class``, a strategy from outside this package."""
     module_name, _, class_name = name.partition(":")
     try:
@@ -70,6 +70,6 @@ def _import_algorithm(name: str) -> type[FederatedDiffusion]:
             f'algorithm = "{name}" cannot be imported ({error}): put the module, as one file, beside pyproject.toml, '
             "or install it, and name a class in it."
         ) from error
-    if not (isinstance(found, type) and issubclass(found, FederatedDiffusion)):
-        raise ConfigError(f'algorithm = "{name}" is no strategy: derive the class from FederatedDiffusion or FedDDPM.')
+    if not (isinstance(found, type) and issubclass(found, FederatedStrategy)):
+        raise ConfigError(f'algorithm = "{name}" is no strategy: derive the class from FederatedStrategy or FedDDPM.')
     return found

@@ -10,12 +10,12 @@ server reads the clients' data itself: this can be run where one machine may see
 
 from fedddpm_app import progress
 from fedddpm_app.device import cpu_threads
-from fedddpm_app.federation.strategy import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.weights import Weights
 
 
-class Centralized(FederatedDiffusion):
+class Centralized(FederatedStrategy):
     """Trains on the server; clients only evaluate."""
 
     own_aggregation = "centralised training aggregates nothing"

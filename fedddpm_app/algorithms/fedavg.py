@@ -9,8 +9,8 @@ Symbols: w -> weights, n_i -> num_examples, S_r -> partitions of the round, K ->
 Deviations: none; the local objective is the denoising loss. With another ``aggregator`` the last step is that rule.
 """
 
-from fedddpm_app.federation.strategy import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedStrategy
 
 
-class FederatedAveraging(FederatedDiffusion):
+class FederatedAveraging(FederatedStrategy):
     """FedAvg: the base strategy with nothing added, on either side."""

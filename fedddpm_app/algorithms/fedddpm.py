@@ -25,19 +25,19 @@ from flwr.serverapp import Grid
 
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup
-from fedddpm_app.device import cpu_threads
-from fedddpm_app.federation.strategy import FederatedDiffusion
-from fedddpm_app.federation.errors import check_finite
 from fedddpm_app.auxiliary.generation import Generation
 from fedddpm_app.auxiliary.pretraining import PretrainedModel, collect_pretrained
+from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup
+from fedddpm_app.device import cpu_threads
+from fedddpm_app.federation.errors import check_finite
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.task import TrainingData
 from fedddpm_app.weights import Weights
 
 
-class FedDDPM(FederatedDiffusion):
+class FedDDPM(FederatedStrategy):
     """FedDDPM's server half; the client half is plain local training.
 
     To change the method, override one of ``build_auxiliary``, ``should_correct`` and ``correct``.
@@ -72,7 +72,7 @@ class FedDDPM(FederatedDiffusion):
         generation = Generation(self, models)
         data = generation.run()
         self.recorder.save_auxiliary(data, generation.clients)
-        generation.remove_parts()
+        generation.remove_batch_files()
         return data.to(self.trainer.device)
 
     def should_correct(self, server_round: int, weights: Weights) -> bool:
@@ -176,11 +176,11 @@ class FedDDPM(FederatedDiffusion):
             self._check_generates()
             if not self._pretrained:
                 self._pretrained = collect_pretrained(self, self.grid, self.initial_weights)
-            with self.round_log.own_phase() as mark:
+            with self.round_log.own_phase() as span:
                 with self.accounting.timed("auxiliary"), cpu_threads(self.config.run.server_threads):
                     self.auxiliary_data = self.build_auxiliary(self._pretrained)
                 self.recorder.append(
-                    {"phase": "auxiliary", "aux/num_images": len(self.auxiliary_data), **mark.since("time/phase_s")}
+                    {"phase": "auxiliary", "aux/num_images": len(self.auxiliary_data), **span.spent("time/phase_s")}
                 )
         self._drop_pretrained()
         return self.auxiliary_data

@@ -21,8 +21,8 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.federation.strategy import FederatedDiffusion
 from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.training.optimization import add_to_gradients, pull_to
 from fedddpm_app.weights import RunningMean, Weights
@@ -56,7 +56,7 @@ class FedDynHook(TrainingHook):
         self.kept[DUAL] = weights_module.add_scaled(self.dual, moved, -self.config.feddyn.alpha)
 
 
-class FedDyn(FederatedDiffusion):
+class FedDyn(FederatedStrategy):
     """FedDyn's server half.
 
     Attributes

@@ -16,13 +16,13 @@ w_i, from which the server takes d_i. Buffers that have no gradient are averaged
 from collections.abc import Iterator
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.federation.strategy import FederatedDiffusion
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.optimization import gradient_weight, learning_rate_factor
 from fedddpm_app.weights import RunningMean, Weights
 
 
-class FedNova(FederatedDiffusion):
+class FedNova(FederatedStrategy):
     """FedNova's server half: every client's move counts per step. The client half is plain local training."""
 
     own_aggregation = "FedNova's server step is a mean of moves per local step"

@@ -14,7 +14,7 @@ gradient mu (v - w) is added in closed form, so that the reported loss stays L.
 
 from torch import nn
 
-from fedddpm_app.federation.strategy import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.hooks import TrainingHook
 from fedddpm_app.training.optimization import pull_to
 
@@ -32,7 +32,7 @@ class FedProxHook(TrainingHook):
         pull_to(self._parameters, self._anchor, self.config.fedprox.mu)
 
 
-class FedProx(FederatedDiffusion):
+class FedProx(FederatedStrategy):
     """FedProx's server half, which is FedAvg's."""
 
     hook = FedProxHook

@@ -3,7 +3,7 @@
     Round r    w_i <- K local steps on L(.; D_i) from w_i, for i in S_r;  w_i = w at the start
 
 Symbols: w -> the initial weights, w_i -> the client's own model, kept by it over rounds.
-Every client takes as many gradient steps as in FedAvg. There is no global model: figures are means over the clients'
+Every client takes as many gradient steps as in FedAvg. There is no global model: metrics are means over the clients'
 models, each of which is evaluated alone, and pictures and pipelines are one per client. The clients send their models
 so that the server can do that; it counts as communication although none of it comes back.
 Deviations: the strategy gives out the initial weights in every round, for clients that come late; what it ends with,
@@ -14,8 +14,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.federation.strategy import FederatedDiffusion
 from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.weights import Weights
 
@@ -36,7 +36,7 @@ class LocalOnlyHook(TrainingHook):
         self.kept[MODEL] = result.weights
 
 
-class LocalOnly(FederatedDiffusion):
+class LocalOnly(FederatedStrategy):
     """Collects the clients' models and gives none of them out."""
 
     hook = LocalOnlyHook

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import ConfigError
-from fedddpm_app.federation.strategy import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
-from fedddpm_app.training.task import Example
+from fedddpm_app.training.task import Batch
 from fedddpm_app.weights import Weights
 
 PREVIOUS = "previous"
@@ -47,7 +47,7 @@ class MoonHook(TrainingHook):
         frozen = [_frozen_copy(model, weights) for weights in (self.round.global_weights, previous)]
         self._views = [Representation(each, name) for each in (model, *frozen)]
 
-    def add_to_loss(self, loss: Tensor, model: nn.Module, batch: Example) -> Tensor:
+    def add_to_loss(self, loss: Tensor, model: nn.Module, batch: Batch) -> Tensor:
         """Add mu l_con (3); the frozen models see what the model was called with last."""
         if self._views is None:
             return loss
@@ -71,7 +71,7 @@ class MoonHook(TrainingHook):
             view.close()
 
 
-class Moon(FederatedDiffusion):
+class Moon(FederatedStrategy):
     """MOON's server half, which is FedAvg's."""
 
     hook = MoonHook

@@ -25,11 +25,11 @@ from torch import nn
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.federation.strategy import FederatedDiffusion
 from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.strategy import FederatedStrategy
+from fedddpm_app.progress import logger
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.training.optimization import add_to_gradients
-from fedddpm_app.progress import logger
 from fedddpm_app.weights import RunningMean, Weights
 
 VARIATE = "control-variate"
@@ -72,7 +72,7 @@ class ScaffoldHook(TrainingHook):
         self.sent[VARIATE_CHANGE] = weights_module.add_scaled(renewed, self.control_variate, -1.0)
 
 
-class Scaffold(FederatedDiffusion):
+class Scaffold(FederatedStrategy):
     """SCAFFOLD's server half.
 
     Attributes

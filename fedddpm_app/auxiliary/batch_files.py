@@ -15,7 +15,7 @@ from fedddpm_app.progress import logger
 _IMAGES, _DIGEST = "images", "sha256"
 
 
-class Parts:
+class BatchFiles:
     """Batches of images by key; a file appears whole or not at all.
 
     Parameters

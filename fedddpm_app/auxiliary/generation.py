@@ -12,18 +12,18 @@ import torch
 from flwr.app import ConfigRecord, Message
 from torch import Tensor
 
+from fedddpm_app.apportion import largest_remainder
+from fedddpm_app.auxiliary.batch_files import BatchFiles
+from fedddpm_app.auxiliary.pretraining import PretrainedModel
+from fedddpm_app.auxiliary.requests import ClientShare, Request, Requests
+from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors
 from fedddpm_app.diffusion.sampling import SampleBatch, image_seeds, split_batches
-from fedddpm_app.auxiliary.sampler import Drawer
-from fedddpm_app.apportion import largest_remainder
-from fedddpm_app.federation.strategy import FederatedDiffusion
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messaging import exchange_about
-from fedddpm_app.auxiliary.batch_files import Parts
-from fedddpm_app.auxiliary.pretraining import PretrainedModel
 from fedddpm_app.federation.records import ARRAYS, BATCH_SIZE, DRAW, LABELS, SEEDS
 from fedddpm_app.federation.replies import GONE, ReplyRefusedError, accept_images
-from fedddpm_app.auxiliary.requests import Request, Requests, Share
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import ProgressEvent, logger, report
 
 _MESSAGES_IN_FLIGHT = 16  # each holds a model
@@ -34,20 +34,20 @@ class Generation:
 
     Parameters
     ----------
-    strategy : FederatedDiffusion
+    strategy : FederatedStrategy
         Its config, model, recorder, and clients.
     models : sequence of PretrainedModel
         At least one; client i's share is proportional to n_i.
     """
 
-    def __init__(self, strategy: FederatedDiffusion, models: Sequence[PretrainedModel]) -> None:
+    def __init__(self, strategy: FederatedStrategy, models: Sequence[PretrainedModel]) -> None:
         self._strategy, self._config = strategy, strategy.config
-        self._drawer = Drawer(self._config, strategy.trainer.model)
-        self._parts = Parts(strategy.recorder.durable / "auxiliary")
+        self._sampler = AuxiliarySampler(self._config, strategy.trainer.model)
+        self._files = BatchFiles(strategy.recorder.durable / "auxiliary")
         size = self._config.auxiliary.size
         counts = largest_remainder(size, [m.num_examples for m in models])
         self.clients = [m.partition_id for m, count in zip(models, counts, strict=True) for _ in range(count)]
-        self._images = torch.empty((size, *self._drawer.shape), dtype=torch.uint8)
+        self._images = torch.empty((size, *self._sampler.shape), dtype=torch.uint8)
         firsts = [sum(counts[:k]) for k in range(len(counts))]
         self._shares = [self._plan(*each) for each in zip(models, counts, firsts, strict=True)]
 
@@ -68,14 +68,14 @@ class Generation:
         labels = [share.labels for share in self._shares if share.labels is not None]
         return ImageTensors(self._images, torch.cat(labels) if labels else None)
 
-    def remove_parts(self) -> None:
+    def remove_batch_files(self) -> None:
         """Remove the files of the batches, once the set is kept elsewhere."""
         for share in self._shares:
-            self._parts.remove(share.keys)
+            self._files.remove(share.keys)
 
     # ---- the plan -------------------------------------------------------------------------------
 
-    def _plan(self, model: PretrainedModel, count: int, first: int) -> Share:
+    def _plan(self, model: PretrainedModel, count: int, first: int) -> ClientShare:
         """Split a client's share into batches; labels follow its label counts, by largest remainder."""
         config, labels = self._config, None
         if config.data.class_conditional:
@@ -86,22 +86,22 @@ class Generation:
         with model.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         keys = [self._key(digest, batch) for batch in batches]
-        return Share(model, first, labels, batches, keys, list(range(len(batches))))
+        return ClientShare(model, first, labels, batches, keys, list(range(len(batches))))
 
     def _key(self, model_digest: str, batch: SampleBatch) -> str:
         """Return a digest of all that a batch's images depend on, and of who draws it: nodes are not trusted."""
         labels = None if batch.labels is None else batch.labels.tolist()
         what = [model_digest, batch.seeds, labels, batch.kept, self._config.auxiliary.generation]
-        text = json.dumps([what, self._drawer.describe()], sort_keys=True, default=str)
+        text = json.dumps([what, self._sampler.describe()], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
-    def _resume(self, share: Share) -> None:
+    def _resume(self, share: ClientShare) -> None:
         for index in list(share.missing):
-            images = self._parts.load(share.keys[index], (share.batches[index].kept, *self._drawer.shape))
+            images = self._files.load(share.keys[index], (share.batches[index].kept, *self._sampler.shape))
             if images is not None:
                 self._put(share, index, images)
 
-    def _put(self, share: Share, index: int, images: Tensor) -> None:
+    def _put(self, share: ClientShare, index: int, images: Tensor) -> None:
         start = share.first + index * len(share.batches[0].seeds)
         self._images[start : start + len(images)] = images
         share.missing.remove(index)
@@ -111,12 +111,12 @@ class Generation:
 
     # ---- drawing --------------------------------------------------------------------------------
 
-    def _draw_here(self, share: Share) -> None:
+    def _draw_here(self, share: ClientShare) -> None:
         missing = list(share.missing)
         if not missing:
             return
         try:
-            drawn = self._drawer.draw(share.model.load(), [share.batches[k] for k in missing])
+            drawn = self._sampler.draw(share.model.load(), [share.batches[k] for k in missing])
             for index, images in zip(missing, drawn, strict=True):
                 self._keep(share, index, images)
         except DivergedError as error:
@@ -125,8 +125,8 @@ class Generation:
                 f"{self._config.pretrain.learning_rate}"
             ) from error
 
-    def _keep(self, share: Share, index: int, images: Tensor) -> None:
-        self._parts.save(share.keys[index], images)
+    def _keep(self, share: ClientShare, index: int, images: Tensor) -> None:
+        self._files.save(share.keys[index], images)
         self._put(share, index, images)
 
     def _draw_on_nodes(self) -> None:
@@ -153,7 +153,7 @@ class Generation:
         requests.answered(request)
         self._strategy.transport.release(request.packed)
         try:
-            images = accept_images(reply, (sum(kept), *self._drawer.shape))
+            images = accept_images(reply, (sum(kept), *self._sampler.shape))
         except ReplyRefusedError as error:
             requests.refused[share.model.partition_id] = str(error)
             return
@@ -161,7 +161,7 @@ class Generation:
         for index, part in zip(request.indices, torch.split(images, kept), strict=True):
             self._keep(share, index, part)
 
-    def _request(self, share: Share, indices: list[int]) -> tuple[Request, Message]:
+    def _request(self, share: ClientShare, indices: list[int]) -> tuple[Request, Message]:
         """Ask a client for batches; only the set's last one is not full, so that they can be told as one list."""
         timeout, partition = self._config.pretrain.timeout, share.model.partition_id
         batches = [share.batches[k] for k in indices]

@@ -6,13 +6,13 @@ from pathlib import Path
 from flwr.serverapp import Grid
 from safetensors.torch import load_file, save_file
 
-from fedddpm_app.federation.strategy import FederatedDiffusion
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import ARRAYS, LABEL_COUNTS, PRETRAIN
-from fedddpm_app.federation.replies import Asked, Reply
-from fedddpm_app.federation.streaming import ReplyStream, telling
+from fedddpm_app.federation.replies import Reply, ReplySpec
+from fedddpm_app.federation.strategy import FederatedStrategy
+from fedddpm_app.federation.streaming import ReplyStream, with_progress
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights
 
@@ -49,14 +49,14 @@ class PretrainedModel:
         return load_file(self.path)
 
 
-def collect_pretrained(strategy: FederatedDiffusion, grid: Grid, weights: Weights) -> list[PretrainedModel]:
+def collect_pretrained(strategy: FederatedStrategy, grid: Grid, weights: Weights) -> list[PretrainedModel]:
     """Have every client pretrain from ``weights``; each model goes to disk as it arrives.
 
     Clients that fail, answer badly, or not within ``pretrain-timeout``, are named in a warning and left out.
 
     Parameters
     ----------
-    strategy : FederatedDiffusion
+    strategy : FederatedStrategy
         Addresses the clients, checks their replies, and keeps the account.
     grid : Grid
         Flower's connection to the nodes.
@@ -73,7 +73,7 @@ def collect_pretrained(strategy: FederatedDiffusion, grid: Grid, weights: Weight
     RoundFailedError
         When no client gave a usable model.
     """
-    with strategy.round_log.own_phase() as mark:
+    with strategy.round_log.own_phase() as span:
         with strategy.accounting.timed("pretrain"):
             models, left_out = _collect(strategy, grid, weights)
         if not models:
@@ -84,25 +84,25 @@ def collect_pretrained(strategy: FederatedDiffusion, grid: Grid, weights: Weight
                 "pretrain/clients": [m.partition_id for m in models],
                 "pretrain/client_loss": {str(m.partition_id): m.loss for m in models},
                 **left_out,
-                **mark.since("time/phase_s"),
+                **span.spent("time/phase_s"),
             }
         )
     return models
 
 
 def _collect(
-    strategy: FederatedDiffusion, grid: Grid, weights: Weights
+    strategy: FederatedStrategy, grid: Grid, weights: Weights
 ) -> tuple[list[PretrainedModel], dict[str, object]]:
     """Return the models, by partition id, and the account of who was left out."""
     clients, transport, timeout = strategy.clients, strategy.transport, strategy.config.pretrain.timeout
     partitions, packed = clients.present(strategy.config.schedule.min_replies), transport.pack(weights)
     messages = clients.address(partitions, PRETRAIN, {ARRAYS: packed}, 0, timeout)
     replies = exchange(grid, messages, timeout, clients.participants.under_way)
-    asked = Asked({ARRAYS: transport.expect(weights)}, _METRICS)
+    asked = ReplySpec({ARRAYS: transport.expect(weights)}, _METRICS)
     models: dict[int, PretrainedModel] = {}
     stream = ReplyStream(clients, replies, partitions, _PHASE, asked)
     as_they_come = stream.as_they_come()
-    for reply in telling(as_they_come, "pretrain") if is_deployed(grid.run) else as_they_come:
+    for reply in with_progress(as_they_come, "pretrain") if is_deployed(grid.run) else as_they_come:
         model = _keep(strategy, reply)
         if model is not None:
             models[reply.partition_id] = model
@@ -112,7 +112,7 @@ def _collect(
     return [models[partition] for partition in sorted(models)], stream.left_out("pretrain")
 
 
-def _keep(strategy: FederatedDiffusion, reply: Reply) -> PretrainedModel | None:
+def _keep(strategy: FederatedStrategy, reply: Reply) -> PretrainedModel | None:
     """Write a reply's model to disk; None, with a warning, where its label counts cannot be used."""
     counts: object = reply.metrics.get(LABEL_COUNTS, [])
     data = strategy.config.data

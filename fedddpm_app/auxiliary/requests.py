@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from flwr.app import Message
 from torch import Tensor
 
-from fedddpm_app.diffusion.sampling import SampleBatch
 from fedddpm_app.auxiliary.pretraining import PretrainedModel
+from fedddpm_app.diffusion.sampling import SampleBatch
 from fedddpm_app.transport import Packed
 
 # The model travels with every message: several batches share one. Few, so that a client's batches spread over idle
@@ -18,7 +18,7 @@ _MESSAGES_PER_CLIENT = 2
 
 
 @dataclass
-class Share:
+class ClientShare:
     """A client's part of the set.
 
     Attributes
@@ -49,7 +49,7 @@ class Share:
 class Request:
     """Batches that a client was asked for."""
 
-    share: Share
+    share: ClientShare
     indices: list[int]
     packed: Packed
 
@@ -61,7 +61,7 @@ class Requests:
 
     Parameters
     ----------
-    shares : sequence of Share
+    shares : sequence of ClientShare
         With their missing batches.
     ask : callable
         Makes a request and its message.
@@ -74,7 +74,9 @@ class Requests:
         Why a client is not asked again.
     """
 
-    def __init__(self, shares: Sequence[Share], ask: Callable[[Share, list[int]], tuple[Request, Message]]) -> None:
+    def __init__(
+        self, shares: Sequence[ClientShare], ask: Callable[[ClientShare, list[int]], tuple[Request, Message]]
+    ) -> None:
         self._ask = ask
         self._waiting = deque((share, list(share.missing)) for share in shares if share.missing)
         self.under_way: list[Request] = []

@@ -1,4 +1,4 @@
-"""Drawing batches of the auxiliary set from a client's model: the same code on the server and on a node."""
+"""SamplingInfo batches of the auxiliary set from a client's model: the same code on the server and on a node."""
 
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -9,15 +9,15 @@ from torch import Tensor
 from torch.nn import Module
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.training.acceleration import choose
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.objective import create_noise_scheduler
-from fedddpm_app.diffusion.sampling import SampleBatch, draw_batch
+from fedddpm_app.diffusion.sampling import SampleBatch, sample_batch
+from fedddpm_app.training.acceleration import choose
 from fedddpm_app.weights import Weights
 
 
-class Drawer:
+class AuxiliarySampler:
     """Draws with the run's ``auxiliary-sampler``.
 
     Parameters
@@ -56,7 +56,7 @@ class Drawer:
         weights_module.load_into(self.model, weights)
         for batch in batches:
             with cpu_threads(self.config.run.server_threads):
-                images = draw_batch(
+                images = sample_batch(
                     self.model,
                     self.scheduler,
                     batch,

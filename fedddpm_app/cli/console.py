@@ -182,29 +182,29 @@ class WorkView(logging.Handler):
             self._bars.update(self._tasks[event.phase], completed=event.step, total=event.steps)
 
 
-def print_figures(figures: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print figures, as in ``summary.json``, a table for each set of images, and what to keep in mind with them."""
-    for n, weights, sampler, steps in dict.fromkeys(map(_drawing, figures)):
+def print_metrics(metrics: Sequence[Mapping[str, Any]], console: Console) -> None:
+    """Print metrics, as in ``summary.json``, a table for each set of images, and what to keep in mind with them."""
+    for n, weights, sampler, steps in dict.fromkeys(map(_sampling_of, metrics)):
         title = f"{n:,} generated images ({weights} weights, {sampler}, {steps} steps)"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
-        table.add_column("figure", no_wrap=True)
+        table.add_column("metric", no_wrap=True)
         for column in ("value", "±", "against", "floor", "±", "floor of"):
             table.add_column(column, justify="right", no_wrap=True)
-        for figure in figures:
-            if _drawing(figure) == (n, weights, sampler, steps):
-                value, std, floor, floor_std = (_rounded(figure[k]) for k in ("value", "std", "floor", "floor_std"))
-                real = f"{figure['reference_n']:,} {figure['reference']}"
-                sizes = f"{figure['floor_n']:,} : {figure['floor_reference_n']:,}"
-                table.add_row(figure["name"], value, std, real, floor, floor_std, sizes)
+        for metric in metrics:
+            if _sampling_of(metric) == (n, weights, sampler, steps):
+                value, std, floor, floor_std = (_rounded(metric[k]) for k in ("value", "std", "floor", "floor_std"))
+                real = f"{metric['reference_n']:,} {metric['reference']}"
+                sizes = f"{metric['floor_n']:,} : {metric['floor_reference_n']:,}"
+                table.add_row(metric["name"], value, std, real, floor, floor_std, sizes)
         console.print(table)
-    for note in dict.fromkeys(figure["note"] for figure in figures if figure["note"]):
-        names = ", ".join(figure["name"] for figure in figures if figure["note"] == note)
+    for note in dict.fromkeys(metric["note"] for metric in metrics if metric["note"]):
+        names = ", ".join(metric["name"] for metric in metrics if metric["note"] == note)
         console.print(f"{names}: {note}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _drawing(figure: Mapping[str, Any]) -> tuple[int, str, str, int]:
+def _sampling_of(metric: Mapping[str, Any]) -> tuple[int, str, str, int]:
     """Return what tells one set of generated images from another."""
-    return figure["n"], figure["weights"], figure["sampler"], figure["steps"]
+    return metric["n"], metric["weights"], metric["sampler"], metric["steps"]
 
 
 def _rounded(value: float | None) -> str:
@@ -215,15 +215,15 @@ def print_summary(directory: Path, console: Console) -> None:
     """Print the closing table of a run from its ``summary.json``, and the paths of what was written."""
     summary: Mapping[str, object] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     table = Table(title=f"{directory.name}: {summary['status']}", title_justify="left")
-    table.add_column("figure")
+    table.add_column("metric")
     table.add_column("value", justify="right")
     for key, value in summary.items():
         if isinstance(value, int | float):
             table.add_row(key, f"{value:.4f}" if key.endswith("loss") else f"{value:,.1f}".removesuffix(".0"))
     console.print(table)
-    figures = summary.get("figures")
-    if isinstance(figures, list) and figures:
-        print_figures(figures, console)
+    metrics = summary.get("metrics")
+    if isinstance(metrics, list) and metrics:
+        print_metrics(metrics, console)
     if "error" in summary:
         console.print(str(summary["error"]), markup=False, soft_wrap=True)
     for what in ("samples", "auxiliary", "plots", "pipeline", "stats.jsonl", "summary.json", "log.txt"):

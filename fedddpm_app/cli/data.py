@@ -11,8 +11,8 @@ from rich.text import Text
 from torch import Tensor
 
 from fedddpm_app.cli.common import AppOption, RunConfigOption, console, find_app, parse_overrides, refuse, say
-from fedddpm_app.config import Config, ConfigError, default_run_config, load_config
 from fedddpm_app.cli.console import WorkView
+from fedddpm_app.config import Config, ConfigError, default_run_config, load_config
 from fedddpm_app.data.export import export_sites
 from fedddpm_app.data.sites import of_site
 from fedddpm_app.data.store import StoredSplit, load_stored

@@ -6,9 +6,9 @@ from typing import TextIO
 import typer
 
 from fedddpm_app.cli.common import FAILED, claim_directory, console, say
+from fedddpm_app.cli.console import RunView, print_summary
 from fedddpm_app.cli.fetch import DIRECTORY_MARK, FetchError, fetch_into, find_directory
 from fedddpm_app.config import Config, ConfigError, Scalar
-from fedddpm_app.cli.console import RunView, print_summary
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, check_connection
 from fedddpm_app.launch.simulation import leaving_in_order
 

@@ -1,4 +1,4 @@
-"""`fedddpm evaluate`: full figures of a run's final model, or of any diffusers pipeline."""
+"""`fedddpm evaluate`: full metrics of a run's final model, or of any diffusers pipeline."""
 
 import json
 import os
@@ -9,11 +9,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.cli.common import DeviceOption, console, refuse, say
+from fedddpm_app.cli.console import WorkView, print_metrics
 from fedddpm_app.config import Config, ConfigError, Sampler, check_sampler, default_run_config, known_keys, load_config
 from fedddpm_app.config.groups import MAX_CLASSES
-from fedddpm_app.cli.console import WorkView, print_figures
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.pipelines import (
@@ -29,7 +28,8 @@ from fedddpm_app.diffusion.pipelines import (
 from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
 from fedddpm_app.evaluation.extractors import EXTRACTORS
-from fedddpm_app.evaluation.metrics import Drawing, mean_over_clients
+from fedddpm_app.evaluation.metrics import SamplingInfo, mean_over_clients
+from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
 from fedddpm_app.progress import reported
 from fedddpm_app.recording.plots import plot_classes
@@ -46,7 +46,7 @@ def evaluate(
     num_images: Annotated[int, typer.Option(min=2, help="Images to generate.")] = 2000,
     reference: Annotated[str | None, typer.Option(help="Real images to compare with: test | train")] = None,
     extractor: Annotated[str | None, typer.Option(help=" | ".join(EXTRACTORS))] = None,
-    inception_weights: Annotated[str | None, typer.Option(help="torch-fidelity's file: figures become FID.")] = None,
+    inception_weights: Annotated[str | None, typer.Option(help="torch-fidelity's file: metrics become FID.")] = None,
     sampler: Annotated[str | None, typer.Option(help=f"{' | '.join(SAMPLERS)} | {OWN} (its own scheduler)")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images drawn at a time.")] = None,
@@ -90,13 +90,13 @@ def evaluate(
                 evaluations[name] = _measure(evaluator, pipeline, config, num_images, sampler, steps, seed, weights)
     except (ConfigError, DivergedError) as error:
         refuse(str(error))
-    figures = [figure.to_dict() for figure in mean_over_clients([each.figures for each in evaluations.values()])]
-    print_figures(figures, console)
+    metrics = [metric.to_dict() for metric in mean_over_clients([each.metrics for each in evaluations.values()])]
+    print_metrics(metrics, console)
     what = {"target": str(target.resolve()), "dataset": config.data.dataset, "seed": seed}
-    write_json(path, {**what, "figures": figures})
+    write_json(path, {**what, "metrics": metrics})
     for name, evaluation in evaluations.items():
         _save_pictures(evaluation, path, name)
-    say(f"figures: {path.resolve()}")
+    say(f"metrics: {path.resolve()}")
 
 
 def _run_config(target: Path) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def _measure(
         labels=labels_like(evaluator.reference.images.labels, num_images) if conditional else None,
         batch_size=config.evaluation.eval_batch_size,
     )
-    return evaluator.measure(reported(batches, "evaluate", num_images), Drawing(ours or OWN, steps, weights))
+    return evaluator.measure(reported(batches, "evaluate", num_images), SamplingInfo(ours or OWN, steps, weights))
 
 
 def _sampler_for(pipeline: Any, name: str, steps: int) -> Sampler | None:

@@ -14,10 +14,10 @@ from typing import Annotated, Any, BinaryIO
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
-from fedddpm_app.launch import delivery
 from fedddpm_app.cli.common import FAILED, console, refuse, say
-from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.cli.console import print_summary
+from fedddpm_app.config import ConfigError, Scalar
+from fedddpm_app.launch import delivery
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, check_connection, write_app
 from fedddpm_app.recording.recorder import check_is_new, make_directory
 

@@ -9,7 +9,6 @@ from typing import Annotated, TextIO
 
 import typer
 
-from fedddpm_app.training.acceleration import check_compiler
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.cli.common import (
     FAILED,
@@ -22,19 +21,20 @@ from fedddpm_app.cli.common import (
     refuse,
     say,
 )
+from fedddpm_app.cli.console import RunView, WorkView, print_summary
 from fedddpm_app.cli.deployed import check_deployable, run_deployed
 from fedddpm_app.cli.fetch import SuperlinkOption
 from fedddpm_app.config import Config, ConfigError, Scalar, check_warmup, default_run_config, load_config
-from fedddpm_app.cli.console import RunView, WorkView, print_summary
 from fedddpm_app.data.tensors import check_data
 from fedddpm_app.device import resolve_device
+from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.inprocess.grid import run_inprocess
 from fedddpm_app.launch.flower_run import COMPLETED
-from fedddpm_app.experiment.evaluators import create_evaluator
+from fedddpm_app.launch.simulation import SimulationRun, leaving_in_order
 from fedddpm_app.progress import logging_to
 from fedddpm_app.recording.recorder import mark_interrupted
-from fedddpm_app.launch.simulation import SimulationRun, leaving_in_order
+from fedddpm_app.training.acceleration import check_compiler
 
 
 class Engine(StrEnum):

@@ -9,11 +9,11 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricR
 from flwr.clientapp import ClientApp
 
 from fedddpm_app import weights as weights_module
+from fedddpm_app.client.state import ClientState, ClientStateError
+from fedddpm_app.client.worker import Worker, this_process
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.sampling import SampleBatch, split_batches
-from fedddpm_app.federation.strategy import FederatedDiffusion
-from fedddpm_app.client.state import ClientState, ClientStateError
 from fedddpm_app.federation.records import (
     ARRAYS,
     BATCH_SIZE,
@@ -33,11 +33,11 @@ from fedddpm_app.federation.records import (
     STATE_ROUND,
     WORKER,
 )
-from fedddpm_app.transport import ClientEnd, Packed, can_read
-from fedddpm_app.training.hooks import LocalRound, TrainingHook, TrainResult
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
+from fedddpm_app.training.hooks import LocalRound, TrainingHook, TrainResult
+from fedddpm_app.transport import ClientEnd, Packed, can_read
 from fedddpm_app.weights import Weights
-from fedddpm_app.client.worker import Worker, this_process
 
 RESIDUAL = "wire-residual"  # among what a client keeps, beside its algorithm's records
 
@@ -47,7 +47,7 @@ class ClientSetup:
     """What a client needs to answer: the run's config, its algorithm, and the worker of this process."""
 
     config: Config
-    strategy: type[FederatedDiffusion]
+    strategy: type[FederatedStrategy]
     get_worker: Callable[[], Worker]
 
     @property

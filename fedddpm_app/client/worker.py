@@ -1,4 +1,4 @@
-"""What a client computes, in plain torch: weights in, weights and figures out.
+"""What a client computes, in plain torch: weights in, weights and metrics out.
 
 A process keeps one ``Worker`` per run config, with its model, optimiser buffers and data, over clients
 and rounds (Ray reuses its actors). Nothing of one client reaches the next: see ``Trainer``.
@@ -15,12 +15,12 @@ from torch import Tensor
 
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
+from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.sampling import SampleBatch
-from fedddpm_app.auxiliary.sampler import Drawer
-from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.seeding import derive_seed
+from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.training.task import Task
 from fedddpm_app.training.trainer import create_trainer
 from fedddpm_app.weights import Weights
@@ -73,7 +73,7 @@ class Worker:
 
     def draw(self, weights: Weights, batches: list[SampleBatch]) -> Tensor:
         """Draw images of the auxiliary set, uint8 (N, C, H, W), from a model of ``weights``."""
-        return torch.cat(list(Drawer(self.config, self.trainer.model).draw(weights, batches)))
+        return torch.cat(list(AuxiliarySampler(self.config, self.trainer.model).draw(weights, batches)))
 
     def train(self, hook: TrainingHook) -> LocalResult:
         """Train one client's round with what the algorithm's ``hook``, made for that round, adds."""

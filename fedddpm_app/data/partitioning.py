@@ -133,7 +133,7 @@ def _skewed_sizes(count: int, config: DataConfig, seed: int) -> list[int]:
 
 
 def _check_possible(labels: np.ndarray | None, natural: np.ndarray | None, count: int, config: DataConfig) -> None:
-    """Raise ``ConfigError`` for what can be known before drawing."""
+    """Raise ``ConfigError`` for what can be known before sampling."""
     partition, clients = config.partition, config.num_clients
     if partition in _NEEDS_LABELS and labels is None:
         raise ConfigError(

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 
-class Batch(NamedTuple):
+class ImageBatch(NamedTuple):
     """A batch as models see it.
 
     ``images``: float32 in [-1, 1], shape (B, C, H, W). ``labels``: int64, shape (B,), or None for an
@@ -41,10 +41,10 @@ class ImageTensors:
         """The device that holds the images."""
         return self.images.device
 
-    def batch(self, index: Tensor) -> Batch:
+    def batch(self, index: Tensor) -> ImageBatch:
         """Return the images at ``index`` (int64, shape (B,)) as a batch, on the same device."""
         labels = None if self.labels is None else self.labels[index]
-        return Batch(to_unit_range(self.images[index]), labels)
+        return ImageBatch(to_unit_range(self.images[index]), labels)
 
     def select(self, index: Tensor) -> "ImageTensors":
         """Return the subset at ``index`` (int64, shape (M,))."""

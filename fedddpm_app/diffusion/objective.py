@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from fedddpm_app.config import DiffusionConfig
-from fedddpm_app.diffusion.images import Batch
+from fedddpm_app.diffusion.images import ImageBatch
 
 
 def create_noise_scheduler(config: DiffusionConfig) -> DDPMScheduler:
@@ -56,14 +56,14 @@ class DenoisingObjective:
                 velocity: Tensor = self.scheduler.get_velocity(x_start, noise, t)
                 return velocity
 
-    def losses(self, model: nn.Module, batch: Batch, t: Tensor, noise: Tensor) -> Tensor:
+    def losses(self, model: nn.Module, batch: ImageBatch, t: Tensor, noise: Tensor) -> Tensor:
         """Return each image's mean squared error over its pixels.
 
         Parameters
         ----------
         model : nn.Module
             Called as ``UNet2DModel`` is.
-        batch : Batch
+        batch : ImageBatch
             Images ``x_start`` in [-1, 1], shape (B, C, H, W).
         t : Tensor
             int64 in [0, T), shape (B,).
@@ -80,7 +80,7 @@ class DenoisingObjective:
         target = self.target(batch.images, noise, t)
         return F.mse_loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
 
-    def __call__(self, model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
+    def __call__(self, model: nn.Module, batch: ImageBatch, generator: torch.Generator) -> Tensor:
         """Return the loss of a batch, a scalar, with t uniform on {0, ..., T - 1} and noise from ``generator``.
 
         A model in training mode sees mirrored images where ``horizontal_flip`` says so.
@@ -93,11 +93,11 @@ class DenoisingObjective:
         return self.losses(model, batch, t, noise).mean()
 
 
-def flip_half(batch: Batch, generator: torch.Generator) -> Batch:
+def flip_half(batch: ImageBatch, generator: torch.Generator) -> ImageBatch:
     """Mirror every image left to right with probability 1/2."""
     images = batch.images
     chosen = torch.rand(len(images), generator=generator, device=images.device) < 0.5
-    return Batch(torch.where(chosen[:, None, None, None], images.flip(-1), images), batch.labels)
+    return ImageBatch(torch.where(chosen[:, None, None, None], images.flip(-1), images), batch.labels)
 
 
 def predict(model: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:

@@ -1,4 +1,4 @@
-"""Drawing images from a diffusion model with diffusers' schedulers."""
+"""SamplingInfo images from a diffusion model with diffusers' schedulers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -127,7 +127,7 @@ def sample_batches(
     Parameters
     ----------
     model, scheduler, **options
-        As of ``draw_batch``.
+        As of ``sample_batch``.
     seeds : list of int
         One per image, see ``image_seeds``.
     labels : Tensor, optional
@@ -141,7 +141,7 @@ def sample_batches(
         uint8 on the CPU, shape (B, C, H, W).
     """
     for batch in split_batches(seeds, labels, min(batch_size, len(seeds)) or 1):
-        yield draw_batch(model, scheduler, batch, **options)
+        yield sample_batch(model, scheduler, batch, **options)
 
 
 @dataclass(frozen=True)
@@ -173,7 +173,7 @@ def split_batches(seeds: Sequence[int], labels: Tensor | None, size: int) -> lis
     return batches
 
 
-def draw_batch(
+def sample_batch(
     model: nn.Module,
     scheduler: DDPMScheduler,
     batch: SampleBatch,

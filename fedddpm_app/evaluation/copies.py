@@ -8,8 +8,8 @@ from torch import Tensor
 
 from fedddpm_app.evaluation.comparison import spread
 from fedddpm_app.evaluation.extractors.cache import load_or_create
-from fedddpm_app.evaluation.metrics import Drawing, Figure
 from fedddpm_app.evaluation.memorization import Neighbours, memorized_share, nearest_training, threshold_at
+from fedddpm_app.evaluation.metrics import Metric, SamplingInfo
 from fedddpm_app.weights import Weights
 
 MAX_HELD_OUT = 2000  # held-out images that the threshold is calibrated on
@@ -110,12 +110,12 @@ class CopySearch:
         self._distances.append(found.distance)
         self._keep_closest(images, found)
 
-    def figure(self, reference: str, drawing: Drawing, name: str = NAME) -> Figure:
+    def metric(self, reference: str, sampling: SamplingInfo, name: str = NAME) -> Metric:
         """Return the share of images below the threshold, with the held-out images' as its floor."""
         detector, ratios, distances = self.detector, torch.cat(self._ratios), torch.cat(self._distances)
         held_out = detector.held_out_ratios
         exact = distances == 0
-        return Figure(
+        return Metric(
             name=name,
             value=float(((ratios < detector.threshold) | exact).double().mean()),
             std=None,
@@ -125,7 +125,7 @@ class CopySearch:
             reference_digest=detector.digest,
             extractor="pixels",
             extractor_digest="pixels",
-            drawing=drawing,
+            sampling=sampling,
             floor=detector.held_out_share,
             floor_std=None,
             floor_n=len(held_out),

@@ -146,7 +146,7 @@ def inception_score(logits: Tensor, seed: int, splits: int = 10) -> Spread:
     seed : int
         In [0, 2**32); decides the split. The global random state is left as it was.
     splits : int
-        Parts, at least 2, that ``p(y)`` is taken over; ``torch.chunk`` makes fewer where N is barely enough.
+        BatchFiles, at least 2, that ``p(y)`` is taken over; ``torch.chunk`` makes fewer where N is barely enough.
 
     Returns
     -------

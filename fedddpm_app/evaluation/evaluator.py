@@ -1,4 +1,4 @@
-"""From a stream of generated images to figures, in memory that grows with their features only."""
+"""From a stream of generated images to metrics, in memory that grows with their features only."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -12,7 +12,7 @@ from fedddpm_app.evaluation.comparison import Measured, class_counts, compare, c
 from fedddpm_app.evaluation.copies import CopyDetector, Pairs
 from fedddpm_app.evaluation.distances import subset_size
 from fedddpm_app.evaluation.extractors import Extractor, Features
-from fedddpm_app.evaluation.metrics import Drawing, Figure
+from fedddpm_app.evaluation.metrics import Metric, SamplingInfo
 from fedddpm_app.evaluation.reference import CLASSES, REFERENCE_SEED, Floor, Reference
 
 _KERNEL = "kd"
@@ -25,7 +25,7 @@ class Evaluation:
 
     Attributes
     ----------
-    figures : list of Figure
+    metrics : list of Metric
         Always the same ones for the same data and extractor.
     class_counts : dict of str to list of int
         ``generated`` and ``real``: images per class by the classifier, and by label; empty without labels.
@@ -33,7 +33,7 @@ class Evaluation:
         The images closest to training images; None where this was not looked for.
     """
 
-    figures: list[Figure]
+    metrics: list[Metric]
     class_counts: dict[str, list[int]]
     pairs: Pairs | None
 
@@ -58,14 +58,14 @@ class Evaluator:
         """What looks for copies of training images."""
         return self._make_detector()
 
-    def measure(self, batches: Iterable[Tensor], drawing: Drawing, *, find_copies: bool = True) -> Evaluation:
+    def measure(self, batches: Iterable[Tensor], sampling: SamplingInfo, *, find_copies: bool = True) -> Evaluation:
         """Measure images.
 
         Parameters
         ----------
         batches : iterable of Tensor
             uint8, shape (B, C, H, W) each; at least one image in all. None is kept.
-        drawing : Drawing
+        drawing : SamplingInfo
             How they were drawn.
         find_copies : bool
             Compare them with training images, too, which takes the longest.
@@ -81,42 +81,42 @@ class Evaluator:
             if search is not None:
                 search.add(images)
         generated = Features(torch.cat(vectors), torch.cat(logits) if logits else None)
-        figures, counts = self._compare(generated, torch.cat(labels) if labels else None, drawing)
+        metrics, counts = self._compare(generated, torch.cat(labels) if labels else None, sampling)
         if search is not None:
-            figures.append(search.figure("train", drawing))
-        return Evaluation(figures, counts, search.pairs if search else None)
+            metrics.append(search.metric("train", sampling))
+        return Evaluation(metrics, counts, search.pairs if search else None)
 
     def _compare(
-        self, generated: Features, predicted: Tensor | None, drawing: Drawing
-    ) -> tuple[list[Figure], dict[str, list[int]]]:
+        self, generated: Features, predicted: Tensor | None, sampling: SamplingInfo
+    ) -> tuple[list[Metric], dict[str, list[int]]]:
         reference, extractor = self.reference, self.reference.extractor
         n = len(generated.vectors)
         floor = reference.floor(n)
-        figures = [
-            self._figure(name, measured, floor, n, extractor, drawing)
+        metrics = [
+            self._metric(name, measured, floor, n, extractor, sampling)
             for name, measured in compare(generated, reference.vectors, REFERENCE_SEED).items()
         ]
         classifier, real = reference.classifier, reference.images.labels
         if classifier is None or predicted is None or real is None:
-            return figures, {}
+            return metrics, {}
         measured = compare_classes(predicted, real)
-        classes = self._figure(CLASSES, measured, floor, n, classifier, drawing)
+        classes = self._metric(CLASSES, measured, floor, n, classifier, sampling)
         found, wanted = class_counts(predicted, real)
         counts = {"generated": found.tolist(), "real": wanted.tolist()}
-        return [*figures, replace(classes, details={"class_counts": counts})], counts
+        return [*metrics, replace(classes, details={"class_counts": counts})], counts
 
-    def _figure(
+    def _metric(
         self,
         measure: str,
         measured: Measured,
         floor: Floor,
         n: int,
         extractor: Extractor,
-        drawing: Drawing,
-    ) -> Figure:
+        sampling: SamplingInfo,
+    ) -> Metric:
         name = measure if measure == CLASSES else name_of(measure, extractor)
         floor_measured = floor.measures[measure]
-        return Figure(
+        return Metric(
             name=name,
             value=measured.value,
             std=_or_none(measured.std),
@@ -126,7 +126,7 @@ class Evaluator:
             reference_digest=self.reference.digest,
             extractor=extractor.name,
             extractor_digest=extractor.digest,
-            drawing=drawing,
+            sampling=sampling,
             floor=floor_measured.value,
             floor_std=_or_none(floor_measured.std),
             floor_n=floor.n,
@@ -137,7 +137,7 @@ class Evaluator:
 
 
 def _note(name: str, measured: Measured, n: int, extractor: Extractor, floor: Floor, floor_reference_n: int) -> str:
-    """Return what to keep in mind with a figure."""
+    """Return what to keep in mind with a metric."""
     if math.isnan(measured.value):
         return f"cannot be told of {n} generated and {measured.reference_n} real images"
     notes = []

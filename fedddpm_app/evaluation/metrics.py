@@ -1,4 +1,4 @@
-"""A figure, with all that a reader needs to compare it."""
+"""A metric, with all that a reader needs to compare it."""
 
 import dataclasses
 import math
@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
-class Drawing:
+class SamplingInfo:
     """How generated images were drawn.
 
     Attributes
@@ -27,7 +27,7 @@ class Drawing:
 
 
 @dataclass(frozen=True)
-class Figure:
+class Metric:
     """One measure of generated images against real ones.
 
     Attributes
@@ -38,7 +38,7 @@ class Figure:
         NaN where ``note`` says why it cannot be told.
     std : float or None
         The deviation that the measure itself has: of a kernel distance over its subsets, of a score over its parts;
-        of figures that are a mean over clients' models, over these.
+        of metrics that are a mean over clients' models, over these.
     n : int
         Generated images.
     reference, reference_n : str, int
@@ -46,11 +46,11 @@ class Figure:
     reference_digest : str
         First 16 hex digits of the SHA-256 of that split.
     extractor, extractor_digest : str
-        What the images are compared on; figures of other digests are of other networks.
-    drawing : Drawing
+        What the images are compared on; metrics of other digests are of other networks.
+    drawing : SamplingInfo
         How the images were drawn.
     floor, floor_std : float
-        The same figure between two sets of real images without a common one, what a perfect generator would get: its
+        The same metric between two sets of real images without a common one, what a perfect generator would get: its
         mean and deviation over several divisions of these images.
     floor_n : int
         Images of the set that stands for the generated one; fewer than ``n`` where the data have no more.
@@ -71,7 +71,7 @@ class Figure:
     reference_digest: str
     extractor: str
     extractor_digest: str
-    drawing: Drawing
+    sampling: SamplingInfo
     floor: float
     floor_std: float | None
     floor_n: int
@@ -80,32 +80,32 @@ class Figure:
     details: dict[str, object] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the figure for JSON, with the drawing's fields among its own."""
+        """Return the metric for JSON, with the drawing's fields among its own."""
         flat = {key: value for key, value in vars(self).items() if key not in ("drawing", "details")}
-        return {**flat, **dataclasses.asdict(self.drawing), **self.details}
+        return {**flat, **dataclasses.asdict(self.sampling), **self.details}
 
 
-def mean_over_clients(figures: Sequence[Sequence[Figure]]) -> list[Figure]:
-    """Return the mean of each figure over the clients' models, with their spread and the value of each.
+def mean_over_clients(metrics: Sequence[Sequence[Metric]]) -> list[Metric]:
+    """Return the mean of each metric over the clients' models, with their spread and the value of each.
 
     Parameters
     ----------
-    figures : sequence of sequence of Figure
-        Of each client the same figures in the same order; of a single model they are returned as they are.
+    metrics : sequence of sequence of Metric
+        Of each client the same metrics in the same order; of a single model they are returned as they are.
     """
-    if len(figures) == 1:
-        return list(figures[0])
+    if len(metrics) == 1:
+        return list(metrics[0])
     means = []
-    for same in zip(*figures, strict=True):
-        values = [figure.value for figure in same]
+    for same in zip(*metrics, strict=True):
+        values = [metric.value for metric in same]
         known = [value for value in values if math.isfinite(value)]
         means.append(
             dataclasses.replace(
                 same[0],
                 value=statistics.fmean(known) if known else math.nan,
                 std=statistics.stdev(known) if len(known) > 1 else None,
-                note=next((figure.note for figure in same if figure.note), ""),
-                details={"clients": values, "client_details": [figure.details for figure in same]},
+                note=next((metric.note for metric in same if metric.note), ""),
+                details={"clients": values, "client_details": [metric.details for metric in same]},
             )
         )
     return means

@@ -8,17 +8,17 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from fedddpm_app import weights as weights_module
+from fedddpm_app.apportion import largest_remainder
 from fedddpm_app.config import Config, Sampler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_batches
 from fedddpm_app.evaluation.copies import NAME as COPIES
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
-from fedddpm_app.evaluation.metrics import Drawing, Figure, mean_over_clients
-from fedddpm_app.apportion import largest_remainder
+from fedddpm_app.evaluation.metrics import Metric, SamplingInfo, mean_over_clients
 from fedddpm_app.progress import note, reported
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.weights import Weights
 
-_SHOWN = ("fid", "kid", "fd-", "kd-", "recall-", "coverage-", "class-tv")  # the figures that a round's note has
+_SHOWN = ("fid", "kid", "fd-", "kd-", "recall-", "coverage-", "class-tv")  # the metrics that a round's note has
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Assessment:
     config : Config
         How many images, and how they are drawn.
     recorder : RunRecorder
-        Takes figures, plots and sheets.
+        Takes metrics, plots and sheets.
     evaluator : Evaluator
         Measures.
     model : nn.Module
@@ -55,45 +55,45 @@ class Assessment:
         self.evaluator = evaluator
         self.model = model
         self.scheduler = scheduler
-        self.num_drawn = 0
+        self.num_generated = 0
 
-    def after_round(self, server_round: int, models: Mapping[str, Weights], weights: str) -> list[Figure]:
-        """Return the cheap figures of the models, by name; ``weights`` says whether these are ``ema`` or ``raw``."""
+    def after_round(self, server_round: int, models: Mapping[str, Weights], weights: str) -> list[Metric]:
+        """Return the cheap metrics of the models, by name; ``weights`` says whether these are ``ema`` or ``raw``."""
         settings = self.config.evaluation
         plan = Plan(settings.eval_images, settings.eval_sampler, settings.eval_sampler_steps)
-        figures = mean_over_clients(
-            [self._measure(each, plan, weights, find_copies=False).figures for each in models.values()]
+        metrics = mean_over_clients(
+            [self._measure(each, plan, weights, find_copies=False).metrics for each in models.values()]
         )
-        shown = ", ".join(f"{f.name} {f.value:.4g} (floor {f.floor:.4g})" for f in figures if f.name.startswith(_SHOWN))
+        shown = ", ".join(f"{f.name} {f.value:.4g} (floor {f.floor:.4g})" for f in metrics if f.name.startswith(_SHOWN))
         note(f"round {server_round}: {shown}; n = {plan.images} by {plan.sampler} in {plan.steps} steps")
-        return figures
+        return metrics
 
-    def at_end(self, models: Mapping[str, Weights], weights: str, auxiliary: Tensor | None) -> list[Figure]:
+    def at_end(self, models: Mapping[str, Weights], weights: str, auxiliary: Tensor | None) -> list[Metric]:
         """Measure the final models in full, and the auxiliary set (uint8 (M, C, H, W)) for copies; keep it all."""
         settings = self.config.evaluation
         plan = Plan(settings.eval_final_images, settings.eval_final_sampler, settings.eval_final_sampler_steps)
         evaluations = {name: self._measure(each, plan, weights) for name, each in models.items()}
-        figures = mean_over_clients([evaluation.figures for evaluation in evaluations.values()])
+        metrics = mean_over_clients([evaluation.metrics for evaluation in evaluations.values()])
         for name, evaluation in evaluations.items():
             if evaluation.class_counts:
                 self.recorder.save_classes(evaluation.class_counts, name)
             if evaluation.pairs:
                 self.recorder.save_pairs(evaluation.pairs.generated, evaluation.pairs.train, "samples", name)
         if auxiliary is not None:
-            figures.append(self._check_auxiliary(auxiliary))
-        return figures
+            metrics.append(self._check_auxiliary(auxiliary))
+        return metrics
 
     def _measure(self, weights: Weights, plan: Plan, which: str, find_copies: bool = True) -> Evaluation:
         weights_module.load_into(self.model, weights)
-        drawing = Drawing(plan.sampler, plan.steps, which)
-        return self.evaluator.measure(self._draw(plan), drawing, find_copies=find_copies)
+        sampling = SamplingInfo(plan.sampler, plan.steps, which)
+        return self.evaluator.measure(self._draw(plan), sampling, find_copies=find_copies)
 
     def _draw(self, plan: Plan) -> Iterator[Tensor]:
         """Return the images of a plan, batch by batch; a conditional model's labels are spread as the reference's."""
         data, labels = self.config.data, None
         if data.class_conditional:
             labels = labels_like(self.evaluator.reference.images.labels, plan.images)
-        self.num_drawn += plan.images
+        self.num_generated += plan.images
         batches = sample_batches(
             self.model,
             self.scheduler,
@@ -106,13 +106,15 @@ class Assessment:
         )
         return reported(batches, "evaluate", plan.images)
 
-    def _check_auxiliary(self, images: Tensor) -> Figure:
+    def _check_auxiliary(self, images: Tensor) -> Metric:
         detector, settings = self.evaluator.detector, self.config.auxiliary
         search = detector.start()
         for batch in torch.split(images, self.config.evaluation.eval_batch_size):
             search.add(batch)
         self.recorder.save_pairs(search.pairs.generated, search.pairs.train, "auxiliary")
-        return search.figure("train", Drawing(settings.sampler, settings.sampler_steps, "pretrained"), f"aux-{COPIES}")
+        return search.metric(
+            "train", SamplingInfo(settings.sampler, settings.sampler_steps, "pretrained"), f"aux-{COPIES}"
+        )
 
 
 def labels_like(labels: Tensor | None, count: int) -> Tensor | None:

@@ -9,7 +9,6 @@ from diffusers import DDPMPipeline
 from flwr.app import ArrayRecord, MetricRecord
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.experiment.assessment import Assessment
 from fedddpm_app.config import Config, is_due
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors
@@ -18,9 +17,10 @@ from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.evaluation.denoising import DenoisingLoss, band_edges, banded_denoising_loss
 from fedddpm_app.evaluation.evaluator import Evaluator
-from fedddpm_app.evaluation.metrics import Figure
-from fedddpm_app.federation.strategy import FederatedDiffusion
+from fedddpm_app.evaluation.metrics import Metric
+from fedddpm_app.experiment.assessment import Assessment
 from fedddpm_app.federation.records import to_weights
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.recording.sheets import save_sheet
@@ -37,7 +37,7 @@ class Monitor:
     ----------
     config : Config
         What is due when.
-    strategy : FederatedDiffusion
+    strategy : FederatedStrategy
         Has the EMA weights.
     recorder : RunRecorder
         Where things go.
@@ -47,17 +47,17 @@ class Monitor:
         The last global weights seen.
     evaluator : Evaluator or None
         Measures generated images; None where none are to be.
-    num_drawn : int
+    num_generated : int
         Images of the sheets so far.
     """
 
     config: Config
-    strategy: FederatedDiffusion
+    strategy: FederatedStrategy
     recorder: RunRecorder
     test_data: ImageTensors | None
     latest: Weights = field(default_factory=dict)
     evaluator: Evaluator | None = None
-    num_drawn: int = 0
+    num_generated: int = 0
 
     def __post_init__(self) -> None:
         device = resolve_device(self.config.run.device)
@@ -82,7 +82,7 @@ class Monitor:
         with cpu_threads(self.config.run.server_threads):
             if is_due(self.config.evaluation.eval_every, server_round, num_rounds):
                 losses |= self._losses(self._models(self.latest), models)
-                losses |= self._figures(server_round, models)
+                losses |= self._metrics(server_round, models)
             if server_round and is_due(self.config.preview.every, server_round, num_rounds):
                 with _going_on(f"round {server_round}: no sheet of images"):
                     for name, weights in models.items():
@@ -92,8 +92,8 @@ class Monitor:
                 self.recorder.save_checkpoint(server_round, weights, models[name], name)
         return MetricRecord({**losses})
 
-    def finish(self) -> list[Figure]:
-        """Write the pipeline, then the full evaluation; return its figures."""
+    def finish(self) -> list[Metric]:
+        """Write the pipeline, then the full evaluation; return its metrics."""
         self.save_pipeline()
         if self.assessment is None or not self.config.evaluation.eval_final_images:
             return []
@@ -121,14 +121,14 @@ class Monitor:
         clients = self.strategy.client_models
         return {f"client-{partition:04d}": clients[partition] for partition in sorted(clients)} or {"": weights}
 
-    def _figures(self, server_round: int, models: dict[str, Weights]) -> dict[str, float]:
-        """Return the cheap figures of a round, which is not stopped by what is wrong with them."""
+    def _metrics(self, server_round: int, models: dict[str, Weights]) -> dict[str, float]:
+        """Return the cheap metrics of a round, which is not stopped by what is wrong with them."""
         if not (server_round and self.assessment and self.config.evaluation.eval_images):
             return {}
-        with _going_on(f"round {server_round}: no figures"):
-            figures = self.assessment.after_round(server_round, models, self._which)
-            self.strategy.record(**{"eval/figures": [figure.to_dict() for figure in figures]})
-            return flat(figures)
+        with _going_on(f"round {server_round}: no metrics"):
+            metrics = self.assessment.after_round(server_round, models, self._which)
+            self.strategy.record(**{"eval/metrics": [metric.to_dict() for metric in metrics]})
+            return flat(metrics)
         return {}
 
     def _losses(self, raw: dict[str, Weights], ema: dict[str, Weights]) -> dict[str, float]:
@@ -167,7 +167,7 @@ class Monitor:
             shape=(data.image_channels, data.image_size, data.image_size),
             labels=labels,
         )
-        self.num_drawn += count
+        self.num_generated += count
         columns = _COLUMNS if labels is None else count // data.num_classes
         save_sheet(images, self.recorder.directory / "samples" / file_name, columns)
 
@@ -181,12 +181,12 @@ def _going_on(what: str) -> Iterator[None]:
         logger.warning("%s: %s", what, error)
 
 
-def flat(figures: list[Figure]) -> dict[str, float]:
-    """Return figures as plain numbers for curves: value, number of images and floor."""
+def flat(metrics: list[Metric]) -> dict[str, float]:
+    """Return metrics as plain numbers for curves: value, number of images and floor."""
     return {
-        f"eval/{figure.name}{suffix}": number
-        for figure in figures
-        for suffix, number in (("", figure.value), ("_n", figure.n), ("_floor", figure.floor))
+        f"eval/{metric.name}{suffix}": number
+        for metric in metrics
+        for suffix, number in (("", metric.value), ("_n", metric.n), ("_floor", metric.floor))
     }
 
 

@@ -39,8 +39,8 @@ class Accounting:
         return {"comm/up_mb": self.bytes_up / _MB, "comm/down_mb": self.bytes_down / _MB, **times}
 
 
-class Mark:
-    """The totals at one moment; ``since`` gives what was added from then on."""
+class Span:
+    """What a run spends from one moment on."""
 
     def __init__(self, accounting: Accounting) -> None:
         self._accounting = accounting
@@ -48,8 +48,8 @@ class Mark:
         self._seconds = dict(accounting.seconds)
         self._began = time.perf_counter()
 
-    def leave_out(self, inner: "Mark") -> None:
-        """Count what was added since ``inner``, a later mark, as not added since this one."""
+    def exclude(self, inner: "Span") -> None:
+        """Count what was added since ``inner``, a later span, as not added since this one began."""
         now = self._accounting
         self._up += now.bytes_up - inner._up
         self._down += now.bytes_down - inner._down
@@ -57,8 +57,8 @@ class Mark:
             self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds - inner._seconds.get(phase, 0.0)
         self._began += time.perf_counter() - inner._began
 
-    def since(self, total_key: str) -> dict[str, float]:
-        """Return bytes and seconds since the mark; the whole wall time stands under ``total_key``."""
+    def spent(self, total_key: str) -> dict[str, float]:
+        """Return bytes and seconds since the span began; the whole wall time stands under ``total_key``."""
         now = self._accounting
         spent = {
             f"time/{phase}_s": round(seconds - self._seconds.get(phase, 0.0), 3)

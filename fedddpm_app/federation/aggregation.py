@@ -128,7 +128,7 @@ class AggregationRule:
             return None
         return self._compare(server_round, start, held, grid)
 
-    def tell_memory(self, weights: Weights, num_replies: int) -> None:
+    def log_memory(self, weights: Weights, num_replies: int) -> None:
         """Log what a round's replies take, where the rule holds them all."""
         if self.name != "fedavg" and not self.steps:
             factor = 3 if self.name in _CHOOSING else 1  # as they came, and in float64

@@ -83,7 +83,7 @@ class Reply:
 
 
 @dataclass(frozen=True)
-class Asked:
+class ReplySpec:
     """What a reply must have.
 
     Attributes
@@ -102,7 +102,7 @@ class Asked:
 
 
 def accept_reply(
-    message: Message, partition_id: int, asked: Asked, transport: Transport, max_num_examples: int | None = None
+    message: Message, partition_id: int, asked: ReplySpec, transport: Transport, max_num_examples: int | None = None
 ) -> Reply:
     """Check a reply.
 
@@ -112,7 +112,7 @@ def accept_reply(
         Error replies are refused with the client's own reason.
     partition_id : int
         The sender's partition.
-    asked : Asked
+    asked : ReplySpec
         What it must have.
     transport : Transport
         Takes its weights.

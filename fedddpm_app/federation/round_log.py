@@ -3,11 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from fedddpm_app.federation.accounting import Accounting, Mark
+from fedddpm_app.federation.accounting import Accounting, Span
 
 
 class RoundLog:
-    """Gathers the figures of the current round.
+    """Gathers what the current round leaves.
 
     Parameters
     ----------
@@ -17,27 +17,27 @@ class RoundLog:
 
     def __init__(self, accounting: Accounting) -> None:
         self._accounting = accounting
-        self._figures: dict[str, object] = {}
-        self.mark = Mark(accounting)
+        self._stats: dict[str, object] = {}
+        self.span = Span(accounting)
 
     def begin(self, server_round: int, clients: Sequence[int], absent: Sequence[int]) -> None:
         """Start a round's line; ``clients`` are those that are asked, ``absent`` those that are not connected."""
-        self.mark = Mark(self._accounting)
-        self._figures = {"phase": "round", "round": server_round, "clients": [*clients]}
+        self.span = Span(self._accounting)
+        self._stats = {"phase": "round", "round": server_round, "clients": [*clients]}
         if absent:
-            self._figures["absent"] = [*absent]
+            self._stats["absent"] = [*absent]
 
-    def add(self, figures: Mapping[str, object]) -> None:
-        """Add figures to the line."""
-        self._figures |= figures
+    def add(self, stats: Mapping[str, object]) -> None:
+        """Add values to the line."""
+        self._stats |= stats
 
     @contextmanager
-    def own_phase(self) -> Iterator[Mark]:
-        """Give a mark of the body's own: what it spends is left out of the round's line."""
-        mark = Mark(self._accounting)
-        yield mark
-        self.mark.leave_out(mark)
+    def own_phase(self) -> Iterator[Span]:
+        """Yield a span of the body's own: what it spends is left out of the round's line."""
+        span = Span(self._accounting)
+        yield span
+        self.span.exclude(span)
 
     def close(self) -> dict[str, object]:
         """Return the line, with what the round spent."""
-        return self._figures | self.mark.since("time/round_s")
+        return self._stats | self.span.spent("time/round_s")

@@ -13,29 +13,29 @@ from flwr.serverapp.strategy import FedAvg, Result
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, is_due
 from fedddpm_app.device import cpu_threads
-from fedddpm_app.federation.accounting import Accounting, Mark
+from fedddpm_app.federation.accounting import Accounting, Span
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import check_finite
 from fedddpm_app.federation.messaging import StreamingGrid
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.records import ARRAYS, to_arrays, to_weights
-from fedddpm_app.federation.replies import Asked, Reply
+from fedddpm_app.federation.replies import Reply, ReplySpec
 from fedddpm_app.federation.round_log import RoundLog
-from fedddpm_app.federation.streaming import ReplyStream, begun, noting, telling
+from fedddpm_app.federation.streaming import ReplyStream, collecting, starting_with, with_progress
 from fedddpm_app.federation.survey import survey_sites
+from fedddpm_app.progress import logger
+from fedddpm_app.training.hooks import TrainingHook
+from fedddpm_app.training.task import Task
 from fedddpm_app.transport import Transport
 from fedddpm_app.transport.outbox import Outbox
-from fedddpm_app.training.hooks import TrainingHook
-from fedddpm_app.progress import logger
-from fedddpm_app.training.task import Task
 from fedddpm_app.weights import Weights
 
 EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 class FederatedRounds(FedAvg):
-    """The loop of ``FederatedDiffusion``, which says what the abstract methods are for."""
+    """The loop of ``FederatedStrategy``, which says what the abstract methods are for."""
 
     hook: ClassVar[type[TrainingHook]] = TrainingHook
     own_aggregation: ClassVar[str] = ""
@@ -72,7 +72,7 @@ class FederatedRounds(FedAvg):
         """Raise ``ReplyRefusedError`` for a training reply that the algorithm cannot use."""
 
     @abstractmethod
-    def tell_memory(self, num_replies: int) -> None:
+    def log_memory(self, num_replies: int) -> None:
         """Log what is held of a round that cannot be folded."""
 
     @abstractmethod
@@ -134,7 +134,7 @@ class FederatedRounds(FedAvg):
         weights, metrics = (
             self._aggregate_clients(server_round, replies) if self.trains_on_clients else (self.global_weights, None)
         )
-        self.accounting.seconds["train"] += self.round_log.mark.since("s")["s"]
+        self.accounting.seconds["train"] += self.round_log.span.spent("s")["s"]
         weights = self.after_aggregation(server_round, weights)
         check_finite(weights, f"the global weights of round {server_round}", "lower the learning rates")
         self._update_ema(server_round, weights)
@@ -147,15 +147,15 @@ class FederatedRounds(FedAvg):
         due = is_due(self.config.evaluation.eval_every, server_round, self.config.run.num_rounds)
         wanted = due and self.config.data.held_out_fraction > 0
         self._sampled = [p for p in self.clients.present() if p in self._sampled] if wanted else []
-        self._evaluate_mark = Mark(self.accounting)
+        self._evaluate_span = Span(self.accounting)
         return self._address(MessageType.EVALUATE, arrays, {}, server_round)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the clients' held-out losses."""
         what = f"evaluation of round {server_round}"
-        stream = ReplyStream(self.clients, replies, self._sampled, what, Asked(metrics=self.evaluate_metrics))
+        stream = ReplyStream(self.clients, replies, self._sampled, what, ReplySpec(metrics=self.evaluate_metrics))
         accepted = sorted(stream.as_they_come(), key=lambda reply: reply.partition_id)
-        self.accounting.seconds["evaluate"] += self._evaluate_mark.since("s")["s"]
+        self.accounting.seconds["evaluate"] += self._evaluate_span.spent("s")["s"]
         metrics = super().aggregate_evaluate(server_round, [reply.message for reply in accepted])
         if metrics is not None:
             self.round_log.add({"client-eval/loss": metrics["loss"]})
@@ -177,7 +177,7 @@ class FederatedRounds(FedAvg):
         if config.data.partition == "sites":
             survey_sites(self.clients, grid, config, self.recorder)
         if self.trains_on_clients:
-            self.tell_memory(config.run.clients_per_round or config.data.num_clients)
+            self.log_memory(config.run.clients_per_round or config.data.num_clients)
 
     def _address(
         self, message_type: str, arrays: ArrayRecord, along: Mapping[str, Weights], server_round: int
@@ -197,16 +197,16 @@ class FederatedRounds(FedAvg):
             for name, reference in self.reply_references.items()
         }
         stream = ReplyStream(
-            self.clients, replies, self._sampled, what, Asked(records, self.train_metrics, self.check_reply)
+            self.clients, replies, self._sampled, what, ReplySpec(records, self.train_metrics, self.check_reply)
         )
         told: list[Reply] = []
-        in_order = noting(stream.by_partition(self.recorder.scratch), told)
+        in_order = collecting(stream.by_partition(self.recorder.scratch), told)
         if is_deployed(self.grid.run):
-            in_order = telling(in_order, "train", server_round, self.config.run.num_rounds)
+            in_order = with_progress(in_order, "train", server_round, self.config.run.num_rounds)
         first = next(in_order, None)
         if first is None:
             raise stream.too_few(0, 1)
-        every = begun(first, in_order)
+        every = starting_with(first, in_order)
         del first
         weights = self.aggregate(server_round, every)
         for _ in in_order:  # those that an algorithm did not ask for are checked and counted too

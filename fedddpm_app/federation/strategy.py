@@ -16,7 +16,7 @@ from fedddpm_app.training.trainer import Trainer, create_trainer
 from fedddpm_app.weights import ParameterNames, Weights
 
 
-class FederatedDiffusion(FederatedRounds):
+class FederatedStrategy(FederatedRounds):
     """Federated averaging, with the hooks that algorithms override.
 
     A round: sample partitions -> ``broadcast`` beside the weights -> clients train with ``hook`` -> each reply is
@@ -66,10 +66,10 @@ class FederatedDiffusion(FederatedRounds):
         super().__init__(config, recorder, task, **kwargs)
         self._rule = AggregationRule(config)
 
-    def tell_memory(self, num_replies: int) -> None:
+    def log_memory(self, num_replies: int) -> None:
         """Log what the rule holds of a round, where it cannot fold it."""
-        if type(self).aggregate is FederatedDiffusion.aggregate:
-            self._rule.tell_memory(self.initial_weights, num_replies)
+        if type(self).aggregate is FederatedStrategy.aggregate:
+            self._rule.log_memory(self.initial_weights, num_replies)
 
     # ---- to override ----------------------------------------------------------------------------
 
@@ -132,5 +132,5 @@ class FederatedDiffusion(FederatedRounds):
         return ParameterNames(self.task.create_model())
 
     def record(self, **stats: object) -> None:
-        """Add figures to the current round's line in ``stats.jsonl``."""
+        """Add metrics to the current round's line in ``stats.jsonl``."""
         self.round_log.add(stats)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from flwr.app import Message
 
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.replies import GONE, Asked, Reply, ReplyRefusedError, accept_reply
+from fedddpm_app.federation.replies import GONE, Reply, ReplyRefusedError, ReplySpec, accept_reply
 from fedddpm_app.progress import ProgressEvent, logger, report
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ class ReplyStream:
         The partitions that were asked; only the first reply of each counts.
     what : str
         Names the exchange in warnings.
-    asked : Asked
+    asked : ReplySpec
         What a reply must have.
 
     Attributes
@@ -40,7 +40,7 @@ class ReplyStream:
     """
 
     def __init__(
-        self, clients: "Clients", messages: Iterable[Message], awaited: Sequence[int], what: str, asked: Asked
+        self, clients: "Clients", messages: Iterable[Message], awaited: Sequence[int], what: str, asked: ReplySpec
     ) -> None:
         self._clients = clients
         self._messages = messages
@@ -116,7 +116,7 @@ class ReplyStream:
         clients.transport.remove_unread()
 
 
-def telling(
+def with_progress(
     replies: Iterator[Reply], phase: str, server_round: int | None = None, num_rounds: int | None = None
 ) -> Iterator[Reply]:
     """Yield replies, and log of each that its client is done: in a deployment its own lines stay on its host."""
@@ -127,7 +127,7 @@ def telling(
         del reply
 
 
-def noting(replies: Iterator[Reply], told: list[Reply]) -> Iterator[Reply]:
+def collecting(replies: Iterator[Reply], told: list[Reply]) -> Iterator[Reply]:
     """Yield replies, and keep of each what it told, without its weights."""
     for reply in replies:
         told.append(replace(reply, payloads={}))
@@ -135,7 +135,7 @@ def noting(replies: Iterator[Reply], told: list[Reply]) -> Iterator[Reply]:
         del reply
 
 
-def begun(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:
+def starting_with(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:
     """Yield ``first``, without keeping it, then the rest."""
     yield first
     del first

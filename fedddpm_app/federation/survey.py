@@ -7,7 +7,7 @@ from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.records import LOOK
-from fedddpm_app.federation.replies import Asked
+from fedddpm_app.federation.replies import ReplySpec
 from fedddpm_app.federation.streaming import ReplyStream
 
 
@@ -19,7 +19,7 @@ def survey_sites(clients: Clients, grid: Grid, config: Config, recorder: Recorde
     partitions, timeout = clients.participants.present, config.schedule.round_timeout
     messages = clients.address(partitions, LOOK, {}, 0, timeout)
     replies = exchange(grid, messages, timeout, clients.participants.under_way)
-    stream = ReplyStream(clients, replies, partitions, "a look at the data", Asked(metrics=()))
+    stream = ReplyStream(clients, replies, partitions, "a look at the data", ReplySpec(metrics=()))
     sizes = {reply.partition_id: reply.num_examples for reply in stream.as_they_come()}
     in_order = [sizes.get(partition) for partition in range(config.data.num_clients)]
     recorder.append({"phase": "data", "data/num_examples": in_order, **stream.left_out("data")})

@@ -1,7 +1,7 @@
 """The debugging engine: server and clients in one process, one after the other, without Ray.
 
 Breakpoints work, tracebacks are whole, two tiny rounds take a fraction of a second:
-``fedddpm run --engine inprocess``. The figures are those of a simulation, bit for bit.
+``fedddpm run --engine inprocess``. The metrics are those of a simulation, bit for bit.
 """
 
 import copy

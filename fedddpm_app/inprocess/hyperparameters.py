@@ -7,7 +7,7 @@ import numpy as np
 
 from fedddpm_app.algorithms import REGISTRY, find_algorithm
 from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, known_keys, load_config
-from fedddpm_app.federation.strategy import FederatedDiffusion
+from fedddpm_app.federation.strategy import FederatedStrategy
 
 _PREFIXES = {  # of the keys that are an algorithm's own
     "fedddpm-plus": "plus-",
@@ -36,11 +36,11 @@ _OPTIONS: dict[object, Scalar] = {1: "I", 2: "II"}  # SCAFFOLD's, as some write 
 
 
 def configure(
-    algorithm: str | type[FederatedDiffusion],
+    algorithm: str | type[FederatedStrategy],
     plain: Mapping[str, Scalar],
     given: Mapping[str, Scalar],
     hyper: Mapping[str, Scalar],
-) -> tuple[type[FederatedDiffusion], Config]:
+) -> tuple[type[FederatedStrategy], Config]:
     """Return a strategy and its checked config.
 
     Parameters
@@ -88,13 +88,13 @@ def configure(
     return kind, config
 
 
-def _resolve(algorithm: str | type[FederatedDiffusion]) -> tuple[type[FederatedDiffusion], str]:
+def _resolve(algorithm: str | type[FederatedStrategy]) -> tuple[type[FederatedStrategy], str]:
     """Return the class and the name for the ``algorithm`` key; names are taken as people write them."""
     if isinstance(algorithm, str):
         name = algorithm if ":" in algorithm else algorithm.lower().replace("_", "-")
         return find_algorithm(name), name
-    if not (isinstance(algorithm, type) and issubclass(algorithm, FederatedDiffusion)):
-        raise ConfigError(f"algorithm = {algorithm!r}: give a name or a class derived from FederatedDiffusion.")
+    if not (isinstance(algorithm, type) and issubclass(algorithm, FederatedStrategy)):
+        raise ConfigError(f"algorithm = {algorithm!r}: give a name or a class derived from FederatedStrategy.")
     return algorithm, f"{algorithm.__module__}:{algorithm.__qualname__}"
 
 

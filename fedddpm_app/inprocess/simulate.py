@@ -19,17 +19,17 @@ import torch
 from torch import Tensor, nn
 
 from fedddpm_app.algorithms.fedddpm import FedDDPM
+from fedddpm_app.client.handlers import ClientSetup, create_client_app
+from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.device import resolve_device
-from fedddpm_app.federation.strategy import FederatedDiffusion
-from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.federation.records import to_arrays, to_weights
-from fedddpm_app.client.handlers import ClientSetup, create_client_app
+from fedddpm_app.federation.strategy import FederatedStrategy
+from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.inprocess.hyperparameters import configure
 from fedddpm_app.inprocess.task import InMemoryTask, as_training_data, on_device
-from fedddpm_app.training.task import Example, LossFn, TrainingData
+from fedddpm_app.training.task import Batch, LossFn, TrainingData
 from fedddpm_app.weights import Weights, snapshot
-from fedddpm_app.client.worker import Worker
 
 _PLAIN: dict[str, Scalar] = {
     "warmup-steps": 0,
@@ -51,7 +51,7 @@ _PLAIN: dict[str, Scalar] = {
 
 
 def simulate(
-    algorithm: str | type[FederatedDiffusion],
+    algorithm: str | type[FederatedStrategy],
     model: nn.Module,
     loss_fn: Callable[..., Tensor],
     client_datasets: Sequence[Any],
@@ -189,7 +189,7 @@ def _with_generator(loss_fn: Callable[..., Tensor]) -> LossFn:
     """Return a checked loss that takes a generator, whether ``loss_fn`` has a place for one or not."""
     draws = "generator" in inspect.signature(loss_fn).parameters
 
-    def loss(model: nn.Module, batch: Example, generator: torch.Generator) -> Tensor:
+    def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
         value = loss_fn(model, batch, generator=generator) if draws else loss_fn(model, batch)
         if not (isinstance(value, Tensor) and value.numel() == 1):
             given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

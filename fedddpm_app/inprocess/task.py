@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 
 from fedddpm_app.config import ConfigError
-from fedddpm_app.training.task import Example, LossFn, TrainingData
+from fedddpm_app.training.task import Batch, LossFn, TrainingData
 
 
 class InMemoryTask:
@@ -74,7 +74,7 @@ class Columns:
         """The CPU."""
         return torch.device("cpu")
 
-    def batch(self, index: Tensor) -> Example:
+    def batch(self, index: Tensor) -> Batch:
         """Return the rows at ``index``."""
         return map_tensors(lambda tensor: tensor[index], self._tensors)
 
@@ -102,7 +102,7 @@ class Examples:
         """The CPU."""
         return torch.device("cpu")
 
-    def batch(self, index: Tensor) -> Example:
+    def batch(self, index: Tensor) -> Batch:
         """Return the examples at ``index``, collated."""
         return _cast(default_collate([self._examples[i] for i in index.tolist()]), self._dtype)
 
@@ -128,7 +128,7 @@ class Pooled:
         """The CPU."""
         return torch.device("cpu")
 
-    def batch(self, index: Tensor) -> Example:
+    def batch(self, index: Tensor) -> Batch:
         """Return the examples at ``index``, whichever part they are in."""
         part_of = np.searchsorted(self._ends, index.numpy(), side="right")
         batches = []
@@ -161,7 +161,7 @@ class OnDevice:
         """Where the batches are."""
         return self._device
 
-    def batch(self, index: Tensor) -> Example:
+    def batch(self, index: Tensor) -> Batch:
         """Return the batch at ``index``."""
         return map_tensors(lambda tensor: tensor.to(self._device), self._data.batch(index.cpu()))
 
@@ -231,7 +231,7 @@ def _cast(value: Any, dtype: torch.dtype) -> Any:
     return map_tensors(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor, value)
 
 
-def _concatenate(batches: list[Example]) -> Example:
+def _concatenate(batches: list[Batch]) -> Batch:
     first = batches[0]
     if isinstance(first, Tensor):
         return torch.cat(batches)

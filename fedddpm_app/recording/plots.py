@@ -1,4 +1,4 @@
-"""Plots of a run's figures."""
+"""Plots of a run's metrics."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -70,8 +70,8 @@ def plot_classes(counts: Mapping[str, Sequence[int]], path: Path) -> None:
     figure.savefig(path, dpi=120)
 
 
-def plot_figures(stats: Sequence[Mapping[str, object]], path: Path) -> None:
-    """Plot every figure of generated images over the rounds, its floor dashed, into a PNG; nothing without any."""
+def plot_metrics(stats: Sequence[Mapping[str, object]], path: Path) -> None:
+    """Plot every metric of generated images over the rounds, its floor dashed, into a PNG; nothing without any."""
     floors = [key for row in stats for key in row if key.endswith("_floor")]
     names = [key.removesuffix("_floor") for key in dict.fromkeys(floors)]
     if not names:

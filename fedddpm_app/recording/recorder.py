@@ -2,7 +2,7 @@
 
 ``<output-dir>/<run-name>/``: ``config.json`` (resolved run config, git commit, versions), ``stats.jsonl``
 (appended and flushed: an object per phase and round, keys with units), ``summary.json`` (status and final
-figures), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``auxiliary/``,
+metrics), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``auxiliary/``,
 ``samples/round-0005.png``, ``checkpoints/round-0005/``, ``plots/``.
 """
 
@@ -23,7 +23,7 @@ from torch import Tensor
 
 from fedddpm_app.config import Config, ConfigError, Scalar
 from fedddpm_app.diffusion.images import ImageTensors
-from fedddpm_app.recording.plots import plot_classes, plot_figures, plot_losses, plot_partition
+from fedddpm_app.recording.plots import plot_classes, plot_losses, plot_metrics, plot_partition
 from fedddpm_app.recording.provenance import describe_environment
 from fedddpm_app.recording.sheets import save_pairs, save_sheet, to_pil
 from fedddpm_app.weights import Weights
@@ -115,21 +115,21 @@ class RunRecorder:
         save_file(weights, folder / "model.safetensors")
         save_file(ema_weights, folder / "ema.safetensors")
 
-    def finish(self, status: str, figures: Mapping[str, object], error: str | None = None) -> None:
+    def finish(self, status: str, metrics: Mapping[str, object], error: str | None = None) -> None:
         """Write ``summary.json`` and the loss plot."""
         if self.stats:
             plot_losses(self.stats, self.directory / "plots" / "losses.png")
-            plot_figures(self.stats, self.directory / "plots" / "figures.png")
+            plot_metrics(self.stats, self.directory / "plots" / "metrics.png")
         if (self.directory / "scratch").exists() and not any(self.scratch.iterdir()):
             self.scratch.rmdir()
-        summary = {"status": status, **figures, "time/total_s": round(time.time() - self.began, 1)}
+        summary = {"status": status, **metrics, "time/total_s": round(time.time() - self.began, 1)}
         if error:
             summary["error"] = error
         write_summary(self.directory, summary)
 
 
 def write_summary(directory: Path, summary: Mapping[str, object]) -> None:
-    """Write ``summary.json``: the status, the figures, the folder."""
+    """Write ``summary.json``: the status, the metrics, the folder."""
     write_json(directory / _SUMMARY, {**summary, "directory": str(directory)})
 
 

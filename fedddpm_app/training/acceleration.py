@@ -1,7 +1,7 @@
 """What makes a training faster on the device it runs on: precision, memory format, torch.compile.
 
 Chosen from the run config, the model and the machine, never by timing: all processes of a run on one machine choose
-alike, so that a run's figures do not depend on what else the machine does. The rules of "auto" are of measurements
+alike, so that a run's metrics do not depend on what else the machine does. The rules of "auto" are of measurements
 in docs/performance.md.
 """
 

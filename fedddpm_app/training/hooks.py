@@ -12,7 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fedddpm_app.config import Config
-from fedddpm_app.training.task import Example
+from fedddpm_app.training.task import Batch
 from fedddpm_app.weights import Weights
 
 
@@ -31,7 +31,7 @@ class LocalRound:
     global_weights : Weights
         What the server sent, on the CPU; not to be changed.
     received : mapping of str to Weights
-        What the server sent along, by name (``FederatedDiffusion.broadcast``).
+        What the server sent along, by name (``FederatedStrategy.broadcast``).
     state : mapping of str to Weights
         What this client kept of its last round; empty before its first.
     """
@@ -106,7 +106,7 @@ class TrainingHook:
     def on_start(self, model: nn.Module) -> None:
         """Prepare, with the model on its device and at ``start_weights``."""
 
-    def add_to_loss(self, loss: Tensor, model: nn.Module, batch: Example) -> Tensor:
+    def add_to_loss(self, loss: Tensor, model: nn.Module, batch: Batch) -> Tensor:
         """Return the loss to differentiate, a scalar; what is reported stays the loss without it."""
         return loss
 

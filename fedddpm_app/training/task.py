@@ -6,8 +6,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-Example = Any  # a batch, in whatever form the task's loss takes it
-LossFn = Callable[[nn.Module, Example, torch.Generator], Tensor]
+Batch = Any  # a batch, in whatever form the task's loss takes it
+LossFn = Callable[[nn.Module, Batch, torch.Generator], Tensor]
 
 
 class TrainingData(Protocol):
@@ -19,7 +19,7 @@ class TrainingData(Protocol):
     def device(self) -> torch.device:
         """Where the batches are."""
 
-    def batch(self, index: Tensor) -> Example:
+    def batch(self, index: Tensor) -> Batch:
         """Return the batch at ``index``, int64 of shape (B,)."""
 
 
@@ -51,7 +51,7 @@ class Subset:
         """Where the batches are."""
         return self._data.device
 
-    def batch(self, index: Tensor) -> Example:
+    def batch(self, index: Tensor) -> Batch:
         """Return the batch at ``index`` of this part."""
         return self._data.batch(self._index[index])
 

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.training.acceleration import PLAIN, Acceleration, choose, compiled, is_watched
 from fedddpm_app.config import Config, LearningRateSchedule, TrainingConfig
 from fedddpm_app.device import autocast, resolve_device
-from fedddpm_app.training.hooks import TrainingHook, TrainResult
-from fedddpm_app.training.optimization import create_optimizer, create_schedule, learning_rate_factor, reset_optimizer
 from fedddpm_app.progress import StepReport, StepReporter
 from fedddpm_app.seeding import split_seed
-from fedddpm_app.training.task import Example, LossFn, Task, TrainingData
+from fedddpm_app.training.acceleration import PLAIN, Acceleration, choose, compiled, is_watched
+from fedddpm_app.training.hooks import TrainingHook, TrainResult
+from fedddpm_app.training.optimization import create_optimizer, create_schedule, learning_rate_factor, reset_optimizer
+from fedddpm_app.training.task import Batch, LossFn, Task, TrainingData
 from fedddpm_app.weights import Weights
 
 
@@ -193,7 +193,7 @@ class Trainer:
                 float(self.loss_fn(self.model, batch, noise)) * share for batch, share in self._all_batches(data)
             )
 
-    def _all_batches(self, data: TrainingData) -> Iterator[tuple[Example, float]]:
+    def _all_batches(self, data: TrainingData) -> Iterator[tuple[Batch, float]]:
         """Yield all examples once, in order, in batches of the config's size, each with its share of them."""
         count = len(data)
         for index in torch.split(torch.arange(count), self.config.batch_size or count):

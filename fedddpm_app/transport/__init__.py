@@ -9,6 +9,7 @@ import shutil
 from flwr.app import ArrayRecord
 
 from fedddpm_app.config import TransportConfig, WireDtype
+from fedddpm_app.progress import logger
 from fedddpm_app.transport.carriers import (
     Expected,
     Packed,
@@ -23,7 +24,6 @@ from fedddpm_app.transport.client_end import ClientEnd
 from fedddpm_app.transport.layout import PayloadError
 from fedddpm_app.transport.shared import ROOT, SharedDirectory
 from fedddpm_app.transport.wire import down_dtype, get_wire
-from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights, num_bytes
 
 __all__ = [

@@ -15,12 +15,12 @@ from pathlib import Path
 from flwr.app import Array, ArrayRecord
 
 from fedddpm_app.config import WireDtype
+from fedddpm_app.progress import logger
 from fedddpm_app.transport.layout import Layout, PayloadError, read
 from fedddpm_app.transport.numpy_arrays import NUMPY, read_arrays
 from fedddpm_app.transport.reference import FileReference
 from fedddpm_app.transport.shared import SharedDirectory, map_file, write_file
 from fedddpm_app.transport.wire import Wire, get_wire
-from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights
 
 FLAT = "fedddpm.flat"

@@ -10,19 +10,19 @@ from safetensors.torch import load_file
 
 import client_app
 from fedddpm_app.algorithms.fedddpm import FedDDPM
+from fedddpm_app.apportion import largest_remainder
+from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import load_config
 from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.apportion import largest_remainder
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.federation.records import to_arrays, to_weights
-from fedddpm_app.training.hooks import LocalRound, TrainingHook
+from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.training.hooks import LocalRound, TrainingHook
 from fedddpm_app.weights import load_into, snapshot
-from fedddpm_app.client.worker import Worker
 from tests.algorithms.problems import CLIENTS, RATE, ROUNDS, STEPS, gradient, gradient_steps, make_clients, shares
 from tests.algorithms.problems import run as run_point
 from tests.algorithms.problems import same as close

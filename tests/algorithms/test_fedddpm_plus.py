@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from fedddpm_app.algorithms.fedddpm_plus import FedDDPMPlus, SlowLearningDetector
 from fedddpm_app.config import ConfigError, load_config
-from fedddpm_app.progress import parse_note
 from fedddpm_app.inprocess.simulate import simulate
+from fedddpm_app.progress import parse_note
 from tests.algorithms.problems import (
     CLIENTS,
     RATE,

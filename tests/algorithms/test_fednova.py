@@ -6,9 +6,9 @@ from torch import nn
 
 from fedddpm_app.algorithms.fednova import FedNova
 from fedddpm_app.config import load_config
+from fedddpm_app.inprocess.simulate import simulate
 from fedddpm_app.training.hooks import TrainingHook
 from fedddpm_app.training.optimization import gradient_weight
-from fedddpm_app.inprocess.simulate import simulate
 from tests.algorithms.problems import CLIENTS, RATE, ROUNDS, caught, gradient, run, same, shares, start
 
 TAUS = [1, 5, 2]

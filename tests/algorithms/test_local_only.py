@@ -1,4 +1,4 @@
-"""The local-only control: every client alone, over rounds, and figures that are means over the clients' models."""
+"""The local-only control: every client alone, over rounds, and metrics that are means over the clients' models."""
 
 import json
 from collections import Counter
@@ -12,11 +12,11 @@ from fedddpm_app.algorithms.local_only import LocalOnly, LocalOnlyHook
 from fedddpm_app.config import load_config
 from fedddpm_app.data.tensors import load_client_data
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
-from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.evaluation.denoising import denoising_loss
-from fedddpm_app.inprocess.grid import InProcessGrid
+from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.records import to_arrays
+from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.weights import load_into, snapshot
 from tests.algorithms.problems import (
@@ -70,7 +70,7 @@ def test_clients_that_come_late_start_from_the_initial_weights():
     assert same(run("local-only", clients, clients_per_round=2), expected, 1e-12)
 
 
-def test_figures_are_means_over_the_clients_models(run_config, tmp_path):
+def test_metrics_are_means_over_the_clients_models(run_config, tmp_path):
     run_config["algorithm"] = "local-only"
     config = load_config(run_config)
     task = DiffusionTask(config)

@@ -11,8 +11,8 @@ from fedddpm_app.algorithms.moon import Moon, MoonHook, Representation, contrast
 from fedddpm_app.config import ConfigError, default_run_config, load_config
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.training.hooks import LocalRound
 from fedddpm_app.inprocess.simulate import simulate
+from fedddpm_app.training.hooks import LocalRound
 from tests.algorithms.problems import (
     CLIENTS,
     RATE,

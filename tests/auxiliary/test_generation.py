@@ -10,24 +10,24 @@ from flwr.app import Array, ArrayRecord, Error, Message
 from safetensors.torch import load_file, save_file
 
 import client_app
-from fedddpm_app.auxiliary import sampler
 from fedddpm_app.algorithms.fedddpm import FedDDPM
+from fedddpm_app.auxiliary import sampler
+from fedddpm_app.auxiliary.batch_files import BatchFiles
+from fedddpm_app.auxiliary.generation import Generation
+from fedddpm_app.auxiliary.pretraining import PretrainedModel
+from fedddpm_app.auxiliary.requests import Request, Requests
 from fedddpm_app.config import load_config
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.federation import generation, shares
+from fedddpm_app.auxiliary import generation, requests
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.auxiliary.generation import Generation
-from fedddpm_app.inprocess.grid import InProcessGrid
-from fedddpm_app.auxiliary.batch_files import Parts
-from fedddpm_app.auxiliary.pretraining import PretrainedModel
 from fedddpm_app.federation.roll_call import RollCall
-from fedddpm_app.auxiliary.requests import Request, Requests
+from fedddpm_app.inprocess.grid import InProcessGrid
+from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.transport import Transport
 from fedddpm_app.transport.layout import Layout
-from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.weights import snapshot
 
 SHARES = [6, 3, 2, 1]  # in batches of 2: 3, 2, 1 and 1 of them
@@ -64,13 +64,13 @@ def plan(run_config, tmp_path, monkeypatch):
 def calls(monkeypatch):
     """The batches drawn, by whomever."""
     seen = []
-    draw = drawing.draw_batch
+    draw = sampler.sample_batch
 
     def spy(model, scheduler, batch, **options):
         seen.append(batch)
         return draw(model, scheduler, batch, **options)
 
-    monkeypatch.setattr(drawing, "draw_batch", spy)
+    monkeypatch.setattr(sampler, "sample_batch", spy)
     return seen
 
 
@@ -88,16 +88,16 @@ def stop_after(monkeypatch, module, name, count):
 
 def test_a_stopped_generation_goes_on_where_it_was(plan, calls, monkeypatch, tmp_path):
     whole = plan(cache_dir=str(tmp_path / "other")).run()
-    plan().remove_parts()
+    plan().remove_batch_files()
     with monkeypatch.context() as patch:
-        stop_after(patch, drawing, "draw_batch", 2)
+        stop_after(patch, sampler, "sample_batch", 2)
         with pytest.raises(KeyboardInterrupt):
             plan().run()
     calls.clear()
     again = plan()
     assert torch.equal(again.run().images, whole.images)
     assert len(calls) == BATCHES - 2
-    again.remove_parts()
+    again.remove_batch_files()
     assert not (tmp_path / "durable" / "auxiliary").exists()
     calls.clear()
     assert torch.equal(plan().run().images, whole.images)
@@ -137,7 +137,7 @@ def test_a_run_that_differs_takes_nothing_over(plan, calls, monkeypatch):
     calls.clear()
     plan(learning_rate=0.5).run()  # of no matter here
     assert not calls
-    monkeypatch.setattr(drawing.Drawer, "precision", "bf16")
+    monkeypatch.setattr(sampler.AuxiliarySampler, "precision", "bf16")
     plan().run()
     assert len(calls) == BATCHES
 
@@ -148,7 +148,7 @@ def test_a_damaged_part_is_drawn_again_with_a_warning(plan, calls, tmp_path, cap
     path = sorted((tmp_path / "durable" / "auxiliary").glob("*.safetensors"))[0]
     content = path.read_bytes()
     if damage == "shape":
-        Parts(path.parent).save(path.stem, torch.zeros(5, 1, 8, 8, dtype=torch.uint8))
+        BatchFiles(path.parent).save(path.stem, torch.zeros(5, 1, 8, 8, dtype=torch.uint8))
     else:
         flipped = content[:-1] + bytes([content[-1] ^ 1])
         path.write_bytes({"cut": content[:-9], "pixel": flipped, "empty": b""}[damage])
@@ -185,7 +185,7 @@ def test_a_node_gets_its_own_model_and_a_few_batches_at_a_time(plan, monkeypatch
                 asked.append((message.metadata.dst_node_id - 1000, len(message.content["query.draw"]["seeds"])))
             return super()._answer(message)
 
-    monkeypatch.setattr(shares, "_BATCHES_PER_MESSAGE", 2)
+    monkeypatch.setattr(requests, "_BATCHES_PER_MESSAGE", 2)
     made = plan(Spy, auxiliary_generation="nodes")
     made.run()
     assert asked == [(0, 4), (1, 3), (2, 2), (3, 1), (0, 2)]
@@ -266,22 +266,22 @@ def test_a_model_that_draws_nan_ends_the_run_with_the_key_to_change(plan, monkey
     def diverged(*args, **kwargs):
         raise DivergedError("NaN")
 
-    monkeypatch.setattr(drawing, "draw_batch", diverged)
+    monkeypatch.setattr(sampler, "sample_batch", diverged)
     with pytest.raises(RoundFailedError, match="images of client 0: NaN; lower pretrain-learning-rate = "):
         plan(auxiliary_generation=where).run()
 
 
 def test_bf16_is_for_cuda_alone(config):
     config = dataclasses.replace(config, run=dataclasses.replace(config.run, precision="bf16"))
-    drawer = drawing.Drawer(config, create_unet(config.unet, config.data, 0))
-    assert drawer.precision == "fp32"
-    drawer.device = torch.device("cuda")
-    assert drawer.precision == "bf16"
+    auxiliary_sampler = sampler.AuxiliarySampler(config, create_unet(config.unet, config.data, 0))
+    assert auxiliary_sampler.precision == "fp32"
+    auxiliary_sampler.device = torch.device("cuda")
+    assert auxiliary_sampler.precision == "bf16"
 
 
 def test_a_client_that_hangs_does_not_take_the_places_of_others(plan):
     shares = plan(auxiliary_batch_size=1)._shares
-    requests = Requests(shares, lambda share, indices: (Request(share, indices, None), None))
+    queue = Requests(shares, lambda share, indices: (Request(share, indices, None), None))
     asked, taken = [], Counter()
 
     def ask():

@@ -45,22 +45,22 @@ def unet(channels=1, size=8, **options):
     return UNet2DModel(**shape, **blocks, norm_num_groups=4, layers_per_block=1, add_attention=False, **options)
 
 
-def figures_in(path):
-    return {figure["name"]: figure for figure in json.loads(path.read_text())["figures"]}
+def metrics_in(path):
+    return {metric["name"]: metric for metric in json.loads(path.read_text())["metrics"]}
 
 
 def test_a_run_is_measured_again(run_app, evaluate):
     run = run_app(num_rounds=1, eval_final_images=30)
     result = evaluate(run.path, "--num-images", "30")
     assert result.exit_code == 0, result.output
-    figures = figures_in(run.path / "evaluation.json")
-    at_the_end = {figure["name"]: figure for figure in run.summary["figures"]}
-    assert list(figures) == [*(f"{name}-classifier" for name in NAMES), "class-tv", "memorized-share"]
-    for name, figure in figures.items():
-        assert figure.keys() >= FIELDS
-        assert figure["value"] == pytest.approx(at_the_end[name]["value"], rel=1e-6)  # the same images
+    metrics = metrics_in(run.path / "evaluation.json")
+    at_the_end = {metric["name"]: metric for metric in run.summary["metrics"]}
+    assert list(metrics) == [*(f"{name}-classifier" for name in NAMES), "class-tv", "memorized-share"]
+    for name, metric in metrics.items():
+        assert metric.keys() >= FIELDS
+        assert metric["value"] == pytest.approx(at_the_end[name]["value"], rel=1e-6)  # the same images
         assert name in result.output
-    assert figures["fd-classifier"]["weights"] == "ema"
+    assert metrics["fd-classifier"]["weights"] == "ema"
     for picture in ("evaluation-classes.png", "evaluation-closest-pairs.png"):
         assert Image.open(run.path / picture).width > 100
 
@@ -69,7 +69,7 @@ def test_a_run_without_a_global_model_has_a_mean_and_spread(run_app, evaluate):
     run = run_app(num_rounds=1, algorithm="local-only")
     result = evaluate(run.path, "--num-images", "20", "--sampler", "ddim")
     assert result.exit_code == 0, result.output
-    fd = figures_in(run.path / "evaluation.json")["fd-classifier"]
+    fd = metrics_in(run.path / "evaluation.json")["fd-classifier"]
     assert fd["value"] == pytest.approx(sum(fd["clients"]) / 4)
     assert fd["std"] > 0
     assert fd["weights"] == "raw"
@@ -94,12 +94,12 @@ def test_pipelines_of_others_are_measured(evaluate, tmp_path, kind, scheduler, o
         tmp_path / "theirs", "--dataset", "digits", "--num-images", "12", "--batch-size", "5", "--steps", "8", *options
     )
     assert result.exit_code == 0, result.output
-    figures = figures_in(tmp_path / "evaluation.json")
+    metrics = metrics_in(tmp_path / "evaluation.json")
     extractor = "pixels-pca" if "pixels-pca" in options else "classifier"
-    fd = figures[f"fd-{extractor}"]
+    fd = metrics[f"fd-{extractor}"]
     assert (fd["n"], fd["weights"]) == (12, "stored")
     assert fd["sampler"] == ("dpm-solver++" if "dpm-solver++" in options else "pipeline")
-    assert figures["memorized-share"]["reference_n"] == 1437  # all of the training split
+    assert metrics["memorized-share"]["reference_n"] == 1437  # all of the training split
 
 
 def test_a_latent_pipeline_is_measured(evaluate, tmp_path):
@@ -118,10 +118,10 @@ def test_a_run_is_measured_as_it_was_unless_told_otherwise(run_app, evaluate):
     run = run_app(num_rounds=1, eval_final_sampler_steps=5, eval_final_images=20, **settings)
     result = evaluate(run.path, "--num-images", "20", "--steps", "5")
     assert result.exit_code == 0, result.output
-    figures = figures_in(run.path / "evaluation.json")
-    for figure in run.summary["figures"]:
-        if not figure["name"].startswith("aux"):
-            assert figures[figure["name"]] == figure  # every field
+    metrics = metrics_in(run.path / "evaluation.json")
+    for metric in run.summary["metrics"]:
+        if not metric["name"].startswith("aux"):
+            assert metrics[metric["name"]] == metric  # every field
 
 
 def test_a_conditional_model_of_fewer_classes_than_the_data_is_refused(evaluate, tmp_path):
@@ -144,7 +144,7 @@ def test_the_images_depend_on_the_seed_and_not_on_the_batches(evaluate, tmp_path
 
     def fd(*options):
         assert evaluate(tmp_path / "theirs", "--dataset", "digits", "--num-images", "12", *options).exit_code == 0
-        return figures_in(tmp_path / "evaluation.json")["fd-classifier"]["value"]
+        return metrics_in(tmp_path / "evaluation.json")["fd-classifier"]["value"]
 
     first = fd("--batch-size", "12")
     assert fd("--batch-size", "5") == pytest.approx(first, rel=1e-4)

@@ -11,9 +11,9 @@ from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
 from fedddpm_app.cli.common import parse_overrides
+from fedddpm_app.cli.console import RunView
 from fedddpm_app.cli.run import _count_steps
 from fedddpm_app.config import ConfigError, load_config
-from fedddpm_app.cli.console import RunView
 from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.progress import ProgressEvent, parse_line
 from fedddpm_app.recording.recorder import RunRecorder, mark_interrupted, open_log, run_directory

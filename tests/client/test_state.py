@@ -9,15 +9,15 @@ from flwr.app import Context, RecordDict
 import client_app
 from fedddpm_app.algorithms import REGISTRY, get_algorithm
 from fedddpm_app.algorithms.scaffold import VARIATE_CHANGE, Scaffold, ScaffoldHook
+from fedddpm_app.client.state import ClientState, ClientStateError
 from fedddpm_app.config import load_config
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.client.state import ClientState, ClientStateError
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.federation.replies import ReplyRefusedError
-from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.inprocess.simulate import simulate
+from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.weights import snapshot
 from tests.algorithms.problems import CLIENTS, RATE, STEPS, Point, quadratic, run, same
 from tests.algorithms.test_scaffold import reference

@@ -150,8 +150,8 @@ def outcome(outcomes, run_app):
             pictures = {p.relative_to(run.path): p.read_bytes() for p in run.path.rglob("samples/*.png")}
             files = {p.relative_to(run.path) for p in run.path.rglob("*.safetensors")}
             decisions = [{k: v for k, v in row.items() if k.startswith("plus/")} for row in run.stats]
-            figures = [run.summary.get("figures"), *(row.get("eval/figures") for row in run.rounds())]
-            outcomes[key] = (run.losses(), decisions, pictures, files, figures)
+            metrics = [run.summary.get("metrics"), *(row.get("eval/metrics") for row in run.rounds())]
+            outcomes[key] = (run.losses(), decisions, pictures, files, metrics)
         return outcomes[key]
 
     return of

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedddpm_app.diffusion.images import Batch
+from fedddpm_app.diffusion.images import ImageBatch
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 
 VARIANCE = 0.3
@@ -74,7 +74,7 @@ def test_the_optimal_predictor_reaches_the_closed_form_loss(objective):
     for step in (3, 40, 90):
         t = torch.full((4000,), step)
         least = float(least_loss(objective.scheduler, step))
-        assert float(objective.losses(model, Batch(x, None), t, noise).mean()) == pytest.approx(least, rel=0.1)
+        assert float(objective.losses(model, ImageBatch(x, None), t, noise).mean()) == pytest.approx(least, rel=0.1)
 
 
 def test_the_loss_is_repeatable_and_uses_every_timestep(objective):
@@ -85,7 +85,7 @@ def test_the_loss_is_repeatable_and_uses_every_timestep(objective):
             seen.append(t)
             return super().forward(x_t, t)
 
-    batch = Batch(torch.zeros(5000, 1, 1, 1), None)
+    batch = ImageBatch(torch.zeros(5000, 1, 1, 1), None)
     first, second = (objective(Spy(objective.scheduler), batch, torch.Generator().manual_seed(1)) for _ in range(2))
     assert first == second
     assert first.ndim == 0
@@ -112,8 +112,8 @@ def test_training_sees_mirrored_images_about_half_of_the_time_and_evaluation_non
 
     objective = Spy(create_noise_scheduler(config.diffusion), horizontal_flip=True)
     model = torch.nn.Identity()
-    objective(model.train(), Batch(images, labels), torch.Generator().manual_seed(0))
-    objective(model.eval(), Batch(images, labels), torch.Generator().manual_seed(0))
+    objective(model.train(), ImageBatch(images, labels), torch.Generator().manual_seed(0))
+    objective(model.eval(), ImageBatch(images, labels), torch.Generator().manual_seed(0))
     flipped = seen[0].images[:, 0, 0, 3] == 1.0
     assert torch.equal(seen[0].images[flipped], images[flipped].flip(-1))
     assert torch.equal(seen[0].images[~flipped], images[~flipped])

@@ -50,7 +50,7 @@ def test_fedddpm_run_completes_and_equals_the_inprocess_engine(tmp_path, run_app
     assert "round 2: fd-classifier" in done.stdout
     inprocess = run_app(**measured)
     assert run.losses() == inprocess.losses()
-    assert run.summary["figures"] == inprocess.summary["figures"]
+    assert run.summary["metrics"] == inprocess.summary["metrics"]
     assert not left_behind(tmp_path)
 
 

@@ -39,4 +39,4 @@ def evaluator_of(real, cache_dir):
 
 
 def values(evaluation):
-    return {figure.name: figure.value for figure in evaluation.figures}
+    return {metric.name: metric.value for metric in evaluation.metrics}

@@ -3,7 +3,7 @@ import dataclasses
 import pytest
 import torch
 
-from fedddpm_app.diffusion.images import Batch, ImageTensors
+from fedddpm_app.diffusion.images import ImageBatch, ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.evaluation.denoising import band_edges, banded_denoising_loss, denoising_loss
 from tests.diffusion.test_objective import VARIANCE, OptimalGaussianPredictor, least_loss
@@ -21,7 +21,7 @@ class Pixels:
         return len(self.values)
 
     def batch(self, index):
-        return Batch(self.values[index], None)
+        return ImageBatch(self.values[index], None)
 
 
 @pytest.fixture(params=["epsilon", "sample", "v_prediction"])

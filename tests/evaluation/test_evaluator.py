@@ -1,4 +1,4 @@
-"""The whole way from images to figures."""
+"""The whole way from images to metrics."""
 
 import dataclasses
 import json
@@ -13,11 +13,11 @@ from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.evaluation.comparison import spread
 from fedddpm_app.evaluation.copies import CopyDetector
 from fedddpm_app.evaluation.distances import frechet_distance, kernel_distance
-from fedddpm_app.evaluation.metrics import Drawing, Figure, mean_over_clients
+from fedddpm_app.evaluation.metrics import Metric, SamplingInfo, mean_over_clients
 from fedddpm_app.evaluation.reference import RealImages, Reference
 from tests.evaluation.conftest import values
 
-DRAWING = Drawing("ddim", 50, "ema")
+DRAWING = SamplingInfo("ddim", 50, "ema")
 NAMES = ["fd", "kd", "score", "precision", "recall", "density", "coverage"]
 FIELDS = {
     "name", "value", "std", "n", "reference", "reference_n", "reference_digest", "extractor", "extractor_digest",
@@ -30,22 +30,22 @@ def noise_like(images, count, seed=0):
     return torch.randint(0, 256, (count, *images.shape[1:]), generator=generator, dtype=torch.uint8)
 
 
-def test_every_figure_tells_what_it_was_taken_of(evaluator_of, real):
+def test_every_metric_tells_what_it_was_taken_of(evaluator_of, real):
     evaluator = evaluator_of()
     evaluation = evaluator.measure([noise_like(real.test.images, 100)], DRAWING)
-    figures = {figure.name: figure.to_dict() for figure in evaluation.figures}
-    assert list(figures) == [*(f"{name}-classifier" for name in NAMES), "class-tv", "memorized-share"]
-    for figure in figures.values():
-        assert figure.keys() >= FIELDS
-        assert (figure["n"], figure["sampler"], figure["steps"], figure["weights"]) == (100, "ddim", 50, "ema")
-        json.dumps(figure, allow_nan=False)
-    fd = figures["fd-classifier"]
+    metrics = {metric.name: metric.to_dict() for metric in evaluation.metrics}
+    assert list(metrics) == [*(f"{name}-classifier" for name in NAMES), "class-tv", "memorized-share"]
+    for metric in metrics.values():
+        assert metric.keys() >= FIELDS
+        assert (metric["n"], metric["sampler"], metric["steps"], metric["weights"]) == (100, "ddim", 50, "ema")
+        json.dumps(metric, allow_nan=False)
+    fd = metrics["fd-classifier"]
     assert (fd["reference"], fd["reference_n"], fd["floor_n"], fd["floor_reference_n"]) == ("test", 360, 100, 360)
     assert fd["reference_digest"] == real.digests["test"][:16]
     assert fd["extractor_digest"] == evaluator.reference.extractor.digest
-    assert figures["recall-classifier"]["reference_n"] == 100  # as many as were generated
-    assert figures["memorized-share"]["reference"] == "train"
-    assert figures["memorized-share"]["reference_n"] == 1437
+    assert metrics["recall-classifier"]["reference_n"] == 100  # as many as were generated
+    assert metrics["memorized-share"]["reference"] == "train"
+    assert metrics["memorized-share"]["reference_n"] == 1437
 
 
 def test_the_values_are_those_of_the_measures(evaluator_of, real):
@@ -59,7 +59,7 @@ def test_the_values_are_those_of_the_measures(evaluator_of, real):
 
 def test_real_images_score_about_the_floor_and_noise_far_from_it(evaluator_of, real):
     evaluator = evaluator_of()
-    good = {f.name: f for f in evaluator.measure([real.train.images[:300]], DRAWING, find_copies=False).figures}
+    good = {f.name: f for f in evaluator.measure([real.train.images[:300]], DRAWING, find_copies=False).metrics}
     bad = values(evaluator.measure([noise_like(real.test.images, 300)], DRAWING, find_copies=False))
     for name in ("fd-classifier", "class-tv"):
         assert good[name].value < 2 * good[name].floor < bad[name]
@@ -77,7 +77,7 @@ def test_a_forgotten_class_shows(evaluator_of, real):
     assert values(without)["class-tv"] > values(whole)["class-tv"] + 0.05
     assert values(without)["coverage-classifier"] < values(whole)["coverage-classifier"] - 0.05
     assert values(without)["fd-classifier"] > 2 * values(whole)["fd-classifier"]
-    counts = next(f for f in without.figures if f.name == "class-tv").details["class_counts"]
+    counts = next(f for f in without.metrics if f.name == "class-tv").details["class_counts"]
     assert counts == without.class_counts
     assert counts["real"] == real.test.labels.bincount(minlength=10).tolist()
 
@@ -126,25 +126,25 @@ def test_the_floor_is_of_disjoint_images_and_as_many_as_generated(evaluator_of, 
     assert most.n == 898  # half of 1,797
     assert most.n + most.reference_n <= 1797
     assert reference.floor(898).measures["fd"].value < floor.measures["fd"].value  # less bias
-    notes = {f.note for f in evaluator_of().measure([noise_like(real.test.images, 1000)], DRAWING).figures[:3]}
+    notes = {f.note for f in evaluator_of().measure([noise_like(real.test.images, 1000)], DRAWING).metrics[:3]}
     assert notes == {"the floor is of 898 images against 360: the data have no more"}
 
 
 def test_fewer_images_than_feature_dimensions_is_noted_beside_the_distance(evaluator_of, real):
-    figures = {f.name: f for f in evaluator_of().measure([real.train.images[:30]], DRAWING).figures}
-    assert "30 images are fewer than the 64 feature dimensions" in figures["fd-classifier"].note
-    assert figures["recall-classifier"].note == ""
+    metrics = {f.name: f for f in evaluator_of().measure([real.train.images[:30]], DRAWING).metrics}
+    assert "30 images are fewer than the 64 feature dimensions" in metrics["fd-classifier"].note
+    assert metrics["recall-classifier"].note == ""
 
 
 def test_what_cannot_be_told_of_few_images_is_nan_with_a_note(evaluator_of, real):
-    figures = {f.name: f for f in evaluator_of().measure([real.train.images[:3]], DRAWING).figures}
+    metrics = {f.name: f for f in evaluator_of().measure([real.train.images[:3]], DRAWING).metrics}
     for name in ("kd-classifier", "precision-classifier", "score-classifier"):
-        assert math.isnan(figures[name].value)
-        assert "cannot be told of 3 generated" in figures[name].note
-    assert not math.isnan(figures["class-tv"].value)
+        assert math.isnan(metrics[name].value)
+        assert "cannot be told of 3 generated" in metrics[name].note
+    assert not math.isnan(metrics["class-tv"].value)
 
 
-def test_data_without_labels_have_no_class_figures(evaluator_of, real):
+def test_data_without_labels_have_no_class_metrics(evaluator_of, real):
     unlabelled = RealImages(ImageTensors(real.train.images), ImageTensors(real.test.images), real.digests)
     evaluation = evaluator_of(extractor="pixels-pca", real=unlabelled).measure([real.train.images[:50]], DRAWING)
     assert list(values(evaluation)) == [
@@ -155,13 +155,13 @@ def test_data_without_labels_have_no_class_figures(evaluator_of, real):
 
 def test_another_extractor_still_has_the_classifiers_classes(evaluator_of, real):
     evaluation = evaluator_of(extractor="pixels-pca").measure([real.train.images[:50]], DRAWING)
-    figures = {f.name: f for f in evaluation.figures}
-    assert figures["class-tv"].extractor == "classifier"
-    assert figures["fd-pixels-pca"].extractor == "pixels-pca"
+    metrics = {f.name: f for f in evaluation.metrics}
+    assert metrics["class-tv"].extractor == "classifier"
+    assert metrics["fd-pixels-pca"].extractor == "pixels-pca"
 
 
 def test_the_train_split_as_reference(evaluator_of, real):
-    fd = evaluator_of("train").measure([real.test.images], DRAWING).figures[0]
+    fd = evaluator_of("train").measure([real.test.images], DRAWING).metrics[0]
     assert (fd.reference, fd.reference_n, fd.floor_reference_n) == ("train", 1437, 1437)
     assert fd.reference_digest == real.digests["train"][:16]
 
@@ -180,7 +180,7 @@ def test_a_standard_inception_gives_fid_and_others_do_not(monkeypatch):
 
 
 @pytest.mark.parametrize("extractor", ["classifier", "efficientnet-lite0"])
-def test_the_figures_order_real_blurred_and_noise(evaluator_of, real, extractor):
+def test_the_metrics_order_real_blurred_and_noise(evaluator_of, real, extractor):
     evaluator = evaluator_of(extractor=extractor)
     images = real.train.images[-200:]
     padded = torch.nn.functional.pad(images.float(), (1, 1, 1, 1), mode="replicate")
@@ -249,7 +249,7 @@ def test_rows_are_spread_evenly():
 
 def test_a_small_reference_is_noted_too(evaluator_of, real):
     few = RealImages(real.train, real.test.select(torch.arange(20)), {**real.digests, "test": "1" * 64})
-    fd = evaluator_of(real=few).measure([noise_like(real.test.images, 100)], DRAWING, find_copies=False).figures[0]
+    fd = evaluator_of(real=few).measure([noise_like(real.test.images, 100)], DRAWING, find_copies=False).metrics[0]
     assert "20 images are fewer than the 64 feature dimensions" in fd.note
 
 
@@ -260,18 +260,18 @@ def test_copies_are_found_though_the_data_hold_some_in_both_splits(real, tmp_pat
     detector = CopyDetector(real.train.images, held_out, **options)
     search = detector.start()
     search.add(torch.cat([real.train.images[100:150], noise_like(held_out, 50)]))
-    figure = search.figure("train", DRAWING)
-    assert figure.value == 0.5
-    assert figure.details["held_out_duplicates"] == 8
+    metric = search.metric("train", DRAWING)
+    assert metric.value == 0.5
+    assert metric.details["held_out_duplicates"] == 8
     assert detector.threshold > 0.1
-    assert figure.floor < 0.03
+    assert metric.floor < 0.03
 
 
 def test_too_few_held_out_images_for_a_rate_are_noted(real, tmp_path):
     options = {"neighbours": 50, "rate": 0.01, "digest": "f", "cache_dir": tmp_path}
     search = CopyDetector(real.train.images, real.test.images[:30], **options).start()
     search.add(real.train.images[:5])
-    assert "30 held-out images are too few to calibrate a rate of 0.01" in search.figure("train", DRAWING).note
+    assert "30 held-out images are too few to calibrate a rate of 0.01" in search.metric("train", DRAWING).note
 
 
 def test_planted_copies_are_flagged_and_held_out_images_at_the_stated_rate(evaluator_of, real):
@@ -282,7 +282,7 @@ def test_planted_copies_are_flagged_and_held_out_images_at_the_stated_rate(evalu
     planted = (real.train.images[chosen].float() + grain).round().clamp(0, 255).to(torch.uint8)
     fresh = noise_like(real.test.images, 85)
     evaluation = evaluator.measure([torch.cat([fresh, planted])], DRAWING)
-    share = evaluation.figures[-1]
+    share = evaluation.metrics[-1]
     assert share.name == "memorized-share"
     assert share.value == pytest.approx(len(chosen) / 100)  # the planted ones and no other
     assert share.details["rate"] == 0.01
@@ -293,25 +293,25 @@ def test_planted_copies_are_flagged_and_held_out_images_at_the_stated_rate(evalu
 
 
 def test_exact_copies_are_counted(evaluator_of, real):
-    share = evaluator_of().measure([real.train.images[:20]], DRAWING).figures[-1]
+    share = evaluator_of().measure([real.train.images[:20]], DRAWING).metrics[-1]
     assert share.value == 1.0
     assert share.details["exact_copies"] == 20
     assert share.details["least_ratio"] == 0.0
 
 
-def figure(value, note=""):
-    return Figure("fd-x", value, None, 10, "test", 5, "d", "x", "e", DRAWING, 0.5, 0.1, 10, 5, note)
+def metric(value, note=""):
+    return Metric("fd-x", value, None, 10, "test", 5, "d", "x", "e", DRAWING, 0.5, 0.1, 10, 5, note)
 
 
 def test_the_mean_over_clients_has_its_spread_and_every_value():
-    assert mean_over_clients([[figure(3.0)]]) == [figure(3.0)]
-    (mean,) = mean_over_clients([[figure(1.0)], [figure(2.0)], [figure(6.0)]])
+    assert mean_over_clients([[metric(3.0)]]) == [metric(3.0)]
+    (mean,) = mean_over_clients([[metric(1.0)], [metric(2.0)], [metric(6.0)]])
     assert mean.value == 3.0
     assert mean.std == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
     assert mean.details == {"clients": [1.0, 2.0, 6.0], "client_details": [{}, {}, {}]}
-    (part,) = mean_over_clients([[figure(1.0)], [figure(math.nan, "none")]])
+    (part,) = mean_over_clients([[metric(1.0)], [metric(math.nan, "none")]])
     assert (part.value, part.std, part.note) == (1.0, None, "none")
-    assert dataclasses.replace(mean, value=1.0, std=None, details={}) == figure(1.0)
+    assert dataclasses.replace(mean, value=1.0, std=None, details={}) == metric(1.0)
 
 
 MEMORY = """
@@ -321,7 +321,7 @@ from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.evaluation.copies import CopyDetector
 from fedddpm_app.evaluation.evaluator import Evaluator
 from fedddpm_app.evaluation.extractors import create_extractor
-from fedddpm_app.evaluation.metrics import Drawing
+from fedddpm_app.evaluation.metrics import SamplingInfo
 from fedddpm_app.evaluation.reference import RealImages, Reference
 
 def images(count, seed):
@@ -339,7 +339,7 @@ evaluator = Evaluator(
     Reference(real, "test", extractor, None, folder),
     lambda: CopyDetector(real.train.images, real.test.images, **options),
 )
-evaluator.measure((images(250, 10 + k) for k in range(count // 250)), Drawing("x", 1, "raw"))
+evaluator.measure((images(250, 10 + k) for k in range(count // 250)), SamplingInfo("x", 1, "raw"))
 print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000, extractor.num_features)
 """
 

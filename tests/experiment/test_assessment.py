@@ -1,4 +1,4 @@
-"""Figures of a run: after rounds, at the end, of clients' models, of the auxiliary set."""
+"""Metrics of a run: after rounds, at the end, of clients' models, of the auxiliary set."""
 
 import json
 import logging
@@ -11,13 +11,13 @@ import torch
 from diffusers import DDPMPipeline
 from PIL import Image
 
-from fedddpm_app import assessment, monitor
-from fedddpm_app.experiment.assessment import labels_like
+from fedddpm_app.experiment import assessment, monitor
 from fedddpm_app.data.tensors import load_test_data, load_train_data
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.sampling import image_seeds, sample_batches, sample_images
 from fedddpm_app.evaluation.distances import frechet_distance
 from fedddpm_app.evaluation.evaluator import Evaluator
+from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.recording.recorder import RunRecorder
 from tests.evaluation.test_evaluator import FIELDS, NAMES
@@ -25,32 +25,32 @@ from tests.evaluation.test_evaluator import FIELDS, NAMES
 EVAL = {"eval_images": 20, "eval_final_images": 30}
 
 
-def by_name(figures):
-    return {figure["name"]: figure for figure in figures}
+def by_name(metrics):
+    return {metric["name"]: metric for metric in metrics}
 
 
-def test_a_run_has_cheap_figures_after_every_round_and_the_full_ones_at_the_end(run_app):
+def test_a_run_has_cheap_metrics_after_every_round_and_the_full_ones_at_the_end(run_app):
     run = run_app(**EVAL)
     for row in run.rounds():
-        figures = by_name(row["eval/figures"])
-        assert list(figures) == [*(f"{name}-classifier" for name in NAMES), "class-tv"]
-        for name, figure in figures.items():
-            assert figure.keys() >= FIELDS
-            assert (figure["n"], figure["sampler"], figure["steps"]) == (20, "dpm-solver++", 2)
-            assert row[f"eval/{name}"] == figure["value"]
+        metrics = by_name(row["eval/metrics"])
+        assert list(metrics) == [*(f"{name}-classifier" for name in NAMES), "class-tv"]
+        for name, metric in metrics.items():
+            assert metric.keys() >= FIELDS
+            assert (metric["n"], metric["sampler"], metric["steps"]) == (20, "dpm-solver++", 2)
+            assert row[f"eval/{name}"] == metric["value"]
             assert row[f"eval/{name}_n"] == 20
-            assert row[f"eval/{name}_floor"] == figure["floor"]
-    final = by_name(run.summary["figures"])
+            assert row[f"eval/{name}_floor"] == metric["floor"]
+    final = by_name(run.summary["metrics"])
     copies = ["memorized-share", "aux-memorized-share"]
     assert list(final) == [*(f"{name}-classifier" for name in NAMES), "class-tv", *copies]
-    assert all(figure.keys() >= FIELDS for figure in final.values())
+    assert all(metric.keys() >= FIELDS for metric in final.values())
     assert (final["fd-classifier"]["n"], final["fd-classifier"]["steps"]) == (30, 2)
     assert (final["fd-classifier"]["sampler"], final["fd-classifier"]["weights"]) == ("ddim", "ema")
     assert (final["aux-memorized-share"]["n"], final["aux-memorized-share"]["weights"]) == (12, "pretrained")
     assert final["memorized-share"]["reference_n"] == sum(run.stats[0]["data/num_examples"])
     assert run.summary["images/evaluation"] == 2 * 20 + 30
     for picture in (
-        "plots/figures.png",
+        "plots/metrics.png",
         "plots/classes.png",
         "samples/closest-pairs.png",
         "auxiliary/closest-pairs.png",
@@ -59,33 +59,33 @@ def test_a_run_has_cheap_figures_after_every_round_and_the_full_ones_at_the_end(
 
 
 @pytest.mark.parametrize(("decay", "weights"), [(0.5, "ema"), (0.0, "raw")])
-def test_a_figure_says_which_weights_it_is_of(run_app, decay, weights):
+def test_a_metric_says_which_weights_it_is_of(run_app, decay, weights):
     run = run_app(num_rounds=1, eval_final_images=12, server_ema_decay=decay, correction_steps=0)
-    assert {figure["weights"] for figure in run.summary["figures"]} == {weights}
+    assert {metric["weights"] for metric in run.summary["metrics"]} == {weights}
 
 
-def test_figures_are_the_same_for_the_same_seed_and_independent_of_cheap_ones(run_app):
+def test_metrics_are_the_same_for_the_same_seed_and_independent_of_cheap_ones(run_app):
     first, again = run_app(num_rounds=1, **EVAL), run_app(num_rounds=1, eval_final_images=30)
-    assert first.summary["figures"] == again.summary["figures"]
-    assert "eval/figures" not in again.rounds()[0]
+    assert first.summary["metrics"] == again.summary["metrics"]
+    assert "eval/metrics" not in again.rounds()[0]
 
 
-def test_without_a_global_model_figures_are_per_client_with_mean_and_spread(run_app):
+def test_without_a_global_model_metrics_are_per_client_with_mean_and_spread(run_app):
     run = run_app(algorithm="local-only", num_rounds=1, **EVAL)
-    for figures in (run.summary["figures"], run.rounds()[0]["eval/figures"]):
-        for figure in figures:
-            assert figure["weights"] == "raw"
-            values = torch.tensor([float("nan") if v is None else v for v in figure["clients"]], dtype=torch.float64)
+    for metrics in (run.summary["metrics"], run.rounds()[0]["eval/metrics"]):
+        for metric in metrics:
+            assert metric["weights"] == "raw"
+            values = torch.tensor([float("nan") if v is None else v for v in metric["clients"]], dtype=torch.float64)
             assert len(values) == 4
-            assert figure["value"] == pytest.approx(float(values.mean()))
-            assert figure["std"] == pytest.approx(float(values.std()))
+            assert metric["value"] == pytest.approx(float(values.mean()))
+            assert metric["std"] == pytest.approx(float(values.std()))
     names = sorted(path.name for path in (run.path / "samples").glob("closest-pairs*.png"))
     assert names == [f"closest-pairs-client-{k:04d}.png" for k in range(4)]
 
 
 def test_a_conditional_model_draws_the_references_classes(run_app, monkeypatch):
     run = run_app(num_rounds=1, class_conditional=True, eval_final_images=25)
-    assert by_name(run.summary["figures"])["class-tv"]["n"] == 25
+    assert by_name(run.summary["metrics"])["class-tv"]["n"] == 25
     labels = labels_like(torch.tensor([0] * 60 + [2] * 40), 10)
     assert labels.tolist() == [0] * 6 + [2] * 4
 
@@ -111,10 +111,10 @@ def test_the_losses_of_the_timestep_bands_make_the_loss(run_app):
 
 
 @pytest.mark.parametrize("algorithm", ["fedavg", "fedddpm"])
-def test_the_final_figures_are_of_the_ema_after_several_rounds(run_app, config, algorithm):
+def test_the_final_metrics_are_of_the_ema_after_several_rounds(run_app, config, algorithm):
     """Drawn and measured here again from the pipeline, which holds the EMA weights."""
     run = run_app(algorithm=algorithm, num_rounds=3, eval_final_images=30, server_ema_decay=0.9, seed=5)
-    final = by_name(run.summary["figures"])
+    final = by_name(run.summary["metrics"])
     pipeline = DDPMPipeline.from_pretrained(run.path / "pipeline")
     drawn = {"sampler": "ddim", "steps": 2, "shape": (1, 8, 8)}
     seeds = image_seeds(5, "evaluate", 30)
@@ -163,8 +163,8 @@ def test_a_model_that_draws_nan_goes_on_without_pictures_and_says_so(run_app, mo
     monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
     run = run_app(num_rounds=1, eval_images=20)
     assert run.summary["status"] == "completed"
-    assert "eval/figures" not in run.rounds()[0]
-    assert "round 1: no figures: 2 of 2 images hold NaN" in caplog.text
+    assert "eval/metrics" not in run.rounds()[0]
+    assert "round 1: no metrics: 2 of 2 images hold NaN" in caplog.text
 
 
 def test_measuring_changes_nothing_of_the_training(run_app):

@@ -6,9 +6,9 @@ from flwr.clientapp import ClientApp
 
 import client_app
 from fedddpm_app.config import ConfigError
-from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.roll_call import RollCall
+from fedddpm_app.inprocess.grid import InProcessGrid
 
 
 def test_nodes_are_found_by_partition(grid):

@@ -8,11 +8,11 @@ import torch
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 
 from fedddpm_app.federation.records import to_arrays, to_weights
-from fedddpm_app.federation.replies import Asked, ReplyRefusedError, accept_reply
+from fedddpm_app.federation.replies import ReplyRefusedError, ReplySpec, accept_reply
 from fedddpm_app.transport import Expected, Transport, get_wire
 from fedddpm_app.transport.layout import Layout
 
-ASKED = Asked({"arrays": Expected({"a": torch.zeros(2, 3), "b": torch.zeros(4)})})
+ASKED = ReplySpec({"arrays": Expected({"a": torch.zeros(2, 3), "b": torch.zeros(4)})})
 
 
 @pytest.fixture
@@ -152,7 +152,7 @@ def test_impossible_metrics_are_refused(reply, accept, metrics):
 
 def test_a_missing_metric_is_refused(reply, accept):
     with pytest.raises(ReplyRefusedError, match="metric final-loss is None"):
-        accept(reply(), asked=Asked(metrics=("loss", "final-loss")))
+        accept(reply(), asked=ReplySpec(metrics=("loss", "final-loss")))
 
 
 def test_a_client_error_is_passed_on(grid, accept):
@@ -185,6 +185,6 @@ def test_a_scale_that_overflows_is_refused(reply, config):
     blob = Layout(wire.like(reference)).pack(sent)
     record = ArrayRecord({"weights": Array("uint8", (len(blob),), "fedddpm.flat", blob)})
     transport = Transport(replace(config.transport, transport="flat", wire_dtype="int8-delta"))
-    asked = Asked({"arrays": transport.expect(reference, reference)})
+    asked = ReplySpec({"arrays": transport.expect(reference, reference)})
     with pytest.raises(ReplyRefusedError, match="not finite"):
         accept_reply(reply(arrays=record), 0, asked, transport)

@@ -14,7 +14,7 @@ from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants
-from fedddpm_app.federation.replies import Asked
+from fedddpm_app.federation.replies import ReplySpec
 from fedddpm_app.federation.streaming import ReplyStream
 from fedddpm_app.transport import ClientEnd, Payload, Transport
 from tests.algorithms.problems import make_clients, run
@@ -39,7 +39,7 @@ def reply(clients, partition, value=None, error=None, steps=1):
 
 
 def stream(clients, messages, awaited=range(6)):
-    asked = Asked({"arrays": clients.transport.expect(WEIGHTS)}, ("loss", "steps"))
+    asked = ReplySpec({"arrays": clients.transport.expect(WEIGHTS)}, ("loss", "steps"))
     return ReplyStream(clients, messages, list(awaited), "round 1", asked)
 
 

@@ -12,8 +12,8 @@ from torch.utils.data import Dataset, TensorDataset
 from fedddpm_app.algorithms import REGISTRY
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.inprocess.task import Pooled, as_training_data
 from fedddpm_app.inprocess.simulate import simulate
+from fedddpm_app.inprocess.task import Pooled, as_training_data
 from tests.algorithms.problems import CLIENTS, STEPS, Point, quadratic, run, same
 
 

@@ -5,10 +5,10 @@ import pytest
 import torch
 from torch import nn
 
-from fedddpm_app.training.acceleration import LARGE_MODEL, Acceleration, choose, missing_compiler
 from fedddpm_app.algorithms import REGISTRY
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.training.acceleration import LARGE_MODEL, Acceleration, choose, missing_compiler
 from fedddpm_app.training.task import Subset
 from fedddpm_app.training.trainer import Trainer
 from fedddpm_app.weights import snapshot
@@ -91,7 +91,7 @@ def test_every_algorithm_does_the_same_when_accelerated(run_app, graphs, algorit
         run = run_app(**settings, **option)
         before, after = ([row["train/loss"] for row in each.rounds() if "train/loss" in row] for each in (plain, run))
         assert after == pytest.approx(before, rel=1e-4)
-        assert plain.summary["figures"] == pytest.approx(run.summary["figures"], rel=1e-4)
+        assert plain.summary["metrics"] == pytest.approx(run.summary["metrics"], rel=1e-4)
     assert graphs
 
 

@@ -6,13 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from fedddpm_app.training.acceleration import Acceleration
 from fedddpm_app.config import ConfigError
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.seeding import split_seed
+from fedddpm_app.training.acceleration import Acceleration
 from fedddpm_app.training.hooks import LocalRound, TrainingHook
 from fedddpm_app.training.optimization import create_schedule
-from fedddpm_app.seeding import split_seed
 from fedddpm_app.training.trainer import Trainer, shuffled_batches
 from fedddpm_app.weights import snapshot
 

@@ -36,7 +36,7 @@ class Extractor(Protocol):
     name : str
         The value of ``eval-extractor``.
     digest : str
-        The first 16 hex digits of a SHA-256 of all that determines the features: figures compare only where
+        The first 16 hex digits of a SHA-256 of all that determines the features: metrics compare only where
         it is the same.
     num_features : int
         Length of a feature vector.

@@ -73,10 +73,10 @@ def test_only_the_published_file_is_standard(torch_fidelity, weights_path, monke
 
 class Hostile:
     def __init__(self, mark):
-        self.mark = mark
+        self.span = mark
 
     def __reduce__(self):
-        return (open, (str(self.mark), "w"))
+        return (open, (str(self.span), "w"))
 
 
 @pytest.mark.parametrize("save", [torch.save, lambda value, path: path.write_bytes(pickle.dumps(value, 2))])
