@@ -9,7 +9,6 @@ from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import Config, load_config
 from fedddpm_app.data.sites import SITES
 from fedddpm_app.data.store import cache_folder
-from fedddpm_app.data.tensors import class_names, label_table, load_test_data, num_unassigned
 from fedddpm_app.device import resolve_device
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.experiment.monitor import Monitor
@@ -32,28 +31,26 @@ def main(grid: Grid, context: Context) -> None:
     config = load_config(context.run_config)
     algorithm = get_algorithm(config)
     resolve_device(config.run.device)
-    test_data = load_test_data(config.data)
+    task = DiffusionTask(config)
+    test_data = task.data.test
     evaluator = create_evaluator(config) if config.evaluation.measures_images else None
     recorder = RunRecorder(run_directory(config, _base_directory(config, grid)), cache_folder(config.data))
     recorder.write_config(context.run_config, grid.run)
     logger.info("run directory: %s", recorder.directory)
     if test_data is None:
         note(f'dataset = "{config.data.dataset}": there is no test split on this host, so no eval/loss')
-    if config.data.partition != SITES:  # else it is the sites that tell
-        seed = config.run.seed
-        names, unassigned = class_names(config.data), num_unassigned(config.data, seed)
-        recorder.save_partition(label_table(config.data, seed), names, unassigned)
+    if config.data.partition != SITES:  # else the sites report their own numbers
+        recorder.save_partition(task.data.label_table, task.data.class_names, task.data.num_unassigned)
 
-    task = DiffusionTask(config)
     strategy = algorithm(config, recorder, task)
-    monitor = Monitor(config, strategy, recorder, test_data, evaluator=evaluator)
+    monitor = Monitor(config, strategy, recorder, task, evaluator)
     initial = snapshot(task.create_model())
     try:
         strategy.start(
             grid,
             to_arrays(initial),
             num_rounds=config.run.num_rounds,
-            timeout=config.schedule.round_timeout,
+            timeout=config.waiting.round_timeout,
             evaluate_fn=monitor,
         )
         metrics = [metric.to_dict() for metric in monitor.finish()]

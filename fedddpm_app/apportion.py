@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 
 import numpy as np
+import torch
+from torch import Tensor
 
 
 def largest_remainder(total: int, weights: Sequence[float]) -> list[int]:
@@ -22,3 +24,9 @@ def largest_remainder(total: int, weights: Sequence[float]) -> list[int]:
     by_remainder = np.argsort(-(quotas - shares), kind="stable")
     shares[by_remainder[: total - shares.sum()]] += 1
     return [int(share) for share in shares]
+
+
+def labels_by_share(total: int, counts: Sequence[int]) -> Tensor:
+    """Return ``total`` labels, int64 and ascending, spread over the classes as ``counts`` (one per class) are."""
+    per_class = largest_remainder(total, counts)
+    return torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))

@@ -28,7 +28,7 @@ class Centralized(FederatedStrategy):
             result = self.trainer.train(
                 weights,
                 self.task.pooled_data(),
-                steps=sum(self.task.local_steps(partition) for partition in self._sampled),
+                steps=sum(self.task.local_steps(partition) for partition in self.sampled),
                 seed=derive_seed(run.seed, "centralized", server_round),
                 keep_optimizer=server_round > 1,
                 on_report=progress.reporter("train", server_round=server_round, num_rounds=run.num_rounds),

@@ -17,22 +17,23 @@ nothing to correct, and pretraining is skipped. The correction's optimiser start
 ``correction-keep-optimizer``.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
-from diffusers import UNet2DModel
 from flwr.serverapp import Grid
 
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
-from fedddpm_app.auxiliary.generation import Generation
-from fedddpm_app.auxiliary.pretraining import PretrainedModel, collect_pretrained
+from fedddpm_app.auxiliary.generation import GENERATE, Generation
+from fedddpm_app.auxiliary.pretraining import PRETRAIN, PretrainedModel, collect_pretrained
 from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup
 from fedddpm_app.device import cpu_threads
+from fedddpm_app.diffusion.unet import is_denoiser
 from fedddpm_app.federation.errors import check_finite
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.seeding import derive_seed
+from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.training.task import TrainingData
 from fedddpm_app.weights import Weights
 
@@ -48,6 +49,8 @@ class FedDDPM(FederatedStrategy):
         D_aux on the server's device; None until it is built. Set it before ``start`` to bring a set of your own:
         then nothing is pretrained for it.
     """
+
+    client_actions: ClassVar[Mapping[str, ClientAction]] = {"pretrain": PRETRAIN, "generate": GENERATE}
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -141,8 +144,8 @@ class FedDDPM(FederatedStrategy):
         """Have every client pretrain and build D_aux, as far as that is needed before round 1."""
         if self.builds_at_start(self.config) and self.auxiliary_data is None:
             self._check_generates()
-        if self.config.schedule.init_from_pretrained:
-            self._pretrained = collect_pretrained(self, grid, weights)
+        if self.config.fedddpm.init_from_pretrained:
+            self._pretrained = collect_pretrained(self, weights)
             weights = weights_module.weighted_mean((m.load(), m.num_examples) for m in self._pretrained)
         if self.builds_at_start(self.config):
             self.ensure_auxiliary()
@@ -175,7 +178,7 @@ class FedDDPM(FederatedStrategy):
         if self.auxiliary_data is None:
             self._check_generates()
             if not self._pretrained:
-                self._pretrained = collect_pretrained(self, self.grid, self.initial_weights)
+                self._pretrained = collect_pretrained(self, self.initial_weights)
             with self.round_log.own_phase() as span:
                 with self.accounting.timed("auxiliary"), cpu_threads(self.config.run.server_threads):
                     self.auxiliary_data = self.build_auxiliary(self._pretrained)
@@ -186,12 +189,12 @@ class FedDDPM(FederatedStrategy):
         return self.auxiliary_data
 
     def _check_generates(self) -> None:
-        """Refuse, before anything is pretrained for it, to draw a set from what is no diffusion model."""
+        """Raise, before anything is pretrained, where no set can be generated from the model."""
         model = self.trainer.model
-        if type(self).build_auxiliary is FedDDPM.build_auxiliary and not isinstance(model, UNet2DModel):
+        if type(self).build_auxiliary is FedDDPM.build_auxiliary and not is_denoiser(model):
             raise ConfigError(
-                f"correction-steps = {self.config.correction.steps}: a {type(model).__name__} is no UNet2DModel that "
-                "an auxiliary set can be drawn from; give auxiliary_data, override build_auxiliary, or use "
+                f"correction-steps = {self.config.correction.steps}: a {type(model).__name__} is not a UNet2DModel, "
+                "which an auxiliary set could be generated from; give auxiliary_data, override build_auxiliary, or use "
                 "correction-steps = 0."
             )
 
@@ -204,4 +207,4 @@ class FedDDPM(FederatedStrategy):
 
 def _pretrains(config: Config) -> bool:
     """Return whether anything uses the pretrained models."""
-    return config.correction.steps > 0 or config.schedule.init_from_pretrained
+    return config.correction.steps > 0 or config.fedddpm.init_from_pretrained

@@ -1,4 +1,4 @@
-"""Finished batches of images in files: what a run that is started again need not draw again."""
+"""Finished batches of images in files: a run that is started again need not generate them again."""
 
 import contextlib
 import hashlib
@@ -35,11 +35,11 @@ class BatchFiles:
                 return None
             with safe_open(path, framework="pt") as file:
                 images: Tensor = file.get_tensor(_IMAGES)
-                told = (file.metadata() or {}).get(_DIGEST)
-            if (tuple(images.shape), told) != (shape, _digest(images)):
+                digest = (file.metadata() or {}).get(_DIGEST)
+            if (tuple(images.shape), digest) != (shape, _digest(images)):
                 raise ValueError("its content is not what was written")
         except (OSError, ValueError, SafetensorError) as error:
-            logger.warning("the auxiliary images %s are damaged (%s): they are drawn again", path, error)
+            logger.warning("the auxiliary images %s are damaged (%s): they are generated again", path, error)
             return None
         return images
 

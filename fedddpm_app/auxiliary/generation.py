@@ -1,41 +1,56 @@
-"""Generating the auxiliary set from the clients' pretrained models: batch by batch, here or on the nodes.
+"""Generating the auxiliary set from the clients' pretrained models: batch by batch, on the server or on the nodes.
 
 A batch's images depend on its client's weights and its seeds alone, so that the set is the same wherever and in
-whatever order it is drawn. A finished batch is kept in a file until the whole set is done.
+whatever order it is generated. A finished batch is kept in a file until the whole set is done.
 """
 
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
-from flwr.app import ConfigRecord, Message
+from flwr.app import Message
 from torch import Tensor
 
-from fedddpm_app.apportion import largest_remainder
+from fedddpm_app.apportion import labels_by_share, largest_remainder
 from fedddpm_app.auxiliary.batch_files import BatchFiles
 from fedddpm_app.auxiliary.pretraining import PretrainedModel
 from fedddpm_app.auxiliary.requests import ClientShare, Request, Requests
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors
 from fedddpm_app.diffusion.sampling import SampleBatch, image_seeds, split_batches
+from fedddpm_app.federation.actions import ActionCall
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messaging import exchange_about
-from fedddpm_app.federation.records import ARRAYS, BATCH_SIZE, DRAW, LABELS, SEEDS
-from fedddpm_app.federation.replies import GONE, ReplyRefusedError, accept_images
+from fedddpm_app.federation.replies import GONE, ReplyRefusedError, accept_reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import ProgressEvent, logger, report
+from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction, Value
 
+_IMAGES, _SEEDS, _LABELS, _BATCH_SIZE = "images", "seeds", "labels", "batch-size"
 _MESSAGES_IN_FLIGHT = 16  # each holds a model
 
 
+def generate(request: ActionRequest) -> ActionAnswer:
+    """Generate, on a client, images of the set from its own pretrained model, which is sent back to it."""
+    asked: Any = request.values
+    labels = torch.tensor(asked[_LABELS], dtype=torch.int64) if asked[_LABELS] else None
+    batches = split_batches(asked[_SEEDS], labels, asked[_BATCH_SIZE])
+    sampler = AuxiliarySampler(request.config, request.trainer.model)
+    return ActionAnswer(records={_IMAGES: {_IMAGES: torch.cat(list(sampler.sample(request.weights, batches)))}})
+
+
+GENERATE = ClientAction(generate, records=(_IMAGES,), exact=True)  # pixels depend on every bit of the weights
+
+
 class Generation:
-    """Draws an auxiliary set.
+    """Generates an auxiliary set, on the server.
 
     Parameters
     ----------
     strategy : FederatedStrategy
-        Its config, model, recorder, and clients.
+        Its config, model, recorder and clients; its ``client_actions`` have ``generate``.
     models : sequence of PretrainedModel
         At least one; client i's share is proportional to n_i.
     """
@@ -57,14 +72,14 @@ class Generation:
         Raises
         ------
         RoundFailedError
-            When a client's model draws NaN.
+            When a client's model generates NaN.
         """
         for share in self._shares:
             self._resume(share)
         if self._config.auxiliary.generation == "nodes":
-            self._draw_on_nodes()
+            self._generate_on_nodes()
         for share in self._shares:
-            self._draw_here(share)
+            self._generate_here(share)
         labels = [share.labels for share in self._shares if share.labels is not None]
         return ImageTensors(self._images, torch.cat(labels) if labels else None)
 
@@ -79,8 +94,7 @@ class Generation:
         """Split a client's share into batches; labels follow its label counts, by largest remainder."""
         config, labels = self._config, None
         if config.data.class_conditional:
-            per_class = largest_remainder(count, model.label_counts)
-            labels = torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
+            labels = labels_by_share(count, model.label_counts)
         seeds = image_seeds(config.run.seed, "auxiliary", count, model.partition_id)
         batches = split_batches(seeds, labels, min(config.auxiliary.batch_size, count) or 1)
         with model.path.open("rb") as file:
@@ -89,7 +103,7 @@ class Generation:
         return ClientShare(model, first, labels, batches, keys, list(range(len(batches))))
 
     def _key(self, model_digest: str, batch: SampleBatch) -> str:
-        """Return a digest of all that a batch's images depend on, and of who draws it: nodes are not trusted."""
+        """Return a digest of all that a batch's images depend on, and of who generates it: nodes are not trusted."""
         labels = None if batch.labels is None else batch.labels.tolist()
         what = [model_digest, batch.seeds, labels, batch.kept, self._config.auxiliary.generation]
         text = json.dumps([what, self._sampler.describe()], sort_keys=True, default=str)
@@ -109,15 +123,15 @@ class Generation:
         done = total - sum(share.batches[k].kept for k in share.missing)
         report(ProgressEvent("auxiliary", done, total, 0, client=share.model.partition_id))
 
-    # ---- drawing --------------------------------------------------------------------------------
+    # ---- generating -----------------------------------------------------------------------------
 
-    def _draw_here(self, share: ClientShare) -> None:
+    def _generate_here(self, share: ClientShare) -> None:
         missing = list(share.missing)
         if not missing:
             return
         try:
-            drawn = self._sampler.draw(share.model.load(), [share.batches[k] for k in missing])
-            for index, images in zip(missing, drawn, strict=True):
+            generated = self._sampler.sample(share.model.load(), [share.batches[k] for k in missing])
+            for index, images in zip(missing, generated, strict=True):
                 self._keep(share, index, images)
         except DivergedError as error:
             raise RoundFailedError(
@@ -129,46 +143,47 @@ class Generation:
         self._files.save(share.keys[index], images)
         self._put(share, index, images)
 
-    def _draw_on_nodes(self) -> None:
-        """Have each client draw from its own model; what does not come, or not well, is left to the server."""
-        requests = Requests(self._shares, self._request)
+    def _generate_on_nodes(self) -> None:
+        """Have each client sample its own model; what does not come, or not well, is left to the server."""
+        call = self._strategy.action_call("generate", self._config.pretrain.timeout)
+        requests = Requests(self._shares, lambda share, indices: self._request(call, share, indices))
         under_way = min(self._strategy.clients.participants.under_way or _MESSAGES_IN_FLIGHT, _MESSAGES_IN_FLIGHT)
-        replies = exchange_about(self._strategy.grid, requests.next, self._config.pretrain.timeout, under_way)
+        replies = exchange_about(self._strategy.grid, requests.next, call.timeout, under_way)
         try:
             for request, reply in replies:
-                self._take(request, reply, requests)
+                self._take(call, request, reply, requests)
         finally:
             for request in requests.under_way:
-                self._strategy.transport.release(request.packed)
+                call.transport.release(request.packed)
         for share in self._shares:
             if share.missing:
                 reason = requests.refused.get(share.model.partition_id, GONE)
-                text = "auxiliary images: the server draws those of client %d that are missing: %s"
+                text = "auxiliary images: the server generates those of client %d that are missing: %s"
                 logger.warning(text, share.model.partition_id, reason)
 
-    def _take(self, request: Request, reply: Message, requests: Requests) -> None:
+    def _take(self, call: ActionCall, request: Request, message: Message, requests: Requests) -> None:
         """Keep a reply's images, or note why they are refused."""
-        share = request.share
-        kept = [share.batches[k].kept for k in request.indices]
+        partition = request.share.model.partition_id
+        kept = [request.share.batches[k].kept for k in request.indices]
         requests.answered(request)
-        self._strategy.transport.release(request.packed)
+        call.transport.release(request.packed)
+        like = torch.empty((sum(kept), *self._sampler.shape), dtype=torch.uint8, device="meta")
         try:
-            images = accept_images(reply, (sum(kept), *self._sampler.shape))
+            reply = accept_reply(message, partition, call.spec({_IMAGES: {_IMAGES: like}}), call.transport)
         except ReplyRefusedError as error:
-            requests.refused[share.model.partition_id] = str(error)
+            requests.refused[partition] = str(error)
             return
-        self._strategy.accounting.bytes_up += images.nbytes
+        call.clients.count_reply(reply)
+        images = reply.load(_IMAGES)[_IMAGES]
         for index, part in zip(request.indices, torch.split(images, kept), strict=True):
-            self._keep(share, index, part)
+            self._keep(request.share, index, part)
 
-    def _request(self, share: ClientShare, indices: list[int]) -> tuple[Request, Message]:
-        """Ask a client for batches; only the set's last one is not full, so that they can be told as one list."""
-        timeout, partition = self._config.pretrain.timeout, share.model.partition_id
+    def _request(self, call: ActionCall, share: ClientShare, indices: list[int]) -> tuple[Request, Message]:
+        """Ask a client for batches; only the set's last one is not full, so that they go as one list of images."""
         batches = [share.batches[k] for k in indices]
-        packed = self._strategy.transport.pack(share.model.load(), "fp32")  # pixels depend on every bit
-        (message,) = self._strategy.clients.address([partition], DRAW, {ARRAYS: packed}, 0, timeout)
+        packed = call.pack(share.model.load())
         seeds = [seed for batch in batches for seed in batch.seeds[: batch.kept]]
         labels = [label for b in batches if b.labels is not None for label in b.labels[: b.kept].tolist()]
-        size = len(batches[0].seeds)
-        message.content[DRAW] = ConfigRecord({SEEDS: seeds, LABELS: labels, BATCH_SIZE: size})
+        values: dict[str, Value] = {_SEEDS: seeds, _LABELS: labels, _BATCH_SIZE: len(batches[0].seeds)}
+        (message,) = call.messages([share.model.partition_id], packed, values)
         return Request(share, indices, packed), message

@@ -3,21 +3,21 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from flwr.serverapp import Grid
 from safetensors.torch import load_file, save_file
 
+from fedddpm_app import progress
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import is_deployed
-from fedddpm_app.federation.records import ARRAYS, LABEL_COUNTS, PRETRAIN
-from fedddpm_app.federation.replies import Reply, ReplySpec
+from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
+from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
-from fedddpm_app.federation.streaming import ReplyStream, with_progress
+from fedddpm_app.federation.streaming import with_progress
 from fedddpm_app.progress import logger
+from fedddpm_app.seeding import derive_seed
+from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
 from fedddpm_app.weights import Weights
 
-_PHASE = "pretraining"
-_METRICS = ("loss", "final-loss", "steps")
+_LABEL_COUNTS = "label-counts"
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,38 @@ class PretrainedModel:
         return load_file(self.path)
 
 
-def collect_pretrained(strategy: FederatedStrategy, grid: Grid, weights: Weights) -> list[PretrainedModel]:
+# ---- the client's half --------------------------------------------------------------------------
+
+
+def pretrain(request: ActionRequest) -> ActionAnswer:
+    """Train a local model from the weights that were sent; answer with its EMA weights.
+
+    The label counts are added for a class-conditional model only: a client reveals no more than is needed.
+    """
+    config, partition_id = request.config, request.partition_id
+    data = request.task.train_data(partition_id)
+    result = request.trainer.train(
+        request.weights,
+        data,
+        steps=config.pretrain.steps,
+        seed=derive_seed(config.run.seed, "pretrain", partition_id),
+        learning_rate=config.pretrain.learning_rate,
+        learning_rate_schedule=config.pretrain.learning_rate_schedule,
+        ema_decay=config.training.ema_decay,
+        on_report=progress.reporter("pretrain", partition_id),
+    )
+    label_counts = request.task.label_counts(partition_id)
+    metrics = {**result.metrics(), NUM_EXAMPLES: len(data)} | ({_LABEL_COUNTS: label_counts} if label_counts else {})
+    return ActionAnswer(metrics, {ARRAYS: result.weights})
+
+
+PRETRAIN = ClientAction(pretrain, metrics=(NUM_EXAMPLES, "loss", "final-loss", "steps"), records=(ARRAYS,))
+
+
+# ---- the server's half --------------------------------------------------------------------------
+
+
+def collect_pretrained(strategy: FederatedStrategy, weights: Weights) -> list[PretrainedModel]:
     """Have every client pretrain from ``weights``; each model goes to disk as it arrives.
 
     Clients that fail, answer badly, or not within ``pretrain-timeout``, are named in a warning and left out.
@@ -57,9 +88,7 @@ def collect_pretrained(strategy: FederatedStrategy, grid: Grid, weights: Weights
     Parameters
     ----------
     strategy : FederatedStrategy
-        Addresses the clients, checks their replies, and keeps the account.
-    grid : Grid
-        Flower's connection to the nodes.
+        Its ``client_actions`` have ``pretrain``.
     weights : Weights
         What pretraining starts from.
 
@@ -75,7 +104,7 @@ def collect_pretrained(strategy: FederatedStrategy, grid: Grid, weights: Weights
     """
     with strategy.round_log.own_phase() as span:
         with strategy.accounting.timed("pretrain"):
-            models, left_out = _collect(strategy, grid, weights)
+            models, left_out = _collect(strategy, weights)
         if not models:
             raise RoundFailedError("pretraining failed on every client, so there is no auxiliary set to build.")
         strategy.recorder.append(
@@ -90,34 +119,32 @@ def collect_pretrained(strategy: FederatedStrategy, grid: Grid, weights: Weights
     return models
 
 
-def _collect(
-    strategy: FederatedStrategy, grid: Grid, weights: Weights
-) -> tuple[list[PretrainedModel], dict[str, object]]:
-    """Return the models, by partition id, and the account of who was left out."""
-    clients, transport, timeout = strategy.clients, strategy.transport, strategy.config.pretrain.timeout
-    partitions, packed = clients.present(strategy.config.schedule.min_replies), transport.pack(weights)
-    messages = clients.address(partitions, PRETRAIN, {ARRAYS: packed}, 0, timeout)
-    replies = exchange(grid, messages, timeout, clients.participants.under_way)
-    asked = ReplySpec({ARRAYS: transport.expect(weights)}, _METRICS)
+def _collect(strategy: FederatedStrategy, weights: Weights) -> tuple[list[PretrainedModel], dict[str, object]]:
+    """Return the models, by partition id, and who was left out and why."""
+    min_replies = strategy.config.waiting.min_replies
+    stream = strategy.ask_clients(
+        "pretrain",
+        weights,
+        partitions=strategy.clients.present(min_replies),
+        timeout=strategy.config.pretrain.timeout,
+    )
     models: dict[int, PretrainedModel] = {}
-    stream = ReplyStream(clients, replies, partitions, _PHASE, asked)
-    as_they_come = stream.as_they_come()
-    for reply in with_progress(as_they_come, "pretrain") if is_deployed(grid.run) else as_they_come:
+    answers = stream.as_they_come()
+    for reply in with_progress(answers, "pretrain") if is_deployed(strategy.grid.run) else answers:
         model = _keep(strategy, reply)
         if model is not None:
             models[reply.partition_id] = model
-    transport.release(packed)
-    if models and len(models) < strategy.config.schedule.min_replies:
-        raise stream.too_few(len(models), strategy.config.schedule.min_replies)
+    if models and len(models) < min_replies:
+        raise stream.too_few(len(models), min_replies)
     return [models[partition] for partition in sorted(models)], stream.left_out("pretrain")
 
 
 def _keep(strategy: FederatedStrategy, reply: Reply) -> PretrainedModel | None:
     """Write a reply's model to disk; None, with a warning, where its label counts cannot be used."""
-    counts: object = reply.metrics.get(LABEL_COUNTS, [])
+    counts: object = reply.metrics.get(_LABEL_COUNTS, [])
     data = strategy.config.data
     if data.class_conditional and not _are_label_counts(counts, data.num_classes, reply.num_examples):
-        logger.warning("%s: client %d is left out: label counts %s", _PHASE, reply.partition_id, counts)
+        logger.warning("pretraining: client %d is left out: label counts %s", reply.partition_id, counts)
         return None
     path = strategy.recorder.scratch / f"pretrained-{reply.partition_id:04d}.safetensors"
     save_file(reply.load(), path)

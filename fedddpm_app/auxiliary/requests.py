@@ -1,4 +1,4 @@
-"""What is asked of whom when clients draw the auxiliary set: shares, requests, and whose turn it is."""
+"""Which client is asked for which images of the auxiliary set: shares, requests, and whose turn it is."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ class ClientShare:
     Attributes
     ----------
     model : PretrainedModel
-        What draws it.
+        What generates it.
     first : int
         The row in the set of its first image.
     labels : Tensor or None
@@ -34,7 +34,7 @@ class ClientShare:
     keys : list of str
         Of the batches, by content.
     missing : list of int
-        Batches that are not drawn yet.
+        Batches that are not generated yet.
     """
 
     model: PretrainedModel
@@ -55,7 +55,7 @@ class Request:
 
 
 class Requests:
-    """What is still to be asked for: the clients in turn, and of each few messages at a time.
+    """Chooses the next request: the clients in turn, and of each few messages at a time.
 
     So one that hangs does not take the places of all others; one that failed is not asked again.
 

@@ -18,14 +18,14 @@ from fedddpm_app.weights import Weights
 
 
 class AuxiliarySampler:
-    """Draws with the run's ``auxiliary-sampler``.
+    """Samples with the run's ``auxiliary-sampler``.
 
     Parameters
     ----------
     config : Config
         The run's config.
     model : nn.Module
-        A ``UNet2DModel`` on the device to draw on; it takes the weights.
+        A denoiser on the device to sample on; the weights are loaded into it.
     """
 
     def __init__(self, config: Config, model: Module) -> None:
@@ -33,8 +33,7 @@ class AuxiliarySampler:
         self.model = model
         self.scheduler = create_noise_scheduler(config.diffusion)
         self.device = next(model.parameters()).device
-        size = config.data.image_size
-        self.shape = (config.data.image_channels, size, size)
+        self.shape = config.data.image_shape
 
     @property
     def precision(self) -> Literal["fp32", "bf16"]:
@@ -43,7 +42,7 @@ class AuxiliarySampler:
             return "fp32"
         return choose(self.config.run, self.model, self.device).precision
 
-    def draw(self, weights: Weights, batches: Iterable[SampleBatch]) -> Iterator[Tensor]:
+    def sample(self, weights: Weights, batches: Iterable[SampleBatch]) -> Iterator[Tensor]:
         """Yield each batch's images, uint8 (B, C, H, W) on the CPU, from a model of ``weights``.
 
         Sums depend on the number of threads: it is ``server-threads`` wherever this runs.
@@ -51,7 +50,7 @@ class AuxiliarySampler:
         Raises
         ------
         DivergedError
-            For a model that draws NaN.
+            For a model that generates NaN.
         """
         weights_module.load_into(self.model, weights)
         for batch in batches:

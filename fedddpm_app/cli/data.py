@@ -13,17 +13,9 @@ from torch import Tensor
 from fedddpm_app.cli.common import AppOption, RunConfigOption, console, find_app, parse_overrides, refuse, say
 from fedddpm_app.cli.console import WorkView
 from fedddpm_app.config import Config, ConfigError, default_run_config, load_config
+from fedddpm_app.data.dataset import FederatedDataset, open_dataset
 from fedddpm_app.data.export import export_sites
-from fedddpm_app.data.sites import of_site
-from fedddpm_app.data.store import StoredSplit, load_stored
-from fedddpm_app.data.tensors import (
-    class_names,
-    client_rows,
-    label_table,
-    load_train_data,
-    num_unassigned,
-    rows_of_client,
-)
+from fedddpm_app.data.store import StoredSplit
 from fedddpm_app.recording.plots import plot_partition
 
 app = typer.Typer(help="Look at the data, without training.", no_args_is_help=True)
@@ -47,14 +39,13 @@ def inspect(
     try:
         config = _load(app_dir, run_config)
         with WorkView(console):
-            stored = load_stored(config.data)
-            table = label_table(config.data, config.run.seed)
+            dataset = open_dataset(config.data, config.run.seed)
+            stored, table = dataset.splits, dataset.label_table
     except ConfigError as error:
         refuse(str(error))
-    names = stored["train"].info.class_names
     console.print(_splits_table(stored, config))
-    console.print(_clients_table(table, config))
-    unassigned = num_unassigned(config.data, config.run.seed)
+    console.print(_clients_table(dataset, table, config))
+    names, unassigned = dataset.class_names, dataset.num_unassigned
     if unassigned:
         say(f"{unassigned:,} images of the training split go to no client with this partition")
     if config.data.image_channels == 1 and stored["train"].info.num_grey == 0:
@@ -78,16 +69,15 @@ def site(
     """Print what a SuperNode with this data-path would train on, or why it could not; takes the keys of a run."""
     try:
         config = _load(app_dir, run_config)
-        alone = of_site(config.data, str(folder.absolute()))
+        dataset = open_dataset(config.data, config.run.seed, str(folder.absolute()))
         with WorkView(console):
-            rows, stored = rows_of_client(alone, config.run.seed, partition_id), load_stored(alone)
-            labels = load_train_data(alone).labels
+            rows, labels = dataset.client(partition_id), dataset.train.labels
     except ConfigError as error:
         refuse(str(error))
-    console.print(_splits_table(stored, replace(config, data=replace(config.data, dataset=str(folder)))))
+    console.print(_splits_table(dataset.splits, replace(config, data=replace(config.data, dataset=str(folder)))))
     if labels is not None:
         counts = labels[rows.train].bincount(minlength=config.data.num_classes).tolist()
-        held = zip(stored["train"].info.class_names, counts, strict=True)
+        held = zip(dataset.class_names, counts, strict=True)
         say("classes: " + ", ".join(f"{count} {name}" for name, count in held if count))
     say(f"it trains on {len(rows.train):,} images, and evaluates on {len(rows.held_out):,} others")
 
@@ -102,8 +92,9 @@ def export(
     try:
         config = _load(app_dir, run_config)
         with WorkView(console):
-            written = export_sites(config.data, config.run.seed, folder)
-            names, has_labels = class_names(config.data), load_train_data(config.data).labels is not None
+            dataset = open_dataset(config.data, config.run.seed)
+            written = export_sites(dataset, folder)
+            names, has_labels = dataset.class_names, dataset.train.labels is not None
     except ConfigError as error:
         refuse(str(error))
     for path in written:
@@ -135,17 +126,16 @@ def _splits_table(stored: dict[str, StoredSplit], config: Config) -> Table:
     return table
 
 
-def _clients_table(counts: Tensor, config: Config) -> Table:
+def _clients_table(dataset: FederatedDataset, counts: Tensor, config: Config) -> Table:
     """Return a row per client: what it trains on in all and of each class, and what it holds out."""
     num_classes = counts.shape[1]
     each = [str(k) for k in range(num_classes)] if num_classes <= _MAX_COLUMNS else ["classes"]
     title = f'partition = "{config.data.partition}", seed = {config.run.seed}: images that a client trains on'
     table = _table(title, "client", "images", "held out", *(each if num_classes > 1 else []))
-    rows = client_rows(config.data, config.run.seed)
-    for partition_id, (client, own) in enumerate(zip(rows, counts, strict=True)):
+    for partition_id, (client, own) in enumerate(zip(dataset.clients, counts, strict=True)):
         table.add_row(str(partition_id), str(len(client.train)), str(len(client.held_out)), *_cells(own))
     table.add_section()
-    held_out = sum(len(client.held_out) for client in rows)
+    held_out = sum(len(client.held_out) for client in dataset.clients)
     table.add_row("all", str(int(counts.sum())), str(held_out), *_cells(counts.sum(0)))
     return table
 

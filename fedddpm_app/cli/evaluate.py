@@ -11,8 +11,16 @@ import typer
 
 from fedddpm_app.cli.common import DeviceOption, console, refuse, say
 from fedddpm_app.cli.console import WorkView, print_metrics
-from fedddpm_app.config import Config, ConfigError, Sampler, check_sampler, default_run_config, known_keys, load_config
-from fedddpm_app.config.groups import MAX_CLASSES
+from fedddpm_app.config import (
+    MAX_CLASSES,
+    Config,
+    ConfigError,
+    Sampler,
+    check_sampler,
+    default_run_config,
+    known_keys,
+    load_config,
+)
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.pipelines import (

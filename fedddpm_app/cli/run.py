@@ -25,7 +25,7 @@ from fedddpm_app.cli.console import RunView, WorkView, print_summary
 from fedddpm_app.cli.deployed import check_deployable, run_deployed
 from fedddpm_app.cli.fetch import SuperlinkOption
 from fedddpm_app.config import Config, ConfigError, Scalar, check_warmup, default_run_config, load_config
-from fedddpm_app.data.tensors import check_data
+from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.device import resolve_device
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.federation.errors import RoundFailedError
@@ -124,7 +124,7 @@ def _prepare_evaluation(config: Config, directory: Path, log: TextIO) -> None:
 def _count_steps(config: Config) -> int:
     """Check algorithm and data; return the optimiser steps of the run, of sampled clients' epochs a mean."""
     algorithm = get_algorithm(config)
-    steps = [config.training.steps_for(size) for size in check_data(config.data, config.run.seed)]
+    steps = [config.training.steps_for(size) for size in open_dataset(config.data, config.run.seed).check()]
     training = config.training
     if training.local_epochs:
         what = f"the {max(steps)} steps of local-epochs = {training.local_epochs}"

@@ -4,37 +4,31 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-from flwr.app import Array, ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.client.state import ClientState, ClientStateError
 from fedddpm_app.client.worker import Worker, this_process
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.device import cpu_threads
-from fedddpm_app.diffusion.sampling import SampleBatch, split_batches
 from fedddpm_app.federation.records import (
+    ACTION,
     ARRAYS,
-    BATCH_SIZE,
     CONFIG,
-    DRAW,
-    IMAGES,
-    LABEL_COUNTS,
-    LABELS,
     METRICS,
     NUM_EXAMPLES,
     NUM_PARTITIONS,
     PARTITION_ID,
     PROBE,
-    SEEDS,
     SERVER_ROUND,
     SHARES_MEMORY,
     STATE_ROUND,
+    VALUES,
     WORKER,
 )
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
+from fedddpm_app.training.actions import Metrics
 from fedddpm_app.training.hooks import LocalRound, TrainingHook, TrainResult
 from fedddpm_app.transport import ClientEnd, Packed, can_read
 from fedddpm_app.weights import Weights
@@ -56,57 +50,63 @@ class ClientSetup:
         return self.get_worker()
 
 
-def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
-    """Create the ClientApp.
+SetUp = Callable[[Context], ClientSetup]
+
+
+class FederatedClientApp(ClientApp):
+    """A ClientApp that also carries out the actions that its run's strategy names.
+
+    Flower dispatches the types of messages that are registered; an action is known only when a message's run is.
 
     Parameters
     ----------
     set_up : callable
-        Called with the context of every message that trains or evaluates.
+        Called with the context of every message that trains, evaluates, or asks for an action.
     """
-    app = ClientApp()
+
+    def __init__(self, set_up: SetUp) -> None:
+        super().__init__()
+        self._set_up = set_up
+
+    def __call__(self, message: Message, context: Context) -> Message:
+        """Answer a message."""
+        if message.metadata.message_type.startswith(ACTION):
+            return _act(self._set_up(context), message, context)
+        return super().__call__(message, context)
+
+
+def create_client_app(set_up: SetUp) -> ClientApp:
+    """Create the ClientApp; ``set_up`` as of ``FederatedClientApp``."""
+    app = FederatedClientApp(set_up)
 
     @app.query()
     def identify(message: Message, context: Context) -> Message:
-        """Tell the partition id that this node holds, in which process it works, and whether files can travel."""
+        """Report this node's partition id, its process, and whether it can read the server's files."""
         probe = message.content.array_records.get(PROBE)
         shares = probe is not None and can_read(probe)
-        told = MetricRecord({PARTITION_ID: _partition(context), WORKER: this_process(), SHARES_MEMORY: int(shares)})
-        return _reply(message, told)
+        known: Mapping[str, int] = {
+            PARTITION_ID: _partition(context),
+            WORKER: this_process(),
+            SHARES_MEMORY: int(shares),
+        }
+        return _reply(message, known)
 
     @app.query("forget")
     def forget(message: Message, context: Context) -> Message:
         """Remove what this client kept for the run."""
         ClientState(set_up(context).config, context, _partition(context)).forget()
-        return _reply(message, MetricRecord())
+        return _reply(message, {})
 
     @app.query("look")
     def look(message: Message, context: Context) -> Message:
-        """Load this client's images, and tell how many it trains on."""
+        """Load this client's images, and report how many it trains on."""
         worker = _checked(set_up(context), context).worker
-        return _reply(message, MetricRecord({NUM_EXAMPLES: len(worker.task.train_data(_partition(context)))}))
-
-    @app.query("draw")
-    def draw(message: Message, context: Context) -> Message:
-        """Draw images of the auxiliary set from this client's pretrained model, which comes back with the request."""
-        model = ClientEnd(_arrays(message), "fp32", _partition(context)).unpack()
-        images = set_up(context).worker.draw(model, _asked_batches(message))
-        content = RecordDict({METRICS: MetricRecord(), IMAGES: ArrayRecord({IMAGES: Array(images.numpy())})})
-        return Message(content, reply_to=message)
-
-    @app.train("pretrain")
-    def pretrain(message: Message, context: Context) -> Message:
-        """Train a local model for FedDDPM's auxiliary set."""
-        setup = _checked(set_up(context), context)
-        with cpu_threads(setup.config.run.client_threads):
-            return _pretrain(setup, message, context)
+        return _reply(message, {NUM_EXAMPLES: len(worker.task.train_data(_partition(context)))})
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         """Train one round from the global weights."""
-        setup = _checked(set_up(context), context)
-        with cpu_threads(setup.config.run.client_threads):
-            return _train(setup, message, context)
+        return _train(_checked(set_up(context), context), message, context)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
@@ -114,18 +114,23 @@ def create_client_app(set_up: Callable[[Context], ClientSetup]) -> ClientApp:
         setup = _checked(set_up(context), context)
         state = _open_state(setup, message, context)
         loss, num_examples = setup.worker.evaluate(_create_hook(setup, message, context, state))
-        return _reply(message, MetricRecord({"loss": loss, NUM_EXAMPLES: num_examples}))
+        return _reply(message, {"loss": loss, NUM_EXAMPLES: num_examples})
 
     return app
 
 
-def _pretrain(setup: ClientSetup, message: Message, context: Context) -> Message:
-    end = _end(setup, message, context)
-    result = setup.worker.pretrain(end.unpack(), _partition(context))
-    metrics = _metrics(result.training, result.num_examples)
-    if result.label_counts:
-        metrics[LABEL_COUNTS] = result.label_counts
-    return _reply(message, metrics, {ARRAYS: end.pack(result.training.weights)})
+def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
+    """Carry out one of the strategy's ``client_actions``, whichever it is."""
+    name, setup = message.metadata.message_type.removeprefix(ACTION), _checked(setup, context)
+    action = setup.strategy.client_actions.get(name)
+    if action is None:
+        raise ConfigError(f'algorithm = "{setup.config.run.algorithm}" has no client action "{name}".')
+    arrays = message.content.array_records.get(ARRAYS, ArrayRecord())
+    end = ClientEnd(arrays, setup.config.transport.wire_dtype, _partition(context))
+    values: Any = dict(message.content.config_records.get(VALUES, ConfigRecord()))
+    weights = end.unpack() if arrays else {}
+    answer = setup.worker.act(action, _partition(context), _number(message, SERVER_ROUND), weights, values)
+    return _reply(message, answer.metrics, {name: end.pack(record) for name, record in answer.records.items()})
 
 
 def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
@@ -138,16 +143,16 @@ def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
     answer, lost = end.pack_trained(result.training.weights, hook.round.global_weights, residual)
     if isinstance(state, ClientState):
         state.save(hook.round.server_round, {**hook.kept, **({RESIDUAL: lost} if keeps_residual else {})})
-    metrics = _metrics(result.training, result.num_examples)
-    metrics.update(hook.metrics)
-    return _reply(message, metrics, {ARRAYS: answer} | {name: end.pack(record) for name, record in hook.sent.items()})
+    metrics = {**result.training.metrics(), NUM_EXAMPLES: result.num_examples, **hook.metrics}
+    records = {ARRAYS: answer} | {name: end.pack(record) for name, record in hook.sent.items()}
+    return _reply(message, metrics, records)
 
 
 def _create_hook(setup: ClientSetup, message: Message, context: Context, state: Mapping[str, Weights]) -> TrainingHook:
     """Make the algorithm's hook for the round that a message is about."""
     end = _end(setup, message, context)
     received = {name: end.unpack(arrays) for name, arrays in message.content.array_records.items() if name != ARRAYS}
-    server_round = _told(message, SERVER_ROUND)
+    server_round = _number(message, SERVER_ROUND)
     return setup.strategy.hook(
         LocalRound(setup.config, _partition(context), server_round, end.unpack(), received, state)
     )
@@ -159,7 +164,7 @@ def _open_state(
     """Return what the client kept of its last round, read when it is asked for; nothing where none is kept."""
     if not (setup.strategy.hook.keeps_state or keeps_residual):
         return {}
-    return ClientState(setup.config, context, _partition(context), _told(message, STATE_ROUND))
+    return ClientState(setup.config, context, _partition(context), _number(message, STATE_ROUND))
 
 
 def _residual(setup: ClientSetup, context: Context, state: Mapping[str, Weights]) -> Weights:
@@ -169,7 +174,9 @@ def _residual(setup: ClientSetup, context: Context, state: Mapping[str, Weights]
     except ClientStateError as error:
         if setup.strategy.hook.keeps_state:
             raise
-        logger.warning("client %d: what rounding lost of its last reply stays lost: %s", _partition(context), error)
+        logger.warning(
+            "client %d: the rounding error of its last reply is not made up for: %s", _partition(context), error
+        )
         return {}
 
 
@@ -177,7 +184,7 @@ def _end(setup: ClientSetup, message: Message, context: Context) -> ClientEnd:
     return ClientEnd(_arrays(message), setup.config.transport.wire_dtype, _partition(context))
 
 
-def _told(message: Message, key: str) -> int:
+def _number(message: Message, key: str) -> int:
     config: ConfigRecord = message.content.config_records[CONFIG]
     return int(config[key])  # type: ignore[arg-type]
 
@@ -207,29 +214,11 @@ def _partition(context: Context) -> int:
     return int(context.node_config[PARTITION_ID])
 
 
-def _asked_batches(message: Message) -> list[SampleBatch]:
-    asked: Any = message.content.config_records[DRAW]
-    labels = torch.tensor(asked[LABELS], dtype=torch.int64) if asked[LABELS] else None
-    return split_batches(asked[SEEDS], labels, asked[BATCH_SIZE])
-
-
 def _arrays(message: Message) -> ArrayRecord:
     arrays: ArrayRecord = message.content.array_records[ARRAYS]
     return arrays
 
 
-def _metrics(training: TrainResult, num_examples: int) -> MetricRecord:
-    return MetricRecord(
-        {
-            "loss": training.loss,
-            "final-loss": training.final_loss,
-            "steps": training.steps,
-            "seconds": training.seconds,
-            NUM_EXAMPLES: num_examples,
-        }
-    )
-
-
-def _reply(message: Message, metrics: MetricRecord, records: Mapping[str, Packed] | None = None) -> Message:
+def _reply(message: Message, metrics: Metrics, records: Mapping[str, Packed] | None = None) -> Message:
     arrays = {name: packed.record for name, packed in (records or {}).items()}
-    return Message(RecordDict({**arrays, METRICS: metrics}), reply_to=message)
+    return Message(RecordDict({**arrays, METRICS: MetricRecord({**metrics})}), reply_to=message)

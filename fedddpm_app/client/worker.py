@@ -7,19 +7,16 @@ and rounds (Ray reuses its actors). Nothing of one client reaches the next: see 
 import os
 import socket
 import zlib
+from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor
+from dataclasses import dataclass
 
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
-from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads
-from fedddpm_app.diffusion.sampling import SampleBatch
 from fedddpm_app.seeding import derive_seed
+from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction, Value
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.training.task import Task
 from fedddpm_app.training.trainer import create_trainer
@@ -28,15 +25,10 @@ from fedddpm_app.weights import Weights
 
 @dataclass(frozen=True)
 class LocalResult:
-    """A client's trained weights and what they were trained on.
-
-    ``label_counts`` is empty but for the pretraining of a class-conditional model: a client reveals no
-    more than is needed.
-    """
+    """A client's trained weights, and how many examples they were trained on."""
 
     training: TrainResult
     num_examples: int
-    label_counts: list[int] = field(default_factory=list)
 
 
 class Worker:
@@ -54,26 +46,6 @@ class Worker:
         self.config = config
         self.task = task
         self.trainer = create_trainer(config, task)
-
-    def pretrain(self, weights: Weights, partition_id: int) -> LocalResult:
-        """Train a local model from ``weights`` for FedDDPM's auxiliary set; returns its EMA weights."""
-        settings, data = self.config.pretrain, self.task.train_data(partition_id)
-        with cpu_threads(self.config.run.client_threads):
-            result = self.trainer.train(
-                weights,
-                data,
-                steps=settings.steps,
-                seed=derive_seed(self.config.run.seed, "pretrain", partition_id),
-                learning_rate=settings.learning_rate,
-                learning_rate_schedule=settings.learning_rate_schedule,
-                ema_decay=self.config.training.ema_decay,
-                on_report=progress.reporter("pretrain", partition_id),
-            )
-        return LocalResult(result, len(data), self.task.label_counts(partition_id))
-
-    def draw(self, weights: Weights, batches: list[SampleBatch]) -> Tensor:
-        """Draw images of the auxiliary set, uint8 (N, C, H, W), from a model of ``weights``."""
-        return torch.cat(list(AuxiliarySampler(self.config, self.trainer.model).draw(weights, batches)))
 
     def train(self, hook: TrainingHook) -> LocalResult:
         """Train one client's round with what the algorithm's ``hook``, made for that round, adds."""
@@ -97,6 +69,19 @@ class Worker:
         weights_module.load_into(self.trainer.model, hook.start_weights())
         with cpu_threads(self.config.run.client_threads):
             return self.task.held_out_loss(self.trainer.model, hook.round.partition_id)
+
+    def act(
+        self,
+        action: ClientAction,
+        partition_id: int,
+        server_round: int,
+        weights: Weights,
+        values: Mapping[str, Value],
+    ) -> ActionAnswer:
+        """Carry out one of the strategy's actions; see ``ActionRequest``."""
+        request = ActionRequest(self.config, self.task, self.trainer, partition_id, server_round, weights, values)
+        with cpu_threads(self.config.run.client_threads):
+            return action.run(request)
 
 
 def this_process() -> int:

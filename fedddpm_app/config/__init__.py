@@ -6,10 +6,12 @@ turns it into frozen dataclasses (``groups``) and checks what must fit together 
 """
 
 from fedddpm_app.config.checks import check_sampler, check_warmup
-from fedddpm_app.config.errors import ConfigError
-from fedddpm_app.config.evaluation import EvaluationConfig, PreviewConfig
+from fedddpm_app.config.data import MAX_CLASSES, DataConfig
+from fedddpm_app.config.diffusion import DiffusionConfig
+from fedddpm_app.config.errors import ConfigError, first_line
 from fedddpm_app.config.fields import (
     AggregatorName,
+    Extractor,
     LearningRateSchedule,
     Precision,
     Sampler,
@@ -17,53 +19,26 @@ from fedddpm_app.config.fields import (
     TransportName,
     WireDtype,
 )
-from fedddpm_app.config.groups import (
-    Config,
-    DataConfig,
-    DiffusionConfig,
-    RunConfig,
-    ScheduleConfig,
-    TrainingConfig,
-    UNetConfig,
-    is_due,
-)
+from fedddpm_app.config.groups import Config, is_due
 from fedddpm_app.config.loading import default_run_config, known_keys, load_config
-from fedddpm_app.config.methods import (
-    AggregatorConfig,
-    AuxiliaryConfig,
-    CorrectionConfig,
-    FedDynConfig,
-    FedProxConfig,
-    MoonConfig,
-    PlusConfig,
-    PretrainConfig,
-    ScaffoldConfig,
-)
+from fedddpm_app.config.model import UNetConfig
+from fedddpm_app.config.run import RunConfig
+from fedddpm_app.config.training import TrainingConfig
 from fedddpm_app.config.transport import TransportConfig
 
 __all__ = [
-    "AggregatorConfig",
+    "MAX_CLASSES",
     "AggregatorName",
-    "AuxiliaryConfig",
     "Config",
     "ConfigError",
-    "CorrectionConfig",
     "DataConfig",
     "DiffusionConfig",
-    "EvaluationConfig",
-    "FedDynConfig",
-    "FedProxConfig",
+    "Extractor",
     "LearningRateSchedule",
-    "MoonConfig",
-    "PlusConfig",
     "Precision",
-    "PretrainConfig",
-    "PreviewConfig",
     "RunConfig",
     "Sampler",
-    "ScaffoldConfig",
     "Scalar",
-    "ScheduleConfig",
     "TrainingConfig",
     "TransportConfig",
     "TransportName",
@@ -72,6 +47,7 @@ __all__ = [
     "check_sampler",
     "check_warmup",
     "default_run_config",
+    "first_line",
     "is_due",
     "known_keys",
     "load_config",

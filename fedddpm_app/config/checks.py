@@ -114,16 +114,16 @@ def _check_sites(config: Config) -> None:
 
 
 def _check_waiting(config: Config) -> None:
-    schedule, clients = config.schedule, config.data.num_clients
-    if schedule.min_available_nodes > clients:
+    waiting, clients = config.waiting, config.data.num_clients
+    if waiting.min_available_nodes > clients:
         raise ConfigError(
-            f"min-available-nodes = {schedule.min_available_nodes} is more than num-clients = {clients}: "
+            f"min-available-nodes = {waiting.min_available_nodes} is more than num-clients = {clients}: "
             f"use at most {clients}, or 0 for all."
         )
     asked = config.run.clients_per_round or clients
-    if schedule.min_replies > asked:
+    if waiting.min_replies > asked:
         raise ConfigError(
-            f"min-replies = {schedule.min_replies} is more than the {asked} clients of a round: use at most {asked}."
+            f"min-replies = {waiting.min_replies} is more than the {asked} clients of a round: use at most {asked}."
         )
 
 

@@ -1,4 +1,4 @@
-"""The groups of a run config that say what is shown and measured of a model; see ``groups``."""
+"""The keys of evaluation, pictures and checkpoints."""
 
 from typing import Annotated, ClassVar, Literal
 
@@ -6,17 +6,6 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedddpm_app.config.fields import STRICT, CountOrZero, Extractor, PositiveInt, Sampler
-
-
-@dataclass(frozen=True, config=STRICT)
-class PreviewConfig:
-    """Sample sheets drawn from the global model while it trains."""
-
-    PREFIX: ClassVar[str] = "preview-"
-    every: CountOrZero
-    images: PositiveInt
-    sampler: Sampler
-    sampler_steps: PositiveInt
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -43,3 +32,22 @@ class EvaluationConfig:
     def measures_images(self) -> bool:
         """Whether any images are generated to be measured."""
         return self.eval_images > 0 or self.eval_final_images > 0
+
+
+@dataclass(frozen=True, config=STRICT)
+class PreviewConfig:
+    """Sample sheets drawn from the global model while it trains."""
+
+    PREFIX: ClassVar[str] = "preview-"
+    every: CountOrZero
+    images: PositiveInt
+    sampler: Sampler
+    sampler_steps: PositiveInt
+
+
+@dataclass(frozen=True, config=STRICT)
+class RecordingConfig:
+    """What is kept of the weights while they train."""
+
+    PREFIX: ClassVar[str] = ""
+    checkpoint_every: CountOrZero

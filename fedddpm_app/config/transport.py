@@ -1,4 +1,4 @@
-"""The group of a run config that says how weights travel; see ``groups``."""
+"""The keys of how weights travel."""
 
 from typing import ClassVar
 

@@ -7,22 +7,20 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from fedddpm_app.config import ConfigError, DataConfig
-from fedddpm_app.data.tensors import class_names, client_rows, load_test_data, load_train_data
+from fedddpm_app.config import ConfigError
+from fedddpm_app.data.dataset import FederatedDataset
 from fedddpm_app.diffusion.images import ImageTensors
 
 _TEST = "test"
 
 
-def export_sites(config: DataConfig, seed: int, folder: Path) -> list[Path]:
+def export_sites(dataset: FederatedDataset, folder: Path) -> list[Path]:
     """Write every client's images, as decoded, to ``site-0000``, ..., and the test split to ``test``.
 
     Parameters
     ----------
-    config : DataConfig
+    dataset : FederatedDataset
         Of any partition.
-    seed : int
-        Of the partition.
     folder : Path
         New or empty.
 
@@ -36,13 +34,13 @@ def export_sites(config: DataConfig, seed: int, folder: Path) -> list[Path]:
     ConfigError
         When the data cannot be used, or the folder cannot be written or holds something.
     """
-    names, train, test = class_names(config), load_train_data(config), load_test_data(config)
+    names, train, test = dataset.class_names, dataset.train, dataset.test
     for name in names:
         if Path(name).name != name or "," in name:
-            raise ConfigError(f'the class "{name}" is no plain folder name: rename it in the source.')
+            raise ConfigError(f'the class "{name}" cannot be the name of a folder: rename it in the source.')
     parts = {
         f"site-{partition_id:04d}": train.select(torch.cat([rows.held_out, rows.train]).sort().values)
-        for partition_id, rows in enumerate(client_rows(config, seed))
+        for partition_id, rows in enumerate(dataset.clients)
     }
     if test is not None:
         parts[_TEST] = test

@@ -12,7 +12,7 @@ import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
 
-from fedddpm_app.config import ConfigError
+from fedddpm_app.config import ConfigError, first_line
 from fedddpm_app.data.columns import UNREADABLE, splits_of, without_train
 from fedddpm_app.data.folders import load_folder, stat_digest
 from fedddpm_app.data.splits import LABEL, Split, split_of_array
@@ -71,7 +71,7 @@ def load_local(name: str) -> dict[str, Split]:
                 "cache: set HF_HOME to a folder in which you may write."
             ) from error
         raise ConfigError(
-            f'dataset = "{name}" holds no images that can be read ({_first_line(error)}); give a folder of images '
+            f'dataset = "{name}" holds no images that can be read ({first_line(error)}); give a folder of images '
             "(one sub-folder per class, or none), of parquet, arrow or IDX files, or one that save_to_disk wrote."
         ) from error
     return splits_of(loaded, name) if isinstance(loaded, Dataset | DatasetDict) else loaded
@@ -118,7 +118,7 @@ def _hub(name: str) -> Dataset | DatasetDict:
     except UNREADABLE as error:
         raise ConfigError(
             f'dataset = "{name}" could not be loaded from the Hugging Face hub as {hub_id} ({type(error).__name__}: '
-            f"{_first_line(error)}); check the id and the network, or download it elsewhere and give its folder: "
+            f"{first_line(error)}); check the id and the network, or download it elsewhere and give its folder: "
             'dataset = "path:/absolute/folder". The data set that needs no download is dataset = "digits".'
         ) from error
 
@@ -148,7 +148,3 @@ def _split_off_test(train: Split) -> dict[str, list[int]]:
     table = table.add_column("_row", list(range(len(train))))
     parts = table.train_test_split(TEST_FRACTION, seed=SPLIT_SEED, stratify_by_column=LABEL if fits else None)
     return {split: list(parts[split]["_row"]) for split in ("train", "test")}
-
-
-def _first_line(error: BaseException) -> str:
-    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, UNet2DModel
+from diffusers import DiffusionPipeline
 from diffusers.utils import logging
 from torch import Tensor
 
-from fedddpm_app.config import ConfigError, Sampler
+from fedddpm_app.config import ConfigError, Sampler, first_line
 from fedddpm_app.diffusion.images import to_uint8
 from fedddpm_app.diffusion.sampling import sample_batches
+from fedddpm_app.diffusion.unet import is_denoiser
 
 OWN = "pipeline"  # instead of a sampler's name: the pipeline's own scheduler and call
 _UNLOADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError)
@@ -44,10 +45,9 @@ def load_pipeline(folder: Path) -> Any:
                 str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
             )
     except _UNLOADABLE as error:
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
         raise ConfigError(
-            f"{folder} cannot be loaded as a diffusers pipeline ({reason}); it needs a model_index.json, and weights "
-            "in safetensors."
+            f"{folder} cannot be loaded as a diffusers pipeline ({first_line(error)}); it needs a model_index.json, "
+            "and weights in safetensors."
         ) from error
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
@@ -56,7 +56,7 @@ def load_pipeline(folder: Path) -> Any:
 def is_plain(pipeline: Any) -> bool:
     """Return whether a pipeline is a ``UNet2DModel`` on pixels with a scheduler that our samplers can stand in for."""
     parts = set(pipeline.components)
-    return parts == {"unet", "scheduler"} and isinstance(pipeline.unet, UNet2DModel) and _has_betas(pipeline)
+    return parts == {"unet", "scheduler"} and is_denoiser(pipeline.unet) and _has_betas(pipeline)
 
 
 def pipeline_batches(

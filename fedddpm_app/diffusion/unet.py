@@ -2,6 +2,7 @@
 
 import torch
 from diffusers import UNet2DModel
+from torch import nn
 
 from fedddpm_app.config import DataConfig, UNetConfig
 from fedddpm_app.seeding import derive_seed
@@ -42,3 +43,8 @@ def create_unet(unet: UNetConfig, data: DataConfig, seed: int) -> UNet2DModel:
             dropout=unet.dropout,
             num_class_embeds=data.num_classes if data.class_conditional else None,
         ).train()
+
+
+def is_denoiser(model: nn.Module) -> bool:
+    """Return whether images can be sampled from a model: it is called as ``UNet2DModel`` is, on pixels."""
+    return isinstance(model, UNet2DModel)

@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.apportion import largest_remainder
+from fedddpm_app.apportion import labels_by_share
 from fedddpm_app.config import Config, Sampler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_batches
 from fedddpm_app.evaluation.copies import NAME as COPIES
@@ -100,7 +100,7 @@ class Assessment:
             sampler=plan.sampler,
             steps=plan.steps,
             seeds=image_seeds(self.config.run.seed, "evaluate", plan.images),
-            shape=(data.image_channels, data.image_size, data.image_size),
+            shape=data.image_shape,
             labels=labels,
             batch_size=self.config.evaluation.eval_batch_size,
         )
@@ -119,7 +119,4 @@ class Assessment:
 
 def labels_like(labels: Tensor | None, count: int) -> Tensor | None:
     """Return ``count`` labels, int64, spread over the classes as ``labels`` are."""
-    if labels is None:
-        return None
-    per_class = largest_remainder(count, labels.bincount().tolist())
-    return torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
+    return None if labels is None else labels_by_share(count, labels.bincount().tolist())

@@ -6,8 +6,8 @@ from dataclasses import replace
 import torch
 
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.data.store import SPLITS, cache_folder, load_stored
-from fedddpm_app.data.tensors import client_rows, load_split
+from fedddpm_app.data.dataset import FederatedDataset, open_dataset
+from fedddpm_app.data.store import SPLITS, cache_folder
 from fedddpm_app.device import resolve_device
 from fedddpm_app.evaluation.copies import CopyDetector
 from fedddpm_app.evaluation.evaluator import Evaluator
@@ -25,24 +25,24 @@ def create_evaluator(config: Config) -> Evaluator:
     ConfigError
         When the data, the extractor or its weights are not there, or the cache cannot be written.
     """
-    stored, settings = load_stored(config.data), config.evaluation
-    missing = [split for split in SPLITS if split not in stored]
+    dataset, settings = open_dataset(config.data, config.run.seed), config.evaluation
+    missing = [split for split in SPLITS if split not in dataset.splits]
     if missing:
         raise ConfigError(
             f"eval-images = {settings.eval_images} and eval-final-images = {settings.eval_final_images}, but this host "
             f'has no {missing[0]} split to compare with (partition = "sites", dataset = "{config.data.dataset}"): set '
             "both to 0, and measure afterwards, where images are: `fedddpm evaluate RUN --dataset path:/a/folder`."
         )
-    train, test = load_split(config.data, "train"), load_split(config.data, "test")
-    real = RealImages(train, test, {split: stored[split].info.digest for split in SPLITS})
+    train, test = (dataset.split(name) for name in SPLITS)
+    real = RealImages(train.data, test.data, {"train": train.info.digest, "test": test.info.digest})
     folder = cache_folder(config.data)
     try:
         extractor = _extractor(config, real)
-        labelled = train.labels is not None and test.labels is not None
+        labelled = real.train.labels is not None and real.test.labels is not None
         is_classifier = extractor.name == "classifier"
         classifier = extractor if is_classifier else _extractor(config, real, "classifier") if labelled else None
         reference = Reference(real, config.evaluation.eval_reference, extractor, classifier, folder)
-        return Evaluator(reference, lambda: _detector(config, real))
+        return Evaluator(reference, lambda: _detector(config, dataset, real))
     except OSError as error:
         raise ConfigError(
             f'cache-dir = "{config.data.cache_dir}": {folder} cannot be written ({error}); give a folder in which you '
@@ -67,8 +67,8 @@ def _extractor(config: Config, real: RealImages, name: str | None = None) -> Ext
     )
 
 
-def _detector(config: Config, real: RealImages) -> CopyDetector:
-    rows = torch.cat([client.train for client in client_rows(config.data, config.run.seed)])
+def _detector(config: Config, dataset: FederatedDataset, real: RealImages) -> CopyDetector:
+    rows = torch.cat([client.train for client in dataset.clients])
     who = hashlib.sha256("".join(real.digests.values()).encode() + rows.numpy().tobytes()).hexdigest()
     return CopyDetector(
         real.train.images[rows],

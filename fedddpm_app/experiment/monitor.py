@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 
 import torch
 from diffusers import DDPMPipeline
@@ -12,13 +11,12 @@ from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, is_due
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors
-from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
-from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.evaluation.denoising import DenoisingLoss, band_edges, banded_denoising_loss
 from fedddpm_app.evaluation.evaluator import Evaluator
 from fedddpm_app.evaluation.metrics import Metric
 from fedddpm_app.experiment.assessment import Assessment
+from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.records import to_weights
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
@@ -29,11 +27,10 @@ from fedddpm_app.weights import Weights
 _COLUMNS = 10
 
 
-@dataclass
 class Monitor:
     """Flower's ``evaluate_fn``: called with the global weights before round 1 and after every round.
 
-    Attributes
+    Parameters
     ----------
     config : Config
         What is due when.
@@ -41,42 +38,44 @@ class Monitor:
         Has the EMA weights.
     recorder : RunRecorder
         Where things go.
-    test_data : ImageTensors or None
-        The global test split, which no client trains on; None where this host has none, so that no loss is measured.
-    latest : Weights
-        The last global weights seen.
+    task : DiffusionTask
+        Has the model, the forward process, the loss and the global test split, without which no loss is measured.
     evaluator : Evaluator or None
         Measures generated images; None where none are to be.
+
+    Attributes
+    ----------
+    latest : Weights
+        The last global weights seen.
     num_generated : int
         Images of the sheets so far.
     """
 
-    config: Config
-    strategy: FederatedStrategy
-    recorder: RunRecorder
-    test_data: ImageTensors | None
-    latest: Weights = field(default_factory=dict)
-    evaluator: Evaluator | None = None
-    num_generated: int = 0
-
-    def __post_init__(self) -> None:
-        device = resolve_device(self.config.run.device)
-        self.model = create_unet(self.config.unet, self.config.data, self.config.run.seed).to(device)
-        self.scheduler = create_noise_scheduler(self.config.diffusion)
-        self.objective = DenoisingObjective(self.scheduler)
+    def __init__(
+        self,
+        config: Config,
+        strategy: FederatedStrategy,
+        recorder: RunRecorder,
+        task: DiffusionTask,
+        evaluator: Evaluator | None = None,
+    ) -> None:
+        self.config, self.strategy, self.recorder, self.task = config, strategy, recorder, task
+        self.latest: Weights = {}
+        self.num_generated = 0
+        device = resolve_device(config.run.device)
+        self.model = task.create_model().to(device)
+        self.test_data = task.data.test
         if self.test_data is not None:
-            data = self.test_data if self.config.data.class_conditional else self.test_data.without_labels()
+            data = self.test_data if config.data.class_conditional else self.test_data.without_labels()
             self.test_data = data.to(device)
         self.assessment = (
-            Assessment(self.config, self.recorder, self.evaluator, self.model, self.scheduler)
-            if self.evaluator
-            else None
+            Assessment(config, recorder, evaluator, self.model, task.scheduler) if evaluator is not None else None
         )
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate, draw and save what is due; return the losses on the test split."""
         self.latest = to_weights(arrays)
-        schedule, num_rounds = self.config.schedule, self.config.run.num_rounds
+        num_rounds = self.config.run.num_rounds
         models = self._models(self.strategy.ema_weights or self.latest)
         losses: dict[str, float] = {}
         with cpu_threads(self.config.run.server_threads):
@@ -87,7 +86,7 @@ class Monitor:
                 with _going_on(f"round {server_round}: no sheet of images"):
                     for name, weights in models.items():
                         self._preview(f"round-{server_round:04d}{name and '-'}{name}.png", weights)
-        if server_round and is_due(schedule.checkpoint_every, server_round, num_rounds):
+        if server_round and is_due(self.config.recording.checkpoint_every, server_round, num_rounds):
             for name, weights in self._models(self.latest).items():
                 self.recorder.save_checkpoint(server_round, weights, models[name], name)
         return MetricRecord({**losses})
@@ -113,7 +112,7 @@ class Monitor:
         """Write ``pipeline/`` with the EMA weights; of an algorithm without a global model one per client in it."""
         for name, weights in self._models(self.strategy.ema_weights or self.latest).items():
             weights_module.load_into(self.model, weights)
-            pipeline = DDPMPipeline(unet=self.model.eval(), scheduler=self.scheduler)
+            pipeline = DDPMPipeline(unet=self.model.eval(), scheduler=self.task.scheduler)
             pipeline.save_pretrained(str(self.recorder.directory / "pipeline" / name))
 
     def _models(self, weights: Weights) -> dict[str, Weights]:
@@ -137,7 +136,7 @@ class Monitor:
             return {}
         mean, _ = self._loss(raw, self.test_data)
         ema_mean, bands = self._loss(ema, self.test_data)
-        edges = band_edges(self.objective.num_timesteps)
+        edges = band_edges(self.task.loss_fn.num_timesteps)
         named = {f"eval/ema_loss_t{first}-{last}": loss for (first, last), loss in zip(edges, bands, strict=True)}
         return {"eval/loss": mean, "eval/ema_loss": ema_mean, **named}
 
@@ -146,7 +145,7 @@ class Monitor:
         draws, losses = self.config.evaluation.eval_draws, []
         for weights in models.values():
             weights_module.load_into(self.model, weights)
-            losses.append(banded_denoising_loss(self.model, self.objective, data, draws))
+            losses.append(banded_denoising_loss(self.model, self.task.loss_fn, data, draws))
         bands = [sum(same) / len(losses) for same in zip(*(loss.bands for loss in losses), strict=True)]
         return DenoisingLoss(sum(loss.mean for loss in losses) / len(losses), bands)
 
@@ -160,11 +159,11 @@ class Monitor:
             count = len(labels)
         images = sample_images(
             self.model,
-            self.scheduler,
+            self.task.scheduler,
             sampler=preview.sampler,
             steps=preview.sampler_steps,
             seeds=image_seeds(self.config.run.seed, "preview", count),
-            shape=(data.image_channels, data.image_size, data.image_size),
+            shape=data.image_shape,
             labels=labels,
         )
         self.num_generated += count

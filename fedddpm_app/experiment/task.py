@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.data.sites import of_site
-from fedddpm_app.data.tensors import ClientRows, client_rows, has_train_data, load_train_data, rows_of_client
+from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
@@ -28,12 +27,22 @@ class DiffusionTask:
         The run's config.
     data_path : str
         The folder of the one client whose images this host has; empty where ``config`` says where they are.
+
+    Attributes
+    ----------
+    data : FederatedDataset
+        The run's images.
+    scheduler : DDPMScheduler
+        The forward process.
+    loss_fn : DenoisingObjective
+        The training loss.
     """
 
     def __init__(self, config: Config, data_path: str = "") -> None:
         self.config = config
-        self._data = of_site(config.data, data_path) if data_path else config.data
-        self.loss_fn = DenoisingObjective(create_noise_scheduler(config.diffusion), config.data.horizontal_flip)
+        self.data = open_dataset(config.data, config.run.seed, data_path)
+        self.scheduler = create_noise_scheduler(config.diffusion)
+        self.loss_fn = DenoisingObjective(self.scheduler, config.data.horizontal_flip)
         self._parts: dict[tuple[str, int], TrainingData] = {}
 
     def create_model(self) -> nn.Module:
@@ -43,25 +52,24 @@ class DiffusionTask:
 
     def train_data(self, partition_id: int) -> TrainingData:
         """Return a client's training images."""
-        return self._part("train", partition_id, self._rows(partition_id).train)
+        return self._part("train", partition_id, self.data.client(partition_id).train)
 
     def pooled_data(self) -> TrainingData:
         """Return the training images of all clients, where they are in one place."""
-        if not has_train_data(self._data):
+        if not self.data.has_train:
             raise ConfigError(
                 'partition = "sites": no host has all the images, which this algorithm trains on; use another '
                 "algorithm, or simulate with a folder of all sites."
             )
-        clients = client_rows(self._data, self.config.run.seed)
-        return self._part("pooled", 0, torch.cat([client.train for client in clients]))
+        return self._part("pooled", 0, torch.cat([client.train for client in self.data.clients]))
 
     def local_steps(self, partition_id: int) -> int:
         """Return ``local-steps``, or those of ``local-epochs``."""
-        return self.config.training.steps_for(len(self._rows(partition_id).train))
+        return self.config.training.steps_for(len(self.data.client(partition_id).train))
 
     def held_out_loss(self, model: nn.Module, partition_id: int) -> tuple[float, int]:
         """Return the denoising loss on the client's held-out images, and their number."""
-        data = self._part("held-out", partition_id, self._rows(partition_id).held_out)
+        data = self._part("held-out", partition_id, self.data.client(partition_id).held_out)
         if not len(data):
             raise ValueError("it holds one image only, which it trains on, so that none is held out to evaluate on")
         return denoising_loss(model, self.loss_fn, data, self.config.evaluation.eval_draws), len(data)
@@ -71,16 +79,12 @@ class DiffusionTask:
         labels = self._images.labels
         if labels is None:
             return []
-        return labels[self._rows(partition_id).train].bincount(minlength=self.config.data.num_classes).tolist()
-
-    def _rows(self, partition_id: int) -> ClientRows:
-        return rows_of_client(self._data, self.config.run.seed, partition_id)
+        return labels[self.data.client(partition_id).train].bincount(minlength=self.config.data.num_classes).tolist()
 
     @functools.cached_property
     def _images(self) -> ImageTensors:
         """All training images, mapped; without labels for an unconditional model."""
-        images = load_train_data(self._data)
-        return images if self.config.data.class_conditional else images.without_labels()
+        return self.data.train if self.config.data.class_conditional else self.data.train.without_labels()
 
     def _part(self, kind: str, partition_id: int, rows: Tensor) -> TrainingData:
         """Return the images of ``rows`` on the run's device, made once."""

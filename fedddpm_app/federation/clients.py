@@ -31,8 +31,8 @@ class Clients:
         Takes the weights of replies.
     max_num_examples : int
         A reply that claims more is refused.
-    roll_call : RollCall, optional
-        Knows who is connected; without it the participants are those there are.
+    roll_call : RollCall
+        Knows who is connected.
 
     Attributes
     ----------
@@ -46,7 +46,7 @@ class Clients:
         accounting: Accounting,
         transport: Transport,
         max_num_examples: int,
-        roll_call: RollCall | None = None,
+        roll_call: RollCall,
     ) -> None:
         self.participants = participants
         self.transport = transport
@@ -59,19 +59,18 @@ class Clients:
     @classmethod
     def meet(cls, grid: Grid, config: Config, accounting: Accounting, transport: Transport) -> "Clients":
         """Find the run's clients, as ``RollCall.start`` does."""
-        waiting = config.schedule
+        waiting = config.waiting
         roll_call = RollCall(grid, config.data.num_clients, waiting.node_timeout, transport.probe())
         found = roll_call.start(waiting.min_available_nodes)
         return cls(found, accounting, transport, config.data.max_examples_per_client, roll_call)
 
     def present(self, at_least: int = 0) -> list[int]:
         """Look who is connected, waiting a bounded time for so many; return their partitions."""
-        if self._roll_call is not None:
-            self._roll_call.update(self.participants, at_least)
+        self._roll_call.update(self.participants, at_least)
         return self.participants.present
 
     def forget(self, grid: Grid, timeout: float) -> None:
-        """Tell all clients to remove the state that they kept for this run."""
+        """Have all clients remove the state that they kept for this run."""
         for _ in exchange(grid, self.address(self.present(), FORGET, {}, 0, timeout), timeout):
             continue
 
@@ -91,8 +90,8 @@ class Clients:
         folded: one that comes before its turn may have to wait on disk.
 
         ``timeout`` (seconds) is how long the answers will be waited for: Flower drops a message after its time to live,
-        of 12 hours by default, whatever its sender waits for. ``state_rounds`` tells each client from which round its
-        last accepted reply was, see ``ClientState``; none if it is missing.
+        of 12 hours by default, whatever its sender waits for. ``state_rounds`` has the round of each client's
+        last accepted reply, see ``ClientState``; none if it is missing.
         """
         arrays = {name: packed.record for name, packed in records.items()}
         contents = {r: request(arrays, server_round, r) for r in {state_rounds.get(p, 0) for p in partitions}}

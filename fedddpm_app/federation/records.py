@@ -16,18 +16,13 @@ STATE_ROUND = "state-round"
 PARTITION_ID = "partition-id"
 NUM_PARTITIONS = "num-partitions"
 DATA_PATH = "data-path"
-LABEL_COUNTS = "label-counts"
 PROBE = "probe"
 SHARES_MEMORY = "shares-memory"
 WORKER = "worker"
-PRETRAIN = "train.pretrain"
+ACTION = "train."  # before the name of a client action, in the type of its messages
+VALUES = "values"
 FORGET = "query.forget"
 LOOK = "query.look"
-DRAW = "query.draw"
-SEEDS = "seeds"
-LABELS = "labels"
-BATCH_SIZE = "batch-size"
-IMAGES = "images"
 
 
 class WeightsRecord(ArrayRecord):

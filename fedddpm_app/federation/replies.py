@@ -11,15 +11,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
 from flwr.app import Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
-from torch import Tensor
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.federation.records import ARRAYS, IMAGES, METRICS, NUM_EXAMPLES
+from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES
 from fedddpm_app.transport import Expected, Payload, PayloadError, Transport
-from fedddpm_app.transport.numpy_arrays import read_arrays
 from fedddpm_app.weights import Weights
 
 _LARGEST_NORM = 1e30  # of a tensor; more overflows in a mean, or when a difference is scaled up
@@ -94,15 +91,21 @@ class ReplySpec:
         Its numbers besides ``num-examples``.
     check : callable, optional
         May raise ``ReplyRefusedError`` for more.
+    lists : mapping of str to int
+        Its lists of numbers, with their lengths.
+    counts_examples : bool
+        Whether it must have ``num-examples``.
     """
 
     records: Mapping[str, Expected] = field(default_factory=dict)
     metrics: Sequence[str] = ("loss",)
     check: Callable[[Reply], None] | None = None
+    lists: Mapping[str, int] = field(default_factory=dict)
+    counts_examples: bool = True
 
 
 def accept_reply(
-    message: Message, partition_id: int, asked: ReplySpec, transport: Transport, max_num_examples: int | None = None
+    message: Message, partition_id: int, spec: ReplySpec, transport: Transport, max_num_examples: int | None = None
 ) -> Reply:
     """Check a reply.
 
@@ -112,7 +115,7 @@ def accept_reply(
         Error replies are refused with the client's own reason.
     partition_id : int
         The sender's partition.
-    asked : ReplySpec
+    spec : ReplySpec
         What it must have.
     transport : Transport
         Takes its weights.
@@ -125,36 +128,19 @@ def accept_reply(
         Saying what is wrong.
     """
     _check_answered(message)
-    told = message.content.metric_records.get(METRICS)
-    if told is None:
+    metrics = message.content.metric_records.get(METRICS)
+    if metrics is None:
         raise ReplyRefusedError(f"it has no MetricRecord {METRICS!r}")
-    _check_metrics(told, asked.metrics, max_num_examples)
+    _check_metrics(metrics, spec, max_num_examples)
     payloads = {
-        name: _take(message, name, expected, partition_id, transport) for name, expected in asked.records.items()
+        name: _take(message, name, expected, partition_id, transport) for name, expected in spec.records.items()
     }
-    message.content = RecordDict({METRICS: MetricRecord({key: told[key] for key in (NUM_EXAMPLES, *asked.metrics)})})
-    reply = Reply(partition_id, message, told, payloads)
-    if asked.check is not None:
-        asked.check(reply)
+    kept = [NUM_EXAMPLES, *spec.metrics] if spec.counts_examples else spec.metrics
+    message.content = RecordDict({METRICS: MetricRecord({key: metrics[key] for key in kept})})
+    reply = Reply(partition_id, message, metrics, payloads)
+    if spec.check is not None:
+        spec.check(reply)
     return reply
-
-
-def accept_images(message: Message, shape: tuple[int, ...]) -> Tensor:
-    """Return the images of a reply, uint8 of just this ``shape``.
-
-    Raises
-    ------
-    ReplyRefusedError
-        Saying what is wrong.
-    """
-    _check_answered(message)
-    arrays = message.content.array_records.get(IMAGES)
-    if arrays is None:
-        raise ReplyRefusedError(f"it has no ArrayRecord {IMAGES!r}")
-    try:
-        return read_arrays(arrays, {IMAGES: torch.empty(shape, dtype=torch.uint8, device="meta")})[IMAGES]
-    except PayloadError as error:
-        raise ReplyRefusedError(str(error)) from error
 
 
 def _check_answered(message: Message) -> None:
@@ -185,17 +171,23 @@ def _take(message: Message, name: str, expected: Expected, partition_id: int, tr
     return payload
 
 
-def _check_metrics(told: MetricRecord, wanted: Sequence[str], max_num_examples: int | None) -> None:
-    num_examples = told.get(NUM_EXAMPLES)
-    if not isinstance(num_examples, int) or num_examples < 1:
-        raise ReplyRefusedError(f"{NUM_EXAMPLES} is {num_examples!r}, not a positive whole number")
-    if max_num_examples is not None and num_examples > max_num_examples:
-        raise ReplyRefusedError(
-            f"{NUM_EXAMPLES} is {num_examples}, more than max-examples-per-client = {max_num_examples}"
-        )
-    for key in wanted:
-        if not isinstance(told.get(key), int | float):
-            raise ReplyRefusedError(f"metric {key} is {told.get(key)!r}, not a number")
-    for key, value in told.items():
+def _check_metrics(metrics: MetricRecord, spec: ReplySpec, max_num_examples: int | None) -> None:
+    if spec.counts_examples:
+        _check_num_examples(metrics.get(NUM_EXAMPLES), max_num_examples)
+    for key in spec.metrics:
+        if not isinstance(metrics.get(key), int | float):
+            raise ReplyRefusedError(f"metric {key} is {metrics.get(key)!r}, not a number")
+    for key, length in spec.lists.items():
+        values = metrics.get(key)
+        if not isinstance(values, list) or len(values) != length:
+            raise ReplyRefusedError(f"metric {key} is not a list of {length} numbers")
+    for key, value in metrics.items():
         if any(not math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
             raise ReplyRefusedError(f"metric {key} is {value}")
+
+
+def _check_num_examples(num_examples: object, most: int | None) -> None:
+    if not isinstance(num_examples, int) or num_examples < 1:
+        raise ReplyRefusedError(f"{NUM_EXAMPLES} is {num_examples!r}, not a positive whole number")
+    if most is not None and num_examples > most:
+        raise ReplyRefusedError(f"{NUM_EXAMPLES} is {num_examples}, more than max-examples-per-client = {most}")

@@ -3,7 +3,10 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
+from flwr.app import MetricRecord
+
 from fedddpm_app.federation.accounting import Accounting, Span
+from fedddpm_app.federation.replies import Reply
 
 
 class RoundLog:
@@ -12,16 +15,25 @@ class RoundLog:
     Parameters
     ----------
     accounting : Accounting
-        What the round spends is read off it.
+        Has what the round spends.
+
+    Attributes
+    ----------
+    server_round : int
+        The current round, from 1; 0 before the first.
+    span : Span
+        What the round has spent so far.
     """
 
     def __init__(self, accounting: Accounting) -> None:
+        self.server_round = 0
+        self.span = Span(accounting)
         self._accounting = accounting
         self._stats: dict[str, object] = {}
-        self.span = Span(accounting)
 
     def begin(self, server_round: int, clients: Sequence[int], absent: Sequence[int]) -> None:
         """Start a round's line; ``clients`` are those that are asked, ``absent`` those that are not connected."""
+        self.server_round = server_round
         self.span = Span(self._accounting)
         self._stats = {"phase": "round", "round": server_round, "clients": [*clients]}
         if absent:
@@ -30,6 +42,17 @@ class RoundLog:
     def add(self, stats: Mapping[str, object]) -> None:
         """Add values to the line."""
         self._stats |= stats
+
+    def add_replies(self, replies: Sequence[Reply], metrics: MetricRecord) -> None:
+        """Add the losses of the clients' training; ``metrics`` are their means, weighted by examples."""
+        self.add(
+            {
+                "train/loss": metrics["loss"],
+                "train/final_loss": metrics["final-loss"],
+                "train/client_loss": {str(reply.partition_id): reply.number("loss") for reply in replies},
+                "train/num_examples": sum(reply.num_examples for reply in replies),
+            }
+        )
 
     @contextmanager
     def own_phase(self) -> Iterator[Span]:

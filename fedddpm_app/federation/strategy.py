@@ -1,26 +1,48 @@
-"""The base strategy: what all federated algorithms share, and the hooks that they override."""
+"""The base strategy: Flower's round loop, and the methods that a federated algorithm overrides."""
 
-from collections.abc import Iterator, Mapping
+import types
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from functools import cached_property
-from typing import Any
+from typing import Any, ClassVar
 
+from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
 from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Result
 
-from fedddpm_app.config import Config, ConfigError
+from fedddpm_app import weights as weights_module
+from fedddpm_app.config import Config, ConfigError, is_due
+from fedddpm_app.device import cpu_threads
+from fedddpm_app.federation.accounting import Accounting, Span
+from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES, ActionCall
 from fedddpm_app.federation.aggregation import AggregationRule, check_rule
+from fedddpm_app.federation.clients import Clients
+from fedddpm_app.federation.errors import check_finite
+from fedddpm_app.federation.messaging import StreamingGrid
+from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.ports import Recorder
-from fedddpm_app.federation.replies import Reply
-from fedddpm_app.federation.rounds import FederatedRounds
+from fedddpm_app.federation.records import ARRAYS, to_arrays, to_weights
+from fedddpm_app.federation.replies import Reply, ReplySpec
+from fedddpm_app.federation.round_log import RoundLog
+from fedddpm_app.federation.streaming import ReplyStream, collecting, starting_with, with_progress
+from fedddpm_app.federation.survey import survey_sites
+from fedddpm_app.progress import logger
+from fedddpm_app.training.actions import ClientAction, Value
+from fedddpm_app.training.hooks import TrainingHook
 from fedddpm_app.training.task import Task
 from fedddpm_app.training.trainer import Trainer, create_trainer
+from fedddpm_app.transport import Transport
+from fedddpm_app.transport.outbox import Outbox
 from fedddpm_app.weights import ParameterNames, Weights
 
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
-class FederatedStrategy(FederatedRounds):
-    """Federated averaging, with the hooks that algorithms override.
 
-    A round: sample partitions -> ``broadcast`` beside the weights -> clients train with ``hook`` -> each reply is
-    checked as it comes and goes into ``aggregate``, in the order of the partition ids (so that it is the same bit for
+class FederatedStrategy(FedAvg):
+    """Federated averaging, with the methods that algorithms override.
+
+    A round: sample clients -> ``broadcast`` beside the weights -> clients train with ``hook`` -> each reply is checked
+    as it arrives and goes into ``aggregate``, in the order of the partition ids (so that the result is the same bit for
     bit whatever arrives first) -> ``after_aggregation`` -> EMA -> clients evaluate -> one line in ``stats.jsonl``.
 
     Parameters
@@ -38,6 +60,10 @@ class FederatedStrategy(FederatedRounds):
     ----------
     hook : type of TrainingHook
         The client half.
+    client_actions : mapping of str to ClientAction
+        What clients do besides training and evaluating, by names that are Python identifiers.
+    key_prefix : str
+        Of the run-config keys that are this algorithm's own; ``simulate`` lets its users leave it out.
     own_aggregation : str
         Why the algorithm's server step cannot be replaced by another ``aggregator``; empty where it can.
     trains_on_clients : bool
@@ -46,6 +72,8 @@ class FederatedStrategy(FederatedRounds):
         The numbers that every reply must have; Flower averages them, weighted by ``num-examples``.
     clients : Clients
         Known from the start of ``start``.
+    sampled : list of int
+        The partitions of the current round.
     reply_references : dict of str to Weights
         The records of weights that a training reply must have, by name, each like its reference.
     ema_weights : Weights or None
@@ -62,14 +90,30 @@ class FederatedStrategy(FederatedRounds):
         The current round's line.
     """
 
-    def __init__(self, config: Config, recorder: Recorder, task: Task, **kwargs: Any) -> None:
-        super().__init__(config, recorder, task, **kwargs)
-        self._rule = AggregationRule(config)
+    hook: ClassVar[type[TrainingHook]] = TrainingHook
+    client_actions: ClassVar[Mapping[str, ClientAction]] = types.MappingProxyType({})
+    key_prefix: ClassVar[str] = ""
+    own_aggregation: ClassVar[str] = ""
+    trains_on_clients: ClassVar[bool] = True
+    train_metrics: Sequence[str] = ("loss", "final-loss", "steps", "seconds")
+    evaluate_metrics: Sequence[str] = ("loss",)
+    clients: Clients
+    transport: Transport
 
-    def log_memory(self, num_replies: int) -> None:
-        """Log what the rule holds of a round, where it cannot fold it."""
-        if type(self).aggregate is FederatedStrategy.aggregate:
-            self._rule.log_memory(self.initial_weights, num_replies)
+    def __init__(self, config: Config, recorder: Recorder, task: Task, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.config = config
+        self.recorder = recorder
+        self.task = task
+        self.accounting = Accounting()
+        self.ema_weights: Weights | None = None
+        self.train_loss = float("nan")
+        self.client_models: dict[int, Weights] = {}
+        self.reply_references: dict[str, Weights] = {}
+        self.sampled: list[int] = []
+        self.round_log = RoundLog(self.accounting)
+        self._state_rounds: dict[int, int] = {}
+        self._rule = AggregationRule(config)
 
     # ---- to override ----------------------------------------------------------------------------
 
@@ -85,7 +129,7 @@ class FederatedStrategy(FederatedRounds):
 
     @classmethod
     def total_steps(cls, config: Config, client_steps: int) -> int:
-        """Return the optimiser steps of a run, of which ``client_steps`` in clients' rounds, to tell the time left."""
+        """Return the optimiser steps of a run, of which ``client_steps`` in clients' rounds, to estimate its time."""
         return client_steps
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
@@ -131,6 +175,214 @@ class FederatedStrategy(FederatedRounds):
         """The names of the weights that training changes by gradients; others, such as running means, are averaged."""
         return ParameterNames(self.task.create_model())
 
+    @cached_property
+    def global_weights(self) -> Weights:
+        """What the current round started from."""
+        return to_weights(self._arrays)
+
     def record(self, **stats: object) -> None:
-        """Add metrics to the current round's line in ``stats.jsonl``."""
+        """Add values to the current round's line in ``stats.jsonl``."""
         self.round_log.add(stats)
+
+    def ask_clients(
+        self,
+        action: str,
+        weights: Weights | None = None,
+        *,
+        values: Mapping[str, Value] = NO_VALUES,
+        like: Mapping[str, Weights] = NO_RECORDS,
+        partitions: Sequence[int] | None = None,
+        timeout: float | None = None,
+    ) -> ReplyStream:
+        """Have clients carry out one of ``client_actions``.
+
+        Parameters
+        ----------
+        action : str
+            Its name.
+        weights : Weights, optional
+            Sent along.
+        values : mapping of str to scalar or list
+            Sent beside them.
+        like : mapping of str to Weights
+            A reference (names, shapes, dtypes) for each declared record but ``arrays``.
+        partitions : sequence of int, optional
+            Who is asked; by default the round's clients, before the rounds all that are connected.
+        timeout : float, optional
+            Seconds to wait; by default ``round-timeout``.
+
+        Returns
+        -------
+        ReplyStream
+            The answers that are as declared, by ``as_they_come`` or ``by_partition``. Clients without one are named in
+            a warning and left out.
+        """
+        if partitions is None:
+            partitions = self.sampled or self.clients.present(self.config.waiting.min_replies)
+        call = self.action_call(action, timeout)
+        return call.ask(partitions, weights or {}, values, like, action)
+
+    def action_call(self, action: str, timeout: float | None = None) -> ActionCall:
+        """Return one of ``client_actions`` ready to be asked for, message by message."""
+        wait = self.config.waiting.round_timeout if timeout is None else timeout
+        declared = self.client_actions[action]
+        return ActionCall(action, declared, self.grid, self.clients, self.transport, self.round_log.server_round, wait)
+
+    # ---- Flower's loop --------------------------------------------------------------------------
+
+    def start(
+        self,
+        grid: Grid,
+        initial_arrays: ArrayRecord,
+        num_rounds: int = 3,
+        timeout: float = 3600,
+        train_config: ConfigRecord | None = None,
+        evaluate_config: ConfigRecord | None = None,
+        evaluate_fn: EvaluateFn | None = None,
+    ) -> Result:
+        """Find the clients, ``prepare``, then run Flower's rounds; see ``Strategy.start``."""
+        self.initial_weights = to_weights(initial_arrays)
+        self.reply_references[ARRAYS] = self.initial_weights
+        self.transport = Transport(self.config.transport)
+        self._outbox = Outbox(self.transport)
+        with cpu_threads(self.config.run.server_threads), closing(self.transport):
+            self._meet_clients(grid)
+            result = super().start(
+                StreamingGrid(grid, self.clients.participants.under_way),  # type: ignore[arg-type]
+                to_arrays(self.prepare(grid, self.initial_weights)),
+                num_rounds,
+                timeout,
+                train_config,
+                evaluate_config,
+                lambda server_round, current: self._finish_round(server_round, current, evaluate_fn),
+            )
+            if self.hook.keeps_state or self.config.transport.keeps_residuals:
+                self.clients.forget(grid, self.config.waiting.node_timeout)
+            return result
+
+    def configure_train(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Address the weights to the round's clients."""
+        self._arrays = arrays
+        self.__dict__.pop("global_weights", None)
+        run, participants = self.config.run, self.clients.participants
+        self.clients.present(self.config.waiting.min_replies if self.trains_on_clients else 0)
+        self.sampled = participants.sample(run.clients_per_round, run.seed, server_round)
+        self.round_log.begin(server_round, self.sampled, participants.absent(self.config.data.num_clients))
+        if not self.trains_on_clients:
+            return []
+        return self._address(MessageType.TRAIN, self.sampled, arrays, self.broadcast(server_round), server_round)
+
+    def aggregate_train(
+        self, server_round: int, replies: Iterable[Message]
+    ) -> tuple[ArrayRecord | None, MetricRecord | None]:
+        """Check the replies, aggregate them, and call ``after_aggregation``."""
+        weights, metrics = (
+            self._aggregate_clients(server_round, replies) if self.trains_on_clients else (self.global_weights, None)
+        )
+        self.accounting.seconds["train"] += self.round_log.span.spent("s")["s"]
+        weights = self.after_aggregation(server_round, weights)
+        check_finite(weights, f"the global weights of round {server_round}", "lower the learning rates")
+        self._update_ema(server_round, weights)
+        return to_arrays(weights), metrics
+
+    def configure_evaluate(
+        self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
+    ) -> Iterable[Message]:
+        """Ask the round's clients for their held-out loss, where an evaluation is due."""
+        due = is_due(self.config.evaluation.eval_every, server_round, self.config.run.num_rounds)
+        wanted = due and self.config.data.held_out_fraction > 0
+        self._evaluated = [p for p in self.clients.present() if p in self.sampled] if wanted else []
+        self._evaluate_span = Span(self.accounting)
+        return self._address(MessageType.EVALUATE, self._evaluated, arrays, {}, server_round)
+
+    def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
+        """Average the clients' held-out losses."""
+        what, spec = f"evaluation of round {server_round}", ReplySpec(metrics=self.evaluate_metrics)
+        stream = ReplyStream(self.clients, replies, self._evaluated, what, spec)
+        accepted = sorted(stream.as_they_come(), key=lambda reply: reply.partition_id)
+        self.accounting.seconds["evaluate"] += self._evaluate_span.spent("s")["s"]
+        metrics = super().aggregate_evaluate(server_round, [reply.message for reply in accepted])
+        if metrics is not None:
+            self.round_log.add({"client-eval/loss": metrics["loss"]})
+        return metrics
+
+    def _meet_clients(self, grid: Grid) -> None:
+        """Find the run's clients, and settle how weights travel to them."""
+        config = self.config
+        self.grid = grid
+        self.clients = Clients.meet(grid, config, self.accounting, self.transport)
+        per_round = config.run.clients_per_round or config.data.num_clients
+        under_way = self.clients.participants.under_way or per_round
+        self.transport.settle(self.clients.participants.share_memory, self.initial_weights, under_way)
+        logger.info("transport: %s, wire-dtype %s", self.transport.name, config.transport.wire_dtype)
+        if config.data.partition == "sites":
+            survey_sites(self.clients, grid, config, self.recorder)
+        if self.trains_on_clients and type(self).aggregate is FederatedStrategy.aggregate:
+            self._rule.log_memory(self.initial_weights, per_round)
+
+    def _address(
+        self,
+        message_type: str,
+        partitions: Sequence[int],
+        arrays: ArrayRecord,
+        along: Mapping[str, Weights],
+        server_round: int,
+    ) -> list[Message]:
+        """Return messages to the partitions with the weights, and what goes along."""
+        if not partitions:
+            return []
+        records = {ARRAYS: self._outbox.pack(ARRAYS, arrays, to_weights(arrays))}
+        records |= {name: self._outbox.pack(name, weights, weights) for name, weights in along.items()}
+        timeout = self.config.waiting.round_timeout
+        return self.clients.address(partitions, message_type, records, server_round, timeout, self._state_rounds)
+
+    def _aggregate_clients(self, server_round: int, replies: Iterable[Message]) -> tuple[Weights, MetricRecord]:
+        """Return the aggregated weights and the mean metrics of the replies that are accepted."""
+        what, expect = f"round {server_round}", self.transport.expect
+        records = {
+            name: expect(reference, self.global_weights if name == ARRAYS else None)
+            for name, reference in self.reply_references.items()
+        }
+        spec = ReplySpec(records, self.train_metrics, self.check_reply)
+        stream = ReplyStream(self.clients, replies, self.sampled, what, spec)
+        accepted: list[Reply] = []
+        in_order = collecting(stream.by_partition(self.recorder.scratch), accepted)
+        if is_deployed(self.grid.run):
+            in_order = with_progress(in_order, "train", server_round, self.config.run.num_rounds)
+        first = next(in_order, None)
+        if first is None:
+            raise stream.too_few(0, 1)
+        every = starting_with(first, in_order)
+        del first
+        weights = self.aggregate(server_round, every)
+        for _ in in_order:  # those that an algorithm did not ask for are checked and counted too
+            continue
+        metrics = self.train_metrics_aggr_fn([reply.message.content for reply in accepted], self.weighted_by_key)
+        self.train_loss = float(metrics["loss"])  # type: ignore[arg-type]
+        self._state_rounds |= {reply.partition_id: server_round for reply in accepted}
+        self.round_log.add_replies(accepted, metrics)
+        self.round_log.add(stream.left_out("train"))
+        if len(accepted) < self.config.waiting.min_replies:
+            raise stream.too_few(len(accepted), self.config.waiting.min_replies)
+        return weights_module.cast_like(weights, self.initial_weights), metrics
+
+    def _update_ema(self, server_round: int, weights: Weights) -> None:
+        """Fold the round into the EMA; early rounds count more: decay = min(decay, r / (9 + r)), r from 0."""
+        past = server_round - 1
+        decay = min(self.config.training.server_ema_decay, past / (9 + past))
+        self.ema_weights = weights_module.lerp(self.ema_weights or weights, weights, 1.0 - decay)
+
+    def _finish_round(
+        self, server_round: int, arrays: ArrayRecord, evaluate_fn: EvaluateFn | None
+    ) -> MetricRecord | None:
+        """Evaluate the global model, and write the line of the round; ``server_round`` is 0 before the first."""
+        with self.accounting.timed("server-evaluate"):
+            metrics = evaluate_fn(server_round, arrays) if evaluate_fn else None
+        if server_round == 0:
+            self.recorder.append({"phase": "initial", "round": 0, **(metrics or {})})
+            return metrics
+        self.round_log.add(metrics or {})
+        self.recorder.append(self.round_log.close())
+        return metrics

@@ -30,7 +30,7 @@ class ReplyStream:
         The partitions that were asked; only the first reply of each counts.
     what : str
         Names the exchange in warnings.
-    asked : ReplySpec
+    spec : ReplySpec
         What a reply must have.
 
     Attributes
@@ -40,13 +40,13 @@ class ReplyStream:
     """
 
     def __init__(
-        self, clients: "Clients", messages: Iterable[Message], awaited: Sequence[int], what: str, asked: ReplySpec
+        self, clients: "Clients", messages: Iterable[Message], awaited: Sequence[int], what: str, spec: ReplySpec
     ) -> None:
         self._clients = clients
         self._messages = messages
         self._awaited = awaited
         self._what = what
-        self._asked = asked
+        self._spec = spec
         self.refused: dict[int, str] = {}
 
     def too_few(self, num_replies: int, needed: int) -> RoundFailedError:
@@ -100,7 +100,7 @@ class ReplyStream:
                 continue  # its client is named below
             settled.add(partition)
             try:
-                reply = accept_reply(message, partition, self._asked, clients.transport, clients.max_num_examples)
+                reply = accept_reply(message, partition, self._spec, clients.transport, clients.max_num_examples)
             except ReplyRefusedError as error:
                 refused[partition] = str(error)
                 yield partition, None
@@ -119,7 +119,7 @@ class ReplyStream:
 def with_progress(
     replies: Iterator[Reply], phase: str, server_round: int | None = None, num_rounds: int | None = None
 ) -> Iterator[Reply]:
-    """Yield replies, and log of each that its client is done: in a deployment its own lines stay on its host."""
+    """Yield replies, and report each client as done: in a deployment its own log lines stay on its host."""
     for reply in replies:
         steps, loss = int(reply.number("steps")), reply.number("loss")
         report(ProgressEvent(phase, steps, steps, 0, loss, reply.partition_id, server_round, num_rounds))
@@ -127,16 +127,16 @@ def with_progress(
         del reply
 
 
-def collecting(replies: Iterator[Reply], told: list[Reply]) -> Iterator[Reply]:
-    """Yield replies, and keep of each what it told, without its weights."""
+def collecting(replies: Iterator[Reply], into: list[Reply]) -> Iterator[Reply]:
+    """Yield replies, and collect them, without their weights, into a list."""
     for reply in replies:
-        told.append(replace(reply, payloads={}))
+        into.append(replace(reply, payloads={}))
         yield reply
         del reply
 
 
 def starting_with(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:
-    """Yield ``first``, without keeping it, then the rest."""
+    """Yield ``first``, then the rest; ``first`` is not kept in memory."""
     yield first
     del first
     yield from rest

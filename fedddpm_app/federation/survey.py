@@ -16,7 +16,7 @@ def survey_sites(clients: Clients, grid: Grid, config: Config, recorder: Recorde
 
     A client that fails is asked again in every round: its site may mend what was wrong.
     """
-    partitions, timeout = clients.participants.present, config.schedule.round_timeout
+    partitions, timeout = clients.participants.present, config.waiting.round_timeout
     messages = clients.address(partitions, LOOK, {}, 0, timeout)
     replies = exchange(grid, messages, timeout, clients.participants.under_way)
     stream = ReplyStream(clients, replies, partitions, "a look at the data", ReplySpec(metrics=()))

@@ -71,6 +71,10 @@ class TrainResult:
     seconds: float
     learning_rate_sum: float = 0.0
 
+    def metrics(self) -> dict[str, float]:
+        """Return what a client reports of a training."""
+        return {"loss": self.loss, "final-loss": self.final_loss, "steps": self.steps, "seconds": self.seconds}
+
 
 class TrainingHook:
     """The client half of an algorithm; this one changes nothing (FedAvg).

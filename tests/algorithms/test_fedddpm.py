@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 import client_app
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.apportion import largest_remainder
+from fedddpm_app.auxiliary.pretraining import PRETRAIN
 from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import load_config
 from fedddpm_app.diffusion.objective import create_noise_scheduler
@@ -142,15 +143,15 @@ def test_each_clients_share_is_drawn_from_the_model_it_uploaded(start, run_confi
     config = load_config(run_config | {"class-conditional": conditional})
     worker, model = Worker(config, DiffusionTask(config)), create_unet(config.unet, config.data, seed=5)
     initial = snapshot(create_unet(config.unet, config.data, config.run.seed))
-    uploads = [worker.pretrain(initial, k) for k in range(4)]
-    shares = largest_remainder(13, [u.num_examples for u in uploads])
+    uploads = [worker.act(PRETRAIN, k, 0, initial, {}) for k in range(4)]
+    shares = largest_remainder(13, [u.metrics["num-examples"] for u in uploads])
     assert len(set(shares)) > 1
     offset = 0
     for client, (upload, share) in enumerate(zip(uploads, shares, strict=True)):
-        load_into(model, upload.training.weights)
+        load_into(model, upload.records["arrays"])
         labels = None
         if conditional:
-            counts = largest_remainder(share, upload.label_counts)
+            counts = largest_remainder(share, upload.metrics["label-counts"])
             labels = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)])
         expected = sample_images(
             model,
@@ -183,7 +184,7 @@ def test_a_pretrained_model_is_the_ema_of_its_training(run_config):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(torch.optim.AdamW, "step", spy)
-        uploaded = worker.pretrain(initial, 0).training.weights
+        uploaded = worker.act(PRETRAIN, 0, 0, initial, {}).records["arrays"]
     # cosine over 3 steps, the rate that each step used
     assert [lr / config.pretrain.learning_rate for lr, _ in seen] == pytest.approx([1.0, 0.75, 0.25])
     ema = initial
@@ -305,7 +306,7 @@ def test_a_client_that_cannot_pretrain_is_named_and_left_out(start, run_config, 
     grid = FailingGrid(client_app.app, 4, run_config)
     grid.failing = (2,)
     strategy, _ = start(grid=grid)
-    assert "pretraining: client 2 is left out" in caplog.text
+    assert "pretrain: client 2 is left out" in caplog.text
     assert "there is no such folder" in caplog.text
     pretrain = next(row for row in strategy.recorder.stats if row["phase"] == "pretrain")
     assert pretrain["pretrain/clients"] == [0, 1, 3]

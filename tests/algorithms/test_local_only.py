@@ -10,7 +10,6 @@ from diffusers import DDPMPipeline
 import client_app
 from fedddpm_app.algorithms.local_only import LocalOnly, LocalOnlyHook
 from fedddpm_app.config import load_config
-from fedddpm_app.data.tensors import load_client_data
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.evaluation.denoising import denoising_loss
 from fedddpm_app.experiment.task import DiffusionTask
@@ -33,6 +32,7 @@ from tests.algorithms.problems import (
     shares,
     start,
 )
+from tests.data.conftest import client_images
 
 
 def check_reference(algorithm):
@@ -82,7 +82,7 @@ def test_metrics_are_means_over_the_clients_models(run_config, tmp_path):
     losses = []
     for partition, weights in strategy.client_models.items():
         load_into(model, weights)
-        held_out = load_client_data(config.data, config.run.seed, partition).held_out.without_labels()
+        held_out = client_images(config.data, config.run.seed, partition).held_out.without_labels()
         losses.append((denoising_loss(model, objective, held_out, config.evaluation.eval_draws), len(held_out)))
     expected = sum(loss * count for loss, count in losses) / sum(count for _, count in losses)
     assert strategy.recorder.stats[-1]["client-eval/loss"] == pytest.approx(expected, rel=1e-6)

@@ -130,7 +130,7 @@ class ChangeOfAll(Scaffold):
     def aggregate(self, server_round, replies):
         before = self.server_variate
         weights = super().aggregate(server_round, replies)
-        share = len(self._sampled) / self.config.data.num_clients
+        share = len(self.sampled) / self.config.data.num_clients
         change = weights_module.add_scaled(self.server_variate, before, -1.0)
         self.server_variate = weights_module.add_scaled(before, change, 1.0 / share)
         return weights

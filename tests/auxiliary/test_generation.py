@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import client_app
 from fedddpm_app.algorithms.fedddpm import FedDDPM
-from fedddpm_app.auxiliary import sampler
+from fedddpm_app.auxiliary import generation, requests, sampler
 from fedddpm_app.auxiliary.batch_files import BatchFiles
 from fedddpm_app.auxiliary.generation import Generation
 from fedddpm_app.auxiliary.pretraining import PretrainedModel
@@ -20,7 +20,6 @@ from fedddpm_app.config import load_config
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.auxiliary import generation, requests
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.roll_call import RollCall
@@ -31,7 +30,7 @@ from fedddpm_app.transport.layout import Layout
 from fedddpm_app.weights import snapshot
 
 SHARES = [6, 3, 2, 1]  # in batches of 2: 3, 2, 1 and 1 of them
-BATCHES, DRAWS = 7, "query.draw"
+BATCHES, GENERATE = 7, "train.generate"
 
 
 @pytest.fixture
@@ -48,8 +47,9 @@ def plan(run_config, tmp_path, monkeypatch):
         strategy = FedDDPM(config, recorder, DiffusionTask(config))
         strategy.grid = grid_type(client_app.app, 4, resolved)
         strategy.transport = Transport(config.transport)
-        found = RollCall(strategy.grid, 4, 1.0).start(0)
-        strategy.clients = Clients(found, strategy.accounting, strategy.transport, 100)
+        roll_call = RollCall(strategy.grid, 4, 1.0)
+        found = roll_call.start(0)
+        strategy.clients = Clients(found, strategy.accounting, strategy.transport, 100, roll_call)
         models = []
         for client, count in enumerate(SHARES):
             path = recorder.scratch / f"{client}.safetensors"
@@ -173,7 +173,7 @@ def test_nodes_draw_what_the_server_draws_bit_for_bit(plan, conditional, size, c
     assert torch.equal(here.images, there.images)
     assert len(here.images.flatten(1).unique(dim=0)) == 12
     assert not conditional or torch.equal(here.labels, there.labels)
-    assert "the server draws" not in caplog.text
+    assert "the server generates" not in caplog.text
 
 
 def test_a_node_gets_its_own_model_and_a_few_batches_at_a_time(plan, monkeypatch):
@@ -181,8 +181,8 @@ def test_a_node_gets_its_own_model_and_a_few_batches_at_a_time(plan, monkeypatch
 
     class Spy(InProcessGrid):
         def _answer(self, message):
-            if message.metadata.message_type == DRAWS:
-                asked.append((message.metadata.dst_node_id - 1000, len(message.content["query.draw"]["seeds"])))
+            if message.metadata.message_type == GENERATE:
+                asked.append((message.metadata.dst_node_id - 1000, len(message.content["values"]["seeds"])))
             return super()._answer(message)
 
     monkeypatch.setattr(requests, "_BATCHES_PER_MESSAGE", 2)
@@ -192,14 +192,16 @@ def test_a_node_gets_its_own_model_and_a_few_batches_at_a_time(plan, monkeypatch
     accounting = made._strategy.accounting
     model = accounting.bytes_down / len(asked)
     assert model == Layout(load_file(made._shares[0].model.path)).size
-    assert accounting.bytes_up == 12 * 64
+    assert accounting.bytes_up == sum(
+        Layout({"images": torch.empty(count, 1, 8, 8, dtype=torch.uint8)}).size for _, count in asked
+    )
 
 
 def test_a_stopped_generation_on_nodes_goes_on_where_it_was(plan, calls, monkeypatch):
     whole = plan().run()
     monkeypatch.setattr(generation, "_MESSAGES_IN_FLIGHT", 1)
     with monkeypatch.context() as patch:
-        stop_after(patch, generation, "accept_images", 1)
+        stop_after(patch, generation, "accept_reply", 1)
         with pytest.raises(KeyboardInterrupt):
             plan(auxiliary_generation="nodes").run()
     calls.clear()
@@ -239,7 +241,7 @@ def test_the_server_draws_what_a_node_does_not(plan, caplog, bad):
     class Odd(InProcessGrid):
         def _answer(self, message):
             reply = super()._answer(message)
-            if message.metadata.message_type != DRAWS or message.metadata.dst_node_id != 1000 or bad == "no answer":
+            if message.metadata.message_type != GENERATE or message.metadata.dst_node_id != 1000 or bad == "no answer":
                 return reply
             changed = BAD[bad](message)
             if isinstance(changed, Message):
@@ -257,7 +259,7 @@ def test_the_server_draws_what_a_node_does_not(plan, caplog, bad):
     timeout = 3.0 if bad == "no answer" else 60.0
     drawn = plan(Odd, auxiliary_generation="nodes", pretrain_timeout=timeout).run()
     assert torch.equal(drawn.images, plan().run().images)
-    assert caplog.text.count("the server draws those of client 0 that are missing") == 1
+    assert caplog.text.count("the server generates those of client 0 that are missing") == 1
     assert "of client 1" not in caplog.text
 
 
@@ -281,11 +283,11 @@ def test_bf16_is_for_cuda_alone(config):
 
 def test_a_client_that_hangs_does_not_take_the_places_of_others(plan):
     shares = plan(auxiliary_batch_size=1)._shares
-    queue = Requests(shares, lambda share, indices: (Request(share, indices, None), None))
+    pending = Requests(shares, lambda share, indices: (Request(share, indices, None), None))
     asked, taken = [], Counter()
 
     def ask():
-        while (new := requests.next()) is not None:
+        while (new := pending.next()) is not None:
             asked.append(new[0])
 
     ask()
@@ -294,6 +296,6 @@ def test_a_client_that_hangs_does_not_take_the_places_of_others(plan):
         request = asked.pop(0)
         if request.share.model.partition_id != 0:  # which never answers
             taken[request.share.model.partition_id] += len(request.indices)
-            requests.answered(request)
+            pending.answered(request)
             ask()
     assert taken == {share.model.partition_id: len(share.batches) for share in shares[1:]}

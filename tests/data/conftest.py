@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from fedddpm_app.data.dataset import ClientRows, open_dataset
 from fedddpm_app.data.store import load_stored
 
 
@@ -56,3 +57,10 @@ def noise(count, size=(4, 4), seed=0):
 def encoded(table):
     """The images of a data set as they are stored."""
     return table.cast_column("image", datasets.Image(decode=False))["image"]
+
+
+def client_images(data, seed, partition_id):
+    """One client's rows with their images: what it trains on, and what it holds out."""
+    dataset = open_dataset(data, seed)
+    rows = dataset.client(partition_id)
+    return ClientRows(dataset.train.select(rows.train), dataset.train.select(rows.held_out))

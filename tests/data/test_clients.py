@@ -5,29 +5,22 @@ import pytest
 import torch
 
 from fedddpm_app.config import ConfigError
-from fedddpm_app.data.tensors import (
-    check_data,
-    client_rows,
-    label_table,
-    load_client_data,
-    load_test_data,
-    num_unassigned,
-)
+from fedddpm_app.data.dataset import FederatedDataset, open_dataset
 from fedddpm_app.diffusion.images import to_unit_range
 from fedddpm_app.experiment.task import DiffusionTask
-from tests.data.conftest import encoded, noise, table_of
+from tests.data.conftest import client_images, encoded, noise, table_of
 
 LABELLED = ["dirichlet", "pathological", "shards", "disjoint-classes"]
 
 
 def all_clients(data, seed=0):
-    return [load_client_data(data, seed, i) for i in range(data.num_clients)]
+    return [client_images(data, seed, i) for i in range(data.num_clients)]
 
 
 def test_digits_are_split_without_loss_and_pixels_are_exact(config):
     from sklearn.datasets import load_digits
 
-    clients, test = all_clients(config.data), load_test_data(config.data)
+    clients, test = all_clients(config.data), open_dataset(config.data, 0).test
     parts = [part for client in clients for part in (client.train, client.held_out)] + [test]
     images = torch.cat([part.images for part in parts]).flatten(1)
     assert len(images) == 1797
@@ -46,7 +39,11 @@ def test_disjoint_classes_deal_all_classes_two_or_three_each(config, seed):
 @pytest.mark.parametrize("partition", [*LABELLED, "iid", "quantity-skew"])
 def test_partitions_are_disjoint_and_follow_the_seed(data_config, partition):
     data = data_config(partition=partition, dirichlet_alpha=1.0)
-    first, again, other = client_rows(data, 0), client_rows.__wrapped__(data, 0), client_rows(data, 1)
+    first, again, other = (
+        open_dataset(data, 0).clients,
+        FederatedDataset(data, 0).clients,
+        open_dataset(data, 1).clients,
+    )
     rows = torch.cat([part for client in first for part in (client.train, client.held_out)])
     assert len(rows.unique()) == len(rows) <= 1437
     if partition not in ("pathological", "shards"):  # which leave out classes that nobody drew, or a remainder
@@ -63,14 +60,14 @@ def test_iid_clients_hold_every_class(data_config):
 
 
 def test_pathological_clients_hold_so_many_classes(data_config):
-    table = label_table(data_config(partition="pathological", classes_per_client=2), 0)
+    table = open_dataset(data_config(partition="pathological", classes_per_client=2), 0).label_table
     assert ((table > 0).sum(1) == 2).all()
 
 
 def test_shards_are_cut_from_the_sorted_classes(data_config):
     """Of 8 equal shards of 10 classes one spans at most 3; a client has 2 of them."""
     data = data_config(partition="shards", shards_per_client=2, held_out_fraction=0.0)
-    table = label_table(data, 0)
+    table = open_dataset(data, 0).label_table
     assert ((table > 0).sum(1) <= 5).all()
     assert table.sum(1).max() - table.sum(1).min() <= 2 * 1437 // 8
     assert int(table.sum()) == 1437 // 8 * 8
@@ -78,7 +75,9 @@ def test_shards_are_cut_from_the_sorted_classes(data_config):
 
 def test_a_smaller_dirichlet_alpha_is_more_skewed(data_config):
     def skew(alpha):
-        table = label_table(data_config(partition="dirichlet", dirichlet_alpha=alpha, min_partition_size=1), 0).double()
+        table = open_dataset(
+            data_config(partition="dirichlet", dirichlet_alpha=alpha, min_partition_size=1), 0
+        ).label_table.double()
         shares = table / table.sum(1, keepdim=True)
         return float((shares - table.sum(0) / table.sum()).abs().sum())
 
@@ -87,7 +86,7 @@ def test_a_smaller_dirichlet_alpha_is_more_skewed(data_config):
 
 def test_quantity_skew_changes_sizes_and_not_classes(data_config):
     data = data_config(partition="quantity-skew", dirichlet_alpha=0.3, min_partition_size=50, held_out_fraction=0.0)
-    table = label_table(data, 0)
+    table = open_dataset(data, 0).label_table
     sizes = table.sum(1)
     assert int(sizes.sum()) == 1437
     assert int(sizes.min()) >= 50
@@ -101,7 +100,9 @@ def test_natural_gives_every_owner_whole_to_one_client(tmp_path, data_config, cl
     table_of(noise(120)).add_column("writer", owners).to_parquet(tmp_path / "train.parquet")
     table_of(noise(9, seed=1)).add_column("writer", ["x"] * 9).to_parquet(tmp_path / "test.parquet")
     data = data_config(tmp_path, partition="natural", partition_column="writer", num_clients=clients)
-    held = [{owners[row] for part in (c.train, c.held_out) for row in part.tolist()} for c in client_rows(data, 0)]
+    held = [
+        {owners[row] for part in (c.train, c.held_out) for row in part.tolist()} for c in open_dataset(data, 0).clients
+    ]
     assert [len(names) for names in held] == [6 // clients] * clients
     assert set.union(*held) == set(owners)
 
@@ -115,7 +116,7 @@ def test_natural_gives_every_owner_whole_to_one_client(tmp_path, data_config, cl
         ({"num_classes": 5}, "use num-classes = 10"),
         ({"dataset": "path:/nowhere/at/all"}, "there is no such folder"),
         ({"partition": "dirichlet", "dirichlet_alpha": 0.001, "min_partition_size": 355}, "larger dirichlet-alpha"),
-        ({"partition": "natural", "partition_column": "writer"}, 'partition-column = "writer" is no column'),
+        ({"partition": "natural", "partition_column": "writer"}, 'partition-column = "writer" is not a column'),
         ({"partition": "natural", "partition_column": "label", "num_clients": 11}, 'as many values of "label"'),
         ({"partition": "shards", "shards_per_client": 1000}, "cannot be drawn"),
         ({"partition": "pathological", "classes_per_client": 11}, "use a classes-per-client"),
@@ -131,10 +132,10 @@ def test_data_that_cannot_be_used_say_what_to_change(data_config, changes, says)
 def test_labels_are_needed_where_they_are(tmp_path, data_config, partition):
     table_of(noise(100)).save_to_disk(str(tmp_path))
     with pytest.raises(ConfigError, match="class-conditional = true needs labels"):
-        check_data(data_config(tmp_path, class_conditional=True), 0)
+        open_dataset(data_config(tmp_path, class_conditional=True), 0).check()
     with pytest.raises(ConfigError, match='use "iid"'):
-        check_data(data_config(tmp_path, partition=partition), 0)
-    assert check_data(data_config(tmp_path, partition="quantity-skew"), 0)
+        open_dataset(data_config(tmp_path, partition=partition), 0).check()
+    assert open_dataset(data_config(tmp_path, partition="quantity-skew"), 0).check()
 
 
 @pytest.mark.parametrize("fraction", [0.999, 0.5])
@@ -145,7 +146,10 @@ def test_a_client_always_keeps_an_image_to_train_on(data_config, fraction):
 @pytest.mark.parametrize("partition", ["pathological", "shards"])
 def test_which_classes_a_client_has_follows_the_seed(data_config, partition):
     data = data_config(partition=partition, classes_per_client=3, shards_per_client=1)
-    classes = [[set(torch.nonzero(own).flatten().tolist()) for own in label_table(data, seed)] for seed in range(6)]
+    classes = [
+        [set(torch.nonzero(own).flatten().tolist()) for own in open_dataset(data, seed).label_table]
+        for seed in range(6)
+    ]
     assert any(each != classes[0] for each in classes)
 
 
@@ -156,7 +160,7 @@ def test_owners_stay_with_their_images_when_some_cannot_be_read(tmp_path, data_c
     table_of(broken).add_column("writer", owners).to_parquet(tmp_path / "train.parquet")
     table_of(noise(5)).add_column("writer", ["c"] * 5).to_parquet(tmp_path / "test.parquet")
     data = data_config(tmp_path, partition="natural", partition_column="writer", max_bad_images=1)
-    for client in client_rows(data, 0):
+    for client in open_dataset(data, 0).clients:
         rows = torch.cat([client.train, client.held_out]) + 1  # the first image is left out
         assert len({owners[row] for row in rows.tolist()}) == 1
 
@@ -166,25 +170,29 @@ def test_images_of_nobody_are_refused_in_a_natural_partition(tmp_path, data_conf
     table_of(noise(40)).add_column("writer", [owner, *"ab" * 19, "a"]).to_parquet(tmp_path / "train.parquet")
     table_of(noise(5)).add_column("writer", ["c"] * 5).to_parquet(tmp_path / "test.parquet")
     with pytest.raises(ConfigError, match="is empty for 1 images"):
-        client_rows(data_config(tmp_path, partition="natural", partition_column="writer"), 0)
+        open_dataset(data_config(tmp_path, partition="natural", partition_column="writer"), 0).check()
 
 
 def test_images_that_no_client_has_are_counted(data_config):
-    assert num_unassigned(data_config(), 0) == 0
+    assert open_dataset(data_config(), 0).num_unassigned == 0
     data = data_config(partition="pathological", classes_per_client=1)
-    assert num_unassigned(data, 0) == 1437 - sum(len(c.train) + len(c.held_out) for c in client_rows(data, 0)) > 500
+    assert (
+        open_dataset(data, 0).num_unassigned
+        == 1437 - sum(len(c.train) + len(c.held_out) for c in open_dataset(data, 0).clients)
+        > 500
+    )
 
 
 def test_a_client_evaluates_on_what_it_does_not_train_on(config):
     task, seen = DiffusionTask(config), []
     task.loss_fn.losses = lambda model, batch, t, noise: seen.append(batch.images) or torch.zeros(len(batch.images))
     _, count = task.held_out_loss(task.create_model(), 2)
-    expected = load_client_data(config.data, config.run.seed, 2).held_out
+    expected = client_images(config.data, config.run.seed, 2).held_out
     assert count == len(expected)
     assert torch.equal(torch.cat(seen)[:count], to_unit_range(expected.images))
 
 
 def test_the_label_table_counts_what_clients_train_on(config):
-    table = label_table(config.data, 0)
+    table = open_dataset(config.data, 0).label_table
     for client, counts in zip(all_clients(config.data), table, strict=True):
         assert torch.equal(client.train.labels.bincount(minlength=10), counts)

@@ -7,19 +7,11 @@ import pytest
 import torch
 
 from fedddpm_app.config import ConfigError
+from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.export import export_sites
 from fedddpm_app.data.sites import find_sites, of_site
-from fedddpm_app.data.tensors import (
-    check_data,
-    client_rows,
-    label_table,
-    load_client_data,
-    load_test_data,
-    load_train_data,
-    rows_of_client,
-)
 from fedddpm_app.experiment.task import DiffusionTask
-from tests.data.conftest import picture
+from tests.data.conftest import client_images, picture
 
 DIGITS = ",".join(str(k) for k in range(10))
 
@@ -28,7 +20,7 @@ DIGITS = ",".join(str(k) for k in range(10))
 def sites(tmp_path, data_config):
     """The demo's data on the disk, a folder per client, and the config that reads it."""
     folder = tmp_path / "sites"
-    export_sites(data_config(), 0, folder)
+    export_sites(open_dataset(data_config(), 0), folder)
     return data_config(folder, partition="sites", num_clients=4, class_names=DIGITS)
 
 
@@ -49,25 +41,25 @@ def path_of(config, partition_id):
 
 
 def test_an_exported_partition_holds_the_clients_images(sites, data_config):
-    assert torch.equal(label_table(sites, 0) > 0, label_table(data_config(), 0) > 0)
+    assert torch.equal(open_dataset(sites, 0).label_table > 0, open_dataset(data_config(), 0).label_table > 0)
     for k in range(4):
-        mine, before = load_client_data(sites, 0, k), load_client_data(data_config(), 0, k)
+        mine, before = client_images(sites, 0, k), client_images(data_config(), 0, k)
         pixels = [sorted(torch.cat([c.train.images, c.held_out.images]).flatten(1).tolist()) for c in (mine, before)]
         assert pixels[0] == pixels[1]
-    assert sorted(load_test_data(sites).images.flatten(1).tolist()) == sorted(
-        load_test_data(data_config()).images.flatten(1).tolist()
+    assert sorted(open_dataset(sites, 0).test.images.flatten(1).tolist()) == sorted(
+        open_dataset(data_config(), 0).test.images.flatten(1).tolist()
     )
 
 
 def test_a_site_alone_has_the_images_labels_and_order_that_it_has_among_others(sites):
     for k in range(4):
         alone = of_site(sites, path_of(sites, k))
-        rows, data = rows_of_client(alone, 0, k), load_train_data(alone)
-        among = load_client_data(sites, 0, k)
+        rows, data = open_dataset(alone, 0).client(k), open_dataset(alone, 0).train
+        among = client_images(sites, 0, k)
         for mine, expected in ((rows.train, among.train), (rows.held_out, among.held_out)):
             assert torch.equal(data.select(mine).images, expected.images)
             assert torch.equal(data.select(mine).labels, expected.labels)
-    assert not torch.equal(rows.train, rows_of_client(alone, 1, 3).train)  # the order follows the seed
+    assert not torch.equal(rows.train, open_dataset(alone, 1).client(3).train)  # the order follows the seed
 
 
 def test_the_task_of_a_node_with_a_data_path_reads_that_folder_alone(sites, config):
@@ -81,26 +73,26 @@ def test_the_task_of_a_node_with_a_data_path_reads_that_folder_alone(sites, conf
 
 
 def test_a_class_has_the_same_label_at_every_site(two_sites):
-    assert label_table(two_sites, 0).gt(0).tolist() == [[True, True, False], [True, False, True]]
+    assert open_dataset(two_sites, 0).label_table.gt(0).tolist() == [[True, True, False], [True, False, True]]
     alone = of_site(two_sites, path_of(two_sites, 1))
-    assert load_train_data(alone).labels.unique().tolist() == [0, 2]
+    assert open_dataset(alone, 0).train.labels.unique().tolist() == [0, 2]
 
 
 def test_without_class_names_sites_have_no_labels(two_sites):
     config = dataclasses.replace(two_sites, class_names="")
-    assert load_train_data(config).labels is None
-    assert check_data(config, 0) == [22, 22]
-    assert load_test_data(config) is None
+    assert open_dataset(config, 0).train.labels is None
+    assert open_dataset(config, 0).check() == [22, 22]
+    assert open_dataset(config, 0).test is None
 
 
 def test_a_server_may_have_the_test_split_alone_or_nothing(sites, tmp_path):
     (tmp_path / "server").mkdir()
     (tmp_path / "sites" / "test").rename(tmp_path / "server" / "test")
     server = dataclasses.replace(sites, dataset=f"path:{tmp_path / 'server'}")
-    assert len(load_test_data(server)) == 360
+    assert len(open_dataset(server, 0).test) == 360
     with pytest.raises(ConfigError, match=r"no train split on this host.*data-path"):
-        client_rows(server, 0)
-    assert load_test_data(dataclasses.replace(sites, dataset=f"path:{tmp_path / 'nothing'}")) is None
+        open_dataset(server, 0).client(0)
+    assert open_dataset(dataclasses.replace(sites, dataset=f"path:{tmp_path / 'nothing'}"), 0).test is None
 
 
 def test_a_sites_own_test_split_is_left_alone(two_sites, tmp_path):
@@ -109,7 +101,7 @@ def test_a_sites_own_test_split_is_left_alone(two_sites, tmp_path):
         (tmp_path / "own" / split).mkdir(parents=True)
         for k in range(count):
             picture(rng, bands=1).save(tmp_path / "own" / split / f"{k}.png")
-    assert len(load_train_data(of_site(two_sites, str(tmp_path / "own")))) == 15
+    assert len(open_dataset(of_site(two_sites, str(tmp_path / "own")), 0).train) == 15
 
 
 @pytest.mark.parametrize(
@@ -122,7 +114,7 @@ def test_a_sites_own_test_split_is_left_alone(two_sites, tmp_path):
 )
 def test_sites_that_do_not_fit_the_config_are_refused(two_sites, changes, says):
     with pytest.raises(ConfigError, match=says):
-        check_data(dataclasses.replace(two_sites, **changes), 0)
+        open_dataset(dataclasses.replace(two_sites, **changes), 0).check()
 
 
 def test_a_data_path_is_for_runs_with_sites(two_sites, data_config, tmp_path):
@@ -136,4 +128,4 @@ def test_an_export_wants_a_new_folder(data_config, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(ConfigError, match="is not empty"):
-        export_sites(data_config(), 0, tmp_path / "full")
+        export_sites(open_dataset(data_config(), 0), tmp_path / "full")

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from fedddpm_app.config import ConfigError
+from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.sources import HUB_IDS, load_source
 from fedddpm_app.data.splits import split_named
 from fedddpm_app.data.store import load_stored
-from fedddpm_app.data.tensors import check_data, client_rows, load_client_data, load_train_data
-from tests.data.conftest import noise, picture, table_of
+from tests.data.conftest import client_images, noise, picture, table_of
 
 
 def write_idx(path, array):
@@ -214,7 +214,7 @@ def test_a_table_beside_the_pictures_adds_columns(tmp_path, data_config):
     data = data_config(tmp_path, image_channels=3, partition="natural", partition_column="site", min_partition_size=1)
     found = load_source(data.dataset)
     assert found["train"].class_names == ["cat", "dog"]
-    held = [c.train.tolist() + c.held_out.tolist() for c in client_rows(data, 0)]
+    held = [c.train.tolist() + c.held_out.tolist() for c in open_dataset(data, 0).clients]
     sites = [{found["train"].table["site"][row] for row in rows} for rows in held]
     assert [len(names) for names in sites] == [2, 2]
     (tmp_path / "40.png").write_bytes((tmp_path / "00.png").read_bytes())
@@ -279,7 +279,7 @@ def test_the_validation_split_stands_in_for_a_test_split(tmp_path):
 
 def test_a_folder_of_images_has_its_folders_as_classes(folder_of_images, data_config):
     data = data_config(folder_of_images, image_channels=3, num_classes=2)
-    client = load_client_data(data, 0, 0)
+    client = client_images(data, 0, 0)
     assert client.train.images.shape[1:] == (3, 8, 8)
     assert set(client.train.labels.tolist()) == {0, 1}
     splits = load_source(data.dataset)
@@ -337,8 +337,8 @@ def test_a_hub_data_set_loads_by_its_id(monkeypatch, name, stored):
 def test_labels_that_are_no_classes_are_left_out(tmp_path, data_config, labels, feature):
     table_of(noise(40), labels, feature).save_to_disk(str(tmp_path))
     data = data_config(tmp_path)
-    check_data(data, 0)
-    assert load_client_data(data, 0, 0).train.labels is None
+    open_dataset(data, 0).check()
+    assert client_images(data, 0, 0).train.labels is None
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string"])
@@ -353,14 +353,14 @@ def test_texts_are_classes_in_alphabetical_order(tmp_path, stored, kind):
 
 def test_whole_numbers_are_labels_and_a_lone_class_does_not_stop_the_split(tmp_path, data_config):
     table_of(noise(31), [0] * 30 + [1], datasets.ClassLabel(num_classes=2)).save_to_disk(str(tmp_path))
-    assert load_train_data(data_config(tmp_path, num_classes=2)).labels is not None
+    assert open_dataset(data_config(tmp_path, num_classes=2), 0).train.labels is not None
 
 
 def test_an_unlabelled_mark_is_refused_before_training(tmp_path, data_config):
     test = table_of(noise(2), [-1, -1])
     datasets.DatasetDict(train=table_of(noise(30), [0] * 30), test=test).save_to_disk(str(tmp_path))
     with pytest.raises(ConfigError, match="the label -1"):
-        check_data(data_config(tmp_path), 0)
+        open_dataset(data_config(tmp_path), 0).check()
 
 
 def test_a_test_split_without_the_train_splits_columns_is_refused(tmp_path):
@@ -376,7 +376,7 @@ def test_a_test_split_without_the_train_splits_columns_is_refused(tmp_path):
 def test_junk_is_one_sentence(tmp_path, data_config, name, content):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ConfigError, match="can") as raised:
-        check_data(data_config(tmp_path), 0)
+        open_dataset(data_config(tmp_path), 0).check()
     assert str(tmp_path) in str(raised.value)
 
 

@@ -18,6 +18,7 @@ from datasets import load_from_disk
 
 from benchmarks.models import LARGE, MODELS
 from fedddpm_app.config import load_config
+from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.export import export_sites
 from fedddpm_app.launch.flower_run import to_toml
 from tests.conftest import ROOT, TINY, RunDirectory
@@ -34,7 +35,7 @@ def docker(tmp_path, run_config):
     """A copy of docker/, two sites' images, and a server's test split, each in a folder of its own."""
     folder = tmp_path / "docker"
     shutil.copytree(ROOT / "docker", folder)
-    export_sites(load_config(run_config | {"num-clients": 2}).data, 0, tmp_path / "sites")
+    export_sites(open_dataset(load_config(run_config | {"num-clients": 2}).data, 0), tmp_path / "sites")
     (tmp_path / "server").mkdir()
     shutil.copytree(tmp_path / "sites" / "test", tmp_path / "server" / "test")
     places = {"/srv/fedddpm/server": "server", "/srv/fedddpm/sites": "sites"}

@@ -11,12 +11,12 @@ import torch
 from diffusers import DDPMPipeline
 from PIL import Image
 
-from fedddpm_app.experiment import assessment, monitor
-from fedddpm_app.data.tensors import load_test_data, load_train_data
+from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.sampling import image_seeds, sample_batches, sample_images
 from fedddpm_app.evaluation.distances import frechet_distance
 from fedddpm_app.evaluation.evaluator import Evaluator
+from fedddpm_app.experiment import assessment, monitor
 from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.recording.recorder import RunRecorder
@@ -135,7 +135,7 @@ def test_labels_are_those_of_the_reference(run_app, config, monkeypatch):
 
     monkeypatch.setattr(assessment, "sample_batches", sampled)
     run_app(num_rounds=1, class_conditional=True, eval_final_images=360)
-    assert torch.equal(asked[-1].bincount(), load_test_data(config.data).labels.bincount())
+    assert torch.equal(asked[-1].bincount(), open_dataset(config.data, 0).test.labels.bincount())
 
 
 def test_the_sheet_of_pairs_shows_generated_images_over_training_images(run_app, config, monkeypatch):
@@ -144,7 +144,7 @@ def test_the_sheet_of_pairs_shows_generated_images_over_training_images(run_app,
         RunRecorder, "save_pairs", lambda _, one, other, folder, name="": shown.update({folder: (one, other)})
     )
     run = run_app(num_rounds=1, eval_final_images=30)
-    training = {tuple(i.flatten().tolist()) for i in load_train_data(config.data).images}
+    training = {tuple(i.flatten().tolist()) for i in open_dataset(config.data, 0).train.images}
     for folder in ("samples", "auxiliary"):
         generated, train = shown[folder]
         assert {tuple(image.flatten().tolist()) for image in train} <= training

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fedddpm_app.config import ConfigError
-from fedddpm_app.data.tensors import client_rows, load_test_data, load_train_data
+from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.evaluation.extractors import load_classifier
 from fedddpm_app.evaluation.memorization import nearest_training
 from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
@@ -18,16 +18,16 @@ def changed(config, **data):
 
 def test_the_extractor_is_trained_on_the_training_split(config, tmp_path):
     evaluator = create_evaluator(config)
-    expected = load_classifier(load_train_data(config.data), "other", tmp_path, torch.device("cpu"))
+    expected = load_classifier(open_dataset(config.data, 0).train, "other", tmp_path, torch.device("cpu"))
     assert evaluator.reference.extractor.digest == expected.digest
     assert evaluator.reference.classifier is evaluator.reference.extractor
-    assert torch.equal(evaluator.reference.images.images, load_test_data(config.data).images)
+    assert torch.equal(evaluator.reference.images.images, open_dataset(config.data, 0).test.images)
 
 
 def test_copies_are_looked_for_among_what_clients_train_on_with_the_test_split_as_yardstick(config):
     detector = create_evaluator(config).detector
-    train, test = load_train_data(config.data), load_test_data(config.data)
-    rows = torch.cat([client.train for client in client_rows(config.data, config.run.seed)])
+    train, test = open_dataset(config.data, 0).train, open_dataset(config.data, 0).test
+    rows = torch.cat([client.train for client in open_dataset(config.data, config.run.seed).clients])
     assert torch.equal(detector.train, train.images[rows])
     expected = nearest_training(test.images, train.images[rows], config.evaluation.memorization_neighbours)
     assert torch.equal(detector.held_out_ratios, expected.ratio[expected.distance > 0])

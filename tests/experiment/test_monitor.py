@@ -8,11 +8,12 @@ from diffusers import UNet2DModel
 from safetensors.torch import load_file
 
 from fedddpm_app.config import load_config
-from fedddpm_app.data.tensors import load_client_data, load_test_data
+from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.evaluation.denoising import denoising_loss
 from fedddpm_app.weights import load_into, snapshot
+from tests.data.conftest import client_images
 
 
 def loss_of(config, weights, data):
@@ -26,7 +27,7 @@ def test_ema_evaluation_checkpoints_and_pipeline_belong_together(run_app, run_co
     """EMA: e_1 = w_1, e_r = d e_(r-1) + (1 - d) w_r with d = min(decay, (r - 1) / (8 + r))."""
     run = run_app(num_rounds=4, checkpoint_every=1, server_ema_decay=0.2)
     config = load_config(run_config)
-    test_data = load_test_data(config.data)
+    test_data = open_dataset(config.data, 0).test
     ema = None
     for server_round, row in zip(itertools.count(1), run.rounds(), strict=False):
         folder = run.path / "checkpoints" / f"round-{server_round:04d}"
@@ -46,7 +47,7 @@ def test_clients_evaluate_the_global_model_on_their_held_out_images(run_app, run
     run = run_app(num_rounds=1)
     config = load_config(run_config)
     weights = load_file(run.path / "checkpoints" / "round-0001" / "model.safetensors")
-    held_out = [load_client_data(config.data, 0, k).held_out for k in range(4)]
+    held_out = [client_images(config.data, 0, k).held_out for k in range(4)]
     total = sum(loss_of(config, weights, data) * len(data) for data in held_out)
     expected = total / sum(len(data) for data in held_out)
     assert run.rounds()[0]["client-eval/loss"] == pytest.approx(expected, rel=1e-6)

@@ -8,6 +8,7 @@ from flwr.app import Context, RecordDict
 import client_app
 import server_app
 from fedddpm_app.config import load_config
+from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.export import export_sites
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.inprocess.grid import InProcessGrid
@@ -19,7 +20,7 @@ CLASSES = ",".join(str(k) for k in range(10))
 @pytest.fixture
 def folder(tmp_path, config):
     """Four sites and a test split on the disk."""
-    export_sites(config.data, 0, tmp_path / "sites")
+    export_sites(open_dataset(config.data, 0), tmp_path / "sites")
     return tmp_path / "sites"
 
 

@@ -25,7 +25,7 @@ WEIGHTS = {"w": torch.zeros(3)}
 @pytest.fixture
 def clients(grid):
     transport = Transport(TransportConfig("flat", "fp32"))
-    return Clients(Participants({p: 100 + p for p in range(6)}), Accounting(), transport, 1000)
+    return Clients(Participants({p: 100 + p for p in range(6)}), Accounting(), transport, 1000, None)
 
 
 def reply(clients, partition, value=None, error=None, steps=1):

@@ -1,0 +1,53 @@
+"""The keys of the baselines: a group for each algorithm, and its line in ``Baselines``."""
+
+import dataclasses
+from typing import ClassVar, Literal
+
+from pydantic.dataclasses import dataclass
+
+from fedddpm_app.config.fields import STRICT, FloatOrZero, PositiveFloat
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedProxConfig:
+    """FedProx's proximal term."""
+
+    PREFIX: ClassVar[str] = "fedprox-"
+    mu: FloatOrZero
+
+
+@dataclass(frozen=True, config=STRICT)
+class ScaffoldConfig:
+    """SCAFFOLD's control variates and server step."""
+
+    PREFIX: ClassVar[str] = "scaffold-"
+    option: Literal["auto", "I", "II"]
+    server_learning_rate: PositiveFloat
+
+
+@dataclass(frozen=True, config=STRICT)
+class FedDynConfig:
+    """FedDyn's dynamic regulariser."""
+
+    PREFIX: ClassVar[str] = "feddyn-"
+    alpha: PositiveFloat
+
+
+@dataclass(frozen=True, config=STRICT)
+class MoonConfig:
+    """MOON's contrastive term."""
+
+    PREFIX: ClassVar[str] = "moon-"
+    mu: FloatOrZero
+    temperature: PositiveFloat
+    representation: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Baselines:
+    """The baselines' groups, which are among ``Config``'s."""
+
+    fedprox: FedProxConfig
+    scaffold: ScaffoldConfig
+    feddyn: FedDynConfig
+    moon: MoonConfig

@@ -1,0 +1,51 @@
+"""The keys of the data."""
+
+from typing import Annotated, ClassVar, Literal
+
+from pydantic import Field
+from pydantic.dataclasses import dataclass
+
+from fedddpm_app.config.fields import STRICT, CountOrZero, PartitionName, PositiveFloat, PositiveInt
+
+MAX_CLASSES = 100_000
+
+
+@dataclass(frozen=True, config=STRICT)
+class DataConfig:
+    """Which images, and how they are split over the clients."""
+
+    PREFIX: ClassVar[str] = ""
+    dataset: Annotated[str, Field(min_length=1)]
+    image_size: PositiveInt
+    image_channels: Literal[1, 3]
+    num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+    class_names: Annotated[
+        str,
+        Field(
+            pattern=r"^([^,]+(,[^,]+)*)?$", description='it should be names with commas, such as "cat,dog", or empty'
+        ),
+    ]
+    class_conditional: bool
+    num_clients: PositiveInt
+    horizontal_flip: bool
+    mixed_channels: Literal["error", "convert"]
+    max_bad_images: CountOrZero
+    cache_dir: str
+    partition: PartitionName
+    dirichlet_alpha: PositiveFloat
+    classes_per_client: PositiveInt
+    shards_per_client: PositiveInt
+    partition_column: str
+    min_partition_size: PositiveInt
+    max_examples_per_client: PositiveInt
+    held_out_fraction: Annotated[float, Field(ge=0, lt=1)]
+
+    @property
+    def classes(self) -> list[str]:
+        """``class_names`` as a list, by label; empty where none are given."""
+        return [name.strip() for name in self.class_names.split(",")] if self.class_names else []
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of an image, pixels."""
+        return self.image_channels, self.image_size, self.image_size

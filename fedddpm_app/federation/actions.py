@@ -1,0 +1,106 @@
+"""The server's half of client actions: one place makes the messages, and one says what an answer must have."""
+
+import types
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from flwr.app import ConfigRecord, Message, RecordDict
+from flwr.serverapp import Grid
+
+from fedddpm_app.federation.clients import Clients
+from fedddpm_app.federation.messaging import exchange
+from fedddpm_app.federation.records import ACTION, ARRAYS, NUM_EXAMPLES, VALUES
+from fedddpm_app.federation.replies import ReplySpec
+from fedddpm_app.federation.streaming import ReplyStream
+from fedddpm_app.training.actions import ClientAction, Value
+from fedddpm_app.transport import Packed, Transport
+from fedddpm_app.weights import Weights
+
+NO_RECORDS: Mapping[str, Weights] = types.MappingProxyType({})
+NO_VALUES: Mapping[str, Value] = types.MappingProxyType({})
+
+
+@dataclass(frozen=True)
+class ActionCall:
+    """One action of a strategy, ready to be asked for.
+
+    Parameters
+    ----------
+    name : str
+        Its name in ``client_actions``.
+    action : ClientAction
+        Its declaration.
+    grid : Grid
+        Flower's connection to the nodes.
+    clients : Clients
+        Addresses the messages.
+    transport : Transport
+        Carries the weights.
+    server_round : int
+        From 1; 0 before the rounds.
+    timeout : float
+        Seconds to wait for answers.
+    """
+
+    name: str
+    action: ClientAction
+    grid: Grid
+    clients: Clients
+    transport: Transport
+    server_round: int
+    timeout: float
+
+    def pack(self, weights: Weights) -> Packed:
+        """Return weights as a record; ``Transport.release`` it when every answer has come."""
+        return self.transport.pack(weights, "fp32" if self.action.exact else None)
+
+    def messages(
+        self, partitions: Sequence[int], packed: Packed | None = None, values: Mapping[str, Value] = NO_VALUES
+    ) -> list[Message]:
+        """Return one message for each partition."""
+        records = {} if packed is None else {ARRAYS: packed}
+        messages = self.clients.address(partitions, ACTION + self.name, records, self.server_round, self.timeout)
+        if values:  # records are shared, contents are not
+            for message in messages:
+                message.content = RecordDict({**message.content, VALUES: ConfigRecord(dict(values))})
+        return messages
+
+    def spec(self, like: Mapping[str, Weights] = NO_RECORDS) -> ReplySpec:
+        """Return what an answer must have; ``like`` has a reference for each declared record.
+
+        Raises
+        ------
+        KeyError
+            For a declared record without a reference.
+        """
+        missing = [record for record in self.action.records if record not in like]
+        if missing:
+            raise KeyError(f'the action "{self.name}" answers with {missing[0]!r}: say by ``like`` what it is like.')
+        return ReplySpec(
+            {record: self.transport.expect(like[record]) for record in self.action.records},
+            [metric for metric in self.action.metrics if metric != NUM_EXAMPLES],
+            lists=self.action.lists,
+            counts_examples=NUM_EXAMPLES in self.action.metrics,
+        )
+
+    def ask(
+        self,
+        partitions: Sequence[int],
+        weights: Weights,
+        values: Mapping[str, Value],
+        like: Mapping[str, Weights],
+        what: str,
+    ) -> ReplyStream:
+        """Ask each partition once; see ``FederatedStrategy.ask_clients``."""
+        packed = self.pack(weights) if weights else None
+        messages = self.messages(partitions, packed, values)
+        like = {ARRAYS: weights, **like} if weights else like
+        return ReplyStream(self.clients, self._exchange(messages, packed), partitions, what, self.spec(like))
+
+    def _exchange(self, messages: Sequence[Message], packed: Packed | None) -> Iterator[Message]:
+        """Yield the answers as they arrive, and let go of what was sent when all are there."""
+        try:
+            yield from exchange(self.grid, messages, self.timeout, self.clients.participants.under_way)
+        finally:
+            if packed is not None:
+                self.transport.release(packed)
