@@ -1,7 +1,6 @@
 """A correction rule of one's own: correct in the first half of a run only, while the clients still drift most."""
 
-from fedddpm_app.algorithms.fedddpm import FedDDPM
-from fedddpm_app.weights import Weights
+from fedddpm_app import FedDDPM, Weights
 
 
 class CorrectEarly(FedDDPM):

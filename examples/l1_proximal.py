@@ -9,9 +9,7 @@ It leaves most weights where the global model has them, so that clients move few
 
 from torch import Tensor, nn
 
-from fedddpm_app.federation.strategy import FederatedStrategy
-from fedddpm_app.training.hooks import TrainingHook
-from fedddpm_app.training.task import Batch
+from fedddpm_app import Batch, FederatedStrategy, TrainingHook
 
 
 class L1ProximalHook(TrainingHook):

@@ -9,6 +9,7 @@ from tests.conftest import ROOT
 
 PACKAGE = ROOT / "fedddpm_app"
 GROUND = {"apportion", "config", "device", "progress", "seeding", "weights"}
+INTERNALS = "federation/flower_internals"
 MAY_IMPORT = {  # the longest prefix of a module's path counts
     "config": set(),
     "seeding": set(),
@@ -21,7 +22,7 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "transport": GROUND,
     "data": GROUND | {"diffusion"},
     "evaluation": GROUND | {"diffusion", "training/task"},
-    "recording": GROUND | {"diffusion"},
+    "recording": GROUND | {"diffusion", INTERNALS},
     "federation": GROUND | {"diffusion/images", "training", "transport"},
     "client": GROUND | {"federation", "training", "transport"},
     "client/worker": GROUND | {"training"},
@@ -32,7 +33,7 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "experiment/task": GROUND | {"data", "diffusion", "evaluation", "training"},
     "experiment/evaluators": GROUND | {"data", "evaluation"},
     "inprocess": GROUND | {"algorithms", "client", "federation", "training"},
-    "launch": GROUND,
+    "launch": GROUND | {INTERNALS},
     "launch/delivery": set(),
     "__init__": None,
     "cli": None,
@@ -82,6 +83,13 @@ def test_imports_follow_the_arrows(path):
         if first == "flwr":
             assert not is_in(mine, WITHOUT_FLOWER), f"{mine} imports {name}"
         assert first not in ("client_app", "server_app"), f"{mine} imports {name}"
+
+
+def test_flowers_internals_are_imported_in_one_file():
+    public = ("flwr.app.", "flwr.clientapp.", "flwr.serverapp.")
+    others = [path for path in MODULES if place(path) != INTERNALS]
+    found = [(place(path), name) for path in others for name in imports(path) if name.startswith("flwr.")]
+    assert [(module, name) for module, name in found if not name.startswith(public)] == []
 
 
 def test_every_room_is_known():

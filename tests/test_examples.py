@@ -5,9 +5,13 @@ import re
 import numpy as np
 import pytest
 
+import server_app
 from examples.correct_early import CorrectEarly
 from examples.l1_proximal import L1Proximal, L1ProximalHook
+from examples.loss_weighted import LossWeighted
+from fedddpm_app import ActionAnswer, FederatedStrategy
 from fedddpm_app.algorithms import get_algorithm
+from fedddpm_app.client import worker as client_worker
 from fedddpm_app.config import ConfigError, load_config
 from tests.algorithms.problems import (
     CLIENTS,
@@ -28,7 +32,7 @@ PAGE = (ROOT / "docs" / "subclassing.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
-@pytest.mark.parametrize(("name", "lines"), [("correct_early", 15), ("l1_proximal", 40)])
+@pytest.mark.parametrize(("name", "lines"), [("correct_early", 15), ("l1_proximal", 40), ("loss_weighted", 60)])
 def test_an_example_is_short_and_the_page_shows_it(name, lines):
     source = (ROOT / "examples" / f"{name}.py").read_text()
     assert len(source.splitlines()) < lines
@@ -66,6 +70,44 @@ def test_the_regulariser_equals_its_reference(run_app):
     assert weak.losses()[1:] == run_app(algorithm="fedavg").losses()[1:] != strong.losses()[1:]
 
 
+def test_an_action_of_an_outside_algorithm_is_answered_and_used(run_app):
+    """The mean, transcribed from the factors and the clients' own weights; q = 0 is FedAvg, bit for bit."""
+    settings = {"algorithm": "examples.loss_weighted:LossWeighted", "num_rounds": 1}
+    unweighted, weighted = (run_app(**settings, algorithm_options=f"q={q}") for q in (0, 4))
+    assert unweighted.losses() == run_app(algorithm="fedavg", num_rounds=1).losses()
+    (factors,) = (row["loss_weighted/factors"] for row in weighted.rounds())
+    assert list(factors) == ["0", "1", "2", "3"]
+    assert min(factors.values()) < 1 < max(factors.values())
+    assert weighted.losses()[-1]["eval/loss"] != unweighted.losses()[-1]["eval/loss"]
+
+
+@pytest.mark.parametrize("answer", [{"losses": [1.0]}, {"losses": 1.0}, {}, {"losses": [1.0, 1.0, 1.0, float("nan")]}])
+def test_an_answer_that_is_not_as_declared_leaves_its_client_out_of_the_action(run_app, monkeypatch, answer):
+    original = client_worker.Worker.act
+
+    def odd(self, action, partition_id, *rest):
+        return ActionAnswer(answer) if partition_id == 2 else original(self, action, partition_id, *rest)
+
+    monkeypatch.setattr(client_worker.Worker, "act", odd)
+    run = run_app(algorithm="examples.loss_weighted:LossWeighted", num_rounds=1)
+    assert list(run.rounds()[0]["loss_weighted/factors"]) == ["0", "1", "3"]
+    assert list(run.rounds()[0]["train/client_loss"]) == ["0", "1", "2", "3"]  # it trains, and counts by n_i
+
+
+def test_an_action_that_the_algorithm_does_not_have_is_an_error_reply(run_app, monkeypatch):
+    class Asks(FederatedStrategy):
+        client_actions = LossWeighted.client_actions
+
+        def broadcast(self, server_round):
+            stream = self.ask_clients("timestep_losses", self.global_weights)
+            assert not list(stream.as_they_come())
+            assert all("has no client action" in reason for reason in stream.refused.values())
+            return {}
+
+    monkeypatch.setattr(server_app, "get_algorithm", lambda config: Asks)
+    assert run_app(algorithm="fedavg", num_rounds=1).summary["status"] == "completed"
+
+
 def test_a_class_from_outside_is_found_with_both_halves(run_config):
     found = get_algorithm(load_config(run_config | {"algorithm": "examples.l1_proximal:L1Proximal"}))
     assert found is L1Proximal
@@ -77,7 +119,10 @@ def test_a_class_from_outside_is_found_with_both_halves(run_config):
     [
         ("no_such_module:X", "cannot be imported .*no_such_module.*put the module, as one file, beside pyproject.toml"),
         ("examples.l1_proximal:Missing", "cannot be imported .*Missing"),
-        ("examples.l1_proximal:L1ProximalHook", "is no strategy: derive the class from FederatedStrategy or FedDDPM"),
+        (
+            "examples.l1_proximal:L1ProximalHook",
+            "is not a strategy: derive the class from FederatedStrategy",
+        ),
         (":X", "cannot be imported"),
         ("examples.l1_proximal:", "cannot be imported"),
     ],

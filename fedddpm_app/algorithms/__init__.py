@@ -71,5 +71,7 @@ def _import_algorithm(name: str) -> type[FederatedStrategy]:
             "or install it, and name a class in it."
         ) from error
     if not (isinstance(found, type) and issubclass(found, FederatedStrategy)):
-        raise ConfigError(f'algorithm = "{name}" is no strategy: derive the class from FederatedStrategy or FedDDPM.')
+        raise ConfigError(
+            f'algorithm = "{name}" is not a strategy: derive the class from FederatedStrategy or FedDDPM.'
+        )
     return found

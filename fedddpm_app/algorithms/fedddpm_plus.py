@@ -75,6 +75,8 @@ class FedDDPMPlus(FedDDPM):
         Done so far.
     """
 
+    key_prefix = "plus-"
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         plus = self.config.plus

@@ -66,6 +66,7 @@ class FedDyn(FederatedStrategy):
     """
 
     hook = FedDynHook
+    key_prefix = "feddyn-"
     own_aggregation = "FedDyn's server step is the mean of all clients, shifted by the memory of their moves"
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:

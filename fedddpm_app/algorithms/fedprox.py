@@ -36,3 +36,4 @@ class FedProx(FederatedStrategy):
     """FedProx's server half, which is FedAvg's."""
 
     hook = FedProxHook
+    key_prefix = "fedprox-"

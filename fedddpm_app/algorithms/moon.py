@@ -75,6 +75,7 @@ class Moon(FederatedStrategy):
     """MOON's server half, which is FedAvg's."""
 
     hook = MoonHook
+    key_prefix = "moon-"
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Look for the representation before any client does."""

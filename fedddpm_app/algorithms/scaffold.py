@@ -82,6 +82,7 @@ class Scaffold(FederatedStrategy):
     """
 
     hook = ScaffoldHook
+    key_prefix = "scaffold-"
     own_aggregation = "SCAFFOLD's server moves weights and control variate together, by the mean of all clients"
 
     @classmethod

@@ -6,10 +6,10 @@ from typing import Annotated, Never, TextIO
 
 import click
 import typer
-from flwr.common.config import parse_config_args
 from rich.console import Console
 
 from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config
+from fedddpm_app.federation.flower_internals import parse_config_args
 from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.recording.recorder import open_log, run_directory
 

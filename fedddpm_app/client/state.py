@@ -16,10 +16,10 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
-from flwr.supercore.utils import get_flwr_home
 from safetensors.torch import load_file, save_file
 
 from fedddpm_app.config import Config
+from fedddpm_app.federation.flower_internals import get_flwr_home
 from fedddpm_app.weights import Weights
 
 _MARKER = "fedddpm-client-state"

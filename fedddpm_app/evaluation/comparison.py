@@ -1,4 +1,7 @@
-"""All measures of two sets of features, under the names that their extractor gives them."""
+"""All metrics of two sets of features, under the names that their extractor gives them.
+
+A new metric is a function, here or in a file of its own, and a line in ``METRICS``.
+"""
 
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -16,15 +19,58 @@ _OF_INCEPTION = {"fd": "fid", "kd": "kid", "score": "inception-score"}
 
 
 class Measured(NamedTuple):
-    """A measure's value, its own deviation (NaN: it has none), and how many real images it took."""
+    """A metric's value, its own deviation (NaN: it has none), and the number of real images that it took."""
 
     value: float
     std: float
     reference_n: int
 
 
+class Pair(NamedTuple):
+    """Generated images and real ones, as features.
+
+    ``generated``: vectors (N, d), and logits where the extractor classifies. ``real``: (M, d). ``paired``: min(N, M)
+    of these, evenly spread. ``seed``: in [0, 2**32), of random parts.
+    """
+
+    generated: Features
+    real: Tensor
+    paired: Tensor
+    seed: int
+
+
+def _frechet(pair: Pair) -> Mapping[str, Measured]:
+    distance = frechet_distance(pair.generated.vectors, pair.real)
+    return {"fd": Measured(distance, torch.nan, len(pair.real))}
+
+
+def _kernel(pair: Pair) -> Mapping[str, Measured]:
+    return {"kd": _spread(kernel_distance(pair.generated.vectors, pair.real, pair.seed), pair)}
+
+
+def _score(pair: Pair) -> Mapping[str, Measured]:
+    if pair.generated.logits is None:
+        return {}
+    return {"score": _spread(inception_score(pair.generated.logits, pair.seed), pair)}
+
+
+def _manifold(pair: Pair) -> Mapping[str, Measured]:
+    """Compare as many real images as there are generated ones: these metrics depend on the ratio."""
+    values = precision_recall_density_coverage(pair.generated.vectors, pair.paired, NEIGHBOURS)
+    return {name: Measured(values[name], torch.nan, len(pair.paired)) for name in _MANIFOLD}
+
+
+# Names, and the function that returns all of them; it raises ValueError where the images are too few.
+METRICS: Mapping[tuple[str, ...], Callable[[Pair], Mapping[str, Measured]]] = {
+    ("fd",): _frechet,
+    ("kd",): _kernel,
+    ("score",): _score,
+    _MANIFOLD: _manifold,
+}
+
+
 def compare(generated: Features, real: Tensor, seed: int) -> dict[str, Measured]:
-    """Return every measure of two sets of features; one that cannot be taken of so few images is NaN.
+    """Return every metric of two sets of features; a metric that needs more images is NaN.
 
     Parameters
     ----------
@@ -38,22 +84,17 @@ def compare(generated: Features, real: Tensor, seed: int) -> dict[str, Measured]
     Returns
     -------
     dict of str to Measured
-        ``fd``, ``kd``, ``precision``, ``recall``, ``density``, ``coverage`` and, with logits, ``score``. The four in
-        the middle compare N images with min(N, M) real ones, evenly spread: they depend on the ratio.
+        By the names of ``METRICS``; ``score`` only with logits.
     """
-    vectors, paired = generated.vectors, spread(real, len(generated.vectors))
-    found = {
-        "fd": _measured(lambda: frechet_distance(vectors, real), len(real)),
-        "kd": _measured(lambda: kernel_distance(vectors, real, seed), len(real)),
-    }
-    if generated.logits is not None:
-        logits = generated.logits
-        found["score"] = _measured(lambda: inception_score(logits, seed), len(real))
-    try:
-        manifold: Mapping[str, float] = precision_recall_density_coverage(vectors, paired, NEIGHBOURS)
-    except ValueError:
-        manifold = dict.fromkeys(_MANIFOLD, torch.nan)
-    return found | {name: Measured(manifold[name], torch.nan, len(paired)) for name in _MANIFOLD}
+    pair = Pair(generated, real, spread(real, len(generated.vectors)), seed)
+    found: dict[str, Measured] = {}
+    for names, metric in METRICS.items():
+        try:
+            found |= metric(pair)
+        except ValueError:  # too few images, or features that are not finite
+            count = len(pair.paired) if names == _MANIFOLD else len(real)
+            found |= dict.fromkeys(names, Measured(torch.nan, torch.nan, count))
+    return found
 
 
 def compare_classes(logits: Tensor, labels: Tensor) -> Measured:
@@ -68,11 +109,11 @@ def class_counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return logits.argmax(1).bincount(minlength=classes), labels.bincount(minlength=classes)
 
 
-def name_of(measure: str, extractor: Extractor) -> str:
-    """Return a measure's name by its features: ``fid`` and the like only of the standard Inception-v3."""
+def name_of(metric: str, extractor: Extractor) -> str:
+    """Return a metric's name by its features: ``fid`` and the like only for the standard Inception-v3."""
     if isinstance(extractor, InceptionV3) and extractor.standard:
-        return _OF_INCEPTION.get(measure, f"{measure}-{extractor.name}")
-    return f"{measure}-{extractor.name}"
+        return _OF_INCEPTION.get(metric, f"{metric}-{extractor.name}")
+    return f"{metric}-{extractor.name}"
 
 
 def spread(values: Tensor, count: int) -> Tensor:
@@ -82,9 +123,5 @@ def spread(values: Tensor, count: int) -> Tensor:
     return values[torch.linspace(0, len(values) - 1, count, dtype=torch.float64).round().long()]
 
 
-def _measured(measure: Callable[[], float | Spread], reference_n: int) -> Measured:
-    try:
-        value = measure()
-    except ValueError:  # too few images, or features that are not finite
-        return Measured(torch.nan, torch.nan, reference_n)
-    return Measured(*value, reference_n) if isinstance(value, Spread) else Measured(value, torch.nan, reference_n)
+def _spread(value: Spread, pair: Pair) -> Measured:
+    return Measured(value.value, value.std, len(pair.real))

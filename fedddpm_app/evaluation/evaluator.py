@@ -90,32 +90,30 @@ class Evaluator:
         self, generated: Features, predicted: Tensor | None, sampling: SamplingInfo
     ) -> tuple[list[Metric], dict[str, list[int]]]:
         reference, extractor = self.reference, self.reference.extractor
-        n = len(generated.vectors)
-        floor = reference.floor(n)
-        metrics = [
-            self._metric(name, measured, floor, n, extractor, sampling)
-            for name, measured in compare(generated, reference.vectors, REFERENCE_SEED).items()
-        ]
-        classifier, real = reference.classifier, reference.images.labels
-        if classifier is None or predicted is None or real is None:
+        n, real = len(generated.vectors), reference.images.labels
+        found = compare(generated, reference.vectors, REFERENCE_SEED)
+        labelled = reference.classifier is not None and predicted is not None and real is not None
+        floor = reference.floor(n, [*found, *([CLASSES] if labelled else [])])
+        metrics = [self._metric(name, measured, floor, n, extractor, sampling) for name, measured in found.items()]
+        if reference.classifier is None or predicted is None or real is None:
             return metrics, {}
         measured = compare_classes(predicted, real)
-        classes = self._metric(CLASSES, measured, floor, n, classifier, sampling)
-        found, wanted = class_counts(predicted, real)
-        counts = {"generated": found.tolist(), "real": wanted.tolist()}
+        classes = self._metric(CLASSES, measured, floor, n, reference.classifier, sampling)
+        generated_counts, real_counts = class_counts(predicted, real)
+        counts = {"generated": generated_counts.tolist(), "real": real_counts.tolist()}
         return [*metrics, replace(classes, details={"class_counts": counts})], counts
 
     def _metric(
         self,
-        measure: str,
+        key: str,
         measured: Measured,
         floor: Floor,
         n: int,
         extractor: Extractor,
         sampling: SamplingInfo,
     ) -> Metric:
-        name = measure if measure == CLASSES else name_of(measure, extractor)
-        floor_measured = floor.measures[measure]
+        name = key if key == CLASSES else name_of(key, extractor)
+        floor_measured = floor.measures[key]
         return Metric(
             name=name,
             value=measured.value,
@@ -132,7 +130,7 @@ class Evaluator:
             floor_n=floor.n,
             floor_reference_n=floor_measured.reference_n,
             note=_note(name, measured, n, extractor, floor, floor_measured.reference_n),
-            details={"subset_size": subset_size(n, measured.reference_n)} if measure == _KERNEL else {},
+            details={"subset_size": subset_size(n, measured.reference_n)} if key == _KERNEL else {},
         )
 
 

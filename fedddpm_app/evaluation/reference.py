@@ -1,6 +1,6 @@
 """The real side of a comparison: reference features and floors, computed once per data set and extractor."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -110,8 +110,8 @@ class Reference:
             return None
         return features.logits if self.classifier is self.extractor else self.classifier(images).logits
 
-    def floor(self, n: int) -> Floor:
-        """Return what ``n`` real images score against as many real images as the reference split has.
+    def floor(self, n: int, names: Collection[str] = ()) -> Floor:
+        """Return the metrics ``names`` of ``n`` real images against as many real images as the reference split has.
 
         Both sets are drawn, without a common image, from the two splits together (a classifier knows the images that
         it was trained on, so that both sets must hold as many of them); where there are not enough, both are smaller.
@@ -123,7 +123,7 @@ class Reference:
         classifier = self.classifier.digest if self.classifier else "unlabelled"
         data = [self.real.digests[split][:16] for split in ("test", "train")]
         path = self._path("floor", self.extractor.digest, classifier, *data, first, second, NEIGHBOURS, NUM_SPLITS)
-        stored = load_or_create(path, lambda: self._measure_floor(first, second))
+        stored = load_or_create(path, lambda: self._measure_floor(first, second), names)
         measures = {name: Measured(float(row[0]), float(row[1]), int(row[2])) for name, row in stored.items()}
         return Floor(measures, first, second)
 

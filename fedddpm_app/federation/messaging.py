@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from flwr.app import Error, Message, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
+
+from fedddpm_app.federation.flower_internals import ErrorCode, set_source
 
 _FIRST_POLL_SECONDS = 0.005
 _LONGEST_POLL_SECONDS = 0.1
@@ -32,7 +33,7 @@ def exchange(
     requests = ((message.metadata.dst_node_id, message) for message in messages)
     for node, reply in exchange_about(grid, lambda: next(requests, None), timeout, under_way):
         if reply.has_error():
-            reply.metadata.__dict__["_src_node_id"] = node
+            set_source(reply, node)
         yield reply
         del reply
 
@@ -112,7 +113,7 @@ def _lost(node: int) -> Message:
         Error(ErrorCode.NODE_UNAVAILABLE, "its node was started anew meanwhile"),
         reply_to=Message(RecordDict(), dst_node_id=node, message_type="query"),
     )
-    reply.metadata.__dict__["_src_node_id"] = node
+    set_source(reply, node)
     return reply
 
 

@@ -4,9 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 from flwr.app import Message
-from flwr.supercore.constant import TaskType
-from flwr.supercore.run import Run
 
+from fedddpm_app.federation.flower_internals import Run, TaskType
 from fedddpm_app.seeding import derive_seed
 
 

@@ -12,9 +12,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from flwr.app import Message, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
 
 from fedddpm_app import weights as weights_module
+from fedddpm_app.federation.flower_internals import ErrorCode
 from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES
 from fedddpm_app.transport import Expected, Payload, PayloadError, Transport
 from fedddpm_app.weights import Weights

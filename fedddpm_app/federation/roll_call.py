@@ -6,11 +6,11 @@ A site's SuperNode may start late, be killed, and come back, with its old node i
 import time
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
-from flwr.common.constant import ErrorCode
 from flwr.serverapp import Grid
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.flower_internals import ErrorCode
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.records import METRICS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
 from fedddpm_app.progress import logger

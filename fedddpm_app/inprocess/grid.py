@@ -12,13 +12,10 @@ from collections.abc import Iterable
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
-from flwr.proto.node_pb2 import NodeInfo
 from flwr.serverapp import Grid, ServerApp
-from flwr.supercore.constant import TaskType
-from flwr.supercore.run import Run
-from flwr.supercore.task_identity import TaskIdentity
 
 from fedddpm_app.config import Scalar
+from fedddpm_app.federation.flower_internals import NodeInfo, Run, TaskIdentity, TaskType, set_message_id
 from fedddpm_app.federation.records import NUM_PARTITIONS, PARTITION_ID
 from fedddpm_app.progress import logger
 
@@ -87,7 +84,7 @@ class InProcessGrid(Grid):
         pushed = []
         for message in messages:
             message_id = f"message-{next(self._ids)}"
-            message.metadata.__dict__["_message_id"] = message_id
+            set_message_id(message, message_id)
             self._replies[message_id] = self._answer(message)
             pushed.append(message_id)
         return pushed

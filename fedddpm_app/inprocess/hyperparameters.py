@@ -5,17 +5,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from fedddpm_app.algorithms import REGISTRY, find_algorithm
+from fedddpm_app.algorithms import find_algorithm
 from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, known_keys, load_config
 from fedddpm_app.federation.strategy import FederatedStrategy
 
-_PREFIXES = {  # of the keys that are an algorithm's own
-    "fedddpm-plus": "plus-",
-    "fedprox": "fedprox-",
-    "scaffold": "scaffold-",
-    "feddyn": "feddyn-",
-    "moon": "moon-",
-}
 _SYMBOLS = {  # the papers' names, and Flower's; the first that belongs to the algorithm or to the rule counts
     "proximal-mu": ("fedprox-mu",),
     "eta-g": ("scaffold-server-learning-rate",),
@@ -61,9 +54,7 @@ def configure(
         For what is no algorithm, a name that is no key, or a value that cannot be used.
     """
     kind, name = _resolve(algorithm)
-    prefix = next(
-        (_PREFIXES[n] for base in kind.__mro__ for n, c in REGISTRY.items() if c is base and n in _PREFIXES), ""
-    )
+    prefix = kind.key_prefix
     overrides: dict[str, Scalar] = {"algorithm": name}
     options: dict[str, Scalar] = {}
     for given_name, given_value in hyper.items():

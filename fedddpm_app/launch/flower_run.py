@@ -10,9 +10,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from flwr.supercore.utils import get_flwr_home
-
 from fedddpm_app.config import ConfigError, Scalar
+from fedddpm_app.federation.flower_internals import get_flwr_home
 
 COMPLETED = "finished:completed"
 _STATUS_SECONDS = 60.0

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import click
 import psutil
-from flwr.common.config import parse_config_args
 
 from fedddpm_app.config import Scalar
+from fedddpm_app.federation.flower_internals import parse_config_args
 
 _PACKAGES = ("fedddpm-app", "flwr", "ray", "torch", "diffusers", "datasets", "flwr-datasets", "numpy")
 _FLWR_RUN = ("flwr", "run")

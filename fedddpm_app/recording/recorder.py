@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import TextIO
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
-from flwr.supercore.run import Run
 from safetensors.torch import save_file
 from torch import Tensor
 
 from fedddpm_app.config import Config, ConfigError, Scalar
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.federation.flower_internals import Run
 from fedddpm_app.recording.plots import plot_classes, plot_losses, plot_metrics, plot_partition
 from fedddpm_app.recording.provenance import describe_environment
 from fedddpm_app.recording.sheets import save_pairs, save_sheet, to_pil

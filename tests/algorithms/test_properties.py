@@ -52,11 +52,13 @@ STEPS_COUNT_CLIENTS = {"centralized"}  # takes as many steps as all clients toge
 UNIFORM = {"scaffold", "feddyn"}  # clients count alike, whatever they hold
 
 
-def test_the_tables_name_every_algorithm():
-    assert NEUTRAL.keys() == FULL.keys() == REGISTRY.keys()
+@pytest.mark.parametrize("name", REGISTRY)
+def test_the_tables_name_every_algorithm(name):
+    assert name in NEUTRAL, f"add {name} to NEUTRAL, with the settings that make it FedAvg, or None"
+    assert name in FULL, f"add {name} to FULL, with the settings that use all of it"
 
 
-@pytest.mark.parametrize("name", [name for name in REGISTRY if NEUTRAL[name] is not None])
+@pytest.mark.parametrize("name", [name for name in REGISTRY if NEUTRAL.get(name) is not None])
 def test_one_client_is_local_training(name):
     alone = run(name, CLIENTS[:1], **NEUTRAL[name])
     expected = gradient_steps(start(), ROUNDS * STEPS, RATE, lambda x: gradient(CLIENTS[0], x))

@@ -21,27 +21,42 @@ def test_every_algorithm_runs_two_rounds(name, run_app):
     assert 0 < run.rounds()[-1]["eval/loss"] < initial["eval/loss"]
 
 
+def missing_parts(name, module):
+    """What a new algorithm consists of, see the end of docs/subclassing.md: the parts that are not there."""
+    row = [line for line in (ROOT / "README.md").read_text().splitlines() if line.startswith(f"| `{name}` |")]
+    links = [f"fedddpm_app/algorithms/{module}.py", f"docs/algorithms/{name}.md", f"tests/algorithms/test_{module}.py"]
+    wanted = {
+        links[0]: ("Symbols:", "Deviations:"),
+        links[1]: (f"# {name}: ",),
+        links[2]: ("def test_",),
+        f"conf/{name}.toml": (f'algorithm = "{name}"',),
+    }
+    for path, texts in wanted.items():
+        content = (ROOT / path).read_text() if (ROOT / path).exists() else ""
+        yield from (f"{path}: {text}" for text in texts if text not in content)
+    if len(row) != 1:
+        yield f"README.md: one row of the table of algorithms that starts with | `{name}` |"
+    yield from (
+        f"README.md: a link to {link} in the row of {name}" for link in links if row and f"({link})" not in row[0]
+    )
+
+
 @pytest.mark.parametrize("name", REGISTRY)
 def test_every_algorithm_has_its_config_row_page_and_tests(name):
-    """What a new algorithm consists of; see the end of docs/subclassing.md."""
     module = REGISTRY[name].__module__.rpartition(".")[2]
     assert module == name.replace("-", "_")
-    conf, page = ROOT / "conf" / f"{name}.toml", ROOT / "docs" / "algorithms" / f"{name}.md"
-    assert f'algorithm = "{name}"' in conf.read_text()
-    assert page.read_text().startswith(f"# {name}: ")
-    readme = (ROOT / "README.md").read_text()
-    (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{name}` |")]
-    for link in (
-        f"fedddpm_app/algorithms/{module}.py",
-        f"docs/algorithms/{name}.md",
-        f"tests/algorithms/test_{module}.py",
-    ):
-        assert f"({link})" in row
-        assert (ROOT / link).exists()
-    tests = (ROOT / "tests" / "algorithms" / f"test_{module}.py").read_text()
-    assert "def test_" in tests
-    opening = (ROOT / "fedddpm_app" / "algorithms" / f"{module}.py").read_text().split('"""')[1]
-    assert {"Symbols:", "Deviations:"} <= set(opening.split())
+    assert list(missing_parts(name, module)) == []
+
+
+def test_the_parts_of_a_new_algorithm_are_named():
+    assert list(missing_parts("fedfoo", "fedfoo")) == [
+        "fedddpm_app/algorithms/fedfoo.py: Symbols:",
+        "fedddpm_app/algorithms/fedfoo.py: Deviations:",
+        "docs/algorithms/fedfoo.md: # fedfoo: ",
+        "tests/algorithms/test_fedfoo.py: def test_",
+        'conf/fedfoo.toml: algorithm = "fedfoo"',
+        "README.md: one row of the table of algorithms that starts with | `fedfoo` |",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -10,14 +10,15 @@ import pytest
 import torch
 
 from fedddpm_app.diffusion.images import ImageTensors
-from fedddpm_app.evaluation.comparison import spread
+from fedddpm_app.evaluation import comparison
+from fedddpm_app.evaluation.comparison import Measured, spread
 from fedddpm_app.evaluation.copies import CopyDetector
 from fedddpm_app.evaluation.distances import frechet_distance, kernel_distance
 from fedddpm_app.evaluation.metrics import Metric, SamplingInfo, mean_over_clients
 from fedddpm_app.evaluation.reference import RealImages, Reference
 from tests.evaluation.conftest import values
 
-DRAWING = SamplingInfo("ddim", 50, "ema")
+SAMPLING = SamplingInfo("ddim", 50, "ema")
 NAMES = ["fd", "kd", "score", "precision", "recall", "density", "coverage"]
 FIELDS = {
     "name", "value", "std", "n", "reference", "reference_n", "reference_digest", "extractor", "extractor_digest",
@@ -32,7 +33,7 @@ def noise_like(images, count, seed=0):
 
 def test_every_metric_tells_what_it_was_taken_of(evaluator_of, real):
     evaluator = evaluator_of()
-    evaluation = evaluator.measure([noise_like(real.test.images, 100)], DRAWING)
+    evaluation = evaluator.measure([noise_like(real.test.images, 100)], SAMPLING)
     metrics = {metric.name: metric.to_dict() for metric in evaluation.metrics}
     assert list(metrics) == [*(f"{name}-classifier" for name in NAMES), "class-tv", "memorized-share"]
     for metric in metrics.values():
@@ -51,7 +52,7 @@ def test_every_metric_tells_what_it_was_taken_of(evaluator_of, real):
 def test_the_values_are_those_of_the_measures(evaluator_of, real):
     evaluator = evaluator_of()
     images = noise_like(real.test.images, 300)
-    found = values(evaluator.measure(torch.split(images, 77), DRAWING))
+    found = values(evaluator.measure(torch.split(images, 77), SAMPLING))
     extractor = evaluator.reference.extractor
     expected = frechet_distance(extractor(images).vectors, extractor(real.test.images).vectors)
     assert found["fd-classifier"] == pytest.approx(expected, rel=1e-9)
@@ -59,8 +60,8 @@ def test_the_values_are_those_of_the_measures(evaluator_of, real):
 
 def test_real_images_score_about_the_floor_and_noise_far_from_it(evaluator_of, real):
     evaluator = evaluator_of()
-    good = {f.name: f for f in evaluator.measure([real.train.images[:300]], DRAWING, find_copies=False).metrics}
-    bad = values(evaluator.measure([noise_like(real.test.images, 300)], DRAWING, find_copies=False))
+    good = {f.name: f for f in evaluator.measure([real.train.images[:300]], SAMPLING, find_copies=False).metrics}
+    bad = values(evaluator.measure([noise_like(real.test.images, 300)], SAMPLING, find_copies=False))
     for name in ("fd-classifier", "class-tv"):
         assert good[name].value < 2 * good[name].floor < bad[name]
     for name in ("recall-classifier", "coverage-classifier", "precision-classifier"):
@@ -70,8 +71,8 @@ def test_real_images_score_about_the_floor_and_noise_far_from_it(evaluator_of, r
 def test_a_forgotten_class_shows(evaluator_of, real):
     evaluator = evaluator_of()
     kept = real.train.labels != 3
-    whole = evaluator.measure([real.train.images], DRAWING, find_copies=False)
-    without = evaluator.measure([real.train.images[kept]], DRAWING, find_copies=False)
+    whole = evaluator.measure([real.train.images], SAMPLING, find_copies=False)
+    without = evaluator.measure([real.train.images[kept]], SAMPLING, find_copies=False)
     assert without.class_counts["generated"][3] <= 2
     assert whole.class_counts["generated"][3] > 100
     assert values(without)["class-tv"] > values(whole)["class-tv"] + 0.05
@@ -84,8 +85,8 @@ def test_a_forgotten_class_shows(evaluator_of, real):
 
 def test_a_few_images_repeated_show(evaluator_of, real):
     evaluator = evaluator_of()
-    repeated = values(evaluator.measure([real.train.images[:10].repeat(30, 1, 1, 1)], DRAWING, find_copies=False))
-    fresh = values(evaluator.measure([real.train.images[:300]], DRAWING, find_copies=False))
+    repeated = values(evaluator.measure([real.train.images[:10].repeat(30, 1, 1, 1)], SAMPLING, find_copies=False))
+    fresh = values(evaluator.measure([real.train.images[:300]], SAMPLING, find_copies=False))
     assert repeated["recall-classifier"] < 0.2 < fresh["recall-classifier"]
     assert repeated["coverage-classifier"] < 0.5 * fresh["coverage-classifier"]
     assert repeated["fd-classifier"] > 3 * fresh["fd-classifier"]
@@ -94,13 +95,13 @@ def test_a_few_images_repeated_show(evaluator_of, real):
 @pytest.mark.parametrize("sizes", [[200], [1] * 200, [64, 64, 64, 8]])
 def test_the_batches_do_not_matter(evaluator_of, real, sizes):
     images = noise_like(real.test.images, 200)
-    found = values(evaluator_of().measure(torch.split(images, sizes), DRAWING))
-    assert found == pytest.approx(values(evaluator_of().measure([images], DRAWING)), rel=1e-6)
+    found = values(evaluator_of().measure(torch.split(images, sizes), SAMPLING))
+    assert found == pytest.approx(values(evaluator_of().measure([images], SAMPLING)), rel=1e-6)
 
 
 def test_reference_features_and_floors_are_computed_once(evaluator_of, real, tmp_path, cache_dir):
     first = evaluator_of(cache_dir=tmp_path)
-    before = values(first.measure([real.train.images[:100]], DRAWING))
+    before = values(first.measure([real.train.images[:100]], SAMPLING))
     again = evaluator_of(cache_dir=tmp_path)
     calls = []
     original = again.reference.extractor
@@ -114,7 +115,7 @@ def test_reference_features_and_floors_are_computed_once(evaluator_of, real, tmp
             return original(images)
 
     again.reference.extractor = again.reference.classifier = Counting()
-    assert values(again.measure([real.train.images[:100]], DRAWING)) == before
+    assert values(again.measure([real.train.images[:100]], SAMPLING)) == before
     assert calls == [100]  # the generated images only
 
 
@@ -126,18 +127,18 @@ def test_the_floor_is_of_disjoint_images_and_as_many_as_generated(evaluator_of, 
     assert most.n == 898  # half of 1,797
     assert most.n + most.reference_n <= 1797
     assert reference.floor(898).measures["fd"].value < floor.measures["fd"].value  # less bias
-    notes = {f.note for f in evaluator_of().measure([noise_like(real.test.images, 1000)], DRAWING).metrics[:3]}
+    notes = {f.note for f in evaluator_of().measure([noise_like(real.test.images, 1000)], SAMPLING).metrics[:3]}
     assert notes == {"the floor is of 898 images against 360: the data have no more"}
 
 
 def test_fewer_images_than_feature_dimensions_is_noted_beside_the_distance(evaluator_of, real):
-    metrics = {f.name: f for f in evaluator_of().measure([real.train.images[:30]], DRAWING).metrics}
+    metrics = {f.name: f for f in evaluator_of().measure([real.train.images[:30]], SAMPLING).metrics}
     assert "30 images are fewer than the 64 feature dimensions" in metrics["fd-classifier"].note
     assert metrics["recall-classifier"].note == ""
 
 
 def test_what_cannot_be_told_of_few_images_is_nan_with_a_note(evaluator_of, real):
-    metrics = {f.name: f for f in evaluator_of().measure([real.train.images[:3]], DRAWING).metrics}
+    metrics = {f.name: f for f in evaluator_of().measure([real.train.images[:3]], SAMPLING).metrics}
     for name in ("kd-classifier", "precision-classifier", "score-classifier"):
         assert math.isnan(metrics[name].value)
         assert "cannot be told of 3 generated" in metrics[name].note
@@ -146,7 +147,7 @@ def test_what_cannot_be_told_of_few_images_is_nan_with_a_note(evaluator_of, real
 
 def test_data_without_labels_have_no_class_metrics(evaluator_of, real):
     unlabelled = RealImages(ImageTensors(real.train.images), ImageTensors(real.test.images), real.digests)
-    evaluation = evaluator_of(extractor="pixels-pca", real=unlabelled).measure([real.train.images[:50]], DRAWING)
+    evaluation = evaluator_of(extractor="pixels-pca", real=unlabelled).measure([real.train.images[:50]], SAMPLING)
     assert list(values(evaluation)) == [
         *(f"{name}-pixels-pca" for name in NAMES if name != "score"), "memorized-share"
     ]  # fmt: skip
@@ -154,14 +155,14 @@ def test_data_without_labels_have_no_class_metrics(evaluator_of, real):
 
 
 def test_another_extractor_still_has_the_classifiers_classes(evaluator_of, real):
-    evaluation = evaluator_of(extractor="pixels-pca").measure([real.train.images[:50]], DRAWING)
+    evaluation = evaluator_of(extractor="pixels-pca").measure([real.train.images[:50]], SAMPLING)
     metrics = {f.name: f for f in evaluation.metrics}
     assert metrics["class-tv"].extractor == "classifier"
     assert metrics["fd-pixels-pca"].extractor == "pixels-pca"
 
 
 def test_the_train_split_as_reference(evaluator_of, real):
-    fd = evaluator_of("train").measure([real.test.images], DRAWING).metrics[0]
+    fd = evaluator_of("train").measure([real.test.images], SAMPLING).metrics[0]
     assert (fd.reference, fd.reference_n, fd.floor_reference_n) == ("train", 1437, 1437)
     assert fd.reference_digest == real.digests["train"][:16]
 
@@ -186,7 +187,7 @@ def test_the_metrics_order_real_blurred_and_noise(evaluator_of, real, extractor)
     padded = torch.nn.functional.pad(images.float(), (1, 1, 1, 1), mode="replicate")
     blur = torch.nn.functional.avg_pool2d(padded, 3, 1)
     sets = [images, (0.5 * images + 0.5 * blur).round().to(torch.uint8), noise_like(images, 200)]
-    good, blurred, noise = (values(evaluator.measure([each], DRAWING, find_copies=False)) for each in sets)
+    good, blurred, noise = (values(evaluator.measure([each], SAMPLING, find_copies=False)) for each in sets)
     for name in ("fd", "kd"):
         assert good[f"{name}-{extractor}"] < blurred[f"{name}-{extractor}"] < noise[f"{name}-{extractor}"]
     for name in ("recall", "coverage"):
@@ -200,7 +201,7 @@ def test_the_classifier_keeps_what_is_no_digit_apart(evaluator_of, real):
     images = real.train.images[-200:]
     grain = (torch.randn(images.shape, generator=generator) * 40 + 100).clamp(0, 255).to(torch.uint8)
     for garbage in (noise_like(images, 200), grain, torch.zeros_like(images)):
-        found = values(evaluator_of().measure([garbage], DRAWING, find_copies=False))
+        found = values(evaluator_of().measure([garbage], SAMPLING, find_copies=False))
         assert found["precision-classifier"] <= 0.02
         assert found["coverage-classifier"] <= 0.02
 
@@ -235,6 +236,18 @@ def test_the_cache_tells_data_sets_apart(evaluator_of, real, tmp_path):
     assert other.floor(50).measures["fd"].value != before
 
 
+def test_a_cached_floor_that_lacks_a_metric_is_computed_again(evaluator_of, monkeypatch, tmp_path):
+    """A new metric is one line in ``METRICS``: a floor that an earlier version wrote does not end a run."""
+    evaluator = evaluator_of(cache_dir=tmp_path)
+    images = evaluator.reference.images.images[:50]
+    before = evaluator.measure([images], SAMPLING, find_copies=False).metrics
+    mean = lambda pair: {"mean": Measured(float(pair.generated.vectors.mean()), math.nan, len(pair.real))}  # noqa: E731
+    monkeypatch.setattr(comparison, "METRICS", {**comparison.METRICS, ("mean",): mean})
+    after = {metric.name: metric for metric in evaluator.measure([images], SAMPLING, find_copies=False).metrics}
+    assert math.isfinite(after["mean-classifier"].floor)
+    assert [after[metric.name].floor for metric in before] == [metric.floor for metric in before]
+
+
 def test_the_cache_tells_numbers_of_neighbours_apart(real, tmp_path):
     options = {"rate": 0.01, "digest": "d", "cache_dir": tmp_path}
     few = CopyDetector(real.train.images, real.test.images, neighbours=5, **options)
@@ -249,7 +262,7 @@ def test_rows_are_spread_evenly():
 
 def test_a_small_reference_is_noted_too(evaluator_of, real):
     few = RealImages(real.train, real.test.select(torch.arange(20)), {**real.digests, "test": "1" * 64})
-    fd = evaluator_of(real=few).measure([noise_like(real.test.images, 100)], DRAWING, find_copies=False).metrics[0]
+    fd = evaluator_of(real=few).measure([noise_like(real.test.images, 100)], SAMPLING, find_copies=False).metrics[0]
     assert "20 images are fewer than the 64 feature dimensions" in fd.note
 
 
@@ -260,7 +273,7 @@ def test_copies_are_found_though_the_data_hold_some_in_both_splits(real, tmp_pat
     detector = CopyDetector(real.train.images, held_out, **options)
     search = detector.start()
     search.add(torch.cat([real.train.images[100:150], noise_like(held_out, 50)]))
-    metric = search.metric("train", DRAWING)
+    metric = search.metric("train", SAMPLING)
     assert metric.value == 0.5
     assert metric.details["held_out_duplicates"] == 8
     assert detector.threshold > 0.1
@@ -271,7 +284,7 @@ def test_too_few_held_out_images_for_a_rate_are_noted(real, tmp_path):
     options = {"neighbours": 50, "rate": 0.01, "digest": "f", "cache_dir": tmp_path}
     search = CopyDetector(real.train.images, real.test.images[:30], **options).start()
     search.add(real.train.images[:5])
-    assert "30 held-out images are too few to calibrate a rate of 0.01" in search.metric("train", DRAWING).note
+    assert "30 held-out images are too few to calibrate a rate of 0.01" in search.metric("train", SAMPLING).note
 
 
 def test_planted_copies_are_flagged_and_held_out_images_at_the_stated_rate(evaluator_of, real):
@@ -281,7 +294,7 @@ def test_planted_copies_are_flagged_and_held_out_images_at_the_stated_rate(evalu
     grain = torch.randn(len(chosen), 1, 8, 8, generator=generator) * 2
     planted = (real.train.images[chosen].float() + grain).round().clamp(0, 255).to(torch.uint8)
     fresh = noise_like(real.test.images, 85)
-    evaluation = evaluator.measure([torch.cat([fresh, planted])], DRAWING)
+    evaluation = evaluator.measure([torch.cat([fresh, planted])], SAMPLING)
     share = evaluation.metrics[-1]
     assert share.name == "memorized-share"
     assert share.value == pytest.approx(len(chosen) / 100)  # the planted ones and no other
@@ -293,14 +306,14 @@ def test_planted_copies_are_flagged_and_held_out_images_at_the_stated_rate(evalu
 
 
 def test_exact_copies_are_counted(evaluator_of, real):
-    share = evaluator_of().measure([real.train.images[:20]], DRAWING).metrics[-1]
+    share = evaluator_of().measure([real.train.images[:20]], SAMPLING).metrics[-1]
     assert share.value == 1.0
     assert share.details["exact_copies"] == 20
     assert share.details["least_ratio"] == 0.0
 
 
 def metric(value, note=""):
-    return Metric("fd-x", value, None, 10, "test", 5, "d", "x", "e", DRAWING, 0.5, 0.1, 10, 5, note)
+    return Metric("fd-x", value, None, 10, "test", 5, "d", "x", "e", SAMPLING, 0.5, 0.1, 10, 5, note)
 
 
 def test_the_mean_over_clients_has_its_spread_and_every_value():

@@ -101,20 +101,6 @@ class Classifier:
         """Return the features of ``images`` (uint8, shape (N, C, H, W), C as in training, any N and size)."""
         return extract(self._forward, images, self.device, (NUM_FEATURES, self._network.num_classes))
 
-    def accuracy(self, data: ImageTensors) -> float:
-        """Return the share of images, in [0, 1], that get their own label; NaN without images.
-
-        Raises
-        ------
-        ValueError
-            When ``data`` has no labels.
-        """
-        if data.labels is None:
-            raise ValueError("the accuracy of a classifier needs labels, and these images have none")
-        logits = self(data.images).logits
-        assert logits is not None
-        return float((logits.argmax(1) == data.labels.cpu()).float().mean())
-
     def _forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         vectors, logits = self._network(resize(to_unit_range(images), self._network.input_size))
         return vectors, logits[:, : self._network.num_classes]

@@ -28,8 +28,7 @@ def test_it_learns_the_digits(digits, classifier):
     assert features.vectors.shape == (len(test), 64)
     assert features.logits.shape == (len(test), 10)
     assert features.vectors.dtype == features.logits.dtype == torch.float32
-    assert classifier.accuracy(test) > 0.97
-    assert classifier.accuracy(test) == float((features.logits.argmax(1) == test.labels).float().mean())
+    assert float((features.logits.argmax(1) == test.labels).float().mean()) > 0.97
 
 
 def test_it_is_loaded_the_next_time(digits, classifier, cache_dir, monkeypatch):
@@ -115,9 +114,7 @@ def test_progress_is_reported(tmp_path, short, caplog):
     assert (event.phase, event.step, event.steps, event.seconds_left) == ("classifier", 3, 3, 0)
 
 
-def test_labels_are_needed(tmp_path, classifier):
+def test_labels_are_needed(tmp_path):
     images = noise(5).without_labels()
     with pytest.raises(ConfigError, match=r'"classifier" needs labels.*"pixels-pca" or "efficientnet-lite0"'):
         load_classifier(images, "noise", tmp_path, CPU)
-    with pytest.raises(ValueError, match="needs labels"):
-        classifier.accuracy(images)

@@ -1,0 +1,35 @@
+"""Everything of Flower that we use and that is not in its public modules: why pyproject.toml bounds its version.
+
+A new minor version of Flower may move any of it. This file is then the place to look at.
+"""
+
+from flwr.app import Message
+from flwr.common.config import parse_config_args
+from flwr.common.constant import ErrorCode
+from flwr.proto.node_pb2 import NodeInfo
+from flwr.supercore.constant import TaskType
+from flwr.supercore.run import Run
+from flwr.supercore.task_identity import TaskIdentity
+from flwr.supercore.utils import get_flwr_home
+
+__all__ = [
+    "ErrorCode",
+    "NodeInfo",
+    "Run",
+    "TaskIdentity",
+    "TaskType",
+    "get_flwr_home",
+    "parse_config_args",
+    "set_message_id",
+    "set_source",
+]
+
+
+def set_source(message: Message, node: int) -> None:
+    """Set the node that a message comes from, which Flower leaves open in the errors that it reports itself."""
+    message.metadata.__dict__["_src_node_id"] = node
+
+
+def set_message_id(message: Message, message_id: str) -> None:
+    """Set the id of a message, which Flower's own grids do when they push it."""
+    message.metadata.__dict__["_message_id"] = message_id
