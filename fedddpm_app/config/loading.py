@@ -16,13 +16,13 @@ from fedddpm_app.config.fields import Scalar
 from fedddpm_app.config.groups import Config
 
 
-def _keys(group: type) -> dict[str, str]:
+def keys_of(group: type) -> dict[str, str]:
     """Map each run-config key of a group to its field's name."""
     prefix: str = group.PREFIX  # type: ignore[attr-defined]
     return {prefix + f.name.replace("_", "-"): f.name for f in fields(group)}
 
 
-_GROUPS: Mapping[str, type] = types.MappingProxyType(
+GROUPS: Mapping[str, type] = types.MappingProxyType(
     {f.name: f.type for f in fields(Config) if isinstance(f.type, type)}
 )
 
@@ -40,7 +40,7 @@ def default_run_config(app_dir: Path | None = None) -> dict[str, Scalar]:
 
 def known_keys() -> list[str]:
     """Return every run-config key, in the order of the groups."""
-    return [key for group in _GROUPS.values() for key in _keys(group)]
+    return [key for group in GROUPS.values() for key in keys_of(group)]
 
 
 def load_config(run_config: Mapping[str, Scalar]) -> Config:
@@ -65,14 +65,14 @@ def load_config(run_config: Mapping[str, Scalar]) -> Config:
     for key in known:
         if key not in run_config:
             raise ConfigError(f"{key} is missing: add it to [tool.flwr.app.config] in pyproject.toml.")
-    groups: dict[str, Any] = {name: _load_group(group, run_config) for name, group in _GROUPS.items()}
+    groups: dict[str, Any] = {name: _load_group(group, run_config) for name, group in GROUPS.items()}
     config = Config(**groups)
     check_together(config)
     return config
 
 
 def _load_group(group: type, run_config: Mapping[str, Scalar]) -> object:
-    names = _keys(group)
+    names = keys_of(group)
     try:
         loaded: object = group(**{name: run_config[key] for key, name in names.items()})
     except ValidationError as error:

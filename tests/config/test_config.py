@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from fedddpm_app.config import ConfigError, is_due, known_keys, load_config
+from fedddpm_app.config import ConfigError, is_due, known_keys, load_config, loading
+from tests.conftest import ROOT
 
 
 def test_the_defaults_are_complete_and_valid(run_config):
@@ -105,3 +106,18 @@ def test_epochs_become_steps_that_cover_the_data(run_config):
 def test_is_due_every_so_many_rounds_and_at_the_end():
     assert [r for r in range(1, 8) if is_due(3, r, 7)] == [3, 6, 7]
     assert [r for r in range(1, 8) if is_due(0, r, 7)] == [7]
+
+
+def test_the_groups_follow_the_headings_of_pyproject():
+    """A heading has one file in ``config/``, whose groups hold its keys, all of them and no others."""
+    section = (ROOT / "pyproject.toml").read_text().partition("[tool.flwr.app.config]")[2].partition("\n[tool.")[0]
+    by_heading = {}
+    for line in section.splitlines():
+        if line.startswith("# --- "):
+            keys = by_heading.setdefault(line.removeprefix("# --- "), set())
+        elif "=" in line and not line.startswith("#"):
+            keys.add(line.partition("=")[0].strip())
+    by_file = {}
+    for group in loading.GROUPS.values():
+        by_file.setdefault(group.__module__, set()).update(loading.keys_of(group))
+    assert sorted(map(sorted, by_heading.values())) == sorted(map(sorted, by_file.values()))
