@@ -8,6 +8,16 @@ from pydantic.dataclasses import dataclass
 from fedddpm_app.config.fields import STRICT, CountOrZero, PartitionName, PositiveFloat, PositiveInt
 
 MAX_CLASSES = 100_000
+PartitionName = Literal[
+    "iid",
+    "dirichlet",
+    "pathological",
+    "shards",
+    "disjoint-classes",
+    "quantity-skew",
+    "natural",
+    "sites",
+]
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -13,16 +13,6 @@ Compile = Literal["auto", "on", "off"]
 LearningRateSchedule = Literal["constant", "cosine"]
 TransportName = Literal["auto", "shared-memory", "flat", "arrays"]
 WireDtype = Literal["fp32", "bf16", "int8-delta"]
-PartitionName = Literal[
-    "iid",
-    "dirichlet",
-    "pathological",
-    "shards",
-    "disjoint-classes",
-    "quantity-skew",
-    "natural",
-    "sites",
-]
 AggregatorName = Literal[
     "fedavg",
     "fedavgm",
