@@ -5,7 +5,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
-from fedddpm_app.config.fields import STRICT, CountOrZero, PartitionName, PositiveFloat, PositiveInt
+from fedddpm_app.config.fields import STRICT, CountOrZero, PositiveFloat, PositiveInt
 
 MAX_CLASSES = 100_000
 PartitionName = Literal[
