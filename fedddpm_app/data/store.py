@@ -142,7 +142,7 @@ def _build(folder: Path, config: DataConfig) -> None:
 def _store(folder: Path, split: str, source: Split, config: DataConfig) -> SplitInfo:
     """Decode one split into files."""
     path = folder / f"{split}.images.npy"
-    shape = (len(source), config.image_channels, config.image_size, config.image_size)
+    shape = (len(source), *config.image_shape)
     pixels: np.ndarray = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=shape)
     _reserve(path)
     reporter = ItemReporter("decode", len(source))
