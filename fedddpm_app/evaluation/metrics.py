@@ -80,8 +80,8 @@ class Metric:
     details: dict[str, object] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, object]:
-        """Return the metric for JSON, with the drawing's fields among its own."""
-        flat = {key: value for key, value in vars(self).items() if key not in ("drawing", "details")}
+        """Return the metric for JSON, with the fields of ``sampling`` among its own."""
+        flat = {key: value for key, value in vars(self).items() if key not in ("sampling", "details")}
         return {**flat, **dataclasses.asdict(self.sampling), **self.details}
 
 
