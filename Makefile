@@ -1,4 +1,4 @@
-# Every target sets up what it needs: a virtual environment in .venv, made once.
+# Every target first creates a virtual environment in .venv, if there is none.
 VENV ?= .venv
 PYTHON ?= python3
 TORCH ?= torch==2.13.0
@@ -9,16 +9,16 @@ BIN := $(VENV)/bin
 demo: $(VENV)/.installed  ## FedDDPM on the embedded digits: about four minutes on 2 CPU cores
 	$(BIN)/fedddpm run
 
-test: $(VENV)/.installed lint  ## lint, types, and the tests, on all cores
+test: $(VENV)/.installed lint  ## lint, type checks and tests, on all cores
 	$(BIN)/python -m pytest -n auto
 
-check: test  ## what `test` runs, and the slow tests
+check: test  ## all that `test` runs, and the slow tests
 	$(BIN)/python -m pytest -m "slow and not long"
 
-long: $(VENV)/.installed  ## slow tests that do not fit into CI's forty minutes with the others
+long: $(VENV)/.installed  ## slow tests that do not fit into the forty minutes of CI
 	$(BIN)/python -m pytest -m long
 
-bench: $(VENV)/.installed  ## every benchmark in its short form; docs/performance.md has the long ones' figures
+bench: $(VENV)/.installed  ## every benchmark in its short form; docs/performance.md has the results of the long form
 	for name in transport deployment train_step sampling federation_overhead scale; do \
 		$(BIN)/python -m benchmarks.$$name --short || exit 1; \
 	done
@@ -31,7 +31,7 @@ lint: $(VENV)/.installed
 	$(BIN)/shellcheck docker/*.sh
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/*.yml docker/*/*.yml
 
-# torch comes first, so that nothing pulls in another build of it.
+# torch is installed first, so that another package cannot install a different build of it.
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet "$(TORCH)"

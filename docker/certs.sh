@@ -1,16 +1,16 @@
 #!/bin/sh
-# certs.sh SERVER_NAMES SITE...: make what TLS and authentication need, in the folder `certs` of where it is called.
+# certs.sh SERVER_NAMES SITE...: make all files for TLS and authentication, in `certs` of the current folder.
 #
 #   ./certs.sh superlink.example.org,192.0.2.7 site-0 site-1
 #
-# SERVER_NAMES are all the names and addresses by which sites and users reach the SuperLink, with commas; those by
-# which it is reached within its own host (superlink, localhost, 127.0.0.1) are put in as well.
-# certs/ca/       the authority's key: keep it off line; who has it can pose as the server
+# SERVER_NAMES are all names and addresses by which sites and users reach the SuperLink, separated by commas. The names
+# for access within its host (superlink, localhost, 127.0.0.1) are added automatically.
+# certs/ca/       the authority's key: keep it offline; everyone who has it can pose as the server
 # certs/server/   for the server's host; supernodes/ holds the sites' public keys
 # certs/SITE/     for that site's host alone
-# certs/user/     for whoever starts runs: the authority's certificate
-# What exists is kept, so it can be called again with more sites; with other SERVER_NAMES the server's certificate is
-# made anew. Certificates are valid for 825 days: remove superlink.* and supernode.* to renew them.
+# certs/user/     for users, who start runs: the authority's certificate
+# Existing files are kept, so you can call it again with more sites. With other SERVER_NAMES it makes a new server
+# certificate. Certificates are valid for 825 days: remove superlink.* and supernode.* to renew them.
 set -eu
 [ $# -ge 1 ] || { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; exit 2; }
 names=$1,superlink,localhost,127.0.0.1
@@ -18,7 +18,7 @@ shift
 umask 077
 days=825
 
-quietly() { # run a command, and show what it says only if it fails
+quietly() { # run a command, and show its output only if it fails
     if ! said=$("$@" 2>&1); then
         echo "$said" >&2
         echo "certs.sh: this failed: $*" >&2
@@ -50,7 +50,7 @@ certificate() { # FOLDER NAME NAMES: a key and a certificate for NAMES, signed b
     echo "$1/$2.crt: for $3"
 }
 
-secret() { # FILE: what a SuperExec shows to the SuperLink or SuperNode that it works for
+secret() { # FILE: the secret that a SuperExec shows to its SuperLink or SuperNode
     [ -f "$1" ] || openssl rand -hex 32 | tr -d '\n' > "$1"
 }
 

@@ -13,7 +13,7 @@ _SECONDS = 3
 
 
 def main(address: str, ca: str | None = None) -> None:
-    """Ask once; whatever goes wrong ends the program with an error."""
+    """Ask once; any failure ends the program with an error."""
     if "://" in address:
         context = ssl.create_default_context(cafile=ca) if address.startswith("https") else None
         urllib.request.urlopen(f"{address}/health", timeout=_SECONDS, context=context).close()

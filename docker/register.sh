@@ -1,6 +1,6 @@
 #!/bin/sh
-# register HOST:PORT CA FOLDER: let the SuperLink know the public keys of the SuperNodes, FOLDER/*.pub.
-# Keys that it knows already are passed over, so it can be run again when a site has been added.
+# register HOST:PORT CA FOLDER: register the public keys of the SuperNodes, FOLDER/*.pub, at the SuperLink.
+# Keys that are already registered are skipped, so you can run it again after adding a site.
 set -eu
 address=$1 ca=$2 folder=$3
 

@@ -1,4 +1,4 @@
-"""Print the dependencies of a pyproject.toml, one per line; or check that torch is of an image's variant."""
+"""Print the dependencies of a pyproject.toml, one per line, or check that torch fits the variant of an image."""
 
 import sys
 import tomllib
@@ -6,7 +6,7 @@ from pathlib import Path
 
 
 def main(arguments: list[str]) -> None:
-    """Run the one or the other."""
+    """Print the dependencies, or run the check."""
     if arguments[0] == "--check":
         import torch
 

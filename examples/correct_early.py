@@ -1,10 +1,10 @@
-"""A correction rule of one's own: correct in the first half of a run only, while the clients still drift most."""
+"""A custom correction rule: correct only in the first half of a run, in which the clients drift most."""
 
 from fedddpm_app import FedDDPM, Weights
 
 
 class CorrectEarly(FedDDPM):
-    """FedDDPM that leaves the second half of the rounds to the clients."""
+    """FedDDPM without corrections in the second half of the rounds."""
 
     def should_correct(self, server_round: int, weights: Weights) -> bool:
         """Return whether this round is in the first half."""

@@ -1,9 +1,9 @@
-"""Clients that answer an action: a client counts more where the global model denoises its images badly.
+"""Clients that answer an action: a client counts more if the global model denoises its images badly.
 
     Before round r   every sampled client answers L_i,b: the loss of w on its images, in each quarter b of the timesteps
     Server           w <- sum_i p_i w_i / sum_i p_i,   p_i = n_i (mean over b of L_i,b / mean_j L_j,b)^q
 
-With q = 0 it is FedAvg. A client that does not answer the action counts by n_i alone. Run it with
+With q = 0 it is FedAvg. A client that does not answer the action is weighted by n_i alone. Run it with
 --run-config 'algorithm="examples.loss_weighted:LossWeighted" algorithm-options="q=2"'
 """
 
@@ -19,7 +19,7 @@ from fedddpm_app.weights import load_into
 
 
 def timestep_losses(request: ActionRequest) -> ActionAnswer:
-    """On the client: the loss of the weights that were sent, in each quarter of the timesteps."""
+    """Return, on a client, the loss of the received weights in each quarter of the timesteps."""
     load_into(request.trainer.model, request.weights)
     data = Subset.spread(request.task.train_data(request.partition_id), 64)
     loss = banded_denoising_loss(request.trainer.model, request.task.loss_fn, data, draws=NUM_BANDS)
@@ -27,7 +27,7 @@ def timestep_losses(request: ActionRequest) -> ActionAnswer:
 
 
 class LossWeighted(FederatedStrategy):
-    """The server half: a mean by examples and losses."""
+    """The server half: a mean weighted by examples and losses."""
 
     client_actions: ClassVar = {"timestep_losses": ClientAction(timestep_losses, lists={"losses": NUM_BANDS})}
     own_aggregation = "the clients' losses are part of the mean"
@@ -43,7 +43,7 @@ class LossWeighted(FederatedStrategy):
         return {}
 
     def aggregate(self, server_round: int, replies: Iterator[Reply]) -> Weights:
-        """Fold each client's weights with its factor."""
+        """Add each client's weights to the mean, with its factor."""
         mean = RunningMean()
         for reply in replies:
             mean.fold(reply.load(), reply.num_examples * self.factors.get(reply.partition_id, 1.0))
