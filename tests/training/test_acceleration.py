@@ -12,7 +12,7 @@ from fedddpm_app.training.acceleration import LARGE_MODEL, Acceleration, choose,
 from fedddpm_app.training.task import Subset
 from fedddpm_app.training.trainer import Trainer
 from fedddpm_app.weights import snapshot
-from tests.test_training import CPU, make_data, make_model, pixel_loss
+from tests.training.test_trainer import CPU, make_data, make_model, pixel_loss
 
 CUDA = torch.device("cuda")
 
