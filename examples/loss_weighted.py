@@ -39,7 +39,7 @@ class LossWeighted(FederatedStrategy):
         q = float(self.config.run.options.get("q", 1.0))
         mean = sum(losses.values()) / max(1, len(losses))
         self.factors = {i: max(0.0, float((each / mean).mean())) ** q for i, each in losses.items()}
-        self.record(**{"loss_weighted/factors": {str(i): factor for i, factor in sorted(self.factors.items())}})
+        self.record(**{"weighting/factors": {str(i): factor for i, factor in sorted(self.factors.items())}})
         return {}
 
     def aggregate(self, server_round: int, replies: Iterator[Reply]) -> Weights:

@@ -75,7 +75,7 @@ def test_an_action_of_an_outside_algorithm_is_answered_and_used(run_app):
     settings = {"algorithm": "examples.loss_weighted:LossWeighted", "num_rounds": 1}
     unweighted, weighted = (run_app(**settings, algorithm_options=f"q={q}") for q in (0, 4))
     assert unweighted.losses() == run_app(algorithm="fedavg", num_rounds=1).losses()
-    (factors,) = (row["loss_weighted/factors"] for row in weighted.rounds())
+    (factors,) = (row["weighting/factors"] for row in weighted.rounds())
     assert list(factors) == ["0", "1", "2", "3"]
     assert min(factors.values()) < 1 < max(factors.values())
     assert weighted.losses()[-1]["eval/loss"] != unweighted.losses()[-1]["eval/loss"]
@@ -90,7 +90,7 @@ def test_an_answer_that_is_not_as_declared_leaves_its_client_out_of_the_action(r
 
     monkeypatch.setattr(client_worker.Worker, "act", odd)
     run = run_app(algorithm="examples.loss_weighted:LossWeighted", num_rounds=1)
-    assert list(run.rounds()[0]["loss_weighted/factors"]) == ["0", "1", "3"]
+    assert list(run.rounds()[0]["weighting/factors"]) == ["0", "1", "3"]
     assert list(run.rounds()[0]["train/client_loss"]) == ["0", "1", "2", "3"]  # it trains, and counts by n_i
 
 
