@@ -104,7 +104,7 @@ class Representation:
     ----------
     value : Tensor
         The representation in the model's last call.
-        arguments : tuple or None
+    arguments : tuple or None
         Positional and keyword arguments of the model's last call; None before it.
     """
 

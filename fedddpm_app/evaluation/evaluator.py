@@ -65,8 +65,8 @@ class Evaluator:
         ----------
         batches : iterable of Tensor
             uint8, shape (B, C, H, W) each; at least one image in total. No image is kept.
-            sampling : SamplingInfo
-                The settings by which the images were generated.
+        sampling : SamplingInfo
+            The settings by which the images were generated.
         find_copies : bool
             Whether to compare the images with training images, too; this comparison takes the longest time.
         """

@@ -41,14 +41,14 @@ class Metric:
         over clients' models over these models.
     n : int
         The number of generated images.
-        reference, reference_n : str, int
+    reference, reference_n : str, int
         The split of real images, and the number of real images that were compared.
     reference_digest : str
         First 16 hex digits of the SHA-256 of that split.
     extractor, extractor_digest : str
         The extractor of the features that are compared; metrics with another digest come from another network.
-        sampling : SamplingInfo
-            The settings by which the images were generated.
+    sampling : SamplingInfo
+        The settings by which the images were generated.
     floor, floor_std : float
         The same metric between two disjoint sets of real images, which a perfect generator would reach: its mean and
         deviation over several divisions of these images.

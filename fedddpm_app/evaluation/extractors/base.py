@@ -40,8 +40,8 @@ class Extractor(Protocol):
         their digest is the same.
     num_features : int
         Length of a feature vector.
-        device : torch.device
-            The device that the extractor runs on.
+    device : torch.device
+        The device that the extractor runs on.
     """
 
     name: str

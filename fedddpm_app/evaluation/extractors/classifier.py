@@ -85,8 +85,8 @@ class Classifier:
     ----------
     network : ClassifierNetwork
         Trained; it is moved to ``device``.
-        device : torch.device
-            The device that classifies the images.
+    device : torch.device
+        The device that classifies the images.
     """
 
     name = "classifier"
