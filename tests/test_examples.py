@@ -117,7 +117,7 @@ def test_a_class_from_outside_is_found_with_both_halves(run_config):
 @pytest.mark.parametrize(
     ("name", "says"),
     [
-        ("no_such_module:X", "cannot be imported .*no_such_module.*put the module, as one file, beside pyproject.toml"),
+        ("no_such_module:X", "cannot be imported .*no_such_module.*put the module, .*next to pyproject.toml"),
         ("examples.l1_proximal:Missing", "cannot be imported .*Missing"),
         (
             "examples.l1_proximal:L1ProximalHook",

@@ -32,12 +32,12 @@ REGISTRY: dict[str, type[FederatedStrategy]] = {
 
 
 def get_algorithm(config: Config) -> type[FederatedStrategy]:
-    """Look up the value of the ``algorithm`` key, and check the keys that it uses.
+    """Return the strategy that the ``algorithm`` key names, after a check of the keys that it uses.
 
     Raises
     ------
     ConfigError
-        Listing the known algorithms, or naming a value that the algorithm cannot use.
+        If the algorithm is not known, or cannot use the value of a key.
     """
     algorithm = find_algorithm(config.run.algorithm)
     algorithm.check_config(config)
@@ -50,7 +50,7 @@ def find_algorithm(name: str) -> type[FederatedStrategy]:
     Raises
     ------
     ConfigError
-        Listing the known algorithms, or saying why the class cannot be had.
+        If the algorithm is not known, or its class cannot be imported or is not a strategy.
     """
     algorithm = _import_algorithm(name) if ":" in name else REGISTRY.get(name)
     if algorithm is None:
@@ -61,13 +61,13 @@ def find_algorithm(name: str) -> type[FederatedStrategy]:
 
 
 def _import_algorithm(name: str) -> type[FederatedStrategy]:
-    """Import ``module:Class``, a strategy from outside this package."""
+    """Import a strategy from outside this package, ``module:Class``."""
     module_name, _, class_name = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise ConfigError(
-            f'algorithm = "{name}" cannot be imported ({error}): put the module, as one file, beside pyproject.toml, '
+            f'algorithm = "{name}" cannot be imported ({error}): put the module, as one file, next to pyproject.toml, '
             "or install it, and name a class in it."
         ) from error
     if not (isinstance(found, type) and issubclass(found, FederatedStrategy)):

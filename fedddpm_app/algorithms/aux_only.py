@@ -1,10 +1,10 @@
-"""Auxiliary-only training: is FedDDPM more than training on its generated set? A control for FedDDPM.
+"""Auxiliary-only training: a control that shows whether FedDDPM is more than training on its generated set.
 
     Pretraining, auxiliary set   as FedDDPM
-    Round r                      w <- K_s steps on L(.; D_aux) from w, on the server; clients train nothing
+    Round r                      w <- K_s steps on L(.; D_aux) from w, on the server; clients do not train
 
 Symbols: as in ``fedddpm``. The server takes the same steps, with the same seeds and settings, as FedDDPM's
-corrections: what FedDDPM is better by is what its rounds add.
+corrections: the difference in results is the contribution of FedDDPM's rounds.
 Deviations: none; it is our control.
 """
 
@@ -13,14 +13,14 @@ from fedddpm_app.config import Config, ConfigError
 
 
 class AuxiliaryOnly(FedDDPM):
-    """FedDDPM whose rounds leave the clients out."""
+    """FedDDPM without the clients' training in the rounds."""
 
-    own_aggregation = "the control trains on the server's auxiliary set alone and aggregates nothing"
+    own_aggregation = "the control trains only on the server's auxiliary set and aggregates nothing"
     trains_on_clients = False
 
     @classmethod
     def check_config(cls, config: Config) -> None:
-        """Refuse a run that would train nothing."""
+        """Refuse a run without any training step."""
         super().check_config(config)
         if config.correction.steps == 0:
             raise ConfigError('correction-steps = 0: algorithm = "aux-only" takes no other steps; use 1 or more.')

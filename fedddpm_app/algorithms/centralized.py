@@ -1,11 +1,11 @@
-"""Centralised training: the upper bound, for which all clients' data are in one place. A control, not a federation.
+"""Centralised training: the upper bound, with all clients' data in one place. A control, not a federation.
 
     Round r    w <- sum_{i in S_r} K_i steps on L(.; union of all D_i) from w, on the server
 
 Symbols: K_i -> the steps that client i would have taken in the round, so that the run takes as many gradient steps
-as FedAvg's. Learning rate, batch size and schedule are the clients'; the schedule starts anew each "round".
-Deviations: the optimiser's state stays over rounds, since here they are only the points at which it is measured. The
-server reads the clients' data itself: this can be run where one machine may see them all.
+as a FedAvg run. Learning rate, batch size and schedule are those of the clients; the schedule restarts in each "round".
+Deviations: the optimiser's state is kept over rounds, because rounds are only the points of measurement here. The
+server reads the clients' data itself: this needs one machine that may see all of them.
 """
 
 from fedddpm_app import progress

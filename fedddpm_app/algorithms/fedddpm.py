@@ -2,7 +2,7 @@
 
 Federated Learning for Diffusion Models. Zihao Peng, Xijun Wang, Shengbo Chen, Hong Rao, Cong Shen. 2025.
 https://arxiv.org/abs/2503.06426. Written from the paper's abstract; its tables, hyper-parameters and equations
-were not at hand, so [our reading] marks what goes past the abstract and nothing numeric is the paper's.
+were not available: [our reading] marks each part that goes beyond the abstract, and no number comes from the paper.
 
     Pretraining   every client i: w_i^0 <- local steps on L(.; D_i) from the initial w; upload w_i^0 and n_i
     Auxiliary     D_aux = union over i of m_i samples of w_i^0, m_i proportional to n_i, sum m_i = M   [our reading]
@@ -11,10 +11,10 @@ were not at hand, so [our reading] marks what goes past the abstract and nothing
 
 Symbols: w -> weights, n_i -> num_examples, m_i -> share, M -> auxiliary.size, K_s -> correction.steps,
 eta_s -> correction.learning_rate, D_aux -> auxiliary_data.
-Deviations: clients upload the EMA of their pretrained weights (``ema-decay = 0`` uploads them raw); of a
-class-conditional model, client i's samples follow its label counts, which it reports; with K_s = 0 there is
-nothing to correct, and pretraining is skipped. The correction's optimiser starts fresh in each round unless
-``correction-keep-optimizer``.
+Deviations: clients upload the EMA of their pretrained weights (``ema-decay = 0`` uploads them raw). With a
+class-conditional model, client i's samples follow its label counts, which it reports. With K_s = 0 there is no
+correction, and pretraining is skipped. The correction's optimiser restarts in each round unless
+``correction-keep-optimizer`` is true.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,13 +41,13 @@ from fedddpm_app.weights import Weights
 class FedDDPM(FederatedStrategy):
     """FedDDPM's server half; the client half is plain local training.
 
-    To change the method, override one of ``build_auxiliary``, ``should_correct`` and ``correct``.
+    To change the algorithm, override one of ``build_auxiliary``, ``should_correct`` and ``correct``.
 
     Attributes
     ----------
     auxiliary_data : TrainingData or None
-        D_aux on the server's device; None until it is built. Set it before ``start`` to bring a set of your own:
-        then nothing is pretrained for it.
+        D_aux on the server's device; None until it is built. Set it before ``start`` to use your own set:
+        clients then do not pretrain for it.
     """
 
     client_actions: ClassVar[Mapping[str, ClientAction]] = {"pretrain": PRETRAIN, "generate": GENERATE}
@@ -60,7 +60,7 @@ class FedDDPM(FederatedStrategy):
     # ---- the three methods to override ----------------------------------------------------------
 
     def build_auxiliary(self, models: Sequence[PretrainedModel]) -> TrainingData:
-        """Generate D_aux batch by batch, here or on the nodes, as ``auxiliary-generation`` says; see ``Generation``.
+        """Generate D_aux by batches, on the server or the nodes, as ``auxiliary-generation`` sets; see ``Generation``.
 
         Parameters
         ----------
@@ -70,7 +70,7 @@ class FedDDPM(FederatedStrategy):
         Returns
         -------
         TrainingData
-            Here M images, uint8 (M, C, H, W), labels int64 (M,) where the model is class-conditional.
+            Here M images, uint8 (M, C, H, W), with labels int64 (M,) if the model is class-conditional.
         """
         generation = Generation(self, models)
         data = generation.run()
@@ -94,7 +94,7 @@ class FedDDPM(FederatedStrategy):
         """
         settings, run = self.config.correction, self.config.run
         if self.auxiliary_data is None:
-            raise RuntimeError("there is no auxiliary set to correct on: ensure_auxiliary() builds it.")
+            raise RuntimeError("there is no auxiliary set for the correction: ensure_auxiliary() builds it.")
         result = self.trainer.train(
             weights,
             self.auxiliary_data,
@@ -113,12 +113,12 @@ class FedDDPM(FederatedStrategy):
 
     @classmethod
     def builds_at_start(cls, config: Config) -> bool:
-        """Return whether D_aux is built before round 1; if not, it is when the first correction is due."""
+        """Return whether D_aux is built before round 1; if not, it is built when the first correction is due."""
         return config.correction.steps > 0
 
     @classmethod
     def check_config(cls, config: Config) -> None:
-        """Check what pretraining, the auxiliary set and the correction use, where there are any."""
+        """Check the keys of pretraining, of the auxiliary set and of the correction, if the run uses them."""
         super().check_config(config)
         pretrain_steps, correction_steps = config.pretrain.steps, config.correction.steps
         if _pretrains(config):
@@ -137,11 +137,11 @@ class FedDDPM(FederatedStrategy):
 
     @classmethod
     def num_corrections(cls, config: Config) -> int:
-        """Return the most corrections that a run can have."""
+        """Return the largest possible number of corrections in a run."""
         return config.run.num_rounds
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
-        """Have every client pretrain and build D_aux, as far as that is needed before round 1."""
+        """Have every client pretrain, and build D_aux, if that is needed before round 1."""
         if self.builds_at_start(self.config) and self.auxiliary_data is None:
             self._check_generates()
         if self.config.fedddpm.init_from_pretrained:
@@ -150,12 +150,12 @@ class FedDDPM(FederatedStrategy):
         if self.builds_at_start(self.config):
             self.ensure_auxiliary()
         elif self.config.correction.steps == 0:
-            logger.info("correction-steps = 0: there is nothing to correct, so no auxiliary set is built")
+            logger.info("correction-steps = 0: there is no correction, so no auxiliary set is built")
             self._drop_pretrained()
         return weights
 
     def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
-        """Correct the clients' mean where ``should_correct`` says so."""
+        """Correct the clients' mean if ``should_correct`` returns True."""
         if self.config.correction.steps == 0 or not self.should_correct(server_round, weights):
             if server_round == self.config.run.num_rounds:
                 self._drop_pretrained()
@@ -170,10 +170,10 @@ class FedDDPM(FederatedStrategy):
     # ---- the auxiliary set ----------------------------------------------------------------------
 
     def ensure_auxiliary(self) -> TrainingData:
-        """Return D_aux, after pretraining and building where that is still to be done.
+        """Return D_aux, after pretraining and building it if that is still to be done.
 
-        Pretraining starts from the run's initial weights whenever it is done, and every seed is its own: a D_aux
-        that is built late is the same, bit for bit.
+        Pretraining always starts from the run's initial weights, and its seeds do not depend on the round: a D_aux
+        that is built later is the same, bit for bit.
         """
         if self.auxiliary_data is None:
             self._check_generates()
@@ -189,22 +189,22 @@ class FedDDPM(FederatedStrategy):
         return self.auxiliary_data
 
     def _check_generates(self) -> None:
-        """Raise, before anything is pretrained, where no set can be generated from the model."""
+        """Raise, before pretraining, if the model cannot generate a set."""
         model = self.trainer.model
         if type(self).build_auxiliary is FedDDPM.build_auxiliary and not is_denoiser(model):
             raise ConfigError(
                 f"correction-steps = {self.config.correction.steps}: a {type(model).__name__} is not a UNet2DModel, "
-                "which an auxiliary set could be generated from; give auxiliary_data, override build_auxiliary, or use "
+                "so it cannot generate an auxiliary set; give auxiliary_data, override build_auxiliary, or use "
                 "correction-steps = 0."
             )
 
     def _drop_pretrained(self) -> None:
-        """Remove the pretrained models that nothing needs any more."""
+        """Remove the pretrained models, which are no longer needed."""
         for model in self._pretrained:
             model.path.unlink()
         self._pretrained = []
 
 
 def _pretrains(config: Config) -> bool:
-    """Return whether anything uses the pretrained models."""
+    """Return whether the run uses pretrained models."""
     return config.correction.steps > 0 or config.fedddpm.init_from_pretrained

@@ -1,20 +1,20 @@
-"""FedDDPM+: FedDDPM that corrects once, when learning is slow.
+"""FedDDPM+: FedDDPM with one correction, when learning is slow.
 
 Federated Learning for Diffusion Models. Zihao Peng, Xijun Wang, Shengbo Chen, Hong Rao, Cong Shen. 2025.
 https://arxiv.org/abs/2503.06426. The paper's abstract says that FedDDPM+ reduces training overhead by detecting
 instances of slow model learning and performing a one-shot correction with the auxiliary set. The detector below is
-[our reading]; nothing numeric is the paper's.
+[our reading]; no number comes from the paper.
 
     Signal      s_r = the clients' mean training loss ("train-loss"), or the loss of wbar on a fixed part of D_aux
                 with fixed t and noise ("probe-loss")
     Slow        (s_{r-W} - s_r) / |s_{r-W}| < delta
-    Detection   p slow rounds in a row -> w <- K_s steps on D_aux from wbar; then the window starts anew
+    Detection   p slow rounds in a row -> w <- K_s steps on D_aux from wbar; then the window restarts
     Limit       at most ``max-corrections`` corrections; 1 is the one-shot, 0 means no limit
 
 Symbols: W -> plus-window, delta -> plus-threshold, p -> plus-patience, K_s -> correction-steps, wbar -> weights.
-Deviations: with the train-loss signal, pretraining and D_aux wait until the first correction is due
-(``plus-auxiliary``): a run that is never slow spends nothing on them, and the set is the same bit for bit whenever it
-is made. A probe needs the set from the start.
+Deviations: with the train-loss signal, pretraining and D_aux are postponed until the first correction is due
+(``plus-auxiliary``): a run that is never slow has no cost for them, and the set is the same, bit for bit, whatever the
+time of its generation. The probe-loss signal needs the set from the start.
 """
 
 from typing import Any
@@ -28,16 +28,16 @@ from fedddpm_app.weights import Weights
 
 
 class SlowLearningDetector:
-    """Watches a signal that should fall.
+    """Detects slow learning by a signal that should fall.
 
     Parameters
     ----------
     window : int
-        Rounds W that an improvement is measured over, >= 1.
+        W, the number of rounds over which an improvement is measured, >= 1.
     threshold : float
-        delta: a relative improvement below it is slow.
+        delta: a smaller relative improvement is slow.
     patience : int
-        Slow rounds in a row that make a detection, >= 1.
+        p, the number of slow rounds in a row that count as slow learning, >= 1.
     """
 
     def __init__(self, window: int, threshold: float, patience: int) -> None:
@@ -47,15 +47,15 @@ class SlowLearningDetector:
         self.restart()
 
     def restart(self) -> None:
-        """Forget what was seen."""
+        """Forget the signals so far."""
         self._signals: list[float] = []
         self.slow_rounds = 0
         self.improvement: float | None = None
 
     def detects(self, signal: float) -> bool:
-        """Take a round's signal; return whether learning is slow by now.
+        """Add a round's signal; return whether learning is slow now.
 
-        ``improvement`` is then the relative one over the window, None while the window is not full.
+        ``improvement`` is then the relative improvement over the window; it is None while the window is not full.
         """
         self._signals.append(signal)
         if len(self._signals) <= self.window:
@@ -72,7 +72,7 @@ class FedDDPMPlus(FedDDPM):
     Attributes
     ----------
     corrections : int
-        Done so far.
+        The number of corrections so far.
     """
 
     key_prefix = "plus-"
@@ -95,7 +95,7 @@ class FedDDPMPlus(FedDDPM):
             verdict = "waiting"
         else:
             verdict = "slow" if self.detector.slow_rounds else "learning"
-        self._tell(server_round, signal, verdict)
+        self._report_decision(server_round, signal, verdict)
         if verdict != "correct":
             return False
         self.corrections += 1
@@ -103,7 +103,7 @@ class FedDDPMPlus(FedDDPM):
         return True
 
     def signal(self, server_round: int, weights: Weights) -> float:
-        """Return s_r, of ``plus-signal``."""
+        """Return s_r, the value of ``plus-signal``."""
         if self.config.plus.signal == "train-loss":
             return self.train_loss
         probe = Subset.spread(self.ensure_auxiliary(), self.config.plus.probe_images)
@@ -111,30 +111,30 @@ class FedDDPMPlus(FedDDPM):
 
     @classmethod
     def builds_at_start(cls, config: Config) -> bool:
-        """Return whether D_aux is wanted before the first correction is due."""
+        """Return whether D_aux is needed before round 1."""
         plus = config.plus
         wanted = plus.auxiliary == "eager" or (plus.auxiliary == "auto" and plus.signal == "probe-loss")
         return config.correction.steps > 0 and wanted
 
     @classmethod
     def check_config(cls, config: Config) -> None:
-        """Refuse a lazy auxiliary set where the signal is measured on it."""
+        """Refuse a lazy auxiliary set if the signal is measured on it."""
         super().check_config(config)
         if config.plus.signal == "probe-loss" and config.plus.auxiliary == "lazy":
             raise ConfigError(
-                'plus-auxiliary = "lazy" cannot be with plus-signal = "probe-loss": the probe is a part of the '
-                'auxiliary set; use plus-auxiliary = "auto", or plus-signal = "train-loss".'
+                'plus-auxiliary = "lazy" does not work with plus-signal = "probe-loss": the probe is a part of '
+                'the auxiliary set; use plus-auxiliary = "auto", or plus-signal = "train-loss".'
             )
 
     @classmethod
     def num_corrections(cls, config: Config) -> int:
-        """Return the most corrections that a run can have."""
+        """Return the largest possible number of corrections in a run."""
         rounds, plus = config.run.num_rounds, config.plus
         possible = rounds // (plus.window + plus.patience)
         return min(possible, plus.max_corrections) if plus.max_corrections else possible
 
-    def _tell(self, server_round: int, signal: float, verdict: str) -> None:
-        """Record a decision and show it."""
+    def _report_decision(self, server_round: int, signal: float, verdict: str) -> None:
+        """Record a decision and log it."""
         plus, improvement = self.config.plus, self.detector.improvement
         self.record(
             **{
@@ -146,5 +146,5 @@ class FedDDPMPlus(FedDDPM):
                 "plus/corrections": self.corrections + (verdict == "correct"),
             }
         )
-        change = "" if improvement is None else f", improved by {improvement:.2%} of at least {plus.threshold:.2%}"
+        change = "" if improvement is None else f", improved by {improvement:.2%} (threshold {plus.threshold:.2%})"
         note(f"round {server_round}: {plus.signal} {signal:.4f}{change}: {verdict}")

@@ -10,8 +10,8 @@ ICLR 2021. https://arxiv.org/abs/2111.04263, Algorithm 1 and equation (1).
 
 Symbols: w (theta) -> global_weights, lam_i (gradient of L_i at theta_i) -> dual, h -> server_dual,
 alpha -> feddyn-alpha, N -> num-clients.
-Deviations: a fixed number of steps stands for the exact local minimiser. Clients count alike, as in the paper. The
-regulariser's gradient is added in closed form, so that the reported loss stays L. Buffers that have no gradient are
+Deviations: a fixed number of steps replaces the exact local minimiser. All clients have equal weight, as in the paper.
+The regulariser's gradient is added in closed form, so that the reported loss stays L. Buffers that have no gradient are
 averaged.
 """
 
@@ -31,12 +31,12 @@ DUAL = "dual"
 
 
 class FedDynHook(TrainingHook):
-    """Adds the dynamic regulariser, whose linear part remembers where the client pulled before."""
+    """Adds the dynamic regulariser, whose linear part depends on the client's moves in earlier rounds."""
 
     keeps_state = True
 
     def on_start(self, model: nn.Module) -> None:
-        """Keep w and lam_i, on the model's device."""
+        """Store w and lam_i on the model's device."""
         named = {name: p for name, p in model.named_parameters() if p.requires_grad}
         self._parameters = list(named.values())
         self._anchor = [p.detach().clone() for p in self._parameters]
@@ -50,7 +50,7 @@ class FedDynHook(TrainingHook):
         add_to_gradients(self._parameters, self._dual, -1.0)
 
     def on_end(self, result: TrainResult, full_gradient: Callable[[Weights], Weights]) -> None:
-        """Renew lam_i: at the exact minimiser it is the gradient of L there."""
+        """Update lam_i: at the exact minimiser it equals the gradient of L there."""
         start = weights_module.select(self.round.global_weights, self.dual)
         moved = weights_module.add_scaled(weights_module.select(result.weights, self.dual), start, -1.0)
         self.kept[DUAL] = weights_module.add_scaled(self.dual, moved, -self.config.feddyn.alpha)
@@ -62,12 +62,12 @@ class FedDyn(FederatedStrategy):
     Attributes
     ----------
     server_dual : Weights
-        h, by parameter name; known from ``prepare`` on.
+        h, by parameter name; set in ``prepare``.
     """
 
     hook = FedDynHook
     key_prefix = "feddyn-"
-    own_aggregation = "FedDyn's server step is the mean of all clients, shifted by the memory of their moves"
+    own_aggregation = "FedDyn's server step is the mean of all clients, shifted by their accumulated moves"
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Start with h = 0."""
@@ -75,7 +75,7 @@ class FedDyn(FederatedStrategy):
         return weights
 
     def aggregate(self, server_round: int, replies: Iterator[Reply]) -> Weights:
-        """Renew h, and shift the clients' mean by it."""
+        """Update h, and shift the clients' mean by it."""
         alpha, names = self.config.feddyn.alpha, self.parameters.unique
         models = RunningMean()
         for reply in replies:

@@ -8,7 +8,7 @@ https://arxiv.org/abs/1812.06127, Algorithm 2 and equation (2).
 
 Symbols: w -> global_weights, v -> model parameters, mu -> fedprox-mu.
 Deviations: the paper samples clients with probabilities n_i / n and averages them uniformly; here they are sampled
-uniformly and averaged by n_i, as is usual. A fixed number of steps stands for the gamma-inexact solution. The term's
+uniformly and averaged by n_i, as is usual. A fixed number of steps replaces the gamma-inexact solution. The term's
 gradient mu (v - w) is added in closed form, so that the reported loss stays L.
 """
 
@@ -23,7 +23,7 @@ class FedProxHook(TrainingHook):
     """Pulls the local model back to the global one."""
 
     def on_start(self, model: nn.Module) -> None:
-        """Keep w, on the model's device."""
+        """Store w on the model's device."""
         self._parameters = [p for p in model.parameters() if p.requires_grad]
         self._anchor = [p.detach().clone() for p in self._parameters]
 

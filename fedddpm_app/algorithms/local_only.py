@@ -1,13 +1,14 @@
-"""Local-only training: the lower bound, in which clients share nothing. A control, not a federation.
+"""Local-only training: the lower bound, with no exchange between clients. A control, not a federation.
 
     Round r    w_i <- K local steps on L(.; D_i) from w_i, for i in S_r;  w_i = w at the start
 
-Symbols: w -> the initial weights, w_i -> the client's own model, kept by it over rounds.
-Every client takes as many gradient steps as in FedAvg. There is no global model: metrics are means over the clients'
-models, each of which is evaluated alone, and pictures and pipelines are one per client. The clients send their models
-so that the server can do that; it counts as communication although none of it comes back.
-Deviations: the strategy gives out the initial weights in every round, for clients that come late; what it ends with,
-and ``simulate`` returns, is the mean by n_i of the clients' models.
+Symbols: w -> the initial weights, w_i -> the client's own model, which the client keeps over rounds.
+Every client takes as many gradient steps as in FedAvg. There is no global model: each client's model is evaluated
+alone, metrics are means over these models, and every client has its own sample images and its own pipeline. The
+clients send their models for this evaluation. The uploads count as communication, although the models are not sent
+back.
+Deviations: the strategy sends the initial weights in every round, for clients that join late. Its final weights, which
+``simulate`` returns, are the mean of the clients' models, weighted by n_i.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,21 +24,21 @@ MODEL = "model"
 
 
 class LocalOnlyHook(TrainingHook):
-    """Goes on from the client's own model."""
+    """Continues from the client's own model."""
 
     keeps_state = True
 
     def start_weights(self) -> Weights:
-        """Return w_i; before the first round the initial weights."""
+        """Return w_i; before the client's first round, the initial weights."""
         return self.round.state.get(MODEL, self.round.global_weights)
 
     def on_end(self, result: TrainResult, full_gradient: Callable[[Weights], Weights]) -> None:
-        """Keep w_i."""
+        """Keep w_i for the next round."""
         self.kept[MODEL] = result.weights
 
 
 class LocalOnly(FederatedStrategy):
-    """Collects the clients' models and gives none of them out."""
+    """Collects the clients' models, and sends none of them to clients."""
 
     hook = LocalOnlyHook
     own_aggregation = "local-only training aggregates nothing"
@@ -47,7 +48,7 @@ class LocalOnly(FederatedStrategy):
         self._sizes: dict[int, int] = {}
 
     def aggregate(self, server_round: int, replies: Iterator[Reply]) -> Weights:
-        """Take the clients' models, for evaluation; give out nothing of them, but for their mean at the end."""
+        """Store the clients' models for evaluation; return the initial weights, in the last round the models' mean."""
         for reply in replies:
             self.client_models[reply.partition_id] = weights_module.copy(reply.load())
             self._sizes[reply.partition_id] = reply.num_examples

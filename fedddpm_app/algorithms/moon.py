@@ -9,9 +9,9 @@ Qinbin Li, Bingsheng He, Dawn Song. CVPR 2021. https://arxiv.org/abs/2103.16257,
 
 z, z_glob, z_prev: the representation of the same input under the local model v, the global model w, and the client's
 local model of its last round. Symbols: mu -> moon-mu, tau -> moon-temperature, sim -> cosine similarity.
-Deviations: MOON was made for classifiers, with a projection head on the encoder. [our reading] for a UNet, z is the
+Deviations: MOON was designed for classifiers, with a projection head on the encoder. [our reading] for a UNet, z is the
 output of ``moon-representation`` (the middle block), averaged over its pixels, for the same (x_t, t); there is no
-projection head. In a client's first round z_prev = z_glob, so that the term has no gradient, and it is left out.
+projection head. In a client's first round z_prev = z_glob: the term then has no gradient, and it is left out.
 """
 
 import copy
@@ -33,13 +33,13 @@ PREVIOUS = "previous"
 
 
 class MoonHook(TrainingHook):
-    """Draws the representation to the global model's and away from the client's last one."""
+    """Pulls the representation towards the global model's and away from that of the client's last model."""
 
     keeps_state = True
     _views: "list[Representation] | None" = None
 
     def on_start(self, model: nn.Module) -> None:
-        """Watch the model, and get frozen copies of the global and the previous one."""
+        """Register hooks on the model and on frozen copies of the global and the previous model."""
         previous = self.round.state.get(PREVIOUS)
         if previous is None or self.config.moon.mu == 0:
             return
@@ -48,14 +48,14 @@ class MoonHook(TrainingHook):
         self._views = [Representation(each, name) for each in (model, *frozen)]
 
     def add_to_loss(self, loss: Tensor, model: nn.Module, batch: Batch) -> Tensor:
-        """Add mu l_con (3); the frozen models see what the model was called with last."""
+        """Add mu l_con (3); the frozen models receive the arguments of the model's last call."""
         if self._views is None:
             return loss
         local, *others = self._views
         if local.arguments is None:
             raise ConfigError(
-                'algorithm = "moon" compares what the model puts out, and the loss never calls it: let it, or set '
-                "moon-mu = 0."
+                'algorithm = "moon" compares outputs of the model, but the loss never calls the model: call it in the '
+                "loss, or set moon-mu = 0."
             )
         z_glob, z_prev = (view.of(local.arguments) for view in others)
         settings = self.config.moon
@@ -66,7 +66,7 @@ class MoonHook(TrainingHook):
         self.kept[PREVIOUS] = result.weights
 
     def close(self) -> None:
-        """Watch the model no more."""
+        """Remove the hooks."""
         for view in self._views or []:
             view.close()
 
@@ -78,7 +78,7 @@ class Moon(FederatedStrategy):
     key_prefix = "moon-"
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
-        """Look for the representation before any client does."""
+        """Check on the server that the model has the representation."""
         _submodule(self.task.create_model(), self.config.moon.representation)
         return weights
 
@@ -91,19 +91,19 @@ def contrastive_loss(z: Tensor, z_glob: Tensor, z_prev: Tensor, temperature: flo
 
 
 class Representation:
-    """What a submodule of a model puts out, averaged over pixels, as shape (B, D).
+    """The output of a submodule of a model, averaged over pixels, as shape (B, D).
 
     Parameters
     ----------
     model : nn.Module
-        Watched until ``close``.
+        Has hooks until ``close``.
     name : str
-        Of the submodule; empty for the model itself.
+        The name of the submodule; empty for the model itself.
 
     Attributes
     ----------
     value : Tensor
-        Of the model's last call.
+        The representation in the model's last call.
     arguments : tuple or None
         Positional and keyword arguments of the model's last call; None before it.
     """
@@ -121,7 +121,7 @@ class Representation:
 
     @torch.no_grad()
     def of(self, arguments: tuple[tuple[object, ...], dict[str, object]]) -> Tensor:
-        """Return the representation of other arguments; the model runs no further than it must."""
+        """Return the representation for given arguments; the model stops at the submodule."""
         self._stops = True
         try:
             self.model(*arguments[0], **arguments[1])
@@ -132,7 +132,7 @@ class Representation:
         return self.value
 
     def close(self) -> None:
-        """Watch no more."""
+        """Remove the hooks."""
         for handle in self._handles:
             handle.remove()
 
@@ -147,7 +147,7 @@ class Representation:
 
 
 def _pooled(tensor: Tensor) -> Tensor:
-    """Return (B, C, ...) averaged over its places, (B, T, D) over its tokens, as (B, D), in memory of its own."""
+    """Average (B, C, ...) over its positions, or (B, T, D) over its tokens; return (B, D) in new memory."""
     if tensor.dim() > 3:
         return tensor.flatten(2).mean(2)
     if tensor.dim() == 3:
@@ -156,7 +156,7 @@ def _pooled(tensor: Tensor) -> Tensor:
 
 
 class _ReachedError(Exception):
-    """The representation is there: the rest of the model need not run."""
+    """The representation is known: the rest of the model need not run."""
 
 
 def _submodule(model: nn.Module, name: str) -> nn.Module:
@@ -164,8 +164,8 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
     if found is None:
         children = "".join(f"{child}, " for child, _ in model.named_children())
         raise ConfigError(
-            f'moon-representation = "{name}" is no submodule of the model: use {children}or an empty text for its '
-            "output."
+            f'moon-representation = "{name}" is not a submodule of the model: use {children}or an empty text for '
+            "its output."
         )
     return found
 

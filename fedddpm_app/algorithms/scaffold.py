@@ -11,11 +11,11 @@ ICML 2020. https://arxiv.org/abs/1910.06378, Algorithm 1 (line numbers below) an
 
 Symbols: w (x) -> global_weights, c -> server_variate, c_i -> control_variate, K eta -> learning_rate_sum,
 eta_g -> scaffold-server-learning-rate, N -> num-clients, option -> scaffold-option.
-Deviations: clients send v, from which the server takes dw_i. Clients count alike, as in the paper, whatever their
-number of examples. Option II is defined for plain SGD; with another local optimiser, momentum or clipping, "auto"
-takes Option I, and the correction enters the gradient that the optimiser sees: a heuristic, not the paper's theorem.
-Option I draws t and noise once per example, and leaves weight decay out, which Option II has in it. Buffers that have
-no gradient are averaged.
+Deviations: clients send v, from which the server computes dw_i. All clients have equal weight, as in the paper,
+whatever their number of examples. Option II is defined for plain SGD; with another local optimiser, momentum or
+clipping, "auto" selects Option I, and the correction is added to the gradient that the optimiser sees: a heuristic, not
+the paper's theorem. Option I draws t and noise once per example, and does not contain weight decay, whereas Option II
+contains it. Buffers that have no gradient are averaged.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -37,7 +37,7 @@ VARIATE_CHANGE = "control-variate-change"
 
 
 class ScaffoldHook(TrainingHook):
-    """Corrects every local gradient by c - c_i, then renews c_i."""
+    """Corrects every local gradient by c - c_i, then updates c_i."""
 
     keeps_state = True
 
@@ -46,7 +46,7 @@ class ScaffoldHook(TrainingHook):
         return weights_module.zeros_like(self.round.received[VARIATE])
 
     def on_start(self, model: nn.Module) -> None:
-        """Get c - c_i ready on the model's device."""
+        """Compute c - c_i on the model's device."""
         self.server_variate = self.round.received[VARIATE]
         self.control_variate = self.round.state.get(VARIATE) or self.initial_variate()
         difference = weights_module.add_scaled(self.server_variate, self.control_variate, -1.0)
@@ -59,7 +59,7 @@ class ScaffoldHook(TrainingHook):
         add_to_gradients(self._parameters, self._correction)
 
     def on_end(self, result: TrainResult, full_gradient: Callable[[Weights], Weights]) -> None:
-        """Renew c_i (line 12), keep it and send its change (line 13)."""
+        """Update c_i (line 12), keep it and send its change (line 13)."""
         names = list(self.control_variate)
         start = weights_module.select(self.round.global_weights, names)
         if option_of(self.config) == "I":
@@ -78,7 +78,7 @@ class Scaffold(FederatedStrategy):
     Attributes
     ----------
     server_variate : Weights
-        c, by parameter name; known from ``prepare`` on.
+        c, by parameter name; set in ``prepare``.
     """
 
     hook = ScaffoldHook
@@ -87,12 +87,12 @@ class Scaffold(FederatedStrategy):
 
     @classmethod
     def check_config(cls, config: Config) -> None:
-        """Refuse Option II where a local step is more than a plain SGD step."""
+        """Refuse Option II if a local step is more than a plain SGD step."""
         super().check_config(config)
         training = config.training
         if config.scaffold.option == "II" and not training.is_plain_sgd:
             raise ConfigError(
-                f'scaffold-option = "II" is defined for plain SGD, and optimizer = "{training.optimizer}", momentum = '
+                f'scaffold-option = "II" is defined for plain SGD, but optimizer = "{training.optimizer}", momentum = '
                 f'{training.momentum}, gradient-clip = {training.gradient_clip}: use scaffold-option = "I", or '
                 'optimizer="sgd" momentum=0.0 gradient-clip=0.0.'
             )
@@ -105,11 +105,11 @@ class Scaffold(FederatedStrategy):
         return weights
 
     def broadcast(self, server_round: int) -> Mapping[str, Weights]:
-        """Send c along."""
+        """Send c to the clients."""
         return {VARIATE: self.server_variate}
 
     def aggregate(self, server_round: int, replies: Iterator[Reply]) -> Weights:
-        """Move w and c (lines 16 and 17)."""
+        """Update w and c (lines 16 and 17)."""
         models, changes = RunningMean(), RunningMean()
         for reply in replies:
             models.fold(reply.load(), 1.0)
@@ -123,6 +123,6 @@ class Scaffold(FederatedStrategy):
 
 
 def option_of(config: Config) -> str:
-    """Return "I" or "II": how the clients renew their control variates."""
+    """Return "I" or "II", the option by which clients update their control variates."""
     option = config.scaffold.option
     return ("II" if config.training.is_plain_sgd else "I") if option == "auto" else option

@@ -1,1 +1,1 @@
-"""FedDDPM's phase before the rounds: pretraining, and generating the auxiliary set from the pretrained models."""
+"""FedDDPM's phase before the rounds: pretraining, then generation of the auxiliary set by the pretrained models."""

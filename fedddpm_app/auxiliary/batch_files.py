@@ -1,4 +1,4 @@
-"""Finished batches of images in files: a run that is started again need not generate them again."""
+"""Finished batches of images in files, so that a restarted run does not generate them again."""
 
 import contextlib
 import hashlib
@@ -16,19 +16,19 @@ _IMAGES, _DIGEST = "images", "sha256"
 
 
 class BatchFiles:
-    """Batches of images by key; a file appears whole or not at all.
+    """Batches of images by key; a file is either complete or absent.
 
     Parameters
     ----------
     folder : Path
-        Made when the first batch is saved.
+        Created when the first batch is saved.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
     def load(self, key: str, shape: tuple[int, ...]) -> Tensor | None:
-        """Return a batch, uint8 of ``shape``; None where there is none, and, with a warning, where it is damaged."""
+        """Return a batch, uint8 of ``shape``; None if it does not exist, and, with a warning, if it is damaged."""
         path = self._path(key)
         try:
             if not path.exists():
@@ -37,24 +37,24 @@ class BatchFiles:
                 images: Tensor = file.get_tensor(_IMAGES)
                 digest = (file.metadata() or {}).get(_DIGEST)
             if (tuple(images.shape), digest) != (shape, _digest(images)):
-                raise ValueError("its content is not what was written")
+                raise ValueError("its content has changed since it was written")
         except (OSError, ValueError, SafetensorError) as error:
             logger.warning("the auxiliary images %s are damaged (%s): they are generated again", path, error)
             return None
         return images
 
     def save(self, key: str, images: Tensor) -> None:
-        """Write a batch; where that cannot be done it is only missing after a stop, which is said."""
+        """Write a batch; if that fails, log a warning: a restarted run then generates the batch again."""
         work = self._path(key).with_suffix(f".{os.getpid()}.partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             save_file({_IMAGES: images.contiguous()}, work, {_DIGEST: _digest(images)})
             work.replace(self._path(key))
         except (OSError, SafetensorError) as error:
-            logger.warning("auxiliary images cannot be kept for a run that is stopped and started again: %s", error)
+            logger.warning("auxiliary images cannot be kept for a restart of the run: %s", error)
 
     def remove(self, keys: Iterable[str]) -> None:
-        """Remove batches, what is left of an interrupted writing of them, and the folder if nothing else is in it."""
+        """Remove batches, the remains of interrupted writes of them, and the folder if nothing else is in it."""
         for key in keys:
             for path in self.folder.glob(f"{key}.*"):
                 path.unlink(missing_ok=True)

@@ -1,7 +1,7 @@
-"""Generating the auxiliary set from the clients' pretrained models: batch by batch, on the server or on the nodes.
+"""Generation of the auxiliary set by the clients' pretrained models: batch by batch, on the server or on the nodes.
 
-A batch's images depend on its client's weights and its seeds alone, so that the set is the same wherever and in
-whatever order it is generated. A finished batch is kept in a file until the whole set is done.
+A batch's images depend only on its client's weights and on its seeds. The set is therefore the same for every place and
+every order of generation. A finished batch is kept in a file until the whole set is complete.
 """
 
 import hashlib
@@ -33,10 +33,10 @@ _MESSAGES_IN_FLIGHT = 16  # each holds a model
 
 
 def generate(request: ActionRequest) -> ActionAnswer:
-    """Generate, on a client, images of the set from its own pretrained model, which is sent back to it."""
-    asked: Any = request.values
-    labels = torch.tensor(asked[_LABELS], dtype=torch.int64) if asked[_LABELS] else None
-    batches = split_batches(asked[_SEEDS], labels, asked[_BATCH_SIZE])
+    """Generate images of the set on a client, from its own pretrained model, which the server sends back to it."""
+    values: Any = request.values
+    labels = torch.tensor(values[_LABELS], dtype=torch.int64) if values[_LABELS] else None
+    batches = split_batches(values[_SEEDS], labels, values[_BATCH_SIZE])
     sampler = AuxiliarySampler(request.config, request.trainer.model)
     return ActionAnswer(records={_IMAGES: {_IMAGES: torch.cat(list(sampler.sample(request.weights, batches)))}})
 
@@ -50,7 +50,7 @@ class Generation:
     Parameters
     ----------
     strategy : FederatedStrategy
-        Its config, model, recorder and clients; its ``client_actions`` have ``generate``.
+        Provides config, model, recorder and clients; its ``client_actions`` include ``generate``.
     models : sequence of PretrainedModel
         At least one; client i's share is proportional to n_i.
     """
@@ -67,12 +67,12 @@ class Generation:
         self._shares = [self._plan(*each) for each in zip(models, counts, firsts, strict=True)]
 
     def run(self) -> ImageTensors:
-        """Return the set, the shares in the order of the models, on the CPU.
+        """Generate and return the set on the CPU, with the shares in the order of the models.
 
         Raises
         ------
         RoundFailedError
-            When a client's model generates NaN.
+            If a client's model generates NaN.
         """
         for share in self._shares:
             self._resume(share)
@@ -84,7 +84,7 @@ class Generation:
         return ImageTensors(self._images, torch.cat(labels) if labels else None)
 
     def remove_batch_files(self) -> None:
-        """Remove the files of the batches, once the set is kept elsewhere."""
+        """Remove the files of the batches, once the set is stored elsewhere."""
         for share in self._shares:
             self._files.remove(share.keys)
 
@@ -103,10 +103,10 @@ class Generation:
         return ClientShare(model, first, labels, batches, keys, list(range(len(batches))))
 
     def _key(self, model_digest: str, batch: SampleBatch) -> str:
-        """Return a digest of all that a batch's images depend on, and of who generates it: nodes are not trusted."""
+        """Return a digest of all that a batch's images depend on, and of the generating side: nodes are not trusted."""
         labels = None if batch.labels is None else batch.labels.tolist()
-        what = [model_digest, batch.seeds, labels, batch.kept, self._config.auxiliary.generation]
-        text = json.dumps([what, self._sampler.describe()], sort_keys=True, default=str)
+        inputs = [model_digest, batch.seeds, labels, batch.kept, self._config.auxiliary.generation]
+        text = json.dumps([inputs, self._sampler.describe()], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _resume(self, share: ClientShare) -> None:
@@ -144,7 +144,7 @@ class Generation:
         self._put(share, index, images)
 
     def _generate_on_nodes(self) -> None:
-        """Have each client sample its own model; what does not come, or not well, is left to the server."""
+        """Have each client sample its own model; the server later generates images that are missing or refused."""
         call = self._strategy.action_call("generate", self._config.pretrain.timeout)
         requests = Requests(self._shares, lambda share, indices: self._request(call, share, indices))
         under_way = min(self._strategy.clients.participants.under_way or _MESSAGES_IN_FLIGHT, _MESSAGES_IN_FLIGHT)
@@ -158,11 +158,11 @@ class Generation:
         for share in self._shares:
             if share.missing:
                 reason = requests.refused.get(share.model.partition_id, GONE)
-                text = "auxiliary images: the server generates those of client %d that are missing: %s"
+                text = "auxiliary images: the server generates the missing ones of client %d: %s"
                 logger.warning(text, share.model.partition_id, reason)
 
     def _take(self, call: ActionCall, request: Request, message: Message, requests: Requests) -> None:
-        """Keep a reply's images, or note why they are refused."""
+        """Keep a reply's images, or record the reason why they are refused."""
         partition = request.share.model.partition_id
         kept = [request.share.batches[k].kept for k in request.indices]
         requests.answered(request)
@@ -179,7 +179,7 @@ class Generation:
             self._keep(request.share, index, part)
 
     def _request(self, call: ActionCall, share: ClientShare, indices: list[int]) -> tuple[Request, Message]:
-        """Ask a client for batches; only the set's last one is not full, so that they go as one list of images."""
+        """Make a request for batches; only the last batch is not full, so that one list of images holds them all."""
         batches = [share.batches[k] for k in indices]
         packed = call.pack(share.model.load())
         seeds = [seed for batch in batches for seed in batch.seeds[: batch.kept]]

@@ -27,7 +27,7 @@ class PretrainedModel:
     Attributes
     ----------
     partition_id : int
-        Whose it is.
+        The client's partition.
     num_examples : int
         n_i.
     label_counts : list of int
@@ -49,13 +49,13 @@ class PretrainedModel:
         return load_file(self.path)
 
 
-# ---- the client's half --------------------------------------------------------------------------
+# ---- the client half -------------------------------------------------------------------------
 
 
 def pretrain(request: ActionRequest) -> ActionAnswer:
-    """Train a local model from the weights that were sent; answer with its EMA weights.
+    """Train a local model from the received weights; return its EMA weights.
 
-    The label counts are added for a class-conditional model only: a client reveals no more than is needed.
+    The label counts are added only for a class-conditional model: a client reveals no more than is needed.
     """
     config, partition_id = request.config, request.partition_id
     data = request.task.train_data(partition_id)
@@ -77,20 +77,21 @@ def pretrain(request: ActionRequest) -> ActionAnswer:
 PRETRAIN = ClientAction(pretrain, metrics=(NUM_EXAMPLES, "loss", "final-loss", "steps"), records=(ARRAYS,))
 
 
-# ---- the server's half --------------------------------------------------------------------------
+# ---- the server half -------------------------------------------------------------------------
 
 
 def collect_pretrained(strategy: FederatedStrategy, weights: Weights) -> list[PretrainedModel]:
     """Have every client pretrain from ``weights``; each model goes to disk as it arrives.
 
-    Clients that fail, answer badly, or not within ``pretrain-timeout``, are named in a warning and left out.
+    A client that fails, returns an unusable reply, or does not reply within ``pretrain-timeout`` is named in a warning
+    and left out.
 
     Parameters
     ----------
     strategy : FederatedStrategy
-        Its ``client_actions`` have ``pretrain``.
+        Its ``client_actions`` include ``pretrain``.
     weights : Weights
-        What pretraining starts from.
+        The weights that pretraining starts from.
 
     Returns
     -------
@@ -100,7 +101,7 @@ def collect_pretrained(strategy: FederatedStrategy, weights: Weights) -> list[Pr
     Raises
     ------
     RoundFailedError
-        When no client gave a usable model.
+        If no client returned a usable model.
     """
     with strategy.round_log.own_phase() as span:
         with strategy.accounting.timed("pretrain"):
@@ -120,7 +121,7 @@ def collect_pretrained(strategy: FederatedStrategy, weights: Weights) -> list[Pr
 
 
 def _collect(strategy: FederatedStrategy, weights: Weights) -> tuple[list[PretrainedModel], dict[str, object]]:
-    """Return the models, by partition id, and who was left out and why."""
+    """Return the models, by partition id, and the clients left out with the reasons."""
     min_replies = strategy.config.waiting.min_replies
     stream = strategy.ask_clients(
         "pretrain",
@@ -140,7 +141,7 @@ def _collect(strategy: FederatedStrategy, weights: Weights) -> tuple[list[Pretra
 
 
 def _keep(strategy: FederatedStrategy, reply: Reply) -> PretrainedModel | None:
-    """Write a reply's model to disk; None, with a warning, where its label counts cannot be used."""
+    """Write a reply's model to disk; None, with a warning, if its label counts cannot be used."""
     counts: object = reply.metrics.get(_LABEL_COUNTS, [])
     data = strategy.config.data
     if data.class_conditional and not _are_label_counts(counts, data.num_classes, reply.num_examples):

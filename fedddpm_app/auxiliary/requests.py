@@ -1,4 +1,4 @@
-"""Which client is asked for which images of the auxiliary set: shares, requests, and whose turn it is."""
+"""Requests to clients for images of the auxiliary set: the clients' shares, and the order of the requests."""
 
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -11,8 +11,8 @@ from fedddpm_app.auxiliary.pretraining import PretrainedModel
 from fedddpm_app.diffusion.sampling import SampleBatch
 from fedddpm_app.transport import Packed
 
-# The model travels with every message: several batches share one. Few, so that a client's batches spread over idle
-# actors, a stop loses little, and the images in memory stay few.
+# The model travels with every message, so several batches share a message. Their number is small, so that a client's
+# batches spread over idle actors, a stop loses little, and few images are in memory.
 _BATCHES_PER_MESSAGE = 4
 _MESSAGES_PER_CLIENT = 2
 
@@ -24,17 +24,17 @@ class ClientShare:
     Attributes
     ----------
     model : PretrainedModel
-        What generates it.
+        The model that generates it.
     first : int
-        The row in the set of its first image.
+        The row of its first image in the set.
     labels : Tensor or None
         int64, one per image.
     batches : list of SampleBatch
-        All of one shape.
+        All of the same shape.
     keys : list of str
-        Of the batches, by content.
+        The batches' keys, which depend on their content.
     missing : list of int
-        Batches that are not generated yet.
+        Indices of the batches that are not generated yet.
     """
 
     model: PretrainedModel
@@ -47,7 +47,7 @@ class ClientShare:
 
 @dataclass(frozen=True, eq=False)
 class Request:
-    """Batches that a client was asked for."""
+    """Batches that a client was asked to generate."""
 
     share: ClientShare
     indices: list[int]
@@ -55,23 +55,23 @@ class Request:
 
 
 class Requests:
-    """Chooses the next request: the clients in turn, and of each few messages at a time.
+    """Chooses the next request: the clients take turns, with few messages at a time for each client.
 
-    So one that hangs does not take the places of all others; one that failed is not asked again.
+    A client that hangs therefore does not block the others. A client that failed is not asked again.
 
     Parameters
     ----------
     shares : sequence of ClientShare
-        With their missing batches.
+        The shares, with their missing batches.
     ask : callable
-        Makes a request and its message.
+        Creates a request and its message.
 
     Attributes
     ----------
     under_way : list of Request
-        Without an answer so far.
+        Requests without a reply so far.
     refused : dict of int to str
-        Why a client is not asked again.
+        By partition, the reason why a client is not asked again.
     """
 
     def __init__(
@@ -99,5 +99,5 @@ class Requests:
         return None
 
     def answered(self, request: Request) -> None:
-        """Take note that an answer came, good or bad."""
+        """Remove a request whose reply has arrived, accepted or not."""
         self.under_way.remove(request)

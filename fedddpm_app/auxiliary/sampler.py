@@ -1,4 +1,4 @@
-"""SamplingInfo batches of the auxiliary set from a client's model: the same code on the server and on a node."""
+"""Sampling of batches of the auxiliary set from a client's model: the same code on the server and on a node."""
 
 from collections.abc import Iterable, Iterator
 from typing import Literal
@@ -37,7 +37,7 @@ class AuxiliarySampler:
 
     @property
     def precision(self) -> Literal["fp32", "bf16"]:
-        """The run's on CUDA; fp32 elsewhere, where bf16 gains nothing."""
+        """The run's precision on CUDA; fp32 elsewhere, where bf16 gains nothing."""
         if self.device.type != "cuda":
             return "fp32"
         return choose(self.config.run, self.model, self.device).precision
@@ -45,12 +45,12 @@ class AuxiliarySampler:
     def sample(self, weights: Weights, batches: Iterable[SampleBatch]) -> Iterator[Tensor]:
         """Yield each batch's images, uint8 (B, C, H, W) on the CPU, from a model of ``weights``.
 
-        Sums depend on the number of threads: it is ``server-threads`` wherever this runs.
+        Sums depend on the number of threads, which is therefore ``server-threads`` on the server and on a node.
 
         Raises
         ------
         DivergedError
-            For a model that generates NaN.
+            If the model generates NaN.
         """
         weights_module.load_into(self.model, weights)
         for batch in batches:
@@ -67,7 +67,7 @@ class AuxiliarySampler:
             yield images
 
     def describe(self) -> dict[str, object]:
-        """Return what images depend on besides the weights and the batch."""
+        """Return the settings that the images depend on besides the weights and the batch."""
         auxiliary = self.config.auxiliary
         return {
             "model": dict(getattr(self.model, "config", {})),

@@ -1,1 +1,1 @@
-"""Evaluation: measures of a model on data it was not trained on."""
+"""Evaluation: metrics of a model on data that it was not trained on."""

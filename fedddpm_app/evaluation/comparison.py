@@ -1,6 +1,6 @@
-"""All metrics of two sets of features, under the names that their extractor gives them.
+"""All metrics of two sets of features; the extractor determines the names of the metrics.
 
-A new metric is a function, here or in a file of its own, and a line in ``METRICS``.
+A new metric is a function, here or in its own file, and a line in ``METRICS``.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ _OF_INCEPTION = {"fd": "fid", "kd": "kid", "score": "inception-score"}
 
 
 class Measured(NamedTuple):
-    """A metric's value, its own deviation (NaN: it has none), and the number of real images that it took."""
+    """A metric's value, its own deviation (NaN if it has none), and the number of real images that it used."""
 
     value: float
     std: float
@@ -29,8 +29,8 @@ class Measured(NamedTuple):
 class Pair(NamedTuple):
     """Generated images and real ones, as features.
 
-    ``generated``: vectors (N, d), and logits where the extractor classifies. ``real``: (M, d). ``paired``: min(N, M)
-    of these, evenly spread. ``seed``: in [0, 2**32), of random parts.
+    ``generated``: vectors (N, d), and logits if the extractor classifies. ``real``: vectors (M, d). ``paired``:
+    min(N, M) of the real vectors, evenly spread. ``seed``: in [0, 2**32), for random parts.
     """
 
     generated: Features
@@ -60,7 +60,7 @@ def _manifold(pair: Pair) -> Mapping[str, Measured]:
     return {name: Measured(values[name], torch.nan, len(pair.paired)) for name in _MANIFOLD}
 
 
-# Names, and the function that returns all of them; it raises ValueError where the images are too few.
+# Names, and the function that returns all of these metrics; it raises ValueError if there are too few images.
 METRICS: Mapping[tuple[str, ...], Callable[[Pair], Mapping[str, Measured]]] = {
     ("fd",): _frechet,
     ("kd",): _kernel,
@@ -75,11 +75,11 @@ def compare(generated: Features, real: Tensor, seed: int) -> dict[str, Measured]
     Parameters
     ----------
     generated : Features
-        Vectors (N, d); logits, where the extractor classifies.
+        Vectors (N, d), and logits if the extractor classifies.
     real : Tensor
         Vectors (M, d).
     seed : int
-        In [0, 2**32); of the kernel distance's subsets and the score's parts.
+        In [0, 2**32); determines the kernel distance's subsets and the score's parts.
 
     Returns
     -------
@@ -104,20 +104,20 @@ def compare_classes(logits: Tensor, labels: Tensor) -> Measured:
 
 
 def class_counts(logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the images that a classifier puts in each class, and the real ones per class, int64 (classes,) both."""
+    """Return the number of images per class, by a classifier and of the real images, both int64 (classes,)."""
     classes = max(logits.shape[1], int(labels.max()) + 1)
     return logits.argmax(1).bincount(minlength=classes), labels.bincount(minlength=classes)
 
 
 def name_of(metric: str, extractor: Extractor) -> str:
-    """Return a metric's name by its features: ``fid`` and the like only for the standard Inception-v3."""
+    """Return a metric's name for its features: names such as ``fid`` only for the standard Inception-v3."""
     if isinstance(extractor, InceptionV3) and extractor.standard:
         return _OF_INCEPTION.get(metric, f"{metric}-{extractor.name}")
     return f"{metric}-{extractor.name}"
 
 
 def spread(values: Tensor, count: int) -> Tensor:
-    """Return ``count`` rows, or all if there are fewer, evenly spread."""
+    """Return ``count`` evenly spread rows, or all rows if there are fewer."""
     if count >= len(values):
         return values
     return values[torch.linspace(0, len(values) - 1, count, dtype=torch.float64).round().long()]

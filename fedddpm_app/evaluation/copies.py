@@ -1,4 +1,4 @@
-"""The memorisation check of a stream of images: how many are abnormally close to a training image, and which."""
+"""The memorisation check of a stream of images: the share and the list of those abnormally close to training images."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,15 +12,15 @@ from fedddpm_app.evaluation.memorization import Neighbours, memorized_share, nea
 from fedddpm_app.evaluation.metrics import Metric, SamplingInfo
 from fedddpm_app.weights import Weights
 
-MAX_HELD_OUT = 2000  # held-out images that the threshold is calibrated on
+MAX_HELD_OUT = 2000  # held-out images for the calibration of the threshold
 NUM_PAIRS = 20
-VERSION = 2  # counts the changes to what is kept in the cache
+VERSION = 2  # increased with every change of the cache's content
 NAME = "memorized-share"
 
 
 @dataclass
 class Pairs:
-    """The generated images that are closest to training images, the closest first.
+    """The generated images that are closest to training images, in ascending order of the ratio.
 
     Attributes
     ----------
@@ -36,25 +36,25 @@ class Pairs:
 
 
 class CopyDetector:
-    """Compares images with those that a model was trained on.
+    """Compares images with the images that a model was trained on.
 
     The threshold is calibrated: a share ``rate`` of held-out real images lies below it. Held-out images that are also
-    among the training images, as real data sets have some, are left out of that.
+    training images, which real data sets contain, are left out of the calibration.
 
     Parameters
     ----------
     train : Tensor
-        uint8, shape (M, C, H, W): what the model was trained on.
+        uint8, shape (M, C, H, W): the images that the model was trained on.
     held_out : Tensor
-        uint8, shape (N, C, H, W): real images that it was not trained on.
+        uint8, shape (N, C, H, W): real images that the model was not trained on.
     neighbours : int
         k of the ratio (Carlini et al. 2023).
     rate : float
         In [0, 1].
     digest : str
-        Names both sets in the cache.
+        Identifies both sets in the cache.
     cache_dir : Path
-        Where the held-out images' ratios are kept.
+        The folder for the held-out images' ratios.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class CopyDetector:
 
     @property
     def held_out_share(self) -> float:
-        """The share of held-out images below a threshold that the other half of them was calibrated on."""
+        """The share of held-out images below the threshold that is calibrated on the other half of them."""
         halves = self.held_out_ratios[::2], self.held_out_ratios[1::2]
         if not len(halves[1]):
             return torch.nan
@@ -88,12 +88,12 @@ class CopyDetector:
 
 
 class CopySearch:
-    """A search through images that come batch by batch; of the images only the closest are kept.
+    """A search through images in batches, which keeps only the closest images.
 
     Attributes
     ----------
     pairs : Pairs
-        The closest so far.
+        The closest images so far.
     """
 
     def __init__(self, detector: CopyDetector) -> None:
@@ -104,14 +104,14 @@ class CopySearch:
         self._distances: list[Tensor] = []
 
     def add(self, images: Tensor) -> None:
-        """Look at a batch, uint8 (B, C, H, W)."""
+        """Search a batch, uint8 (B, C, H, W)."""
         found = nearest_training(images, self.detector.train, self.detector.neighbours)
         self._ratios.append(found.ratio)
         self._distances.append(found.distance)
         self._keep_closest(images, found)
 
     def metric(self, reference: str, sampling: SamplingInfo, name: str = NAME) -> Metric:
-        """Return the share of images below the threshold, with the held-out images' as its floor."""
+        """Return the share of images below the threshold; its floor is the share of the held-out images."""
         detector, ratios, distances = self.detector, torch.cat(self._ratios), torch.cat(self._distances)
         held_out = detector.held_out_ratios
         exact = distances == 0
@@ -157,7 +157,7 @@ def _ratios(held_out: Tensor, train: Tensor, neighbours: int) -> Weights:
 
 
 def _note(detector: CopyDetector) -> str:
-    """Return what to keep in mind with the share."""
+    """Return a caveat about the share, or an empty text."""
     held_out = len(detector.held_out_ratios)
     if held_out * detector.rate < 1:
         return f"{held_out} held-out images are too few to calibrate a rate of {detector.rate}"

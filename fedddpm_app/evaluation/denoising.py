@@ -1,4 +1,4 @@
-"""The denoising loss on held-out data, with fixed t and noise, so that it has no sampling noise over rounds."""
+"""The denoising loss on held-out data, with fixed t and noise: it has no sampling noise over rounds."""
 
 import itertools
 from typing import NamedTuple
@@ -10,7 +10,7 @@ from fedddpm_app.diffusion.objective import DenoisingObjective
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.task import TrainingData
 
-EVALUATION_SEED = 0  # the same t and noise for every run, so that runs compare
+EVALUATION_SEED = 0  # the same t and noise for every run, so that runs are comparable
 NUM_BANDS = 4
 _BATCH_SIZE = 256
 
@@ -31,12 +31,12 @@ def denoising_loss(model: nn.Module, objective: DenoisingObjective, data: Traini
 def banded_denoising_loss(
     model: nn.Module, objective: DenoisingObjective, data: TrainingData, draws: int
 ) -> DenoisingLoss:
-    """Return the mean denoising loss over all images, in all and by timestep.
+    """Return the mean denoising loss over all images, over all timesteps and per band of timesteps.
 
     Parameters
     ----------
     model : nn.Module
-        On the device of ``data``; its training mode is restored afterwards.
+        On the device of ``data``; the function restores its training mode.
     objective : DenoisingObjective
         The loss of Ho et al. 2020, eq. 14.
     data : TrainingData
@@ -47,7 +47,7 @@ def banded_denoising_loss(
     Returns
     -------
     DenoisingLoss
-        NaN when ``data`` is empty, and for a band that no t fell into.
+        NaN if ``data`` is empty, and for a band without any t.
     """
     if not len(data):
         return DenoisingLoss(float("nan"), [float("nan")] * NUM_BANDS)

@@ -1,6 +1,6 @@
-"""Distances between generated and real images: of their features, of a classifier's logits, of label counts.
+"""Distances between generated and real images: by features, by a classifier's logits, and by label counts.
 
-All are computed on the CPU in float64, whatever device and dtype the features have.
+All distances are computed on the CPU in float64, whatever device and dtype the features have.
 """
 
 import warnings
@@ -18,7 +18,7 @@ _CHUNK_SIZE = 4096
 
 
 class Spread(NamedTuple):
-    """A measure taken on several random parts of the images: ``value`` is their mean, ``std`` their deviation."""
+    """A metric on several random parts of the images: ``value`` is the mean over the parts, ``std`` the deviation."""
 
     value: float
     std: float
@@ -32,12 +32,12 @@ def comparable_features(generated: Tensor, real: Tensor, least: int) -> tuple[Te
     generated, real : Tensor
         Floating point, shapes (N, d) and (M, d), finite.
     least : int
-        How many images each set needs.
+        The number of images that each set needs.
 
     Raises
     ------
     ValueError
-        For other shapes, fewer images, NaN or infinity.
+        If the shapes differ from these, there are fewer images, or values are not finite.
     """
     if generated.ndim != 2 or real.ndim != 2 or generated.shape[1] != real.shape[1]:
         raise ValueError(f"features are {tuple(generated.shape)} and {tuple(real.shape)}, not (N, d) and (M, d)")
@@ -53,19 +53,19 @@ def frechet_distance(generated: Tensor, real: Tensor) -> float:
     """Return the squared Frechet distance of two Gaussians with the sets' means and unbiased covariances.
 
     ``|mu_1 - mu_2|^2 + tr(S_1 + S_2 - 2 (S_1 S_2)^(1/2))`` (Heusel et al. 2017, eq. 6). With ``S = R^T R``,
-    the trace of the root is the nuclear norm of ``R_1 R_2^T``: unlike the eigenvalues of ``S_1 S_2``, as
-    torchmetrics takes them, this loses no digits where a covariance is singular (fewer images than features).
+    the trace of the root is the nuclear norm of ``R_1 R_2^T``. Unlike the eigenvalues of ``S_1 S_2``, which
+    torchmetrics uses, this loses no digits if a covariance is singular (fewer images than features).
 
     Parameters
     ----------
     generated, real : Tensor
-        Features, floating point, shapes (N, d) and (M, d); N, M >= 2. The estimate is biased upwards, more so
-        for fewer images: compare only values of equal N and M.
+        Features, floating point, shapes (N, d) and (M, d); N, M >= 2. The estimate is biased upwards, and
+        more strongly for fewer images: compare only values of equal N and M.
 
     Returns
     -------
     float
-        >= 0; what rounding leaves below 0 is 0.0.
+        >= 0; a value that is negative by rounding becomes 0.0.
 
     Raises
     ------
@@ -80,7 +80,7 @@ def frechet_distance(generated: Tensor, real: Tensor) -> float:
 
 
 def _covariance_root(features: Tensor) -> Tensor:
-    """Return R, shape (min(N, d), d), with ``R^T R`` the unbiased covariance, by QR of one chunk after another."""
+    """Return R, shape (min(N, d), d), with ``R^T R`` the unbiased covariance, by QR decompositions of chunks."""
     mean = features.mean(0)
     root = features[:0]
     for chunk in torch.split(features, _CHUNK_SIZE):
@@ -93,24 +93,24 @@ def kernel_distance(
 ) -> Spread:
     """Return the kernel distance, the unbiased squared MMD with ``k(x, y) = (x.y / d + 1)^3``.
 
-    Binkowski et al. 2018, sec. 4 and eq. 4, by torchmetrics: the mean over random subsets of both sets, each
-    drawn without replacement. A subset holds half of the smaller set, at most ``max_subset`` images; if it
-    held all of them, the subsets would be the same and ``std`` would say nothing.
+    Binkowski et al. 2018, sec. 4 and eq. 4, computed by torchmetrics: the mean over random subsets of both sets, each
+    sampled without replacement. The size of a subset is half of the smaller set, at most ``max_subset`` images; if
+    it were the whole set, all subsets would be the same and ``std`` would have no meaning.
 
     Parameters
     ----------
     generated, real : Tensor
         Features, floating point, shapes (N, d) and (M, d); N, M >= 4.
     seed : int
-        In [0, 2**32); decides the subsets. The global random state is left as it was.
+        In [0, 2**32); determines the subsets. The global random state does not change.
     subsets, max_subset : int
         At least 1 and 2.
 
     Returns
     -------
     Spread
-        0 on average for equal distributions, so possibly below 0. ``std`` is over the subsets, which overlap;
-        it is not the standard error of ``value``.
+        0 on average for equal distributions, so a value can be below 0. ``std`` is over the subsets, which overlap: it
+        is not the standard error of ``value``.
 
     Raises
     ------
@@ -132,7 +132,7 @@ def kernel_distance(
 
 
 def subset_size(n: int, m: int, max_subset: int = MAX_SUBSET) -> int:
-    """Return the images of a subset of the kernel distance of ``n`` and ``m`` images."""
+    """Return the number of images in a subset of the kernel distance, for ``n`` and ``m`` images."""
     return min(max_subset, min(n, m) // 2)
 
 
@@ -144,9 +144,10 @@ def inception_score(logits: Tensor, seed: int, splits: int = 10) -> Spread:
     logits : Tensor
         Floating point, shape (N, K), N >= ``splits``.
     seed : int
-        In [0, 2**32); decides the split. The global random state is left as it was.
+        In [0, 2**32); determines the split. The global random state does not change.
     splits : int
-        BatchFiles, at least 2, that ``p(y)`` is taken over; ``torch.chunk`` makes fewer where N is barely enough.
+        Number of parts, at least 2; ``p(y)`` is the mean over a part. ``torch.chunk`` makes fewer parts if N is barely
+        enough.
 
     Returns
     -------
@@ -156,7 +157,7 @@ def inception_score(logits: Tensor, seed: int, splits: int = 10) -> Spread:
     Raises
     ------
     ValueError
-        For other shapes or fewer logits or splits.
+        If the shape differs from this, or there are fewer logits or splits.
     """
     from torchmetrics.image.inception import InceptionScore
 
@@ -171,7 +172,7 @@ def inception_score(logits: Tensor, seed: int, splits: int = 10) -> Spread:
 
 @contextmanager
 def _seeded(seed: int) -> Iterator[None]:
-    """Seed the CPU generator that torchmetrics draws from, and put it back; silence its warning on memory."""
+    """Seed the CPU generator that torchmetrics uses, and restore it; silence its warning about memory."""
     with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*will save all extracted features", category=UserWarning)
         torch.default_generator.manual_seed(seed)
@@ -179,7 +180,7 @@ def _seeded(seed: int) -> Iterator[None]:
 
 
 def total_variation(counts: Tensor, reference_counts: Tensor) -> float:
-    """Return half the L1 distance between two histograms, each made to sum to 1.
+    """Return half the L1 distance between two histograms, each normalised to the sum 1.
 
     Parameters
     ----------
@@ -194,7 +195,7 @@ def total_variation(counts: Tensor, reference_counts: Tensor) -> float:
     Raises
     ------
     ValueError
-        For unequal shapes or a histogram of nothing.
+        If the shapes differ or a histogram is empty.
     """
     if counts.shape != reference_counts.shape:
         raise ValueError(f"histograms of {tuple(counts.shape)} and {tuple(reference_counts.shape)} bins")

@@ -1,4 +1,4 @@
-"""From a stream of generated images to metrics, in memory that grows with their features only."""
+"""Computes metrics from a stream of generated images; only the memory for their features grows with their number."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator
@@ -16,21 +16,21 @@ from fedddpm_app.evaluation.metrics import Metric, SamplingInfo
 from fedddpm_app.evaluation.reference import CLASSES, REFERENCE_SEED, Floor, Reference
 
 _KERNEL = "kd"
-_CHUNK = 2048  # images that are looked at together
+_CHUNK = 2048  # images that are processed together
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What was measured of one model.
+    """The results of one model's evaluation.
 
     Attributes
     ----------
     metrics : list of Metric
-        Always the same ones for the same data and extractor.
+        The same metrics for every model, with the same data and extractor.
     class_counts : dict of str to list of int
-        ``generated`` and ``real``: images per class by the classifier, and by label; empty without labels.
+        ``generated``: images per class by the classifier. ``real``: images per class by label. Empty without labels.
     pairs : Pairs or None
-        The images closest to training images; None where this was not looked for.
+        The images closest to training images; None if the search was off.
     """
 
     metrics: list[Metric]
@@ -39,14 +39,14 @@ class Evaluation:
 
 
 class Evaluator:
-    """Measures generated images against real ones.
+    """Compares generated images with real ones.
 
     Parameters
     ----------
     reference : Reference
-        The real images, and what to compare on.
+        The real images, and the extractors.
     make_detector : callable
-        Makes what looks for copies of training images; called when that is first asked for.
+        Creates the detector of copies of training images; called on first use.
     """
 
     def __init__(self, reference: Reference, make_detector: Callable[[], CopyDetector]) -> None:
@@ -55,20 +55,20 @@ class Evaluator:
 
     @cached_property
     def detector(self) -> CopyDetector:
-        """What looks for copies of training images."""
+        """The detector of copies of training images."""
         return self._make_detector()
 
     def measure(self, batches: Iterable[Tensor], sampling: SamplingInfo, *, find_copies: bool = True) -> Evaluation:
-        """Measure images.
+        """Compute the metrics of images.
 
         Parameters
         ----------
         batches : iterable of Tensor
-            uint8, shape (B, C, H, W) each; at least one image in all. None is kept.
-        drawing : SamplingInfo
-            How they were drawn.
+            uint8, shape (B, C, H, W) each; at least one image in total. No image is kept.
+        sampling : SamplingInfo
+            The settings by which the images were generated.
         find_copies : bool
-            Compare them with training images, too, which takes the longest.
+            Whether to compare the images with training images, too; this comparison takes the longest time.
         """
         search = self.detector.start() if find_copies else None
         vectors, logits, labels = [], [], []
@@ -135,15 +135,15 @@ class Evaluator:
 
 
 def _note(name: str, measured: Measured, n: int, extractor: Extractor, floor: Floor, floor_reference_n: int) -> str:
-    """Return what to keep in mind with a metric."""
+    """Return the caveats about a metric, or an empty text."""
     if math.isnan(measured.value):
-        return f"cannot be told of {n} generated and {measured.reference_n} real images"
+        return f"not defined for {n} generated and {measured.reference_n} real images"
     notes = []
     least = min(n, measured.reference_n)
     if (name == "fid" or name.startswith("fd-")) and least < extractor.num_features:
         notes.append(f"{least} images are fewer than the {extractor.num_features} feature dimensions: mostly bias")
     if floor.n < n or floor_reference_n < measured.reference_n:
-        notes.append(f"the floor is of {floor.n} images against {floor_reference_n}: the data have no more")
+        notes.append(f"the floor compares {floor.n} images with {floor_reference_n}: the data have no more")
     return "; ".join(notes)
 
 
@@ -152,7 +152,7 @@ def _or_none(value: float) -> float | None:
 
 
 def _regroup(batches: Iterable[Tensor], size: int) -> Iterator[Tensor]:
-    """Yield the same images in groups of at least ``size``, the last one of what is left."""
+    """Yield the same images in groups of at least ``size``; the last group holds the rest."""
     group: list[Tensor] = []
     for batch in batches:
         group.append(batch)

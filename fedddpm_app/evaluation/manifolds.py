@@ -1,4 +1,4 @@
-"""Fidelity and diversity apart: how two sets of features cover each other's neighbourhoods."""
+"""Separate metrics of fidelity and diversity: how two sets of features cover each other's neighbourhoods."""
 
 from collections.abc import Iterator
 
@@ -13,15 +13,15 @@ _BLOCK_BYTES = 32 * 2**20
 def precision_recall_density_coverage(generated: Tensor, real: Tensor, k: int = 5) -> dict[str, float]:
     """Return precision, recall, density and coverage.
 
-    The ball of an image holds every point no farther than its k-th nearest neighbour in its own set, the image
-    itself not counted, but copies of it are. Precision is the share of generated images in a ball of a real
-    one, recall the reverse (Kynkaanniemi et al. 2019, eqs. 1-2); density is the number of real balls that hold
-    a generated image, over k, on average; coverage is the share of real balls that hold a generated image
-    (Naeem et al. 2020, eqs. 3-4). Distances equal to a radius are inside, as in the first paper, for all four:
-    so an image with k or more copies has radius 0 and its ball holds these copies only.
+    The ball of an image contains every point that is not farther than the image's k-th nearest neighbour in its own
+    set; the image itself does not count as a neighbour, but copies of it do. Precision is the share of generated images
+    in a ball of a real image, recall is the reverse (Kynkaanniemi et al. 2019, eqs. 1-2). Density is the mean number
+    of real balls that contain a generated image, divided by k. Coverage is the share of real balls that contain a
+    generated image (Naeem et al. 2020, eqs. 3-4). For all four metrics a distance equal to a radius is inside, as in
+    the first paper: an image with k or more copies has radius 0, and its ball contains only these copies.
 
-    Distances are float64 and taken from differences, not from an expanded square (as scikit-learn's are), in
-    which copies come out at a small distance that is not 0.
+    Distances are float64 and computed from differences, not from an expanded square as in scikit-learn, which gives
+    copies a small distance that is not 0.
 
     Parameters
     ----------

@@ -1,4 +1,4 @@
-"""Whether generated images copy training images: the nearest ones in pixels, and a calibrated threshold."""
+"""Do generated images copy training images? The nearest training images in pixels, and a calibrated threshold."""
 
 from dataclasses import dataclass
 
@@ -16,9 +16,9 @@ class Neighbours:
     Attributes
     ----------
     ratio : Tensor
-        float32, shape (N,), in [0, 1]; small for an image abnormally close to one training image.
+        float32, shape (N,), in [0, 1]; small for an image that is abnormally close to one training image.
     index : Tensor
-        int64, shape (N,); the nearest training image, the first of equally near ones.
+        int64, shape (N,); the nearest training image, or the first of several equally near ones.
     distance : Tensor
         float32, shape (N,); its Euclidean distance, of pixels in [0, 1].
     """
@@ -29,23 +29,23 @@ class Neighbours:
 
 
 def nearest_training(images: Tensor, train: Tensor, k: int = 50) -> Neighbours:
-    """Return each image's nearest training image and how much nearer it is than the k nearest are.
+    """Return each image's nearest training image, with its distance relative to the k nearest training images.
 
-    The ratio is the distance to the nearest training image over the mean distance to the k nearest, itself
-    among them (Carlini et al. 2023, arXiv 2301.13188, sec. 5, without their constant factor alpha, which only
-    rescales the threshold). Where all k are copies of the image it is 0.
+    The ratio is the distance to the nearest training image over the mean distance to the k nearest, which include
+    the nearest (Carlini et al. 2023, arXiv 2301.13188, sec. 5, without their constant factor alpha, which only
+    rescales the threshold). It is 0 if all k are copies of the image.
 
     Parameters
     ----------
     images, train : Tensor
-        uint8, shapes (N, C, H, W) and (M, C, H, W); M >= 1. Computed on the CPU, a block of either at a time.
+        uint8, shapes (N, C, H, W) and (M, C, H, W); M >= 1. Computed on the CPU, in blocks of both.
     k : int
         At least 1; at most M are used.
 
     Raises
     ------
     ValueError
-        For another dtype, unlike shapes, no training image or ``k`` < 1.
+        If a dtype is not uint8, the shapes differ, there is no training image, or ``k`` < 1.
     """
     _check(images, train, k)
     size = max(1, min(_BLOCK_IMAGES, _BLOCK_BYTES // (8 * train[0].numel())))
@@ -61,7 +61,7 @@ def _check(images: Tensor, train: Tensor, k: int) -> None:
     if images.dtype != torch.uint8 or train.dtype != torch.uint8:
         raise ValueError(f"images are {images.dtype} and {train.dtype} instead of uint8")
     if images.ndim != 4 or images.shape[1:] != train.shape[1:]:
-        raise ValueError(f"images are {tuple(images.shape)} and {tuple(train.shape)}, not of one (C, H, W)")
+        raise ValueError(f"images are {tuple(images.shape)} and {tuple(train.shape)}, not of the same (C, H, W)")
     if not len(train) or k < 1:
         raise ValueError(f"{len(train)} training images and k = {k}, but both must be at least 1")
 
@@ -69,7 +69,7 @@ def _check(images: Tensor, train: Tensor, k: int) -> None:
 def _nearest(images: Tensor, train: Tensor, k: int, size: int) -> tuple[Tensor, Tensor]:
     """Return the k least squared distances in grey levels, float64, shape (N, k), rising, and the first's index.
 
-    Grey levels are whole numbers, so that ``|x|^2 - 2 x.y + |y|^2`` is exact in float64, near copies included.
+    Grey levels are whole numbers: ``|x|^2 - 2 x.y + |y|^2`` is therefore exact in float64, even for near copies.
     """
     x = images.cpu().flatten(1).double()
     squared = torch.empty(len(x), 0, dtype=torch.float64)
@@ -87,19 +87,19 @@ def _nearest(images: Tensor, train: Tensor, k: int, size: int) -> tuple[Tensor, 
 
 
 def threshold_at(ratios: Tensor, rate: float) -> float:
-    """Return the largest of the ratios that at most a share ``rate`` of them lies strictly below.
+    """Return the largest ratio for which at most a share ``rate`` of the ratios lies strictly below it.
 
     Parameters
     ----------
     ratios : Tensor
-        Of held-out images, which are no copies; shape (N,), N >= 1.
+        The ratios of held-out images, which are not copies; shape (N,), N >= 1.
     rate : float
-        In [0, 1]; the share of images falsely called memorised that is accepted.
+        In [0, 1]; the accepted share of images that are wrongly counted as memorised.
 
     Raises
     ------
     ValueError
-        For no ratios or a rate outside [0, 1].
+        If there are no ratios or the rate is outside [0, 1].
     """
     if not len(ratios) or not 0 <= rate <= 1:
         raise ValueError(f"{len(ratios)} ratios and a rate of {rate}; at least 1 and a rate in [0, 1] are needed")
@@ -108,5 +108,5 @@ def threshold_at(ratios: Tensor, rate: float) -> float:
 
 
 def memorized_share(ratios: Tensor, threshold: float) -> float:
-    """Return the share of ``ratios``, shape (N,), strictly below ``threshold``; NaN when there are none."""
+    """Return the share of ``ratios``, shape (N,), strictly below ``threshold``; NaN if there are none."""
     return float((ratios.double() < threshold).double().mean())

@@ -1,4 +1,4 @@
-"""A metric, with all that a reader needs to compare it."""
+"""A metric, with all information that a reader needs to compare it."""
 
 import dataclasses
 import math
@@ -9,16 +9,16 @@ from dataclasses import dataclass, field
 
 @dataclass(frozen=True)
 class SamplingInfo:
-    """How generated images were drawn.
+    """The settings by which images were generated.
 
     Attributes
     ----------
     sampler : str
-        As ``eval-sampler``; "pipeline" for a diffusers pipeline's own.
+        As ``eval-sampler``; "pipeline" for the sampler of a diffusers pipeline.
     steps : int
         Denoising steps.
     weights : str
-        ``ema`` or ``raw`` weights of the global model; ``stored`` for those of a pipeline folder.
+        ``ema`` or ``raw`` weights of the global model; ``stored`` for the weights of a pipeline folder.
     """
 
     sampler: str
@@ -28,38 +28,38 @@ class SamplingInfo:
 
 @dataclass(frozen=True)
 class Metric:
-    """One measure of generated images against real ones.
+    """One metric that compares generated images with real ones.
 
     Attributes
     ----------
     name : str
-        Named after its features: ``fid`` only with the standard Inception-v3, else such as ``fd-classifier``.
+        Named after its features: ``fid`` only with the standard Inception-v3, otherwise for example ``fd-classifier``.
     value : float
-        NaN where ``note`` says why it cannot be told.
+        NaN if it is not defined; ``note`` then gives the reason.
     std : float or None
-        The deviation that the measure itself has: of a kernel distance over its subsets, of a score over its parts;
-        of metrics that are a mean over clients' models, over these.
+        The metric's own deviation: for a kernel distance over its subsets, for a score over its parts, and for a mean
+        over clients' models over these models.
     n : int
-        Generated images.
+        The number of generated images.
     reference, reference_n : str, int
-        The split of real images compared with, and how many of them.
+        The split of real images, and the number of real images that were compared.
     reference_digest : str
         First 16 hex digits of the SHA-256 of that split.
     extractor, extractor_digest : str
-        What the images are compared on; metrics of other digests are of other networks.
-    drawing : SamplingInfo
-        How the images were drawn.
+        The extractor of the features that are compared; metrics with another digest come from another network.
+    sampling : SamplingInfo
+        The settings by which the images were generated.
     floor, floor_std : float
-        The same metric between two sets of real images without a common one, what a perfect generator would get: its
-        mean and deviation over several divisions of these images.
+        The same metric between two disjoint sets of real images, which a perfect generator would reach: its mean and
+        deviation over several divisions of these images.
     floor_n : int
-        Images of the set that stands for the generated one; fewer than ``n`` where the data have no more.
+        Images in the set that replaces the generated one; fewer than ``n`` if the data have no more.
     floor_reference_n : int
-        Images of the other set.
+        Images in the other set.
     note : str
-        What to keep in mind with this value; mostly empty.
+        A caveat about the value; usually empty.
     details : dict
-        More numbers of this measure.
+        More numbers of this metric.
     """
 
     name: str
@@ -86,12 +86,12 @@ class Metric:
 
 
 def mean_over_clients(metrics: Sequence[Sequence[Metric]]) -> list[Metric]:
-    """Return the mean of each metric over the clients' models, with their spread and the value of each.
+    """Return the mean of each metric over the clients' models, with the deviation and each model's value.
 
     Parameters
     ----------
     metrics : sequence of sequence of Metric
-        Of each client the same metrics in the same order; of a single model they are returned as they are.
+        For each client the same metrics in the same order; the metrics of a single model are returned unchanged.
     """
     if len(metrics) == 1:
         return list(metrics[0])

@@ -16,10 +16,10 @@ from fedddpm_app.evaluation.extractors.cache import load_or_create
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.weights import Weights
 
-VERSION = 1  # counts the changes to what is kept in the cache
-REFERENCE_SEED = 0  # the same for every run, so that runs compare
+VERSION = 1  # increased with every change of the cache's content
+REFERENCE_SEED = 0  # the same for every run, so that runs are comparable
 CLASSES = "class-tv"
-NUM_SPLITS = 5  # of the real images that a floor is the mean over
+NUM_SPLITS = 5  # splits of the real images, over which a floor is the mean
 
 SplitName = Literal["test", "train"]
 
@@ -47,7 +47,7 @@ class RealImages:
 
 @dataclass(frozen=True)
 class Floor:
-    """What real images score against real images.
+    """The metrics of real images against real images.
 
     Attributes
     ----------
@@ -68,15 +68,15 @@ class Reference:
     Parameters
     ----------
     real : RealImages
-        All real images: the floor draws from both splits.
+        All real images: the floor samples from both splits.
     split : {"test", "train"}
-        What generated images are compared with.
+        The split that generated images are compared with.
     extractor : Extractor
         Maps images to features.
     classifier : Extractor or None
-        Predicts labels; may be the extractor; None where the data have no labels.
+        Predicts labels; may be the extractor; None if the data have no labels.
     cache_dir : Path
-        Where features and floors are kept.
+        The folder for features and floors.
     """
 
     def __init__(
@@ -113,9 +113,9 @@ class Reference:
     def floor(self, n: int, names: Collection[str] = ()) -> Floor:
         """Return the metrics ``names`` of ``n`` real images against as many real images as the reference split has.
 
-        Both sets are drawn, without a common image, from the two splits together (a classifier knows the images that
-        it was trained on, so that both sets must hold as many of them); where there are not enough, both are smaller.
-        One division is noisy, so the images drawn are divided ``NUM_SPLITS`` times.
+        Both sets are sampled, without a common image, from the two splits together: a classifier knows the images that
+        it was trained on, so both sets must contain the same share of them. If there are not enough images, both sets
+        are smaller. One division is noisy, so the sampled images are divided ``NUM_SPLITS`` times.
         """
         total = len(self.real.test) + len(self.real.train)
         first = min(n, total // 2)
@@ -127,24 +127,24 @@ class Reference:
         measures = {name: Measured(float(row[0]), float(row[1]), int(row[2])) for name, row in stored.items()}
         return Floor(measures, first, second)
 
-    def _path(self, kind: str, *what: object) -> Path:
-        """Return a cache file; device and CPU threads are in its name, as last digits depend on them."""
-        where = f"{self.extractor.device.type}{torch.get_num_threads()}"
-        return self._cache_dir / "references" / f"{kind}-v{VERSION}-{where}-{'-'.join(map(str, what))}.safetensors"
+    def _path(self, kind: str, *inputs: object) -> Path:
+        """Return a cache file; device and CPU threads are in its name, because last digits depend on them."""
+        device = f"{self.extractor.device.type}{torch.get_num_threads()}"
+        return self._cache_dir / "references" / f"{kind}-v{VERSION}-{device}-{'-'.join(map(str, inputs))}.safetensors"
 
     def _measure_floor(self, first: int, second: int) -> Weights:
         generator = torch.Generator().manual_seed(derive_seed(REFERENCE_SEED, "floor"))
         rows = torch.randperm(len(self.real.test) + len(self.real.train), generator=generator)
-        drawn = self._pool(rows[: first + second])
-        features = self.extractor(drawn.images)
-        predicted = self.labels_of(drawn.images, features)
+        sample = self._pool(rows[: first + second])
+        features = self.extractor(sample.images)
+        predicted = self.labels_of(sample.images, features)
         found: dict[str, list[Measured]] = {}
         for _ in range(NUM_SPLITS):
-            order = torch.randperm(len(drawn), generator=generator)
+            order = torch.randperm(len(sample), generator=generator)
             one, other = order[:first], order[first:]
             measures = compare(features.select(one), features.vectors[other], REFERENCE_SEED)
-            if predicted is not None and drawn.labels is not None:
-                measures[CLASSES] = compare_classes(predicted[one], drawn.labels[other])
+            if predicted is not None and sample.labels is not None:
+                measures[CLASSES] = compare_classes(predicted[one], sample.labels[other])
             for name, measured in measures.items():
                 found.setdefault(name, []).append(measured)
         return {name: _mean(measures) for name, measures in found.items()}

@@ -1,1 +1,1 @@
-"""What ties diffusion, data and federation to one run: the task, the monitor, the evaluation."""
+"""The parts that connect diffusion, data and federation in one run: task, monitor and evaluation."""

@@ -1,4 +1,4 @@
-"""Measuring the models of a run: cheaply after a round, fully at its end."""
+"""Evaluation of a run's models: cheap metrics after a round, all metrics at the end of the run."""
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -18,12 +18,12 @@ from fedddpm_app.progress import note, reported
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.weights import Weights
 
-_SHOWN = ("fid", "kid", "fd-", "kd-", "recall-", "coverage-", "class-tv")  # the metrics that a round's note has
+_SHOWN = ("fid", "kid", "fd-", "kd-", "recall-", "coverage-", "class-tv")  # the metrics in a round's note
 
 
 @dataclass(frozen=True)
 class Plan:
-    """How many images are drawn, and how."""
+    """The number of images to generate, and the sampler."""
 
     images: int
     sampler: Sampler
@@ -31,20 +31,20 @@ class Plan:
 
 
 class Assessment:
-    """Draws images from a run's models and measures them.
+    """Generates images from a run's models and computes their metrics.
 
     Parameters
     ----------
     config : Config
-        How many images, and how they are drawn.
+        The number of images, and the sampler.
     recorder : RunRecorder
-        Takes metrics, plots and sheets.
+        Stores plots and sheets.
     evaluator : Evaluator
-        Measures.
+        Computes the metrics.
     model : nn.Module
         A ``UNet2DModel`` that takes the weights.
     scheduler : DDPMScheduler
-        Its forward process.
+        The model's forward process.
     """
 
     def __init__(
@@ -58,18 +58,21 @@ class Assessment:
         self.num_generated = 0
 
     def after_round(self, server_round: int, models: Mapping[str, Weights], weights: str) -> list[Metric]:
-        """Return the cheap metrics of the models, by name; ``weights`` says whether these are ``ema`` or ``raw``."""
+        """Return the cheap metrics of the models, which are given by name; ``weights`` is ``ema`` or ``raw``."""
         settings = self.config.evaluation
         plan = Plan(settings.eval_images, settings.eval_sampler, settings.eval_sampler_steps)
         metrics = mean_over_clients(
             [self._measure(each, plan, weights, find_copies=False).metrics for each in models.values()]
         )
-        shown = ", ".join(f"{f.name} {f.value:.4g} (floor {f.floor:.4g})" for f in metrics if f.name.startswith(_SHOWN))
+        shown = ", ".join(f"{m.name} {m.value:.4g} (floor {m.floor:.4g})" for m in metrics if m.name.startswith(_SHOWN))
         note(f"round {server_round}: {shown}; n = {plan.images} by {plan.sampler} in {plan.steps} steps")
         return metrics
 
     def at_end(self, models: Mapping[str, Weights], weights: str, auxiliary: Tensor | None) -> list[Metric]:
-        """Measure the final models in full, and the auxiliary set (uint8 (M, C, H, W)) for copies; keep it all."""
+        """Compute all metrics of the final models, and check the auxiliary set (uint8 (M, C, H, W)) for copies.
+
+        The plots and sheets of the results are stored.
+        """
         settings = self.config.evaluation
         plan = Plan(settings.eval_final_images, settings.eval_final_sampler, settings.eval_final_sampler_steps)
         evaluations = {name: self._measure(each, plan, weights) for name, each in models.items()}
@@ -83,13 +86,13 @@ class Assessment:
             metrics.append(self._check_auxiliary(auxiliary))
         return metrics
 
-    def _measure(self, weights: Weights, plan: Plan, which: str, find_copies: bool = True) -> Evaluation:
+    def _measure(self, weights: Weights, plan: Plan, kind: str, find_copies: bool = True) -> Evaluation:
         weights_module.load_into(self.model, weights)
-        sampling = SamplingInfo(plan.sampler, plan.steps, which)
-        return self.evaluator.measure(self._draw(plan), sampling, find_copies=find_copies)
+        sampling = SamplingInfo(plan.sampler, plan.steps, kind)
+        return self.evaluator.measure(self._generate(plan), sampling, find_copies=find_copies)
 
-    def _draw(self, plan: Plan) -> Iterator[Tensor]:
-        """Return the images of a plan, batch by batch; a conditional model's labels are spread as the reference's."""
+    def _generate(self, plan: Plan) -> Iterator[Tensor]:
+        """Return a plan's images, batch by batch; a conditional model's labels have the reference's distribution."""
         data, labels = self.config.data, None
         if data.class_conditional:
             labels = labels_like(self.evaluator.reference.images.labels, plan.images)
@@ -118,5 +121,5 @@ class Assessment:
 
 
 def labels_like(labels: Tensor | None, count: int) -> Tensor | None:
-    """Return ``count`` labels, int64, spread over the classes as ``labels`` are."""
+    """Return ``count`` labels, int64, with the distribution of ``labels`` over the classes."""
     return None if labels is None else labels_by_share(count, labels.bincount().tolist())

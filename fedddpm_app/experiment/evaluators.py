@@ -1,4 +1,4 @@
-"""From a run config to its evaluator: the real images, the extractor, the search for copies."""
+"""Creates the evaluator of a run config: the real images, the extractor, the search for copies."""
 
 import hashlib
 from dataclasses import replace
@@ -16,14 +16,14 @@ from fedddpm_app.evaluation.reference import RealImages, Reference
 
 
 def create_evaluator(config: Config) -> Evaluator:
-    """Create what measures generated images against the run's real ones; networks are trained on first use.
+    """Create the evaluator that compares generated images with the run's real ones; networks are trained on first use.
 
-    Copies are looked for among the images that the clients train on, with the test split as the held-out images.
+    The search for copies uses the images that the clients train on, and the test split as the held-out images.
 
     Raises
     ------
     ConfigError
-        When the data, the extractor or its weights are not there, or the cache cannot be written.
+        If the data, the extractor or its weights are missing, or the cache cannot be written.
     """
     dataset, settings = open_dataset(config.data, config.run.seed), config.evaluation
     missing = [split for split in SPLITS if split not in dataset.splits]
@@ -31,7 +31,8 @@ def create_evaluator(config: Config) -> Evaluator:
         raise ConfigError(
             f"eval-images = {settings.eval_images} and eval-final-images = {settings.eval_final_images}, but this host "
             f'has no {missing[0]} split to compare with (partition = "sites", dataset = "{config.data.dataset}"): set '
-            "both to 0, and measure afterwards, where images are: `fedddpm evaluate RUN --dataset path:/a/folder`."
+            "both to 0, and evaluate afterwards, on a host that has images: `fedddpm evaluate RUN --dataset "
+            "path:/a/folder`."
         )
     train, test = (dataset.split(name) for name in SPLITS)
     real = RealImages(train.data, test.data, {"train": train.info.digest, "test": test.info.digest})
@@ -69,12 +70,12 @@ def _extractor(config: Config, real: RealImages, name: str | None = None) -> Ext
 
 def _detector(config: Config, dataset: FederatedDataset, real: RealImages) -> CopyDetector:
     rows = torch.cat([client.train for client in dataset.clients])
-    who = hashlib.sha256("".join(real.digests.values()).encode() + rows.numpy().tobytes()).hexdigest()
+    digest = hashlib.sha256("".join(real.digests.values()).encode() + rows.numpy().tobytes()).hexdigest()
     return CopyDetector(
         real.train.images[rows],
         real.test.images,
         neighbours=config.evaluation.memorization_neighbours,
         rate=config.evaluation.memorization_rate,
-        digest=who[:16],
+        digest=digest[:16],
         cache_dir=cache_folder(config.data),
     )

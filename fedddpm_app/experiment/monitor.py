@@ -1,4 +1,4 @@
-"""Watching the global model while it trains: test loss, sample sheets, checkpoints, the final pipeline."""
+"""Monitoring of the global model during training: test loss, sample sheets, checkpoints, the final pipeline."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -33,22 +33,23 @@ class Monitor:
     Parameters
     ----------
     config : Config
-        What is due when.
+        The intervals of evaluations, sheets and checkpoints.
     strategy : FederatedStrategy
-        Has the EMA weights.
+        Provides the EMA weights.
     recorder : RunRecorder
-        Where things go.
+        Stores the results.
     task : DiffusionTask
-        Has the model, the forward process, the loss and the global test split, without which no loss is measured.
+        Provides the model, the forward process, the loss and the global test split; without a test split, no loss is
+        measured.
     evaluator : Evaluator or None
-        Measures generated images; None where none are to be.
+        Computes the metrics of generated images; None for a run without them.
 
     Attributes
     ----------
     latest : Weights
-        The last global weights seen.
+        The last global weights that the monitor received.
     num_generated : int
-        Images of the sheets so far.
+        The number of images generated for sheets so far.
     """
 
     def __init__(
@@ -73,7 +74,7 @@ class Monitor:
         )
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Evaluate, draw and save what is due; return the losses on the test split."""
+        """Evaluate, and save sheets and checkpoints, if they are due; return the losses on the test split."""
         self.latest = to_weights(arrays)
         num_rounds = self.config.run.num_rounds
         models = self._models(self.strategy.ema_weights or self.latest)
@@ -83,7 +84,7 @@ class Monitor:
                 losses |= self._losses(self._models(self.latest), models)
                 losses |= self._metrics(server_round, models)
             if server_round and is_due(self.config.preview.every, server_round, num_rounds):
-                with _going_on(f"round {server_round}: no sheet of images"):
+                with _warn_on_failure(f"round {server_round}: no sheet of images"):
                     for name, weights in models.items():
                         self._preview(f"round-{server_round:04d}{name and '-'}{name}.png", weights)
         if server_round and is_due(self.config.recording.checkpoint_every, server_round, num_rounds):
@@ -92,7 +93,7 @@ class Monitor:
         return MetricRecord({**losses})
 
     def finish(self) -> list[Metric]:
-        """Write the pipeline, then the full evaluation; return its metrics."""
+        """Write the pipeline, then run the full evaluation; return its metrics."""
         self.save_pipeline()
         if self.assessment is None or not self.config.evaluation.eval_final_images:
             return []
@@ -100,38 +101,38 @@ class Monitor:
         images = auxiliary.images.cpu() if isinstance(auxiliary, ImageTensors) else None
         models = self._models(self.strategy.ema_weights or self.latest)
         with self.strategy.accounting.timed("final-evaluate"), cpu_threads(self.config.run.server_threads):
-            return self.assessment.at_end(models, self._which, images)
+            return self.assessment.at_end(models, self._weights_name, images)
 
     @property
-    def _which(self) -> str:
-        """Which weights are drawn from and measured."""
+    def _weights_name(self) -> str:
+        """The kind of weights that generate images and are evaluated: ``ema`` or ``raw``."""
         averaged = self.strategy.ema_weights is not None and not self.strategy.client_models
         return "ema" if averaged and self.config.training.server_ema_decay else "raw"
 
     def save_pipeline(self) -> None:
-        """Write ``pipeline/`` with the EMA weights; of an algorithm without a global model one per client in it."""
+        """Write ``pipeline/`` with the EMA weights; without a global model, it contains one pipeline per client."""
         for name, weights in self._models(self.strategy.ema_weights or self.latest).items():
             weights_module.load_into(self.model, weights)
             pipeline = DDPMPipeline(unet=self.model.eval(), scheduler=self.task.scheduler)
             pipeline.save_pretrained(str(self.recorder.directory / "pipeline" / name))
 
     def _models(self, weights: Weights) -> dict[str, Weights]:
-        """Return what stands for the run by name: ``weights``, or every client's model where there is no global one."""
+        """Return the run's models by name: ``weights``, or every client's model if there is no global model."""
         clients = self.strategy.client_models
         return {f"client-{partition:04d}": clients[partition] for partition in sorted(clients)} or {"": weights}
 
     def _metrics(self, server_round: int, models: dict[str, Weights]) -> dict[str, float]:
-        """Return the cheap metrics of a round, which is not stopped by what is wrong with them."""
+        """Return the cheap metrics of a round; a failure to compute them does not stop the round."""
         if not (server_round and self.assessment and self.config.evaluation.eval_images):
             return {}
-        with _going_on(f"round {server_round}: no metrics"):
-            metrics = self.assessment.after_round(server_round, models, self._which)
+        with _warn_on_failure(f"round {server_round}: no metrics"):
+            metrics = self.assessment.after_round(server_round, models, self._weights_name)
             self.strategy.record(**{"eval/metrics": [metric.to_dict() for metric in metrics]})
             return flat(metrics)
         return {}
 
     def _losses(self, raw: dict[str, Weights], ema: dict[str, Weights]) -> dict[str, float]:
-        """Return the mean loss on the test split, of the EMA also by timestep; nothing without such a split."""
+        """Return the mean loss on the test split, and the EMA's loss also by timestep; empty without a test split."""
         if self.test_data is None:
             return {}
         mean, _ = self._loss(raw, self.test_data)
@@ -150,7 +151,7 @@ class Monitor:
         return DenoisingLoss(sum(loss.mean for loss in losses) / len(losses), bands)
 
     def _preview(self, file_name: str, weights: Weights) -> None:
-        """Draw the sheet of fixed seeds; a conditional model gets a row (or more) per class."""
+        """Generate a sheet with fixed seeds; for a conditional model it has a row (or more) per class."""
         data, preview = self.config.data, self.config.preview
         weights_module.load_into(self.model, weights)
         count, labels = preview.images, None
@@ -172,12 +173,12 @@ class Monitor:
 
 
 @contextmanager
-def _going_on(what: str) -> Iterator[None]:
-    """Log that something is missing because the model draws NaN or a disk is full, instead of ending the run."""
+def _warn_on_failure(missing: str) -> Iterator[None]:
+    """Log a warning instead of ending the run if the model generates NaN or a disk is full."""
     try:
         yield
     except (DivergedError, OSError) as error:
-        logger.warning("%s: %s", what, error)
+        logger.warning("%s: %s", missing, error)
 
 
 def flat(metrics: list[Metric]) -> dict[str, float]:

@@ -16,17 +16,17 @@ from fedddpm_app.training.task import Subset, TrainingData
 
 
 class DiffusionTask:
-    """See ``task.Task``; data are read on first use.
+    """See ``training.task.Task``; data are read on first use.
 
-    On a CPU every client's data are rows of the same mapped files; on another device a client's rows are copied
-    there, and stay.
+    On a CPU, every client's data are rows of the same mapped files. On another device, a client's rows are copied
+    to the device and stay there.
 
     Parameters
     ----------
     config : Config
         The run's config.
     data_path : str
-        The folder of the one client whose images this host has; empty where ``config`` says where they are.
+        The folder of the one client whose images this host has; empty if ``config`` gives the place of the images.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class DiffusionTask:
         return self._part("train", partition_id, self.data.client(partition_id).train)
 
     def pooled_data(self) -> TrainingData:
-        """Return the training images of all clients, where they are in one place."""
+        """Return the training images of all clients, if they are in one place."""
         if not self.data.has_train:
             raise ConfigError(
                 'partition = "sites": no host has all the images, which this algorithm trains on; use another '
@@ -64,18 +64,18 @@ class DiffusionTask:
         return self._part("pooled", 0, torch.cat([client.train for client in self.data.clients]))
 
     def local_steps(self, partition_id: int) -> int:
-        """Return ``local-steps``, or those of ``local-epochs``."""
+        """Return a client's steps per round: ``local-steps``, or the steps of ``local-epochs``."""
         return self.config.training.steps_for(len(self.data.client(partition_id).train))
 
     def held_out_loss(self, model: nn.Module, partition_id: int) -> tuple[float, int]:
         """Return the denoising loss on the client's held-out images, and their number."""
         data = self._part("held-out", partition_id, self.data.client(partition_id).held_out)
         if not len(data):
-            raise ValueError("it holds one image only, which it trains on, so that none is held out to evaluate on")
+            raise ValueError("it has only one image, which it trains on, so it has no held-out image to evaluate on")
         return denoising_loss(model, self.loss_fn, data, self.config.evaluation.eval_draws), len(data)
 
     def label_counts(self, partition_id: int) -> list[int]:
-        """Return a client's training images per class, of a class-conditional model."""
+        """Return a client's training images per class; empty for an unconditional model."""
         labels = self._images.labels
         if labels is None:
             return []
@@ -87,7 +87,7 @@ class DiffusionTask:
         return self.data.train if self.config.data.class_conditional else self.data.train.without_labels()
 
     def _part(self, kind: str, partition_id: int, rows: Tensor) -> TrainingData:
-        """Return the images of ``rows`` on the run's device, made once."""
+        """Return the images of ``rows`` on the run's device, loaded once."""
         device = resolve_device(self.config.run.device)
         if (kind, partition_id) not in self._parts:
             mapped = device.type == "cpu"

@@ -1,1 +1,1 @@
-"""What is Flower-shaped and not an algorithm: base strategy, records, clients by partition, reply checks."""
+"""The Flower side that all algorithms share: base strategy, records, clients by partition, reply checks."""

@@ -1,4 +1,4 @@
-"""What a run spent: bytes sent and received, and wall time per phase."""
+"""The cost of a run: bytes sent and received, and wall time per phase."""
 
 import time
 from collections import defaultdict
@@ -14,7 +14,7 @@ class Accounting:
     Attributes
     ----------
     bytes_up, bytes_down : int
-        Array payload from and to the clients, pretraining uploads counted.
+        Array payload from and to the clients, including pretraining uploads.
     seconds : dict of str to float
         Wall time by phase: ``pretrain``, ``auxiliary``, ``train``, ``correct``, ``evaluate``, ...
     """
@@ -40,7 +40,7 @@ class Accounting:
 
 
 class Span:
-    """What a run spends from one moment on."""
+    """The cost of a run from the creation of this object on."""
 
     def __init__(self, accounting: Accounting) -> None:
         self._accounting = accounting
@@ -49,7 +49,7 @@ class Span:
         self._began = time.perf_counter()
 
     def exclude(self, inner: "Span") -> None:
-        """Count what was added since ``inner``, a later span, as not added since this one began."""
+        """Exclude the cost since ``inner``, a later span, began."""
         now = self._accounting
         self._up += now.bytes_up - inner._up
         self._down += now.bytes_down - inner._down
@@ -58,7 +58,7 @@ class Span:
         self._began += time.perf_counter() - inner._began
 
     def spent(self, total_key: str) -> dict[str, float]:
-        """Return bytes and seconds since the span began; the whole wall time stands under ``total_key``."""
+        """Return bytes and seconds since the span began; ``total_key`` is the key of the total wall time."""
         now = self._accounting
         spent = {
             f"time/{phase}_s": round(seconds - self._seconds.get(phase, 0.0), 3)

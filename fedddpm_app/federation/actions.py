@@ -1,4 +1,4 @@
-"""The server's half of client actions: one place makes the messages, and one says what an answer must have."""
+"""The server half of client actions: one place makes the messages, and one place specifies the replies."""
 
 import types
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,14 +22,14 @@ NO_VALUES: Mapping[str, Value] = types.MappingProxyType({})
 
 @dataclass(frozen=True)
 class ActionCall:
-    """One action of a strategy, ready to be asked for.
+    """One client action of a strategy, ready to be sent.
 
     Parameters
     ----------
     name : str
-        Its name in ``client_actions``.
+        The name in ``client_actions``.
     action : ClientAction
-        Its declaration.
+        The declaration.
     grid : Grid
         Flower's connection to the nodes.
     clients : Clients
@@ -39,7 +39,7 @@ class ActionCall:
     server_round : int
         From 1; 0 before the rounds.
     timeout : float
-        Seconds to wait for answers.
+        Seconds to wait for replies.
     """
 
     name: str
@@ -51,7 +51,7 @@ class ActionCall:
     timeout: float
 
     def pack(self, weights: Weights) -> Packed:
-        """Return weights as a record; ``Transport.release`` it when every answer has come."""
+        """Return weights as a record; pass it to ``Transport.release`` when all replies have arrived."""
         return self.transport.pack(weights, "fp32" if self.action.exact else None)
 
     def messages(
@@ -60,22 +60,22 @@ class ActionCall:
         """Return one message for each partition."""
         records = {} if packed is None else {ARRAYS: packed}
         messages = self.clients.address(partitions, ACTION + self.name, records, self.server_round, self.timeout)
-        if values:  # records are shared, contents are not
+        if values:  # messages share their records, but each has its own content
             for message in messages:
                 message.content = RecordDict({**message.content, VALUES: ConfigRecord(dict(values))})
         return messages
 
     def spec(self, like: Mapping[str, Weights] = NO_RECORDS) -> ReplySpec:
-        """Return what an answer must have; ``like`` has a reference for each declared record.
+        """Return the specification of a reply; ``like`` has a reference for each declared record.
 
         Raises
         ------
         KeyError
-            For a declared record without a reference.
+            If a declared record has no reference.
         """
         missing = [record for record in self.action.records if record not in like]
         if missing:
-            raise KeyError(f'the action "{self.name}" answers with {missing[0]!r}: say by ``like`` what it is like.')
+            raise KeyError(f'the action "{self.name}" returns {missing[0]!r}: give a reference for it in ``like``.')
         return ReplySpec(
             {record: self.transport.expect(like[record]) for record in self.action.records},
             [metric for metric in self.action.metrics if metric != NUM_EXAMPLES],
@@ -89,16 +89,16 @@ class ActionCall:
         weights: Weights,
         values: Mapping[str, Value],
         like: Mapping[str, Weights],
-        what: str,
+        exchange_name: str,
     ) -> ReplyStream:
-        """Ask each partition once; see ``FederatedStrategy.ask_clients``."""
+        """Send the action to each partition once; see ``FederatedStrategy.ask_clients``."""
         packed = self.pack(weights) if weights else None
         messages = self.messages(partitions, packed, values)
         like = {ARRAYS: weights, **like} if weights else like
-        return ReplyStream(self.clients, self._exchange(messages, packed), partitions, what, self.spec(like))
+        return ReplyStream(self.clients, self._exchange(messages, packed), partitions, exchange_name, self.spec(like))
 
     def _exchange(self, messages: Sequence[Message], packed: Packed | None) -> Iterator[Message]:
-        """Yield the answers as they arrive, and let go of what was sent when all are there."""
+        """Yield the replies as they arrive; release the weights that were sent after the last one."""
         try:
             yield from exchange(self.grid, messages, self.timeout, self.clients.participants.under_way)
         finally:

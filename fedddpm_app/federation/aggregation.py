@@ -1,12 +1,13 @@
-"""Flower's aggregation rules, by their run-config names, and what each needs of a round.
+"""Flower's aggregation rules, by their run-config names, and the replies that each rule needs.
 
 McMahan et al. 2017 (fedavg), Hsu et al. 2019 (fedavgm), Reddi et al. 2021 (fedadam, fedyogi, fedadagrad), Yin et al.
 2018 (fedmedian, fedtrimmedavg), Blanchard et al. 2017 (krum, multikrum), El Mhamdi et al. 2018 (bulyan). The
-arithmetic is Flower's; here the rules are made, checked, and told each round what weights it started from.
+arithmetic is Flower's; this module creates the rules, checks them, and passes them the weights that each round started
+from.
 
-Deviations that are Flower's: FedAdam corrects its learning rate for bias as Adam does, with round + 1 in the exponents,
-where Reddi et al. correct nothing; Bulyan takes the best clients of one Krum ranking, where the paper ranks anew after
-each choice.
+Deviations that come from Flower: FedAdam corrects its learning rate for bias as Adam does, with round + 1 in the
+exponents, whereas Reddi et al. do not correct it; Bulyan takes the best clients of one Krum ranking, whereas the paper
+ranks again after each choice.
 """
 
 import gc
@@ -39,7 +40,7 @@ from fedddpm_app.weights import Weights, num_bytes, select, weighted_mean
 
 _STEPPING = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
 _CHOOSING = ("krum", "multikrum", "bulyan")
-_NOBODY = 1
+_NO_NODE = 1
 
 
 def create_rule(config: Config) -> FedAvg:
@@ -70,12 +71,12 @@ def create_rule(config: Config) -> FedAvg:
 class AggregationRule:
     """The rule of the ``aggregator`` key, which keeps its momenta over rounds.
 
-    ``fedavg`` and the rules that step by momenta from the mean fold each reply as it comes. Those that compare
-    clients, in one number (``fedmedian``, ``fedtrimmedavg``) or as a whole (``krum``, ``multikrum``, ``bulyan``), hold
-    all of a round's, and say how much memory that takes. Weights that have no gradient, such as running means, are
-    averaged by examples where the rule steps by momenta; whole numbers are under every rule but ``fedavg`` itself. The
-    rules that choose clients by distances get them in float64: Flower takes ``|x|^2 + |y|^2 - 2 x.y``, of which
-    float32 leaves nothing where clients are close.
+    ``fedavg`` and the rules that step by momenta from the mean fold each reply as it arrives. The rules that compare
+    clients, number by number (``fedmedian``, ``fedtrimmedavg``) or as a whole (``krum``, ``multikrum``, ``bulyan``),
+    hold all replies of a round, and log how much memory that takes. Weights that have no gradient, such as running
+    means, are averaged by examples if the rule steps by momenta. Whole numbers are averaged by examples under every
+    rule. The rules that choose clients by distances receive the weights in float64: Flower computes
+    ``|x|^2 + |y|^2 - 2 x.y``, which has no correct digit left in float32 if clients are close.
 
     Parameters
     ----------
@@ -85,9 +86,9 @@ class AggregationRule:
     Attributes
     ----------
     name : str
-        Of the key.
+        The value of the key.
     least_replies : int
-        How many it needs to keep its promise.
+        The number of replies that its guarantee needs.
     steps : bool
         Whether it steps from the global weights by momenta.
     """
@@ -97,51 +98,51 @@ class AggregationRule:
         self.least_replies = least_replies(config)
         self.steps = self.name in _STEPPING
         self._rule = create_rule(config)
-        self._rule.fraction_train = 0.0  # its configure_train takes the arrays in and addresses nobody
+        self._rule.fraction_train = 0.0  # its configure_train stores the arrays and makes no messages
 
     def aggregate(
         self, server_round: int, start: Weights, replies: Iterable[Reply], parameters: Container[str], grid: Grid
     ) -> Weights | None:
-        """Aggregate a round's replies; None where there are fewer than ``least_replies``.
+        """Aggregate a round's replies; return None if there are fewer than ``least_replies``.
 
         Parameters
         ----------
         server_round : int
             From 1.
         start : Weights
-            What the round started from. Rules that step from it are told it each round, since a correction may have
-            changed what they returned.
+            The weights that the round started from. Rules that step from them receive them in each round, because a
+            correction may have changed the rule's last result.
         replies : iterable of Reply
             At least one.
         parameters : container of str
-            The names of the weights that training changes by gradients; asked for where ``steps``.
+            The names of the weights that training changes by gradients; used if ``steps``.
         grid : Grid
-            Is not used.
+            Not used.
         """
         if self.name == "fedavg" or self.steps:
             mean = weighted_mean((reply.load(), reply.num_examples) for reply in replies)
             return mean if self.name == "fedavg" else self._step(server_round, start, mean, parameters, grid)
         held = list(replies)
         if len(held) < self.least_replies:
-            text = "round %d: %s needs %d replies and %d came: the global weights stay as they are"
+            text = "round %d: %s needs %d replies, but %d arrived: the global weights stay unchanged"
             logger.warning(text, server_round, self.name, self.least_replies, len(held))
             return None
         return self._compare(server_round, start, held, grid)
 
     def log_memory(self, weights: Weights, num_replies: int) -> None:
-        """Log what a round's replies take, where the rule holds them all."""
+        """Log the memory that a round's replies take, if the rule holds them all."""
         if self.name != "fedavg" and not self.steps:
-            factor = 3 if self.name in _CHOOSING else 1  # as they came, and in float64
+            factor = 3 if self.name in _CHOOSING else 1  # as received, and in float64
             text = 'aggregator = "%s" holds all %d replies of a round: about %.0f MB of the server\'s memory'
             logger.info(text, self.name, num_replies, factor * num_replies * num_bytes(weights) / 1e6)
 
     def _step(
         self, server_round: int, start: Weights, mean: Weights, parameters: Container[str], grid: Grid
     ) -> Weights:
-        """Step towards the clients' mean, which the rule is given as its one reply."""
+        """Step towards the clients' mean, which the rule receives as its only reply."""
         names = [name for name in mean if name in parameters]
         content = RecordDict({ARRAYS: to_arrays(select(mean, names)), METRICS: MetricRecord({NUM_EXAMPLES: 1})})
-        reply = Message(content, dst_node_id=_NOBODY, message_type="train")
+        reply = Message(content, dst_node_id=_NO_NODE, message_type="train")
         return mean | self._by_flower(server_round, select(start, names), [reply], grid)
 
     def _compare(self, server_round: int, start: Weights, replies: Sequence[Reply], grid: Grid) -> Weights:
@@ -165,7 +166,7 @@ class AggregationRule:
         with _few_tracked_objects():
             arrays, _ = self._rule.aggregate_train(server_round, replies)
         if arrays is None:
-            raise RuntimeError(f'aggregator = "{self.name}" gave nothing for {len(replies)} replies.')
+            raise RuntimeError(f'aggregator = "{self.name}" returned no weights for {len(replies)} replies.')
         return to_weights(arrays)
 
     def _part(self, weights: Weights, names: list[str]) -> Weights:
@@ -175,7 +176,7 @@ class AggregationRule:
 
 @contextmanager
 def _few_tracked_objects() -> Iterator[None]:
-    """Keep what exists out of garbage collections in the body: Flower's Bulyan has one of 0.2 s for every client."""
+    """Keep existing objects out of garbage collection: Flower's Bulyan starts one of 0.2 s for every client."""
     gc.freeze()
     try:
         yield
@@ -184,24 +185,24 @@ def _few_tracked_objects() -> Iterator[None]:
 
 
 def least_replies(config: Config) -> int:
-    """Return how many replies the rule needs to keep its promise."""
+    """Return the number of replies that the rule's guarantee needs."""
     settings = config.aggregator
     malicious = settings.malicious
     match config.run.aggregator:
         case "krum":
             return 2 * malicious + 3
-        case "multikrum":  # so that none of those averaged need be malicious
+        case "multikrum":  # so that none of the averaged clients needs to be malicious
             return max(2 * malicious + 3, settings.selected + malicious)
         case "bulyan":
             return 4 * malicious + 3
-        case "fedtrimmedavg" if settings.trim:  # so that one is cut off at each end
+        case "fedtrimmedavg" if settings.trim:  # so that one reply is cut off at each end
             return next(count for count in itertools.count(1) if int(settings.trim * count))
         case _:
             return 1
 
 
 def check_rule(config: Config) -> None:
-    """Raise ``ConfigError`` where the rule cannot work with a round's number of clients."""
+    """Raise ``ConfigError`` if the rule cannot work with the number of clients per round."""
     name, settings = config.run.aggregator, config.aggregator
     count = config.run.clients_per_round or config.data.num_clients
     least = least_replies(config)
@@ -215,12 +216,12 @@ def check_rule(config: Config) -> None:
             f"aggregator-trim = {settings.trim} of {count} clients cuts off 0: use at least "
             f"{math.ceil(100 / count) / 100}."
             if count > 2
-            else f'aggregator = "fedtrimmedavg" needs 3 clients per round or more, and a round has {count}.'
+            else f'aggregator = "fedtrimmedavg" needs at least 3 clients per round, but a round has {count}.'
         )
     if count < least:
         raise ConfigError(
             f'aggregator = "{name}" with aggregator-malicious = {settings.malicious} needs {least} clients per round, '
-            f"and a round has {count}: use more clients, or aggregator-malicious = {_most_malicious(name, count)}."
+            f"but a round has {count}: use more clients, or aggregator-malicious = {_most_malicious(name, count)}."
         )
 
 

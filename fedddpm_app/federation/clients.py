@@ -1,4 +1,4 @@
-"""The run's clients: who is written to, in which order, and the account of it."""
+"""The run's clients: messages to them, the order of the messages, and the count of bytes."""
 
 import types
 from collections.abc import Mapping, Sequence
@@ -19,25 +19,25 @@ _TTL_MARGIN_SECONDS = 60.0
 
 
 class Clients:
-    """Addresses partitions, with the account of what goes and comes.
+    """Addresses messages to partitions, and counts the bytes that are sent and received.
 
     Parameters
     ----------
     participants : Participants
         Node ids by partition id.
     accounting : Accounting
-        Takes the bytes.
+        Counts the bytes.
     transport : Transport
-        Takes the weights of replies.
+        Receives the weights of replies.
     max_num_examples : int
-        A reply that claims more is refused.
+        A reply that reports more is refused.
     roll_call : RollCall
-        Knows who is connected.
+        Knows which clients are connected.
 
     Attributes
     ----------
     refusals : dict of int to str
-        Why a partition's last reply was refused, or did not come.
+        By partition, the reason why its last reply was refused or is missing.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class Clients:
         return cls(found, accounting, transport, config.data.max_examples_per_client, roll_call)
 
     def present(self, at_least: int = 0) -> list[int]:
-        """Look who is connected, waiting a bounded time for so many; return their partitions."""
+        """Return the partitions of the connected clients; wait a bounded time for ``at_least`` of them."""
         self._roll_call.update(self.participants, at_least)
         return self.participants.present
 
     def forget(self, grid: Grid, timeout: float) -> None:
-        """Have all clients remove the state that they kept for this run."""
+        """Ask all connected clients to remove the state that they keep for this run."""
         for _ in exchange(grid, self.address(self.present(), FORGET, {}, 0, timeout), timeout):
             continue
 
@@ -85,13 +85,14 @@ class Clients:
     ) -> list[Message]:
         """Return one message with the records for each partition, and count its bytes.
 
-        Those that took most steps for the last message of this type come first: then the last to end are short ones.
-        One that is new is taken for one of the longest. Equal ones go by partition, the order in which replies are
-        folded: one that comes before its turn may have to wait on disk.
+        Clients that took the most steps for the last message of this type come first, so that the last ones to finish
+        are short. A new client is treated as one of the longest. Clients with equal steps are in the order of the
+        partitions, in which replies are folded: a reply that arrives before its turn may have to wait on disk.
 
-        ``timeout`` (seconds) is how long the answers will be waited for: Flower drops a message after its time to live,
-        of 12 hours by default, whatever its sender waits for. ``state_rounds`` has the round of each client's
-        last accepted reply, see ``ClientState``; none if it is missing.
+        ``timeout`` (seconds) is the time that the server waits for the replies. It sets the messages' time to live:
+        Flower drops a message after that time, which is 12 hours by default, however long the sender waits.
+        ``state_rounds`` holds the round of each client's last accepted reply, see ``ClientState``; a client that is
+        missing there has no such reply.
         """
         arrays = {name: packed.record for name, packed in records.items()}
         contents = {r: request(arrays, server_round, r) for r in {state_rounds.get(p, 0) for p in partitions}}
@@ -105,7 +106,7 @@ class Clients:
         ]
 
     def count_reply(self, reply: Reply) -> None:
-        """Take a good reply to account."""
+        """Count the bytes of an accepted reply, and store its number of steps."""
         self._accounting.bytes_up += reply.num_bytes
         steps = reply.number("steps")
         if steps >= 0:

@@ -1,14 +1,14 @@
-"""What ends a run."""
+"""Errors that end a run."""
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.weights import Weights
 
 
 class RoundFailedError(RuntimeError):
-    """No client gave a usable reply, so there is nothing to go on with."""
+    """No client returned a usable reply, so the run cannot continue."""
 
 
-def check_finite(weights: Weights, what: str, fix: str) -> None:
-    """Raise ``RoundFailedError`` where weights are NaN or infinite, before they reach every client."""
+def check_finite(weights: Weights, subject: str, fix: str) -> None:
+    """Raise ``RoundFailedError`` if weights are NaN or infinite, before they are sent to the clients."""
     if not weights_module.is_finite(weights):
-        raise RoundFailedError(f"{what} are not finite: {fix}.")
+        raise RoundFailedError(f"{subject} are not finite: {fix}.")

@@ -1,6 +1,6 @@
-"""Everything of Flower that we use and that is not in its public modules: why pyproject.toml bounds its version.
+"""Everything that the app uses from Flower's non-public modules: the reason why pyproject.toml bounds its version.
 
-A new minor version of Flower may move any of it. This file is then the place to look at.
+A new minor version of Flower may move any of it. Only this file then needs to change.
 """
 
 from flwr.app import Message
@@ -26,10 +26,10 @@ __all__ = [
 
 
 def set_source(message: Message, node: int) -> None:
-    """Set the node that a message comes from, which Flower leaves open in the errors that it reports itself."""
+    """Set the source node of a message, which Flower does not set in the errors that it reports itself."""
     message.metadata.__dict__["_src_node_id"] = node
 
 
 def set_message_id(message: Message, message_id: str) -> None:
-    """Set the id of a message, which Flower's own grids do when they push it."""
+    """Set the id of a message, as Flower's own grids do when they push it."""
     message.metadata.__dict__["_message_id"] = message_id

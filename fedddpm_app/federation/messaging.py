@@ -1,8 +1,9 @@
-"""Sending messages and taking their replies one by one, as they arrive.
+"""Sends messages and yields their replies one by one, as they arrive.
 
-Flower gives a message to its node once. If the node then goes away, it answers in the node's place, but only while
-the node is away at the moment of asking: of one that is back sooner nothing would come until the time limit. So
-nodes that were activated anew since a message was sent are told by that, and the message is given up.
+Flower delivers a message to its node once. If the node then disconnects, Flower itself replies with an error, but only
+if the node is disconnected at the moment of polling. For a node that reconnects before that moment, no reply would
+arrive until the time limit. The time of a node's last activation shows this case: if the node was activated again after
+a message was sent, the message is given up.
 """
 
 import time
@@ -18,17 +19,17 @@ from fedddpm_app.federation.flower_internals import ErrorCode, set_source
 _FIRST_POLL_SECONDS = 0.005
 _LONGEST_POLL_SECONDS = 0.1
 _POLL_GROWTH = 1.3
-_LOOK_SECONDS = 2.0  # between looks at the nodes
-_PULL_AT_ONCE = 8  # a deployment's pull takes every reply that is ready into memory
+_NODES_SECONDS = 2.0  # between updates of the list of nodes
+_PULL_AT_ONCE = 8  # in a deployment, a pull loads every reply that is ready into memory
 About = TypeVar("About")
 
 
 def exchange(
     grid: Grid, messages: Iterable[Message], timeout: float, under_way: int | None = None
 ) -> Iterator[Message]:
-    """Push messages and yield their replies in the order of arrival, holding few; see ``exchange_about``.
+    """Push messages and yield their replies in the order of arrival, with few in memory; see ``exchange_about``.
 
-    An error that the SuperLink reports of a node that is gone bears the node that was asked.
+    If the SuperLink reports an error for a disconnected node, that node becomes the source of the error message.
     """
     requests = ((message.metadata.dst_node_id, message) for message in messages)
     for node, reply in exchange_about(grid, lambda: next(requests, None), timeout, under_way):
@@ -44,20 +45,20 @@ def exchange_about(
     timeout: float,
     under_way: int | None = None,
 ) -> Iterator[tuple[About, Message]]:
-    """Push messages and yield their replies in the order of arrival, each with what its message was about.
+    """Push messages and yield their replies in the order of arrival, each with the subject of its message.
 
     Parameters
     ----------
     grid : Grid
         Flower's connection to the nodes.
     next_request : callable
-        Returns what the next message is about and the message, when there is room for it; None where there is none,
-        or none yet: it is asked again after each reply.
+        Called when there is room for a message; returns the subject of the next message, and the message. It returns
+        None if there is none, or none yet: it is called again after each reply.
     timeout : float
         Seconds after which the replies still missing are given up.
     under_way : int, optional
-        So many at a time: the next message goes out when a reply was taken. A simulation then works in the order of
-        the messages, and does not pile up replies faster than they are taken. None sends all at once.
+        The largest number of messages without a reply: the next message is sent when a reply was consumed. A simulation
+        then works in the order of the messages, and replies do not pile up. None sends all messages at once.
     """
     pending: dict[str, _Sent[About]] = {}
     activations = _Activations(grid)
@@ -66,9 +67,9 @@ def exchange_about(
         _push(grid, next_request, pending, activations, under_way)
         if not pending or time.monotonic() > deadline:
             return
-        asked = list(pending)[:_PULL_AT_ONCE]
-        arrived = list(grid.pull_messages(set(asked)))
-        for message_id in asked:  # others are asked for next
+        polled = list(pending)[:_PULL_AT_ONCE]
+        arrived = list(grid.pull_messages(set(polled)))
+        for message_id in polled:  # move to the end, so that others are polled next
             pending[message_id] = pending.pop(message_id)
         pause = _FIRST_POLL_SECONDS if arrived else min(_LONGEST_POLL_SECONDS, pause * _POLL_GROWTH)
         while arrived:
@@ -84,7 +85,7 @@ def exchange_about(
 
 @dataclass(frozen=True)
 class _Sent(Generic[About]):
-    """A message without a reply so far: what it is about, to which node it went, and when that was activated."""
+    """A message without a reply so far: its subject, its node, and the time of that node's last activation."""
 
     about: About
     node: int
@@ -92,25 +93,25 @@ class _Sent(Generic[About]):
 
 
 class _Activations:
-    """When the nodes were activated, looked up every few seconds."""
+    """The times of the nodes' last activations, updated every few seconds."""
 
     def __init__(self, grid: Grid) -> None:
         self._grid = grid
         self._known: dict[int, str] = {}
-        self._looked = float("-inf")
+        self._updated = float("-inf")
 
     def of(self, node: int) -> str:
-        """Return when a node was last activated; of one that is gone as it was when it was there."""
-        if time.monotonic() - self._looked > _LOOK_SECONDS:
+        """Return the time of a node's last activation; for a disconnected node, the last known one."""
+        if time.monotonic() - self._updated > _NODES_SECONDS:
             self._known |= {info.node_id: info.last_activated_at for info in self._grid.get_nodes()}
-            self._looked = time.monotonic()
+            self._updated = time.monotonic()
         return self._known.get(node, "")
 
 
 def _lost(node: int) -> Message:
-    """Return Flower's word for a node that is not there, as from that node."""
+    """Return Flower's error for an unavailable node, with that node as its source."""
     reply = Message(
-        Error(ErrorCode.NODE_UNAVAILABLE, "its node was started anew meanwhile"),
+        Error(ErrorCode.NODE_UNAVAILABLE, "its node was restarted in the meantime"),
         reply_to=Message(RecordDict(), dst_node_id=node, message_type="query"),
     )
     set_source(reply, node)
@@ -124,7 +125,7 @@ def _push(
     activations: _Activations,
     under_way: int | None,
 ) -> None:
-    """Push messages until ``under_way`` are pending, or all; one that Flower does not take has no reply to come."""
+    """Push messages until ``under_way`` are pending, or all are sent; a message that Flower rejects gets no reply."""
     while under_way is None or len(pending) < under_way:
         request = next_request()
         if request is None:
@@ -136,14 +137,14 @@ def _push(
 
 
 class StreamingGrid:
-    """A ``Grid`` whose ``send_and_receive`` holds no replies: Flower's loop hands them on as they arrive.
+    """A ``Grid`` whose ``send_and_receive`` stores no replies: Flower's loop passes them on as they arrive.
 
     Parameters
     ----------
     grid : Grid
-        Does everything else.
+        Handles all other calls.
     under_way : int, optional
-        As of ``exchange``.
+        As in ``exchange``.
     """
 
     def __init__(self, grid: Grid, under_way: int | None) -> None:

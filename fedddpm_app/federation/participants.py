@@ -1,4 +1,4 @@
-"""Clients by partition id: Flower's node ids are random, partitions are what a seed can choose from."""
+"""Clients by partition id: Flower's node ids are random, so a seed chooses from the partitions instead."""
 
 from collections.abc import Mapping, Sequence
 
@@ -10,30 +10,31 @@ from fedddpm_app.seeding import derive_seed
 
 
 def is_deployed(run: Run) -> bool:
-    """Return whether a run's nodes are SuperNodes of their own, and no simulation."""
+    """Return whether a run's nodes are real SuperNodes instead of a simulation."""
     return run.primary_task_type == TaskType.SERVER_APP
 
 
 class Participants:
-    """The nodes of a run and the partitions they hold.
+    """The nodes of a run and the partitions that they hold.
 
     Parameters
     ----------
     node_of : dict of int to int
         Node id by partition id.
     num_workers : int, optional
-        The processes that they were seen to work in: fewer than nodes in a simulation.
+        The number of processes that the nodes were seen to work in; in a simulation, fewer than the nodes.
     share_memory : bool
-        Whether all of them could read the probe.
+        Whether all nodes could read the probe.
 
     Attributes
     ----------
     node_of : dict of int to int
-        The node that was last seen to hold a partition, also where it is gone.
+        The last node that held a partition, even if that node is gone.
     present : list of int
         The partitions whose nodes are connected, in ascending order.
     under_way : int or None
-        Messages that keep the processes busy and no more; None where every node has one of its own.
+        The number of messages that is just enough to keep the processes busy; None if every node has a process of its
+        own.
     """
 
     def __init__(self, node_of: Mapping[int, int], num_workers: int | None = None, share_memory: bool = False) -> None:
@@ -45,17 +46,17 @@ class Participants:
         self.update(node_of)
 
     def update(self, node_of: Mapping[int, int]) -> None:
-        """Take note of who is connected now; a node that is gone is still known by what it sends late."""
+        """Update the connected nodes; late replies of a node that is gone are still recognised."""
         self.node_of = dict(sorted({**self.node_of, **node_of}.items()))
         self.present = sorted(node_of)
         self._partition_of |= {node: partition for partition, node in node_of.items()}
 
     def partition_of(self, message: Message) -> int | None:
-        """Return the partition whose node sent a reply; None for Flower's own word that a node is not there."""
+        """Return the partition whose node sent a reply; None for Flower's own error that a node is not available."""
         return self._partition_of.get(message.metadata.src_node_id)
 
     def sample(self, count: int, seed: int, server_round: int) -> list[int]:
-        """Draw the partitions of a round of those present, without replacement, in ascending order; 0 means all."""
+        """Sample a round's partitions from the connected ones, without replacement, in ascending order; 0 means all."""
         if count == 0 or count >= len(self.present):
             return list(self.present)
         generator = np.random.default_rng(derive_seed(seed, "sample-clients", server_round))

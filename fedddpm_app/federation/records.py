@@ -1,4 +1,4 @@
-"""Weights in Flower records and back, and the keys of our messages."""
+"""Conversion between weights and Flower records, and the keys of the app's messages."""
 
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 
@@ -19,19 +19,19 @@ DATA_PATH = "data-path"
 PROBE = "probe"
 SHARES_MEMORY = "shares-memory"
 WORKER = "worker"
-ACTION = "train."  # before the name of a client action, in the type of its messages
+ACTION = "train."  # prefix of the message type of a client action
 VALUES = "values"
 FORGET = "query.forget"
 LOOK = "query.look"
 
 
 class WeightsRecord(ArrayRecord):
-    """Weights in the form that Flower's loop passes on; a tensor becomes an array when it is asked for.
+    """Weights as a record that Flower's loop can pass on; a tensor is converted to an array on access.
 
     Parameters
     ----------
     weights : Weights
-        The tensors are kept, not copied.
+        The record refers to these tensors; it does not copy them.
     """
 
     def __init__(self, weights: Weights) -> None:
@@ -77,7 +77,7 @@ class WeightsRecord(ArrayRecord):
         return KeysView(self)
 
     def values(self) -> ValuesView[Array]:
-        """Return the arrays, each made when it is come to."""
+        """Return the arrays; each one is made on access."""
         return ValuesView(self)
 
     def items(self) -> ItemsView[str, Array]:
@@ -90,15 +90,15 @@ class WeightsRecord(ArrayRecord):
 
 
 def to_arrays(weights: Weights) -> ArrayRecord:
-    """Hand weights to Flower."""
+    """Return weights as a Flower record."""
     return WeightsRecord(weights)
 
 
 def to_weights(arrays: ArrayRecord) -> Weights:
-    """Take weights from Flower, on the CPU."""
+    """Return the weights in a Flower record, on the CPU."""
     return arrays.weights if isinstance(arrays, WeightsRecord) else dict(arrays.to_torch_state_dict())
 
 
 def request(records: Mapping[str, ArrayRecord], server_round: int, state_round: int) -> RecordDict:
-    """Return the content of a training or evaluation message; ``state_round`` as for ``ClientState``."""
+    """Return the content of a training or evaluation message; ``state_round`` is as in ``ClientState``."""
     return RecordDict({**records, CONFIG: ConfigRecord({SERVER_ROUND: server_round, STATE_ROUND: state_round})})

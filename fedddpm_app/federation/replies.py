@@ -1,8 +1,8 @@
 """The one place where a client's reply is decoded and accepted, or refused with a reason.
 
-Nothing a client sends is trusted: the bytes of its weights are compared with what the model has before any memory is
-taken for them (``transport``), its numbers are checked, and what goes on to Flower's aggregation is rebuilt from the
-known metrics, so that no reply can end the run for the others.
+No part of a client's reply is trusted. The bytes of its weights are compared with those of the model before any memory
+is allocated for them (``transport``). Its numbers are checked. The content for Flower's aggregation is rebuilt from the
+known metrics. No reply can therefore end the run for the other clients.
 """
 
 import math
@@ -19,14 +19,14 @@ from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES
 from fedddpm_app.transport import Expected, Payload, PayloadError, Transport
 from fedddpm_app.weights import Weights
 
-_LARGEST_NORM = 1e30  # of a tensor; more overflows in a mean, or when a difference is scaled up
+_LARGEST_NORM = 1e30  # of a tensor; a larger one overflows in a mean, or when a difference is scaled up
 
 
 GONE = "its node is gone or did not answer in time"
 
 
 class ReplyRefusedError(ValueError):
-    """A reply that cannot be used; the message says why."""
+    """A reply that cannot be used; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,13 @@ class Reply:
     Attributes
     ----------
     partition_id : int
-        Whose it is.
+        The sender's partition.
     message : Message
-        For Flower's aggregation: ``num-examples`` and the asked-for metrics, nothing else.
+        For Flower's aggregation: ``num-examples`` and the metrics of the ``ReplySpec``, nothing else.
     metrics : MetricRecord
-        All the metrics that came: finite numbers, or lists of them.
+        All metrics that were received: finite numbers, or lists of them.
     payloads : mapping of str to Payload
-        The checked weights by record name; empty where none were asked for.
+        The checked weights by record name; empty if the ``ReplySpec`` has none.
     """
 
     partition_id: int
@@ -51,37 +51,37 @@ class Reply:
     payloads: Mapping[str, Payload]
 
     def load(self, record: str = ARRAYS) -> Weights:
-        """Decode a record (by default the client's weights); not to be changed, and best not kept.
+        """Decode a record (by default the client's weights). Do not change the result, and preferably do not keep it.
 
-        The weights may lie in the memory that they came in, which is let go with the last of them.
+        The weights may lie in the memory in which they arrived; it is freed with the last of them.
         """
         if record not in self.payloads:
-            raise KeyError(f"the reply's {record!r} was not asked for: put what it is like into reply_references.")
+            raise KeyError(f"the reply's {record!r} is not in reply_references: add a reference for it there.")
         return self.payloads[record].decode()
 
     def on_disk(self, folder: Path) -> "Reply":
-        """Return the same reply with its weights on disk, in files that are gone when it is let go."""
+        """Return the same reply with its weights on disk, in files that are removed together with the reply."""
         return replace(self, payloads={name: payload.on_disk(folder) for name, payload in self.payloads.items()})
 
     @property
     def num_bytes(self) -> int:
-        """Bytes of its weights as they came."""
+        """Bytes of its weights as received."""
         return sum(payload.num_bytes for payload in self.payloads.values())
 
     @property
     def num_examples(self) -> int:
-        """Images the client trained or evaluated on."""
+        """Images that the client trained or evaluated on."""
         return int(self.metrics[NUM_EXAMPLES])  # type: ignore[arg-type]
 
     def number(self, key: str) -> float:
-        """Return one of its metrics; NaN where it has none of that name."""
+        """Return one of its metrics; NaN if it has no number of that name."""
         value = self.metrics.get(key)
         return float(value) if isinstance(value, int | float) else float("nan")
 
 
 @dataclass(frozen=True)
 class ReplySpec:
-    """What a reply must have.
+    """The content that a reply must have.
 
     Attributes
     ----------
@@ -90,7 +90,7 @@ class ReplySpec:
     metrics : sequence of str
         Its numbers besides ``num-examples``.
     check : callable, optional
-        May raise ``ReplyRefusedError`` for more.
+        A further check, which may raise ``ReplyRefusedError``.
     lists : mapping of str to int
         Its lists of numbers, with their lengths.
     counts_examples : bool
@@ -116,16 +116,16 @@ def accept_reply(
     partition_id : int
         The sender's partition.
     spec : ReplySpec
-        What it must have.
+        The content that it must have.
     transport : Transport
-        Takes its weights.
+        Receives its weights.
     max_num_examples : int, optional
-        More than this is refused, so that no client takes over a weighted mean.
+        A reply with more is refused, so that no client dominates a weighted mean.
 
     Raises
     ------
     ReplyRefusedError
-        Saying what is wrong.
+        With the reason.
     """
     _check_answered(message)
     metrics = message.content.metric_records.get(METRICS)
@@ -144,18 +144,18 @@ def accept_reply(
 
 
 def _check_answered(message: Message) -> None:
-    """Raise for an error in place of a reply: the client's own, or Flower's word that there is no answer to come."""
+    """Raise for an error in place of a reply: the client's own, or Flower's report that no reply will arrive."""
     if message.has_error():
         gone = message.error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
         raise ReplyRefusedError(GONE if gone else _reason(message.error.reason))
 
 
 def _reason(text: str | None) -> str:
-    """Return what a client's exception said, without Flower's ``<class 'X'>:<'...'>`` round it."""
-    said = re.fullmatch(r"<class '([\w.]*?)(\w+)'>:<'(.*)'>", text or "", re.DOTALL)
-    if said is None:
+    """Return the text of a client's exception, without Flower's ``<class 'X'>:<'...'>`` around it."""
+    found = re.fullmatch(r"<class '([\w.]*?)(\w+)'>:<'(.*)'>", text or "", re.DOTALL)
+    if found is None:
         return text or "the client failed without a reason"
-    return said[3] if said[2].endswith(("ConfigError", "StateError")) else f"{said[2]}: {said[3]}"
+    return found[3] if found[2].endswith(("ConfigError", "StateError")) else f"{found[2]}: {found[3]}"
 
 
 def _take(message: Message, name: str, expected: Expected, partition_id: int, transport: Transport) -> Payload:

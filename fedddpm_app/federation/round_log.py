@@ -1,4 +1,4 @@
-"""The line of ``stats.jsonl`` that a round leaves."""
+"""The line that a round writes to ``stats.jsonl``."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -10,19 +10,19 @@ from fedddpm_app.federation.replies import Reply
 
 
 class RoundLog:
-    """Gathers what the current round leaves.
+    """Collects the values of the current round's line.
 
     Parameters
     ----------
     accounting : Accounting
-        Has what the round spends.
+        Counts the round's cost.
 
     Attributes
     ----------
     server_round : int
         The current round, from 1; 0 before the first.
     span : Span
-        What the round has spent so far.
+        The round's cost so far.
     """
 
     def __init__(self, accounting: Accounting) -> None:
@@ -32,7 +32,7 @@ class RoundLog:
         self._stats: dict[str, object] = {}
 
     def begin(self, server_round: int, clients: Sequence[int], absent: Sequence[int]) -> None:
-        """Start a round's line; ``clients`` are those that are asked, ``absent`` those that are not connected."""
+        """Start a round's line; ``clients`` are the sampled clients, ``absent`` those that are not connected."""
         self.server_round = server_round
         self.span = Span(self._accounting)
         self._stats = {"phase": "round", "round": server_round, "clients": [*clients]}
@@ -56,11 +56,11 @@ class RoundLog:
 
     @contextmanager
     def own_phase(self) -> Iterator[Span]:
-        """Yield a span of the body's own: what it spends is left out of the round's line."""
+        """Yield a span for the body, whose cost is not counted in the round's line."""
         span = Span(self._accounting)
         yield span
         self.span.exclude(span)
 
     def close(self) -> dict[str, object]:
-        """Return the line, with what the round spent."""
+        """Return the line, with the round's cost."""
         return self._stats | self.span.spent("time/round_s")

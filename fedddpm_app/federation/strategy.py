@@ -39,55 +39,57 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 class FederatedStrategy(FedAvg):
-    """Federated averaging, with the methods that algorithms override.
+    """Federated averaging, with methods that algorithms override.
 
-    A round: sample clients -> ``broadcast`` beside the weights -> clients train with ``hook`` -> each reply is checked
-    as it arrives and goes into ``aggregate``, in the order of the partition ids (so that the result is the same bit for
-    bit whatever arrives first) -> ``after_aggregation`` -> EMA -> clients evaluate -> one line in ``stats.jsonl``.
+    A round: sample clients -> send the weights and ``broadcast`` -> clients train with ``hook`` -> each reply is
+    checked on arrival and passed to ``aggregate``, in the order of the partition ids (so that the result is the same
+    bit for bit, whatever the order of arrival) -> ``after_aggregation`` -> EMA -> clients evaluate -> one line in
+    ``stats.jsonl``.
 
     Parameters
     ----------
     config : Config
         The run's config.
     recorder : Recorder
-        Takes what is kept.
+        Stores the run's results.
     task : Task
-        Model, loss and data; only controls ask for data.
+        Model, loss and data; only control algorithms read the data.
     **kwargs
         Passed on to Flower's ``FedAvg``.
 
     Attributes
     ----------
     hook : type of TrainingHook
-        The client half.
+        The client half of the algorithm.
     client_actions : mapping of str to ClientAction
-        What clients do besides training and evaluating, by names that are Python identifiers.
+        The actions of clients besides training and evaluation, by name; each name is a Python identifier.
     key_prefix : str
-        Of the run-config keys that are this algorithm's own; ``simulate`` lets its users leave it out.
+        The prefix of the run-config keys of this algorithm; users of ``simulate`` may omit it.
     own_aggregation : str
-        Why the algorithm's server step cannot be replaced by another ``aggregator``; empty where it can.
+        The reason why another ``aggregator`` cannot replace the algorithm's server step; empty if it can.
     trains_on_clients : bool
-        Whether a round trains on clients at all; without it a round is ``after_aggregation`` alone.
+        Whether clients train in a round; if not, a round is ``after_aggregation`` alone.
     train_metrics, evaluate_metrics : sequence of str
-        The numbers that every reply must have; Flower averages them, weighted by ``num-examples``.
+        The metrics that every reply must have; Flower averages them, weighted by ``num-examples``.
     clients : Clients
-        Known from the start of ``start``.
+        Set at the beginning of ``start``.
     sampled : list of int
         The partitions of the current round.
     reply_references : dict of str to Weights
-        The records of weights that a training reply must have, by name, each like its reference.
+        The records of weights that a training reply must have, by name: each must have the names, shapes and dtypes of
+        its reference.
     ema_weights : Weights or None
         Moving average of the global weights over the rounds; None before the first round.
     client_models : dict of int to Weights
-        Models by partition id, of algorithms that have no global model; else empty.
+        Models by partition id, for algorithms without a global model; otherwise empty.
     train_loss : float
-        The clients' mean loss over the round's steps, weighted by their examples; known after ``aggregate``.
+        The clients' mean loss over the round's steps, weighted by their examples; set after ``aggregate``.
     transport : Transport
-        How weights travel; there while ``start`` runs.
+        Carries the weights; available while ``start`` runs.
     accounting : Accounting
         Bytes and seconds spent so far.
     round_log : RoundLog
-        The current round's line.
+        The current round's line in ``stats.jsonl``.
     """
 
     hook: ClassVar[type[TrainingHook]] = TrainingHook
@@ -129,15 +131,15 @@ class FederatedStrategy(FedAvg):
 
     @classmethod
     def total_steps(cls, config: Config, client_steps: int) -> int:
-        """Return the optimiser steps of a run, of which ``client_steps`` in clients' rounds, to estimate its time."""
+        """Return a run's optimiser steps, to estimate its time; ``client_steps`` of them are in the clients' rounds."""
         return client_steps
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
-        """Do what comes before round 1; return the weights it starts from (here: unchanged)."""
+        """Do the work before round 1; return the weights that round 1 starts from (here: unchanged)."""
         return weights
 
     def broadcast(self, server_round: int) -> Mapping[str, Weights]:
-        """Return what clients get beside the global weights, by name (here: nothing)."""
+        """Return the weights that clients receive in addition to the global weights, by name (here: none)."""
         return {}
 
     def check_reply(self, reply: Reply) -> None:
@@ -149,35 +151,35 @@ class FederatedStrategy(FedAvg):
         Parameters
         ----------
         server_round : int
-            From 1; ``global_weights`` are what it started from.
+            From 1; the round started from ``global_weights``.
         replies : iterator of Reply
-            At least one, checked, in the order of the partition ids, each yielded as soon as it is its turn:
-            ``reply.load()`` gives a client's weights. Take them in one pass and keep none (``weights.RunningMean``
-            folds them), and memory does not grow with the number of clients.
+            At least one, checked, in the order of the partition ids; each is yielded as soon as it is its turn.
+            ``reply.load()`` returns a client's weights. Read the replies in one pass and keep none
+            (``weights.RunningMean`` folds their weights): memory then does not grow with the number of clients.
         """
         parameters = self.parameters if self._rule.steps else ()
         aggregated = self._rule.aggregate(server_round, self.global_weights, replies, parameters, self.grid)
         return self.global_weights if aggregated is None else aggregated
 
     def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
-        """Return the round's global weights, given what ``aggregate`` made (here: that)."""
+        """Return the round's global weights, given the result of ``aggregate`` (here: unchanged)."""
         return weights
 
     # ---- to use ---------------------------------------------------------------------------------
 
     @cached_property
     def trainer(self) -> Trainer:
-        """The server's own training of the task's model, for corrections and controls."""
+        """The server's trainer of the task's model, for corrections and control algorithms."""
         return create_trainer(self.config, self.task)
 
     @cached_property
     def parameters(self) -> ParameterNames:
-        """The names of the weights that training changes by gradients; others, such as running means, are averaged."""
+        """Names of the weights that training changes by gradients; others, such as running means, are averaged."""
         return ParameterNames(self.task.create_model())
 
     @cached_property
     def global_weights(self) -> Weights:
-        """What the current round started from."""
+        """The weights that the current round started from."""
         return to_weights(self._arrays)
 
     def record(self, **stats: object) -> None:
@@ -194,28 +196,29 @@ class FederatedStrategy(FedAvg):
         partitions: Sequence[int] | None = None,
         timeout: float | None = None,
     ) -> ReplyStream:
-        """Have clients carry out one of ``client_actions``.
+        """Send one of ``client_actions`` to clients, and return the stream of their replies.
 
         Parameters
         ----------
         action : str
-            Its name.
+            The name of the action.
         weights : Weights, optional
-            Sent along.
+            Sent to the clients.
         values : mapping of str to scalar or list
-            Sent beside them.
+            Sent in addition to the weights.
         like : mapping of str to Weights
-            A reference (names, shapes, dtypes) for each declared record but ``arrays``.
+            A reference (names, shapes, dtypes) for each declared record except ``arrays``.
         partitions : sequence of int, optional
-            Who is asked; by default the round's clients, before the rounds all that are connected.
+            The clients that carry out the action; by default the round's sampled clients, and before round 1 all
+            connected clients.
         timeout : float, optional
             Seconds to wait; by default ``round-timeout``.
 
         Returns
         -------
         ReplyStream
-            The answers that are as declared, by ``as_they_come`` or ``by_partition``. Clients without one are named in
-            a warning and left out.
+            The replies that match the declaration; read them by ``as_they_come`` or ``by_partition``. A client without
+            such a reply is named in a warning and left out.
         """
         if partitions is None:
             partitions = self.sampled or self.clients.present(self.config.waiting.min_replies)
@@ -223,7 +226,7 @@ class FederatedStrategy(FedAvg):
         return call.ask(partitions, weights or {}, values, like, action)
 
     def action_call(self, action: str, timeout: float | None = None) -> ActionCall:
-        """Return one of ``client_actions`` ready to be asked for, message by message."""
+        """Return one of ``client_actions``, ready to be sent message by message."""
         wait = self.config.waiting.round_timeout if timeout is None else timeout
         declared = self.client_actions[action]
         return ActionCall(action, declared, self.grid, self.clients, self.transport, self.round_log.server_round, wait)
@@ -240,13 +243,13 @@ class FederatedStrategy(FedAvg):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
     ) -> Result:
-        """Find the clients, ``prepare``, then run Flower's rounds; see ``Strategy.start``."""
+        """Find the clients, call ``prepare``, then run Flower's rounds; see ``Strategy.start``."""
         self.initial_weights = to_weights(initial_arrays)
         self.reply_references[ARRAYS] = self.initial_weights
         self.transport = Transport(self.config.transport)
         self._outbox = Outbox(self.transport)
         with cpu_threads(self.config.run.server_threads), closing(self.transport):
-            self._meet_clients(grid)
+            self._find_clients(grid)
             result = super().start(
                 StreamingGrid(grid, self.clients.participants.under_way),  # type: ignore[arg-type]
                 to_arrays(self.prepare(grid, self.initial_weights)),
@@ -263,7 +266,7 @@ class FederatedStrategy(FedAvg):
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Address the weights to the round's clients."""
+        """Return the messages with the weights for the round's clients."""
         self._arrays = arrays
         self.__dict__.pop("global_weights", None)
         run, participants = self.config.run, self.clients.participants
@@ -290,7 +293,7 @@ class FederatedStrategy(FedAvg):
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
-        """Ask the round's clients for their held-out loss, where an evaluation is due."""
+        """Ask the round's clients for their held-out loss, if an evaluation is due."""
         due = is_due(self.config.evaluation.eval_every, server_round, self.config.run.num_rounds)
         wanted = due and self.config.data.held_out_fraction > 0
         self._evaluated = [p for p in self.clients.present() if p in self.sampled] if wanted else []
@@ -299,8 +302,8 @@ class FederatedStrategy(FedAvg):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the clients' held-out losses."""
-        what, spec = f"evaluation of round {server_round}", ReplySpec(metrics=self.evaluate_metrics)
-        stream = ReplyStream(self.clients, replies, self._evaluated, what, spec)
+        exchange_name, spec = f"evaluation of round {server_round}", ReplySpec(metrics=self.evaluate_metrics)
+        stream = ReplyStream(self.clients, replies, self._evaluated, exchange_name, spec)
         accepted = sorted(stream.as_they_come(), key=lambda reply: reply.partition_id)
         self.accounting.seconds["evaluate"] += self._evaluate_span.spent("s")["s"]
         metrics = super().aggregate_evaluate(server_round, [reply.message for reply in accepted])
@@ -308,8 +311,8 @@ class FederatedStrategy(FedAvg):
             self.round_log.add({"client-eval/loss": metrics["loss"]})
         return metrics
 
-    def _meet_clients(self, grid: Grid) -> None:
-        """Find the run's clients, and settle how weights travel to them."""
+    def _find_clients(self, grid: Grid) -> None:
+        """Find the run's clients, and choose how weights travel to them."""
         config = self.config
         self.grid = grid
         self.clients = Clients.meet(grid, config, self.accounting, self.transport)
@@ -327,26 +330,26 @@ class FederatedStrategy(FedAvg):
         message_type: str,
         partitions: Sequence[int],
         arrays: ArrayRecord,
-        along: Mapping[str, Weights],
+        extra: Mapping[str, Weights],
         server_round: int,
     ) -> list[Message]:
-        """Return messages to the partitions with the weights, and what goes along."""
+        """Return one message for each partition, with the weights and the ``extra`` records."""
         if not partitions:
             return []
         records = {ARRAYS: self._outbox.pack(ARRAYS, arrays, to_weights(arrays))}
-        records |= {name: self._outbox.pack(name, weights, weights) for name, weights in along.items()}
+        records |= {name: self._outbox.pack(name, weights, weights) for name, weights in extra.items()}
         timeout = self.config.waiting.round_timeout
         return self.clients.address(partitions, message_type, records, server_round, timeout, self._state_rounds)
 
     def _aggregate_clients(self, server_round: int, replies: Iterable[Message]) -> tuple[Weights, MetricRecord]:
-        """Return the aggregated weights and the mean metrics of the replies that are accepted."""
-        what, expect = f"round {server_round}", self.transport.expect
+        """Return the aggregated weights and the mean metrics of the accepted replies."""
+        exchange_name, expect = f"round {server_round}", self.transport.expect
         records = {
             name: expect(reference, self.global_weights if name == ARRAYS else None)
             for name, reference in self.reply_references.items()
         }
         spec = ReplySpec(records, self.train_metrics, self.check_reply)
-        stream = ReplyStream(self.clients, replies, self.sampled, what, spec)
+        stream = ReplyStream(self.clients, replies, self.sampled, exchange_name, spec)
         accepted: list[Reply] = []
         in_order = collecting(stream.by_partition(self.recorder.scratch), accepted)
         if is_deployed(self.grid.run):
@@ -354,10 +357,10 @@ class FederatedStrategy(FedAvg):
         first = next(in_order, None)
         if first is None:
             raise stream.too_few(0, 1)
-        every = starting_with(first, in_order)
+        all_replies = starting_with(first, in_order)
         del first
-        weights = self.aggregate(server_round, every)
-        for _ in in_order:  # those that an algorithm did not ask for are checked and counted too
+        weights = self.aggregate(server_round, all_replies)
+        for _ in in_order:  # replies that the algorithm did not read are checked and counted too
             continue
         metrics = self.train_metrics_aggr_fn([reply.message.content for reply in accepted], self.weighted_by_key)
         self.train_loss = float(metrics["loss"])  # type: ignore[arg-type]
@@ -377,7 +380,7 @@ class FederatedStrategy(FedAvg):
     def _finish_round(
         self, server_round: int, arrays: ArrayRecord, evaluate_fn: EvaluateFn | None
     ) -> MetricRecord | None:
-        """Evaluate the global model, and write the line of the round; ``server_round`` is 0 before the first."""
+        """Evaluate the global model, and write the round's line; ``server_round`` is 0 before round 1."""
         with self.accounting.timed("server-evaluate"):
             metrics = evaluate_fn(server_round, arrays) if evaluate_fn else None
         if server_round == 0:

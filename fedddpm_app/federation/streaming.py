@@ -1,4 +1,4 @@
-"""The replies of one exchange, checked as they arrive, and handed on one by one in a fixed order."""
+"""The replies of one exchange, which are checked as they arrive and yielded one by one in a fixed order."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -18,63 +18,63 @@ _WAITING_IN_MEMORY = 2
 
 
 class ReplyStream:
-    """Checks replies as they arrive; warns, when all are through, of each one refused or missing.
+    """Checks replies as they arrive; after the last one, warns about each refused or missing reply.
 
     Parameters
     ----------
     clients : Clients
-        Knows who sent a message; is told of refusals and bytes.
+        Knows the sender of a message, and records refusals and bytes.
     messages : iterable of Message
         The replies.
     awaited : sequence of int
-        The partitions that were asked; only the first reply of each counts.
-    what : str
-        Names the exchange in warnings.
+        The partitions that received a message; only the first reply of each counts.
+    name : str
+        The name of the exchange in warnings.
     spec : ReplySpec
-        What a reply must have.
+        The specification of a reply.
 
     Attributes
     ----------
     refused : dict of int to str
-        Why a partition's reply was refused, or did not come; known when all are through.
+        By partition, the reason why its reply was refused or is missing; complete after the last reply.
     """
 
     def __init__(
-        self, clients: "Clients", messages: Iterable[Message], awaited: Sequence[int], what: str, spec: ReplySpec
+        self, clients: "Clients", messages: Iterable[Message], awaited: Sequence[int], name: str, spec: ReplySpec
     ) -> None:
         self._clients = clients
         self._messages = messages
         self._awaited = awaited
-        self._what = what
+        self._name = name
         self._spec = spec
         self.refused: dict[int, str] = {}
 
     def too_few(self, num_replies: int, needed: int) -> RoundFailedError:
-        """Return the error that says that fewer replies than ``needed`` were good, with a reason."""
+        """Return the error for fewer accepted replies than ``needed``, with the reason of one client."""
         partition = min(self.refused)
         fewer = f", fewer than min-replies = {needed}" if needed > 1 else ""
         return RoundFailedError(
-            f"{self._what}: {num_replies or 'none'} of the {len(self._awaited)} clients answered well{fewer}; client "
-            f"{partition}: {self.refused[partition]}"
+            f"{self._name}: {num_replies or 'none'} of the {len(self._awaited)} clients returned a usable reply"
+            f"{fewer}; client {partition}: {self.refused[partition]}"
         )
 
     def left_out(self, phase: str) -> dict[str, object]:
-        """Return who was left out and why, for a line of ``stats.jsonl``; nothing where nobody was."""
+        """Return the partitions left out, with the reasons, for a line of ``stats.jsonl``; empty if there are none."""
         reasons = {str(partition): reason for partition, reason in sorted(self.refused.items())}
         return {f"{phase}/left_out": reasons} if reasons else {}
 
     def as_they_come(self) -> Iterator[Reply]:
-        """Yield the good replies in the order of arrival."""
+        """Yield the accepted replies in the order of arrival."""
         for _, reply in self._settled():
             if reply is not None:
                 yield reply
                 del reply
 
     def by_partition(self, folder: Path) -> Iterator[Reply]:
-        """Yield the good replies in the order of the partition ids, whatever arrives first.
+        """Yield the accepted replies in the order of the partition ids, whatever the order of arrival.
 
-        A reply whose turn has not come waits; more than a few of them do so in ``folder``, so that memory does not
-        grow with the number of clients.
+        A reply that arrives before its turn waits. A few of these replies stay in memory, the others wait in
+        ``folder``: memory does not grow with the number of clients.
         """
         todo, settled, waiting = sorted(self._awaited), set[int](), dict[int, Reply]()
         for partition, reply in self._settled():
@@ -92,12 +92,12 @@ class ReplyStream:
                 yield waiting.pop(partition)
 
     def _settled(self) -> Iterator[tuple[int, Reply | None]]:
-        """Yield each partition that answered with its reply; None for one that is refused."""
+        """Yield each partition that answered, with its reply, or with None if the reply is refused."""
         clients, refused, settled = self._clients, self.refused, set[int]()
         for message in self._messages:
             partition = clients.participants.partition_of(message)
             if partition is None or partition in settled or partition not in self._awaited:
-                continue  # its client is named below
+                continue  # not counted; a client without a counted reply is named below
             settled.add(partition)
             try:
                 reply = accept_reply(message, partition, self._spec, clients.transport, clients.max_num_examples)
@@ -111,7 +111,7 @@ class ReplyStream:
         for partition in sorted(set(self._awaited) - settled):
             refused[partition] = GONE
         for partition, reason in sorted(refused.items()):
-            logger.warning("%s: client %d is left out: %s", self._what, partition, reason)
+            logger.warning("%s: client %d is left out: %s", self._name, partition, reason)
         clients.refusals |= refused
         clients.transport.remove_unread()
 
@@ -119,7 +119,7 @@ class ReplyStream:
 def with_progress(
     replies: Iterator[Reply], phase: str, server_round: int | None = None, num_rounds: int | None = None
 ) -> Iterator[Reply]:
-    """Yield replies, and report each client as done: in a deployment its own log lines stay on its host."""
+    """Yield replies, and report each client as done: in a deployment, a client's log lines stay on its host."""
     for reply in replies:
         steps, loss = int(reply.number("steps")), reply.number("loss")
         report(ProgressEvent(phase, steps, steps, 0, loss, reply.partition_id, server_round, num_rounds))
@@ -128,7 +128,7 @@ def with_progress(
 
 
 def collecting(replies: Iterator[Reply], into: list[Reply]) -> Iterator[Reply]:
-    """Yield replies, and collect them, without their weights, into a list."""
+    """Yield replies, and append each one, without its weights, to a list."""
     for reply in replies:
         into.append(replace(reply, payloads={}))
         yield reply
@@ -143,7 +143,7 @@ def starting_with(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:
 
 
 def _on_disk(reply: Reply, folder: Path) -> Reply:
-    """Move a reply to disk, or leave it where it is when the disk is full."""
+    """Move a reply to disk, or leave it in memory if that fails."""
     try:
         return reply.on_disk(folder)
     except OSError as error:

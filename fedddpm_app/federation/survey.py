@@ -1,4 +1,4 @@
-"""A look at the sites' data before anything is trained: what cannot be loaded is known at once, by site and reason."""
+"""A check of the sites' data before training: data that cannot be loaded are reported at once, by site and reason."""
 
 from flwr.serverapp import Grid
 
@@ -12,14 +12,14 @@ from fedddpm_app.federation.streaming import ReplyStream
 
 
 def survey_sites(clients: Clients, grid: Grid, config: Config, recorder: Recorder) -> None:
-    """Have every client load its images, and write their numbers, and who could not, to ``stats.jsonl``.
+    """Have every client load its images; write the numbers of images, and the failed clients, to ``stats.jsonl``.
 
-    A client that fails is asked again in every round: its site may mend what was wrong.
+    A client that fails may still be sampled in every round: its site may repair the data.
     """
     partitions, timeout = clients.participants.present, config.waiting.round_timeout
     messages = clients.address(partitions, LOOK, {}, 0, timeout)
     replies = exchange(grid, messages, timeout, clients.participants.under_way)
-    stream = ReplyStream(clients, replies, partitions, "a look at the data", ReplySpec(metrics=()))
+    stream = ReplyStream(clients, replies, partitions, "the check of the data", ReplySpec(metrics=()))
     sizes = {reply.partition_id: reply.num_examples for reply in stream.as_they_come()}
     in_order = [sizes.get(partition) for partition in range(config.data.num_clients)]
     recorder.append({"phase": "data", "data/num_examples": in_order, **stream.left_out("data")})

@@ -215,7 +215,7 @@ def test_the_probe_is_the_loss_of_the_clients_mean_on_the_auxiliary_set():
 
 def test_a_lazy_set_cannot_be_probed(run_config):
     odd = {"algorithm": "fedddpm-plus", "plus-signal": "probe-loss", "plus-auxiliary": "lazy"}
-    with pytest.raises(ConfigError, match='plus-auxiliary = "lazy" cannot be with plus-signal = "probe-loss"'):
+    with pytest.raises(ConfigError, match='plus-auxiliary = "lazy" does not work with plus-signal = "probe-loss"'):
         FedDDPMPlus.check_config(load_config(run_config | odd))
 
 

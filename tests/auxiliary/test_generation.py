@@ -259,7 +259,7 @@ def test_the_server_draws_what_a_node_does_not(plan, caplog, bad):
     timeout = 3.0 if bad == "no answer" else 60.0
     drawn = plan(Odd, auxiliary_generation="nodes", pretrain_timeout=timeout).run()
     assert torch.equal(drawn.images, plan().run().images)
-    assert caplog.text.count("the server generates those of client 0 that are missing") == 1
+    assert caplog.text.count("the server generates the missing ones of client 0") == 1
     assert "of client 1" not in caplog.text
 
 

@@ -231,5 +231,5 @@ def test_a_record_that_was_not_asked_for_is_told():
             del self.reply_references[VARIATE_CHANGE]
             return weights
 
-    with pytest.raises(KeyError, match="was not asked for: put what it is like into reply_references"):
+    with pytest.raises(KeyError, match="is not in reply_references: add a reference for it there"):
         run(Forgets)

@@ -128,7 +128,7 @@ def test_the_floor_is_of_disjoint_images_and_as_many_as_generated(evaluator_of, 
     assert most.n + most.reference_n <= 1797
     assert reference.floor(898).measures["fd"].value < floor.measures["fd"].value  # less bias
     notes = {f.note for f in evaluator_of().measure([noise_like(real.test.images, 1000)], SAMPLING).metrics[:3]}
-    assert notes == {"the floor is of 898 images against 360: the data have no more"}
+    assert notes == {"the floor compares 898 images with 360: the data have no more"}
 
 
 def test_fewer_images_than_feature_dimensions_is_noted_beside_the_distance(evaluator_of, real):
@@ -141,7 +141,7 @@ def test_what_cannot_be_told_of_few_images_is_nan_with_a_note(evaluator_of, real
     metrics = {f.name: f for f in evaluator_of().measure([real.train.images[:3]], SAMPLING).metrics}
     for name in ("kd-classifier", "precision-classifier", "score-classifier"):
         assert math.isnan(metrics[name].value)
-        assert "cannot be told of 3 generated" in metrics[name].note
+        assert "not defined for 3 generated" in metrics[name].note
     assert not math.isnan(metrics["class-tv"].value)
 
 

@@ -83,7 +83,7 @@ def test_a_site_that_cannot_load_its_data_is_named_and_the_others_go_on(deployed
     assert "max-bad-images = 0" in left_out["1"]
     assert 'also has the class "other"' in left_out["2"]
     assert run.stats[0]["data/num_examples"][:3] == [None, None, None]
-    assert "a look at the data: client 1 is left out" in caplog.text
+    assert "the check of the data: client 1 is left out" in caplog.text
     [row] = run.rounds()
     assert sorted(row["train/left_out"]) == ["0", "1", "2"]
     assert list(row["train/client_loss"]) == ["3"]
@@ -99,10 +99,10 @@ def test_a_conditional_model_wants_labels_at_every_site(deployed, folder):
     assert "class-conditional = true needs labels" in run.stats[0]["data/left_out"]["0"]
 
 
-@pytest.mark.parametrize(("algorithm", "what"), [("fedavg", "round 1"), ("fedddpm", "pretraining")])
+@pytest.mark.parametrize(("algorithm", "what"), [("fedavg", "round 1"), ("fedddpm", "pretrain")])
 def test_fewer_than_min_replies_end_the_run(deployed, folder, algorithm, what):
     paths = [folder / "nowhere", *paths_of(folder)[1:]]
     with pytest.raises(
-        RoundFailedError, match=rf"{what}: 3 of the 4 clients answered well, fewer than min-replies = 4"
+        RoundFailedError, match=rf"{what}: 3 of the 4 clients returned a usable reply, fewer than min-replies = 4"
     ):
         deployed(paths, algorithm=algorithm, min_replies=4)

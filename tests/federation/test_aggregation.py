@@ -215,17 +215,17 @@ def test_the_dtypes_of_a_model_stay(rule):
     [
         (
             {"aggregator": "krum", "aggregator-malicious": 1},
-            'aggregator = "krum" with aggregator-malicious = 1 needs 5 clients per round, and a round has 4: use more '
+            'aggregator = "krum" with aggregator-malicious = 1 needs 5 clients per round, but a round has 4: use more '
             "clients, or aggregator-malicious = 0.",
         ),
         ({"aggregator": "bulyan", "aggregator-malicious": 1}, "needs 7 clients per round"),
-        ({"aggregator": "krum", "clients-per-round": 2}, "needs 3 clients per round, and a round has 2"),
+        ({"aggregator": "krum", "clients-per-round": 2}, "needs 3 clients per round, but a round has 2"),
         ({"aggregator": "multikrum", "aggregator-selected": 5}, "aggregator-selected = 5 is more than the 4 clients"),
         (
             {"aggregator": "fedtrimmedavg", "aggregator-trim": 0.2},
             "0.2 of 4 clients cuts off 0: use at least 0.25",
         ),
-        ({"aggregator": "fedtrimmedavg", "clients-per-round": 2}, "needs 3 clients per round or more"),
+        ({"aggregator": "fedtrimmedavg", "clients-per-round": 2}, "needs at least 3 clients per round"),
         ({"aggregator": "krumm"}, "aggregator = 'krumm' cannot be used"),
     ],
     ids=str,
@@ -262,7 +262,7 @@ def test_too_few_replies_leave_the_weights_as_they_are(caplog):
     )
     assert torch.equal(weights["x"], Point().x.detach())
     assert [len(row["train/client_loss"]) for row in history] == [6, 6]
-    assert "bulyan needs 7 replies and 6 came: the global weights stay as they are" in caplog.text
+    assert "bulyan needs 7 replies, but 6 arrived: the global weights stay unchanged" in caplog.text
 
 
 def test_the_keys_of_the_rules_are_those_of_the_config(config):

@@ -57,7 +57,7 @@ def test_messages_that_cannot_be_pushed_or_are_not_answered_are_given_up(grid):
 
 def test_what_a_node_had_taken_before_it_was_started_anew_is_given_up(grid, monkeypatch):
     """Flower would say nothing of it until the time to live is over."""
-    monkeypatch.setattr(messaging, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(messaging, "_NODES_SECONDS", 0.0)
     activated = dict.fromkeys(grid.get_node_ids(), "before")
     grid.get_nodes = lambda: [NodeInfo(node_id=node, last_activated_at=when) for node, when in activated.items()]
     pull = grid.pull_messages
@@ -71,7 +71,7 @@ def test_what_a_node_had_taken_before_it_was_started_anew_is_given_up(grid, monk
 
 
 def test_a_node_that_is_away_is_left_to_flower(grid, monkeypatch):
-    monkeypatch.setattr(messaging, "_LOOK_SECONDS", 0.0)
+    monkeypatch.setattr(messaging, "_NODES_SECONDS", 0.0)
     asked = queries(grid)
     pull, grid.get_nodes = grid.pull_messages, lambda: []
     grid.pull_messages = lambda ids: [m for m in pull(ids) if m.metadata.src_node_id != 1001]

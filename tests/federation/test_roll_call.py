@@ -37,7 +37,7 @@ def changing(run_config):
 
 @pytest.fixture
 def short_greeting(monkeypatch):
-    monkeypatch.setattr(roll_call, "_GREET_SECONDS", 0.1)
+    monkeypatch.setattr(roll_call, "_ANSWER_SECONDS", 0.1)
 
 
 def test_a_node_that_connects_late_is_waited_for(changing):
@@ -109,7 +109,7 @@ def test_a_node_that_does_not_answer_holds_up_one_phase_and_is_asked_again(chang
     expired = Message(Error(ErrorCode.MESSAGE_UNAVAILABLE, "its time is over"), reply_to=greeting_of(call))
     pull = changing.pull_messages
     changing.pull_messages = lambda ids: [expired]
-    call._hear()
+    call._read_answers()
     changing.pull_messages, changing.silent = pull, set()
     call.update(participants, 1)
     call.update(participants, 1)
@@ -118,7 +118,7 @@ def test_a_node_that_does_not_answer_holds_up_one_phase_and_is_asked_again(chang
 
 def greeting_of(call):
     """A stand-in for the one message that has no answer."""
-    (message_id,) = call._asked
+    (message_id,) = call._pending
     message = Message(RecordDict(), dst_node_id=1003, message_type="query")
     message.metadata.__dict__["_message_id"] = message_id
     return message

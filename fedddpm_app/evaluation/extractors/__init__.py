@@ -1,4 +1,4 @@
-"""Extractors: what images are compared on, by the value of ``eval-extractor``."""
+"""Extractors of the features that images are compared on, by the value of ``eval-extractor``."""
 
 from pathlib import Path
 
@@ -45,20 +45,20 @@ def create_extractor(
         One of ``EXTRACTORS``. ``auto`` is ``inception-v3`` if its weights are given, else ``classifier`` if the
         training images have labels, else ``pixels-pca``.
     train : ImageTensors
-        The real training images, which ``classifier`` and ``pixels-pca`` are fitted to.
+        The real training images, to which ``classifier`` and ``pixels-pca`` are fitted.
     data_digest : str
-        Names the training images in the cache: other images or labels, another digest.
+        Identifies the training images in the cache: other images or labels have another digest.
     cache_dir : Path
-        Where fitted weights are kept.
+        The folder for fitted weights.
     device : torch.device
-        Where the extractor runs.
+        The device that the extractor runs on.
     inception_weights : str
         Path of the weights of ``inception-v3``; "" for none.
 
     Raises
     ------
     ConfigError
-        When the extractor lacks something it needs, with how to supply it.
+        If the extractor lacks something that it needs; the message gives the fix.
     """
     match _resolve(name, train, inception_weights):
         case "classifier":

@@ -1,4 +1,4 @@
-"""What an extractor is, and what all of them share: batches, channels, sizes, digests."""
+"""The protocol of extractors, and their common functions: batches, channels, sizes, digests."""
 
 import hashlib
 from collections.abc import Callable
@@ -14,7 +14,7 @@ BATCH_SIZE = 256
 
 
 class Features(NamedTuple):
-    """What a network sees in N images.
+    """A network's features of N images.
 
     ``vectors``: float32, shape (N, ``num_features``), on the CPU. ``logits``: float32, shape (N, classes),
     on the CPU, or None for an extractor that does not classify.
@@ -36,12 +36,12 @@ class Extractor(Protocol):
     name : str
         The value of ``eval-extractor``.
     digest : str
-        The first 16 hex digits of a SHA-256 of all that determines the features: metrics compare only where
-        it is the same.
+        The first 16 hex digits of a SHA-256 of all that determines the features: metrics are comparable only if
+        their digest is the same.
     num_features : int
         Length of a feature vector.
     device : torch.device
-        Where it runs.
+        The device that the extractor runs on.
     """
 
     name: str
@@ -62,7 +62,7 @@ def extract(
     widths: tuple[int, int],
     batch_size: int = BATCH_SIZE,
 ) -> Features:
-    """Run a network over images in batches, so that its memory does not grow with their number.
+    """Run a network on images in batches, so that its memory does not grow with their number.
 
     Parameters
     ----------
@@ -71,11 +71,11 @@ def extract(
     images : Tensor
         uint8, shape (N, C, H, W), on any device; N may be 0.
     device : torch.device
-        Where ``forward`` runs.
+        The device that ``forward`` runs on.
     widths : tuple of int
         d and classes.
     batch_size : int
-        Images at a time.
+        Images per batch.
 
     Returns
     -------
@@ -85,7 +85,7 @@ def extract(
     Raises
     ------
     ValueError
-        When ``images`` is of another kind.
+        If ``images`` has another dtype or shape.
     """
     if images.dtype != torch.uint8 or images.dim() != 4 or images.shape[1] not in (1, 3):
         raise ValueError(
@@ -100,7 +100,7 @@ def extract(
 
 
 def to_rgb(images: Tensor) -> Tensor:
-    """Repeat the channel of grey images, shape (N, 1, H, W), three times; RGB is returned as it is."""
+    """Repeat the channel of grey images, shape (N, 1, H, W), three times; RGB is returned unchanged."""
     return images.expand(-1, 3, -1, -1)
 
 
@@ -112,7 +112,7 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def features_digest(weights: Weights, *settings: object) -> str:
-    """Return the first 16 hex digits of a SHA-256 of weights and of what else determines the features."""
+    """Return the first 16 hex digits of a SHA-256 of weights and of other settings that determine the features."""
     sha256 = hashlib.sha256(repr(settings).encode())
     for name in sorted(weights):
         tensor = weights[name].detach().cpu().contiguous()

@@ -1,4 +1,4 @@
-"""Weights computed once per data set, kept in safetensors files that several runs may share."""
+"""Weights that are computed once per data set, in safetensors files that several runs may share."""
 
 import os
 from collections.abc import Callable, Collection
@@ -12,19 +12,19 @@ from fedddpm_app.weights import Weights
 
 
 def load_or_create(path: Path, create: Callable[[], Weights], holds: Collection[str] = ()) -> Weights:
-    """Return the weights in a file, which is written first if it is not there, cannot be read, or lacks a name.
+    """Return the weights in a file; first write the file if it is missing, cannot be read, or lacks a name.
 
-    Of two processes that ask for the same file at once one computes and the other waits for it. A file is
-    complete or not there, whenever a process ends.
+    If two processes need the same file at the same time, one computes it and the other waits. A file is either
+    complete or absent, whenever a process ends.
 
     Parameters
     ----------
     path : Path
-        Ends in ``.safetensors``; its name tells apart all that the weights depend on. Its folder is made.
+        Ends in ``.safetensors``; its name contains all that the weights depend on. Its folder is created.
     create : callable
         Computes the weights: on the CPU and contiguous.
     holds : collection of str
-        Names that the file must hold: a file that an earlier version wrote may lack some.
+        Names that the file must contain: a file from an earlier version may lack some.
 
     Returns
     -------
@@ -34,7 +34,7 @@ def load_or_create(path: Path, create: Callable[[], Weights], holds: Collection[
     Raises
     ------
     OSError
-        When the folder cannot be written.
+        If the folder cannot be written.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -43,7 +43,7 @@ def load_or_create(path: Path, create: Callable[[], Weights], holds: Collection[
             weights = create()
             partial = path.with_suffix(f".{os.getpid()}.partial")
             save_file(weights, partial)
-            partial.chmod(0o644)  # safetensors makes it for its owner alone
+            partial.chmod(0o644)  # safetensors creates it with access only for its owner
             partial.replace(path)
     return weights
 

@@ -1,12 +1,12 @@
 """The offline default: a small network trained to classify the real training images.
 
-It also learns to tell images that are none: without that, noise lands among the features of some class, and would
-score better than a blurred image (outlier exposure, Hendrycks et al. 2019, arXiv 1812.04606). What it learns of it
-shapes the features; predictions are among the real classes.
+It also learns to detect images that belong to no class: otherwise noise lies among the features of some class, and
+would score better than a blurred image (outlier exposure, Hendrycks et al. 2019, arXiv 1812.04606). This affects only
+the features; predictions are always one of the real classes.
 
-Distances on the features of a network trained on the data itself stand in for FID where the images are unlike
-ImageNet's, as the LeNet of Binkowski et al. 2018 (arXiv 1801.01401, section 5) does for MNIST. They compare
-runs on the same data set, never with published FIDs.
+Distances on the features of a network that is trained on the data itself replace FID for images that are unlike
+ImageNet's, as the LeNet of Binkowski et al. 2018 (arXiv 1801.01401, section 5) does for MNIST. They compare runs on the
+same data set; they are not comparable with published FIDs.
 """
 
 from pathlib import Path
@@ -24,12 +24,12 @@ from fedddpm_app.progress import StepReporter, reporter
 from fedddpm_app.seeding import derive_seed, split_seed
 from fedddpm_app.weights import Weights, load_into, snapshot
 
-VERSION = 2  # counts the changes to anything in this file that the weights depend on
-TRAINING_SEED = 0  # the same for every run, so that runs compare
+VERSION = 2  # increased with every change in this file that affects the weights
+TRAINING_SEED = 0  # the same for every run, so that runs are comparable
 NUM_FEATURES = 64
-_SIDES = (8, 32)  # pixels, least and most, that the network sees
+_SIDES = (8, 32)  # pixels, least and most, of the network's input
 _BATCH_SIZE = 128
-_OUTLIERS = 32  # of them made, beside the real images of a batch
+_OUTLIERS = 32  # generated outliers, in addition to the real images of a batch
 _EPOCHS = 5
 _STEPS = (200, 2000)  # least and most
 _LEARNING_RATE = 0.01
@@ -43,9 +43,9 @@ class ClassifierNetwork(nn.Module):
     channels : int
         Of the images.
     size : tuple of int
-        Height and width of the images in pixels; the network sees them with sides of 8 to 32.
+        Height and width of the images in pixels; the network's input has sides of 8 to 32.
     num_classes : int
-        Real classes; the head has one output more, for images that are of none.
+        Number of real classes; the head has one more output, for images that belong to no class.
     """
 
     def __init__(self, channels: int, size: tuple[int, int], num_classes: int) -> None:
@@ -79,14 +79,14 @@ def _block(channels_in: int, channels_out: int, stride: int = 1) -> list[nn.Modu
 
 
 class Classifier:
-    """An ``Extractor`` whose features are the network's last but one layer; its logits predict labels.
+    """An ``Extractor`` whose features are the network's second-to-last layer; its logits predict labels.
 
     Parameters
     ----------
     network : ClassifierNetwork
-        Trained; moved to ``device``.
+        Trained; it is moved to ``device``.
     device : torch.device
-        Where images are classified.
+        The device that classifies the images.
     """
 
     name = "classifier"
@@ -107,23 +107,24 @@ class Classifier:
 
 
 def load_classifier(train: ImageTensors, data_digest: str, cache_dir: Path, device: torch.device) -> Classifier:
-    """Load the classifier of a data set; the first time it is trained, within minutes on one CPU core.
+    """Load the classifier of a data set; the first call trains it, within minutes on one CPU core.
 
     Parameters
     ----------
     train : ImageTensors
         The real training images, at least one, with labels in [0, classes).
     data_digest : str
-        Names the data in a file name: other images or labels, another digest.
+        Identifies the data in a file name: other images or labels have another digest.
     cache_dir : Path
-        Where weights are kept, in one file per data set and version.
+        The folder for the weights, with one file per data set and version.
     device : torch.device
-        Where the classifier runs. It is trained on the CPU, by one thread, so that the weights are the same.
+        The device that the classifier runs on. Its training uses one CPU thread, so that the weights are always the
+        same.
 
     Raises
     ------
     ConfigError
-        When ``train`` has no labels.
+        If ``train`` has no labels.
     """
     if train.labels is None:
         raise ConfigError(
@@ -142,7 +143,7 @@ def load_classifier(train: ImageTensors, data_digest: str, cache_dir: Path, devi
 
 
 def _train(network: ClassifierNetwork, images: Tensor, labels: Tensor, seed: int) -> Weights:
-    """Train on one CPU thread, as sums depend on their number, and return the weights."""
+    """Train on one CPU thread, because sums depend on the number of threads, and return the weights."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -175,7 +176,7 @@ def _run_steps(network: ClassifierNetwork, images: Tensor, labels: Tensor, gener
 
 
 def _outliers(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Make images of no class out of a batch: noise, shuffled pixels, images in noise, blank ones, a quarter each."""
+    """Make images of no class from a batch: noise, shuffled pixels, images in noise, blank images, a quarter each."""
     shape = (len(images), 1, 1, 1)
     noise = torch.rand(images.shape, generator=generator) * 2 - 1
     share = 0.4 + 0.5 * torch.rand(shape, generator=generator)
@@ -188,7 +189,7 @@ def _outliers(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _shift(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Move a batch by up to one pixel, or two of images larger than 16, with the edges repeated."""
+    """Shift a batch by up to one pixel, or two pixels for images larger than 16, with repeated edges."""
     height, width = images.shape[-2:]
     most = 2 if min(height, width) > 16 else 1
     top, left = torch.randint(2 * most + 1, (2,), generator=generator).tolist()

@@ -1,7 +1,7 @@
-"""EfficientNet-Lite0, trained on ImageNet, from a package that brings its weights.
+"""EfficientNet-Lite0, trained on ImageNet, from a package that contains its weights.
 
 Tan and Le 2019 (arXiv 1905.11946); the Lite variant is TensorFlow's (tensorflow/tpu,
-models/official/efficientnet/lite), whose checkpoint the package has converted.
+models/official/efficientnet/lite); the package contains its converted checkpoint.
 """
 
 import hashlib
@@ -13,12 +13,12 @@ from torch import Tensor
 from fedddpm_app.config import ConfigError
 from fedddpm_app.evaluation.extractors.base import Features, extract, resize, to_rgb
 
-VERSION = 1  # counts the changes to anything in this file that the features depend on
+VERSION = 1  # increased with every change in this file that affects the features
 NUM_FEATURES = 1280
 NUM_CLASSES = 1000
 IMAGE_SIZE = 128
 _BATCH_SIZE = 32  # its feature maps are large
-_MEAN, _STD = 127.0, 128.0  # the Lite variants' own, of pixels in [0, 255]; not ImageNet's usual ones
+_MEAN, _STD = 127.0, 128.0  # values of the Lite variants, for pixels in [0, 255]; not ImageNet's usual ones
 
 
 class EfficientNetLite0:
@@ -27,12 +27,12 @@ class EfficientNetLite0:
     Parameters
     ----------
     device : torch.device
-        Where the network runs.
+        The device that the network runs on.
 
     Raises
     ------
     ConfigError
-        When the optional packages are not installed.
+        If the optional packages are not installed.
     """
 
     name = "efficientnet-lite0"

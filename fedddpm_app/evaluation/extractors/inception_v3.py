@@ -1,7 +1,7 @@
-"""Inception-v3 as FID is defined on (Heusel et al. 2017, arXiv 1706.08500), through torch-fidelity.
+"""The Inception-v3 that defines FID (Heusel et al. 2017, arXiv 1706.08500), through torch-fidelity.
 
-Its weights are a file that the user gives. torch-fidelity would unpickle that file with all that a pickle may do,
-so it is read here as tensors only, and torch-fidelity gets a copy of those tensors.
+The user provides the file of its weights. torch-fidelity would unpickle that file without restrictions. This module
+therefore reads it as tensors only, and gives torch-fidelity a copy of these tensors.
 """
 
 import hashlib
@@ -17,14 +17,14 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.evaluation.extractors.base import Features, extract, to_rgb
 from fedddpm_app.weights import Weights
 
-VERSION = 1  # counts the changes to anything in this file that the features depend on
+VERSION = 1  # increased with every change in this file that affects the features
 NUM_FEATURES = 2048
 NUM_CLASSES = 1008
 WEIGHTS_URL = (
     "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0/weights-inception-2015-12-05-6726825d.pth"
 )
-_STANDARD_SHA256 = "6726825d"  # its first digits, in the published file's name
-_BATCH_SIZE = 64  # it sees 299 x 299 pixels
+_STANDARD_SHA256 = "6726825d"  # the first digits, in the published file's name
+_BATCH_SIZE = 64  # the network's input has 299 x 299 pixels
 _UNREADABLE = (
     OSError,
     EOFError,
@@ -45,7 +45,7 @@ class InceptionV3:
     weights_path : str
         The value of ``inception-weights``.
     device : torch.device
-        Where the network runs.
+        The device that the network runs on.
 
     Attributes
     ----------
@@ -55,7 +55,7 @@ class InceptionV3:
     Raises
     ------
     ConfigError
-        When torch-fidelity is not installed, or the file is not there or holds other weights.
+        If torch-fidelity is not installed, or if the file is missing or holds other weights.
     """
 
     name = "inception-v3"
@@ -91,18 +91,18 @@ def _read(weights_path: str) -> bytes:
 
 
 def _parse(content: bytes, weights_path: str) -> Weights:
-    """Read tensors, and nothing else that a pickle may hold, out of a file's content."""
+    """Read tensors from a file's content, and no other objects that a pickle may hold."""
     try:
         weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
-        raise _unusable(weights_path, "holds something else than tensors, or is damaged") from error
+        raise _unusable(weights_path, "holds objects other than tensors, or is damaged") from error
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise _unusable(weights_path, "holds no tensors by name")
     return weights
 
 
 def _create_network(weights: Weights, weights_path: str) -> nn.Module:
-    """Create torch-fidelity's network with these weights; the global random state is left as it was."""
+    """Create torch-fidelity's network with these weights; the global random state does not change."""
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:

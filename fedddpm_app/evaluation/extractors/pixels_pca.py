@@ -13,21 +13,21 @@ from fedddpm_app.evaluation.extractors.base import Features, extract, features_d
 from fedddpm_app.evaluation.extractors.cache import load_or_create
 from fedddpm_app.weights import Weights
 
-VERSION = 1  # counts the changes to anything in this file that the features depend on
+VERSION = 1  # increased with every change in this file that affects the features
 MAX_FEATURES = 64
 _MAX_IMAGES = 20_000  # evenly spread over the training images
 _MAX_SIDE = 32  # pixels; larger images are shrunk
 
 
 class PixelsPca:
-    """An ``Extractor`` that projects pixels in [0, 1] on principal components, without whitening.
+    """An ``Extractor`` that projects pixels in [0, 1] onto principal components, without whitening.
 
     Parameters
     ----------
     weights : Weights
         ``mean``: float32, shape (C, h, w). ``components``: float32, shape (``num_features``, C * h * w).
     device : torch.device
-        Where images are projected.
+        The device that projects the images.
     """
 
     name = "pixels-pca"
@@ -49,27 +49,27 @@ class PixelsPca:
 
 
 def load_pixels_pca(train: ImageTensors, data_digest: str, cache_dir: Path, device: torch.device) -> PixelsPca:
-    """Load the principal components of a data set, which are computed the first time.
+    """Load the principal components of a data set; the first call computes them.
 
     Parameters
     ----------
     train : ImageTensors
-        The real training images, two at least; labels are not used.
+        The real training images, at least two; labels are not used.
     data_digest : str
-        Names the data in a file name: other images, another digest.
+        Identifies the data in a file name: other images have another digest.
     cache_dir : Path
-        Where components are kept, in one file per data set and version.
+        The folder for the components, with one file per data set and version.
     device : torch.device
-        Where images are projected.
+        The device that projects the images.
 
     Raises
     ------
     ConfigError
-        When there are fewer than two images.
+        If there are fewer than two images.
     """
     if len(train) < 2:
         raise ConfigError(
-            f'eval-extractor = "pixels-pca" needs two training images or more, and the data set has {len(train)}: '
+            f'eval-extractor = "pixels-pca" needs at least two training images, but the data set has {len(train)}: '
             'use eval-extractor = "efficientnet-lite0" or more images.'
         )
     shape = "x".join(str(side) for side in train.images.shape[1:])
@@ -78,9 +78,9 @@ def load_pixels_pca(train: ImageTensors, data_digest: str, cache_dir: Path, devi
 
 
 def _fit(images: Tensor) -> Weights:
-    """Compute mean and components on one thread, as their last bits depend on the number.
+    """Compute mean and components on one thread, because their last bits depend on the number of threads.
 
-    The components' signs are scikit-learn's: the largest of a component's entries is positive.
+    The components' signs are those of scikit-learn: the largest of a component's entries is positive.
     """
     spread = torch.linspace(0, len(images) - 1, min(len(images), _MAX_IMAGES), dtype=torch.float64).round().long()
     height, width = (min(side, _MAX_SIDE) for side in images.shape[-2:])
@@ -94,5 +94,5 @@ def _fit(images: Tensor) -> Weights:
 
 
 def _to_pixels(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Map uint8 images to float32 in [0, 1] of a size (height, width)."""
+    """Convert uint8 images to float32 in [0, 1], resized to (height, width)."""
     return resize(images.float().div_(255.0), size)

@@ -83,7 +83,7 @@ class Hostile:
 def test_a_hostile_pickle_is_refused_and_never_run(torch_fidelity, weights_path, tmp_path, save):
     mark = tmp_path / "executed"
     save(StandIn("", []).state_dict() | {"extra": Hostile(mark)}, weights_path)
-    with pytest.raises(ConfigError, match="holds something else than tensors"):
+    with pytest.raises(ConfigError, match="holds objects other than tensors"):
         InceptionV3(str(weights_path), CPU)
     assert not mark.exists()
 

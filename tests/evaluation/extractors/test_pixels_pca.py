@@ -55,5 +55,5 @@ def test_many_images_are_thinned_out_evenly(monkeypatch, tmp_path):
 
 
 def test_one_image_is_not_enough(tmp_path):
-    with pytest.raises(ConfigError, match="two training images or more, and the data set has 1"):
+    with pytest.raises(ConfigError, match="at least two training images, but the data set has 1"):
         load_pixels_pca(ImageTensors(torch.zeros(1, 1, 8, 8, dtype=torch.uint8)), "one", tmp_path, CPU)
