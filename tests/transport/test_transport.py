@@ -94,7 +94,7 @@ def test_auto_takes_messages_where_there_is_no_room(make, caplog):
     with caplog.at_level(logging.WARNING, "fedddpm"):
         transport.settle(True, {"a": torch.empty(1).expand(10**13)}, 4)
     assert transport.name == "flat"
-    assert "models under way need" in caplog.text
+    assert "models in transit need" in caplog.text
     assert not list(shared.ROOT.iterdir())
 
 
