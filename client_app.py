@@ -1,4 +1,4 @@
-"""Flower ClientApp: the package's handlers on the diffusion task of the run config."""
+"""Flower ClientApp: the package's handlers with the diffusion task of the run config."""
 
 import functools
 
@@ -15,12 +15,12 @@ from fedddpm_app.progress import configure_logging
 
 @functools.lru_cache(maxsize=1)
 def get_worker(config: Config, data_path: str) -> Worker:
-    """Return this process's worker for a run config and the folder of a site's own, made on first use."""
+    """Return this process's worker for a run config and a site's folder; it is created on first use."""
     return Worker(config, DiffusionTask(config, data_path))
 
 
 def set_up(context: Context) -> ClientSetup:
-    """Read the run config; the worker stays over messages."""
+    """Read the run config; the worker stays in memory between messages."""
     config, data_path = load_config(context.run_config), str(context.node_config.get(DATA_PATH, ""))
     return ClientSetup(config, get_algorithm(config), lambda: get_worker(config, data_path))
 

@@ -27,7 +27,7 @@ configure_logging()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Run the configured algorithm and leave its run directory."""
+    """Run the configured algorithm, and write its run directory."""
     config = load_config(context.run_config)
     algorithm = get_algorithm(config)
     resolve_device(config.run.device)
@@ -39,7 +39,7 @@ def main(grid: Grid, context: Context) -> None:
     logger.info("run directory: %s", recorder.directory)
     if test_data is None:
         note(f'dataset = "{config.data.dataset}": there is no test split on this host, so no eval/loss')
-    if config.data.partition != SITES:  # else the sites report their own numbers
+    if config.data.partition != SITES:  # with sites, each site reports these numbers
         recorder.save_partition(task.data.label_table, task.data.class_names, task.data.num_unassigned)
 
     strategy = algorithm(config, recorder, task)
@@ -66,7 +66,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def _metrics(strategy: FederatedStrategy, monitor: Monitor, recorder: RunRecorder) -> dict[str, object]:
-    """Return the metrics of ``summary.json``: the last of every loss, and what the run spent."""
+    """Return the metrics of ``summary.json``: the last value of every loss, and the costs of the run."""
     losses = {
         key: value
         for row in recorder.stats
@@ -84,10 +84,10 @@ def _metrics(strategy: FederatedStrategy, monitor: Monitor, recorder: RunRecorde
 
 
 def _base_directory(config: Config, grid: Grid) -> Path:
-    """Return the folder that a relative ``output-dir`` is taken from.
+    """Return the folder that a relative ``output-dir`` is relative to.
 
-    In a simulation that is where the user called from; in a deployment, whose users are elsewhere, the working
-    directory of the ServerApp.
+    In a simulation it is the working directory of the user's command. In a deployment, where the user's command runs on
+    another machine, it is the working directory of the ServerApp.
     """
     if Path(config.run.output_dir).expanduser().is_absolute():
         return Path("/")
@@ -96,8 +96,8 @@ def _base_directory(config: Config, grid: Grid) -> Path:
     caller = caller_directory(dict(grid.run.override_config))
     if caller is None:
         logger.warning(
-            'output-dir = "%s" is relative, and the calling `flwr run` is gone: taking it from %s; use --stream, '
-            "`fedddpm run` or an absolute path.",
+            'output-dir = "%s" is relative, and the calling `flwr run` has ended: the run directory goes into %s; use '
+            "--stream, `fedddpm run` or an absolute path.",
             config.run.output_dir,
             Path.cwd(),
         )

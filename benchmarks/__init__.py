@@ -1,1 +1,1 @@
-"""What is measured, side by side: one script per claim, see docs/performance.md."""
+"""Benchmarks that compare alternatives in one run: one script per claim, see docs/performance.md."""

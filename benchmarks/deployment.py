@@ -1,6 +1,6 @@
-"""What a round costs in a deployment when nothing is trained: a SuperLink on SQLite and two SuperNodes on loopback.
+"""The cost of a round in a deployment without training: a SuperLink on SQLite and two SuperNodes on loopback.
 
-Claim: with one flat blob a round takes at most 0.3 of the time of Flower's FedAvg, which sends 328 arrays.
+Claim: with one flat blob, a round takes at most 0.3 of the time of Flower's FedAvg, which sends 328 arrays.
 """
 
 import json
@@ -33,7 +33,7 @@ client = client_app()
 
 
 def measure(short: bool) -> Report:
-    """Run Flower's FedAvg and ours; the short form is one round of each with one dtype."""
+    """Run Flower's FedAvg and ours; the short form runs one round of each with one dtype."""
     title = f"Echo clients, 35.75 M parameters, SuperLink on SQLite, {NODES} SuperNodes: seconds per round"
     report = Report("deployment", title, short)
     ways = [(STOCK, "fp32"), ("flat", "fp32")] + ([] if short else [("flat", "bf16"), ("flat", "int8-delta")])
@@ -48,7 +48,7 @@ def measure(short: bool) -> Report:
 
 
 def run_deployed(kind: str, wire_dtype: str, rounds: int) -> dict[str, Any]:
-    """Run one federation on a SuperLink and SuperNodes of its own."""
+    """Run one federation on a new SuperLink and new SuperNodes."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         result = folder / "results.json"
@@ -67,7 +67,7 @@ def run_deployed(kind: str, wire_dtype: str, rounds: int) -> dict[str, Any]:
 
 
 def _environment(folder: Path, port: int) -> dict[str, str]:
-    """Return the environment of all processes, with a Flower home that knows the SuperLink."""
+    """Return the environment of all processes, with a Flower home that contains the SuperLink's connection."""
     home = folder / "flwr"
     home.mkdir()
     connection = f'[superlink.benchmark]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
@@ -83,8 +83,8 @@ def _processes(folder: Path, port: int, environment: dict[str, str]) -> Iterator
     commands = [[*link, str(folder / "state.db")]]
     node = ["flower-supernode", "--insecure", "--superlink", f"127.0.0.1:{port}", "--port"]
     for partition in range(NODES):
-        place = f"partition-id={partition} num-partitions={NODES}"
-        commands.append([*node, str(free_port()), "--node-config", place])
+        node_config = f"partition-id={partition} num-partitions={NODES}"
+        commands.append([*node, str(free_port()), "--node-config", node_config])
     with ExitStack() as stack:
         for number, command in enumerate(commands):
             log = stack.enter_context((folder / f"{number}-{command[0]}.log").open("w"))
@@ -95,7 +95,7 @@ def _processes(folder: Path, port: int, environment: dict[str, str]) -> Iterator
 
 
 def _stop(process: subprocess.Popen[bytes]) -> None:
-    """Stop a process and what it started."""
+    """Stop a process and its children."""
     found = [psutil.Process(process.pid), *psutil.Process(process.pid).children(recursive=True)]
     for each in found:
         with suppress(psutil.NoSuchProcess):
@@ -107,7 +107,7 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
 
 
 def _run_app(folder: Path, environment: dict[str, str]) -> str:
-    """Start the app and wait for its end; return Flower's word on it."""
+    """Start the app and wait for its end; return the status that Flower reports."""
     options: dict[str, Any] = {"env": environment, "cwd": folder, "capture_output": True, "text": True}
     run = subprocess.run(["flwr", "run", "app", "benchmark", "--stream"], check=False, timeout=900, **options)
     (folder / "run.log").write_text(run.stdout + run.stderr, encoding="utf-8")

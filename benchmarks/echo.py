@@ -1,7 +1,7 @@
-"""A federation that trains nothing: what is left of a round is the transport. Flower's own FedAvg, and ours.
+"""A federation without training, so that a round consists of the transport: Flower's FedAvg and ours.
 
-The clients turn what they get into tensors and send these back. A process that runs one federation calls
-``run_simulated``; ``server_app`` and ``client_app`` are also those of a deployment.
+The clients turn the received weights into tensors and send them back. A process that runs one simulated federation
+calls ``run_simulated``; a deployment uses ``server_app`` and ``client_app``.
 """
 
 import itertools
@@ -37,7 +37,7 @@ STOCK = "stock"
 
 @dataclass(frozen=True)
 class Echo:
-    """What is run: ``kind`` is ``stock`` or a value of the ``transport`` key; results go to ``result``."""
+    """One federation: ``kind`` is ``stock`` or a value of the ``transport`` key; ``result`` is the results' file."""
 
     kind: str
     clients: int
@@ -49,7 +49,7 @@ class Echo:
     model: str = LARGE
 
     def to_environment(self) -> dict[str, str]:
-        """Return the variable that the apps read it from."""
+        """Return the environment variable that the apps read this object from."""
         return {VARIABLE: json.dumps(asdict(self))}
 
     @property
@@ -69,7 +69,7 @@ class Echo:
 
 
 class Echoing:
-    """Stands for the worker: trains by giving back what it got."""
+    """Replaces the worker: its training returns the received weights."""
 
     def train(self, hook: TrainingHook) -> LocalResult:
         """Return the weights that training would start from."""
@@ -77,17 +77,17 @@ class Echoing:
 
 
 def echo_from_environment() -> Echo:
-    """Return what this process was told to run."""
+    """Return the federation of this process, from the environment."""
     return Echo(**json.loads(os.environ[VARIABLE]))
 
 
 class Strict(FedAvg):
-    """Flower's FedAvg, ended by a client's error, which would make a round look fast."""
+    """Flower's FedAvg, which here stops at a client's error, because an error would make a round look fast."""
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
-        """Look for errors, then aggregate."""
+        """Raise for errors, then aggregate."""
         replies = list(replies)
         for reply in replies:
             if reply.has_error():
@@ -100,7 +100,7 @@ server_app = ServerApp()
 
 @server_app.main()
 def serve(grid: Grid, context: Context) -> None:
-    """Run the rounds; write seconds per round, and this process's memory before and at its peak."""
+    """Run the rounds; write the seconds per round, and this process's memory before the rounds and at its peak."""
     echo = echo_from_environment()
     weights = snapshot(DiffusionTask(echo.config).create_model())
     stamps: list[float] = []
@@ -143,7 +143,7 @@ def echo_arrays(message: Message, context: Context) -> Message:
 
 
 def set_up(context: Context) -> ClientSetup:
-    """Return what our handlers need, with a worker that echoes."""
+    """Return the setup of our handlers, with a worker that echoes."""
     worker: Any = Echoing()
     return ClientSetup(echo_from_environment().config, FederatedAveraging, lambda: worker)
 
@@ -152,12 +152,12 @@ our_client_app = create_client_app(set_up)
 
 
 def client_app() -> ClientApp:
-    """Return the ClientApp of what this process was told to run."""
+    """Return the ClientApp of this process's federation."""
     return stock_client_app if echo_from_environment().kind == STOCK else our_client_app
 
 
 def run_simulated() -> None:
-    """Run what the environment says through Ray, with one CPU for each client."""
+    """Run the federation of the environment with Ray, with one CPU for each client."""
     echo = echo_from_environment()
     run_simulation(
         server_app,
@@ -168,11 +168,11 @@ def run_simulated() -> None:
 
 
 def _reset_peak() -> None:
-    """Let the kernel count this process's peak of memory anew (Linux)."""
+    """Reset the kernel's count of this process's peak memory (Linux)."""
     Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
 
 
 def _peak() -> float:
-    """Return this process's peak of memory, in bytes."""
+    """Return this process's peak memory in bytes."""
     status = Path("/proc/self/status").read_text(encoding="utf-8")
     return next(float(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmHWM"))

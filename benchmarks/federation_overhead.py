@@ -1,11 +1,12 @@
-"""What federation costs: the rounds of a simulation against the same gradient steps in bare processes.
+"""The cost of federation: the rounds of a simulation against the same gradient steps in bare processes.
 
 ``python -m benchmarks.federation_overhead [--short] [--json FILE]``; on a CPU. FedAvg on the embedded digits runs
-under ``flwr run`` with two actors of one thread. Counted of a round is ``time/round_s`` less the evaluation, the
-server's and the clients'; the first round, in which the actors build their models, is reported apart. The bare side
-takes as many steps of the same model and batch with the app's own ``Trainer``, so that federation is all that differs,
-in as many processes as there are actors, and in one with all their threads; the ratio is over the faster of the two.
-Its steps alone are timed: neither loading and taking out weights nor the start of the processes.
+under ``flwr run`` with two actors of one thread each. The time of a round is ``time/round_s`` minus the evaluation on
+the server and the clients. The first round, in which the actors build their models, is reported separately. The bare
+side takes the same number of steps with the same model and batch and with the app's ``Trainer``, so that only the
+federation differs. It runs once in as many processes as there are actors, and once in one process with all their
+threads; the ratio is relative to the faster of the two. Only its steps are timed, not the loading and copying of
+weights or the start of the processes.
 """
 
 import json
@@ -39,7 +40,7 @@ _QUIET: dict[str, Scalar] = {
 
 @dataclass(frozen=True)
 class Case:
-    """A model with its rounds: ``clients`` take ``steps`` steps each in every round."""
+    """A model and its rounds: in every round, each of ``clients`` clients takes ``steps`` steps."""
 
     model: str
     clients: int
@@ -50,7 +51,7 @@ class Case:
 
     @property
     def overrides(self) -> dict[str, Scalar]:
-        """The run config of its simulation."""
+        """The run config of the simulation."""
         own: dict[str, Scalar] = {"num-clients": self.clients, "local-steps": self.steps, "num-rounds": self.rounds}
         own |= {"batch-size": self.batch_size, "warmup-steps": 0}
         own |= {"mixed-channels": "convert"} if "image-channels" in MODELS[self.model] else {}
@@ -58,7 +59,7 @@ class Case:
 
 
 def measure(short: bool) -> Report:
-    """Take the results."""
+    """Measure all cases."""
     report = Report("federation_overhead", "Rounds of a simulation against bare gradient steps", short)
     if short:
         _compare(report, Case(TINY, clients=4, steps=60, batch_size=64, rounds=3, repeats=1))

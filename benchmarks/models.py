@@ -1,4 +1,4 @@
-"""The models that the benchmarks of speed are about, as run configs, and how their steps are timed."""
+"""The models of the speed benchmarks, as run configs, and the timing of their steps."""
 
 import time
 from collections.abc import Callable
@@ -15,7 +15,7 @@ from fedddpm_app.training.trainer import Trainer
 
 TINY, MIDDLE, LARGE = "0.16 M 8x8", "1.1 M 28x28", "35.75 M 32x32"
 MODELS: dict[str, dict[str, Scalar]] = {
-    TINY: {},  # the demo's
+    TINY: {},  # the demo's model
     MIDDLE: {"image-size": 28, "unet-channels": "32,64,64", "unet-attention-resolutions": "7"},
     LARGE: {  # the shape of google/ddpm-cifar10-32
         "image-size": 32,
@@ -29,33 +29,33 @@ MODELS: dict[str, dict[str, Scalar]] = {
 
 
 def config_of(model: str) -> Config:
-    """Return the defaults with a model of ``MODELS``."""
+    """Return the default config with a model of ``MODELS``."""
     return load_config(default_run_config() | MODELS[model])
 
 
 def random_images(config: Config, count: int, device: torch.device) -> ImageTensors:
-    """Return random images of a config's shape."""
+    """Return random images in the shape of a config's images."""
     size, generator = config.data.image_size, torch.Generator().manual_seed(0)
     shape = (count, config.data.image_channels, size, size)
     return ImageTensors(torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)).to(device)
 
 
 def create_benchmark_trainer(config: Config, device: torch.device, acceleration: Acceleration) -> Trainer:
-    """Return the app's trainer of a config's model."""
+    """Return the app's trainer for a config's model."""
     model = create_unet(config.unet, config.data, config.run.seed)
     objective = DenoisingObjective(create_noise_scheduler(config.diffusion))
     return Trainer(model, objective, config.training, device, acceleration)
 
 
 class TimedData:
-    """Data that note when the steps start; the device is waited for at the first and the last step timed.
+    """Data that time the training steps; the device is synchronised at the first and the last timed step.
 
     Parameters
     ----------
     data : TrainingData
-        Handed on.
+        The data set.
     steps : int
-        Timed, after ``warm_up`` others.
+        Number of timed steps, after ``warm_up`` other steps.
     """
 
     def __init__(self, data: TrainingData, steps: int, warm_up: int = 1) -> None:
@@ -71,7 +71,7 @@ class TimedData:
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are."""
+        """The device of the batches."""
         return self._data.device
 
     def batch(self, index: torch.Tensor) -> Batch:
@@ -89,6 +89,6 @@ class TimedData:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait for what a GPU still has to do."""
+    """Wait until a GPU has finished its queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,8 +1,9 @@
-"""A training loop as the unconditional-training example of diffusers has it, to compare with.
+"""The training loop of diffusers' unconditional-training example, for comparison.
 
-Kept of the example: ``DataLoader`` with its default of no workers, each image made a float tensor in [-1, 1] as it is
-taken, ``AdamW``, the learning-rate schedule, clipping to 1, ``EMAModel`` with warm-up, ``loss.item()`` in every step.
-Left out, in its favour: ``accelerate``, decoding and resizing of pictures, logging, and the progress bar.
+It keeps the example's ``DataLoader`` with its default of no workers, the conversion of each image to a float tensor in
+[-1, 1] on access, ``AdamW``, the learning-rate schedule, clipping to 1, ``EMAModel`` with warm-up, and ``loss.item()``
+in every step. It leaves out ``accelerate``, the decoding and resizing of pictures, logging and the progress bar, which
+favours the plain loop.
 """
 
 import time
@@ -21,7 +22,7 @@ from benchmarks.models import synchronize
 
 
 class Pictures(Dataset):  # type: ignore[type-arg]
-    """Images as uint8 arrays of shape (H, W, C), made tensors one by one, as ``ToTensor`` and ``Normalize`` do."""
+    """Images as uint8 arrays of shape (H, W, C), turned into tensors as ``ToTensor`` and ``Normalize`` do."""
 
     def __init__(self, images: Tensor) -> None:
         self._pictures = [np.ascontiguousarray(image.permute(1, 2, 0).numpy()) for image in images]
@@ -35,7 +36,7 @@ class Pictures(Dataset):  # type: ignore[type-arg]
 
 
 class PlainLoop:
-    """The example's loop, which goes on where it stopped.
+    """The example's loop; it continues from its last step.
 
     Parameters
     ----------
@@ -48,7 +49,7 @@ class PlainLoop:
     batch_size : int
         Images per step.
     device : torch.device
-        Where the steps run.
+        The device of the steps.
     """
 
     def __init__(
@@ -67,7 +68,7 @@ class PlainLoop:
         self._batches = self._endless()
 
     def seconds(self, steps: int) -> float:
-        """Take a number of steps; return their wall time."""
+        """Run a number of steps, and return their wall time in seconds."""
         synchronize(self.device)
         began = time.perf_counter()
         for _ in range(steps):

@@ -1,4 +1,4 @@
-"""Training steps in several processes at once, as the actors of a simulation take them."""
+"""Training steps in several processes at the same time, as in the actors of a simulation."""
 
 import multiprocessing
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from fedddpm_app.weights import snapshot
 
 @dataclass(frozen=True)
 class Arrangement:
-    """So many processes of so many threads, each of which takes ``steps`` steps."""
+    """The number of processes and of threads per process; each process takes ``steps`` steps."""
 
     processes: int
     threads: int
@@ -25,7 +25,7 @@ class Arrangement:
 
 
 def seconds_of(arrangement: Arrangement, model: str, batch_size: int) -> float:
-    """Return the wall time of the slowest process; all start their first timed step together, on a CPU."""
+    """Return the wall time of the slowest process in seconds, on a CPU; the first timed step is synchronised."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(arrangement.processes), context.Queue()
     arguments = (arrangement, model, batch_size, barrier, results)

@@ -1,4 +1,4 @@
-"""What all benchmarks share: their options, a table on the terminal, and a JSON file with the machine's name."""
+"""Helpers of all benchmarks: options, a table on the terminal, and a JSON file with the machine's name."""
 
 import json
 import platform
@@ -23,11 +23,11 @@ class Report:
     Parameters
     ----------
     name : str
-        The script's, such as ``transport``.
+        The name of the script, such as ``transport``.
     title : str
-        Stands above the table.
+        The title of the table.
     short : bool
-        Whether the short form ran: its results are for a look, not for quoting.
+        Whether the short form ran; its results are only a rough check and must not be quoted.
     """
 
     def __init__(self, name: str, title: str, short: bool) -> None:
@@ -42,11 +42,11 @@ class Report:
         self.rows.append(row)
 
     def ratio(self, what: str, value: float) -> None:
-        """Add a ratio of two results of this run, the one that a claim is about."""
+        """Add a ratio of two results of this run, for a claim."""
         self.ratios[what] = value
 
     def to_dict(self) -> dict[str, object]:
-        """Return all of it, with the machine and the command."""
+        """Return all results, with the machine and the command."""
         return {
             "benchmark": self.name,
             "title": self.title,
@@ -70,7 +70,7 @@ class Report:
 
 
 def machine() -> dict[str, object]:
-    """Describe what the results were taken on."""
+    """Describe the machine and the package versions of the measurement."""
     return {
         "cpu": _cpu_name(),
         "cores": psutil.cpu_count(logical=True),
@@ -83,11 +83,11 @@ def machine() -> dict[str, object]:
 
 
 def main(measure: Callable[[bool], Report]) -> None:
-    """Run a benchmark from the command line; ``measure`` is told whether to take the short form."""
+    """Run a benchmark from the command line; ``measure`` gets whether to run the short form."""
 
     def command(
-        short: Annotated[bool, typer.Option(help="A short form, to see that it runs.")] = False,
-        json_path: Annotated[Path | None, typer.Option("--json", help="Where the results are written.")] = None,
+        short: Annotated[bool, typer.Option(help="Run a short form, as a check that the benchmark works.")] = False,
+        json_path: Annotated[Path | None, typer.Option("--json", help="File to write the results to.")] = None,
     ) -> None:
         report = measure(short)
         report.show()
@@ -100,7 +100,7 @@ def main(measure: Callable[[bool], Report]) -> None:
 
 
 def spread(values: Mapping[str, float] | list[float]) -> str:
-    """Return lowest and highest of repeated results."""
+    """Return the lowest and the highest of repeated results, as a text."""
     numbers = list(values.values()) if isinstance(values, Mapping) else values
     return f"{_text(min(numbers))}-{_text(max(numbers))}"
 

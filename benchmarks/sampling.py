@@ -1,9 +1,9 @@
 """Images per second and Fréchet distance of every sampler, on the demo's model; on CUDA also the 35.75 M model's speed.
 
 ``python -m benchmarks.sampling [--short] [--json FILE]``. The model is trained on all of the demo's digits in one
-place, and each sampler draws the same number of images from it, with the same seeds. The distance is the app's own
-``fd-classifier``, against the test split. The claim: DPM-Solver++ in 20 steps is at least 40 times faster than DDPM in
-1,000.
+place, and each sampler generates the same number of images with the same seeds. The distance is the app's
+``fd-classifier`` against the test split. Claim: DPM-Solver++ with 20 steps is at least 40 times faster than DDPM with
+1,000 steps.
 """
 
 import statistics
@@ -46,7 +46,7 @@ BATCH = 250
 
 
 def measure(short: bool) -> Report:
-    """Measure the demo's model for each seed, and the large one where there is a CUDA device."""
+    """Measure the demo's model for each seed, and on a CUDA device also the large model."""
     report = Report("sampling", "Sampling the demo's model: speed, and Fréchet distance to the test split", short)
     seeds, steps, images = ((0,), 300, BATCH) if short else ((0, 1, 2), 1500, 2 * BATCH)
     rates: dict[tuple[str, int], list[float]] = defaultdict(list)
@@ -57,7 +57,7 @@ def measure(short: bool) -> Report:
         evaluator, model = create_evaluator(config), _train(config, steps)
         for plan in PLANS:
             with cpu_threads(config.run.server_threads):
-                rate, distance, floor = _draw(config, model, evaluator, plan, images)
+                rate, distance, floor = _generate(config, model, evaluator, plan, images)
             rates[plan].append(rate)
             distances[plan].append(distance)
     for plan in PLANS:
@@ -81,7 +81,7 @@ def measure(short: bool) -> Report:
 
 
 def measure_large(report: Report, config: Config, device: torch.device, batch: int) -> None:
-    """Add the rows of a model at random weights: a plain float32 loop, then the app's batches in fp32 and bf16."""
+    """Add the rows of a model with random weights: a plain float32 loop, then the app's batches in fp32 and bf16."""
     model = create_unet(config.unet, config.data, 0).eval().to(device)
     flops = _flops_of_a_call(model, config, batch) * FAST[1]
     peak = _matrix_peak(device)
@@ -97,7 +97,7 @@ def measure_large(report: Report, config: Config, device: torch.device, batch: i
 
 
 def _train(config: Config, steps: int) -> nn.Module:
-    """Return the demo's model, with the EMA of a training on all of the digits, as the demo's pretraining does it."""
+    """Return the demo's model with the EMA weights of a training on all digits, as in the demo's pretraining."""
     worker = Worker(config, DiffusionTask(config))
     trainer, settings = worker.trainer, config.pretrain
     with cpu_threads(config.run.client_threads):
@@ -114,10 +114,10 @@ def _train(config: Config, steps: int) -> nn.Module:
     return trainer.model
 
 
-def _draw(
+def _generate(
     config: Config, model: nn.Module, evaluator: Evaluator, plan: tuple[Sampler, int], count: int
 ) -> tuple[float, float, float]:
-    """Return images per second, their Fréchet distance, and the distance that real images have."""
+    """Return images per second, their Fréchet distance, and the distance of real images."""
     began = time.perf_counter()
     images = sample_images(
         model,
@@ -144,7 +144,7 @@ def _one_batch(model: nn.Module, config: Config, count: int, precision: Precisio
 
 @torch.no_grad()
 def _plain_loop(model: nn.Module, config: Config, count: int) -> None:
-    """Run diffusers' loop as its pipelines write it."""
+    """Run the loop of diffusers' pipelines."""
     kind, options = SAMPLERS["dpm-solver++"]
     sampler = kind.__base__.from_config(create_noise_scheduler(config.diffusion).config, **options)
     x = _noise(model, config, count)
@@ -169,7 +169,7 @@ def _flops_of_a_call(model: nn.Module, config: Config, count: int) -> int:
 
 
 def _matrix_peak(device: torch.device, size: int = 8192) -> float:
-    """Return the operations per second of a large bf16 matrix product."""
+    """Return the floating-point operations per second of a large bf16 matrix product."""
     size = size if device.type == "cuda" else 1024
     a = torch.randn(size, size, device=device, dtype=torch.bfloat16)
     return 2 * size**3 / _seconds(lambda: torch.mm(a, a), device)

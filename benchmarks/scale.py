@@ -1,6 +1,7 @@
-"""Many clients: memory and time of a simulation of 10, 100 and 1,000, of which a tenth (at least 10) is asked a round.
+"""Many clients: memory and time of simulations of 10, 100 and 1,000 clients.
 
-Claim: the driver's peak of memory at 1,000 clients is at most 1.3 times that at 10.
+Each round samples a tenth of the clients (at least 10). Claim: the driver's peak memory with 1,000 clients is at most
+1.3 times its peak memory with 10 clients.
 """
 
 from statistics import median
@@ -12,19 +13,19 @@ from benchmarks.transport import run_echo
 
 
 def measure(short: bool) -> Report:
-    """Run 10 and 1,000 clients, in the short form 10 and 50; echo clients, so that all of it is federation."""
+    """Run 10, 100 and 1,000 echo clients (in the short form 10 and 50), so that only the federation is measured."""
     report = Report("scale", "Echo clients, a tenth (at least 10) per round: driver memory, seconds", short)
     sizes = (10, 50) if short else (10, 100, 1000)
     for model in (MIDDLE,) if short else (MIDDLE, LARGE):
         peaks: dict[int, float] = {}
         for clients in sizes:
-            asked = max(10, clients // 10)
-            results: dict[str, Any] = run_echo("auto", "fp32", clients, 3, clients_per_round=asked, model=model)
+            sampled = max(10, clients // 10)
+            results: dict[str, Any] = run_echo("auto", "fp32", clients, 3, clients_per_round=sampled, model=model)
             peaks[clients] = results["peak_mb"]
             report.add(
                 model=model,
                 clients=clients,
-                asked=asked,
+                asked=sampled,
                 driver_peak_mb=results["peak_mb"],
                 driver_idle_mb=results["idle_mb"],
                 s_per_round=median(results["round_s"][1:]),

@@ -1,8 +1,8 @@
-"""One training step: our loop against a plain one, and many small processes against one large.
+"""One training step: our loop against a plain loop, and many small processes against one large process.
 
-``python -m benchmarks.train_step [--short] [--json FILE]``; on CUDA where there is it, else on the CPU. Both loops
-have the same UNet, batch, threads, clipping and an EMA, and take turns. A ratio is our time over the plain loop's,
-which is always float32: below 1 ours is faster. Loading and taking out the weights is not timed.
+``python -m benchmarks.train_step [--short] [--json FILE]``; on CUDA if available, else on the CPU. Both loops have the
+same UNet, batch, threads, clipping and an EMA, and run in turns. A ratio is our time divided by the time of the plain
+loop, which is always float32; below 1, our loop is faster. The loading and copying of weights is not timed.
 """
 
 import statistics
@@ -32,12 +32,12 @@ from fedddpm_app.training.task import TrainingData
 from fedddpm_app.training.trainer import Trainer
 from fedddpm_app.weights import snapshot
 
-BF16_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, SXM, as the maker states them, FLOP/s
+BF16_PEAKS = {"H100": 989e12, "H200": 989e12, "A100": 312e12}  # dense, SXM, from the manufacturer, in FLOP/s
 BATCHES = {
     "cpu": {TINY: 64, MIDDLE: 64, LARGE: 8},
     "cuda": {TINY: 64, MIDDLE: 64, LARGE: 128},
 }
-STEPS = {  # timed at once: full, short
+STEPS = {  # steps per timing: full form, short form
     "cpu": {TINY: (100, 30), MIDDLE: (6, 2), LARGE: (3, 1)},
     "cuda": {TINY: (200, 50), MIDDLE: (200, 50), LARGE: (50, 20)},
 }
@@ -52,7 +52,7 @@ OURS = {
 
 
 def measure(short: bool) -> Report:
-    """Take the results."""
+    """Measure all models."""
     report = Report("train_step", "One training step: ours against a plain loop", short)
     device = resolve_device("auto")
     for model in (TINY, MIDDLE, LARGE):
@@ -66,7 +66,7 @@ def measure(short: bool) -> Report:
 
 
 def _compare(report: Report, model: str, device: torch.device, threads: int) -> None:
-    """Add a row for the plain loop and one for each way of ours."""
+    """Add a row for the plain loop, and one for each variant of our loop."""
     config, kind = config_of(model), device.type
     batch_size, steps = BATCHES[kind][model], STEPS[kind][model][report.short]
     images = random_images(config, 8 * batch_size, torch.device("cpu"))
@@ -109,7 +109,7 @@ def _timer(trainer: Trainer, images: TrainingData, batch_size: int) -> Callable[
 
 
 def _flops(config: Config, batch_size: int) -> int:
-    """Return the floating-point operations of the matrix products and convolutions of a step."""
+    """Return the number of floating-point operations in the matrix products and convolutions of a step."""
     model, size = create_unet(config.unet, config.data, 0).to("meta"), config.data.image_size
     images = torch.empty(batch_size, config.data.image_channels, size, size, device="meta")
     with FlopCounterMode(display=False) as counter:
@@ -119,7 +119,7 @@ def _flops(config: Config, batch_size: int) -> int:
 
 
 def _compare_processes(report: Report) -> None:
-    """Add the steps per second of two processes of one thread, and of one of two."""
+    """Add the steps per second of two processes with one thread each, and of one process with two threads."""
     steps, batch_size = (6 if report.short else 24), BATCHES["cpu"][MIDDLE]
     many, one = Arrangement(2, 1, steps), Arrangement(1, 2, steps)
     rates: dict[Arrangement, list[float]] = {many: [], one: []}

@@ -1,4 +1,4 @@
-"""What a training or a sampling runs on: device, precision, CPU threads."""
+"""The hardware of training and sampling: device, precision, CPU threads."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -10,12 +10,12 @@ from fedddpm_app.config import ConfigError
 
 
 def resolve_device(name: str) -> torch.device:
-    """Turn the ``device`` key into a device; "auto" takes CUDA, then MPS, then the CPU.
+    """Turn the ``device`` key into a device; "auto" means CUDA if available, else MPS if available, else the CPU.
 
     Raises
     ------
     ConfigError
-        When the device is not there.
+        When the device is unknown or not available.
     """
     cuda, mps = torch.cuda.is_available(), torch.backends.mps.is_available()
     if name == "auto":
@@ -40,7 +40,7 @@ def autocast(device: torch.device, precision: Literal["fp32", "bf16"]) -> Abstra
 
 @contextmanager
 def cpu_threads(count: int) -> Iterator[None]:
-    """Run the body on ``count`` CPU threads; sums depend on the number, so a run fixes it."""
+    """Run the body on ``count`` CPU threads; a run fixes the number, because sums depend on it."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

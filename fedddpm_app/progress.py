@@ -1,8 +1,7 @@
-"""Progress as log lines: readable in a log file, and read back by `fedddpm run` to draw bars.
+"""Progress as log lines, for a reader of the log and for `fedddpm run`, which parses them to show bars.
 
-A line looks like ``[fedddpm] phase=pretrain client=2 step=300/1500 loss=0.1234 left=12s``. Log lines are
-the one channel that reaches the caller's terminal from everywhere: Ray actors, the ServerApp, a remote
-SuperLink.
+A line looks like ``[fedddpm] phase=pretrain client=2 step=300/1500 loss=0.1234 left=12s``. Only log lines
+reach the user's terminal from all places: Ray actors, the ServerApp, and a remote SuperLink.
 """
 
 import logging
@@ -29,22 +28,22 @@ _LINE = re.compile(
 
 @dataclass(frozen=True)
 class ProgressEvent:
-    """How far one worker is in one piece of work.
+    """The progress of one worker in one piece of work.
 
     Attributes
     ----------
     phase : str
-        Such as ``pretrain``, ``auxiliary``, ``train``, ``correct``.
+        The name of the work, such as ``pretrain``, ``auxiliary``, ``train`` or ``correct``.
     step, steps : int
-        Steps (or images) done, and in all.
+        Steps (or images) done, and their total number.
     seconds_left : int
-        Estimate for this piece of work.
+        Estimated seconds to the end of this piece of work.
     loss : float, optional
-        Mean since the last event.
+        Mean loss since the last event.
     client : int, optional
         Partition id; None on the server.
     server_round, num_rounds : int, optional
-        The round, from 1; None outside the rounds.
+        The round, from 1, and the number of rounds; None outside the rounds.
     """
 
     phase: str
@@ -57,7 +56,7 @@ class ProgressEvent:
     num_rounds: int | None = None
 
     def to_line(self) -> str:
-        """Write the event as a log line."""
+        """Format the event as a log line."""
         parts = [f"{_MARK} phase={self.phase}"]
         if self.server_round is not None:
             parts.append(f"round={self.server_round}/{self.num_rounds or self.server_round}")
@@ -70,7 +69,7 @@ class ProgressEvent:
 
 
 def parse_line(line: str) -> ProgressEvent | None:
-    """Read an event out of a log line, whatever stands before it; None if there is none."""
+    """Parse an event from a log line, after any prefix; None if the line has no event."""
     match = _LINE.search(line)
     if match is None:
         return None
@@ -97,19 +96,19 @@ def report(event: ProgressEvent) -> None:
 
 
 def note(text: str) -> None:
-    """Log something that the user should see as it happens, such as an algorithm's decision."""
+    """Log a text that the user should see at once, such as an algorithm's decision."""
     logger.info("%s note: %s", _MARK, text)
 
 
 def parse_note(line: str) -> str | None:
-    """Read a note out of a log line, whatever stands before it; None if there is none."""
+    """Parse a note from a log line, after any prefix; None if the line has no note."""
     _, found, text = line.partition(f"{_MARK} note: ")
     return text if found else None
 
 
 @dataclass(frozen=True)
 class StepReport:
-    """Where a training stands: ``loss`` is the mean since the last report, ``seconds_left`` an estimate."""
+    """The progress of a training; ``loss`` is the mean since the last report, ``seconds_left`` an estimate."""
 
     step: int
     steps: int
@@ -118,12 +117,12 @@ class StepReport:
 
 
 class StepReporter:
-    """Calls ``on_report`` every few seconds and at the end, so that reading the loss does not slow a loop.
+    """Calls ``on_report`` only every few seconds and at the end, so that reading the loss does not slow down a loop.
 
     Parameters
     ----------
     steps : int
-        Steps in all.
+        The number of steps.
     on_report : callable, optional
         Takes a ``StepReport``.
     """
@@ -135,7 +134,7 @@ class StepReporter:
         self.last_step = 0
 
     def after_step(self, step: int, losses: Tensor) -> None:
-        """Report if it is time to; ``losses`` holds those of the first ``step`` steps, on any device."""
+        """Report if a report is due; ``losses`` holds the losses of the first ``step`` steps, on any device."""
         now = time.perf_counter()
         due = now - self.last_time >= REPORT_EVERY_SECONDS or step == self.steps
         if self.on_report is None or not due:
@@ -147,14 +146,14 @@ class StepReporter:
 
 
 class ItemReporter:
-    """Logs how many items (images, mostly) of a piece of work are done, about every second and at the end.
+    """Logs the number of finished items (mostly images) of a piece of work, about every second and at the end.
 
     Parameters
     ----------
     phase : str
-        As of ``ProgressEvent``.
+        As in ``ProgressEvent``.
     total : int
-        Items in all.
+        The number of items.
     **where
         ``client``, ``server_round`` and ``num_rounds`` of the events.
     """
@@ -166,7 +165,7 @@ class ItemReporter:
         self._began = self._last = time.perf_counter()
 
     def after_item(self, done: int) -> None:
-        """Report if it is time to; ``done`` items are."""
+        """Report if a report is due; ``done`` is the number of finished items."""
         now = time.perf_counter()
         if now - self._last < REPORT_ITEMS_EVERY_SECONDS and done < self.total:
             return
@@ -176,7 +175,7 @@ class ItemReporter:
 
 
 def reported(batches: Iterable[Tensor], phase: str, total: int) -> Iterator[Tensor]:
-    """Yield batches as they come, and log how many of ``total`` items have come by then."""
+    """Yield the batches, and log how many of ``total`` items have been yielded."""
     reporter, done = ItemReporter(phase, total), 0
     for batch in batches:
         done += len(batch)
@@ -187,7 +186,7 @@ def reported(batches: Iterable[Tensor], phase: str, total: int) -> Iterator[Tens
 def reporter(
     phase: str, client: int | None = None, server_round: int | None = None, num_rounds: int | None = None
 ) -> Callable[[StepReport], None]:
-    """Return a function that logs the step reports of one training as events; see ``ProgressEvent``."""
+    """Return a function that logs the step reports of a training as events; see ``ProgressEvent``."""
 
     def on_report(done: StepReport) -> None:
         left = round(done.seconds_left)
@@ -197,7 +196,7 @@ def reporter(
 
 
 def configure_logging() -> None:
-    """Send this project's log lines to the process's standard output, once."""
+    """Send this project's log lines to standard output; further calls change nothing."""
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stdout)
         handler.setFormatter(logging.Formatter("%(message)s"))
@@ -208,7 +207,7 @@ def configure_logging() -> None:
 
 @contextmanager
 def logging_to(stream: TextIO) -> Iterator[None]:
-    """Send this project's log lines to ``stream`` too, in the body."""
+    """Send this project's log lines also to ``stream`` in the body."""
     handler = logging.StreamHandler(stream)
     logger.addHandler(handler)
     try:

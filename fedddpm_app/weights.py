@@ -1,4 +1,4 @@
-"""Arithmetic on model weights, by parameter name: the only place where weights are combined.
+"""Arithmetic on model weights, by parameter name; only this module combines weights.
 
 ``Weights`` maps parameter and buffer names to tensors, as ``state_dict()`` does. Every function
 raises ``WeightsMismatchError`` when names, shapes or dtypes differ, and never broadcasts.
@@ -17,19 +17,19 @@ class WeightsMismatchError(ValueError):
 
 
 class ParameterNames:
-    """Which of a model's weights training changes by gradients, by their names in ``state_dict``.
+    """The names, in ``state_dict``, of a model's weights that training changes by gradients.
 
-    A tied parameter has several names there; gradients, control variates and the like go by the first.
+    A tied parameter has several names there; gradients, control variates and similar records use the first name.
 
     Parameters
     ----------
     model : nn.Module
-        Not kept.
+        The model; no reference to it is kept.
 
     Attributes
     ----------
     unique : list of str
-        Each parameter's first name.
+        The first name of each parameter.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -42,7 +42,7 @@ class ParameterNames:
         return name in self._first
 
     def replace(self, weights: Weights, parameters: Weights) -> Weights:
-        """Return ``weights`` with its parameters, under all their names, taken from ``parameters``."""
+        """Return ``weights`` with the parameters replaced by ``parameters``, under all their names."""
         return weights | {name: parameters[first] for name, first in self._first.items()}
 
 
@@ -63,12 +63,12 @@ def snapshot(model: nn.Module) -> Weights:
 
 
 def copy(weights: Weights) -> Weights:
-    """Return the same weights in memory of their own."""
+    """Return a copy of the weights."""
     return {name: tensor.clone() for name, tensor in weights.items()}
 
 
 def load_into(model: nn.Module, weights: Weights) -> None:
-    """Copy weights into a model in place, on whatever device it is."""
+    """Copy weights into a model in place, on any device."""
     state = model.state_dict()
     check_match(state, weights)
     with torch.no_grad():
@@ -77,14 +77,14 @@ def load_into(model: nn.Module, weights: Weights) -> None:
 
 
 class RunningMean:
-    """``sum_i n_i w_i / sum_i n_i``, moved towards each ``w_i`` in the order given, with one model in memory at a time.
+    """``sum_i n_i w_i / sum_i n_i``, updated with each ``w_i`` in the given order, one model in memory at a time.
 
-    A mean of equal weights is these weights, bit for bit (West 1979, updating a weighted mean).
+    The mean of equal weights equals these weights bit for bit (West 1979, updating a weighted mean).
 
     Attributes
     ----------
     total : float
-        ``sum_i n_i`` so far.
+        ``sum_i n_i`` of the weights folded so far.
     """
 
     def __init__(self) -> None:
@@ -93,7 +93,7 @@ class RunningMean:
         self._like: Weights = {}
 
     def fold(self, weights: Weights, factor: float) -> None:
-        """Add weights ``w_i``, with their factor ``n_i`` > 0."""
+        """Add weights ``w_i`` with their factor ``n_i`` > 0."""
         self.total += factor
         if not self._mean:
             self._like = {name: torch.empty_like(tensor, device="meta") for name, tensor in weights.items()}
@@ -104,12 +104,12 @@ class RunningMean:
             tensor.lerp_(_summable(weights[name]), factor / self.total)
 
     def result(self) -> Weights:
-        """Return the mean, in the dtypes of the first weights.
+        """Return the mean in the dtypes of the first weights.
 
         Raises
         ------
         ValueError
-            When nothing was folded.
+            When no weights were folded.
         """
         if not self._mean:
             raise ValueError("there are no weights to average")
@@ -117,7 +117,7 @@ class RunningMean:
 
 
 def weighted_mean(models: Iterable[tuple[Weights, float]]) -> Weights:
-    """Return the ``RunningMean`` of weights with their factors, of which there is at least one."""
+    """Return the ``RunningMean`` of at least one pair of weights and factor."""
     mean = RunningMean()
     for weights, factor in models:
         mean.fold(weights, factor)
@@ -125,12 +125,12 @@ def weighted_mean(models: Iterable[tuple[Weights, float]]) -> Weights:
 
 
 def num_bytes(weights: Weights) -> int:
-    """Return the bytes of all values."""
+    """Return the size of all values in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())
 
 
 def lerp(start: Weights, end: Weights, amount: float) -> Weights:
-    """Return ``start + amount * (end - start)``; of whole numbers, such as counters, ``end``."""
+    """Return ``start + amount * (end - start)``; integer tensors, such as counters, are taken from ``end``."""
     check_match(start, end)
     return {
         name: torch.lerp(tensor, end[name], amount) if tensor.is_floating_point() else end[name]
@@ -145,17 +145,17 @@ def add_scaled(weights: Weights, other: Weights, factor: float) -> Weights:
 
 
 def zeros_like(weights: Weights) -> Weights:
-    """Return zeros of the same names, shapes and dtypes."""
+    """Return zeros with the same names, shapes and dtypes."""
     return {name: torch.zeros_like(tensor) for name, tensor in weights.items()}
 
 
 def select(weights: Weights, names: Iterable[str]) -> Weights:
-    """Return the entries of the given names, in their order."""
+    """Return the entries with the given names, in the order of ``names``."""
     return {name: weights[name] for name in names}
 
 
 def cast_like(weights: Weights, reference: Weights) -> Weights:
-    """Return ``weights`` in the dtypes of ``reference``; whole numbers are rounded to."""
+    """Return ``weights`` in the dtypes of ``reference``; values for integer dtypes are rounded."""
     return {
         name: (tensor.round() if tensor.is_floating_point() and not reference[name].is_floating_point() else tensor).to(
             reference[name].dtype
@@ -171,5 +171,5 @@ def is_finite(weights: Weights, below: float = float("inf")) -> bool:
 
 
 def _summable(tensor: Tensor) -> Tensor:
-    """Return whole numbers and truth values as float64, in which a mean of them is exact enough to round."""
+    """Return integers and booleans as float64, so that their mean is exact enough for rounding."""
     return tensor if tensor.is_floating_point() else tensor.double()

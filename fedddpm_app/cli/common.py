@@ -1,4 +1,4 @@
-"""What the commands share: where the app is, reading overrides, saying things, refusing."""
+"""Helpers of all commands: find the app, read overrides, print messages, refuse bad input."""
 
 import shlex
 from pathlib import Path
@@ -18,14 +18,14 @@ FAILED = 1
 console = Console()
 
 RunConfigOption = Annotated[
-    list[str] | None, typer.Option("--run-config", "-c", help="'key=value key=value', as for `flwr run`.")
+    list[str] | None, typer.Option("--run-config", "-c", help="Overrides, as 'key=value key=value' for `flwr run`.")
 ]
 AppOption = Annotated[Path | None, typer.Option("--app", help="Folder of the app's pyproject.toml.")]
 DeviceOption = Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N | mps")]
 
 
 def say(sentence: str) -> None:
-    """Print a sentence as it is, on one line."""
+    """Print a sentence on one line, without markup."""
     console.print(sentence, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -36,38 +36,38 @@ def refuse(sentence: str) -> Never:
 
 
 def find_app(app_dir: Path | None) -> Path:
-    """Return the app's folder: the one given, the current one, or the one this package was installed from."""
+    """Return the app's folder: ``app_dir``, or else the current folder, or else this package's source folder."""
     source = Path(__file__).resolve().parent.parent.parent
     for folder in [app_dir] if app_dir else [Path.cwd(), source]:
         try:
             if "algorithm" in default_run_config(folder):
                 return folder.resolve()
         except (OSError, LookupError, ValueError):
-            continue  # no pyproject.toml, no TOML, or no run config: not this app
+            continue  # without a readable pyproject.toml with a run config, the folder is not this app
     return refuse(
-        f"--app = {app_dir or Path.cwd()}: there is no FedDDPM app in it; give the folder of its pyproject.toml."
+        f"--app = {app_dir or Path.cwd()}: there is no FedDDPM app in it; give the folder of the app's pyproject.toml."
     )
 
 
 def parse_overrides(option: str, texts: list[str]) -> dict[str, Scalar]:
-    """Read overrides as `flwr run` does, but refuse the words without a value that it drops silently."""
+    """Read overrides as `flwr run` does, but refuse words without a value, which `flwr run` drops silently."""
     try:
         for text in texts:
             for word in [] if text.endswith(".toml") else shlex.split(text):
                 if "=" not in word:
                     raise ValueError(f"{word} has no value")
         merged: dict[str, Scalar] = {}
-        for text in texts:  # one by one: Flower takes a file only alone
+        for text in texts:  # one by one: Flower accepts a file only if it is the only argument
             merged |= dict(parse_config_args([text]))
         return merged
     except (click.ClickException, ValueError, OSError) as error:
         raise ConfigError(
-            f"{option} {' '.join(texts)}: it cannot be read ({error}); write 'key=value key=\"text\"'."
+            f"{option} {' '.join(texts)}: this cannot be read ({error}); write 'key=value key=\"text\"'."
         ) from error
 
 
 def claim_directory(config: Config, overrides: dict[str, Scalar]) -> tuple[Path, TextIO]:
-    """Return the run's folder and its opened log, after refusing what `flwr run` cannot be given."""
+    """Create the run's folder and log, and return both; first refuse overrides that `flwr run` cannot take."""
     to_toml({**overrides, "output-dir": str(Path.cwd() / config.run.output_dir)})
     directory = run_directory(config, Path.cwd())
     return directory, open_log(directory)

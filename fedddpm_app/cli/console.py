@@ -1,4 +1,4 @@
-"""What `fedddpm run` shows: bars on a terminal, plain lines elsewhere, and the closing table."""
+"""The output of `fedddpm run`: bars on a terminal, plain lines elsewhere, and the final table."""
 
 import json
 import logging
@@ -14,11 +14,11 @@ from rich.table import Table
 
 from fedddpm_app.progress import ProgressEvent, logger, parse_line, parse_note
 
-_MIN_ELAPSED_SECONDS = 1.0  # less tells no rate
-_MIN_SHOWN_SECONDS = 2.0  # what is done sooner is not worth a line
+_MIN_ELAPSED_SECONDS = 1.0  # a shorter time gives no reliable rate
+_MIN_SHOWN_SECONDS = 2.0  # work that takes less time gets no line
 _NOTEWORTHY = (
     *("WARNING", "ERROR", "Error", "Traceback", "left out", "waiting for nodes", "run failed"),
-    *("is gone:", "is connected, and", "is not connected:"),  # what ``federation.roll_call`` says of clients
+    *("is gone:", "is connected, and", "is not connected:"),  # messages of ``federation.roll_call`` about clients
 )
 _FLOWER_NOISE = ("Since flwr 1.32", "Manually terminating ClientAppActor")
 
@@ -29,13 +29,13 @@ class RunView:
     Parameters
     ----------
     total_steps : int or None
-        Optimiser steps of the whole run; None where they are not known, so that no time left is told.
+        Optimiser steps of the whole run; None if unknown, and then no remaining time is shown.
     console : Console
-        Where to print. On a terminal it gets live bars, elsewhere a line per event.
+        The console to print to. A terminal shows live bars, any other output one line per event.
     starting : str
-        Shown until the first event.
+        The text to show until the first event.
     clock : callable
-        Seconds that only grow.
+        Returns monotonic seconds.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class RunView:
         self._starting = starting
         self.console = console
         self._clock = clock
-        self._first: tuple[float, int] | None = None  # a moment, and the steps that were done by then
+        self._first: tuple[float, int] | None = None  # start time of the rate, and the steps done by then
         self._done: dict[tuple[str, int | None, int | None], int] = {}
         self._bars = Progress(
             TextColumn("{task.description}"),
@@ -73,7 +73,7 @@ class RunView:
         self._bars.stop()
 
     def line(self, line: str) -> None:
-        """Take one log line: progress moves the bars, notes, warnings and errors are shown, the rest is not."""
+        """Process one log line: progress moves the bars; notes, warnings and errors are printed; others are not."""
         event = parse_line(line)
         if event is None:
             text = parse_note(line) or (line if _is_noteworthy(line) else None)
@@ -89,7 +89,7 @@ class RunView:
             self.console.print(self._describe(event), markup=False, highlight=False, soft_wrap=True)
 
     def seconds_left(self) -> float | None:
-        """Estimate the time to the end of the run from the steps done since the first event's work began."""
+        """Estimate the seconds to the end of the run, from the steps done since the start of the first work."""
         if self._first is None or self.total_steps is None:
             return None
         began, done_then = self._first
@@ -99,30 +99,29 @@ class RunView:
         return elapsed / done * max(0, self.total_steps - self._steps_done())
 
     def _start_of(self, event: ProgressEvent) -> tuple[float, int]:
-        """Return when an event's work began, as it tells by its rate; of finished work, count from now on."""
+        """Return the start time of an event's work, from its rate, and 0; for finished work, now and the steps done."""
         now = self._clock()
         if event.step < event.steps:
             return now - event.seconds_left * event.step / (event.steps - event.step), 0
         return now, self._steps_done()
 
     def _describe(self, event: ProgressEvent) -> str:
-        where = f"round {event.server_round}/{event.num_rounds} " if event.server_round else ""
-        who = f"client {event.client}" if event.client is not None else "server"
+        round_prefix, worker = _round_and_worker(event)
         loss = f" loss {event.loss:.4f}" if event.loss is not None else ""
         left = self.seconds_left()
         rest = f" | run {self._share():3.0%}, about {left:.0f} s left" if left is not None else ""
-        return f"{where}{event.phase:<9} {who:<9} {event.step}/{event.steps}{loss}{rest}"
+        return f"{round_prefix}{event.phase:<9} {worker:<9} {event.step}/{event.steps}{loss}{rest}"
 
     def _move_bars(self, event: ProgressEvent) -> None:
         key = (event.phase, event.client)
-        where = f"round {event.server_round}/{event.num_rounds} " if event.server_round else ""
-        who = "server" if event.client is None else f"client {event.client}"
+        round_prefix, worker = _round_and_worker(event)
         for other in [other for other in self._tasks if other[0] != event.phase]:
             self._bars.remove_task(self._tasks.pop(other))
         if key not in self._tasks:
             self._tasks[key] = self._bars.add_task("", total=event.steps, loss="")
         loss = f"loss {event.loss:.4f}" if event.loss is not None else ""
-        self._bars.update(self._tasks[key], completed=event.step, description=f"{where}{event.phase} {who}", loss=loss)
+        description = f"{round_prefix}{event.phase} {worker}"
+        self._bars.update(self._tasks[key], completed=event.step, description=description, loss=loss)
         self._bars.update(self._run_task, description="run", completed=self._steps_done(), total=self.total_steps)
 
     def _steps_done(self) -> int:
@@ -132,13 +131,19 @@ class RunView:
         return min(1.0, self._steps_done() / self.total_steps) if self.total_steps else 0.0
 
 
+def _round_and_worker(event: ProgressEvent) -> tuple[str, str]:
+    """Return the round of an event, as a prefix (empty outside the rounds), and the name of its worker."""
+    round_prefix = f"round {event.server_round}/{event.num_rounds} " if event.server_round else ""
+    return round_prefix, "server" if event.client is None else f"client {event.client}"
+
+
 class WorkView(logging.Handler):
-    """Shows the work that this process reports: bars on a terminal, elsewhere a line when a long piece is done.
+    """Shows the progress of this process: bars on a terminal, elsewhere one line after each long piece of work.
 
     Parameters
     ----------
     console : Console
-        Where to print; other lines that are logged go there too.
+        The console to print to; other log lines are printed there too.
     """
 
     def __init__(self, console: Console) -> None:
@@ -169,7 +174,7 @@ class WorkView(logging.Handler):
         logger.level, logger.propagate = self._before
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Move a bar, or print the line."""
+        """Move a bar for a progress line; print any other line."""
         event = parse_line(record.getMessage())
         if event is None:
             self.console.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
@@ -183,7 +188,7 @@ class WorkView(logging.Handler):
 
 
 def print_metrics(metrics: Sequence[Mapping[str, Any]], console: Console) -> None:
-    """Print metrics, as in ``summary.json``, a table for each set of images, and what to keep in mind with them."""
+    """Print metrics in the form of ``summary.json``: one table per set of images, then the notes on the metrics."""
     for n, weights, sampler, steps in dict.fromkeys(map(_sampling_of, metrics)):
         title = f"{n:,} generated images ({weights} weights, {sampler}, {steps} steps)"
         table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
@@ -203,7 +208,7 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], console: Console) -> Non
 
 
 def _sampling_of(metric: Mapping[str, Any]) -> tuple[int, str, str, int]:
-    """Return what tells one set of generated images from another."""
+    """Return the number, weights, sampler and steps, which identify a set of generated images."""
     return metric["n"], metric["weights"], metric["sampler"], metric["steps"]
 
 
@@ -212,7 +217,7 @@ def _rounded(value: float | None) -> str:
 
 
 def print_summary(directory: Path, console: Console) -> None:
-    """Print the closing table of a run from its ``summary.json``, and the paths of what was written."""
+    """Print the final table of a run from its ``summary.json``, and the paths of its files."""
     summary: Mapping[str, object] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
     table = Table(title=f"{directory.name}: {summary['status']}", title_justify="left")
     table.add_column("metric")
@@ -226,11 +231,11 @@ def print_summary(directory: Path, console: Console) -> None:
         print_metrics(metrics, console)
     if "error" in summary:
         console.print(str(summary["error"]), markup=False, soft_wrap=True)
-    for what in ("samples", "auxiliary", "plots", "pipeline", "stats.jsonl", "summary.json", "log.txt"):
-        if (directory / what).exists():
-            console.print(str(directory / what), markup=False, highlight=False, soft_wrap=True)
+    for name in ("samples", "auxiliary", "plots", "pipeline", "stats.jsonl", "summary.json", "log.txt"):
+        if (directory / name).exists():
+            console.print(str(directory / name), markup=False, highlight=False, soft_wrap=True)
     console.print(f"run directory: {directory}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _is_noteworthy(line: str) -> bool:
-    return any(mark in line for mark in _NOTEWORTHY) and not any(noise in line for noise in _FLOWER_NOISE)
+    return any(text in line for text in _NOTEWORTHY) and not any(noise in line for noise in _FLOWER_NOISE)

@@ -1,4 +1,4 @@
-"""`fedddpm data`: a look at the data, without training."""
+"""`fedddpm data`: inspect, check and export the data without training."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -18,24 +18,24 @@ from fedddpm_app.data.export import export_sites
 from fedddpm_app.data.store import StoredSplit
 from fedddpm_app.recording.plots import plot_partition
 
-app = typer.Typer(help="Look at the data, without training.", no_args_is_help=True)
-_MAX_COLUMNS = 20  # classes that have a column each
+app = typer.Typer(help="Inspect, check and export the data without training.", no_args_is_help=True)
+_MAX_COLUMNS = 20  # with more classes, the table has no column per class
 
 
 @app.callback()
 def main() -> None:
-    """Look at the data, without training."""
+    """Inspect, check and export the data without training."""
 
 
 @app.command()
 def inspect(
     run_config: RunConfigOption = None,
     app_dir: AppOption = None,
-    out: Annotated[Path, typer.Option(help="PNG to write the plot of the partition to.")] = Path("partition.png"),
+    out: Annotated[Path, typer.Option(help="PNG file for the plot of the partition.")] = Path("partition.png"),
 ) -> None:
-    """Print splits, sizes, classes and what each client holds; draw it. Takes the keys of `fedddpm run`."""
+    """Print the splits, and each client's images and classes, and plot the partition. Accepts a run's keys."""
     if out.suffix.lower() != ".png":
-        refuse(f"--out {out} is no PNG: give a name that ends in .png.")
+        refuse(f"--out {out} is not a PNG file: give a name that ends in .png.")
     try:
         config = _load(app_dir, run_config)
         with WorkView(console):
@@ -47,7 +47,7 @@ def inspect(
     console.print(_clients_table(dataset, table, config))
     names, unassigned = dataset.class_names, dataset.num_unassigned
     if unassigned:
-        say(f"{unassigned:,} images of the training split go to no client with this partition")
+        say(f"with this partition, no client gets {unassigned:,} images of the training split")
     if config.data.image_channels == 1 and stored["train"].info.num_grey == 0:
         say("colour images become grey: image-channels = 1")
     if any(name != str(k) for k, name in enumerate(names)):
@@ -61,12 +61,12 @@ def inspect(
 
 @app.command()
 def site(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="The images of one site, as its data-path.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of one site's images (its data-path).")],
     run_config: RunConfigOption = None,
     app_dir: AppOption = None,
     partition_id: Annotated[int, typer.Option(min=0, help="The site's partition-id.")] = 0,
 ) -> None:
-    """Print what a SuperNode with this data-path would train on, or why it could not; takes the keys of a run."""
+    """Print the images that a SuperNode with this data-path trains on, or the error. Accepts a run's keys."""
     try:
         config = _load(app_dir, run_config)
         dataset = open_dataset(config.data, config.run.seed, str(folder.absolute()))
@@ -79,16 +79,16 @@ def site(
         counts = labels[rows.train].bincount(minlength=config.data.num_classes).tolist()
         held = zip(dataset.class_names, counts, strict=True)
         say("classes: " + ", ".join(f"{count} {name}" for name, count in held if count))
-    say(f"it trains on {len(rows.train):,} images, and evaluates on {len(rows.held_out):,} others")
+    say(f"this site trains on {len(rows.train):,} images and evaluates on {len(rows.held_out):,} other images")
 
 
 @app.command()
 def export(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder; gets one folder per client.")],
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder to write one sub-folder per client to.")],
     run_config: RunConfigOption = None,
     app_dir: AppOption = None,
 ) -> None:
-    """Write each client's images to a folder of its own, and the test split beside them, for `partition="sites"`."""
+    """Write each client's images, and the test split, to a separate sub-folder, for `partition="sites"`."""
     try:
         config = _load(app_dir, run_config)
         with WorkView(console):
@@ -109,7 +109,7 @@ def export(
 
 
 def _load(app_dir: Path | None, run_config: list[str] | None) -> Config:
-    """Return the app's run config with the overrides put in."""
+    """Return the app's run config with the overrides applied."""
     return load_config(default_run_config(find_app(app_dir)) | parse_overrides("--run-config", run_config or []))
 
 
@@ -127,7 +127,7 @@ def _splits_table(stored: dict[str, StoredSplit], config: Config) -> Table:
 
 
 def _clients_table(dataset: FederatedDataset, counts: Tensor, config: Config) -> Table:
-    """Return a row per client: what it trains on in all and of each class, and what it holds out."""
+    """Return a table with a row per client: its training images, in total and per class, and its held-out images."""
     num_classes = counts.shape[1]
     each = [str(k) for k in range(num_classes)] if num_classes <= _MAX_COLUMNS else ["classes"]
     title = f'partition = "{config.data.partition}", seed = {config.run.seed}: images that a client trains on'
@@ -141,7 +141,7 @@ def _clients_table(dataset: FederatedDataset, counts: Tensor, config: Config) ->
 
 
 def _cells(counts: Tensor) -> list[str]:
-    """Return a client's images per class; of many classes how many it has; of none nothing."""
+    """Return a client's images per class. Many classes give only the number of its classes, one class gives no cell."""
     if len(counts) <= 1:
         return []
     if len(counts) > _MAX_COLUMNS:

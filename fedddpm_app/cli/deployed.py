@@ -1,4 +1,4 @@
-"""`fedddpm run --superlink`: a run on SuperNodes, followed from this machine, and brought to it."""
+"""`fedddpm run --superlink`: run on SuperNodes, follow the run from this machine, and fetch its files."""
 
 from pathlib import Path
 from typing import TextIO
@@ -14,16 +14,16 @@ from fedddpm_app.launch.simulation import leaving_in_order
 
 
 def check_deployable(config: Config) -> None:
-    """Raise ``ConfigError`` for what means something else on another machine."""
+    """Raise ``ConfigError`` for values that mean something else on another machine."""
     if Path(config.run.output_dir).expanduser().is_absolute():
         raise ConfigError(
-            f'output-dir = "{config.run.output_dir}" is a path of this machine, and with --superlink the run directory '
-            "is made on the server's host first: give a relative one, which is taken from the working directories."
+            f'output-dir = "{config.run.output_dir}" is a path of this machine, but with --superlink the run directory '
+            "is first made on the server's host: give a relative path; each host resolves it in its working directory."
         )
 
 
 def run_deployed(app_dir: Path, overrides: dict[str, Scalar], connection: str, config: Config) -> None:
-    """Run on a SuperLink's nodes to the end, then fetch the run directory, which is claimed here first."""
+    """Run on a SuperLink's nodes to the end, then fetch the run directory; its folder here is created first."""
     check_connection(connection)
     directory, log = claim_directory(config, overrides)
     say(f"run directory: {directory}")
@@ -33,29 +33,29 @@ def run_deployed(app_dir: Path, overrides: dict[str, Scalar], connection: str, c
             on_server = _follow(run, log)
             status = run.status()
     except SystemExit:
-        _say_how_to_go_on(run)
+        _say_how_to_continue(run)
         raise
     if run.run_id is not None and not status.startswith("finished"):
-        say(f"the connection was lost, or Flower's log ended early: Flower says {status}")
-        _say_how_to_go_on(run)
+        say(f"the connection was lost, or Flower's log ended early: Flower reports {status}")
+        _say_how_to_continue(run)
         raise typer.Exit(FAILED)
     try:
-        there = find_directory(on_server)
-        fetch_into(directory, run, there)
-        say(f"run {run.run_id}, on the server's host: {there}")
+        remote = find_directory(on_server)
+        fetch_into(directory, run, remote)
+        say(f"run {run.run_id}, on the server's host: {remote}")
     except FetchError as error:
         say(str(error))
     if (directory / "summary.json").exists():
         print_summary(directory, console)
     if status != COMPLETED or not (directory / "summary.json").exists():
-        say(f"Flower says: {status}. The whole log: {log.name}")
+        say(f"Flower reports: {status}. The whole log: {log.name}")
         raise typer.Exit(FAILED)
 
 
 def _follow(run: FlowerRun, log: TextIO) -> list[str]:
-    """Show a run to its end; return the lines of its log that name its folder on the server's host."""
+    """Show the progress of a run to its end; return its log lines that name its folder on the server's host."""
     named = []
-    with RunView(None, console, "starting") as view:  # clients tell when they are done, which gives no rate
+    with RunView(None, console, "starting") as view:  # clients report only at their end, which gives no rate
         for line in run.lines():
             log.write(line + "\n")
             view.line(line)
@@ -63,10 +63,10 @@ def _follow(run: FlowerRun, log: TextIO) -> list[str]:
     return named
 
 
-def _say_how_to_go_on(run: FlowerRun) -> None:
+def _say_how_to_continue(run: FlowerRun) -> None:
     if run.run_id is not None:
         name = run.connection
-        say(f"the run {run.run_id} goes on")
+        say(f"the run {run.run_id} continues")
         say(f"follow it: flwr log {run.run_id} {name}")
         say(f"stop it:   flwr stop {run.run_id} {name}")
         say(f"its files: fedddpm fetch {run.run_id} --superlink {name}")

@@ -1,4 +1,4 @@
-"""`fedddpm evaluate`: full metrics of a run's final model, or of any diffusers pipeline."""
+"""`fedddpm evaluate`: all metrics of a run's final model, or of any diffusers pipeline."""
 
 import json
 import os
@@ -50,25 +50,30 @@ _CHANNELS: dict[int, Literal[1, 3]] = {1: 1, 3: 3}
 
 def evaluate(
     target: Annotated[Path, typer.Argument(metavar="RUN_OR_PIPELINE", help="A run directory, or a pipeline folder.")],
-    dataset: Annotated[str | None, typer.Option(help="As the key `dataset`.")] = None,
+    dataset: Annotated[str | None, typer.Option(help="Data set, as for the key `dataset`.")] = None,
     num_images: Annotated[int, typer.Option(min=2, help="Images to generate.")] = 2000,
     reference: Annotated[str | None, typer.Option(help="Real images to compare with: test | train")] = None,
     extractor: Annotated[str | None, typer.Option(help=" | ".join(EXTRACTORS))] = None,
-    inception_weights: Annotated[str | None, typer.Option(help="torch-fidelity's file: metrics become FID.")] = None,
+    inception_weights: Annotated[
+        str | None, typer.Option(help="torch-fidelity's weights file; metrics become FID.")
+    ] = None,
     sampler: Annotated[str | None, typer.Option(help=f"{' | '.join(SAMPLERS)} | {OWN} (its own scheduler)")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images drawn at a time.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images generated per batch.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=_SEEDS - 1)] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads; the run's server-threads, or all.")] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: the run's server-threads, or all threads.")
+    ] = None,
     device: DeviceOption = "auto",
-    cache_dir: Annotated[str | None, typer.Option(help="As the key `cache-dir`.")] = None,
+    cache_dir: Annotated[str | None, typer.Option(help="Cache folder, as for the key `cache-dir`.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="JSON to write; default: evaluation.json in the run, else in this folder.")
+        Path | None, typer.Option(help="JSON file to write; default: evaluation.json in the run, or in this folder.")
     ] = None,
 ) -> None:
-    """Measure generated images against real ones: a table, a JSON file, plots beside it.
+    """Compare generated images with real images; write a table, a JSON file, and plots in the file's folder.
 
-    What is not given is as in the run; of another pipeline as in the app's defaults, with its own sampler.
+    Options default to the run's config. For another pipeline they default to the app's config and the pipeline's
+    own sampler.
     """
     given = {
         "eval-reference": reference,
@@ -81,7 +86,10 @@ def evaluate(
     try:
         folders = find_pipelines(target)
         if not folders:
-            raise ConfigError(f"RUN_OR_PIPELINE = {target}: there is no pipeline in it; give a completed run's folder.")
+            raise ConfigError(
+                f"RUN_OR_PIPELINE = {target}: there is no pipeline in it; give the folder of a completed run or of a "
+                "pipeline."
+            )
         run_config = _run_config(target)
         path = _writable(out or (target if run_config else Path()) / "evaluation.json")
         options = {key: value for key, value in given.items() if value is not None}
@@ -100,15 +108,15 @@ def evaluate(
         refuse(str(error))
     metrics = [metric.to_dict() for metric in mean_over_clients([each.metrics for each in evaluations.values()])]
     print_metrics(metrics, console)
-    what = {"target": str(target.resolve()), "dataset": config.data.dataset, "seed": seed}
-    write_json(path, {**what, "metrics": metrics})
+    about = {"target": str(target.resolve()), "dataset": config.data.dataset, "seed": seed}
+    write_json(path, {**about, "metrics": metrics})
     for name, evaluation in evaluations.items():
         _save_pictures(evaluation, path, name)
     say(f"metrics: {path.resolve()}")
 
 
 def _run_config(target: Path) -> dict[str, Any]:
-    """Return the run config of a run directory; empty for another folder."""
+    """Return the run config of a run directory; empty for any other folder."""
     path = target / "config.json"
     if not path.is_file() or not (target / "stats.jsonl").is_file():
         return {}
@@ -119,29 +127,32 @@ def _run_config(target: Path) -> dict[str, Any]:
 
 
 def _writable(path: Path) -> Path:
-    """Return a path to write to, after checking that this will work: drawing takes long."""
+    """Check that a path can be written, and return it; this comes first, because generating images takes long."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise ConfigError(f"--out {path} cannot be written ({error.strerror}): give another file.") from error
     if path.is_dir() or not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ConfigError(f"--out {path} cannot be written: give a file in a folder in which you may write.")
+        raise ConfigError(f"--out {path} cannot be written: give a file in a writable folder.")
     return path
 
 
 def _config(
     run_config: dict[str, Any], pipeline: Any, dataset: str | None, options: dict[str, Any], steps: int | None
 ) -> Config:
-    """Return the run's config, or one for the pipeline's images, with the options put in."""
+    """Return the run's config, or a config for the pipeline's images, with the options applied."""
     known = {key: value for key, value in run_config.items() if key in known_keys()}
     config = load_config(default_run_config() | known | options)
     if run_config and dataset in (None, config.data.dataset):
         return config
     if dataset is None:
-        raise ConfigError("--dataset is missing: say what the images are compared with, such as path:/abs/folder.")
+        raise ConfigError("--dataset is missing: give the real images to compare with, such as path:/abs/folder.")
     channels, height, width = image_shape(pipeline, steps or default_steps(pipeline) or 1)
     if height != width or channels not in _CHANNELS:
-        raise ConfigError(f"the images are {height}x{width}x{channels}: only square grey or RGB images are compared.")
+        raise ConfigError(
+            f"the images are {height}x{width}x{channels}: only square grey or RGB images can be compared; give a "
+            "pipeline of such images."
+        )
     data = replace(config.data, dataset=dataset, image_size=height, image_channels=_CHANNELS[channels])
     classes = num_classes(pipeline)
     data = replace(data, num_classes=classes or MAX_CLASSES, class_conditional=classes is not None)
@@ -149,7 +160,7 @@ def _config(
 
 
 def _weights(run_config: dict[str, Any], client: str) -> str:
-    """Return which weights a pipeline holds, as far as that is known; those of single clients have no EMA."""
+    """Return the kind of weights in a pipeline: ema, raw, or stored if unknown; a single client's model has no EMA."""
     if not run_config:
         return "stored"
     return "ema" if run_config.get("server-ema-decay") and not client else "raw"
@@ -165,7 +176,7 @@ def _measure(
     seed: int,
     weights: str,
 ) -> Evaluation:
-    """Draw and measure; memory grows with the features only."""
+    """Generate images and measure them; only the features stay in memory."""
     own_steps = default_steps(pipeline) if sampler == OWN else None
     steps = steps or own_steps or config.evaluation.eval_final_sampler_steps
     ours = _sampler_for(pipeline, sampler, steps)
@@ -182,7 +193,7 @@ def _measure(
 
 
 def _sampler_for(pipeline: Any, name: str, steps: int) -> Sampler | None:
-    """Return the sampler of ours that draws, or None for the pipeline's own; it has no place for labels."""
+    """Return our sampler of this name; None for the pipeline's own sampler, which cannot take labels."""
     if name == OWN:
         if num_classes(pipeline) is None:
             return None
@@ -197,7 +208,7 @@ def _sampler_for(pipeline: Any, name: str, steps: int) -> Sampler | None:
 
 
 def _save_pictures(evaluation: Evaluation, path: Path, name: str) -> None:
-    """Draw the classes and the closest pairs beside the JSON file."""
+    """Plot the classes and the closest pairs into the folder of the JSON file."""
     stem = f"{path.stem}{name and '-'}{name}"
     if evaluation.class_counts:
         plot_classes(evaluation.class_counts, path.with_name(f"{stem}-classes.png"))

@@ -1,4 +1,4 @@
-"""`fedddpm run`: an experiment to its end."""
+"""`fedddpm run`: run an experiment to its end."""
 
 import importlib
 import sys
@@ -38,7 +38,7 @@ from fedddpm_app.training.acceleration import check_compiler
 
 
 class Engine(StrEnum):
-    """What runs the clients."""
+    """The engine that runs the clients."""
 
     simulation = "simulation"
     inprocess = "inprocess"
@@ -46,21 +46,21 @@ class Engine(StrEnum):
 
 def run(
     run_config: RunConfigOption = None,
-    engine: Annotated[Engine, typer.Option(help="simulation: flwr run through Ray; inprocess: for breakpoints.")] = (
-        Engine.simulation
-    ),
+    engine: Annotated[
+        Engine, typer.Option(help="simulation: `flwr run` with Ray; inprocess: one process, for debugging.")
+    ] = (Engine.simulation),
     federation_config: Annotated[
-        str, typer.Option(help="Added to --federation-config, such as 'client-resources-num-gpus=0.5'.")
+        str, typer.Option(help="Overrides for --federation-config, such as 'client-resources-num-gpus=0.5'.")
     ] = "",
     app_dir: AppOption = None,
     superlink: SuperlinkOption = "",
 ) -> None:
-    """Run an experiment to its end; exit code 0 if it completed, 1 if it failed, 2 for a bad config.
+    """Run an experiment to its end. The exit code is 0 if it completes, 1 if it fails, 2 for a bad config.
 
-    With --superlink it runs on that SuperLink's nodes, and its run directory is fetched when it ends.
+    With --superlink the experiment runs on that SuperLink's nodes, and its run directory is fetched at the end.
     """
     folder = find_app(app_dir)
-    sys.path.insert(0, str(folder))  # for algorithms of the user's own, as in Flower
+    sys.path.insert(0, str(folder))  # for the user's own algorithms, as in Flower
     try:
         overrides = parse_overrides("--run-config", run_config or [])
         federation = parse_overrides("--federation-config", [federation_config])
@@ -100,7 +100,7 @@ def _run_here(
 
 
 def _check_remote(config: Config, engine: Engine, federation: dict[str, Scalar]) -> None:
-    """Raise ``ConfigError`` for what cannot be with --superlink."""
+    """Raise ``ConfigError`` for options that cannot be used with --superlink."""
     get_algorithm(config)
     if engine is not Engine.simulation or federation:
         raise ConfigError("--superlink runs on SuperNodes: leave --engine and --federation-config out.")
@@ -108,7 +108,7 @@ def _check_remote(config: Config, engine: Engine, federation: dict[str, Scalar])
 
 
 def _prepare_evaluation(config: Config, directory: Path, log: TextIO) -> None:
-    """Train the networks of the evaluation while bad input can still be refused; the folder is then given back."""
+    """Train the evaluation networks before the run, so that bad input is refused early; then remove the folder."""
     try:
         if config.evaluation.measures_images:
             with WorkView(console):
@@ -116,19 +116,19 @@ def _prepare_evaluation(config: Config, directory: Path, log: TextIO) -> None:
     except ConfigError:
         log.close()
         Path(log.name).unlink()
-        with suppress(OSError):  # something of the user's is in it
+        with suppress(OSError):  # the folder holds files of the user
             directory.rmdir()
         raise
 
 
 def _count_steps(config: Config) -> int:
-    """Check algorithm and data; return the optimiser steps of the run, of sampled clients' epochs a mean."""
+    """Check the algorithm and the data; return the run's optimiser steps (an estimate if clients are sampled)."""
     algorithm = get_algorithm(config)
     steps = [config.training.steps_for(size) for size in open_dataset(config.data, config.run.seed).check()]
     training = config.training
     if training.local_epochs:
-        what = f"the {max(steps)} steps of local-epochs = {training.local_epochs}"
-        check_warmup(what, max(steps), training.warmup_steps)
+        source = f"the {max(steps)} steps of local-epochs = {training.local_epochs}"
+        check_warmup(source, max(steps), training.warmup_steps)
     clients = config.run.clients_per_round or config.data.num_clients
     client_steps = round(config.run.num_rounds * clients * sum(steps) / len(steps))
     return algorithm.total_steps(config, client_steps)
@@ -155,7 +155,7 @@ def _run_simulation(
     view: RunView,
     log: TextIO,
 ) -> None:
-    """Run through `flwr run`; keep its whole output in ``log``."""
+    """Run with `flwr run`; keep its whole output in ``log``."""
     resources = {"num-supernodes": config.data.num_clients, "client-resources-num-cpus": config.run.client_threads}
     with SimulationRun(app_dir, overrides, resources | federation) as flower:
         with view:
@@ -167,5 +167,5 @@ def _run_simulation(
         directory = Path(log.name).parent
         if (directory / "summary.json").exists():
             print_summary(directory, console)
-        say(f"Flower says: {status}. The whole log: {log.name}")
+        say(f"Flower reports: {status}. The whole log: {log.name}")
         raise typer.Exit(FAILED)

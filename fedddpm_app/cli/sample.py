@@ -1,4 +1,4 @@
-"""`fedddpm sample`: a sheet of new images from a finished run."""
+"""`fedddpm sample`: generate a sheet of new images with the model of a completed run."""
 
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,21 +18,23 @@ from fedddpm_app.recording.sheets import save_sheet
 def sample(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or any diffusers pipeline folder.")],
     num_images: Annotated[
-        int, typer.Option(min=1, help="Rounded up to the same number of each class for a conditional model.")
+        int, typer.Option(min=1, help="Images; a conditional model rounds up to equal numbers per class.")
     ] = 64,
     sampler: Annotated[str, typer.Option(help=" | ".join(SAMPLERS))] = "dpm-solver++",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: DeviceOption = "auto",
-    out: Annotated[Path | None, typer.Option(help="PNG to write; default: samples/ in the run directory.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG file to write; default: in samples/ of the run directory.")
+    ] = None,
 ) -> None:
-    """Draw a PNG sheet of new images from a finished run."""
+    """Generate new images with the model of a completed run, and write them as one PNG sheet."""
     name: Sampler | None = next((s for s in SAMPLERS if s == sampler), None)
     if name is None:
         refuse(f"--sampler {sampler} is not known: use one of {', '.join(SAMPLERS)}.")
     path = out or (run_dir / "samples" / f"sample-{name}-{steps}-seed{seed}.png")
     if path.suffix.lower() != ".png":
-        refuse(f"--out {path} is no PNG: give a name that ends in .png.")
+        refuse(f"--out {path} is not a PNG file: give a name that ends in .png.")
     try:
         pipeline = _load(run_dir)
         check_sampler("--steps", name, steps, pipeline.scheduler.config.num_train_timesteps)
@@ -43,7 +45,7 @@ def sample(
     labels = None if classes is None else class_rows(classes, num_images)
     count = num_images if labels is None else len(labels)
     try:
-        with console.status("drawing"):
+        with console.status("generating"):
             images = sample_images(
                 model,
                 pipeline.scheduler,
@@ -66,9 +68,13 @@ def _load(run_dir: Path) -> Any:
     if len(folders) > 1 or "" not in folders:
         first = next(iter(folders.values()))
         raise ConfigError(
-            f"RUN = {run_dir}: it has a model for each of {len(folders)} clients; give one, such as {first}."
+            f"RUN = {run_dir}: it holds a model for each of {len(folders)} clients; give the folder of one model, such "
+            f"as {first}."
         )
     pipeline = load_pipeline(folders[""])
     if not is_plain(pipeline):
-        raise ConfigError(f"RUN = {run_dir}: a {type(pipeline).__name__} is no UNet2DModel with a scheduler of betas.")
+        raise ConfigError(
+            f"RUN = {run_dir}: a {type(pipeline).__name__} does not hold a UNet2DModel with a scheduler of betas; give "
+            "the folder of a completed run."
+        )
     return pipeline

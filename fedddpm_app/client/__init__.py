@@ -1,1 +1,1 @@
-"""The client: Flower's ClientApp for any task, its worker, and what it keeps between rounds."""
+"""The client: Flower's ClientApp for any task, its worker, and its state between rounds."""

@@ -1,4 +1,4 @@
-"""The ClientApp's handlers, for any task: a message in, the worker's answer out."""
+"""The ClientApp's handlers for any task: each takes a message and returns the worker's answer."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,12 +33,12 @@ from fedddpm_app.training.hooks import LocalRound, TrainingHook, TrainResult
 from fedddpm_app.transport import ClientEnd, Packed, can_read
 from fedddpm_app.weights import Weights
 
-RESIDUAL = "wire-residual"  # among what a client keeps, beside its algorithm's records
+RESIDUAL = "wire-residual"  # record in a client's state, in addition to its algorithm's records
 
 
 @dataclass(frozen=True)
 class ClientSetup:
-    """What a client needs to answer: the run's config, its algorithm, and the worker of this process."""
+    """The means to answer a message: the run's config, its strategy class, and the worker of this process."""
 
     config: Config
     strategy: type[FederatedStrategy]
@@ -46,7 +46,7 @@ class ClientSetup:
 
     @property
     def worker(self) -> Worker:
-        """The worker, made on first use."""
+        """The worker; it is created on first use."""
         return self.get_worker()
 
 
@@ -54,14 +54,14 @@ SetUp = Callable[[Context], ClientSetup]
 
 
 class FederatedClientApp(ClientApp):
-    """A ClientApp that also carries out the actions that its run's strategy names.
+    """A ClientApp that also runs the client actions of the run's strategy.
 
-    Flower dispatches the types of messages that are registered; an action is known only when a message's run is.
+    Flower dispatches only registered message types, but actions are known only when a message names its run.
 
     Parameters
     ----------
     set_up : callable
-        Called with the context of every message that trains, evaluates, or asks for an action.
+        Called with the context of every message that requests training, evaluation or an action.
     """
 
     def __init__(self, set_up: SetUp) -> None:
@@ -76,7 +76,7 @@ class FederatedClientApp(ClientApp):
 
 
 def create_client_app(set_up: SetUp) -> ClientApp:
-    """Create the ClientApp; ``set_up`` as of ``FederatedClientApp``."""
+    """Create the ClientApp; ``set_up`` as in ``FederatedClientApp``."""
     app = FederatedClientApp(set_up)
 
     @app.query()
@@ -93,13 +93,13 @@ def create_client_app(set_up: SetUp) -> ClientApp:
 
     @app.query("forget")
     def forget(message: Message, context: Context) -> Message:
-        """Remove what this client kept for the run."""
+        """Remove this client's state of the run."""
         ClientState(set_up(context).config, context, _partition(context)).forget()
         return _reply(message, {})
 
     @app.query("look")
     def look(message: Message, context: Context) -> Message:
-        """Load this client's images, and report how many it trains on."""
+        """Load this client's images, and report the number of training images."""
         worker = _checked(set_up(context), context).worker
         return _reply(message, {NUM_EXAMPLES: len(worker.task.train_data(_partition(context)))})
 
@@ -120,11 +120,14 @@ def create_client_app(set_up: SetUp) -> ClientApp:
 
 
 def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
-    """Carry out one of the strategy's ``client_actions``, whichever it is."""
+    """Run the client action that the message names."""
     name, setup = message.metadata.message_type.removeprefix(ACTION), _checked(setup, context)
     action = setup.strategy.client_actions.get(name)
     if action is None:
-        raise ConfigError(f'algorithm = "{setup.config.run.algorithm}" has no client action "{name}".')
+        raise ConfigError(
+            f'algorithm = "{setup.config.run.algorithm}" has no client action "{name}": run the same code on the '
+            "server and the clients."
+        )
     arrays = message.content.array_records.get(ARRAYS, ArrayRecord())
     end = ClientEnd(arrays, setup.config.transport.wire_dtype, _partition(context))
     values: Any = dict(message.content.config_records.get(VALUES, ConfigRecord()))
@@ -149,7 +152,7 @@ def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
 
 
 def _create_hook(setup: ClientSetup, message: Message, context: Context, state: Mapping[str, Weights]) -> TrainingHook:
-    """Make the algorithm's hook for the round that a message is about."""
+    """Create the algorithm's hook for the message's round."""
     end = _end(setup, message, context)
     received = {name: end.unpack(arrays) for name, arrays in message.content.array_records.items() if name != ARRAYS}
     server_round = _number(message, SERVER_ROUND)
@@ -161,21 +164,23 @@ def _create_hook(setup: ClientSetup, message: Message, context: Context, state: 
 def _open_state(
     setup: ClientSetup, message: Message, context: Context, keeps_residual: bool = False
 ) -> Mapping[str, Weights]:
-    """Return what the client kept of its last round, read when it is asked for; nothing where none is kept."""
+    """Return the client's state of its last accepted round, which is read on first use; empty without state."""
     if not (setup.strategy.hook.keeps_state or keeps_residual):
         return {}
     return ClientState(setup.config, context, _partition(context), _number(message, STATE_ROUND))
 
 
 def _residual(setup: ClientSetup, context: Context, state: Mapping[str, Weights]) -> Weights:
-    """Return what rounding lost of the client's last reply, where that is known."""
+    """Return the rounding error of the client's last reply; empty if it is unknown."""
     try:
         return state.get(RESIDUAL, {})
     except ClientStateError as error:
         if setup.strategy.hook.keeps_state:
             raise
         logger.warning(
-            "client %d: the rounding error of its last reply is not made up for: %s", _partition(context), error
+            "client %d: the rounding error of its last reply is lost, and the next reply does not correct it: %s",
+            _partition(context),
+            error,
         )
         return {}
 
@@ -190,7 +195,7 @@ def _number(message: Message, key: str) -> int:
 
 
 def _check_finite(training: TrainResult, hook: TrainingHook) -> None:
-    """Raise for a training that diverged, before anything of it is kept."""
+    """Raise ``RuntimeError`` if the training diverged, before its state is saved."""
     for weights in (training.weights, *hook.kept.values(), *hook.sent.values()):
         if not weights_module.is_finite(weights):
             raise RuntimeError(f"its training diverged, with a last loss of {training.final_loss}: lower learning-rate")
@@ -200,7 +205,7 @@ def _checked(setup: ClientSetup, context: Context) -> ClientSetup:
     nodes = context.node_config.get(NUM_PARTITIONS, setup.config.data.num_clients)
     if nodes != setup.config.data.num_clients:
         raise ConfigError(
-            f"num-clients = {setup.config.data.num_clients}, but this node says num-partitions = {nodes}: set "
+            f"num-clients = {setup.config.data.num_clients}, but this node has num-partitions = {nodes}: set "
             f"num-clients = {nodes}, or --federation-config 'num-supernodes={setup.config.data.num_clients}'."
         )
     return setup

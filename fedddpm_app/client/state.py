@@ -1,12 +1,13 @@
-"""What a client keeps from one round to the next, in files of its own.
+"""A client's state between rounds, in separate files.
 
-Flower's ``context.state`` lives in memory and is pushed under a short time limit, so that model-sized state gets
-lost there. A client's weights go to safetensors files, written atomically, in a folder of the run; ``context.state``
-holds only a marker (the SHA-256 of each round's file), which is checked at load. A node that was restarted has lost
-the marker: then the file's name, which holds the SHA-256 too, stands for it.
+Flower keeps ``context.state`` in memory and pushes it under a short time limit, so that model-sized state can get
+lost there. A client's weights therefore go to safetensors files, which are written atomically, in a folder of the
+run. ``context.state`` holds only a marker (the SHA-256 of each round's file), which is checked at loading. A
+restarted node has lost the marker; then the SHA-256 in the file's name replaces it.
 
-The server tells which round's reply it accepted last, and that round's state is what the client goes on from: a
-reply that was refused or lost leaves both sides as they were. So the state before the last is kept as well.
+The server names the round of the last reply that it accepted, and the client continues from that round's state. A
+refused or lost reply therefore changes nothing on either side. For this reason the client keeps two states: the
+state of the last accepted round and the newest state.
 """
 
 import contextlib
@@ -27,22 +28,22 @@ _FOLDER = "fedddpm-state"
 
 
 class ClientStateError(RuntimeError):
-    """A client's state is not what its marker says; the message names the file."""
+    """A client's state does not match its marker; the message names the file."""
 
 
 class ClientState(Mapping[str, Weights]):
-    """One client's state in one run: as a mapping, what it kept of ``state_round``, read on first use.
+    """One client's state in one run: a mapping of the records of ``state_round``, which is read on first use.
 
     Parameters
     ----------
     config : Config
-        ``state_dir`` is where runs have their folders; empty for the client's Flower home.
+        ``state_dir`` is the parent folder of the runs' folders; if empty, it is in the client's Flower home.
     context : Context
         Its ``run_id`` names the folder, its ``state`` holds the marker.
     partition_id : int
         Names the files.
     state_round : int
-        The round of the last reply that the server accepted; 0 if there is none, and so no state.
+        The round of the last reply that the server accepted; 0 if there is no such round, and then no state.
     """
 
     def __init__(self, config: Config, context: Context, partition_id: int, state_round: int = 0) -> None:
@@ -68,22 +69,22 @@ class ClientState(Mapping[str, Weights]):
         Raises
         ------
         ClientStateError
-            When its file is missing, or is not the one that was written.
+            When its file is missing or has changed.
         """
         if self._round == 0:
             return {}
-        what = f"its state of round {self._round}"
-        fix = "restore the folder (state-dir) from a backup, or start a new run; this run goes on without the client"
+        state = f"its state of round {self._round}"
+        fix = "restore the folder (state-dir) from a backup, or start a new run; this run continues without the client"
         digest = self._digests().get(str(self._round)) or self._digest_by_name()
         path = self._path(self._round, digest)
         if not path.is_file():
-            raise ClientStateError(f"{what} is lost: {path} is not there; {fix}.")
+            raise ClientStateError(f"{state} is lost: {path} does not exist; {fix}.")
         if _digest(path) != digest:
-            raise ClientStateError(f"{what} has changed: {path} has another SHA-256 than was written; {fix}.")
+            raise ClientStateError(f"{state} has changed: {path} has another SHA-256 than when it was written; {fix}.")
         return _unflatten(load_file(path))
 
     def save(self, server_round: int, state: Mapping[str, Weights]) -> None:
-        """Write the state of a round and mark it; it and that of ``state_round`` are kept, older ones removed."""
+        """Write and mark the state of a round; keep it and the state of ``state_round``, and remove older states."""
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f"{self._prefix}.{os.getpid()}.partial"
         save_file(_flatten(state), partial)
@@ -94,10 +95,10 @@ class ClientState(Mapping[str, Weights]):
         self._remove_all_but({self._path(int(key), digest) for key, digest in kept.items()})
 
     def forget(self) -> None:
-        """Remove the client's files of this run, and the folder when it was the last."""
+        """Remove the client's files of this run, and then the folder if it is empty."""
         self._context.state.pop(_MARKER, None)
         self._remove_all_but(set())
-        with contextlib.suppress(OSError):  # other clients of this host may still have files in it
+        with contextlib.suppress(OSError):  # other clients on this host may still have files in it
             self.folder.rmdir()
 
     def _records(self) -> dict[str, Weights]:
@@ -111,7 +112,7 @@ class ClientState(Mapping[str, Weights]):
         return {} if marker is None else {key: str(value) for key, value in marker.items()}
 
     def _digest_by_name(self) -> str:
-        """Return the SHA-256 in the name of the file of ``state_round``; ``unknown`` where there is none."""
+        """Return the SHA-256 in the file name of ``state_round``; ``unknown`` without such a file."""
         names = sorted(path.stem for path in self.folder.glob(self._path(self._round, "*").name))
         return names[0].rsplit("-", 1)[1] if names else "unknown"
 

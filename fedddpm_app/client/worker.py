@@ -1,7 +1,7 @@
-"""What a client computes, in plain torch: weights in, weights and metrics out.
+"""A client's computation in plain torch: it takes weights, and returns weights and metrics.
 
-A process keeps one ``Worker`` per run config, with its model, optimiser buffers and data, over clients
-and rounds (Ray reuses its actors). Nothing of one client reaches the next: see ``Trainer``.
+A process keeps one ``Worker`` per run config, with its model, optimiser buffers and data, for all clients
+and rounds (Ray reuses its actors). No state of one client reaches the next client: see ``Trainer``.
 """
 
 import os
@@ -25,7 +25,7 @@ from fedddpm_app.weights import Weights
 
 @dataclass(frozen=True)
 class LocalResult:
-    """A client's trained weights, and how many examples they were trained on."""
+    """A client's trained weights, and the number of training examples."""
 
     training: TrainResult
     num_examples: int
@@ -48,7 +48,7 @@ class Worker:
         self.trainer = create_trainer(config, task)
 
     def train(self, hook: TrainingHook) -> LocalResult:
-        """Train one client's round with what the algorithm's ``hook``, made for that round, adds."""
+        """Train one client's round; ``hook`` is the algorithm's hook for that round."""
         partition_id, server_round = hook.round.partition_id, hook.round.server_round
         data, seed = self.task.train_data(partition_id), self.config.run.seed
         with cpu_threads(self.config.run.client_threads), closing(hook):
@@ -78,12 +78,12 @@ class Worker:
         weights: Weights,
         values: Mapping[str, Value],
     ) -> ActionAnswer:
-        """Carry out one of the strategy's actions; see ``ActionRequest``."""
+        """Run one of the strategy's client actions; see ``ActionRequest``."""
         request = ActionRequest(self.config, self.task, self.trainer, partition_id, server_round, weights, values)
         with cpu_threads(self.config.run.client_threads):
             return action.run(request)
 
 
 def this_process() -> int:
-    """Return a number that stands for this process of this host; another one's is hardly ever the same."""
+    """Return a number that identifies this process on this host; two processes rarely have the same number."""
     return zlib.crc32(f"{socket.gethostname()}:{os.getpid()}".encode())

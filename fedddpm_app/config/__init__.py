@@ -1,8 +1,8 @@
-"""The run config: the only place that reads it, and where every key is checked.
+"""The run config: only this package reads it, and it checks every key.
 
-A run config is what Flower hands to the apps: a flat ``{"kebab-key": scalar}`` mapping, the defaults of
-``[tool.flwr.app.config]`` in pyproject.toml with the ``--run-config`` overrides put in. ``load_config``
-turns it into frozen dataclasses (``groups``) and checks what must fit together (``checks``).
+Flower gives the apps a run config: a flat ``{"kebab-key": scalar}`` mapping with the defaults of
+``[tool.flwr.app.config]`` in pyproject.toml and the ``--run-config`` overrides. ``load_config``
+turns it into frozen dataclasses (``groups``) and checks that the values are compatible (``checks``).
 """
 
 from fedddpm_app.config.checks import check_sampler, check_warmup

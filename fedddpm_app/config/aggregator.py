@@ -1,4 +1,4 @@
-"""The keys of the aggregation rule, which is Flower's."""
+"""The keys of Flower's aggregation rules."""
 
 from typing import Annotated, ClassVar
 
@@ -10,7 +10,7 @@ from fedddpm_app.config.fields import STRICT, CountOrZero, Decay, FloatOrZero, P
 
 @dataclass(frozen=True, config=STRICT)
 class AggregatorConfig:
-    """What Flower's aggregation rules take besides the replies."""
+    """The parameters of Flower's aggregation rules."""
 
     PREFIX: ClassVar[str] = "aggregator-"
     learning_rate: FloatOrZero

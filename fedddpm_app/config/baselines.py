@@ -1,4 +1,4 @@
-"""The keys of the baselines: a group for each algorithm, and its line in ``Baselines``."""
+"""The keys of the baselines: one group for each algorithm, and one line for it in ``Baselines``."""
 
 import dataclasses
 from typing import ClassVar, Literal
@@ -45,7 +45,7 @@ class MoonConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Baselines:
-    """The baselines' groups, which are among ``Config``'s."""
+    """The groups of the baselines; ``Config`` inherits them."""
 
     fedprox: FedProxConfig
     scaffold: ScaffoldConfig

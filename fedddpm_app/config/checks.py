@@ -1,4 +1,4 @@
-"""Values that are fine alone and do not fit together."""
+"""Checks of values that are valid alone but not together."""
 
 from fedddpm_app.config.errors import ConfigError
 from fedddpm_app.config.fields import Sampler
@@ -8,7 +8,7 @@ MIN_ATTENTION_CHANNELS = 8  # one attention head of UNet2DModel
 
 
 def check_together(config: Config) -> None:
-    """Raise ``ConfigError`` where values that are fine alone do not fit together."""
+    """Raise ``ConfigError`` if values that are valid alone are not valid together."""
     _check_unet(config)
     _check_diffusion(config)
     _check_steps(config)
@@ -20,7 +20,7 @@ def check_together(config: Config) -> None:
 
 
 def check_sampler(key: str, sampler: Sampler, steps: int, diffusion_steps: int) -> None:
-    """Raise ``ConfigError``, naming ``key``, where ``sampler`` cannot take ``steps`` of T = ``diffusion_steps``."""
+    """Raise ``ConfigError``, with ``key``, if ``sampler`` cannot take ``steps`` of T = ``diffusion_steps`` steps."""
     if steps > diffusion_steps:
         raise ConfigError(
             f"{key} = {steps} is more than diffusion-steps = {diffusion_steps}: use at most {diffusion_steps} "
@@ -30,13 +30,13 @@ def check_sampler(key: str, sampler: Sampler, steps: int, diffusion_steps: int) 
         divisors = [d for d in range(1, diffusion_steps + 1) if diffusion_steps % d == 0]
         fits = sorted(sorted(divisors, key=lambda d: abs(d - steps))[:2])
         raise ConfigError(
-            f"{key} = {steps} does not divide diffusion-steps = {diffusion_steps}, as DDIM's even steps need: use "
+            f"{key} = {steps} does not divide diffusion-steps = {diffusion_steps}, as DDIM requires: use "
             f"{' or '.join(map(str, fits))}, or another sampler."
         )
 
 
 def check_warmup(what: str, steps: int, warmup_steps: int) -> None:
-    """Raise ``ConfigError`` where a training of ``steps`` is all warm-up; ``what`` says where they come from."""
+    """Raise ``ConfigError`` if the warm-up takes all ``steps`` of a training; ``what`` names their source."""
     if steps <= warmup_steps:
         raise ConfigError(
             f"warmup-steps = {warmup_steps} is not below {what}, so that the learning rate is never reached: "
@@ -69,8 +69,8 @@ def _check_steps(config: Config) -> None:
         )
     if training.momentum and training.optimizer != "sgd":
         raise ConfigError(
-            f'momentum = {training.momentum} is of optimizer = "sgd", and optimizer = "{training.optimizer}" has its '
-            "own: use momentum = 0.0."
+            f'momentum = {training.momentum} belongs to optimizer = "sgd", but optimizer = "{training.optimizer}" has '
+            "its own momentum: use momentum = 0.0."
         )
     if training.local_steps:
         check_warmup(f"local-steps = {training.local_steps}", training.local_steps, training.warmup_steps)
@@ -96,14 +96,14 @@ def _check_sites(config: Config) -> None:
         return
     if not data.dataset.startswith("path:"):
         raise ConfigError(
-            f'partition = "sites" with dataset = "{data.dataset}": every client has a folder of its own; use dataset = '
+            f'partition = "sites" with dataset = "{data.dataset}": every client needs its own folder; use dataset = '
             '"path:/abs/folder", which holds one folder per client (and "test"), or partition = "iid".'
         )
     if len(set(data.classes)) < len(data.classes):
-        raise ConfigError(f'class-names = "{data.class_names}" has a name twice: give each class one.')
+        raise ConfigError(f'class-names = "{data.class_names}" has a name twice: give each class a different name.')
     if data.classes and len(data.classes) != data.num_classes:
         raise ConfigError(
-            f"num-classes = {data.num_classes}, but class-names has {len(data.classes)} of them: "
+            f"num-classes = {data.num_classes}, but class-names has {len(data.classes)} names: "
             f"use num-classes = {len(data.classes)}."
         )
     if data.class_conditional and not data.classes:
@@ -120,10 +120,10 @@ def _check_waiting(config: Config) -> None:
             f"min-available-nodes = {waiting.min_available_nodes} is more than num-clients = {clients}: "
             f"use at most {clients}, or 0 for all."
         )
-    asked = config.run.clients_per_round or clients
-    if waiting.min_replies > asked:
+    sampled = config.run.clients_per_round or clients
+    if waiting.min_replies > sampled:
         raise ConfigError(
-            f"min-replies = {waiting.min_replies} is more than the {asked} clients of a round: use at most {asked}."
+            f"min-replies = {waiting.min_replies} is more than the {sampled} clients of a round: use at most {sampled}."
         )
 
 
@@ -131,7 +131,7 @@ def _check_transport(config: Config) -> None:
     transport = config.transport
     if transport.transport == "arrays" and transport.wire_dtype != "fp32":
         raise ConfigError(
-            f'wire-dtype = "{transport.wire_dtype}" cannot be with transport = "arrays", which sends Flower\'s own '
+            f'wire-dtype = "{transport.wire_dtype}" cannot be used with transport = "arrays", which sends Flower\'s '
             'arrays as they are: use transport = "flat", or wire-dtype = "fp32".'
         )
 
@@ -139,7 +139,7 @@ def _check_transport(config: Config) -> None:
 def _check_compile(config: Config) -> None:
     if config.run.compile == "on" and config.run.memory_format == "channels-last":
         raise ConfigError(
-            'compile = "on" and memory-format = "channels-last": torch compiles wrong gradients for them together; '
+            'compile = "on" and memory-format = "channels-last": torch compiles wrong gradients for the two together; '
             'use memory-format = "contiguous", or compile = "off".'
         )
 
@@ -151,20 +151,20 @@ def _check_unet(config: Config) -> None:
         fits = max(2, round(size / 2**halvings)) * 2**halvings
         raise ConfigError(
             f"image-size = {size} cannot be halved {halvings} times down to 2 pixels or more, as unet-channels = "
-            f'"{unet.channels}" needs: use image-size = {fits} or fewer channel levels.'
+            f'"{unet.channels}" requires: use image-size = {fits} or fewer channel levels.'
         )
     sizes = [size >> level for level in range(halvings + 1)]
     for resolution in unet.attention_sizes:
         if resolution not in sizes:
             raise ConfigError(
                 f'unet-attention-resolutions = "{unet.attention_resolutions}": the feature maps are '
-                f"{', '.join(map(str, sizes))} pixels wide; use some of these, or an empty text for none."
+                f"{', '.join(map(str, sizes))} pixels wide; use some of these sizes, or an empty text for no attention."
             )
     attended = {c for c, width in zip(unet.block_out_channels, sizes, strict=True) if width in unet.attention_sizes}
-    if attended and min(attended | {unet.block_out_channels[-1]}) < MIN_ATTENTION_CHANNELS:  # the middle has it too
+    if attended and min(attended | {unet.block_out_channels[-1]}) < MIN_ATTENTION_CHANNELS:  # also in the middle block
         raise ConfigError(
             f'unet-attention-resolutions = "{unet.attention_resolutions}" needs {MIN_ATTENTION_CHANNELS} channels or '
-            f'more where there is attention, and unet-channels = "{unet.channels}": use more channels, or no attention.'
+            f'more in levels with attention, but unet-channels = "{unet.channels}": use more channels, or no attention.'
         )
     for channels in unet.block_out_channels:
         if channels == 0 or channels % unet.norm_groups:

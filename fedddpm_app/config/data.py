@@ -22,7 +22,7 @@ PartitionName = Literal[
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """Which images, and how they are split over the clients."""
+    """The images, and their partition over the clients."""
 
     PREFIX: ClassVar[str] = ""
     dataset: Annotated[str, Field(min_length=1)]
@@ -52,10 +52,10 @@ class DataConfig:
 
     @property
     def classes(self) -> list[str]:
-        """``class_names`` as a list, by label; empty where none are given."""
+        """``class_names`` as a list, by label; empty if no names are given."""
         return [name.strip() for name in self.class_names.split(",")] if self.class_names else []
 
     @property
     def image_shape(self) -> tuple[int, int, int]:
-        """Channels, height and width of an image, pixels."""
+        """Channels, height and width of an image, in pixels."""
         return self.image_channels, self.image_size, self.image_size

@@ -10,7 +10,7 @@ from fedddpm_app.config.fields import STRICT
 
 @dataclass(frozen=True, config=STRICT)
 class DiffusionConfig:
-    """The forward process and what the model predicts."""
+    """The forward process, and the prediction type of the model."""
 
     PREFIX: ClassVar[str] = ""
     diffusion_steps: Annotated[int, Field(ge=2)]

@@ -10,7 +10,7 @@ from fedddpm_app.config.fields import STRICT, CountOrZero, Extractor, PositiveIn
 
 @dataclass(frozen=True, config=STRICT)
 class EvaluationConfig:
-    """What is measured of the global model: cheaply while it trains, fully at the end."""
+    """The metrics of the global model: a few during the rounds, all at the end."""
 
     PREFIX: ClassVar[str] = ""
     eval_every: CountOrZero
@@ -30,13 +30,13 @@ class EvaluationConfig:
 
     @property
     def measures_images(self) -> bool:
-        """Whether any images are generated to be measured."""
+        """Whether the run generates images for metrics."""
         return self.eval_images > 0 or self.eval_final_images > 0
 
 
 @dataclass(frozen=True, config=STRICT)
 class PreviewConfig:
-    """Sample sheets drawn from the global model while it trains."""
+    """Sheets of images that the global model generates during the rounds."""
 
     PREFIX: ClassVar[str] = "preview-"
     every: CountOrZero
@@ -47,7 +47,7 @@ class PreviewConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class RecordingConfig:
-    """What is kept of the weights while they train."""
+    """The checkpoints of the weights during the rounds."""
 
     PREFIX: ClassVar[str] = ""
     checkpoint_every: CountOrZero

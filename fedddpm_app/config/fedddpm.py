@@ -20,7 +20,7 @@ class PretrainConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class FedDDPMConfig:
-    """What else FedDDPM makes of the pretrained models."""
+    """FedDDPM's other use of the pretrained models: the initial weights."""
 
     PREFIX: ClassVar[str] = ""
     init_from_pretrained: bool

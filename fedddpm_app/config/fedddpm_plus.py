@@ -1,4 +1,4 @@
-"""The keys of FedDDPM+: when learning counts as slow."""
+"""The keys of FedDDPM+: the definition of slow learning."""
 
 from typing import ClassVar, Literal
 

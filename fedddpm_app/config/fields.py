@@ -1,4 +1,4 @@
-"""The types of single values that the groups of a run config are made of."""
+"""The types of the values in the groups of a run config."""
 
 from typing import Annotated, Literal
 

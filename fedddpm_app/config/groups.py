@@ -1,4 +1,4 @@
-"""A whole run config: frozen groups, one per concept, in files that follow the headings of pyproject.toml.
+"""A complete run config: frozen groups, one per concept, in files that follow the headings of pyproject.toml.
 
 A key of ``[tool.flwr.app.config]`` is its group's ``PREFIX`` plus its field's name, in kebab case.
 """
@@ -21,7 +21,7 @@ from fedddpm_app.config.waiting import WaitingConfig
 
 @dataclass(frozen=True)
 class Config(Baselines):
-    """A whole, checked run config."""
+    """A complete, checked run config."""
 
     run: RunConfig
     data: DataConfig
@@ -42,5 +42,5 @@ class Config(Baselines):
 
 
 def is_due(every: int, server_round: int, num_rounds: int) -> bool:
-    """Return whether something done ``every`` rounds (0: only at the end) is due after this round."""
+    """Return whether work that repeats every ``every`` rounds (0: only at the end) is due after this round."""
     return server_round == num_rounds or (every > 0 and server_round % every == 0)

@@ -1,4 +1,4 @@
-"""From Flower's flat run config to checked dataclasses."""
+"""Turn Flower's flat run config into checked dataclasses."""
 
 import difflib
 import tomllib
@@ -31,8 +31,8 @@ _SOURCE = Path(__file__).resolve().parent.parent
 
 
 def default_run_config(app_dir: Path | None = None) -> dict[str, Scalar]:
-    """Return ``[tool.flwr.app.config]`` of an app's pyproject.toml; by default of the one this package came with."""
-    here = [_SOURCE, _SOURCE.parent]  # a wheel holds it in the package, a checkout beside it
+    """Return ``[tool.flwr.app.config]`` of an app's pyproject.toml, by default of this package's pyproject.toml."""
+    here = [_SOURCE, _SOURCE.parent]  # a wheel holds the file in the package, a checkout holds it next to the package
     folder = app_dir or next(folder for folder in here if (folder / "pyproject.toml").is_file())
     content = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
     return dict(content["tool"]["flwr"]["app"]["config"])
@@ -49,18 +49,18 @@ def load_config(run_config: Mapping[str, Scalar]) -> Config:
     Parameters
     ----------
     run_config : Mapping[str, bool | int | float | str]
-        All keys of ``[tool.flwr.app.config]``, overrides put in.
+        All keys of ``[tool.flwr.app.config]``, with the overrides applied.
 
     Raises
     ------
     ConfigError
-        Naming the first bad key, its value and the fix.
+        For an unknown, missing or invalid key; the message names the first such key, its value and the fix.
     """
     known = known_keys()
     for key in run_config:
         if key not in known:
             close = difflib.get_close_matches(key, known, n=1)
-            fix = f"did you mean {close[0]}?" if close else "[tool.flwr.app.config] in pyproject.toml lists all."
+            fix = f"did you mean {close[0]}?" if close else "[tool.flwr.app.config] in pyproject.toml lists all keys."
             raise ConfigError(f"{key} = {run_config[key]!r}: there is no such key; {fix}")
     for key in known:
         if key not in run_config:

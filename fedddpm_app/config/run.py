@@ -1,4 +1,4 @@
-"""The keys of what is run, where it is written, and on what it runs."""
+"""The keys of the run: its algorithm, its output, and its hardware."""
 
 import json
 from typing import Annotated, ClassVar
@@ -20,7 +20,7 @@ from fedddpm_app.config.fields import (
 
 @dataclass(frozen=True, config=STRICT)
 class RunConfig:
-    """What is run, where it is written, and on what it runs."""
+    """The algorithm and rounds of a run, its output, and its hardware."""
 
     PREFIX: ClassVar[str] = ""
     algorithm: str
@@ -28,7 +28,7 @@ class RunConfig:
         str,
         Field(
             pattern=r"^\s*([\w-]+=\S+(\s+|$))*$",
-            description='it should be "name=value name=value", for an algorithm of your own, or empty',
+            description='it should be "name=value name=value", for your own algorithm, or empty',
         ),
     ]
     aggregator: AggregatorName
@@ -56,7 +56,7 @@ class RunConfig:
 
     @property
     def options(self) -> dict[str, Scalar]:
-        """``algorithm_options`` as a mapping; a value that is no number, true or false is a text."""
+        """``algorithm_options`` as a mapping; a value that is not a number, true or false is a text."""
         pairs = (word.split("=", 1) for word in self.algorithm_options.split())
         return {name: _to_scalar(value) for name, value in pairs}
 

@@ -9,7 +9,7 @@ from fedddpm_app.config.fields import STRICT, CountOrZero, Decay, FloatOrZero, L
 
 @dataclass(frozen=True, config=STRICT)
 class TrainingConfig:
-    """A client's optimisation in a round, and what pretraining shares with it."""
+    """A client's optimisation in a round; pretraining shares several of these keys."""
 
     PREFIX: ClassVar[str] = ""
     local_steps: CountOrZero
@@ -32,5 +32,5 @@ class TrainingConfig:
 
     @property
     def is_plain_sgd(self) -> bool:
-        """Whether a step is ``w - learning_rate * gradient``, of a loss that may have weight decay in it."""
+        """Whether a step is ``w - learning_rate * gradient``, for a loss that may include weight decay."""
         return self.optimizer == "sgd" and self.momentum == 0 and self.gradient_clip == 0

@@ -1,4 +1,4 @@
-"""The keys of how weights travel."""
+"""The keys of the transport of weights."""
 
 from typing import ClassVar
 
@@ -9,7 +9,7 @@ from fedddpm_app.config.fields import STRICT, TransportName, WireDtype
 
 @dataclass(frozen=True, config=STRICT)
 class TransportConfig:
-    """How weights go to the clients and come back."""
+    """The carrier and the encoding of weights between server and clients."""
 
     PREFIX: ClassVar[str] = ""
     transport: TransportName
@@ -17,5 +17,5 @@ class TransportConfig:
 
     @property
     def keeps_residuals(self) -> bool:
-        """Whether a client keeps, from round to round, what rounding lost."""
+        """Whether a client keeps its rounding error between rounds."""
         return self.wire_dtype == "int8-delta"

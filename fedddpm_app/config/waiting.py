@@ -9,7 +9,7 @@ from fedddpm_app.config.fields import STRICT, CountOrZero, PositiveFloat, Positi
 
 @dataclass(frozen=True, config=STRICT)
 class WaitingConfig:
-    """How long the server waits, and for whom."""
+    """How long the server waits, and for how many nodes and replies."""
 
     PREFIX: ClassVar[str] = ""
     node_timeout: PositiveFloat

@@ -1,4 +1,4 @@
-"""Data: sources, partitioning, tensors. No Flower apps, no models."""
+"""Data: sources, partitioning and tensors, without Flower apps and models."""
 
 import datasets
 

@@ -1,4 +1,4 @@
-"""The columns of data sets: which one holds the images, which one the classes, and under which names."""
+"""The columns of data sets: the image column, the label column, and their names."""
 
 from collections.abc import Iterable
 
@@ -11,12 +11,12 @@ from fedddpm_app.data.splits import LABEL, LABEL_COLUMNS, Split, split_named, sp
 from fedddpm_app.progress import logger
 
 UNREADABLE = (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError, ValueError, LookupError, TypeError)
-_MAX_TEXT_CLASSES = 1000  # a column of texts with more different ones holds captions, not classes
+_MAX_TEXT_CLASSES = 1000  # a text column with more distinct values holds captions, not classes
 _IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp", "pixel_values")
 
 
 def splits_of(loaded: Dataset | DatasetDict, name: str) -> dict[str, Split]:
-    """Bring the image and label columns of data sets to their standard names and types."""
+    """Give the image and label columns of a data set their standard names and types."""
     splits = _known_splits(loaded, name)
     columns = splits["train"].column_names
     features = splits["train"].features
@@ -35,7 +35,7 @@ def splits_of(loaded: Dataset | DatasetDict, name: str) -> dict[str, Split]:
 
 
 def _known_splits(loaded: Dataset | DatasetDict, name: str) -> DatasetDict:
-    """Return the train split and the one that stands for the test split: test, else validation."""
+    """Return the train split and the test split; without a test split, the validation split takes its place."""
     splits = loaded if isinstance(loaded, DatasetDict) else DatasetDict(train=loaded)
     by_name: dict[str, Dataset] = {}
     for split, part in splits.items():
@@ -47,17 +47,19 @@ def _known_splits(loaded: Dataset | DatasetDict, name: str) -> DatasetDict:
 
 
 def without_train(splits: Iterable[str], name: str) -> ConfigError:
-    """Return the error of a data set that has other splits only."""
+    """Return the error for a data set without a train split."""
     return ConfigError(
-        f'dataset = "{name}" has no train split, only {", ".join(splits)}: name the one to train on "train".'
+        f'dataset = "{name}" has no train split, only {", ".join(splits)}: name the split to train on "train".'
     )
 
 
 def _rename(part: Dataset, kept: dict[str, str], name: str, split: str) -> Dataset:
-    """Return a split with its image and label columns under their standard names, others of these names dropped."""
+    """Rename the image and label columns to their standard names; drop other columns that have these names."""
     missing = [column for column in kept if column not in part.column_names]
     if missing:
-        raise ConfigError(f'dataset = "{name}": its {split} split lacks the column "{missing[0]}" of its train split.')
+        raise ConfigError(
+            f'dataset = "{name}": its {split} split lacks the column "{missing[0]}", which its train split has.'
+        )
     part = part.remove_columns([new for old, new in kept.items() if old != new and new in part.column_names])
     part = part.rename_columns({old: new for old, new in kept.items() if old != new})
     if isinstance(part.features["image"], Image):
@@ -66,40 +68,45 @@ def _rename(part: Dataset, kept: dict[str, str], name: str, split: str) -> Datas
         return part.cast_column("image", Image())
     except UNREADABLE as error:
         raise ConfigError(
-            f'dataset = "{name}": its column "{next(iter(kept))}" holds {part.features["image"]}, not images; store it '
-            "with datasets' Image feature."
+            f'dataset = "{name}": its column "{next(iter(kept))}" holds {part.features["image"]}, not images; store '
+            "this column with datasets' Image feature."
         ) from error
 
 
 def _with_usable_labels(splits: DatasetDict, name: str, column: str) -> DatasetDict:
-    """Make classes of texts; leave labels out that are neither classes nor whole numbers, or that are missing."""
+    """Turn text labels into classes; drop the labels if some are missing or are neither classes nor whole numbers."""
     texts = _text_classes(splits)
     if texts:
-        for feature in (Value("string"), ClassLabel(names=texts)):  # datasets casts no other kind of text to classes
+        for feature in (Value("string"), ClassLabel(names=texts)):  # datasets casts only this text type to classes
             splits = splits.cast_column(LABEL, feature)
         return splits
     if all(_has_usable_labels(part) for part in splits.values()):
         return _with_one_mapping(splits, name)
     logger.warning(
-        'dataset = "%s": its column "%s" is left out: labels are classes, texts or whole numbers from 0.', name, column
+        'dataset = "%s": its column "%s" is left out: labels must be classes, texts or whole numbers from 0.',
+        name,
+        column,
     )
     return splits.remove_columns(LABEL)
 
 
 def _with_one_mapping(splits: DatasetDict, name: str) -> DatasetDict:
-    """Give the splits the train split's numbers of the classes, where they number the same names otherwise."""
+    """Give the classes of every split the labels of the train split."""
     names: list[str] = getattr(splits["train"].features[LABEL], "names", [])
     for split, part in splits.items():
         others = getattr(part.features[LABEL], "names", names)
         if others != names:
             if sorted(others) != sorted(names):
-                raise ConfigError(f'dataset = "{name}": its {split} split has other classes than its train split.')
+                raise ConfigError(
+                    f'dataset = "{name}": its {split} split has other classes than its train split; use the same '
+                    "class names in both."
+                )
             splits[split] = part.align_labels_with_mapping({each: k for k, each in enumerate(names)}, LABEL)
     return splits
 
 
 def _text_classes(splits: DatasetDict) -> list[str]:
-    """Return the sorted texts of a label column of texts; empty where it holds something else, or captions."""
+    """Return the sorted classes of a text label column; empty if the column holds captions or another type."""
     found: set[str] = set()
     for part in splits.values():
         feature = part.features[LABEL]

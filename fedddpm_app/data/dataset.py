@@ -1,4 +1,4 @@
-"""The images of a run as one object: its splits, and what every client holds of them."""
+"""The images of a run as one object: its splits, and the rows of every client."""
 
 import functools
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class ClientRows:
     Attributes
     ----------
     train, held_out : Tensor
-        int64: what it trains on, and the share that it only evaluates on.
+        int64: the rows that it trains on, and the held-out rows that it only evaluates on.
     """
 
     train: Tensor
@@ -31,18 +31,18 @@ class ClientRows:
 
 
 class FederatedDataset:
-    """The decoded images of a data config, and their partition over the clients; everything is read on first use.
+    """The decoded images of a data config, and their partition over the clients. Images are read on first use.
 
-    Every property raises ``ConfigError`` where the data cannot be read or used, or the partition cannot be made.
+    Every property raises ``ConfigError`` if the data cannot be read or used, or the partition cannot be made.
 
     Parameters
     ----------
     config : DataConfig
-        Which images, and how they are split.
+        The data set and its partition.
     seed : int
-        The run's; decides the partition.
+        The run's seed; it determines the partition.
     data_path : str
-        The folder of the one client whose images this host has; empty where ``config`` says where they are.
+        The folder of the only client whose images this host has; if empty, ``config`` gives the source.
     """
 
     def __init__(self, config: DataConfig, seed: int, data_path: str = "") -> None:
@@ -51,31 +51,31 @@ class FederatedDataset:
 
     @property
     def splits(self) -> dict[str, StoredSplit]:
-        """The decoded splits that this host has: ``train`` and ``test``, fewer with ``partition = "sites"``."""
+        """The decoded splits on this host: ``train`` and ``test``; one may be missing with ``partition = "sites"``."""
         return load_stored(self.config)
 
     @property
     def train(self) -> ImageTensors:
-        """The training split on the CPU, mapped from the cache; ``client`` says what is whose."""
+        """The training split on the CPU, mapped from the cache; ``client`` gives each client's rows of it."""
         return self.split("train").data
 
     @property
     def has_train(self) -> bool:
-        """Whether this host has the training split; in a deployment with ``partition = "sites"`` none has."""
+        """Whether this host has the training split; in a deployment with ``partition = "sites"`` no host has it."""
         return "train" in self.splits
 
     @property
     def test(self) -> ImageTensors | None:
-        """The global test split, which no client trains on; None where there are sites only."""
+        """The global test split, which no client trains on; None if this host has no test split."""
         return self.split("test").data if "test" in self.splits else None
 
     @property
     def class_names(self) -> list[str]:
-        """The names of the classes, by label; empty where the source has none."""
+        """The names of the classes, by label; empty if the source has none."""
         return self.split("train").info.class_names
 
     def client(self, partition_id: int) -> ClientRows:
-        """Return one client's rows of the training split, which may be of its own site's images."""
+        """Return one client's rows of the training split; on a site's host, of the site's own images."""
         if not is_site(self.config):
             return self.clients[partition_id]
         return self._with_held_out(self._site_rows(np.arange(len(self.train)), partition_id))
@@ -95,9 +95,9 @@ class FederatedDataset:
 
     @property
     def label_table(self) -> Tensor:
-        """The training images of each class on each client, int64 (``num_clients``, ``num_classes``).
+        """The number of training images of each class on each client, int64 (``num_clients``, ``num_classes``).
 
-        Of data without labels (``num_clients``, 1).
+        Data without labels give the shape (``num_clients``, 1).
         """
         labels = self.train.labels
         if labels is None:
@@ -107,34 +107,37 @@ class FederatedDataset:
 
     @property
     def num_unassigned(self) -> int:
-        """Images of the training split that no client has, as some partitions leave some out."""
+        """The number of training images that no client has; some partitions leave images out."""
         return len(self.train) - sum(len(client.train) + len(client.held_out) for client in self.clients)
 
     def check(self) -> list[int]:
-        """Return the number of training images on each client, after checking that all data can be used."""
+        """Check that all data can be used, and return the number of training images on each client."""
         _ = self.test
         return [len(client.train) for client in self.clients]
 
     def split(self, name: str) -> StoredSplit:
-        """Return a decoded split, which must be there."""
+        """Return a decoded split; raise ``ConfigError`` if this host does not have it."""
         if name not in self.splits:
             raise ConfigError(
-                f'dataset = "{self.config.dataset}", partition = "{SITES}": there is no {name} split on this host; in '
-                'a simulation give "path:" and a folder that holds one folder per client and one named "test", in a '
-                "deployment start every SuperNode with data-path=... in its --node-config."
+                f'dataset = "{self.config.dataset}", partition = "{SITES}": there is no {name} split on this host. In '
+                'a simulation, give "path:" and a folder that holds one folder per client and one named "test"; in a '
+                "deployment, start every SuperNode with data-path=... in its --node-config."
             )
         stored = self.splits[name]
         _check_labels(stored.data.labels, self.config)
         return stored
 
     def _site_rows(self, rows: np.ndarray, partition_id: int) -> np.ndarray:
-        """Return a site's rows in the shuffled order that its seed gives, whatever else lies beside them."""
+        """Return a site's rows, shuffled by a seed of the site; the order does not depend on other sites."""
         check_size(len(rows), partition_id, self.config)
         generator = np.random.default_rng(derive_seed(self.seed, "partition", partition_id))
         return rows[generator.permutation(len(rows))]
 
     def _with_held_out(self, part: np.ndarray) -> ClientRows:
-        """Cut the held-out share off a client's rows: at least one image if any are asked for, never the last one."""
+        """Split a client's rows into training and held-out rows.
+
+        With a positive ``held_out_fraction`` at least one image is held out; at least one image stays for training.
+        """
         wanted = len(part) * self.config.held_out_fraction
         count = min(max(1, round(wanted)) if wanted else 0, len(part) - 1)
         rows = torch.from_numpy(part)
@@ -145,9 +148,8 @@ class FederatedDataset:
         config, table = self.config, load_splits(self.config)["train"].table
         if config.partition_column not in table.column_names:
             raise ConfigError(
-                f'partition-column = "{config.partition_column}" is not a column of dataset = "{config.dataset}" (the '
-                f'column of labels is "{LABEL}" here): use one of {", ".join(table.column_names)}, or another '
-                "partition."
+                f'partition-column = "{config.partition_column}" is not a column of dataset = "{config.dataset}" (its '
+                f'label column is named "{LABEL}"): use one of {", ".join(table.column_names)}, or another partition.'
             )
         column = list(table[config.partition_column])
         values = [str(column[row]) for row in stored.rows.tolist()]
@@ -162,12 +164,12 @@ class FederatedDataset:
 
 @functools.lru_cache(maxsize=4)
 def open_dataset(config: DataConfig, seed: int, data_path: str = "") -> FederatedDataset:
-    """Return the data set of a run; one object for everything in this process that asks for the same."""
+    """Return the data set of a run; calls with equal arguments share one object in a process."""
     return FederatedDataset(config, seed, data_path)
 
 
 def _check_labels(labels: Tensor | None, config: DataConfig) -> None:
-    """Raise ``ConfigError`` for a conditional model without labels, or a label outside [0, num_classes)."""
+    """Raise ``ConfigError`` if a conditional model lacks labels, or a label is outside [0, num_classes)."""
     if labels is None:
         if config.class_conditional:
             raise ConfigError("class-conditional = true needs labels, which the data set lacks: use false.")
@@ -175,8 +177,8 @@ def _check_labels(labels: Tensor | None, config: DataConfig) -> None:
     least, most = int(labels.min()), int(labels.max())
     if least < 0:
         raise ConfigError(
-            f'dataset = "{config.dataset}" has the label {least}: labels are 0 to num-classes - 1; leave unlabelled '
-            "images out, or store the set without labels."
+            f'dataset = "{config.dataset}" has the label {least}, but labels must be 0 to num-classes - 1: leave '
+            "unlabelled images out, or store the data set without labels."
         )
     if most >= config.num_classes:
         raise ConfigError(

@@ -1,4 +1,4 @@
-"""From pictures of any size and kind to uint8 pixels of one shape."""
+"""Decode pictures of any size and mode to uint8 pixels of one shape."""
 
 import os
 from collections.abc import Callable, Iterator
@@ -20,25 +20,25 @@ UNREADABLE = (
     NotImplementedError,
     Image.DecompressionBombError,
 )
-_GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # and those of 16 bits
-_MORE_BAD = 100  # images that are still looked at when it is known that there are too many bad ones
-_SHOWN = 10  # of them named
-_BLOCK = 64  # images per task of a thread
+_GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # and the 16-bit modes
+_EXTRA_BAD = 100  # further bad images to find before decoding stops with an error
+_SHOWN = 10  # bad images that the error names
+_BLOCK = 64  # images per thread task
 _MAX_THREADS = 8
 
 
 @dataclass
 class Decoded:
-    """What decoding a split gave.
+    """The result of decoding a split.
 
     Attributes
     ----------
     rows : list of int
-        The rows that could be read; ``pixels[:len(rows)]`` are their images.
+        The rows whose images can be read; ``pixels[:len(rows)]`` are these images.
     bad : list of str
-        What could not be read, each with its name and the reason.
+        The images that cannot be read, each with its name and the reason.
     num_grey : int
-        How many of those that could be read are grey; the rest is colour.
+        How many of the images that can be read are grey; the others are colour images.
     """
 
     rows: list[int] = field(default_factory=list)
@@ -54,22 +54,23 @@ def decode(split: Split, config: DataConfig, pixels: np.ndarray, on_progress: Ca
     split : Split
         N images.
     config : DataConfig
-        Size and channels; ``max_bad_images`` that may be left out.
+        Image size and channels; ``max_bad_images`` is the number of images that may be left out.
     pixels : np.ndarray
-        uint8, shape (N, ``image_channels``, ``image_size``, ``image_size``); written.
+        uint8, shape (N, ``image_channels``, ``image_size``, ``image_size``); filled in place.
     on_progress : callable
-        Called with the number of images done.
+        Called with the number of images processed so far.
 
     Raises
     ------
     ConfigError
-        When more than ``max_bad_images`` cannot be read; after a hundred more, so that many are known at once.
+        When more than ``max_bad_images`` images cannot be read. Decoding stops after a hundred more, so that the
+        error can name several of them.
     """
     decoded = Decoded()
     for done, (row, image) in enumerate(_in_threads(split, config), start=1):
         if isinstance(image, BaseException):
             decoded.bad.append(f"{split.name_of(row)} ({image})")
-            if len(decoded.bad) > config.max_bad_images + _MORE_BAD:
+            if len(decoded.bad) > config.max_bad_images + _EXTRA_BAD:
                 check_bad(decoded.bad, len(decoded.rows), config)
         else:
             fitted, is_grey = image
@@ -82,16 +83,17 @@ def decode(split: Split, config: DataConfig, pixels: np.ndarray, on_progress: Ca
 
 
 def check_bad(bad: list[str], num_images: int, config: DataConfig) -> None:
-    """Raise ``ConfigError`` where more images than ``max_bad_images``, or all, cannot be read."""
+    """Raise ``ConfigError`` if all images, or more than ``max_bad_images``, cannot be read."""
     if len(bad) > config.max_bad_images or not num_images:
         raise ConfigError(
-            f'max-bad-images = {config.max_bad_images}, but of dataset = "{config.dataset}" {len(bad)} or more cannot '
-            f"be read: {'; '.join(bad[:_SHOWN])}. Mend or remove them, or use a larger number: they are left out."
+            f"max-bad-images = {config.max_bad_images}, but {len(bad)} or more images of dataset = "
+            f'"{config.dataset}" cannot be read: {"; ".join(bad[:_SHOWN])}. Repair or remove them, or use a larger '
+            "number to leave them out."
         )
 
 
 def check_mixture(num_grey: int, num_images: int, config: DataConfig) -> None:
-    """Raise ``ConfigError`` for grey and colour images in one data set where ``mixed_channels`` is ``error``."""
+    """Raise ``ConfigError`` if a data set mixes grey and colour images and ``mixed_channels`` is ``error``."""
     if config.mixed_channels == "error" and 0 < num_grey < num_images:
         kind = "grey" if config.image_channels == 1 else "colour"
         raise ConfigError(
@@ -102,13 +104,13 @@ def check_mixture(num_grey: int, num_images: int, config: DataConfig) -> None:
 
 
 def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Turn a picture upright, crop its middle square, and resize it (bicubic, antialiased).
+    """Turn a picture upright, crop its central square and resize it (bicubic, antialiased).
 
     Returns
     -------
     np.ndarray
-        uint8, shape (``channels``, ``size``, ``size``); transparency over white. A picture of this size is not
-        changed.
+        uint8, shape (``channels``, ``size``, ``size``); transparent pixels are blended with white. A picture that
+        already has this size keeps its pixels.
     """
     upright = _over_white(_to_8_bits(ImageOps.exif_transpose(image)))
     fitted = ImageOps.fit(upright.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BICUBIC)
@@ -116,7 +118,10 @@ def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 
 def _in_threads(split: Split, config: DataConfig) -> Iterator[tuple[int, tuple[np.ndarray, bool] | BaseException]]:
-    """Yield every row with its pixels and whether it is grey, or with why it cannot be read; PIL frees the GIL."""
+    """Yield every row with its pixels and whether it is grey, or with the error of reading it.
+
+    Threads work in parallel here, because PIL releases the GIL.
+    """
 
     def block(rows: range) -> list[tuple[int, tuple[np.ndarray, bool] | BaseException]]:
         return [(row, _read(split, row, config)) for row in rows]
@@ -142,11 +147,11 @@ def _is_grey(image: Image.Image) -> bool:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits, which PIL would clip."""
+    """Scale 16-bit grey values to 8 bits; PIL would clip them."""
     if image.mode.startswith("I;16"):
         return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise ValueError(f"{image.mode} pixels of 32 bits, whose range is not known: store 8 or 16 bits")
+        raise ValueError(f"{image.mode} pixels have 32 bits and an unknown range: store 8 or 16 bits")
     return image
 
 

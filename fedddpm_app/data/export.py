@@ -1,4 +1,4 @@
-"""Writing the clients' partitions to disk as folders of their own, which ``partition = "sites"`` reads."""
+"""Write every client's partition to its own folder, for ``partition = "sites"``."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,29 +15,29 @@ _TEST = "test"
 
 
 def export_sites(dataset: FederatedDataset, folder: Path) -> list[Path]:
-    """Write every client's images, as decoded, to ``site-0000``, ..., and the test split to ``test``.
+    """Write every client's decoded images to ``site-0000``, ..., and the test split to ``test``.
 
     Parameters
     ----------
     dataset : FederatedDataset
-        Of any partition.
+        With any partition.
     folder : Path
-        New or empty.
+        A new or an empty folder.
 
     Returns
     -------
     list of Path
-        The folders written: in each a PNG per image, in a sub-folder per class where there are labels.
+        The folders written. Each holds one PNG per image; with labels, there is one sub-folder per class.
 
     Raises
     ------
     ConfigError
-        When the data cannot be used, or the folder cannot be written or holds something.
+        When the data cannot be used, or the folder is not empty or cannot be written.
     """
     names, train, test = dataset.class_names, dataset.train, dataset.test
     for name in names:
         if Path(name).name != name or "," in name:
-            raise ConfigError(f'the class "{name}" cannot be the name of a folder: rename it in the source.')
+            raise ConfigError(f'the class "{name}" cannot be a folder name: rename the class in the source.')
     parts = {
         f"site-{partition_id:04d}": train.select(torch.cat([rows.held_out, rows.train]).sort().values)
         for partition_id, rows in enumerate(dataset.clients)
@@ -56,11 +56,11 @@ def export_sites(dataset: FederatedDataset, folder: Path) -> list[Path]:
 
 
 def _write(data: ImageTensors, names: list[str], folder: Path) -> None:
-    for place, (image, label) in enumerate(_pairs(data)):
+    for index, (image, label) in enumerate(_pairs(data)):
         parent = folder if label is None else folder / (names[label] if names else str(label))
         parent.mkdir(parents=True, exist_ok=True)
         pixels = image.permute(1, 2, 0).squeeze(2) if image.shape[0] == 1 else image.permute(1, 2, 0)
-        Image.fromarray(pixels.numpy()).save(parent / f"{place:06d}.png")
+        Image.fromarray(pixels.numpy()).save(parent / f"{index:06d}.png")
 
 
 def _pairs(data: ImageTensors) -> Iterator[tuple[Tensor, int | None]]:

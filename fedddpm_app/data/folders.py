@@ -1,4 +1,4 @@
-"""What a local folder holds: IDX files, a ``save_to_disk`` folder, tables, or pictures."""
+"""Load a local folder: IDX files, a ``save_to_disk`` folder, tables, or pictures."""
 
 import glob
 import hashlib
@@ -17,7 +17,11 @@ _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
 def load_folder(folder: Path) -> Dataset | DatasetDict | dict[str, Split]:
-    """Load what a folder holds; tables and pictures as data sets, whose columns are the user's."""
+    """Load the images of a folder.
+
+    Tables and ``save_to_disk`` folders are returned as data sets with the user's columns, IDX files and pictures
+    as splits.
+    """
     idx = find_idx(folder)
     if idx:
         return {split: _idx_split(images, labels, split) for split, (images, labels) in idx.items()}
@@ -40,7 +44,7 @@ def stat_digest(folder: Path) -> str:
 
 
 def _by_split(files: list[Path], folder: Path) -> dict[str, list[str]]:
-    """Sort table files into splits by the word for one in their name, or in a folder's; without a hint: train."""
+    """Assign table files to splits by their file or folder names; a file without such a name belongs to train."""
     found: dict[str, list[Path]] = {}
     for path in files:
         named = (split_named(part) for part in reversed(path.relative_to(folder).parts))

@@ -1,4 +1,4 @@
-"""IDX files, the format of MNIST and its relatives (LeCun et al.): big-endian, gzipped or not."""
+"""IDX files, the format of MNIST and similar data sets (LeCun et al.): big-endian, gzipped or not."""
 
 import gzip
 import math
@@ -19,12 +19,14 @@ _ROWS_PER_READ = 1000
 
 
 def find_idx(folder: Path) -> dict[str, tuple[Path, Path | None]]:
-    """Return the files of images and (where there are any) labels by split, such as ``train-images-idx3-ubyte.gz``.
+    """Return the image file and the label file (None if there is none) of each split.
+
+    Such a file is ``train-images-idx3-ubyte.gz``.
 
     Raises
     ------
     ConfigError
-        When two files are of one split, as in a folder of several data sets.
+        When two files belong to one split, as in a folder of several data sets.
     """
     found: dict[str, tuple[Path, Path | None]] = {}
     for path in sorted(folder.rglob("*ubyte*")):
@@ -32,7 +34,7 @@ def find_idx(folder: Path) -> dict[str, tuple[Path, Path | None]]:
         if match is None:
             continue
         if path.suffix == ".gz" and path.with_suffix("").exists():
-            continue  # unpacked beside it
+            continue  # the unpacked file is in the same folder
         split = "test" if split_named(match["stem"]) in ("test", "validation") else "train"
         if split in found:
             raise ConfigError(
@@ -51,12 +53,12 @@ def read_idx(path: Path) -> np.ndarray:
     Returns
     -------
     np.ndarray
-        uint8, of the shape that the header tells.
+        uint8, in the shape that the header gives.
 
     Raises
     ------
     ValueError
-        When the file is no IDX file of unsigned bytes, or does not hold what its header tells.
+        When the file is not an IDX file of unsigned bytes, or its size does not match its header.
     """
     try:
         return _read(path)
@@ -68,15 +70,15 @@ def _read(path: Path) -> np.ndarray:
     with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
         header = file.read(4)
         if len(header) < 4 or header[:2] != b"\0\0" or header[2] != _UNSIGNED_BYTE:
-            raise ValueError(f"{path.name} is no IDX file of unsigned bytes")
+            raise ValueError(f"{path.name} is not an IDX file of unsigned bytes")
         shape = struct.unpack(f">{header[3]}I", file.read(4 * header[3]))
         row_bytes = math.prod(shape[1:])
-        rows = []  # read piece by piece: a header may claim more than there is
+        rows = []  # read in pieces: a damaged header may claim more data than the file has
         for start in range(0, shape[0], _ROWS_PER_READ):
             rows.append(file.read(min(_ROWS_PER_READ, shape[0] - start) * row_bytes))
             if len(rows[-1]) < min(_ROWS_PER_READ, shape[0] - start) * row_bytes:
                 break
         content = b"".join(rows)
         if len(content) != shape[0] * row_bytes or file.read(1):
-            raise ValueError(f"{path.name} does not hold the {' x '.join(map(str, shape))} bytes of its header")
+            raise ValueError(f"{path.name} does not hold the {' x '.join(map(str, shape))} bytes that its header gives")
     return np.frombuffer(content, dtype=np.uint8).reshape(shape)

@@ -1,4 +1,4 @@
-"""Splitting the training images over the clients, with flwr-datasets' partitioners."""
+"""Split the training images over the clients, with flwr-datasets' partitioners."""
 
 import contextlib
 import io
@@ -27,35 +27,36 @@ _ADVICE = {
     "pathological": "use a classes-per-client that is at most the number of classes, or more clients",
     "shards": "use fewer clients or a smaller shards-per-client",
 }
-_UNDRAWABLE = (ValueError, IndexError, KeyError, ZeroDivisionError)
+_PARTITIONER_ERRORS = (ValueError, IndexError, KeyError, ZeroDivisionError)
 
 
 def partition_rows(
     labels: np.ndarray | None, natural: np.ndarray | None, count: int, config: DataConfig, seed: int
 ) -> list[np.ndarray]:
-    """Split ``count`` images into ``num_clients`` partitions, disjoint and each in shuffled order.
+    """Split ``count`` images into ``num_clients`` disjoint partitions, each in shuffled order.
 
     Parameters
     ----------
     labels : np.ndarray or None
-        int64, shape (N,); needed by the partitions that skew classes.
+        int64, shape (N,); needed by the partitions that depend on classes.
     natural : np.ndarray or None
-        Shape (N,): the column that ``natural`` splits by.
+        Shape (N,); the column that ``natural`` splits by.
     count : int
-        N, images in all.
+        N, the number of images.
     config : DataConfig
         ``partition``:
 
-        * ``iid``: equal parts.
-        * ``dirichlet``: per class, shares from Dirichlet(``dirichlet_alpha``).
-        * ``pathological``: ``classes_per_client`` classes on every client, drawn at random.
-        * ``shards``: the images sorted by class, cut into shards of equal size, ``shards_per_client`` of them
-          dealt to every client (McMahan et al. 2017); what is left over when cutting goes to nobody.
-        * ``disjoint-classes``: the classes are dealt out like cards, so that no two clients share one and all are
-          used (10 classes on 4 clients: 3, 3, 2, 2).
-        * ``quantity-skew``: classes alike, sizes from Dirichlet(``dirichlet_alpha``).
-        * ``natural``: the values of ``partition_column`` (writers, hospitals) are dealt out like cards; with as
-          many clients as values each client is one of them.
+        * ``iid``: every client gets an equal part.
+        * ``dirichlet``: the clients' shares of each class are sampled from Dirichlet(``dirichlet_alpha``).
+        * ``pathological``: every client gets ``classes_per_client`` classes, chosen at random.
+        * ``shards``: the images are sorted by class and cut into shards of equal size, and every client gets
+          ``shards_per_client`` shards (McMahan et al. 2017). No client gets the images that remain after the cut.
+        * ``disjoint-classes``: the classes are shuffled and assigned to the clients in turn. All classes are used,
+          and no two clients share a class (10 classes on 4 clients: 3, 3, 2, 2).
+        * ``quantity-skew``: all clients have the same mix of classes; their sizes are sampled from
+          Dirichlet(``dirichlet_alpha``).
+        * ``natural``: the values of ``partition_column`` (writers, hospitals) are shuffled and assigned to the
+          clients in turn. With as many clients as values, each client has one value.
     seed : int
         The run's seed.
 
@@ -67,27 +68,27 @@ def partition_rows(
     Raises
     ------
     ConfigError
-        When the partition cannot be drawn, or a client would hold fewer images than ``min_partition_size`` or more
-        than ``max_examples_per_client``.
+        When the partition cannot be made, or a client would hold fewer images than ``min_partition_size`` or more
+        images than ``max_examples_per_client``.
     """
     _check_possible(labels, natural, count, config)
     partition_seed = derive_seed(seed, "partition") % 2**32
     columns = {_ROW: np.arange(count)} | ({} if labels is None else {LABEL: labels})
     train = Dataset.from_dict(columns).shuffle(seed=partition_seed)
     try:
-        with contextlib.redirect_stderr(io.StringIO()):  # flwr-datasets draws a bar that no option turns off
+        with contextlib.redirect_stderr(io.StringIO()):  # flwr-datasets shows a bar that no option turns off
             partitioner = _partitioner(train, natural, config, partition_seed)
             rows = [np.asarray(partitioner.load_partition(i)[:][_ROW], np.int64) for i in range(config.num_clients)]
-    except _UNDRAWABLE as error:
+    except _PARTITIONER_ERRORS as error:
         advice = _ADVICE.get(config.partition, "use fewer clients or another partition")
-        raise ConfigError(f'partition = "{config.partition}" cannot be drawn ({error}): {advice}.') from error
+        raise ConfigError(f'partition = "{config.partition}" cannot be made ({error}): {advice}.') from error
     for partition_id, part in enumerate(rows):
         check_size(len(part), partition_id, config)
     return rows
 
 
 def _partitioner(train: Dataset, natural: np.ndarray | None, config: DataConfig, seed: int) -> Partitioner:
-    """Return flwr-datasets' partitioner of the shuffled images, with its data set."""
+    """Return a flwr-datasets partitioner with the shuffled images as its data set."""
     clients = config.num_clients
     partitioner: Partitioner
     match config.partition:
@@ -105,25 +106,25 @@ def _partitioner(train: Dataset, natural: np.ndarray | None, config: DataConfig,
         case "quantity-skew":
             partitioner = SizePartitioner(_skewed_sizes(len(train), config, seed))
         case "natural":
-            train = _deal(train, np.asarray(natural)[train[_ROW]], config, seed)
+            train = _assign_in_turn(train, np.asarray(natural)[train[_ROW]], config, seed)
             partitioner = NaturalIdPartitioner(_CLIENT)
         case "disjoint-classes":
-            train = _deal(train, np.asarray(train[LABEL]), config, seed)
+            train = _assign_in_turn(train, np.asarray(train[LABEL]), config, seed)
             partitioner = NaturalIdPartitioner(_CLIENT)
     partitioner.dataset = train
     return partitioner
 
 
-def _deal(train: Dataset, values: np.ndarray, config: DataConfig, seed: int) -> Dataset:
-    """Add the column ``client``: a shuffled deck of the different values, dealt to the clients in turn."""
-    deck, place = np.unique(values, return_inverse=True)
-    turn = np.empty(len(deck), np.int64)
-    turn[np.random.default_rng(seed).permutation(len(deck))] = np.arange(len(deck))
-    return train.add_column(_CLIENT, turn[place] % config.num_clients)
+def _assign_in_turn(train: Dataset, values: np.ndarray, config: DataConfig, seed: int) -> Dataset:
+    """Add the column ``client``: shuffle the distinct values, and assign them to the clients in turn."""
+    distinct, index = np.unique(values, return_inverse=True)
+    turn = np.empty(len(distinct), np.int64)
+    turn[np.random.default_rng(seed).permutation(len(distinct))] = np.arange(len(distinct))
+    return train.add_column(_CLIENT, turn[index] % config.num_clients)
 
 
 def _skewed_sizes(count: int, config: DataConfig, seed: int) -> list[int]:
-    """Return sizes that add up to ``count``: the minimum for everyone, the rest by shares from Dirichlet(alpha)."""
+    """Return sizes that sum to ``count``: the minimum for every client, plus shares sampled from Dirichlet(alpha)."""
     generator = np.random.default_rng(seed)
     shares = generator.dirichlet(np.full(config.num_clients, config.dirichlet_alpha))
     free = count - config.num_clients * config.min_partition_size
@@ -133,7 +134,7 @@ def _skewed_sizes(count: int, config: DataConfig, seed: int) -> list[int]:
 
 
 def _check_possible(labels: np.ndarray | None, natural: np.ndarray | None, count: int, config: DataConfig) -> None:
-    """Raise ``ConfigError`` for what can be known before sampling."""
+    """Raise ``ConfigError`` if the partition cannot be made, as far as its settings show."""
     partition, clients = config.partition, config.num_clients
     if partition in _NEEDS_LABELS and labels is None:
         raise ConfigError(
@@ -142,21 +143,21 @@ def _check_possible(labels: np.ndarray | None, natural: np.ndarray | None, count
         )
     if clients * config.min_partition_size > count:
         raise ConfigError(
-            f"num-clients = {clients} clients of min-partition-size = {config.min_partition_size} images need "
-            f"{clients * config.min_partition_size} images, and the training split holds {count}: use fewer clients "
+            f"num-clients = {clients} with min-partition-size = {config.min_partition_size} needs "
+            f"{clients * config.min_partition_size} images, but the training split holds {count}: use fewer clients "
             "or a smaller minimum."
         )
-    decks = {"disjoint-classes": (labels, "classes"), "natural": (natural, f'values of "{config.partition_column}"')}
-    values, what = decks.get(partition, (None, ""))
+    assigned = {"disjoint-classes": (labels, "classes"), "natural": (natural, f'values of "{config.partition_column}"')}
+    values, name = assigned.get(partition, (None, ""))
     if values is not None and len(np.unique(values)) < clients:
         raise ConfigError(
-            f'partition = "{partition}" with num-clients = {clients} needs as many {what}, the data have '
+            f'partition = "{partition}" with num-clients = {clients} needs at least as many {name}, but the data have '
             f"{len(np.unique(values))}: use fewer clients or another partition."
         )
 
 
 def check_size(size: int, partition_id: int, config: DataConfig) -> None:
-    """Raise ``ConfigError`` for a client with too few images, or too many."""
+    """Raise ``ConfigError`` if a client has too few or too many images."""
     if size < config.min_partition_size:
         raise ConfigError(
             f"client {partition_id} would hold {size} images, fewer than min-partition-size = "

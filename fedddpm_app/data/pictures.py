@@ -1,4 +1,4 @@
-"""A folder of pictures: which files are pictures, of which split, class and (by a table beside them) what else."""
+"""A folder of pictures: the picture files, their splits and classes, and the columns of a ``metadata.csv``."""
 
 import csv
 import os
@@ -18,11 +18,11 @@ _UNSUPPORTED = {".heic", ".heif", ".jxl", ".raw", ".cr2", ".nef", ".dng", ".svg"
 
 
 def find_files(folder: Path) -> Iterator[Path]:
-    """Yield the files under a folder in a fixed order, links followed, without hidden ones and their folders."""
+    """Yield the files under a folder in a fixed order; follow links, and skip hidden files and folders."""
     seen = set()
     for parent, folders, files in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
-        if real in seen:  # a link that leads back up
+        if real in seen:  # a link to a folder already seen
             folders.clear()
             continue
         seen.add(real)
@@ -33,20 +33,21 @@ def find_files(folder: Path) -> Iterator[Path]:
 def picture_splits(folder: Path) -> dict[str, Split]:
     """Return the splits of a folder of pictures.
 
-    The folders directly in it are splits if all of them are named like splits (``train``, ``Testing``), else
-    classes. Classes are the folders directly in a split, whatever is below them.
+    The folders directly in it are splits if all of them have names of splits (``train``, ``Testing``); otherwise
+    they are classes. In a split, the folders directly in it are classes, and all files below a class folder belong
+    to that class.
 
     Raises
     ------
     ConfigError
-        When pictures lie beside class folders, or ``metadata.csv`` does not tell of all.
+        When there are no pictures, when pictures lie beside class folders, or when ``metadata.csv`` lacks some.
     """
     endings = set(Image.registered_extensions()) | _UNSUPPORTED
     pictures = [path for path in find_files(folder) if path.suffix.lower() in endings]
     if not pictures:
         raise ConfigError(
-            f"{folder} holds no images that can be read: give a folder of images (one sub-folder per class, or none), "
-            "of parquet, arrow or IDX files, or one that save_to_disk wrote."
+            f"{folder} holds no images that can be read: give a folder of images (with one sub-folder per class, or "
+            "without sub-folders), a folder of parquet, arrow or IDX files, or a save_to_disk folder."
         )
     columns = _metadata(folder)
     tops = {path.relative_to(folder).parts[0] for path in pictures if path.parent != folder}
@@ -61,19 +62,19 @@ def picture_splits(folder: Path) -> dict[str, Split]:
 
 
 def _classes(folder: Path, pictures: list[Path], depth: int) -> list[str]:
-    """Return the names of the class folders, which are the parts of the paths at ``depth``; empty without any."""
+    """Return the names of the class folders, which are the path parts at ``depth``; empty without class folders."""
     parts = [path.relative_to(folder).parts for path in pictures]
     beside = [path for path, part in zip(pictures, parts, strict=True) if len(part) == depth + 1]
     if 0 < len(beside) < len(pictures):
         raise ConfigError(
-            f"{folder}: {len(beside)} pictures, such as {beside[0].name}, lie beside the class folders: put each in "
-            "one, or all in one folder without classes."
+            f"{folder}: {len(beside)} pictures, such as {beside[0].name}, lie beside the class folders: put each "
+            "picture into a class folder, or all pictures into one folder without classes."
         )
     return [] if beside else _in_order({part[depth] for part in parts})
 
 
 def _split(folder: Path, pictures: list[Path], columns: Dataset | None, classes: list[str], depth: int) -> Split:
-    """Return a split of pictures, with the columns of a table and the classes, where there are any."""
+    """Return a split of pictures, with the columns of ``metadata.csv`` and the classes, if there are any."""
     table = Dataset.from_dict({"row": np.arange(len(pictures))}) if columns is None else _rows_of(columns, pictures)
     if classes:
         table = table.remove_columns([c for c in table.column_names if c == LABEL])
@@ -82,19 +83,19 @@ def _split(folder: Path, pictures: list[Path], columns: Dataset | None, classes:
 
 
 def _in_order(names: set[str]) -> list[str]:
-    """Return the names of classes in the order of their labels: alphabetical, but 0, 1, 2, ... as numbers."""
+    """Return class names in the order of their labels: alphabetical, or numerical if they are 0, 1, 2, ..."""
     numbers = {str(k) for k in range(len(names))}
     return sorted(names, key=int) if names == numbers else sorted(names)
 
 
 def _with_classes(table: Dataset, texts: list[str], names: list[str]) -> Dataset:
-    """Add the column of labels: the place of each text among the names."""
-    place = {name: label for label, name in enumerate(names)}
-    return table.add_column(LABEL, [place[text] for text in texts]).cast_column(LABEL, ClassLabel(names=names))
+    """Add the label column: the index of each text in ``names``."""
+    label_of = {name: label for label, name in enumerate(names)}
+    return table.add_column(LABEL, [label_of[text] for text in texts]).cast_column(LABEL, ClassLabel(names=names))
 
 
 def _metadata(folder: Path) -> Dataset | None:
-    """Return the rows of all ``metadata.csv`` under a folder, with a column of the pictures' paths; texts."""
+    """Return the rows of all ``metadata.csv`` under a folder, as texts, with a column of the pictures' paths."""
     rows: list[dict[str, str]] = []
     for path in find_files(folder):
         if path.name.lower() == _METADATA:
@@ -107,18 +108,18 @@ def _metadata(folder: Path) -> Dataset | None:
     table = Dataset.from_dict({name: [row.get(name) or "" for row in rows] for name in names})
     column = next((c for known in LABEL_COLUMNS for c in names if c.lower() == known), None)
     texts = [] if column is None else list(table[column])
-    if "" in texts or not 0 < len(set(texts)) <= max(1, len(texts) // 2):  # unknown for some, or captions
+    if "" in texts or not 0 < len(set(texts)) <= max(1, len(texts) // 2):  # some labels are missing, or captions
         return table
     return _with_classes(table.remove_columns(column), texts, _in_order(set(texts)))
 
 
 def _rows_of(columns: Dataset, pictures: list[Path]) -> Dataset:
-    """Return the rows of ``metadata.csv`` for pictures, in their order."""
-    place = {path: row for row, path in enumerate(columns[_FILE_NAME])}
-    missing = [path for path in pictures if str(path) not in place]
+    """Return the rows of ``metadata.csv`` for ``pictures``, in the order of ``pictures``."""
+    row_of = {path: row for row, path in enumerate(columns[_FILE_NAME])}
+    missing = [path for path in pictures if str(path) not in row_of]
     if missing:
         raise ConfigError(
-            f"{_METADATA} says nothing of {len(missing)} pictures, such as {missing[0].name}: add rows with their "
+            f"{_METADATA} has no row for {len(missing)} pictures, such as {missing[0].name}: add rows with their "
             f'"{_FILE_NAME}", or remove the table.'
         )
-    return columns.select([place[str(path)] for path in pictures])
+    return columns.select([row_of[str(path)] for path in pictures])

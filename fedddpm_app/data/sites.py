@@ -1,8 +1,9 @@
-"""Sites: every client has a folder of images of its own.
+"""Sites: every client has its own folder of images.
 
-In a simulation the folders lie beside each other, and a folder ``test`` with them is the global test split. In a
-deployment each lies on its client's host, which gives it to its SuperNode as ``data-path``; the server then has the
-test split at most. A site's images are read in the same way in both, so that they are the same, in the same order.
+In a simulation, one parent folder holds the sites' folders, and its sub-folder ``test`` is the global test split. In
+a deployment, each site's folder is on the host of its client, and its SuperNode gets the path as ``data-path``; the
+server then has at most the test split. Both read a site's images in the same way, so that the images and their order
+are equal.
 """
 
 import functools
@@ -20,39 +21,39 @@ from fedddpm_app.data.sources import fingerprint as source_fingerprint
 from fedddpm_app.data.splits import LABEL, Split, split_named
 
 SITES = "sites"
-SITE = "site"  # the column that says whose an image is
-_ONE = "site:"  # how the data set of one site is told from one that holds several
+SITE = "site"  # the column with the partition id of an image's site
+_SITE_PREFIX = "site:"  # marks the data set of a single site
 
 
 def of_site(config: DataConfig, data_path: str) -> DataConfig:
-    """Return the config of the one site whose images lie in the folder ``data_path``.
+    """Return the config for the single site whose images are in the folder ``data_path``.
 
     Raises
     ------
     ConfigError
-        When the run's ``partition`` would split the images, or there is no such folder.
+        When the run's ``partition`` is not ``sites``, or there is no such folder.
     """
     if config.partition != SITES:
         raise ConfigError(
-            f'data-path = "{data_path}": this node has a folder of its own, and partition = "{config.partition}" '
-            f'splits one data set over all clients: set partition = "{SITES}", or start the node without data-path.'
+            f'data-path = "{data_path}": this node has its own folder, but partition = "{config.partition}" splits '
+            f'one data set over all clients: set partition = "{SITES}", or start the node without data-path.'
         )
     folder = Path(data_path).expanduser()
     if not folder.is_absolute() or not folder.is_dir():
         raise ConfigError(
-            f'data-path = "{data_path}": there is no such folder on this host; give the absolute path of one in '
-            "--node-config, in a container the path of the mounted volume."
+            f'data-path = "{data_path}": there is no such folder on this host; give the absolute path of a folder in '
+            "--node-config, or in a container the path of the mounted volume."
         )
-    return replace(config, dataset=f"{_ONE}{folder.resolve()}")
+    return replace(config, dataset=f"{_SITE_PREFIX}{folder.resolve()}")
 
 
 def is_site(config: DataConfig) -> bool:
-    """Return whether a config is of one site's images, see ``of_site``."""
-    return config.dataset.startswith(_ONE)
+    """Return whether a config is for the images of a single site, see ``of_site``."""
+    return config.dataset.startswith(_SITE_PREFIX)
 
 
 def fingerprint(config: DataConfig) -> str:
-    """Return what tells one state of the config's source from another, without decoding it."""
+    """Return a text that changes when the config's source changes; no image is decoded."""
     if is_site(config):
         return stat_digest(_site_folder(config))
     if config.partition == SITES:
@@ -67,13 +68,13 @@ def load_splits(config: DataConfig) -> dict[str, Split]:
     Returns
     -------
     dict of str to Split
-        ``train`` and ``test``. Of one site ``train`` alone. Of a folder of sites ``train`` (with the column ``site``,
-        partition ids) unless it holds no site's images, and ``test`` if it has a test split.
+        ``train`` and ``test``. A single site gives only ``train``. A folder of sites gives ``train`` (with the column
+        ``site`` of partition ids) if it holds sites' images, and ``test`` if it has a test split.
 
     Raises
     ------
     ConfigError
-        When the source cannot be read, with how to supply it.
+        When the source cannot be read; the message says how to supply it.
     """
     if is_site(config):
         return {"train": _load_site(_site_folder(config), config)}
@@ -81,7 +82,7 @@ def load_splits(config: DataConfig) -> dict[str, Split]:
 
 
 def find_sites(config: DataConfig) -> tuple[list[Path], Path | None]:
-    """Return the sites' folders in a folder of sites, by name, and that of the test split; none where there is none."""
+    """Return the sites' folders in a folder of sites, sorted by name, and the test split's folder (None without)."""
     parent = _parent(config)
     folders = [] if parent is None else sorted(path for path in parent.iterdir() if path.is_dir())
     folders = [folder for folder in folders if not folder.name.startswith(".")]
@@ -106,27 +107,27 @@ def _load_sites(config: DataConfig) -> dict[str, Split]:
 
 
 def _parent(config: DataConfig) -> Path | None:
-    """Return the folder of all sites; None where this host has none, as a server may."""
+    """Return the folder of all sites; None if this host has no such folder, which a server may lack."""
     if not Path(config.dataset.removeprefix(LOCAL)).expanduser().exists():
         return None
     return local_folder(config.dataset)
 
 
 def _site_folder(config: DataConfig) -> Path:
-    return Path(config.dataset.removeprefix(_ONE))
+    return Path(config.dataset.removeprefix(_SITE_PREFIX))
 
 
 def _load_site(folder: Path, config: DataConfig) -> Split:
-    """Return the images of one site: all of its folder, but for a test split of its own."""
+    """Return the images of one site: all images in its folder, except a test split in it."""
     splits = load_local(f"{LOCAL}{folder}")
     split = splits.get("train", next(iter(splits.values())))
     if not len(split):
-        raise ConfigError(f"{folder} holds no images: give some.")
+        raise ConfigError(f"{folder} holds no images: put at least one image into it.")
     return _with_classes(split, folder, config)
 
 
 def _with_classes(split: Split, folder: Path, config: DataConfig) -> Split:
-    """Return a split with the labels that all sites agree on by ``class-names``; without it with none."""
+    """Return a split with the labels that ``class-names`` gives, equal at all sites; without it, with no labels."""
     names, labels = config.classes, split.labels
     others = split.table.remove_columns([name for name in (LABEL, SITE) if name in split.table.column_names])
     table = others if others.column_names else Dataset.from_dict({"row": np.arange(len(split))})
@@ -139,13 +140,13 @@ def _with_classes(split: Split, folder: Path, config: DataConfig) -> Split:
             f'class-names = "{config.class_names}", but {folder} also has the class "{unknown[0]}": add it (and to '
             "num-classes), or move its images away."
         )
-    place = {label: names.index(own[label]) for label in np.unique(labels)}
-    column = [place[label] for label in labels]
+    label_of = {label: names.index(own[label]) for label in np.unique(labels)}
+    column = [label_of[label] for label in labels]
     return replace(split, table=table.add_column(LABEL, column).cast_column(LABEL, ClassLabel(names=names)))
 
 
 def _join(parts: list[Split]) -> Split:
-    """Return the images of all sites, one after the other, with whose they are."""
+    """Concatenate the images of all sites, with a column of their partition ids."""
     sizes = [len(part) for part in parts]
     first = [0, *accumulate(sizes)]
     owner = np.repeat(np.arange(len(parts)), sizes)

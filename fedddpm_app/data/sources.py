@@ -1,4 +1,4 @@
-"""Where images come from: the embedded digits, a local folder, or the Hugging Face hub.
+"""Sources of images: the embedded digits, a local folder, or the Hugging Face hub.
 
 Every source gives a ``train`` and a ``test`` split.
 """
@@ -26,7 +26,7 @@ HUB_IDS = {
     "cifar100": "uoft-cs/cifar100",
 }
 TEST_FRACTION = 0.2
-SPLIT_SEED = 0  # the split is a property of the data set, equal for all runs and seeds
+SPLIT_SEED = 0  # the split belongs to the data set: it is equal for all runs and seeds
 
 
 @functools.lru_cache(maxsize=4)
@@ -37,18 +37,19 @@ def load_source(name: str) -> dict[str, Split]:
     ----------
     name : str
         ``digits``; ``mnist``, ``fashion-mnist``, ``cifar10``, ``cifar100`` or any id of the Hugging Face hub; or
-        ``path:/abs/folder``: pictures (one sub-folder per class, or none), parquet or arrow files, a
-        ``save_to_disk`` folder, or IDX files.
+        ``path:/abs/folder``, a folder of pictures (with one sub-folder per class, or without sub-folders), of
+        parquet or arrow files, of IDX files, or a ``save_to_disk`` folder.
 
     Returns
     -------
     dict of str to Split
-        ``train`` and ``test``; where the source has no test (or validation) split, a fifth is split off.
+        ``train`` and ``test``. Without a test split the validation split takes its place; without both, a fifth of
+        the training split becomes the test split.
 
     Raises
     ------
     ConfigError
-        When the source cannot be read, with how to supply it.
+        When the source cannot be read; the message says how to supply it.
     """
     if name == DIGITS:
         return _digits()
@@ -58,7 +59,7 @@ def load_source(name: str) -> dict[str, Split]:
 
 
 def load_local(name: str) -> dict[str, Split]:
-    """Return the splits that a ``path:`` data set has; raise ``ConfigError`` where it cannot be read."""
+    """Return the splits of a ``path:`` data set; raise ``ConfigError`` if it cannot be read."""
     folder = local_folder(name)
     try:
         loaded = load_folder(folder)
@@ -68,17 +69,18 @@ def load_local(name: str) -> dict[str, Split]:
         if isinstance(error, OSError) and error.filename and not Path(error.filename).is_relative_to(folder):
             raise ConfigError(
                 f'dataset = "{name}": {error.filename} cannot be used ({error.strerror}); it is of the Hugging Face '
-                "cache: set HF_HOME to a folder in which you may write."
+                "cache: set HF_HOME to a writable folder."
             ) from error
         raise ConfigError(
             f'dataset = "{name}" holds no images that can be read ({first_line(error)}); give a folder of images '
-            "(one sub-folder per class, or none), of parquet, arrow or IDX files, or one that save_to_disk wrote."
+            "(with one sub-folder per class, or without sub-folders), a folder of parquet, arrow or IDX files, or a "
+            "save_to_disk folder."
         ) from error
     return splits_of(loaded, name) if isinstance(loaded, Dataset | DatasetDict) else loaded
 
 
 def fingerprint(name: str) -> str:
-    """Return what tells one state of a source from another, without decoding it."""
+    """Return a text that changes when a source changes; no image is decoded."""
     if name.startswith(LOCAL):
         return stat_digest(local_folder(name))
     if name == DIGITS:
@@ -88,7 +90,7 @@ def fingerprint(name: str) -> str:
 
 
 def local_folder(name: str) -> Path:
-    """Return the folder of a ``path:`` data set; raise ``ConfigError`` where there is none."""
+    """Return the folder of a ``path:`` data set; raise ``ConfigError`` if there is none."""
     try:
         folder = Path(name.removeprefix(LOCAL)).expanduser()
     except RuntimeError as error:
@@ -98,12 +100,12 @@ def local_folder(name: str) -> Path:
             f'dataset = "{name}" is relative, and the apps may run in another folder: use "{LOCAL}{folder.absolute()}".'
         )
     if not folder.is_dir():
-        raise ConfigError(f'dataset = "{name}": there is no such folder; give the absolute path of one.')
+        raise ConfigError(f'dataset = "{name}": there is no such folder; give the absolute path of a folder.')
     return folder.resolve()
 
 
 def _digits() -> dict[str, Split]:
-    """Scikit-learn's digits: 1,797 grey images of 8x8 pixels with 17 grey levels, 10 classes."""
+    """Return scikit-learn's digits: 1,797 grey images of 8x8 pixels with 17 grey levels, 10 classes."""
     from sklearn.datasets import load_digits
 
     bunch = load_digits()
@@ -118,29 +120,29 @@ def _hub(name: str) -> Dataset | DatasetDict:
     except UNREADABLE as error:
         raise ConfigError(
             f'dataset = "{name}" could not be loaded from the Hugging Face hub as {hub_id} ({type(error).__name__}: '
-            f"{first_line(error)}); check the id and the network, or download it elsewhere and give its folder: "
-            'dataset = "path:/absolute/folder". The data set that needs no download is dataset = "digits".'
+            f"{first_line(error)}); check the id and the network, or download the data set elsewhere and give its "
+            'folder: dataset = "path:/absolute/folder". dataset = "digits" needs no download.'
         ) from error
 
 
 def _complete(splits: Mapping[str, Split], name: str) -> dict[str, Split]:
-    """Return the train and test splits: the validation split for want of a test split, else a part of train."""
+    """Return the train and test splits; a missing test split is the validation split, or else a part of train."""
     if "train" not in splits:
         raise without_train(splits, name)
     train, test = splits["train"], splits.get("test", splits.get("validation"))
     for split, part in (("train", train), ("test", test)):
         if part is not None and not len(part):
-            raise ConfigError(f'dataset = "{name}" has no images in its {split} split; give some.')
+            raise ConfigError(f'dataset = "{name}" has no images in its {split} split; add at least one.')
     if test is not None:
         return {"train": train, "test": test}
     if len(train) < 2:
-        raise ConfigError(f'dataset = "{name}" holds {len(train)} images, which cannot be split; give more.')
+        raise ConfigError(f'dataset = "{name}" holds {len(train)} images, which cannot be split; add more.')
     rows = _split_off_test(train)
     return {split: train.select(rows[split]) for split in ("train", "test")}
 
 
 def _split_off_test(train: Split) -> dict[str, list[int]]:
-    """Return the rows of both splits, with the same share of every class where each has enough images."""
+    """Return the rows of both splits; classes keep their shares if every class has enough images."""
     labels = train.table[LABEL] if train.class_names else []
     counts = Counter(labels)
     fits = bool(labels) and min(counts.values()) >= 2 and int(TEST_FRACTION * len(train)) >= len(counts)

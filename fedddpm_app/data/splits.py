@@ -1,4 +1,4 @@
-"""One split of a source, its images not decoded yet."""
+"""One split of a source, before its images are decoded."""
 
 import io
 import re
@@ -19,9 +19,10 @@ _IMAGE = "image"
 
 
 def split_named(name: str) -> str | None:
-    """Return the split that a file, folder or split name has a usual word for: train, test or validation.
+    """Return the split (train, test or validation) that a file, folder or split name contains; None without one.
 
-    Words are separated by anything but letters and digits: ``mnist_train-0.parquet`` has one, ``testimony`` none.
+    A word of a split starts after a character that is not a letter or a digit: ``mnist_train-0.parquet`` contains a
+    split, ``testimony`` does not.
     """
     match = re.search(_WORD, name, re.IGNORECASE)
     if match is None:
@@ -32,19 +33,19 @@ def split_named(name: str) -> str | None:
 
 @dataclass(frozen=True)
 class Split:
-    """Images that are read one by one, and the columns beside them.
+    """Images that are read one by one, and the other columns of the source.
 
     Attributes
     ----------
     table : Dataset
-        A row per image, without the images: ``label`` (``ClassLabel`` or whole numbers) where there are labels,
-        and the source's other columns.
+        One row per image, without the images: ``label`` (``ClassLabel`` or whole numbers) if there are labels, and
+        the source's other columns.
     read : callable
-        Row -> PIL image; raises what PIL raises for a file that it cannot read.
+        Row -> PIL image; raises PIL's error for a file that cannot be read.
     name_of : callable
-        Row -> what a user finds the image by: its file, or its row.
+        Row -> name of the image for messages: its file, or its row.
     fingerprint : str
-        Of the images, where ``datasets`` knows one.
+        The fingerprint that ``datasets`` gives the images; empty if there is none.
     """
 
     table: Dataset
@@ -57,23 +58,23 @@ class Split:
 
     @property
     def labels(self) -> np.ndarray | None:
-        """The labels, int64 of shape (N,); None where there are none."""
+        """The labels, int64 of shape (N,); None if there are none."""
         return np.asarray(self.table[LABEL], dtype=np.int64) if LABEL in self.table.column_names else None
 
     @property
     def class_names(self) -> list[str]:
-        """The names of the classes, by label; empty where the source has none."""
+        """The names of the classes, by label; empty if the source has none."""
         feature = self.table.features.get(LABEL)
         return list(feature.names) if isinstance(feature, ClassLabel) else []
 
     def select(self, rows: list[int]) -> "Split":
-        """Return the split of ``rows`` alone, in their order."""
-        table, mark = self.table.select(rows), self.fingerprint
-        return Split(table, lambda i: self.read(rows[i]), lambda i: self.name_of(rows[i]), mark)
+        """Return a split with only the given rows, in their order."""
+        table = self.table.select(rows)
+        return Split(table, lambda i: self.read(rows[i]), lambda i: self.name_of(rows[i]), self.fingerprint)
 
 
 def split_of_dataset(images: Dataset, split: str) -> Split:
-    """Return the split of a data set that has an ``image`` column of files or encoded bytes."""
+    """Return a split from a data set with an ``image`` column of files or encoded bytes."""
     encoded = images.select_columns([_IMAGE]).cast_column(_IMAGE, ImageFeature(decode=False))
 
     def read(row: int) -> Image.Image:
@@ -92,7 +93,7 @@ def split_of_dataset(images: Dataset, split: str) -> Split:
 
 
 def split_of_array(pixels: np.ndarray, labels: np.ndarray | None, class_names: list[str], split: str) -> Split:
-    """Return the split of uint8 pixels, shape (N, H, W) for grey or (N, H, W, 3), with labels int64 (N,)."""
+    """Return a split from uint8 pixels, shape (N, H, W) for grey or (N, H, W, 3), with labels int64 (N,)."""
     columns: dict[str, object] = {"row": np.arange(len(pixels))}
     features = {"row": Value("int64")}
     if labels is not None:

@@ -1,9 +1,9 @@
-"""Decoded images on disk: made once, memory-mapped by every process of a host.
+"""Decoded images on disk: written once, and memory-mapped by every process of a host.
 
-``<cache-dir>/images/<key>/``: for each split ``<split>.images.npy`` (uint8, shape (N, C, H, W)),
-``<split>.rows.npy`` (int64: which rows of the source they are) and ``<split>.labels.npy`` (int64, where there are
-labels); ``about.json`` with counts, class names, what was left out, and a SHA-256 of every split's content. The
-folder appears whole or not at all; ``key`` is a digest of the source's state and of what decoding depends on.
+``<cache-dir>/images/<key>/`` holds, for each split, ``<split>.images.npy`` (uint8, shape (N, C, H, W)),
+``<split>.rows.npy`` (int64, the images' rows in the source) and ``<split>.labels.npy`` (int64, if there are labels).
+``about.json`` holds counts, class names, the images left out, and a SHA-256 of every split's content. The folder
+appears complete or not at all. ``key`` is a digest of the source's state and of the settings that decoding depends on.
 """
 
 import functools
@@ -33,20 +33,20 @@ _ABOUT = "about.json"
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """What is known of a decoded split.
+    """Facts about a decoded split.
 
     Attributes
     ----------
     num_images, num_grey : int
-        Images that could be read, and how many of these the source holds in grey.
+        Images that can be read, and how many of them are grey in the source.
     digest : str
         SHA-256 of pixels and labels.
     bad : list of str
-        Images that could not be read.
+        Images that cannot be read.
     has_labels : bool
-        Whether there are any.
+        Whether the split has labels.
     class_names : list of str
-        By label; empty where the source has none.
+        By label; empty if the source has none.
     """
 
     num_images: int
@@ -59,14 +59,14 @@ class SplitInfo:
 
 @dataclass(frozen=True)
 class StoredSplit:
-    """A decoded split; its tensors are mapped from files, read on access and shared by all processes.
+    """A decoded split. Its tensors are mapped from files, so they are read on access and shared by all processes.
 
     Attributes
     ----------
     data : ImageTensors
         uint8 (N, C, H, W), labels int64 (N,) or None.
     rows : np.ndarray
-        int64 (N,), the rows of the source.
+        int64 (N,), the images' rows in the source.
     info : SplitInfo
     """
 
@@ -83,9 +83,9 @@ def cache_folder(config: DataConfig) -> Path:
 
 @functools.lru_cache(maxsize=4)
 def load_stored(config: DataConfig) -> dict[str, StoredSplit]:
-    """Return the train and test splits that there are, decoded if they are not in the cache yet.
+    """Return the train and test splits; decode them first if they are not in the cache.
 
-    There are both, but where clients have folders of their own, see ``sites.load_splits``.
+    With ``partition = "sites"`` one or both may be missing, see ``sites.load_splits``.
 
     Raises
     ------
@@ -104,11 +104,11 @@ def load_stored(config: DataConfig) -> dict[str, StoredSplit]:
             splits = _open(folder)
     except OSError as error:
         raise ConfigError(
-            f'cache-dir = "{config.cache_dir}": {root} cannot be written ({error}); give a folder in which you may '
-            "write, with room for the decoded images."
+            f'cache-dir = "{config.cache_dir}": {root} cannot be written ({error}); give a writable folder with room '
+            "for the decoded images."
         ) from error
     if splits is None:
-        raise ConfigError(f"{folder} has been removed or changed while it was used: remove it, and run again.")
+        raise ConfigError(f"{folder} was removed or changed during its use: remove it, and run again.")
     infos = [part.info for part in splits.values()]
     check_bad([bad for info in infos for bad in info.bad], min((info.num_images for info in infos), default=1), config)
     check_mixture(sum(info.num_grey for info in infos), sum(info.num_images for info in infos), config)
@@ -148,7 +148,7 @@ def _store(folder: Path, split: str, source: Split, config: DataConfig) -> Split
     reporter = ItemReporter("decode", len(source))
     decoded = decode(source, config, pixels, reporter.after_item)
     for bad in decoded.bad:
-        logger.warning('dataset = "%s": left out, as it cannot be read: %s', config.dataset, bad)
+        logger.warning('dataset = "%s": an image is left out, because it cannot be read: %s', config.dataset, bad)
     if decoded.bad:
         pixels = pixels[: len(decoded.rows)].copy()
         np.save(path, pixels)
@@ -163,7 +163,7 @@ def _store(folder: Path, split: str, source: Split, config: DataConfig) -> Split
 
 
 def _reserve(path: Path) -> None:
-    """Take the room of a mapped file on the disk now: a full disk is an error here, and a signal later."""
+    """Reserve the disk space of a mapped file: a full disk raises an error here, but a signal later."""
     if not hasattr(os, "posix_fallocate"):  # macOS
         return
     with path.open("r+b") as file:
@@ -171,7 +171,7 @@ def _reserve(path: Path) -> None:
 
 
 def _open(folder: Path) -> dict[str, StoredSplit] | None:
-    """Map the files of a folder; None where it is not there or damaged, so that it is built anew."""
+    """Map the files of a folder; None if it is missing or damaged, so that it is built again."""
     try:
         about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
         return {split: _open_split(folder, split, SplitInfo(**info)) for split, info in about["splits"].items()}

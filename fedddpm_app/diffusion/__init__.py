@@ -1,1 +1,1 @@
-"""Diffusion models on diffusers: model factory, images as tensors, objective, sampling. No Flower, no data sets."""
+"""Diffusion models on diffusers: model factory, images as tensors, objective, sampling. No Flower and no data sets."""

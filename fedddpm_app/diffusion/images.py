@@ -1,4 +1,4 @@
-"""Images as tensors: stored as uint8, seen by a model as float32 in [-1, 1], always NCHW."""
+"""Images as tensors: stored as uint8, given to a model as float32 in [-1, 1], always NCHW."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class ImageBatch(NamedTuple):
-    """A batch as models see it.
+    """A batch of images for a model.
 
     ``images``: float32 in [-1, 1], shape (B, C, H, W). ``labels``: int64, shape (B,), or None for an
     unconditional model.
@@ -27,7 +27,7 @@ class ImageTensors:
     images : Tensor
         uint8, shape (N, C, H, W).
     labels : Tensor or None
-        int64, shape (N,); None where the data has no labels.
+        int64, shape (N,); None if the data have no labels.
     """
 
     images: Tensor
@@ -55,12 +55,12 @@ class ImageTensors:
         return ImageTensors(self.images.to(device), None if self.labels is None else self.labels.to(device))
 
     def without_labels(self) -> "ImageTensors":
-        """Return the images alone, for an unconditional model."""
+        """Return the images without labels, for an unconditional model."""
         return ImageTensors(self.images)
 
 
 def concatenate(parts: list[ImageTensors]) -> ImageTensors:
-    """Join data sets in order; labels are kept when every part has them."""
+    """Concatenate data sets in order; keep labels only if every part has them."""
     labels = [part.labels for part in parts if part.labels is not None]
     return ImageTensors(
         torch.cat([part.images for part in parts]), torch.cat(labels) if len(labels) == len(parts) else None
@@ -73,7 +73,7 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 class DivergedError(ArithmeticError):
-    """A model that draws images which are not finite."""
+    """A model generated images that are not finite."""
 
 
 def to_uint8(images: Tensor) -> Tensor:
@@ -82,9 +82,9 @@ def to_uint8(images: Tensor) -> Tensor:
     Raises
     ------
     DivergedError
-        For NaN, which no grey level stands for.
+        For NaN, which no grey level can represent.
     """
     if images.isnan().any():
         num_nan = int(images.isnan().flatten(1).any(1).sum())
-        raise DivergedError(f"{num_nan} of {len(images)} images that the model drew hold NaN: its training diverged")
+        raise DivergedError(f"{num_nan} of {len(images)} generated images hold NaN: the model's training diverged")
     return images.float().add(1.0).mul_(127.5).round_().clamp_(0, 255).to(torch.uint8)

@@ -1,4 +1,4 @@
-"""The denoising objective (Ho et al. 2020, eq. 14), on the scheduler's own forward process.
+"""The denoising objective (Ho et al. 2020, eq. 14), with the scheduler's forward process.
 
     L(w; x) = E_{t, noise} || target - model_w(x_t, t) ||^2,   x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise
 
@@ -18,7 +18,7 @@ from fedddpm_app.diffusion.images import ImageBatch
 
 
 def create_noise_scheduler(config: DiffusionConfig) -> DDPMScheduler:
-    """Create the forward process with T = ``diffusion_steps``; images are clipped to [-1, 1] in sampling."""
+    """Create the forward process with T = ``diffusion_steps``; sampling clips images to [-1, 1]."""
     return DDPMScheduler(
         num_train_timesteps=config.diffusion_steps,
         beta_schedule=config.beta_schedule,
@@ -46,7 +46,7 @@ class DenoisingObjective:
         self.num_timesteps: int = scheduler.config.num_train_timesteps
 
     def target(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
-        """Return what the model should predict, shape (B, C, H, W)."""
+        """Return the model's target, shape (B, C, H, W)."""
         match self.scheduler.config.prediction_type:
             case "epsilon":
                 return noise
@@ -83,7 +83,7 @@ class DenoisingObjective:
     def __call__(self, model: nn.Module, batch: ImageBatch, generator: torch.Generator) -> Tensor:
         """Return the loss of a batch, a scalar, with t uniform on {0, ..., T - 1} and noise from ``generator``.
 
-        A model in training mode sees mirrored images where ``horizontal_flip`` says so.
+        With ``horizontal_flip``, a model in training mode gets mirrored images.
         """
         if self.horizontal_flip and model.training:
             batch = flip_half(batch, generator)
@@ -101,7 +101,7 @@ def flip_half(batch: ImageBatch, generator: torch.Generator) -> ImageBatch:
 
 
 def predict(model: nn.Module, x_t: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
-    """Call a ``UNet2DModel``, with class labels where it is conditional; returns (B, C, H, W)."""
+    """Call a ``UNet2DModel``, with class labels if it is conditional; returns (B, C, H, W)."""
     condition: dict[str, Any] = {} if labels is None else {"class_labels": labels}
     output: Tensor = model(x_t, t, return_dict=False, **condition)[0]
     return output

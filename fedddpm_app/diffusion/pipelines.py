@@ -1,4 +1,4 @@
-"""Pipelines in folders, as diffusers stores them: ours and others'."""
+"""Pipelines in folders, in the format of diffusers: ours and others."""
 
 import inspect
 from collections.abc import Iterator, Sequence
@@ -16,14 +16,14 @@ from fedddpm_app.diffusion.images import to_uint8
 from fedddpm_app.diffusion.sampling import sample_batches
 from fedddpm_app.diffusion.unet import is_denoiser
 
-OWN = "pipeline"  # instead of a sampler's name: the pipeline's own scheduler and call
+OWN = "pipeline"  # a sampler name that means the pipeline's own scheduler and call
 _UNLOADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError)
 
 
 def find_pipelines(folder: Path) -> dict[str, Path]:
-    """Return the pipeline folders of a run directory or of a folder that is one, by name.
+    """Return the pipeline folders of a run directory, or a pipeline folder itself, by name.
 
-    The name is empty for a single one, else its client's; empty where there is none.
+    The name is empty for a single pipeline, otherwise it is the client's. The result is empty without pipelines.
     """
     inner = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
     if (inner / "model_index.json").is_file():
@@ -32,12 +32,12 @@ def find_pipelines(folder: Path) -> dict[str, Path]:
 
 
 def load_pipeline(folder: Path) -> Any:
-    """Load a pipeline from a folder; weights are read from safetensors only, and code in the folder is not run.
+    """Load a pipeline from a folder. Only weights in safetensors are read, and code in the folder is not run.
 
     Raises
     ------
     ConfigError
-        When it cannot be loaded, with the reason.
+        When the pipeline cannot be loaded; the message gives the reason.
     """
     try:
         with _without_bars():
@@ -46,7 +46,7 @@ def load_pipeline(folder: Path) -> Any:
             )
     except _UNLOADABLE as error:
         raise ConfigError(
-            f"{folder} cannot be loaded as a diffusers pipeline ({first_line(error)}); it needs a model_index.json, "
+            f"{folder} cannot be loaded as a diffusers pipeline ({first_line(error)}); it needs a model_index.json "
             "and weights in safetensors."
         ) from error
     pipeline.set_progress_bar_config(disable=True)
@@ -54,7 +54,7 @@ def load_pipeline(folder: Path) -> Any:
 
 
 def is_plain(pipeline: Any) -> bool:
-    """Return whether a pipeline is a ``UNet2DModel`` on pixels with a scheduler that our samplers can stand in for."""
+    """Return whether a pipeline is a ``UNet2DModel`` on pixels with a scheduler that our samplers can replace."""
     parts = set(pipeline.components)
     return parts == {"unet", "scheduler"} and is_denoiser(pipeline.unet) and _has_betas(pipeline)
 
@@ -69,13 +69,13 @@ def pipeline_batches(
     pipeline : DiffusionPipeline
         On its device.
     sampler : {"ddpm", "ddim", "dpm-solver++"} or None
-        Ours, for a pipeline that ``is_plain``; None calls the pipeline, with its own scheduler.
+        Our sampler, for a pipeline that ``is_plain``; None calls the pipeline with its own scheduler.
     steps : int
         Denoising steps, >= 1.
     seeds : sequence of int
         One per image.
     labels : Tensor or None
-        int64 (N,), for a class-conditional model; with a sampler of ours only.
+        int64 (N,), for a class-conditional model; only with our samplers.
     batch_size : int
         Images per model call, >= 1.
     """
@@ -96,23 +96,26 @@ def pipeline_batches(
 
 
 def image_shape(pipeline: Any, steps: int) -> tuple[int, int, int]:
-    """Return channels, height and width of a pipeline's images; of one that is not plain by drawing one in steps."""
+    """Return channels, height and width of a pipeline's images.
+
+    A pipeline that is not plain generates one image in ``steps`` steps for this.
+    """
     if is_plain(pipeline):
         config = pipeline.unet.config
         height, width = _pair(config.sample_size)
         return int(config.in_channels), height, width
-    drawn = _call(pipeline, steps, [0])
-    return drawn.shape[1], drawn.shape[2], drawn.shape[3]
+    images = _call(pipeline, steps, [0])
+    return images.shape[1], images.shape[2], images.shape[3]
 
 
 def default_steps(pipeline: Any) -> int | None:
-    """Return the denoising steps that a pipeline's own call takes by default, where it has a default."""
+    """Return the default number of denoising steps of a pipeline's call; None if it has no default."""
     parameter = inspect.signature(pipeline.__call__).parameters.get("num_inference_steps")
     return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
 
 
 def num_classes(pipeline: Any) -> int | None:
-    """Return the classes of a class-conditional UNet; None for an unconditional pipeline."""
+    """Return the number of classes of a class-conditional UNet; None for an unconditional pipeline."""
     config = getattr(getattr(pipeline, "unet", None), "config", {})
     classes: int | None = config.get("num_class_embeds")
     return classes
@@ -122,7 +125,7 @@ def _call(pipeline: Any, steps: int, seeds: Sequence[int]) -> Tensor:
     """Call an unconditional pipeline for one image per seed."""
     if "batch_size" not in inspect.signature(pipeline.__call__).parameters:
         raise ConfigError(
-            f"{type(pipeline).__name__} takes more than a number of images: only unconditional pipelines can be "
+            f"{type(pipeline).__name__} needs more inputs than a number of images: only unconditional pipelines can be "
             "evaluated."
         )
     device = pipeline.device if pipeline.device.type == "cuda" else torch.device("cpu")
@@ -132,15 +135,15 @@ def _call(pipeline: Any, steps: int, seeds: Sequence[int]) -> Tensor:
         images = pipeline(**options, output_type="np").images
     except (ValueError, TypeError, LookupError, RuntimeError) as error:
         raise ConfigError(
-            f"{type(pipeline).__name__} does not draw images in {steps} steps ({error}): use another number, or a "
-            "sampler."
+            f"{type(pipeline).__name__} does not generate images in {steps} steps ({error}): use another number of "
+            "steps, or a sampler."
         ) from error
     return to_uint8(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1).contiguous()
 
 
 @contextmanager
 def _without_bars() -> Iterator[None]:
-    """Keep diffusers from drawing a bar over its few files."""
+    """Hide diffusers' progress bar over its few files."""
     shown = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:

@@ -1,6 +1,6 @@
-"""SamplingInfo images from a diffusion model with diffusers' schedulers."""
+"""Sample images from a diffusion model with diffusers' schedulers."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,9 +17,9 @@ from fedddpm_app.seeding import derive_seed
 
 
 class ClippingDPMSolver(DPMSolverMultistepScheduler):  # type: ignore[misc]
-    """diffusers' solver, with its thresholding to [-1, 1] done as what it comes to: clipping.
+    """diffusers' solver, with thresholding to [-1, 1] replaced by the equivalent clipping.
 
-    Its own sorts every image for a quantile that a maximum of 1 then overrules.
+    diffusers' thresholding sorts every image for a quantile, which a maximum of 1 then overrides.
     """
 
     def _threshold_sample(self, sample: Tensor) -> Tensor:
@@ -31,26 +31,26 @@ SAMPLERS: dict[Sampler, tuple[type[Any], dict[str, Any]]] = {
     "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),
     "dpm-solver++": (ClippingDPMSolver, {"algorithm_type": "dpmsolver++"}),
 }
-_MIN_LAMBDA = -5.1  # log(alpha_t / sigma_t) below which DPM-Solver++ does not start: the cosine schedule's last steps
+_MIN_LAMBDA = -5.1  # lowest log(alpha_t / sigma_t) where DPM-Solver++ starts; leaves out the cosine schedule's last t
 
 
 def create_sampler(scheduler: DDPMScheduler, sampler: Sampler) -> Any:
     """Create the sampling scheduler that reverses ``scheduler``'s forward process.
 
-    Predicted images are clipped to [-1, 1] at every step where ``scheduler`` says ``clip_sample``.
+    If ``scheduler`` has ``clip_sample``, predicted images are clipped to [-1, 1] at every step.
     """
     kind, options = SAMPLERS[sampler]
-    if sampler == "dpm-solver++":  # its name for clipping: thresholding with a maximum of 1
+    if sampler == "dpm-solver++":  # it has no clipping, but thresholding with a maximum of 1
         options = {**options, "thresholding": scheduler.config.get("clip_sample", True), "sample_max_value": 1.0}
-    betas = scheduler.betas.tolist()  # not every sampling scheduler knows every beta schedule by name
+    betas = scheduler.betas.tolist()  # some sampling schedulers do not know all beta schedules by name
     return kind.from_config(scheduler.config, trained_betas=betas, **options)
 
 
 def set_timesteps(sampler: Any, steps: int, device: torch.device) -> None:
-    """Give a sampling scheduler its timesteps, evenly spread from the noisiest one down ("trailing").
+    """Set the timesteps of a sampling scheduler, evenly spaced from the noisiest timestep down ("trailing").
 
-    Lin et al. 2024 (arXiv 2305.08891) show why sampling must start at T - 1. diffusers' own grids do so only
-    with "trailing" spacing, and that only where ``steps`` divides T; elsewhere it repeats timesteps or ends at t = -1.
+    Lin et al. 2024 (arXiv 2305.08891) show why sampling must start at T - 1. diffusers' grids start there only
+    with "trailing" spacing and only if ``steps`` divides T; otherwise they repeat timesteps or end at t = -1.
 
     Raises
     ------
@@ -71,7 +71,7 @@ def set_timesteps(sampler: Any, steps: int, device: torch.device) -> None:
 
 
 def timestep_grid(total: int, steps: int) -> list[int]:
-    """Return ``steps`` timesteps in [0, ``total``), strictly decreasing from ``total`` - 1, evenly spread."""
+    """Return ``steps`` timesteps in [0, ``total``), strictly decreasing from ``total`` - 1, evenly spaced."""
     return [total - 1 - k * total // steps for k in range(steps)]
 
 
@@ -80,17 +80,14 @@ def sample_images(
     scheduler: DDPMScheduler,
     *,
     shape: tuple[int, int, int],
-    on_batch: Callable[[int], None] | None = None,
     **options: Any,
 ) -> Tensor:
-    """Draw one image per seed, and return all of them.
+    """Sample one image per seed, and return all of them.
 
     Parameters
     ----------
     model, scheduler, shape
         As of ``sample_batches``.
-    on_batch : callable, optional
-        Called after each batch with the number of images drawn so far.
     **options
         The other arguments of ``sample_batches``.
 
@@ -99,14 +96,8 @@ def sample_images(
     Tensor
         uint8 on the CPU, shape (N, C, H, W).
     """
-    parts = [torch.empty((0, *shape), dtype=torch.uint8)]
-    drawn = 0
-    for images in sample_batches(model, scheduler, shape=shape, **options):
-        parts.append(images)
-        drawn += len(images)
-        if on_batch is not None:
-            on_batch(drawn)
-    return torch.cat(parts)
+    empty = torch.empty((0, *shape), dtype=torch.uint8)
+    return torch.cat([empty, *sample_batches(model, scheduler, shape=shape, **options)])
 
 
 def sample_batches(
@@ -118,11 +109,11 @@ def sample_batches(
     batch_size: int = 256,
     **options: Any,
 ) -> Iterator[Tensor]:
-    """Draw one image per seed, a batch at a time, so that memory does not grow with their number.
+    """Sample one image per seed, a batch at a time, so that memory does not grow with the number of images.
 
-    Image k depends on the model, the sampler and ``seeds[k]`` alone: every image has its own generator,
-    and every batch has the same shape (the last one is filled up). Only a change of that shape (another
-    ``batch_size``, or fewer images than it) can move a pixel, by the rounding of a convolution.
+    Image k depends only on the model, the sampler and ``seeds[k]``: every image has its own generator,
+    and every batch has the same shape (the last batch is filled up). Only a change of that shape (another
+    ``batch_size``, or fewer images than ``batch_size``) can change a pixel, through the rounding of a convolution.
 
     Parameters
     ----------
@@ -151,11 +142,11 @@ class SampleBatch:
     Attributes
     ----------
     seeds : list of int
-        As many as the batch has places.
+        One per image of the batch.
     labels : Tensor or None
         int64, one per seed.
     kept : int
-        The first so many images are wanted; the others fill the batch up.
+        The number of images to keep, from the first; the others only fill up the batch.
     """
 
     seeds: list[int]
@@ -164,7 +155,7 @@ class SampleBatch:
 
 
 def split_batches(seeds: Sequence[int], labels: Tensor | None, size: int) -> list[SampleBatch]:
-    """Split images into batches of ``size``; the last one is filled up with the last image."""
+    """Split images into batches of ``size``; the last image fills up the last batch."""
     batches = []
     for start in range(0, len(seeds), size):
         index = torch.arange(start, start + size).clamp_(max=len(seeds) - 1)
@@ -183,16 +174,16 @@ def sample_batch(
     shape: tuple[int, int, int],
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Tensor:
-    """Draw the images of one batch.
+    """Sample the images of one batch.
 
     Parameters
     ----------
     model : nn.Module
         A ``UNet2DModel``; its training mode is restored afterwards.
     scheduler : DDPMScheduler
-        The forward process it was trained with.
+        The forward process that it was trained with.
     batch : SampleBatch
-        Which images.
+        The seeds and labels of the images.
     sampler : {"ddpm", "ddim", "dpm-solver++"}
         ``ddpm`` is ancestral sampling (Ho et al. 2020), ``ddim`` is deterministic (Song et al. 2021,
         eta = 0), ``dpm-solver++`` is the second-order multistep solver (Lu et al. 2022).
@@ -201,7 +192,7 @@ def sample_batch(
     shape : (int, int, int)
         Channels, height, width of an image, pixels.
     precision : {"fp32", "bf16"}
-        ``bf16`` autocasts the model's calls; the sampler's own arithmetic stays float32.
+        ``bf16`` autocasts the model's calls; the sampler's arithmetic stays float32.
 
     Returns
     -------
@@ -213,7 +204,7 @@ def sample_batch(
 
 
 def image_seeds(seed: int, purpose: str, count: int, *indices: int) -> list[int]:
-    """Return the seeds of images 0 .. ``count`` - 1 of a purpose (see ``derive_seed``)."""
+    """Return the seeds of the images 0 to ``count`` - 1 for a purpose (see ``derive_seed``)."""
     return [derive_seed(seed, purpose, *indices, k) for k in range(count)]
 
 
@@ -230,7 +221,7 @@ def _reverse(
     model.eval()
     device = next(model.parameters()).device
     labels = None if batch.labels is None else batch.labels.to(device)
-    set_timesteps(sampler, steps, torch.device("cpu"))  # the sampler reads them: elsewhere each step would wait for it
+    set_timesteps(sampler, steps, torch.device("cpu"))  # the sampler reads them; on a GPU each read would synchronise
     generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
     x_t: Tensor = randn_tensor((len(generators), *shape), generator=generators, device=device)
     x_t = x_t * sampler.init_noise_sigma

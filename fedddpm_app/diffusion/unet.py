@@ -46,5 +46,5 @@ def create_unet(unet: UNetConfig, data: DataConfig, seed: int) -> UNet2DModel:
 
 
 def is_denoiser(model: nn.Module) -> bool:
-    """Return whether images can be sampled from a model: it is called as ``UNet2DModel`` is, on pixels."""
+    """Return whether images can be sampled from a model, which is whether it is a ``UNet2DModel``."""
     return isinstance(model, UNet2DModel)

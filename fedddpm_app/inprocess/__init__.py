@@ -1,1 +1,1 @@
-"""A federation in this process: ``simulate``, its hyper-parameter names, its grid."""
+"""A federation in one process: ``simulate``, its hyper-parameter names and its grid."""

@@ -1,7 +1,7 @@
-"""The debugging engine: server and clients in one process, one after the other, without Ray.
+"""The debugging engine: server and clients run one after the other in one process, without Ray.
 
-Breakpoints work, tracebacks are whole, two tiny rounds take a fraction of a second:
-``fedddpm run --engine inprocess``. The metrics are those of a simulation, bit for bit.
+With ``fedddpm run --engine inprocess``, breakpoints work, tracebacks are complete, and two tiny rounds take a
+fraction of a second. The metrics equal the metrics of a simulation bit for bit.
 """
 
 import copy
@@ -24,20 +24,20 @@ _CLIENT_FAILED = 2
 
 
 class InProcessGrid(Grid):
-    """A ``Grid`` whose nodes run a ClientApp when a message is pushed to them.
+    """A ``Grid`` whose nodes run a ClientApp as soon as they get a message.
 
     Parameters
     ----------
     client_app : ClientApp
         Called as ``client_app(message, context)``; an exception becomes an error reply.
     num_clients : int
-        Nodes, one per partition.
+        Number of nodes, one per partition.
     run_config : dict
-        What the clients see as ``context.run_config``.
+        The clients' ``context.run_config``.
     """
 
     def __init__(self, client_app: ClientApp, num_clients: int, run_config: dict[str, Scalar]) -> None:
-        run_id = secrets.randbits(63)  # as Flower's: no two runs share a client's state
+        run_id = secrets.randbits(63)  # as in Flower, so that no two runs share a client's state
         TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = run_id, 1, 1
         self._client_app = client_app
         self._run = Run.create_empty(run_id)
@@ -80,7 +80,7 @@ class InProcessGrid(Grid):
         return (NodeInfo(node_id=node_id) for node_id in self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Run the ClientApp on each message; the replies wait for ``pull_messages``."""
+        """Run the ClientApp on each message; ``pull_messages`` returns the replies."""
         pushed = []
         for message in messages:
             message_id = f"message-{next(self._ids)}"
@@ -103,8 +103,8 @@ class InProcessGrid(Grid):
         try:
             TaskIdentity.node_id = context.node_id
             return self._client_app(copy.copy(message), context)
-        except Exception as error:  # noqa: BLE001 - what a client raises is its reply, as in Flower
-            if str(error) not in self._shown:  # once, not for every client and round
+        except Exception as error:  # noqa: BLE001 - a client's exception becomes its reply, as in Flower
+            if str(error) not in self._shown:  # log it once, not for every client and round
                 logger.error("%s", traceback.format_exc())
                 self._shown.add(str(error))
             return Message(Error(_CLIENT_FAILED, str(error)), reply_to=message)
@@ -115,7 +115,7 @@ class InProcessGrid(Grid):
 def run_inprocess(
     server_app: ServerApp, client_app: ClientApp, run_config: dict[str, Scalar], num_clients: int
 ) -> None:
-    """Run a ServerApp against ``num_clients`` in-process clients, to the end; exceptions come through."""
+    """Run a ServerApp with ``num_clients`` in-process clients to its end; its exceptions are not caught."""
     grid = InProcessGrid(client_app, num_clients, run_config)
     context = Context(
         run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config)

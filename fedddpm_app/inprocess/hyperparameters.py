@@ -1,4 +1,4 @@
-"""From the names that people give hyper-parameters in Python to the keys of the run config."""
+"""Map the Python names of hyper-parameters to the keys of the run config."""
 
 import difflib
 from collections.abc import Mapping
@@ -9,7 +9,7 @@ from fedddpm_app.algorithms import find_algorithm
 from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, known_keys, load_config
 from fedddpm_app.federation.strategy import FederatedStrategy
 
-_SYMBOLS = {  # the papers' names, and Flower's; the first that belongs to the algorithm or to the rule counts
+_SYMBOLS = {  # names from the papers and from Flower; the first key that fits the algorithm or the rule is used
     "proximal-mu": ("fedprox-mu",),
     "eta-g": ("scaffold-server-learning-rate",),
     "server-lr": ("scaffold-server-learning-rate", "aggregator-learning-rate"),
@@ -25,7 +25,7 @@ _SYMBOLS = {  # the papers' names, and Flower's; the first that belongs to the a
     "delta": ("plus-threshold",),
     "correction-lr": ("correction-learning-rate",),
 }
-_OPTIONS: dict[object, Scalar] = {1: "I", 2: "II"}  # SCAFFOLD's, as some write them
+_OPTIONS: dict[object, Scalar] = {1: "I", 2: "II"}  # other spellings of SCAFFOLD's options
 
 
 def configure(
@@ -41,17 +41,17 @@ def configure(
     algorithm : str or type
         A name, ``"my_module:MyStrategy"``, or a class.
     plain : mapping
-        Instead of the defaults.
+        Values that replace the defaults.
     given : mapping
-        Keys that have an argument of their own, so that ``hyper`` may not have them.
+        Keys that have a separate argument, so that ``hyper`` must not contain them.
     hyper : mapping
-        Hyper-parameters by any of their names; for an algorithm that is not in the registry, other names go into
+        Hyper-parameters by any of their names. For an algorithm that is not in the registry, unknown names go into
         ``algorithm-options``.
 
     Raises
     ------
     ConfigError
-        For what is no algorithm, a name that is no key, or a value that cannot be used.
+        For an unknown algorithm, an unknown name, or a value that cannot be used.
     """
     kind, name = _resolve(algorithm)
     prefix = kind.key_prefix
@@ -61,9 +61,11 @@ def configure(
         value: Scalar = given_value.item() if isinstance(given_value, np.generic) else given_value
         key = _known_key(given_name, prefix)
         if key in given:
-            raise ConfigError(f"{given_name} = {value!r}: simulate has an argument for it, or sets it; leave it out.")
+            raise ConfigError(
+                f"{given_name} = {value!r}: simulate has an argument for this key, or sets it; leave it out."
+            )
         if key in overrides:
-            raise ConfigError(f"{given_name} = {value!r}: {key} is given twice; leave one out.")
+            raise ConfigError(f"{given_name} = {value!r}: {key} is given twice; give it once.")
         if key is not None:
             overrides[key] = _OPTIONS.get(value, value) if key == "scaffold-option" else value
         elif ":" in name and not _is_misspelt(given_name):
@@ -80,7 +82,7 @@ def configure(
 
 
 def _resolve(algorithm: str | type[FederatedStrategy]) -> tuple[type[FederatedStrategy], str]:
-    """Return the class and the name for the ``algorithm`` key; names are taken as people write them."""
+    """Return the strategy class and the value of the ``algorithm`` key; capitals and underscores are accepted."""
     if isinstance(algorithm, str):
         name = algorithm if ":" in algorithm else algorithm.lower().replace("_", "-")
         return find_algorithm(name), name
@@ -90,7 +92,7 @@ def _resolve(algorithm: str | type[FederatedStrategy]) -> tuple[type[FederatedSt
 
 
 def _known_key(name: str, prefix: str) -> str | None:
-    """Return the run-config key that a hyper-parameter's name stands for."""
+    """Return the run-config key of a hyper-parameter's name; None if the name is unknown."""
     kebab, known = name.replace("_", "-"), known_keys()
     fitting = ("aggregator-", "correction-", *([prefix] if prefix else []))
     symbols = [symbol for symbol in _SYMBOLS.get(kebab, ()) if symbol.startswith(fitting)]

@@ -1,8 +1,8 @@
-"""A federation in this process, on any model and loss: for notebooks, property tests and outside checks.
+"""A federation in one process, for any model and loss: for notebooks, property tests and external checks.
 
-``simulate`` drives the ClientApp's handlers, the strategies and the worker that `flwr run` drives, through an
-in-process grid, with plain defaults: every client in every round, constant learning rates, no warm-up, no clipping,
-no moving averages.
+``simulate`` runs the same ClientApp handlers, strategies and worker as `flwr run`, but through an in-process grid and
+with plain defaults: every client in every round, constant learning rates, no warm-up, no clipping and no moving
+averages.
 """
 
 import copy
@@ -66,54 +66,54 @@ def simulate(
     auxiliary_data: Any = None,
     **hyper: Scalar,
 ) -> tuple[Weights, list[dict[str, Any]]]:
-    """Train ``model`` by a federated algorithm, in this process.
+    """Train ``model`` with a federated algorithm in this process.
 
     Parameters
     ----------
     algorithm : str or type
         A name of the registry, ``"my_module:MyStrategy"``, or a strategy class.
     model : nn.Module
-        Where training starts; it is copied.
+        The initial model; it is copied.
     loss_fn : callable
-        ``(model, batch) -> scalar``, with a further argument named ``generator`` for a loss that draws random numbers.
-        It should be a mean over the batch.
+        ``(model, batch) -> scalar``; a loss that draws random numbers takes a further argument named ``generator``.
+        The loss should be a mean over the batch.
     client_datasets : sequence
         One per client, see ``as_training_data``: a tensor (N, ...), a tuple or dict of tensors with the same N, or
         anything with a length and examples by index.
     rounds : int
         Federated rounds.
     local_steps : int or sequence of int
-        Optimiser steps per client and round; a sequence gives each client its own.
+        Optimiser steps per client and round; a sequence holds one number for each client.
     lr : float
         Local learning rate; also the correction's and pretraining's, unless ``correction_learning_rate`` or
         ``pretrain_learning_rate`` is given.
     optimizer : {"sgd", "adam", "adamw"}
         The local optimiser.
     seed : int
-        Of all random choices.
+        The seed of all random choices.
     dtype : torch.dtype
-        float64 or float32, of the model and of floating-point data.
+        float64 or float32, for the model and for floating-point data.
     batch_size : int, optional
-        None is the full batch. A batch larger than a client's data goes on with its examples in a new order.
+        None is the full batch. A batch larger than a client's data continues with its examples in a new order.
     auxiliary_data : optional
-        D_aux for ``fedddpm``, ``fedddpm-plus`` and ``aux-only``, in a form of ``client_datasets``: a model that is no
-        diffusion model cannot generate one. Not needed with ``correction_steps=0`` or while nothing is corrected.
+        D_aux for ``fedddpm``, ``fedddpm-plus`` and ``aux-only``, in a form of ``client_datasets``. A model that is not
+        a diffusion model cannot generate D_aux. It is not needed with ``correction_steps=0`` or without corrections.
     **hyper
         Any run-config key with underscores; the prefix of the algorithm may be left out (``mu``, ``alpha``,
-        ``option``, ``window``). For an algorithm of your own, other names become ``config.run.options``.
+        ``option``, ``window``). For your own algorithm, other names become ``config.run.options``.
 
     Returns
     -------
     weights : dict of str to Tensor
         The final global weights, in ``dtype``, on the CPU.
     history : list of dict
-        One dict per round with the keys of ``stats.jsonl``: ``round``, ``clients`` (that were asked),
-        ``train/client_loss`` (of those that answered), ``train/loss``, ...
+        One dict per round with the keys of ``stats.jsonl``: ``round``, ``clients`` (the sampled clients),
+        ``train/client_loss`` (of the clients that answered), ``train/loss``, ...
 
     Raises
     ------
     ConfigError
-        Naming a key that does not exist or a value that cannot be used.
+        For a key that does not exist or a value that cannot be used; the message names it.
     RoundFailedError
         When no client could train.
     """
@@ -140,7 +140,7 @@ def simulate(
         strategy = kind(config, recorder, task)
         if auxiliary_data is not None:
             if not isinstance(strategy, FedDDPM):
-                raise ConfigError(f'auxiliary_data is of no use to algorithm = "{algorithm}": leave it out.')
+                raise ConfigError(f'algorithm = "{algorithm}" does not use auxiliary_data: leave it out.')
             strategy.auxiliary_data = on_device(as_training_data(auxiliary_data, dtype, "auxiliary_data"), device)
         worker = Worker(config, task)
         setup = ClientSetup(config, kind, lambda: worker)
@@ -151,7 +151,7 @@ def simulate(
 
 
 class MemoryRecorder:
-    """Keeps what a run records in memory; see ``federation.ports.Recorder``."""
+    """Keeps the records of a run in memory; see ``federation.ports.Recorder``."""
 
     def __init__(self, scratch: Path) -> None:
         self.scratch = self.durable = scratch
@@ -173,7 +173,7 @@ def _check_arguments(model: nn.Module, client_datasets: Sequence[Any], dtype: to
     if dtype not in (torch.float32, torch.float64):
         raise ConfigError(f"dtype = {dtype!r}: use torch.float64 or torch.float32.")
     if isinstance(client_datasets, Mapping) or not len(client_datasets):
-        raise ConfigError("client_datasets has no clients: give a list with one data set for each.")
+        raise ConfigError("client_datasets has no clients: give a list with one data set for each client.")
 
 
 def _steps_of_each(local_steps: int | Sequence[int], num_clients: int) -> list[int]:
@@ -181,19 +181,24 @@ def _steps_of_each(local_steps: int | Sequence[int], num_clients: int) -> list[i
     if isinstance(local_steps, Sequence | np.ndarray):
         steps = list(local_steps)
     if len(steps) != num_clients or any(s != int(s) or s < 1 for s in steps):
-        raise ConfigError(f"local_steps = {local_steps}: give a number >= 1, or one for each of {num_clients} clients.")
+        raise ConfigError(
+            f"local_steps = {local_steps}: give a whole number >= 1, or one such number for each of {num_clients} "
+            "clients."
+        )
     return [int(s) for s in steps]
 
 
 def _with_generator(loss_fn: Callable[..., Tensor]) -> LossFn:
-    """Return a checked loss that takes a generator, whether ``loss_fn`` has a place for one or not."""
-    draws = "generator" in inspect.signature(loss_fn).parameters
+    """Return a checked loss that takes a generator, for a ``loss_fn`` with or without such an argument."""
+    takes_generator = "generator" in inspect.signature(loss_fn).parameters
 
     def loss(model: nn.Module, batch: Batch, generator: torch.Generator) -> Tensor:
-        value = loss_fn(model, batch, generator=generator) if draws else loss_fn(model, batch)
+        value = loss_fn(model, batch, generator=generator) if takes_generator else loss_fn(model, batch)
         if not (isinstance(value, Tensor) and value.numel() == 1):
             given = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-            raise ConfigError(f"loss_fn gave {given}: return a tensor of one number, such as a mean over the batch.")
+            raise ConfigError(
+                f"loss_fn returned {given}: return a tensor of one number, such as a mean over the batch."
+            )
         return value.reshape(())
 
     return loss
@@ -201,7 +206,7 @@ def _with_generator(loss_fn: Callable[..., Tensor]) -> LossFn:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep Flower's line per step of every round to itself."""
+    """Silence Flower's log lines below errors in the body; it writes one per step of every round."""
     flower = logging.getLogger("flwr")
     level = flower.level
     flower.setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""A task of ready-made parts: any model, any loss, one data set per client."""
+"""A task from given parts: any model, any loss, and one data set per client."""
 
 import copy
 from collections.abc import Callable, Sequence
@@ -14,7 +14,7 @@ from fedddpm_app.training.task import Batch, LossFn, TrainingData
 
 
 class InMemoryTask:
-    """A task of ready-made parts; see ``task.Task``."""
+    """A task from given parts; see ``training.task.Task``."""
 
     def __init__(self, model: nn.Module, loss_fn: LossFn, data: list[TrainingData], steps: list[int]) -> None:
         self.loss_fn = loss_fn
@@ -35,27 +35,27 @@ class InMemoryTask:
         return Pooled(self._data)
 
     def local_steps(self, partition_id: int) -> int:
-        """Return a client's steps."""
+        """Return a client's optimiser steps per round."""
         return self._steps[partition_id]
 
     def held_out_loss(self, model: nn.Module, partition_id: int) -> tuple[float, int]:
-        """Nothing is held out."""
-        raise NotImplementedError("simulate() holds nothing out")
+        """Raise ``NotImplementedError``: there are no held-out examples."""
+        raise NotImplementedError("simulate() has no held-out examples")
 
     def label_counts(self, partition_id: int) -> list[int]:
-        """Classes play no part."""
+        """Return an empty list: the task has no classes."""
         return []
 
 
 class Columns:
-    """Tensors with a row per example.
+    """Tensors with one row per example.
 
     Parameters
     ----------
     tensors : Tensor, or tuple or dict of Tensor
         Each of shape (N, ...). A batch has the same form.
     what : str
-        Names the data set in errors.
+        The name of the data set in errors.
     """
 
     def __init__(self, tensors: Any, what: str) -> None:
@@ -63,7 +63,7 @@ class Columns:
         lengths: set[int] = set()
         map_tensors(lambda tensor: lengths.add(len(tensor)), tensors)
         if len(lengths) != 1:
-            raise ConfigError(f"{what}: its tensors have {sorted(lengths)} rows; give all the same number.")
+            raise ConfigError(f"{what}: its tensors have {sorted(lengths)} rows; give all tensors the same number.")
         self._length = lengths.pop()
 
     def __len__(self) -> int:
@@ -71,7 +71,7 @@ class Columns:
 
     @property
     def device(self) -> torch.device:
-        """The CPU."""
+        """The device of the batches, the CPU."""
         return torch.device("cpu")
 
     def batch(self, index: Tensor) -> Batch:
@@ -80,14 +80,14 @@ class Columns:
 
 
 class Examples:
-    """Examples by index, such as a torch ``Dataset``; a batch is their ``default_collate``.
+    """Examples by index, such as a torch ``Dataset``; ``default_collate`` makes batches of them.
 
     Parameters
     ----------
     examples : sequence
-        Has a length and takes indices.
+        An object with a length that takes indices.
     dtype : torch.dtype
-        Of floating-point values in a batch.
+        The dtype of floating-point values in a batch.
     """
 
     def __init__(self, examples: Any, dtype: torch.dtype) -> None:
@@ -99,7 +99,7 @@ class Examples:
 
     @property
     def device(self) -> torch.device:
-        """The CPU."""
+        """The device of the batches, the CPU."""
         return torch.device("cpu")
 
     def batch(self, index: Tensor) -> Batch:
@@ -108,12 +108,12 @@ class Examples:
 
 
 class Pooled:
-    """Several data sets one after the other, for losses over all of them.
+    """Concatenated data sets, for losses over all of them.
 
     Parameters
     ----------
     parts : sequence of TrainingData
-        All with batches of the same form.
+        The data sets; their batches must have the same form.
     """
 
     def __init__(self, parts: Sequence[TrainingData]) -> None:
@@ -125,11 +125,11 @@ class Pooled:
 
     @property
     def device(self) -> torch.device:
-        """The CPU."""
+        """The device of the batches, the CPU."""
         return torch.device("cpu")
 
     def batch(self, index: Tensor) -> Batch:
-        """Return the examples at ``index``, whichever part they are in."""
+        """Return the examples at ``index``, from any of the parts."""
         part_of = np.searchsorted(self._ends, index.numpy(), side="right")
         batches = []
         for part in np.unique(part_of):
@@ -144,9 +144,9 @@ class OnDevice:
     Parameters
     ----------
     data : TrainingData
-        On the CPU.
+        A data set on the CPU.
     device : torch.device
-        Where the batches go.
+        The device of the batches.
     """
 
     def __init__(self, data: TrainingData, device: torch.device) -> None:
@@ -158,7 +158,7 @@ class OnDevice:
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are."""
+        """The device of the batches."""
         return self._device
 
     def batch(self, index: Tensor) -> Batch:
@@ -167,28 +167,28 @@ class OnDevice:
 
 
 def on_device(data: TrainingData, device: torch.device) -> TrainingData:
-    """Return data whose batches are on ``device``; on the CPU they are as they were."""
+    """Return data whose batches are on ``device``; for the CPU, ``data`` itself."""
     return data if device.type == "cpu" else OnDevice(data, device)
 
 
 def as_training_data(dataset: Any, dtype: torch.dtype, what: str = "client_datasets") -> TrainingData:
-    """Turn what a user holds into batches by index.
+    """Turn a user's data set into batches by index.
 
     Parameters
     ----------
     dataset : Tensor, ndarray, tuple, dict, TensorDataset, or sequence
-        A tensor or array (N, ...), or a tuple or dict of such with the same N: batches have the same form (a number
-        is one row). A ``TensorDataset``: batches are tuples. Anything else with a length and indices, such as a torch
-        ``Dataset`` or a list of examples: batches are what ``default_collate`` makes of them.
+        A tensor or array (N, ...), or a tuple or dict of tensors and arrays with the same N: batches have the same
+        form (a number is one row). A ``TensorDataset``: batches are tuples. Any other object with a length and
+        indices, such as a torch ``Dataset`` or a list of examples: ``default_collate`` makes the batches.
     dtype : torch.dtype
-        Of floating-point values.
+        The dtype of floating-point values.
     what : str
-        Names the data set in errors.
+        The name of the data set in errors.
 
     Raises
     ------
     ConfigError
-        For anything else, and for no examples.
+        For any other object, and for a data set without examples.
     """
     if isinstance(dataset, TensorDataset):
         dataset = dataset.tensors

@@ -1,1 +1,1 @@
-"""One run by the `flwr` command: started, followed, fetched."""
+"""Start, follow and fetch one run with the `flwr` command."""

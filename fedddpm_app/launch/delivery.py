@@ -1,9 +1,9 @@
-"""A Flower app of its own, which sends a run directory from the server's host to whoever started it.
+"""A separate Flower app that sends a run directory from the server's host to the user who starts it.
 
-The one connection that a user of a deployment has is Flower's, and what comes back through it is the log of a run's
-ServerApp. So `fedddpm fetch` starts this module as an app: it writes the files of one run directory to its log, as
-lines of base64 with their SHA-256, and `cli.fetch` puts them together again. It stands alone, as the server's host
-has none of our packages but Flower.
+A user of a deployment has only Flower's connection, which carries the log of a run's ServerApp. `fedddpm fetch`
+therefore starts this module as an app: it writes the files of one run directory to its log, as lines of base64 with
+their SHA-256, and `cli.fetch` assembles the files. The module imports only Flower and the standard library, because
+the server's host may not have our packages.
 """
 
 import base64
@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 
 MARK = "[fedddpm-delivery]"
 _CHUNK_BYTES = 96 * 1024
-_BURST_CHARACTERS = 3_000_000  # then a pause: Flower sends what was written in requests, a few per second
+_BURST_CHARACTERS = 3_000_000  # then a pause: Flower sends the log in requests, a few per second
 _BURST_SECONDS = 0.3
 _LAST_SECONDS = 3.0
 
@@ -28,14 +28,17 @@ app = ServerApp()
 
 @app.main()
 def main(grid: Grid, context: Context) -> None:
-    """Send the files of ``directory``, which must be that of the run ``of-run``."""
+    """Send the files of ``directory``, which must be the run directory of the run ``of-run``."""
     directory, run_id = Path(str(context.run_config["directory"])), str(context.run_config["of-run"])
     check_directory(directory, run_id)
     send(lines_of(directory, float(context.run_config["largest-mb"])))
 
 
 def send(lines: Iterable[str], pause: Callable[[float], None] = time.sleep) -> None:
-    """Write lines no faster than Flower takes them, and wait for the last: what it has not taken at the end is lost."""
+    """Write lines as fast as Flower takes them, and wait for the last lines.
+
+    Lines that Flower has not taken when the app ends are lost.
+    """
     written = since = 0
     for line in lines:
         sys.stdout.write(line + "\n")
@@ -48,17 +51,17 @@ def send(lines: Iterable[str], pause: Callable[[float], None] = time.sleep) -> N
 
 
 def check_directory(directory: Path, run_id: str) -> None:
-    """Raise ``ValueError`` unless a folder is the run directory of a run: nothing else is sent."""
+    """Raise ``ValueError`` unless a folder is the run directory of the run ``run_id``; no other folder is sent."""
     try:
         about = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise ValueError(f"{directory} is no run directory on the server's host: {error}") from error
+        raise ValueError(f"{directory} is not a run directory on the server's host: {error}") from error
     if about.get("run_id") != run_id:
-        raise ValueError(f"{directory} is of the run {about.get('run_id')}, not {run_id}")
+        raise ValueError(f"{directory} is the run directory of the run {about.get('run_id')}, not {run_id}")
 
 
 def lines_of(directory: Path, largest_mb: float) -> Iterator[str]:
-    """Yield the lines that carry a run directory; of files larger than ``largest_mb`` (10^6 bytes) only the size."""
+    """Yield the lines that carry a run directory; a file larger than ``largest_mb`` (10^6 bytes) is only named."""
     sent = 0
     for path in sorted(path for path in directory.rglob("*") if path.is_file()):
         name, size = path.relative_to(directory).as_posix(), path.stat().st_size
@@ -76,5 +79,5 @@ def lines_of(directory: Path, largest_mb: float) -> Iterator[str]:
     yield _line("end", {"files": sent})
 
 
-def _line(what: str, about: dict[str, object]) -> str:
-    return f"{MARK} {what} {json.dumps(about)}"
+def _line(kind: str, about: dict[str, object]) -> str:
+    return f"{MARK} {kind} {json.dumps(about)}"

@@ -1,4 +1,4 @@
-"""One run by the `flwr` command: started, read line by line, asked for its status."""
+"""One run with the `flwr` command: start it, read its lines, query its status."""
 
 import json
 import os
@@ -33,11 +33,11 @@ clientapp = "{client}"
 _STARTED = re.compile(r"Successfully started run (\d+)")
 
 FLOWER_ENVIRONMENT = {
-    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # use this environment, do not build another
+    "FLWR_DISABLE_RUNTIME_DEPENDENCY_INSTALLATION": "1",  # use this environment, do not build another environment
     "FLWR_DISABLE_UPDATE_CHECK": "1",  # do not ask the network for a newer Flower
     "FLWR_TELEMETRY_ENABLED": "0",  # send no usage data
-    "RAY_USAGE_STATS_ENABLED": "0",  # neither does Ray
-    "RAY_DEDUP_LOGS": "0",  # keep the progress lines of all clients, not one of several that look alike
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray sends no usage data either
+    "RAY_DEDUP_LOGS": "0",  # keep the progress lines of all clients, even if they are similar
 }
 
 
@@ -47,11 +47,11 @@ class FlowerRun:
     Parameters
     ----------
     app_dir : Path
-        The folder of pyproject.toml.
+        The folder of the app's pyproject.toml.
     overrides : dict
-        For ``--run-config``.
+        The values for ``--run-config``.
     federation_config : dict
-        For ``--federation-config``.
+        The values for ``--federation-config``.
     connection : str
         The SuperLink's name in Flower's config.toml; empty for Flower's default.
 
@@ -63,7 +63,7 @@ class FlowerRun:
     Raises
     ------
     ConfigError
-        For a value that ``flwr run`` cannot be given.
+        For a value that ``flwr run`` cannot take.
     """
 
     def __init__(
@@ -90,13 +90,13 @@ class FlowerRun:
 
     @classmethod
     def of(cls, run_id: str, connection: str) -> "FlowerRun":
-        """Return a run that was started before."""
+        """Return a run that has already been started."""
         run = cls(Path(), {}, {}, connection)
         run.run_id = run_id
         return run
 
     def lines(self) -> Iterator[str]:
-        """Start the run and yield what it prints, until it ends."""
+        """Start the run, and yield its output lines until it ends."""
         for line in self._read(*self._command):
             started = _STARTED.search(line)
             if started:
@@ -108,7 +108,7 @@ class FlowerRun:
         return self._read("log", str(self.run_id), *self._named(), "--show")
 
     def status(self) -> str:
-        """Return Flower's own word on the run, such as ``finished:completed``; ``not started`` if it never was."""
+        """Return the status that Flower reports, such as ``finished:completed``, or ``not started``."""
         if self.run_id is None:
             return "not started"
         command = [self._flwr, "ls", *self._named(), "--run-id", self.run_id, "--format", "json"]
@@ -123,7 +123,7 @@ class FlowerRun:
         return [self.connection] if self.connection else []
 
     def _read(self, *arguments: str) -> Iterator[str]:
-        """Start `flwr` and yield what it prints, until it ends."""
+        """Start `flwr`, and yield its output lines until it ends."""
         process = subprocess.Popen(
             [self._flwr, *arguments],
             env=self.environment,
@@ -145,18 +145,18 @@ def check_connection(name: str) -> None:
         known = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
     except (OSError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(
-            f"{path} cannot be read ({error}): `flwr config list` makes it; add [superlink.NAME]."
+            f"{path} cannot be read ({error}): create it with `flwr config list`, and add [superlink.NAME]."
         ) from error
     names = [key for key, value in known.items() if isinstance(value, dict)]
     if name and name not in names:
         raise ConfigError(
-            f'--superlink = "{name}": {path} has no [superlink.{name}], only {", ".join(names)}; add it, with its '
-            "address."
+            f'--superlink = "{name}": {path} has no [superlink.{name}], only {", ".join(names)}; add this section with '
+            "its address."
         )
 
 
 def to_toml(overrides: Mapping[str, Scalar]) -> str:
-    """Write overrides as `--run-config` takes them: ``key=value`` pairs with TOML values.
+    """Format overrides for `--run-config`: ``key=value`` pairs with TOML values.
 
     Raises
     ------
@@ -172,18 +172,20 @@ def to_toml(overrides: Mapping[str, Scalar]) -> str:
 def write_app(
     folder: Path, module: str, source: str, server: str, client: str, run_config: Mapping[str, Scalar] | None = None
 ) -> None:
-    """Write a Flower app of one module into a folder.
+    """Write a Flower app with one module into a folder.
 
     Parameters
     ----------
     folder : Path
-        There, and empty.
+        An existing, empty folder.
     module : str
-        Its name; the app is called ``fedddpm-<module>``.
+        The module's name; the app's name is ``fedddpm-<module>``.
     source : str
-        Its code, with a ServerApp ``server`` and a ClientApp ``client``.
+        The module's code.
+    server, client : str
+        The names of the ServerApp and the ClientApp in it.
     run_config : dict, optional
-        The keys of its run config, with their defaults.
+        The keys of the app's run config, with their defaults.
     """
     keys = "\n".join(f"{key} = {json.dumps(value)}" for key, value in (run_config or {}).items())
     text = _PYPROJECT.format(module=module.replace("_", "-"), server=f"{module}:{server}", client=f"{module}:{client}")

@@ -1,4 +1,4 @@
-"""A simulation: one `flwr run` of the app in a Flower home of its own, cleaned up afterwards."""
+"""A simulation: one `flwr run` of the app in a temporary Flower home, which is removed at the end."""
 
 import contextlib
 import shutil
@@ -17,7 +17,7 @@ from fedddpm_app.launch.flower_run import FlowerRun
 from fedddpm_app.progress import logger
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_TERMINATE_SECONDS = 10.0  # then the processes still there are killed
+_TERMINATE_SECONDS = 10.0  # then the remaining processes are killed
 _GIVE_UP_SECONDS = 30.0
 _STOP_POLL_SECONDS = 1.0
 
@@ -25,8 +25,8 @@ _STOP_POLL_SECONDS = 1.0
 class SimulationRun(FlowerRun):
     """A simulation by `flwr run --stream`, in its own ``FLWR_HOME`` and on its own ports.
 
-    A context manager: on exit every process that was started in the home is stopped, among them the
-    background SuperLink, and the home is removed. See ``FlowerRun`` for the parameters.
+    A context manager: on exit it stops every process that was started in the home, including the
+    background SuperLink, and removes the home. See ``FlowerRun`` for the parameters.
     """
 
     def __init__(self, app_dir: Path, overrides: dict[str, Scalar], federation_config: dict[str, Scalar]) -> None:
@@ -47,13 +47,13 @@ class SimulationRun(FlowerRun):
                 shutil.rmtree(self._home, ignore_errors=True)
 
     def _stop_processes(self) -> None:
-        """Stop every process of this home, and look again: one that is told to stop may start another first."""
+        """Stop every process of this home, and repeat: a stopping process may start another process."""
         began = time.monotonic()
         known: set[psutil.Process] = set()
         while alive := self._alive(known):
             waited = time.monotonic() - began
             if waited > _GIVE_UP_SECONDS:
-                logger.warning("could not be stopped: %s", ", ".join(f"pid {process.pid}" for process in alive))
+                logger.warning("processes are still alive: %s", ", ".join(f"pid {process.pid}" for process in alive))
                 return
             for process in alive:
                 with contextlib.suppress(psutil.Error):
@@ -61,9 +61,9 @@ class SimulationRun(FlowerRun):
             psutil.wait_procs(alive, timeout=_STOP_POLL_SECONDS)
 
     def _alive(self, known: set[psutil.Process]) -> list[psutil.Process]:
-        """Return what runs of ``known``, after adding this home's processes and what they started.
+        """Add this home's processes and their children to ``known``, and return the processes that are alive.
 
-        Ray's agents overwrite their own environment: they are known as children only, while their parent lives.
+        Ray's agents overwrite their environment, so they can be found only as children, while their parent is alive.
         """
         for process in psutil.process_iter():
             with contextlib.suppress(psutil.Error, OSError):
@@ -84,8 +84,8 @@ def _is_running(process: psutil.Process) -> bool:
 def leaving_in_order() -> Iterator[None]:
     """Turn the first Ctrl-C, SIGTERM or SIGHUP in the body into ``SystemExit``, and ignore the next ones.
 
-    What the body opened is closed then: without this, a SIGTERM would leave the run going on with nobody
-    to follow it. A signal that is ignored already (as SIGHUP under nohup) stays so.
+    Open context managers in the body then close. Otherwise the run would continue after a SIGTERM, and nothing would
+    follow it. A signal that is already ignored (such as SIGHUP under nohup) stays ignored.
     """
 
     def leave(number: int, _: object) -> None:
@@ -99,7 +99,7 @@ def leaving_in_order() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _signals(handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[None]:
-    """Give the signals that stop a process another handler in the body, but for those that are ignored."""
+    """Replace the handlers of the stop signals in the body, except for signals that are ignored."""
     before = {number: signal.getsignal(number) for number in _STOPPING}
     for number, earlier in before.items():
         if earlier is not signal.SIG_IGN:
@@ -112,7 +112,7 @@ def _signals(handler: Callable[[int, Any], None] | signal.Handlers) -> Iterator[
 
 
 def free_port() -> int:
-    """Return a port of the loopback address that nothing listens on."""
+    """Return an unused port of the loopback address."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         return int(free.getsockname()[1])

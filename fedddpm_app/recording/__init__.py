@@ -1,1 +1,1 @@
-"""The run directory: what a run leaves behind. See ``recorder`` for its layout."""
+"""The run directory: the files that a run writes. See ``recorder`` for its layout."""

@@ -9,7 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 _CURVES = {
-    "train/loss": "clients, while training",
+    "train/loss": "clients, during training",
     "client-eval/loss": "clients, held out",
     "correct/loss": "server, on D_aux",
     "eval/loss": "test split, global model",
@@ -17,20 +17,20 @@ _CURVES = {
 }
 
 
-_MAX_WRITTEN = 400  # cells of a table that still have room for their count
+_MAX_WRITTEN = 400  # a table with more cells has no room for the counts
 
 
 def plot_partition(counts: Tensor, class_names: Sequence[str], path: Path) -> None:
-    """Plot what the clients hold into a PNG: a table of clients by classes, and their sizes.
+    """Plot the partition into a PNG: a table of clients by classes, and the clients' sizes.
 
     Parameters
     ----------
     counts : Tensor
-        int64, shape (clients, classes): training images.
+        int64, shape (clients, classes): numbers of training images.
     class_names : sequence of str
-        By class; classes beyond it are numbered.
+        By class; a class without a name gets its number.
     path : Path
-        Its folder is made.
+        The PNG; its folder is created.
     """
     clients, classes = counts.shape
     figure = Figure(figsize=(max(5, min(14, 2 + classes * 0.55)), max(2.5, min(14, 1 + clients * 0.35))))
@@ -56,12 +56,12 @@ def plot_partition(counts: Tensor, class_names: Sequence[str], path: Path) -> No
 
 
 def plot_classes(counts: Mapping[str, Sequence[int]], path: Path) -> None:
-    """Plot the shares of the classes among generated and real images into a PNG."""
+    """Plot the class shares of generated and real images into a PNG."""
     figure = Figure(figsize=(max(5, min(14, len(counts["real"]) * 0.5)), 3.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()
-    for place, (name, each) in enumerate(counts.items()):
-        positions = [k - 0.4 + 0.4 * place for k in range(len(each))]
+    for group, (name, each) in enumerate(counts.items()):
+        positions = [k - 0.4 + 0.4 * group for k in range(len(each))]
         axes.bar(positions, [count / sum(each) for count in each], width=0.4, align="edge", label=name)
     axes.set(xlabel="class", ylabel="share of images")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -71,7 +71,10 @@ def plot_classes(counts: Mapping[str, Sequence[int]], path: Path) -> None:
 
 
 def plot_metrics(stats: Sequence[Mapping[str, object]], path: Path) -> None:
-    """Plot every metric of generated images over the rounds, its floor dashed, into a PNG; nothing without any."""
+    """Plot every metric of generated images over the rounds into a PNG, with its floor dashed.
+
+    Without metrics no PNG is written.
+    """
     floors = [key for row in stats for key in row if key.endswith("_floor")]
     names = [key.removesuffix("_floor") for key in dict.fromkeys(floors)]
     if not names:
@@ -95,7 +98,7 @@ def plot_metrics(stats: Sequence[Mapping[str, object]], path: Path) -> None:
 
 
 def plot_losses(stats: Sequence[Mapping[str, object]], path: Path) -> None:
-    """Plot every denoising loss of ``stats.jsonl`` over the rounds, on a log scale, into a PNG."""
+    """Plot every denoising loss of ``stats.jsonl`` over the rounds into a PNG, on a log scale."""
     figure = Figure(figsize=(7, 4.5), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots()

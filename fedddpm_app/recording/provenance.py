@@ -1,4 +1,4 @@
-"""Where a run comes from: package versions, git commit, and the folder it was called from."""
+"""The origin of a run: package versions, git commit, and the folder of the calling command."""
 
 import json
 import os
@@ -19,7 +19,7 @@ _PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 
 
 def describe_environment() -> dict[str, object]:
-    """Return versions of Python and packages, the platform, and the git commit of the installed source."""
+    """Return the versions of Python and packages, the platform, and the git commit of the installed source."""
     versions = {}
     for name in _PACKAGES:
         try:
@@ -35,7 +35,7 @@ def describe_environment() -> dict[str, object]:
 
 
 def _git_commit() -> str | None:
-    """Return the commit of the source that pip installed editable; None where there is none."""
+    """Return the git commit of the source that pip installed as editable; None if there is no such source."""
     try:
         origin = json.loads(metadata.distribution("fedddpm-app").read_text("direct_url.json") or "{}")
         source = str(origin.get("url", "")).removeprefix("file://")
@@ -48,20 +48,21 @@ def _git_commit() -> str | None:
 
 
 def caller_directory(overrides: dict[str, Scalar]) -> Path | None:
-    """Find the folder in which the user typed the ``flwr run`` that this run belongs to.
+    """Find the working directory of the ``flwr run`` command that started this run.
 
-    The ServerApp of a local run works in the folder of the background SuperLink, which an earlier call
-    may have started anywhere. With ``--stream`` the ``flwr run`` process is still there, and knows.
+    The ServerApp of a local run works in the folder of the background SuperLink, which an earlier command
+    may have started in any folder. With ``--stream`` the ``flwr run`` process is still alive, so that its working
+    directory can be read.
 
     Parameters
     ----------
     overrides : dict
-        The run's ``--run-config`` overrides, which the process must have been given.
+        The run's ``--run-config`` overrides; the process must have the same.
 
     Returns
     -------
     Path or None
-        Its working directory; None where no such process runs on this machine (any more).
+        The working directory; None if no such process is running on this machine.
     """
     newest: tuple[float, Path] | None = None
     for process in psutil.process_iter():
@@ -85,14 +86,14 @@ def _is_flwr_run(arguments: list[str]) -> bool:
 
 
 def overrides_of(arguments: list[str], directory: Path) -> dict[str, Scalar] | None:
-    """Return the ``--run-config`` overrides of a command line that was typed in ``directory``.
+    """Return the ``--run-config`` overrides of a command line; None if they cannot be read.
 
-    None where they cannot be read; a .toml file among them is looked for from ``directory``.
+    The path of a .toml file among them is relative to ``directory``, the command's working directory.
     """
     given = []
-    for place, argument in enumerate(arguments):
-        if argument in ("--run-config", "-c") and place + 1 < len(arguments):
-            given.append(arguments[place + 1])
+    for index, argument in enumerate(arguments):
+        if argument in ("--run-config", "-c") and index + 1 < len(arguments):
+            given.append(arguments[index + 1])
         elif argument.startswith("--run-config="):
             given.append(argument.removeprefix("--run-config="))
     try:

@@ -1,9 +1,9 @@
-"""The run directory, the contract that tools and tests read.
+"""The run directory: its layout is a contract that tools and tests rely on.
 
-``<output-dir>/<run-name>/``: ``config.json`` (resolved run config, git commit, versions), ``stats.jsonl``
-(appended and flushed: an object per phase and round, keys with units), ``summary.json`` (status and final
+``<output-dir>/<run-name>/`` holds ``config.json`` (resolved run config, git commit, versions), ``stats.jsonl``
+(appended and flushed: one object per phase and round, keys with units), ``summary.json`` (status and final
 metrics), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``auxiliary/``,
-``samples/round-0005.png``, ``checkpoints/round-0005/``, ``plots/``.
+``samples/round-0005.png``, ``checkpoints/round-0005/`` and ``plots/``.
 """
 
 import itertools
@@ -33,14 +33,14 @@ _CONFIG, _SUMMARY = "config.json", "summary.json"
 
 
 class RunRecorder:
-    """Writes one run directory.
+    """Writes a run directory.
 
     Parameters
     ----------
     directory : Path
-        Absolute; made here, and must not hold a run already.
+        An absolute path; the folder is created here, and must not hold a run.
     durable : Path, optional
-        A folder that outlives the run, see ``federation.ports.Recorder``; by default the run's own ``scratch``.
+        A folder that outlives the run, see ``federation.ports.Recorder``; by default the run's ``scratch``.
 
     Raises
     ------
@@ -58,13 +58,13 @@ class RunRecorder:
 
     @property
     def scratch(self) -> Path:
-        """A folder for files that are removed when read."""
+        """A folder for files that are removed once they are read."""
         folder = self.directory / "scratch"
         folder.mkdir(exist_ok=True)
         return folder
 
     def write_config(self, run_config: Mapping[str, Scalar], run: Run) -> None:
-        """Write ``config.json``; being the first to do so is what makes the folder this run's."""
+        """Write ``config.json``; the run that writes it first owns the folder."""
         about = {"run_config": dict(run_config), "run_id": str(run.run_id), "fab_hash": run.fab_hash}
         try:
             with (self.directory / _CONFIG).open("x", encoding="utf-8") as file:
@@ -74,14 +74,17 @@ class RunRecorder:
             raise
 
     def append(self, stats: Mapping[str, object]) -> None:
-        """Append one object to ``stats.jsonl``, with the process's peak memory; NaN becomes null."""
+        """Append one object to ``stats.jsonl`` and add the peak memory of this process; NaN becomes null."""
         line = {**stats, "mem/peak_rss_mb": _peak_rss_mb()}
         self.stats.append(line)
         with (self.directory / "stats.jsonl").open("a", encoding="utf-8") as file:
             file.write(json.dumps(_without_nan(line)) + "\n")
 
     def save_partition(self, counts: Tensor, class_names: Sequence[str], num_unassigned: int) -> None:
-        """Write what clients train on, int64 of shape (clients, classes), as a line of ``stats.jsonl`` and a plot."""
+        """Write the clients' training images per class as a line of ``stats.jsonl`` and a plot.
+
+        ``counts`` is int64 of shape (clients, classes).
+        """
         sizes = {"data/num_examples": counts.sum(1).tolist(), "data/num_unassigned": num_unassigned}
         self.append({"phase": "data", **sizes, "data/label_counts": counts.tolist(), "data/classes": [*class_names]})
         plot_partition(counts, class_names, self.directory / "plots" / "partition.png")
@@ -96,27 +99,27 @@ class RunRecorder:
             features["label"] = ClassLabel(num_classes=int(data.labels.max()) + 1)
         Dataset.from_dict(columns, features=Features(features)).save_to_disk(str(folder / "dataset"))
         for client in sorted(set(clients)):
-            mine = [place for place, owner in enumerate(clients) if owner == client]
-            step = max(1, len(mine) // _SHEET_IMAGES)  # spread over the client's share, so over its classes
-            save_sheet(data.images[mine[::step][:_SHEET_IMAGES]], folder / f"client-{client:04d}.png")
+            rows = [row for row, owner in enumerate(clients) if owner == client]
+            step = max(1, len(rows) // _SHEET_IMAGES)  # spread over the client's share, and so over its classes
+            save_sheet(data.images[rows[::step][:_SHEET_IMAGES]], folder / f"client-{client:04d}.png")
 
     def save_classes(self, counts: Mapping[str, Sequence[int]], name: str = "") -> None:
-        """Draw the classes of ``generated`` and ``real`` images; ``name`` tells models of one run apart."""
+        """Plot the classes of ``generated`` and ``real`` images; ``name`` identifies the model if a run has several."""
         plot_classes(counts, self.directory / "plots" / f"classes{name and '-'}{name}.png")
 
     def save_pairs(self, generated: Tensor, train: Tensor, folder: str, name: str = "") -> None:
-        """Draw images over the training images closest to them into ``samples`` or ``auxiliary``."""
+        """Write a sheet of images above their closest training images into ``samples`` or ``auxiliary``."""
         save_pairs(generated, train, self.directory / folder / f"closest-pairs{name and '-'}{name}.png")
 
     def save_checkpoint(self, server_round: int, weights: Weights, ema_weights: Weights, name: str = "") -> None:
-        """Write raw and EMA weights as two safetensors files; ``name`` tells models of one round apart."""
+        """Write raw and EMA weights as two safetensors files; ``name`` identifies one of several models of a round."""
         folder = self.directory / "checkpoints" / f"round-{server_round:04d}" / name
         folder.mkdir(parents=True, exist_ok=True)
         save_file(weights, folder / "model.safetensors")
         save_file(ema_weights, folder / "ema.safetensors")
 
     def finish(self, status: str, metrics: Mapping[str, object], error: str | None = None) -> None:
-        """Write ``summary.json`` and the loss plot."""
+        """Write ``summary.json`` and the plots of losses and metrics."""
         if self.stats:
             plot_losses(self.stats, self.directory / "plots" / "losses.png")
             plot_metrics(self.stats, self.directory / "plots" / "metrics.png")
@@ -129,21 +132,24 @@ class RunRecorder:
 
 
 def write_summary(directory: Path, summary: Mapping[str, object]) -> None:
-    """Write ``summary.json``: the status, the metrics, the folder."""
+    """Write ``summary.json``: the status, the metrics and the folder."""
     write_json(directory / _SUMMARY, {**summary, "directory": str(directory)})
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write an object as JSON, its folder made; NaN becomes null."""
+    """Write an object as JSON, and create the folder if needed; NaN becomes null."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(_without_nan(content), indent=2) + "\n", encoding="utf-8")
 
 
 def mark_interrupted(directory: Path) -> None:
-    """Say in the summary of a run that it was stopped; its server may have failed first, for want of its clients."""
+    """Set the status in a run's summary to ``interrupted``.
+
+    An interrupt may end the clients first, so that the server fails; the status ``failed`` is therefore replaced too.
+    """
     try:
         summary = json.loads((directory / _SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # there is none, or it was being written
+    except (OSError, ValueError):  # the file is missing or incomplete
         summary = {}
     if summary.get("status", "failed") == "failed":
         summary.pop("error", None)
@@ -163,14 +169,14 @@ def check_is_new(directory: Path) -> None:
 
 
 def run_directory(config: Config, base: Path) -> Path:
-    """Return the absolute folder of a new run; a relative ``output-dir`` is taken from ``base``.
+    """Return the absolute folder of a new run; a relative ``output-dir`` is relative to ``base``.
 
-    A folder without a ``run-name`` of the user's is made at once, under a name that nobody has.
+    Without a ``run-name`` from the user, the folder gets an unused name and is created at once.
 
     Raises
     ------
     ConfigError
-        When the folder holds a run or cannot be made.
+        When the folder holds a run or cannot be created.
     """
     given = config.run.output_dir
     try:
@@ -189,12 +195,12 @@ def run_directory(config: Config, base: Path) -> Path:
 
 
 def open_log(directory: Path) -> TextIO:
-    """Open ``log.txt`` of a new run, which makes the folder its caller's.
+    """Open ``log.txt`` of a new run; the caller that opens it first owns the folder.
 
     Raises
     ------
     ConfigError
-        When another run has it.
+        When another run owns the folder.
     """
     make_directory(directory)
     try:
@@ -206,7 +212,7 @@ def open_log(directory: Path) -> TextIO:
 
 
 def make_directory(directory: Path) -> bool:
-    """Make a folder; return whether it is new."""
+    """Create a folder, and return whether it is new."""
     try:
         directory.mkdir(parents=True)
     except FileExistsError:
@@ -219,7 +225,7 @@ def make_directory(directory: Path) -> bool:
 
 
 def _cannot_be_made(directory: Path, reason: str | None) -> ConfigError:
-    return ConfigError(f"output-dir: {directory} cannot be made ({reason}); give a folder in which you may write.")
+    return ConfigError(f"output-dir: {directory} cannot be made ({reason}); give a writable folder.")
 
 
 def _slug(dataset: str) -> str:

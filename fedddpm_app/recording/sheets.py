@@ -13,14 +13,14 @@ _PAIRS_PER_ROW = 10
 
 
 def save_sheet(images: Tensor, path: Path, columns: int = 10) -> None:
-    """Write images as a grid, small ones enlarged without smoothing.
+    """Write images as a grid; small images are enlarged without smoothing.
 
     Parameters
     ----------
     images : Tensor
-        uint8, shape (N, C, H, W), C in {1, 3}; in reading order. A last row is filled up with grey.
+        uint8, shape (N, C, H, W), C in {1, 3}; in reading order. Grey tiles complete the last row.
     path : Path
-        Of the PNG; its folder is made.
+        The PNG; its folder is created.
     columns : int
         Images per row, >= 1.
     """
@@ -35,7 +35,7 @@ def save_sheet(images: Tensor, path: Path, columns: int = 10) -> None:
 
 
 def save_pairs(generated: Tensor, train: Tensor, path: Path) -> None:
-    """Write generated images (odd rows) over their training images (even rows), uint8 (P, C, H, W) each."""
+    """Write generated images (odd rows) above their training images (even rows), each uint8 (P, C, H, W)."""
     tiles = []
     for pair in zip(torch.split(generated, _PAIRS_PER_ROW), torch.split(train, _PAIRS_PER_ROW), strict=True):
         gap = torch.full((_PAIRS_PER_ROW - len(pair[0]), *generated.shape[1:]), _GAP_GREY, dtype=torch.uint8)

@@ -1,1 +1,1 @@
-"""Training: the one loop that every phase uses, what algorithms add to it, and what it trains on. No Flower."""
+"""Training: the loop that every phase uses, the hooks of algorithms, and the task (model, loss, data). No Flower."""

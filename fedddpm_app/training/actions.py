@@ -1,7 +1,7 @@
-"""What a strategy can ask its clients for besides training and evaluating; plain torch.
+"""Client actions: requests of a strategy to its clients other than training and evaluation; plain torch.
 
-A strategy class names its actions in ``client_actions``; ``FederatedStrategy.ask_clients`` sends a request, the client
-carries it out with ``ClientAction.run``, and the server checks the answer against the action's declaration.
+A strategy class names its actions in ``client_actions``. ``FederatedStrategy.ask_clients`` sends a request, the client
+runs ``ClientAction.run``, and the server checks the answer against the action's declaration.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +18,7 @@ Metrics = Mapping[str, float | list[float] | list[int]]
 
 @dataclass(frozen=True)
 class ActionRequest:
-    """What a client carries an action out with.
+    """The inputs of a client action.
 
     Attributes
     ----------
@@ -29,13 +29,13 @@ class ActionRequest:
     trainer : Trainer
         Trains the task's model; its state does not outlive the action.
     partition_id : int
-        The client's.
+        The client's partition id.
     server_round : int
         From 1; 0 before the rounds.
     weights : Weights
-        What the server sent, on the CPU; not to be changed. Empty where it sent none.
+        The weights that the server sent, on the CPU; do not change them. Empty if it sent no weights.
     values : mapping of str to scalar or list
-        What the server sent beside them.
+        Further values that the server sent.
     """
 
     config: Config
@@ -49,7 +49,7 @@ class ActionRequest:
 
 @dataclass(frozen=True)
 class ActionAnswer:
-    """What a client answers.
+    """The answer of a client action.
 
     Attributes
     ----------
@@ -65,20 +65,21 @@ class ActionAnswer:
 
 @dataclass(frozen=True)
 class ClientAction:
-    """One action, and what its answer must have; an answer without it is refused.
+    """A client action and the required content of its answer; the server refuses an incomplete answer.
 
     Attributes
     ----------
     run : callable
         ``(ActionRequest) -> ActionAnswer``, on the client.
     metrics : sequence of str
-        Numbers. ``num-examples`` is checked to be a positive whole number.
+        Names of numbers. ``num-examples`` must be a positive whole number.
     lists : mapping of str to int
-        Lists of numbers, with their lengths.
+        Names of lists of numbers, with their lengths.
     records : sequence of str
-        Tensors. ``arrays`` must be like the weights that were sent; the shapes of others are given with the request.
+        Names of tensor records. ``arrays`` must match the weights that were sent; the request gives the shapes of the
+        others.
     exact : bool
-        Send the weights in full precision, whatever ``wire-dtype`` says.
+        Send the weights in full precision, for any ``wire-dtype``.
     """
 
     run: Callable[[ActionRequest], ActionAnswer]

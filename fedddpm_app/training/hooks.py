@@ -1,8 +1,8 @@
-"""What an algorithm can change in a client's local training; plain torch.
+"""Hooks: the changes that an algorithm makes to a client's local training; plain torch.
 
-A client's round: the hook is made for it -> ``start_weights`` -> ``on_start`` -> for every step ``add_to_loss``,
-backward, ``adjust_gradients``, the optimiser's step -> ``on_end``. What the hook puts in ``sent`` and ``metrics``
-goes to the server with the trained weights; what it puts in ``kept`` is there in this client's next round.
+A client's round: create the hook -> ``start_weights`` -> ``on_start`` -> for every step ``add_to_loss``, backward,
+``adjust_gradients``, the optimiser's step -> ``on_end``. The hook's ``sent`` and ``metrics`` go to the server with the
+trained weights; the client's next round gets the hook's ``kept``.
 """
 
 from collections.abc import Callable, Mapping
@@ -18,22 +18,22 @@ from fedddpm_app.weights import Weights
 
 @dataclass(frozen=True)
 class LocalRound:
-    """One client's round, as it was told of it.
+    """One client's round, as the server describes it.
 
     Attributes
     ----------
     config : Config
         The run's config; ``config.run.options`` holds ``algorithm-options``.
     partition_id : int
-        The client's.
+        The client's partition id.
     server_round : int
         From 1.
     global_weights : Weights
-        What the server sent, on the CPU; not to be changed.
+        The global weights, on the CPU; do not change them.
     received : mapping of str to Weights
-        What the server sent along, by name (``FederatedStrategy.broadcast``).
+        Further records that the server sent, by name (``FederatedStrategy.broadcast``).
     state : mapping of str to Weights
-        What this client kept of its last round; empty before its first.
+        The records that this client kept in its last round; empty before its first round.
     """
 
     config: Config
@@ -46,12 +46,12 @@ class LocalRound:
 
 @dataclass(frozen=True)
 class TrainResult:
-    """What a training gave.
+    """The result of a training.
 
     Attributes
     ----------
     weights : Weights
-        The trained weights on the CPU (their EMA if one was asked for).
+        The trained weights on the CPU (their EMA if ``ema_decay`` is above 0).
     loss : float
         Mean loss over all steps.
     final_loss : float
@@ -61,7 +61,7 @@ class TrainResult:
     seconds : float
         Wall time of the loop.
     learning_rate_sum : float
-        The learning rates of all steps together: ``K eta`` where it is constant.
+        The sum of the learning rates of all steps: ``K eta`` for a constant learning rate.
     """
 
     weights: Weights
@@ -72,7 +72,7 @@ class TrainResult:
     learning_rate_sum: float = 0.0
 
     def metrics(self) -> dict[str, float]:
-        """Return what a client reports of a training."""
+        """Return the metrics that a client reports."""
         return {"loss": self.loss, "final-loss": self.final_loss, "steps": self.steps, "seconds": self.seconds}
 
 
@@ -82,16 +82,16 @@ class TrainingHook:
     Parameters
     ----------
     local_round : LocalRound
-        The round that it is made for.
+        The client's round.
 
     Attributes
     ----------
     keeps_state : bool
-        Whether it keeps anything over rounds; without it ``kept`` is dropped.
+        Whether the hook has state between rounds; if False, ``kept`` is dropped.
     kept, sent : dict of str to Weights
-        For the client's next round, and for the server.
+        Records for the client's next round, and records for the server.
     metrics : dict of str to float
-        For the server, beside loss and steps.
+        Metrics for the server, in addition to loss and steps.
     """
 
     keeps_state: ClassVar[bool] = False
@@ -104,29 +104,29 @@ class TrainingHook:
         self.metrics: dict[str, float] = {}
 
     def start_weights(self) -> Weights:
-        """Return the weights that training starts from and evaluation uses (here: the global ones)."""
+        """Return the weights that training starts from and evaluation uses (here: the global weights)."""
         return self.round.global_weights
 
     def on_start(self, model: nn.Module) -> None:
-        """Prepare, with the model on its device and at ``start_weights``."""
+        """Prepare for the training; the model is on its device and holds ``start_weights``."""
 
     def add_to_loss(self, loss: Tensor, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the loss to differentiate, a scalar; what is reported stays the loss without it."""
+        """Return the loss to differentiate, a scalar; the client still reports ``loss``."""
         return loss
 
     def adjust_gradients(self, model: nn.Module) -> None:
         """Change ``parameter.grad`` in place, after the backward pass and before clipping."""
 
     def on_end(self, result: TrainResult, full_gradient: Callable[[Weights], Weights]) -> None:
-        """Take the round's outcome.
+        """Process the result of the round.
 
         Parameters
         ----------
         result : TrainResult
-            Its weights are what the server will get.
+            The result; the server will get its weights.
         full_gradient : callable
             ``(weights) -> gradient`` of the loss over all the client's data, by parameter name, on the CPU.
         """
 
     def close(self) -> None:
-        """Undo what was done to the model; called after the round, also after one that failed."""
+        """Undo changes to the model; called after every round, including a failed round."""

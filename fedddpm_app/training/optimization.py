@@ -1,4 +1,4 @@
-"""The optimiser of a training and its learning-rate schedule, by their run-config names."""
+"""The optimiser and the learning-rate schedule of a training, by their run-config names."""
 
 import math
 from collections.abc import Iterable, Sequence
@@ -11,7 +11,7 @@ from fedddpm_app.config import LearningRateSchedule, TrainingConfig
 
 
 def create_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> torch.optim.Optimizer:
-    """Create the configured optimiser, with the kernel that updates all parameters at once."""
+    """Create the configured optimiser, in the version that updates all parameters in one kernel."""
     match config.optimizer:
         case "adamw":
             return torch.optim.AdamW(parameters, config.learning_rate, weight_decay=config.weight_decay, fused=True)
@@ -24,7 +24,7 @@ def create_optimizer(parameters: list[nn.Parameter], config: TrainingConfig) -> 
 
 
 def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
-    """Bring an optimiser to its first step, keeping the memory of its buffers."""
+    """Reset an optimiser to its first step, and keep the memory of its buffers."""
     for state in optimizer.state.values():
         for buffer in state.values():
             if isinstance(buffer, Tensor):
@@ -33,7 +33,7 @@ def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
 
 @torch.no_grad()
 def add_to_gradients(parameters: Sequence[nn.Parameter], terms: Sequence[Tensor], factor: float = 1.0) -> None:
-    """Add ``factor * term`` to each parameter's gradient, in place; one without a gradient gets it."""
+    """Add ``factor * term`` to each parameter's gradient, in place; a missing gradient counts as 0."""
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
@@ -56,14 +56,14 @@ def create_schedule(
     Parameters
     ----------
     optimizer : Optimizer
-        Its learning rate, whatever it was, is replaced.
+        Its learning rate is replaced.
     learning_rate : float
-        Reached after the warm-up.
+        The learning rate after the warm-up.
     kind : {"constant", "cosine"}
         ``cosine`` falls to 0 over ``steps``.
     warmup_steps, steps : int
-        Optimiser steps of the linear warm-up, and in all. The first step is never 0: diffusers' schedules start
-        from 0, which in a training of one step is all of it.
+        Optimiser steps of the linear warm-up, and of the training. The first learning rate is never 0: diffusers'
+        schedules start at 0, so that a training of one step would change nothing.
     """
     for group in optimizer.param_groups:
         group["lr"] = group["initial_lr"] = learning_rate
@@ -71,7 +71,7 @@ def create_schedule(
 
 
 def learning_rate_factor(step: int, kind: LearningRateSchedule, warmup_steps: int, steps: int) -> float:
-    """Return what the learning rate is multiplied by at a step, from 0; see ``create_schedule``."""
+    """Return the factor of the learning rate at a step, from 0; see ``create_schedule``."""
     if step < warmup_steps:
         return (step + 1) / (warmup_steps + 1)
     if kind == "constant":
@@ -80,10 +80,10 @@ def learning_rate_factor(step: int, kind: LearningRateSchedule, warmup_steps: in
 
 
 def gradient_weight(factors: Iterable[float], momentum: float) -> float:
-    """Return how often a training has taken its gradients in, the ``||a_i||_1`` of FedNova (Wang et al. 2020, 3.2).
+    """Return the sum of the gradients' weights in a training, ``||a_i||_1`` of FedNova (Wang et al. 2020, 3.2).
 
-    With gradients ``g_k`` SGD ends at ``w - learning_rate * sum_k a_k g_k``; this is ``sum_k a_k``: the number of
-    steps K for a constant learning rate without momentum.
+    With gradients ``g_k``, SGD ends at ``w - learning_rate * sum_k a_k g_k``. The result is ``sum_k a_k``; it is the
+    number of steps K for a constant learning rate without momentum.
 
     Parameters
     ----------

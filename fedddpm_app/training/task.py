@@ -1,4 +1,4 @@
-"""What is learnt: a model, its loss and the clients' data. The algorithms know no more of it."""
+"""The learning task: a model, its loss and the clients' data. Algorithms depend only on this."""
 
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -6,18 +6,18 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-Batch = Any  # a batch, in whatever form the task's loss takes it
+Batch = Any  # a batch, in the form that the task's loss takes
 LossFn = Callable[[nn.Module, Batch, torch.Generator], Tensor]
 
 
 class TrainingData(Protocol):
-    """What a training needs of a data set: its length, its device, and batches by index."""
+    """The interface of a data set for training: its length, its device, and batches by index."""
 
     def __len__(self) -> int: ...
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are."""
+        """The device of the batches."""
 
     def batch(self, index: Tensor) -> Batch:
         """Return the batch at ``index``, int64 of shape (B,)."""
@@ -29,9 +29,9 @@ class Subset:
     Parameters
     ----------
     data : TrainingData
-        The whole.
+        The whole data set.
     index : Tensor
-        int64, shape (M,): the examples taken, in their order.
+        int64, shape (M,): the examples of the part, in their order.
     """
 
     def __init__(self, data: TrainingData, index: Tensor) -> None:
@@ -48,7 +48,7 @@ class Subset:
 
     @property
     def device(self) -> torch.device:
-        """Where the batches are."""
+        """The device of the batches."""
         return self._data.device
 
     def batch(self, index: Tensor) -> Batch:
@@ -67,16 +67,16 @@ class Task(Protocol):
         """Return a model with the run's initial weights, on the CPU."""
 
     def train_data(self, partition_id: int) -> TrainingData:
-        """Return what a client trains on."""
+        """Return a client's training data."""
 
     def pooled_data(self) -> TrainingData:
-        """Return what all clients train on, in one place: for a control, where that can be had."""
+        """Return the training data of all clients as one data set, for a control; only if they are in one place."""
 
     def local_steps(self, partition_id: int) -> int:
         """Return a client's optimiser steps per round."""
 
     def held_out_loss(self, model: nn.Module, partition_id: int) -> tuple[float, int]:
-        """Return a model's loss on what a client does not train on, and the number of examples."""
+        """Return a model's loss on a client's held-out examples, and their number."""
 
     def label_counts(self, partition_id: int) -> list[int]:
-        """Return a client's examples per class; empty where classes play no part."""
+        """Return a client's number of examples per class; empty for a task without classes."""

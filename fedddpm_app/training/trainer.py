@@ -1,8 +1,8 @@
-"""The one training loop: pretraining, local rounds, correction and controls all run through it.
+"""The training loop that pretraining, local rounds, correction and controls all use.
 
-Plain torch: it knows neither Flower nor data sets, nor that the model is a diffusion model. A ``Trainer``
-owns a model and its optimiser for the life of a process and is reset for every use, so that what ran
-before in the process leaves no trace.
+It is plain torch, and does not depend on Flower, on data sets or on diffusion. A ``Trainer`` owns a model and
+its optimiser for the life of a process, and is reset for every training, so that a training does not depend on
+earlier trainings.
 """
 
 import time
@@ -30,18 +30,18 @@ from fedddpm_app.weights import Weights
 def shuffled_batches(
     count: int, batch_size: int, generator: torch.Generator, device: torch.device | None = None
 ) -> Iterator[Tensor]:
-    """Yield index batches for ever, all of one shape, from one random permutation after the other.
+    """Yield index batches without end, all of one shape, from successive random permutations.
 
     Parameters
     ----------
     count : int
-        Examples, >= 1.
+        Number of examples, >= 1.
     batch_size : int
-        Indices per batch; a batch may run over the end of a permutation. 0 yields all examples, in order.
+        Indices per batch; a batch may continue into the next permutation. 0 yields all examples, in order.
     generator : torch.Generator
         On the CPU.
     device : torch.device, optional
-        Of the batches; each permutation goes there once.
+        Device of the batches; each permutation is copied there once.
     """
     if count < 1:
         raise ValueError("there are no examples to train on")
@@ -56,25 +56,26 @@ def shuffled_batches(
 
 
 class Trainer:
-    """A model, its loss and its optimiser, reused for one training after the other.
+    """A model, its loss and its optimiser, which successive trainings reuse.
 
     Parameters
     ----------
     model : nn.Module
-        Trained in place; moved to ``device``.
+        Moved to ``device``, and trained in place.
     loss_fn : callable
         ``(model, batch, generator) -> scalar loss``.
     config : TrainingConfig
-        Optimiser, weight decay, gradient clip; learning rate and batch size unless given per training.
+        Optimiser, weight decay and gradient clip; also learning rate and batch size, unless a training sets them.
     device : torch.device
-        Where the steps run.
+        The device of the steps.
     acceleration : Acceleration
-        How they run. Evaluation and ``full_gradient`` are never compiled, as their last batch has a shape of its own.
+        The acceleration of the steps. Evaluation and ``full_gradient`` are never compiled, because their last batch
+        may have another shape.
 
     Attributes
     ----------
     model : nn.Module
-        The one given: its names are those of the weights, and what a hook sees.
+        The given model, not the compiled one: weights have its names, and hooks get it.
     """
 
     def __init__(
@@ -118,21 +119,21 @@ class Trainer:
         start : Weights
             Initial weights; not changed.
         data : TrainingData
-            On ``device``; at least one example when ``steps`` > 0.
+            On ``device``; at least one example if ``steps`` > 0.
         steps : int
             Optimiser steps, >= 0.
         seed : int
-            Of the batches' order, t, noise and dropout.
+            Determines the order of the batches, t, noise and dropout.
         learning_rate, learning_rate_schedule, batch_size : optional
-            Instead of the config's. The warm-up is the config's. A batch size of 0 is all of ``data``.
+            Replace the config's values. The warm-up is always the config's. A batch size of 0 means all of ``data``.
         hook : TrainingHook, optional
-            What an algorithm adds.
+            The algorithm's hook.
         ema_decay : float
-            In [0, 1); above 0 the result is the weights' exponential moving average.
+            In [0, 1); if above 0, the result is the weights' exponential moving average.
         keep_optimizer : bool
-            Go on with the last training's optimiser state instead of a fresh one.
+            Continue with the optimiser state of the last training instead of a new state.
         on_report : callable, optional
-            Called every few seconds and at the end; reading the loss there is the only host sync.
+            Called every few seconds and at the end; only these calls synchronise with the device to read the loss.
 
         Returns
         -------
@@ -167,7 +168,7 @@ class Trainer:
     def full_gradient(self, weights: Weights, data: TrainingData, seed: int) -> Weights:
         """Return the gradient of the mean loss over all of ``data``, by parameter name, on the CPU.
 
-        t, noise and dropout are drawn once per example, from ``seed``.
+        t, noise and dropout are drawn once per example, with ``seed``.
         """
         weights_module.load_into(self.model, weights)
         self.model.train()
@@ -185,7 +186,7 @@ class Trainer:
 
     @torch.no_grad()
     def mean_loss(self, weights: Weights, data: TrainingData, seed: int) -> float:
-        """Return the mean loss over all of ``data`` in evaluation mode; equal seeds draw the same t and noise."""
+        """Return the mean loss over all of ``data`` in evaluation mode; equal seeds give the same t and noise."""
         weights_module.load_into(self.model, weights)
         self.model.eval()
         with self._random_streams(seed) as (_, noise):
@@ -194,14 +195,14 @@ class Trainer:
             )
 
     def _all_batches(self, data: TrainingData) -> Iterator[tuple[Batch, float]]:
-        """Yield all examples once, in order, in batches of the config's size, each with its share of them."""
+        """Yield all examples once, in order, in batches of the config's size, each with its share of the examples."""
         count = len(data)
         for index in torch.split(torch.arange(count), self.config.batch_size or count):
             yield data.batch(index.to(data.device)), len(index) / count
 
     @contextmanager
     def _random_streams(self, seed: int) -> Iterator[tuple[torch.Generator, torch.Generator]]:
-        """Give the generators of the batches' order and of t and noise; dropout draws from a third stream."""
+        """Yield the generators of the batches' order and of t and noise; dropout has a third random stream."""
         order_seed, noise_seed, dropout_seed = split_seed(seed, 3)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(dropout_seed)
@@ -242,6 +243,6 @@ class Trainer:
 
 
 def create_trainer(config: Config, task: Task) -> Trainer:
-    """Create a task's trainer as the run config says."""
+    """Create the trainer of a task from the run config."""
     model, device = task.create_model(), resolve_device(config.run.device)
     return Trainer(model, task.loss_fn, config.training, device, choose(config.run, model, device))

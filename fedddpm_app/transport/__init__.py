@@ -1,7 +1,8 @@
-"""How weights travel: the server's end, which chooses the way; see ``carriers``, ``wire``, ``layout``, ``shared``.
+"""The transport of weights: the server's end, which chooses the carrier.
 
-The server sends what ``Transport.pack`` makes and takes what comes with ``Transport.receive``: the one place where
-bytes of a client become tensors. A client's end is ``ClientEnd``.
+See ``carriers``, ``wire``, ``layout`` and ``shared``. The server packs records with ``Transport.pack`` and checks
+clients' records with ``Transport.receive``, the only place where a client's bytes become tensors. The client's end is
+``ClientEnd``.
 """
 
 import shutil
@@ -36,8 +37,8 @@ __all__ = [
     "can_read",
 ]
 
-_SPARE = 4  # models that fit into shared memory beside those under way
-_RECORDS = 2  # the most that a message of our algorithms has, as SCAFFOLD's
+_SPARE = 4  # further models that must fit into shared memory
+_RECORDS = 2  # the largest number of records in a message of our algorithms (SCAFFOLD)
 
 
 class Transport:
@@ -61,13 +62,13 @@ class Transport:
 
     @property
     def name(self) -> str:
-        """The way in use: ``shared-memory``, ``flat`` or ``arrays``."""
+        """The carrier in use: ``shared-memory``, ``flat`` or ``arrays``."""
         if self._shared is not None and not self._full:
             return "shared-memory"
         return "arrays" if self.settings.transport == "arrays" else "flat"
 
     def probe(self) -> ArrayRecord | None:
-        """Return a record that only clients on this host can read; None where no file is to travel."""
+        """Return a record that only clients on this host can read; None without shared memory."""
         if self._shared is not None:
             try:
                 return pack_file({}, self._shared.path.name, "down").record
@@ -76,16 +77,16 @@ class Transport:
         return None
 
     def settle(self, readable: bool, weights: Weights, under_way: int) -> None:
-        """Keep to shared memory only where every client could read the probe, and all that is under way fits.
+        """Keep shared memory only if every client could read the probe and all models in transit fit.
 
         Parameters
         ----------
         readable : bool
-            What the clients said.
+            Whether every client could read the probe.
         weights : Weights
-            The model's.
+            The model's weights.
         under_way : int
-            Replies that may be there at once.
+            The largest number of replies in transit at the same time.
         """
         if self._shared is None:
             return
@@ -95,51 +96,51 @@ class Transport:
             self._fall_back("not every client runs on this host")
         elif needed > free:
             self._fall_back(
-                f"{under_way} models under way need {needed / 1e6:.0f} MB, and {free / 1e6:.0f} MB are free"
+                f"{under_way} models in transit need {needed / 1e6:.0f} MB, but {free / 1e6:.0f} MB are free"
             )
 
     def pack(self, weights: Weights, dtype: WireDtype | None = None) -> Packed:
-        """Return weights as a record to send to clients, in the run's ``wire-dtype`` unless another is given."""
+        """Return a record of weights for the clients, in ``dtype`` or else in the run's ``wire-dtype``."""
         sent = get_wire(dtype or down_dtype(self.settings.wire_dtype)).encode(weights, weights)
         if self._shared is not None and not self._full:
             try:
                 return pack_file(sent, self._shared.path.name, "down")
             except OSError as error:
-                self._full = True  # what is in messages already is still read from there
-                self._say(f"it is full ({error.strerror})")
+                self._full = True  # files that messages already name are still read
+                self._log_reason(f"it is full ({error.strerror})")
         return (pack_arrays if self.settings.transport == "arrays" else pack_flat)(sent)
 
     def expect(self, reference: Weights, base: Weights | None = None) -> Expected:
-        """Return what a client's record like ``reference`` should be; of differences from ``base`` if it is given."""
+        """Return the expectation for a client's record like ``reference``; with ``base``, for differences from it."""
         dtype: WireDtype = self.settings.wire_dtype
         return Expected(reference, dtype if base is not None else down_dtype(dtype), base)
 
     def receive(self, record: ArrayRecord, expected: Expected, partition_id: int) -> Payload:
-        """Check a client's record; ``PayloadError`` where it is not what is expected."""
+        """Check a client's record; raise ``PayloadError`` if it does not match ``expected``."""
         return receive(record, expected, partition_id, self._shared)
 
     def release(self, packed: Packed) -> None:
-        """Remove the file of what was sent, if it is one; it is read by nobody any more."""
+        """Remove the file of a sent record, if there is one, after its last reader."""
         if packed.file is not None and self._shared is not None:
             self._shared.remove(packed.file)
 
     def remove_unread(self) -> None:
-        """Remove the files of replies that nobody took."""
+        """Remove the files of replies that were not read."""
         if self._shared is not None:
             self._shared.remove_unread()
 
     def close(self) -> None:
-        """Remove everything that travelled in files."""
+        """Remove all files of the transport."""
         if self._shared is not None:
             self._shared.close()
             self._shared = None
 
     def _fall_back(self, reason: str) -> None:
-        """Go on without shared memory."""
-        self._say(reason)
+        """Continue without shared memory."""
+        self._log_reason(reason)
         self.close()
 
-    def _say(self, reason: str) -> None:
-        """Log why weights travel in messages; that is worth a warning where files were asked for."""
+    def _log_reason(self, reason: str) -> None:
+        """Log why weights travel in messages: as a warning if the config requests shared memory."""
         text = "weights travel in messages, not in shared memory: %s"
         (logger.warning if self.settings.transport == "shared-memory" else logger.info)(text, reason)

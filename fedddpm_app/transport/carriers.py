@@ -1,8 +1,8 @@
-"""How weights are carried in a message's ArrayRecord: the ``transport`` key.
+"""Carriers of weights in a message's ArrayRecord: the ``transport`` key.
 
-``arrays`` is Flower's own, one Array per tensor. ``flat`` is one Array with a safetensors blob; ``shared-memory`` is
-one Array that names a file with that blob (see ``shared``). A record tells by its serialisation type which it is, and
-a client answers in the one that it was asked in, or in ``flat`` where its file does not fit.
+``arrays`` is Flower's format, one Array per tensor. ``flat`` is one Array with a safetensors blob; ``shared-memory``
+is one Array that names a file with that blob (see ``shared``). The serialisation type of a record identifies its
+carrier. A client answers with the carrier of the request, or with ``flat`` if its file does not fit.
 """
 
 import mmap
@@ -35,11 +35,11 @@ class Packed:
     Attributes
     ----------
     record : ArrayRecord
-        For the message.
+        The record for the message.
     num_bytes : int
-        Of the weights, wherever they lie.
+        Bytes of the weights, in the message or in the file.
     file : FileReference or None
-        What to remove when nobody reads it any more.
+        The file to remove after its last reader.
     """
 
     record: ArrayRecord
@@ -49,16 +49,16 @@ class Packed:
 
 @dataclass(frozen=True)
 class Expected:
-    """What a record that comes should hold.
+    """The expected content of a client's record.
 
     Attributes
     ----------
     reference : Weights
         Names, shapes and dtypes.
     dtype : str
-        The ``wire-dtype`` that it is written in.
+        The ``wire-dtype`` of the record.
     base : Weights
-        What a difference is from.
+        The weights that differences are relative to; None if the record holds no differences.
     """
 
     reference: Weights
@@ -67,27 +67,27 @@ class Expected:
 
     @cached_property
     def wire(self) -> Wire:
-        """The way of writing."""
+        """The encoding of the record."""
         return get_wire(self.dtype)
 
     @cached_property
     def layout(self) -> Layout:
-        """Where the tensors lie in a blob."""
+        """The positions of the tensors in a blob."""
         return Layout(self.wire.like(self.reference))
 
 
 @dataclass(frozen=True)
 class Payload:
-    """A record that came, checked but not decoded.
+    """A received record, checked but not decoded.
 
     Attributes
     ----------
     sent : Weights
-        As they came; views of the message's or the file's memory.
+        The encoded weights; views of the message's or the file's memory.
     expected : Expected
-        What they were checked against.
+        The expectation that they were checked against.
     num_bytes : int
-        Of what came.
+        Bytes received.
     """
 
     sent: Weights
@@ -95,14 +95,14 @@ class Payload:
     num_bytes: int
 
     def decode(self) -> Weights:
-        """Return the weights; not to be changed, since they may lie in the message's own memory."""
+        """Return the weights; do not change them, because they may share the message's memory."""
         expected = self.expected
         return expected.wire.decode(self.sent, expected.reference, expected.base or expected.reference)
 
     def on_disk(self, folder: Path) -> "Payload":
-        """Return the same payload with its values in a file of ``folder``; ``OSError`` where there is no room.
+        """Return the same payload with its values in a file of ``folder``; raise ``OSError`` if the disk is full.
 
-        The file is open only while it is decoded, and gone when the payload is let go.
+        The file is open only during decoding, and it is removed when the payload is garbage-collected.
         """
         path = folder / f"reply-{secrets.token_hex(16)}"
         try:
@@ -118,7 +118,7 @@ class Payload:
 
 @dataclass(frozen=True)
 class _OnDisk(Payload):
-    """A payload whose values wait in a file."""
+    """A payload whose values are in a file."""
 
     path: Path
 
@@ -129,42 +129,42 @@ class _OnDisk(Payload):
 
 
 def pack_arrays(sent: Weights) -> Packed:
-    """Pack as Flower does."""
+    """Pack weights as Flower does, one Array per tensor."""
     record = ArrayRecord(dict(sent))
     return Packed(record, sum(len(array.data) for array in record.values()))
 
 
 def pack_flat(sent: Weights) -> Packed:
-    """Pack what a ``Wire`` encoded as one Array of bytes."""
+    """Pack weights that a ``Wire`` has encoded, as one Array of bytes."""
     blob = Layout(sent).pack(sent)
     return Packed(_one_array(FLAT, blob), len(blob))
 
 
 def pack_file(sent: Weights, directory: str, kind: str) -> Packed:
-    """Pack what a ``Wire`` encoded as a file of ``directory``; ``OSError`` where there is no room."""
+    """Pack weights that a ``Wire`` has encoded, as a file of ``directory``; raise ``OSError`` if there is no room."""
     reference = write_file(directory, kind, Layout(sent).pieces(sent))
     return Packed(_one_array(FILE, reference.to_json()), reference.size, reference)
 
 
 def receive(record: ArrayRecord, expected: Expected, partition_id: int, shared: SharedDirectory | None) -> Payload:
-    """Check a client's record, and take its file.
+    """Check a client's record, and take over its file.
 
     Raises
     ------
     PayloadError
-        When it is not what is expected, to the byte.
+        When the record's names, shapes, dtypes or size differ from ``expected``.
     """
     kind, data = _kind_of(record)
     if kind == NUMPY:
         if expected.dtype != "fp32":
-            raise PayloadError(f"it is written as arrays, not as wire-dtype = {expected.dtype}")
+            raise PayloadError(f"it holds arrays, not as wire-dtype = {expected.dtype} requires")
         return Payload(
             read_arrays(record, expected.reference), expected, sum(len(array.data) for array in record.values())
         )
     if kind == FLAT:
         return Payload(expected.layout.views(data), expected, len(data))
     if shared is None:
-        raise PayloadError("it names a file, and this run's weights do not travel in files")
+        raise PayloadError("it names a file, but this run's weights do not travel in files")
     reference = FileReference.from_json(data)
     if reference.size != expected.layout.size:
         raise PayloadError(f"it has {reference.size} bytes instead of {expected.layout.size}")
@@ -172,7 +172,7 @@ def receive(record: ArrayRecord, expected: Expected, partition_id: int, shared: 
 
 
 def read_record(record: ArrayRecord) -> Weights:
-    """Return the tensors of a server's record as they were sent, for a client; not to be changed."""
+    """Return the tensors of a server's record as they were sent; a client must not change them."""
     kind, data = _kind_of(record)
     if kind == NUMPY:
         return dict(record.to_torch_state_dict())
@@ -180,7 +180,7 @@ def read_record(record: ArrayRecord) -> Weights:
 
 
 def can_read(record: ArrayRecord) -> bool:
-    """Return whether this process can read a server's record: a file only on the server's host."""
+    """Return whether this process can read a server's record; a file can be read only on the server's host."""
     try:
         read_record(record)
     except PayloadError:
@@ -189,7 +189,10 @@ def can_read(record: ArrayRecord) -> bool:
 
 
 def pack_answer(request: ArrayRecord, sent: Weights, partition_id: int) -> Packed:
-    """Pack what a client's ``Wire`` encoded in the way of carrying that it was asked in; its files bear its id."""
+    """Pack weights that a client's ``Wire`` has encoded, with the carrier of the request.
+
+    The names of the client's files contain its partition id.
+    """
     kind, data = _kind_of(request)
     if kind == NUMPY:
         return pack_arrays(sent)
@@ -198,7 +201,7 @@ def pack_answer(request: ArrayRecord, sent: Weights, partition_id: int) -> Packe
             return pack_file(sent, FileReference.from_json(data).directory, f"up-{partition_id}")
         except OSError as error:
             logger.warning(
-                "client %d: no room in shared memory (%s): its weights go in the message", partition_id, error
+                "client %d: no room in shared memory (%s): its weights travel in the message", partition_id, error
             )
     return pack_flat(sent)
 
@@ -208,7 +211,7 @@ def _one_array(kind: str, data: bytes) -> ArrayRecord:
 
 
 def _kind_of(record: ArrayRecord) -> tuple[str, bytes]:
-    """Return which way of carrying a record is of, and the data of its one Array."""
+    """Return the serialisation type of a record, and the data of its Array (empty for Flower's arrays)."""
     if len(record) == 1 and _KEY in record and record[_KEY].stype in (FLAT, FILE):
         return record[_KEY].stype, record[_KEY].data
     return NUMPY, b""

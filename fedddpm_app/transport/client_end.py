@@ -10,7 +10,7 @@ from fedddpm_app.weights import Weights
 
 
 class ClientEnd:
-    """Reads the records of one message, and packs the answer in the way of carrying that it came in.
+    """Reads the records of one message, and packs the answer with the same carrier.
 
     Parameters
     ----------
@@ -19,7 +19,7 @@ class ClientEnd:
     dtype : str
         The run's ``wire-dtype``.
     partition_id : int
-        The client's.
+        The client's partition id.
     """
 
     def __init__(self, request: ArrayRecord, dtype: WireDtype, partition_id: int) -> None:
@@ -28,38 +28,38 @@ class ClientEnd:
         self._partition_id = partition_id
 
     def unpack(self, record: ArrayRecord | None = None) -> Weights:
-        """Return a record's weights, by default the request's; not to be changed.
+        """Return the weights of a record, by default of the request; do not change them.
 
         Raises
         ------
         PayloadError
-            When the record cannot be read here.
+            When the record cannot be read in this process.
         """
         sent = read_record(self._request if record is None else record)
         rounded = torch.bfloat16 if self._dtype == "bf16" else None
         return {name: tensor.float() if tensor.dtype == rounded else tensor for name, tensor in sent.items()}
 
     def pack(self, weights: Weights) -> Packed:
-        """Pack weights that the server cannot add to anything."""
+        """Pack weights as they are, not as differences."""
         sent = get_wire(down_dtype(self._dtype)).encode(weights, weights)
         return pack_answer(self._request, sent, self._partition_id)
 
     def pack_trained(self, weights: Weights, base: Weights, residual: Weights) -> tuple[Packed, Weights]:
-        """Pack what came of training.
+        """Pack trained weights, as differences with ``int8-delta``.
 
         Parameters
         ----------
         weights : Weights
-            After the training.
+            The weights after training.
         base : Weights
-            What it began with, which the server has too.
+            The weights before training; the server has the same.
         residual : Weights
-            What rounding lost of the client's last reply; empty where nothing is known of it.
+            The rounding error of the client's last reply; empty if it is unknown.
 
         Returns
         -------
         tuple of Packed and Weights
-            The answer, and what rounding lost of it.
+            The answer, and its rounding error.
         """
         wire = get_wire(self._dtype)
         weights = add_residual(weights, residual)

@@ -1,7 +1,7 @@
-"""Tensors as one contiguous safetensors blob: written piece by piece, read as views without a copy.
+"""Tensors as one contiguous safetensors blob: written in pieces, read as views without a copy.
 
-The bytes are those that the safetensors library reads and writes (8 bytes of header length, a JSON header, the
-values); here they go straight between tensors and a file or a message, where the library would copy twice.
+The format is that of the safetensors library (8 bytes of header length, a JSON header, the values). Here the bytes go
+directly between tensors and a file or a message, whereas the library would copy them twice.
 """
 
 import json
@@ -36,34 +36,34 @@ Blob = bytes | memoryview | mmap.mmap
 
 
 class PayloadError(ValueError):
-    """Bytes that are not what they should be; the message says how."""
+    """Received bytes differ from the expected bytes; the message names the difference."""
 
 
 class Layout:
-    """Where each tensor lies in a blob.
+    """The position of each tensor in a blob.
 
     Parameters
     ----------
     like : mapping of str to Tensor
-        Names, shapes and dtypes; the values are not looked at (they may be on the meta device).
+        Names, shapes and dtypes; the values are not read (tensors may be on the meta device).
 
     Attributes
     ----------
     header : bytes
-        What the blob begins with.
+        The header at the start of the blob.
     size : int
-        Bytes of the whole blob.
+        The size of the blob in bytes.
     """
 
     def __init__(self, like: Mapping[str, Tensor]) -> None:
         self._specs: dict[str, tuple[torch.dtype, torch.Size, int]] = {}
         entries: dict[str, Any] = {}
         end = 0
-        # Wide types first: then every tensor begins at a multiple of its element's size.
+        # Wide types come first, so that every tensor begins at a multiple of its element size.
         for name in sorted(like, key=lambda name: (-like[name].element_size(), name)):
             tensor = like[name]
             if tensor.dtype not in _NAMES:
-                raise ConfigError(f"{name} is {tensor.dtype}, in which weights cannot travel: use another dtype.")
+                raise ConfigError(f"{name} is {tensor.dtype}, which weights cannot travel in: use another dtype.")
             begin, end = end, end + tensor.numel() * tensor.element_size()
             self._specs[name] = (tensor.dtype, tensor.shape, begin)
             entries[name] = {
@@ -77,7 +77,7 @@ class Layout:
         self.size = len(self.header) + end
 
     def pieces(self, tensors: Mapping[str, Tensor]) -> Iterator[Blob]:
-        """Yield the blob of ``tensors``, on any device, piece by piece."""
+        """Yield the blob of ``tensors`` (on any device) in pieces."""
         yield self.header
         for name in self._specs:
             tensor = tensors[name].detach().to("cpu").contiguous()
@@ -89,12 +89,12 @@ class Layout:
         return b"".join(self.pieces(tensors))
 
     def views(self, blob: Blob) -> Weights:
-        """Return the tensors of a blob, in the same memory: they are not to be changed.
+        """Return the tensors of a blob, in the same memory; do not change them.
 
         Raises
         ------
         PayloadError
-            When the blob is not, to the byte of its header, one of this layout.
+            When the blob's header or size differs from this layout.
         """
         content = memoryview(blob)
         start = len(self.header)
@@ -108,12 +108,12 @@ class Layout:
 
 
 def read(blob: Blob) -> Weights:
-    """Return the tensors of a blob that tells itself what it holds, in the same memory.
+    """Return the tensors of a blob, as its own header describes them, in the same memory.
 
     Raises
     ------
     PayloadError
-        When it is not a blob of this module.
+        When it is not a blob that this module wrote.
     """
     content = memoryview(blob)
     entries = _entries(content)
@@ -130,7 +130,7 @@ def read(blob: Blob) -> Weights:
 def _view(content: memoryview, dtype: torch.dtype, shape: torch.Size, offset: int) -> Tensor:
     if not math.prod(shape):
         return torch.empty(shape, dtype=dtype)
-    with warnings.catch_warnings():  # that the memory cannot be written: nobody does
+    with warnings.catch_warnings():  # of memory that cannot be written; nothing writes to it
         warnings.simplefilter("ignore", UserWarning)
         flat = torch.frombuffer(content, dtype=dtype, count=math.prod(shape), offset=offset)
     return flat.view(shape)
@@ -140,18 +140,18 @@ def _entries(content: memoryview) -> dict[str, Any]:
     """Return the parsed header of a blob."""
     length = int.from_bytes(content[:8], "little")
     if content.nbytes < 8 or not 0 < length <= min(_MAX_HEADER_BYTES, content.nbytes - 8):
-        raise PayloadError("it is no safetensors blob")
+        raise PayloadError("it is not a safetensors blob")
     try:
         entries = json.loads(bytes(content[8 : 8 + length]))
     except (ValueError, RecursionError) as error:
         raise PayloadError("its header is not JSON") from error
     if not isinstance(entries, dict):
-        raise PayloadError("its header is no table of tensors")
+        raise PayloadError("its header is not a table of tensors")
     return entries
 
 
 def _difference(content: memoryview, expected: bytes) -> str:
-    """Say how a blob's tensors differ from those of the expected header."""
+    """Describe how a blob's tensors differ from the tensors of the expected header."""
     try:
         found = _entries(content)
     except PayloadError as error:

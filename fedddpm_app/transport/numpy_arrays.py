@@ -1,4 +1,4 @@
-"""Flower's own arrays, read without trust: npy bytes are compared with what they should be, never interpreted."""
+"""Flower's arrays, read without trust: npy bytes are compared with the expected bytes, never interpreted."""
 
 import numpy as np
 import torch
@@ -18,7 +18,7 @@ def read_arrays(arrays: ArrayRecord, reference: Weights) -> Weights:
     Raises
     ------
     PayloadError
-        When names, dtypes or shapes are not those of ``reference``.
+        When names, dtypes or shapes differ from ``reference``.
     """
     if set(arrays) != set(reference):
         odd = sorted(set(arrays) ^ set(reference))[:3]
@@ -27,9 +27,9 @@ def read_arrays(arrays: ArrayRecord, reference: Weights) -> Weights:
 
 
 def _read_array(name: str, array: Array, reference: Tensor) -> Tensor:
-    """Return an array's values where its npy bytes are just those of a tensor like ``reference``.
+    """Return an array's values if its npy header is exactly the header of a tensor like ``reference``.
 
-    The header's text is compared, not evaluated: numpy's own reader would build whatever it describes.
+    The header's text is compared and not evaluated, because numpy's reader would build any object that it describes.
     """
     if array.stype != NUMPY:
         raise PayloadError(f"{name} is serialised as {array.stype!r} instead of {NUMPY!r}")
@@ -45,10 +45,10 @@ def _read_array(name: str, array: Array, reference: Tensor) -> Tensor:
 
 
 def _split_npy(data: bytes) -> tuple[str, memoryview]:
-    """Split npy bytes (version 1 or 2) into the header's text and the values; an empty text if they are none."""
+    """Split npy bytes (version 1 or 2) into the header's text and the values; other bytes give an empty text."""
     if data[:6] == b"\x93NUMPY" and data[6:8] in (b"\x01\x00", b"\x02\x00"):
         start = 10 if data[6] == 1 else 12
         end = start + int.from_bytes(data[8:start], "little")
-        if end <= _MAX_HEADER:  # numpy refuses long ones
+        if end <= _MAX_HEADER:  # numpy refuses longer headers
             return data[start:end].decode("latin1").rstrip(" \n"), memoryview(data)[end:]
     return "", memoryview(b"")

@@ -1,16 +1,16 @@
-"""What the server has sent last, by record name."""
+"""The records that the server sent last, by name."""
 
 from fedddpm_app.transport import Packed, Transport
 from fedddpm_app.weights import Weights
 
 
 class Outbox:
-    """Packs each record in place of its last one, and one that has not changed only once.
+    """Packs records. A new record replaces the last record of its name; an unchanged record is packed only once.
 
     Parameters
     ----------
     transport : Transport
-        Packs, and lets go of what nobody reads any more.
+        Packs the records, and removes the files of replaced records.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -18,7 +18,7 @@ class Outbox:
         self._sent: dict[str, tuple[object, Packed]] = {}
 
     def pack(self, name: str, source: object, weights: Weights) -> Packed:
-        """Return ``weights`` packed; ``source`` is the object whose being the same says that they are."""
+        """Return ``weights`` packed; the same ``source`` object means that the weights are unchanged."""
         last, packed = self._sent.get(name, (None, None))
         if packed is not None and last is source:
             return packed

@@ -1,4 +1,4 @@
-"""What a message carries of a file in shared memory."""
+"""The reference in a message to a file in shared memory."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -8,7 +8,7 @@ from fedddpm_app.transport.layout import PayloadError
 
 @dataclass(frozen=True)
 class FileReference:
-    """What a message carries of a file: bare names, the size in bytes, and the SHA-256 in hex."""
+    """Names a file in a message: bare names, the size in bytes, and the SHA-256 in hex."""
 
     directory: str
     name: str
@@ -16,17 +16,17 @@ class FileReference:
     sha256: str
 
     def to_json(self) -> bytes:
-        """Write it."""
+        """Serialise the reference."""
         return json.dumps(asdict(self)).encode()
 
     @classmethod
     def from_json(cls, data: bytes) -> "FileReference":
-        """Read it; ``PayloadError`` where it is none."""
+        """Parse a reference; raise ``PayloadError`` if ``data`` is not a reference."""
         try:
             reference = cls(**json.loads(data[:1000]))
         except (ValueError, TypeError, RecursionError) as error:
-            raise PayloadError("it is no reference to a file") from error
+            raise PayloadError("it is not a reference to a file") from error
         texts = (reference.directory, reference.name, reference.sha256)
         if not all(isinstance(text, str) for text in texts) or not isinstance(reference.size, int):
-            raise PayloadError("it is no reference to a file")
+            raise PayloadError("it is not a reference to a file")
         return reference

@@ -1,11 +1,11 @@
-"""Files in memory-backed storage, for processes of one user on one host: a message carries only what tells one.
+"""Files in memory-backed storage, for processes of one user on one host; a message carries only a file reference.
 
-The server owns a directory of its own making, with a random name, that only its user can enter. Every name is checked
-against a pattern, and every file is opened inside that directory without following links, and compared with the size
-and the SHA-256 that came with it: a path that somebody sent is never opened. A file that was read is gone under its
-name at once; when its content is let go, its storage is left to the next reply, which saves the kernel from clearing
-it anew (a third of the time that writing takes). The directory is removed at the end of the run, and what a killed
-run left by the next one. Processes of the same user are trusted not to write into a file that they have sent.
+The server creates a directory with a random name that only its user can enter. Every name is checked against a
+pattern, and every file is opened inside that directory without following links, and compared with the size and the
+SHA-256 of its reference: a path from a message is never opened. A file loses its name as soon as it is read. When its
+content is released, the next reply reuses its storage, so that the kernel need not clear new memory (a third of the
+time of writing). The directory is removed at the end of the run; the next run removes the directory of a killed run.
+Processes of the same user are trusted not to write into a file that they have sent.
 """
 
 import contextlib
@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from fedddpm_app.transport.layout import Blob, PayloadError
 from fedddpm_app.transport.reference import FileReference
 
-ROOT = Path("/dev/shm")  # memory-backed on Linux; elsewhere there is none
+ROOT = Path("/dev/shm")  # memory-backed on Linux; missing on other systems
 _PREFIX = "fedddpm-"
 _LOCK = "owner.lock"
 _DIRECTORY = re.compile(rf"{_PREFIX}\w{{8}}")
@@ -36,8 +36,8 @@ _FILE = re.compile(r"(down|held|up-\d{1,9})-[0-9a-f]{32}")
 _HELD, _FREE = "held-", "free-"
 _MOST_FREE = 4
 _CHUNK_BYTES = 1 << 20
-_MADV_POPULATE_READ = 22  # Linux 5.14 and later: all pages at once, where hashing would fault them in one by one
-_YOUNG_SECONDS = 60.0  # a directory that is just being made has no lock yet
+_MADV_POPULATE_READ = 22  # Linux 5.14 and later: load all pages at once, not one by one during hashing
+_YOUNG_SECONDS = 60.0  # a directory younger than this may not have its lock yet
 _REMEMBERED = 64
 
 
@@ -45,7 +45,7 @@ _verified: dict[FileReference, tuple[int, int]] = {}
 
 
 class SharedDirectory:
-    """The server's directory; a context of its own from ``create`` to ``close``."""
+    """The server's directory in memory-backed storage, from ``create`` to ``close``."""
 
     def __init__(self, path: Path, lock: FileLock) -> None:
         self.path = path
@@ -53,12 +53,12 @@ class SharedDirectory:
 
     @classmethod
     def create(cls) -> "SharedDirectory":
-        """Make a directory, after removing those that killed runs left.
+        """Create a directory, after removing the directories of killed runs.
 
         Raises
         ------
         OSError
-            When there is no memory-backed storage, or it cannot be written.
+            When memory-backed storage is missing or cannot be written.
         """
         remove_abandoned()
         path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=ROOT))
@@ -67,21 +67,21 @@ class SharedDirectory:
         return cls(path, lock)
 
     def write(self, pieces: Iterable[Blob]) -> FileReference:
-        """Write what goes to the clients."""
+        """Write a file for the clients."""
         return write_file(self.path.name, "down", pieces)
 
     def take(self, reference: FileReference, partition_id: int) -> mmap.mmap:
-        """Return the content of a client's file, and remove the file.
+        """Return the content of a client's file, and remove the file's name.
 
         Raises
         ------
         PayloadError
-            When it is not one that this client may have written here, or not what the reference says.
+            When this client cannot have written the file here, or the file differs from its reference.
         """
         if reference.directory != self.path.name or not reference.name.startswith(f"up-{partition_id}-"):
-            raise PayloadError(f"it names a file that is not its own: {reference.directory}/{reference.name}"[:200])
+            raise PayloadError(f"it names another client's file: {reference.directory}/{reference.name}"[:200])
         if not _FILE.fullmatch(reference.name):
-            raise PayloadError(f"{reference.name[:100]!r} is no name of a file of weights")
+            raise PayloadError(f"{reference.name[:100]!r} is not a name of a weights file")
         token = secrets.token_hex(16)
         held = self.path / f"{_HELD}{token}"
         try:
@@ -94,11 +94,11 @@ class SharedDirectory:
         return content
 
     def remove(self, reference: FileReference) -> None:
-        """Remove a file of the server's own."""
+        """Remove a file that the server wrote."""
         (self.path / reference.name).unlink(missing_ok=True)
 
     def remove_unread(self) -> None:
-        """Remove what clients wrote and nobody took: late or refused replies."""
+        """Remove clients' files that were not read: late or refused replies."""
         for path in self.path.glob("up-*"):
             path.unlink(missing_ok=True)
 
@@ -109,7 +109,7 @@ class SharedDirectory:
 
 
 def write_file(directory: str, kind: str, pieces: Iterable[Blob]) -> FileReference:
-    """Write pieces to a new file of a random name; it is removed again where that fails.
+    """Write pieces to a new file with a random name; an incomplete file is removed.
 
     Raises
     ------
@@ -124,7 +124,7 @@ def write_file(directory: str, kind: str, pieces: Iterable[Blob]) -> FileReferen
             for piece in pieces:
                 content = memoryview(piece).cast("B")
                 for start in range(0, len(content), _CHUNK_BYTES):
-                    chunk = content[start : start + _CHUNK_BYTES]  # hashed while it is in the cache
+                    chunk = content[start : start + _CHUNK_BYTES]  # hashed while it is in the CPU cache
                     digest.update(chunk)
                     size += _write_all(file, chunk)
             os.ftruncate(file, size)
@@ -139,15 +139,15 @@ def write_file(directory: str, kind: str, pieces: Iterable[Blob]) -> FileReferen
 
 
 def map_file(reference: FileReference) -> mmap.mmap:
-    """Return a file's content as memory, after comparing it with its reference.
+    """Map a file into memory, and compare its content with its reference.
 
     Raises
     ------
     PayloadError
-        When the names are not of our making, there is no such file, or it is another.
+        When the names do not match our patterns, there is no such file, or its size or SHA-256 differs.
     """
     if not _FILE.fullmatch(reference.name):
-        raise PayloadError(f"{reference.name[:100]!r} is no name of a file of weights")
+        raise PayloadError(f"{reference.name[:100]!r} is not a name of a weights file")
     try:
         folder = _open_directory(reference.directory)
         try:
@@ -163,7 +163,7 @@ def map_file(reference: FileReference) -> mmap.mmap:
         found = os.fstat(file)
         if not stat.S_ISREG(found.st_mode) or found.st_size != reference.size or reference.size < 1:
             raise PayloadError(f"{reference.name} has {found.st_size} bytes instead of {reference.size}")
-        # Private: what one client writes into its weights by mistake is seen by nobody else.
+        # Private: a client that writes into its weights by mistake changes no other client's weights.
         content = mmap.mmap(file, reference.size, flags=mmap.MAP_PRIVATE, prot=mmap.PROT_READ | mmap.PROT_WRITE)
     finally:
         os.close(file)
@@ -174,18 +174,21 @@ def map_file(reference: FileReference) -> mmap.mmap:
 
 
 def _check_digest(reference: FileReference, content: mmap.mmap, state: tuple[int, int]) -> None:
-    """Compare with the SHA-256; once for each state of a file in this process, since many clients read the same."""
+    """Compare a file's content with its SHA-256.
+
+    A process does this once for each state of a file, because many clients read the same file.
+    """
     if _verified.get(reference) == state:
         return
     if hashlib.sha256(content).hexdigest() != reference.sha256:
-        raise PayloadError(f"{reference.name} has another SHA-256 than was sent")
+        raise PayloadError(f"{reference.name} does not have the SHA-256 of its reference")
     if len(_verified) >= _REMEMBERED:
         _verified.clear()
     _verified[reference] = state
 
 
 def remove_abandoned() -> None:
-    """Remove the directories of runs that are gone: nobody holds their lock."""
+    """Remove the directories of runs that have ended: no process holds their lock."""
     for path in ROOT.glob(f"{_PREFIX}*"):
         with contextlib.suppress(OSError, Timeout):
             found = path.lstat()
@@ -196,19 +199,19 @@ def remove_abandoned() -> None:
 
 
 def _open_directory(name: str) -> int:
-    """Open a server's directory by its bare name, where it is this user's alone."""
+    """Open a server's directory by its bare name; only this user may have access to it."""
     if not _DIRECTORY.fullmatch(name):
-        raise PayloadError(f"{name[:100]!r} is no name of a server's directory")
+        raise PayloadError(f"{name[:100]!r} is not a name of a server's directory")
     folder = os.open(ROOT / name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     found = os.fstat(folder)
     if found.st_uid != os.getuid() or found.st_mode & 0o077:
         os.close(folder)
-        raise PayloadError(f"{name} is not this user's alone")
+        raise PayloadError(f"{name} does not belong to this user alone")
     return folder
 
 
 def _open_to_write(name: str, folder: int) -> int:
-    """Open a new file, in storage that a taken one left where there is some."""
+    """Open a new file; reuse the storage of a released file if there is one."""
     for free in os.listdir(folder):
         if free.startswith(_FREE):
             with contextlib.suppress(FileNotFoundError):  # another client was faster
@@ -218,8 +221,8 @@ def _open_to_write(name: str, folder: int) -> int:
 
 
 def _give_back(held: Path, free: Path) -> None:
-    """Leave a taken file's storage to the next reply."""
-    with contextlib.suppress(OSError):  # at the end of the run it may be gone
+    """Keep the storage of a released file for the next reply."""
+    with contextlib.suppress(OSError):  # at the end of the run the directory may be gone
         if len(list(held.parent.glob(f"{_FREE}*"))) < _MOST_FREE:
             held.rename(free)
         else:

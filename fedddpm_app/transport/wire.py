@@ -1,10 +1,10 @@
-"""What of the weights goes over the wire, and in which numbers: ``wire-dtype``.
+"""The encoding of weights on the wire: ``wire-dtype``.
 
-``fp32`` sends weights as they are, ``bf16`` rounds them to bfloat16. ``int8-delta`` is for what a client sends back:
-the difference from the weights that it was given, as 8-bit numbers with one scale for every block of 256 (the
-block's largest value becomes 127), at a quarter of the bytes. What rounding loses is added to the client's next
-difference (error feedback: Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847), so that it is late and not
-lost. Norm and time-embedding layers, biases, and whatever is no float go in full.
+``fp32`` sends weights as they are, ``bf16`` rounds them to bfloat16. ``int8-delta`` is for clients' replies: a client
+sends the difference from the weights that it received, as 8-bit numbers with one scale for every block of 256 (the
+block's largest value becomes 127), at a quarter of the bytes. The rounding error is added to the client's next
+difference (error feedback: Seide et al. 2014; Karimireddy et al. 2019, arXiv 1901.09847), so that it is delayed and
+not lost. Norm and time-embedding layers, biases, and tensors that are not floating-point are sent in full.
 """
 
 import functools
@@ -19,47 +19,47 @@ from fedddpm_app.config import WireDtype
 from fedddpm_app.weights import Weights
 
 BLOCK = 256
-_SCALES = "//scales"  # after a tensor's name; no parameter's name has a slash
+_SCALES = "//scales"  # suffix of a tensor's name; parameter names have no slash
 _IN_FULL = ("norm", "time_emb", "class_embedding")
 _LARGEST = 127
 
 
 class Wire(Protocol):
-    """A way of writing weights."""
+    """An encoding of weights."""
 
     def like(self, reference: Weights) -> Mapping[str, Tensor]:
-        """Return names, shapes and dtypes (meta tensors) of what weights like ``reference`` are written as."""
+        """Return the names, shapes and dtypes (meta tensors) of the encoding of weights like ``reference``."""
 
     def encode(self, weights: Weights, base: Weights) -> Weights:
-        """Return what is sent for ``weights``; both sides have ``base``."""
+        """Return the encoding of ``weights``; both sides have ``base``."""
 
     def decode(self, sent: Weights, reference: Weights, base: Weights) -> Weights:
-        """Return the weights that were sent, in the dtypes of ``reference``."""
+        """Return the decoded weights, in the dtypes of ``reference``."""
 
     def lost(self, weights: Weights, sent: Weights, base: Weights) -> Weights:
-        """Return what rounding lost of ``weights``, for the client's next difference; empty where none is made up."""
+        """Return the rounding error to add to the client's next difference; empty if none is added."""
 
 
 class Whole:
-    """Weights as they are, or their float32 cast to another float."""
+    """Weights as they are, or with float32 cast to another floating-point type."""
 
     def __init__(self, dtype: torch.dtype | None = None) -> None:
         self._dtype = dtype
 
     def like(self, reference: Weights) -> Mapping[str, Tensor]:
-        """Return the meta tensors of what is sent."""
+        """Return the meta tensors of the encoding."""
         return {name: torch.empty_like(t, dtype=self._sent_as(t), device="meta") for name, t in reference.items()}
 
     def encode(self, weights: Weights, base: Weights) -> Weights:
-        """Cast."""
+        """Cast the weights for sending."""
         return {name: tensor.to(self._sent_as(tensor)) for name, tensor in weights.items()}
 
     def decode(self, sent: Weights, reference: Weights, base: Weights) -> Weights:
-        """Cast back."""
+        """Cast the weights back."""
         return {name: sent[name].to(tensor.dtype) for name, tensor in reference.items()}
 
     def lost(self, weights: Weights, sent: Weights, base: Weights) -> Weights:
-        """Return nothing: rounding to bfloat16 is not made up for."""
+        """Return an empty mapping: the rounding error of bfloat16 is not added to the next reply."""
         return {}
 
     def _sent_as(self, tensor: Tensor) -> torch.dtype:
@@ -67,10 +67,10 @@ class Whole:
 
 
 class Int8Delta:
-    """Differences in blocks of 8-bit numbers."""
+    """Differences as blocks of 8-bit numbers."""
 
     def like(self, reference: Weights) -> Mapping[str, Tensor]:
-        """Return the meta tensors of what is sent."""
+        """Return the meta tensors of the encoding."""
         like: dict[str, Tensor] = {}
         for name, tensor in reference.items():
             if not is_quantised(name, tensor):
@@ -93,14 +93,14 @@ class Int8Delta:
     def decode(self, sent: Weights, reference: Weights, base: Weights) -> Weights:
         """Add the rounded differences to ``base``."""
         return {
-            name: _arrived(name, sent, base).to(tensor.dtype) if is_quantised(name, tensor) else sent[name]
+            name: _decoded(name, sent, base).to(tensor.dtype) if is_quantised(name, tensor) else sent[name]
             for name, tensor in reference.items()
         }
 
     def lost(self, weights: Weights, sent: Weights, base: Weights) -> Weights:
-        """Subtract what arrives."""
+        """Subtract the decoded weights from the weights."""
         return {
-            name: tensor - _arrived(name, sent, base).to(tensor.dtype)
+            name: tensor - _decoded(name, sent, base).to(tensor.dtype)
             for name, tensor in weights.items()
             if is_quantised(name, tensor)
         }
@@ -108,7 +108,7 @@ class Int8Delta:
 
 @functools.cache
 def get_wire(dtype: WireDtype) -> Wire:
-    """Return the way of writing of the ``wire-dtype`` key."""
+    """Return the encoding for a value of the ``wire-dtype`` key."""
     match dtype:
         case "fp32":
             return Whole()
@@ -119,7 +119,7 @@ def get_wire(dtype: WireDtype) -> Wire:
 
 
 def down_dtype(dtype: WireDtype) -> WireDtype:
-    """Return what the server writes in: a client has nothing yet that a difference could be added to."""
+    """Return the server's ``wire-dtype``: it sends no differences, because a client may have no weights yet."""
     return "fp32" if dtype == "int8-delta" else dtype
 
 
@@ -146,9 +146,9 @@ def dequantise(numbers: Tensor, scales: Tensor) -> Tensor:
 
 
 def add_residual(weights: Weights, residual: Weights) -> Weights:
-    """Return ``weights`` with what rounding lost in the client's last reply."""
+    """Return ``weights`` plus the rounding error of the client's last reply."""
     return weights | {name: weights[name] + lost for name, lost in residual.items()}
 
 
-def _arrived(name: str, sent: Weights, base: Weights) -> Tensor:
+def _decoded(name: str, sent: Weights, base: Weights) -> Tensor:
     return base[name] + dequantise(sent[name], sent[name + _SCALES])

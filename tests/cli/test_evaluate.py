@@ -80,7 +80,7 @@ def test_a_pipeline_that_cannot_draw_says_why(evaluate, tmp_path):
     PNDMPipeline(unet=unet(), scheduler=PNDMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "theirs")
     result = evaluate(tmp_path / "theirs", "--dataset", "digits", "--num-images", "12")
     assert result.exit_code == 2
-    assert "PNDMPipeline does not draw images in 2 steps" in result.output
+    assert "PNDMPipeline does not generate images in 2 steps" in result.output
 
 
 @pytest.mark.parametrize("options", [(), ("--sampler", "dpm-solver++"), ("--extractor", "pixels-pca")])

@@ -118,7 +118,7 @@ def test_natural_gives_every_owner_whole_to_one_client(tmp_path, data_config, cl
         ({"partition": "dirichlet", "dirichlet_alpha": 0.001, "min_partition_size": 355}, "larger dirichlet-alpha"),
         ({"partition": "natural", "partition_column": "writer"}, 'partition-column = "writer" is not a column'),
         ({"partition": "natural", "partition_column": "label", "num_clients": 11}, 'as many values of "label"'),
-        ({"partition": "shards", "shards_per_client": 1000}, "cannot be drawn"),
+        ({"partition": "shards", "shards_per_client": 1000}, "cannot be made"),
         ({"partition": "pathological", "classes_per_client": 11}, "use a classes-per-client"),
         ({"max_examples_per_client": 100}, "max-examples-per-client = 100"),
     ],

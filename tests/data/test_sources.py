@@ -39,9 +39,9 @@ def test_idx_files_load_exactly(tmp_path, stored, suffix, shape):
     ("content", "says"),
     [
         (b"\0\0\x08\x03" + struct.pack(">3I", 10**9, 1000, 1000) + b"x", "does not hold the 1000000000 x 1000 x 1000"),
-        (b"\0\0\x0d\x03" + struct.pack(">3I", 1, 2, 2) + bytes(16), "no IDX file of unsigned bytes"),
+        (b"\0\0\x0d\x03" + struct.pack(">3I", 1, 2, 2) + bytes(16), "not an IDX file of unsigned bytes"),
         (b"\0\0\x08\x03" + struct.pack(">3I", 1, 2, 2) + bytes(5), "does not hold"),
-        (b"", "no IDX file"),
+        (b"", "not an IDX file"),
         (b"\0\0\x08\x03\0\0", "train-images-idx3-ubyte is damaged"),
     ],
 )
@@ -219,7 +219,7 @@ def test_a_table_beside_the_pictures_adds_columns(tmp_path, data_config):
     assert [len(names) for names in sites] == [2, 2]
     (tmp_path / "40.png").write_bytes((tmp_path / "00.png").read_bytes())
     load_source.cache_clear()
-    with pytest.raises(ConfigError, match=r"says nothing of 1 pictures, such as 40\.png"):
+    with pytest.raises(ConfigError, match=r"has no row for 1 pictures, such as 40\.png"):
         load_source(data.dataset)
 
 

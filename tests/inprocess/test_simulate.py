@@ -207,7 +207,7 @@ def test_hyper_parameters_have_short_names_and_symbols(algorithm, names):
     [
         ({"muu": 0.1}, r'muu = 0.1: algorithm = "fedprox" has no such key; did you mean mu'),
         ({"aux_data": 1}, r"did you mean auxiliary_data"),
-        ({"num_rounds": 9}, r"num_rounds = 9: simulate has an argument for it, or sets it"),
+        ({"num_rounds": 9}, r"num_rounds = 9: simulate has an argument for this key, or sets it"),
         ({"mu": 1.0, "fedprox_mu": 2.0}, r"fedprox-mu is given twice"),
         ({"local_steps": 2.7}, r"local_steps = 2.7: give a number"),
         ({"mu": -1.0}, r"fedprox-mu = -1.0 cannot be used"),
@@ -236,7 +236,7 @@ def test_bad_input_is_one_sentence(hyper, says):
 def test_fedddpm_without_a_set_and_a_model_that_cannot_draw_one_says_so():
     with pytest.raises(ConfigError, match=r"a Point is no UNet2DModel .*give auxiliary_data, override build_auxiliary"):
         run("fedddpm")
-    with pytest.raises(ConfigError, match="auxiliary_data is of no use"):
+    with pytest.raises(ConfigError, match="does not use auxiliary_data"):
         run("fedavg", auxiliary_data=CLIENTS[0])
     with pytest.raises(ConfigError, match="auxiliary_data has no examples"):
         run("fedddpm", auxiliary_data=torch.zeros(0, 3))
@@ -244,7 +244,7 @@ def test_fedddpm_without_a_set_and_a_model_that_cannot_draw_one_says_so():
 
 @pytest.mark.parametrize(("value", "says"), [(None, "NoneType"), (1.0, "float"), (torch.ones(3), r"\(3,\)")], ids=str)
 def test_a_loss_that_is_no_scalar_is_told(value, says):
-    with pytest.raises(RoundFailedError, match=f"loss_fn gave {says}: return a tensor of one number"):
+    with pytest.raises(RoundFailedError, match=f"loss_fn returned {says}: return a tensor of one number"):
         simulate("fedavg", Point(), lambda model, batch: value, CLIENTS, 1, 1, 0.1)
 
 

@@ -7,7 +7,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
-from fedddpm_app.cli.fetch import FetchError, Parcel, find_directory
+from fedddpm_app.cli.fetch import FetchError, FileReceiver, find_directory
 from fedddpm_app.launch.delivery import MARK, check_directory, lines_of, send
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun
 from tests.conftest import ROOT
@@ -27,17 +27,17 @@ def directory(tmp_path):
 
 
 def deliver(lines, to):
-    parcel = Parcel(to)
+    receiver = FileReceiver(to)
     for line in lines:
-        parcel.take(line)
-    return parcel
+        receiver.take(line)
+    return receiver
 
 
 def test_what_is_sent_is_what_was_there(directory, tmp_path):
     lines = list(lines_of(directory, 1.0))
-    parcel = deliver(["something else", *lines, "and more"], tmp_path / "here")
-    assert parcel.is_complete
-    assert not parcel.left
+    receiver = deliver(["something else", *lines, "and more"], tmp_path / "here")
+    assert receiver.is_complete
+    assert not receiver.left
     for path in directory.rglob("*"):
         assert path.is_dir() or (tmp_path / "here" / path.relative_to(directory)).read_bytes() == path.read_bytes()
     assert len(list((tmp_path / "here").rglob("*"))) == len(list(directory.rglob("*")))
@@ -53,17 +53,17 @@ def test_lines_are_written_no_faster_than_they_are_taken(capsys):
 
 
 def test_large_files_are_named_and_left(directory, tmp_path):
-    parcel = deliver(lines_of(directory, 0.1), tmp_path / "here")
-    assert parcel.left == {"samples/round.png": 512_000}
-    assert parcel.is_complete
+    receiver = deliver(lines_of(directory, 0.1), tmp_path / "here")
+    assert receiver.left == {"samples/round.png": 512_000}
+    assert receiver.is_complete
     assert not (tmp_path / "here" / "samples").exists()
 
 
 def test_only_the_directory_of_the_run_is_sent(directory, tmp_path):
     check_directory(directory, "12")
-    with pytest.raises(ValueError, match="is of the run 12, not 13"):
+    with pytest.raises(ValueError, match="of the run 12, not 13"):
         check_directory(directory, "13")
-    with pytest.raises(ValueError, match="is no run directory"):
+    with pytest.raises(ValueError, match="is not a run directory"):
         check_directory(tmp_path, "12")
 
 
@@ -87,7 +87,7 @@ def test_what_comes_damaged_is_not_kept(directory, tmp_path):
     lines = list(lines_of(directory, 1.0))
     place = next(k for k, line in enumerate(lines) if " data " in line)
     flipped = [*lines[:place], f"{MARK} data {base64.b64encode(b'other').decode()}", *lines[place + 1 :]]
-    with pytest.raises(FetchError, match="did not come as it was sent"):
+    with pytest.raises(FetchError, match="did not arrive as it was sent"):
         deliver(flipped, tmp_path / "here")
     assert not deliver(lines[:-1], tmp_path / "there").is_complete
     with pytest.raises(FetchError, match="cannot be read"):
@@ -132,7 +132,7 @@ def test_fetch_makes_the_runs_folder(flower_home, directory, tmp_path, monkeypat
     assert "run-a: completed" in runner.invoke(app, again).output
     (directory / "summary.json").unlink()
     (tmp_path / "out" / "run-a" / "summary.json").unlink()
-    assert "the run has no summary yet; Flower says finished:completed" in runner.invoke(app, again).output
+    assert "the run has no summary yet; Flower reports finished:completed" in runner.invoke(app, again).output
     (tmp_path / "out" / "run-a" / "config.json").write_text(json.dumps({"run_id": "11"}))
     assert "holds a run already" in runner.invoke(app, again).output
     (tmp_path / "out" / "run-a" / "config.json").unlink()
@@ -140,7 +140,7 @@ def test_fetch_makes_the_runs_folder(flower_home, directory, tmp_path, monkeypat
     monkeypatch.setattr(FlowerRun, "lines", lambda self: iter(["OSError: no such file"]))
     failed = runner.invoke(app, [*again[:-1], str(tmp_path / "other")])
     assert failed.exit_code == 1
-    assert "did not all come" in failed.output
+    assert "did not all arrive" in failed.output
     assert "OSError: no such file" in failed.output
 
 

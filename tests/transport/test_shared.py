@@ -59,9 +59,9 @@ def test_storage_does_not_pile_up(directory):
 def test_a_client_takes_only_its_own_files(directory):
     own, broadcast = write_file(directory.path.name, "up-1", [b"x"]), directory.write([b"y"])
     for reference in (own, broadcast):
-        with pytest.raises(PayloadError, match="not its own"):
+        with pytest.raises(PayloadError, match="another client's file"):
             directory.take(reference, 11)
-    with pytest.raises(PayloadError, match="not its own"):
+    with pytest.raises(PayloadError, match="another client's file"):
         directory.take(replace(own, directory="fedddpm-elsewher"), 1)
     assert bytes(map_file(broadcast)) == b"y"
 
@@ -89,7 +89,7 @@ def test_a_reply_that_is_refused_or_not_there_leaves_nothing(directory):
 
 @pytest.mark.parametrize("folder", ["..", ".", "fedddpm-../../etc", "fedddpm-0123456", "/etc"])
 def test_no_other_directory_is_opened(directory, folder):
-    with pytest.raises(PayloadError, match="no name of a server's directory"):
+    with pytest.raises(PayloadError, match="not a name of a server's directory"):
         map_file(FileReference(folder, "up-1-" + "0" * 32, 1, ""))
 
 
@@ -141,7 +141,7 @@ def test_a_file_that_many_clients_read_is_hashed_once(directory, monkeypatch):
     "data", [b"", b"[]", b'{"name": "x"}', b'{"directory":1,"name":2,"size":3,"sha256":4}', b"\xff", b"[" * 999]
 )
 def test_what_is_no_reference_is_refused(data):
-    with pytest.raises(PayloadError, match="no reference"):
+    with pytest.raises(PayloadError, match="not a reference"):
         FileReference.from_json(data)
 
 

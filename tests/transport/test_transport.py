@@ -94,7 +94,7 @@ def test_auto_takes_messages_where_there_is_no_room(make, caplog):
     with caplog.at_level(logging.WARNING, "fedddpm"):
         transport.settle(True, {"a": torch.empty(1).expand(10**13)}, 4)
     assert transport.name == "flat"
-    assert "models under way need" in caplog.text
+    assert "models in transit need" in caplog.text
     assert not list(shared.ROOT.iterdir())
 
 
@@ -170,7 +170,7 @@ def test_the_same_weights_are_packed_once_and_the_last_file_is_removed(make):
 
 
 def test_arrays_are_sent_as_they_are(run_config):
-    with pytest.raises(ConfigError, match=r'wire-dtype = "bf16" cannot be with transport = "arrays"'):
+    with pytest.raises(ConfigError, match=r'wire-dtype = "bf16" cannot be used with transport = "arrays"'):
         load_config(run_config | {"transport": "arrays", "wire-dtype": "bf16"})
 
 
