@@ -34,7 +34,7 @@ class LossWeighted(FederatedStrategy):
 
     def broadcast(self, server_round: int) -> Mapping[str, Weights]:
         """Ask the round's clients for their losses before they train."""
-        answers = self.ask_clients("timestep_losses", self.global_weights).as_they_come()
+        answers = self.ask_clients("timestep_losses", self.global_weights).answers()
         losses = {answer.partition_id: torch.tensor(answer.metrics["losses"]) for answer in answers}
         q = float(self.config.run.options.get("q", 1.0))
         mean = sum(losses.values()) / max(1, len(losses))

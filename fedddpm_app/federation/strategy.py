@@ -217,8 +217,8 @@ class FederatedStrategy(FedAvg):
         Returns
         -------
         ReplyStream
-            The replies that match the declaration; read them by ``as_they_come`` or ``by_partition``. A client without
-            such a reply is named in a warning and left out.
+            The replies that match the declaration; read them by ``answers``, or one by one by ``as_they_come``. A
+            client without such a reply is named in a warning and left out.
         """
         if partitions is None:
             partitions = self.sampled or self.clients.present(self.config.waiting.min_replies)
@@ -304,7 +304,7 @@ class FederatedStrategy(FedAvg):
         """Average the clients' held-out losses."""
         exchange_name, spec = f"evaluation of round {server_round}", ReplySpec(metrics=self.evaluate_metrics)
         stream = ReplyStream(self.clients, replies, self._evaluated, exchange_name, spec)
-        accepted = sorted(stream.as_they_come(), key=lambda reply: reply.partition_id)
+        accepted = stream.answers()
         self.accounting.seconds["evaluate"] += self._evaluate_span.spent("s")["s"]
         metrics = super().aggregate_evaluate(server_round, [reply.message for reply in accepted])
         if metrics is not None:

@@ -70,6 +70,13 @@ class ReplyStream:
                 yield reply
                 del reply
 
+    def answers(self) -> list[Reply]:
+        """Return the accepted replies in the order of the partition ids, all in memory: for replies without weights.
+
+        The order makes sums over them independent of the scheduling.
+        """
+        return sorted(self.as_they_come(), key=lambda reply: reply.partition_id)
+
     def by_partition(self, folder: Path) -> Iterator[Reply]:
         """Yield the accepted replies in the order of the partition ids, whatever the order of arrival.
 

@@ -7,13 +7,12 @@ import signal
 import subprocess
 import sys
 import time
-from pathlib import Path
 
 import psutil
 import pytest
 from datasets import load_from_disk
 
-from fedddpm_app.launch.flower_run import COMPLETED, to_toml
+from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, to_toml
 from fedddpm_app.launch.simulation import SimulationRun
 from tests.conftest import ROOT, TINY, RunDirectory
 
@@ -99,36 +98,37 @@ def test_flower_itself_reports_failure_and_the_exit_code_follows(tmp_path):
     assert "finished:failed" in done.stdout
 
 
-@pytest.mark.slow
-def test_plain_flwr_run_lands_where_it_was_called_from(tmp_path, run_app):
-    """A relative output-dir follows the caller, though the SuperLink was started elsewhere.
+EXAMPLES = {
+    "examples.l1_proximal:L1Proximal": "strength=0.01",
+    "examples.correct_early:CorrectEarly": "",
+    "examples.loss_weighted:LossWeighted": "q=4",
+}
 
-    The algorithm is one from outside the package, as in docs/subclassing.md.
+
+@pytest.mark.slow
+def test_the_examples_run_with_plain_flwr_run_and_land_where_it_was_called_from(tmp_path, run_app):
+    """Algorithms from outside the package, as in docs/subclassing.md, one after the other on one SuperLink.
+
+    A relative output-dir follows the caller, though the SuperLink was started elsewhere.
     """
-    first, second = tmp_path / "first", tmp_path / "second"
-    first.mkdir()
-    second.mkdir()
-    overrides = TINY | {
-        "algorithm": "examples.l1_proximal:L1Proximal",
-        "algorithm-options": "strength=0.01",
-        "num-rounds": 1,
-        "output-dir": "out",
-        "run-name": "r",
-        "node-timeout": 60.0,
-    }
-    flower = SimulationRun(ROOT, overrides, {"num-supernodes": 4, "client-resources-num-cpus": 1})
-    with flower:
-        for folder in (first, second):
-            here = Path.cwd()
-            os.chdir(folder)
-            try:
+    federation = {"num-supernodes": 4, "client-resources-num-cpus": 1}
+    with SimulationRun(ROOT, {}, federation) as home:
+        for algorithm, options in EXAMPLES.items():
+            folder = tmp_path / algorithm.partition(":")[2]
+            folder.mkdir()
+            own = {"algorithm": algorithm, "algorithm-options": options, "num-rounds": 1}
+            places = {"output-dir": "out", "run-name": "r", "node-timeout": 60.0}
+            flower = FlowerRun(ROOT, TINY | own | places, federation)
+            flower.environment = home.environment
+            with contextlib.chdir(folder):
                 output = list(flower.lines())
-            finally:
-                os.chdir(here)
             assert flower.status() == COMPLETED, "\n".join(output)
-            assert json.loads((folder / "out" / "r" / "summary.json").read_text())["status"] == "completed"
-    own = {"algorithm": "examples.l1_proximal:L1Proximal", "algorithm_options": "strength=0.01", "num_rounds": 1}
-    assert RunDirectory(first / "out" / "r").losses() == run_app(**own).losses()
+            run = RunDirectory(folder / "out" / "r")
+            assert run.summary["status"] == "completed"
+            inprocess = run_app(**{key.replace("-", "_"): value for key, value in own.items()})
+            assert run.losses() == inprocess.losses()
+            answers = [row.get("weighting/factors") for row in run.rounds()]
+            assert answers == [row.get("weighting/factors") for row in inprocess.rounds()]
 
 
 @pytest.mark.slow
