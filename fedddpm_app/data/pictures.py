@@ -40,7 +40,7 @@ def picture_splits(folder: Path) -> dict[str, Split]:
     Raises
     ------
     ConfigError
-        When there are no pictures, when pictures lie beside class folders, or when ``metadata.csv`` lacks some.
+        When there are no pictures, when pictures lie beside class folders, or when ``metadata.csv`` lacks a picture.
     """
     endings = set(Image.registered_extensions()) | _UNSUPPORTED
     pictures = [path for path in find_files(folder) if path.suffix.lower() in endings]

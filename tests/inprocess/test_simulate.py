@@ -209,14 +209,14 @@ def test_hyper_parameters_have_short_names_and_symbols(algorithm, names):
         ({"aux_data": 1}, r"did you mean auxiliary_data"),
         ({"num_rounds": 9}, r"num_rounds = 9: simulate has an argument for this key, or sets it"),
         ({"mu": 1.0, "fedprox_mu": 2.0}, r"fedprox-mu is given twice"),
-        ({"local_steps": 2.7}, r"local_steps = 2.7: give a number"),
+        ({"local_steps": 2.7}, r"local_steps = 2.7: give a whole number"),
         ({"mu": -1.0}, r"fedprox-mu = -1.0 cannot be used"),
         ({"mu": "much"}, r"fedprox-mu = 'much' cannot be used"),
         ({"aggregator": "krumm"}, r"aggregator = 'krumm'"),
-        ({"local_steps": 0}, r"local_steps = 0: give a number >= 1"),
-        ({"local_steps": [1, 2]}, r"local_steps = \[1, 2\]: give a number >= 1, or one for each of 3 clients"),
+        ({"local_steps": 0}, r"local_steps = 0: give a whole number >= 1"),
+        ({"local_steps": [1, 2]}, r"local_steps = \[1, 2\]: .* >= 1, or one such number for each of 3 clients"),
         ({"dtype": torch.bfloat16}, r"dtype = torch.bfloat16: use"),
-        ({"momentum": 0.9, "optimizer": "adam"}, r'momentum = 0.9 is of optimizer = "sgd"'),
+        ({"momentum": 0.9, "optimizer": "adam"}, r'momentum = 0.9 belongs to optimizer = "sgd"'),
         ({"rounds": 0}, r"num-rounds = 0"),
         ({"clients": {"a": CLIENTS[0]}}, "give a list with one data set for each"),
         ({"clients": [*CLIENTS, torch.zeros(0, 3)]}, r"client_datasets\[3\] has no examples"),
@@ -234,7 +234,7 @@ def test_bad_input_is_one_sentence(hyper, says):
 
 
 def test_fedddpm_without_a_set_and_a_model_that_cannot_draw_one_says_so():
-    with pytest.raises(ConfigError, match=r"a Point is no UNet2DModel .*give auxiliary_data, override build_auxiliary"):
+    with pytest.raises(ConfigError, match=r"a Point is not a UNet2DModel, .*give auxiliary_data, override"):
         run("fedddpm")
     with pytest.raises(ConfigError, match="does not use auxiliary_data"):
         run("fedavg", auxiliary_data=CLIENTS[0])
