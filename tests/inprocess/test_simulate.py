@@ -234,7 +234,7 @@ def test_bad_input_is_one_sentence(hyper, says):
 
 
 def test_fedddpm_without_a_set_and_a_model_that_cannot_draw_one_says_so():
-    with pytest.raises(ConfigError, match=r"a Point is no UNet2DModel .*give auxiliary_data, override build_auxiliary"):
+    with pytest.raises(ConfigError, match=r"a Point is not a UNet2DModel, .*give auxiliary_data, override"):
         run("fedddpm")
     with pytest.raises(ConfigError, match="auxiliary_data is of no use"):
         run("fedavg", auxiliary_data=CLIENTS[0])
