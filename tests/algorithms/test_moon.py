@@ -186,7 +186,7 @@ def test_a_loss_that_never_calls_the_model_is_told():
     def loss(model, batch):
         return ((model.x - batch[1]) ** 2).mean()
 
-    with pytest.raises(RoundFailedError, match="the loss never calls it"):
+    with pytest.raises(RoundFailedError, match="the loss never calls the model"):
         simulate("moon", Point(), loss, CLIENTS, 2, 1, 0.1)
 
 
