@@ -89,13 +89,12 @@ class ActionCall:
         weights: Weights,
         values: Mapping[str, Value],
         like: Mapping[str, Weights],
-        exchange_name: str,
     ) -> ReplyStream:
         """Send the action to each partition once; see ``FederatedStrategy.ask_clients``."""
         packed = self.pack(weights) if weights else None
         messages = self.messages(partitions, packed, values)
         like = {ARRAYS: weights, **like} if weights else like
-        return ReplyStream(self.clients, self._exchange(messages, packed), partitions, exchange_name, self.spec(like))
+        return ReplyStream(self.clients, self._exchange(messages, packed), partitions, self.name, self.spec(like))
 
     def _exchange(self, messages: Sequence[Message], packed: Packed | None) -> Iterator[Message]:
         """Yield the replies as they arrive; release the weights that were sent after the last one."""

@@ -223,7 +223,7 @@ class FederatedStrategy(FedAvg):
         if partitions is None:
             partitions = self.sampled or self.clients.present(self.config.waiting.min_replies)
         call = self.action_call(action, timeout)
-        return call.ask(partitions, weights or {}, values, like, action)
+        return call.ask(partitions, weights or {}, values, like)
 
     def action_call(self, action: str, timeout: float | None = None) -> ActionCall:
         """Return one of ``client_actions``, ready to be sent message by message."""
