@@ -53,7 +53,7 @@ def test_the_rule_corrects_in_the_first_half_only(run_app):
     assert same(run(CorrectEarly, rounds=4, auxiliary_data=auxiliary, correction_steps=3), w)
 
 
-def test_the_regulariser_equals_its_reference(run_app):
+def test_the_regulariser_equals_its_reference(shared_run):
     def reference(strength):
         w = start()
         for _ in range(ROUNDS):
@@ -66,15 +66,15 @@ def test_the_regulariser_equals_its_reference(run_app):
     assert same(run("examples.l1_proximal:L1Proximal", strength=0.1), reference(0.1))
     assert not same(reference(0.1), reference(0.0), 1e-3)
     settings = {"algorithm": "examples.l1_proximal:L1Proximal"}
-    weak, strong = (run_app(**settings, algorithm_options=f"strength={s}") for s in (0.0, 0.5))
-    assert weak.losses()[1:] == run_app(algorithm="fedavg").losses()[1:] != strong.losses()[1:]
+    weak, strong = (shared_run(**settings, num_rounds=1, algorithm_options=f"strength={s}") for s in (0.0, 0.5))
+    assert weak.losses()[1:] == shared_run(algorithm="fedavg", num_rounds=1).losses()[1:] != strong.losses()[1:]
 
 
-def test_an_action_of_an_outside_algorithm_is_answered_and_used(run_app):
+def test_an_action_of_an_outside_algorithm_is_answered_and_used(shared_run):
     """The mean, transcribed from the factors and the clients' own weights; q = 0 is FedAvg, bit for bit."""
     settings = {"algorithm": "examples.loss_weighted:LossWeighted", "num_rounds": 1}
-    unweighted, weighted = (run_app(**settings, algorithm_options=f"q={q}") for q in (0, 4))
-    assert unweighted.losses() == run_app(algorithm="fedavg", num_rounds=1).losses()
+    unweighted, weighted = (shared_run(**settings, algorithm_options=f"q={q}") for q in (0, 4))
+    assert unweighted.losses() == shared_run(algorithm="fedavg", num_rounds=1).losses()
     (factors,) = (row["weighting/factors"] for row in weighted.rounds())
     assert list(factors) == ["0", "1", "2", "3"]
     assert min(factors.values()) < 1 < max(factors.values())

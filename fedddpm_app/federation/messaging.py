@@ -80,7 +80,8 @@ def exchange_about(
         for message_id in [key for key, sent in pending.items() if activations.of(sent.node) != sent.activated]:
             sent = pending.pop(message_id)
             yield sent.about, _lost(sent.node)
-        time.sleep(pause)
+        if pending:
+            time.sleep(pause)
 
 
 @dataclass(frozen=True)

@@ -38,6 +38,9 @@ def make_clients(*sizes, seed=0):
 
 
 CLIENTS = make_clients(3, 5, 2)
+PAIR = [(torch.full((1, 3), a), torch.full((1, 3), b)) for a, b in ((1.0, -1.0), (4.0, 3.0))]
+OPTIMUM = (1.0 * -1.0 + 4.0 * 3.0) / (1.0 + 4.0)  # of the mean of the pair's losses
+LONG_RUN = {"rounds": 100, "local_steps": 10, "lr": 0.02}  # FedDyn, the slower one, comes within 1e-8 of a fixed point
 
 
 def gradient(client, x):
@@ -69,6 +72,13 @@ def shares(clients):
 
 def same(a, b, tolerance=1e-10):
     return np.abs(a - b).max() <= tolerance
+
+
+def check_fixed_point(algorithm):
+    """The pair's exact optimum is where the algorithm ends, though local steps pull each client to its own."""
+    ended = run(algorithm, PAIR, **LONG_RUN)
+    assert np.isfinite(ended).all()
+    assert np.abs(ended - OPTIMUM).max() < 1e-6
 
 
 def caught(check, mutant):

@@ -20,8 +20,8 @@ def test_fedddpm_is_a_round_of_fedavg_and_then_the_same_steps():
     assert same(run("fedddpm", **settings), expected, 1e-12)
 
 
-def test_it_builds_fedddpms_set_and_trains_on_no_client(run_app):
-    control, method = run_app(algorithm="aux-only"), run_app(algorithm="fedddpm")
+def test_it_builds_fedddpms_set_and_trains_on_no_client(shared_run):
+    control, method = shared_run(algorithm="aux-only"), shared_run(algorithm="fedddpm")
     assert control.phases() == ["pretrain", "auxiliary", "initial", "round", "round"]
     sheets = [sorted((r.path / "auxiliary").glob("*.png")) for r in (control, method)]
     assert [p.read_bytes() for p in sheets[0]] == [p.read_bytes() for p in sheets[1]]

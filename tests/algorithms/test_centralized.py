@@ -33,8 +33,8 @@ def test_momentum_stays_over_the_rounds():
     assert same(run("centralized", momentum=0.9), x, 1e-12)
 
 
-def test_no_weights_travel_for_training_and_clients_still_evaluate(run_app):
-    run = run_app(algorithm="centralized")
+def test_no_weights_travel_for_training_and_clients_still_evaluate(shared_run):
+    run = shared_run(algorithm="centralized")
     for row in run.rounds():
         assert row["comm/up_mb"] == 0
         assert row["train/steps"] == 12  # 3 of each of 4 clients
@@ -45,7 +45,7 @@ def test_the_progress_counts_the_steps_of_all_clients(config):
     assert Centralized.total_steps(config, 24) == 24
 
 
-def test_it_learns_from_every_client(run_app, run_config):
+def test_it_learns_from_every_client(run_config):
     """On the app's task the pooled data are the clients' training images, each once."""
     from fedddpm_app.experiment.task import DiffusionTask
 

@@ -88,8 +88,8 @@ def test_metrics_are_means_over_the_clients_models(run_config, tmp_path):
     assert strategy.recorder.stats[-1]["client-eval/loss"] == pytest.approx(expected, rel=1e-6)
 
 
-def test_pictures_checkpoints_and_pipelines_are_one_per_client(run_app):
-    run = run_app(algorithm="local-only")
+def test_pictures_checkpoints_and_pipelines_are_one_per_client(shared_run):
+    run = shared_run(algorithm="local-only")
     names = [f"client-{k:04d}" for k in range(4)]
     assert sorted(p.stem for p in (run.path / "samples").glob("round-0002*")) == [f"round-0002-{n}" for n in names]
     assert sorted(p.name for p in (run.path / "checkpoints" / "round-0002").iterdir()) == names

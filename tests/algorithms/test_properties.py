@@ -7,9 +7,13 @@ import torch
 from fedddpm_app.algorithms import REGISTRY
 from tests.algorithms.problems import (
     CLIENTS,
+    LONG_RUN,
+    OPTIMUM,
+    PAIR,
     RATE,
     ROUNDS,
     STEPS,
+    check_fixed_point,
     gradient,
     gradient_steps,
     make_clients,
@@ -122,9 +126,5 @@ def test_fednova_is_fedavg_where_all_take_the_same_steps():
 
 @pytest.mark.parametrize("name", ["scaffold", "feddyn"])
 def test_two_quadratics_end_at_the_exact_optimum_and_fedavg_does_not(name):
-    a, b = np.array([1.0, 4.0]), np.array([-1.0, 3.0])
-    clients = [(torch.full((1, 3), float(ai)), torch.full((1, 3), float(bi))) for ai, bi in zip(a, b, strict=True)]
-    optimum = (a * b).sum() / a.sum()
-    settings = {"rounds": 300, "local_steps": 10, "lr": 0.02}
-    assert np.abs(run(name, clients, **settings) - optimum).max() < 1e-6
-    assert np.abs(run("fedavg", clients, **settings) - optimum).max() > 0.1
+    check_fixed_point(name)
+    assert np.abs(run("fedavg", PAIR, **LONG_RUN) - OPTIMUM).max() > 0.1

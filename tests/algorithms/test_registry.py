@@ -13,8 +13,8 @@ def test_an_unknown_algorithm_lists_the_known(run_config):
 
 
 @pytest.mark.parametrize("name", REGISTRY)
-def test_every_algorithm_runs_two_rounds(name, run_app):
-    run = run_app(algorithm=name)
+def test_every_algorithm_runs_two_rounds(name, shared_run):
+    run = shared_run(algorithm=name)
     assert run.summary["status"] == "completed"
     assert len(run.rounds()) == 2
     (initial,) = (row for row in run.stats if row["phase"] == "initial")

@@ -19,6 +19,7 @@ from tests.algorithms.problems import (
     STEPS,
     Point,
     caught,
+    check_fixed_point,
     gradient,
     gradient_steps,
     make_clients,
@@ -48,13 +49,6 @@ def reference(clients, option, eta_g=1.0, rounds=ROUNDS, sampled=None):
 def check_reference(algorithm):
     for option in ("I", "II"):
         assert same(run(algorithm, option=option), reference(CLIENTS, option))
-
-
-def check_fixed_point(algorithm):
-    clients = [(torch.full((1, 3), a), torch.full((1, 3), b)) for a, b in ((1.0, -1.0), (4.0, 3.0))]
-    ended = run(algorithm, clients, rounds=300, local_steps=10, lr=0.02)
-    assert np.isfinite(ended).all()
-    assert np.abs(ended - 2.2).max() < 1e-6
 
 
 def test_rounds_equal_the_reference():

@@ -1,6 +1,7 @@
 """`fedddpm evaluate` on runs and on pipelines of others."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
 from fedddpm_app.diffusion.pipelines import default_steps, load_pipeline, pipeline_batches
+from tests.conftest import RunDirectory
 from tests.evaluation.test_evaluator import FIELDS, NAMES
 
 runner = CliRunner()
@@ -45,12 +47,17 @@ def unet(channels=1, size=8, **options):
     return UNet2DModel(**shape, **blocks, norm_num_groups=4, layers_per_block=1, add_attention=False, **options)
 
 
+def copy_of(run, folder):
+    """A run that more may be written to."""
+    return RunDirectory(shutil.copytree(run.path, folder / "run"))
+
+
 def metrics_in(path):
     return {metric["name"]: metric for metric in json.loads(path.read_text())["metrics"]}
 
 
-def test_a_run_is_measured_again(run_app, evaluate):
-    run = run_app(num_rounds=1, eval_final_images=30)
+def test_a_run_is_measured_again(shared_run, evaluate, tmp_path):
+    run = copy_of(shared_run(num_rounds=1, eval_final_images=30), tmp_path)
     result = evaluate(run.path, "--num-images", "30")
     assert result.exit_code == 0, result.output
     metrics = metrics_in(run.path / "evaluation.json")
@@ -65,8 +72,8 @@ def test_a_run_is_measured_again(run_app, evaluate):
         assert Image.open(run.path / picture).width > 100
 
 
-def test_a_run_without_a_global_model_has_a_mean_and_spread(run_app, evaluate):
-    run = run_app(num_rounds=1, algorithm="local-only")
+def test_a_run_without_a_global_model_has_a_mean_and_spread(shared_run, evaluate, tmp_path):
+    run = copy_of(shared_run(algorithm="local-only"), tmp_path)
     result = evaluate(run.path, "--num-images", "20", "--sampler", "ddim")
     assert result.exit_code == 0, result.output
     fd = metrics_in(run.path / "evaluation.json")["fd-classifier"]

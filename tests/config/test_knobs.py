@@ -5,65 +5,69 @@ import pytest
 from fedddpm_app.config import known_keys
 from tests.conftest import ROOT
 
+ONE = {"num-rounds": 1}
+FEDAVG = {"algorithm": "fedavg"}
+LOCAL = FEDAVG | ONE  # where one round of the clients' own training shows it, and nothing else can
 PLUS = {"algorithm": "fedddpm-plus", "plus-threshold": 1e9}
 PROBE = PLUS | {"plus-signal": "probe-loss"}
-ONE = {"num-rounds": 1}
-FINAL = ONE | {"eval-final-images": 30}
+CHEAP = LOCAL | {"eval-images": 20}
+FINAL = LOCAL | {"eval-final-images": 30}
 SGD = {"optimizer": "sgd", "gradient-clip": 0.0}
+SCAFFOLD = SGD | {"algorithm": "scaffold", "batch-size": 128}  # Option I goes through all images, batch by batch
 
 # (key, another value, what else must be set for the key to matter)
 KNOBS = [
     ("algorithm", "fedavg", {}),
-    ("algorithm-options", "strength=0.5", {"algorithm": "examples.l1_proximal:L1Proximal"}),
-    ("aggregator", "fedmedian", {}),
+    ("algorithm-options", "strength=0.5", ONE | {"algorithm": "examples.l1_proximal:L1Proximal"}),
+    ("aggregator", "fedmedian", LOCAL),
     ("num-rounds", 1, {}),
-    ("clients-per-round", 2, {}),
+    ("clients-per-round", 2, LOCAL),
     ("seed", 1, {}),
-    ("precision", "bf16", {}),
-    ("image-size", 16, {}),
-    ("image-channels", 3, {}),
-    ("class-conditional", True, {}),
-    ("num-classes", 12, {"class-conditional": True}),
-    ("num-clients", 3, {}),
-    ("horizontal-flip", True, {}),
-    ("partition", "iid", {}),
-    ("dirichlet-alpha", 5.0, {"partition": "dirichlet"}),
-    ("classes-per-client", 5, {"partition": "pathological"}),
-    ("shards-per-client", 3, {"partition": "shards"}),
-    ("held-out-fraction", 0.3, {}),
-    ("unet-channels", "8,8", {}),
-    ("unet-layers-per-block", 2, {}),
-    ("unet-attention-resolutions", "4", {}),
-    ("unet-norm-groups", 8, {}),
-    ("unet-dropout", 0.5, {}),
-    ("diffusion-steps", 100, {}),
-    ("beta-schedule", "linear", {}),
-    ("beta-start", 0.01, {"beta-schedule": "linear"}),
-    ("beta-end", 0.2, {"beta-schedule": "linear"}),
-    ("prediction-type", "v_prediction", {}),
-    ("local-steps", 4, {}),
-    ("local-epochs", 2, {"local-steps": 0, "local-epochs": 1, "batch-size": 256}),
-    ("batch-size", 16, {}),
-    ("optimizer", "sgd", {}),
-    ("momentum", 0.9, SGD),
-    ("learning-rate", 0.01, {}),
-    ("learning-rate-schedule", "cosine", {}),
-    ("warmup-steps", 1, {}),
-    ("weight-decay", 0.5, {}),
-    ("gradient-clip", 0.001, {"optimizer": "sgd"}),
-    ("ema-decay", 0.0, {}),
-    ("server-ema-decay", 0.0, {}),
-    ("pretrain-steps", 4, {}),
-    ("pretrain-learning-rate", 0.05, {}),
-    ("pretrain-learning-rate-schedule", "constant", {}),
-    ("init-from-pretrained", True, {}),
-    ("auxiliary-size", 20, {}),
-    ("auxiliary-sampler", "ddpm", {}),
-    ("auxiliary-sampler-steps", 5, {}),
-    ("correction-steps", 3, {}),
-    ("correction-learning-rate", 0.05, {}),
-    ("correction-learning-rate-schedule", "constant", {}),
-    ("correction-batch-size", 4, {}),
+    ("precision", "bf16", LOCAL),
+    ("image-size", 16, ONE),
+    ("image-channels", 3, ONE),
+    ("class-conditional", True, ONE),
+    ("num-classes", 12, ONE | {"class-conditional": True}),
+    ("num-clients", 3, LOCAL),
+    ("horizontal-flip", True, LOCAL),
+    ("partition", "iid", LOCAL),
+    ("dirichlet-alpha", 5.0, LOCAL | {"partition": "dirichlet"}),
+    ("classes-per-client", 5, LOCAL | {"partition": "pathological"}),
+    ("shards-per-client", 3, LOCAL | {"partition": "shards"}),
+    ("held-out-fraction", 0.3, LOCAL),
+    ("unet-channels", "8,8", LOCAL),
+    ("unet-layers-per-block", 2, LOCAL),
+    ("unet-attention-resolutions", "4", LOCAL),
+    ("unet-norm-groups", 8, LOCAL),
+    ("unet-dropout", 0.1, {}),
+    ("diffusion-steps", 100, LOCAL),
+    ("beta-schedule", "linear", LOCAL),
+    ("beta-start", 0.01, LOCAL | {"beta-schedule": "linear"}),
+    ("beta-end", 0.2, LOCAL | {"beta-schedule": "linear"}),
+    ("prediction-type", "v_prediction", LOCAL),
+    ("local-steps", 4, LOCAL),
+    ("local-epochs", 2, LOCAL | {"local-steps": 0, "local-epochs": 1, "batch-size": 256}),
+    ("batch-size", 16, LOCAL),
+    ("optimizer", "sgd", LOCAL),
+    ("momentum", 0.9, LOCAL | SGD),
+    ("learning-rate", 0.01, LOCAL),
+    ("learning-rate-schedule", "cosine", LOCAL),
+    ("warmup-steps", 1, LOCAL),
+    ("weight-decay", 0.5, LOCAL),
+    ("gradient-clip", 0.001, LOCAL | {"optimizer": "sgd"}),
+    ("ema-decay", 0.0, ONE),
+    ("server-ema-decay", 0.0, FEDAVG),
+    ("pretrain-steps", 4, ONE),
+    ("pretrain-learning-rate", 0.05, ONE),
+    ("pretrain-learning-rate-schedule", "constant", ONE),
+    ("init-from-pretrained", True, ONE),
+    ("auxiliary-size", 20, ONE),
+    ("auxiliary-sampler", "ddpm", ONE),
+    ("auxiliary-sampler-steps", 5, ONE),
+    ("correction-steps", 3, ONE),
+    ("correction-learning-rate", 0.05, ONE),
+    ("correction-learning-rate-schedule", "constant", ONE),
+    ("correction-batch-size", 4, ONE),
     ("correction-keep-optimizer", True, {}),
     ("plus-signal", "probe-loss", PLUS),
     ("plus-window", 2, PLUS),
@@ -72,38 +76,38 @@ KNOBS = [
     ("plus-max-corrections", 0, PLUS | {"num-rounds": 4}),
     ("plus-probe-images", 5, PROBE),
     ("plus-auxiliary", "eager", PLUS),
-    ("aggregator-learning-rate", 0.01, ONE | {"aggregator": "fedadam"}),
-    ("aggregator-momentum", 0.1, {"aggregator": "fedavgm"}),
-    ("aggregator-beta-2", 0.5, {"aggregator": "fedyogi"}),
-    ("aggregator-tau", 0.1, ONE | {"aggregator": "fedadagrad"}),
-    ("aggregator-trim", 0.34, ONE | {"aggregator": "fedtrimmedavg", "num-clients": 6}),
-    ("aggregator-malicious", 1, ONE | {"aggregator": "bulyan", "num-clients": 7}),
-    ("aggregator-selected", 3, ONE | {"aggregator": "multikrum"}),
+    ("aggregator-learning-rate", 0.01, LOCAL | {"aggregator": "fedadam"}),
+    ("aggregator-momentum", 0.1, FEDAVG | {"aggregator": "fedavgm"}),
+    ("aggregator-beta-2", 0.5, FEDAVG | {"aggregator": "fedyogi"}),
+    ("aggregator-tau", 0.1, LOCAL | {"aggregator": "fedadagrad"}),
+    ("aggregator-trim", 0.34, LOCAL | {"aggregator": "fedtrimmedavg", "num-clients": 6}),
+    ("aggregator-malicious", 1, LOCAL | {"aggregator": "bulyan", "num-clients": 7}),
+    ("aggregator-selected", 3, LOCAL | {"aggregator": "multikrum"}),
     ("fedprox-mu", 10.0, ONE | {"algorithm": "fedprox"}),
-    ("scaffold-option", "I", SGD | {"algorithm": "scaffold"}),
-    ("scaffold-server-learning-rate", 0.5, {"algorithm": "scaffold"}),
+    ("scaffold-option", "I", SCAFFOLD),
+    ("scaffold-server-learning-rate", 0.5, SCAFFOLD),
     ("feddyn-alpha", 1.0, {"algorithm": "feddyn"}),
     ("moon-mu", 0.0, {"algorithm": "moon"}),
     ("moon-temperature", 0.1, {"algorithm": "moon"}),
     ("moon-representation", "conv_in", {"algorithm": "moon"}),
-    ("eval-every", 2, {}),
-    ("eval-draws", 2, {}),
+    ("eval-every", 2, FEDAVG),
+    ("eval-draws", 4, ONE),
     ("eval-extractor", "pixels-pca", FINAL),
     ("eval-reference", "train", FINAL),
-    ("eval-images", 30, ONE | {"eval-images": 20}),
-    ("eval-sampler", "ddim", ONE | {"eval-images": 20}),
-    ("eval-sampler-steps", 3, ONE | {"eval-images": 20}),
+    ("eval-images", 30, CHEAP),
+    ("eval-sampler", "ddim", CHEAP),
+    ("eval-sampler-steps", 3, CHEAP),
     ("eval-final-images", 40, FINAL),
     ("eval-final-sampler", "ddpm", FINAL),
     ("eval-final-sampler-steps", 5, FINAL),
     ("memorization-neighbours", 5, FINAL),
     ("memorization-rate", 0.1, FINAL),
-    ("preview-every", 2, {}),
-    ("preview-images", 20, {}),
-    ("preview-sampler", "ddpm", {}),
-    ("preview-sampler-steps", 5, {}),
-    ("checkpoint-every", 1, {}),
-    ("wire-dtype", "bf16", {}),
+    ("preview-every", 2, FEDAVG),
+    ("preview-images", 20, LOCAL),
+    ("preview-sampler", "ddpm", LOCAL),
+    ("preview-sampler-steps", 5, LOCAL),
+    ("checkpoint-every", 1, FEDAVG),
+    ("wire-dtype", "bf16", LOCAL),
 ]
 ELSEWHERE = {
     "output-dir": "where, not what",
@@ -135,24 +139,17 @@ ELSEWHERE = {
 }
 
 
-@pytest.fixture(scope="module")
-def outcomes():
-    """What runs gave, by their overrides."""
-    return {}
-
-
 @pytest.fixture
-def outcome(outcomes, run_app):
+def outcome(shared_run):
+    """What a run with these overrides gives."""
+
     def of(overrides):
-        key = tuple(sorted(overrides.items()))
-        if key not in outcomes:
-            run = run_app(**{name.replace("-", "_"): value for name, value in overrides.items()})
-            pictures = {p.relative_to(run.path): p.read_bytes() for p in run.path.rglob("samples/*.png")}
-            files = {p.relative_to(run.path) for p in run.path.rglob("*.safetensors")}
-            decisions = [{k: v for k, v in row.items() if k.startswith("plus/")} for row in run.stats]
-            metrics = [run.summary.get("metrics"), *(row.get("eval/metrics") for row in run.rounds())]
-            outcomes[key] = (run.losses(), decisions, pictures, files, metrics)
-        return outcomes[key]
+        run = shared_run(**overrides)
+        pictures = {p.relative_to(run.path): p.read_bytes() for p in run.path.rglob("samples/*.png")}
+        files = {p.relative_to(run.path) for p in run.path.rglob("*.safetensors")}
+        decisions = [{k: v for k, v in row.items() if k.startswith("plus/")} for row in run.stats]
+        metrics = [run.summary.get("metrics"), *(row.get("eval/metrics") for row in run.rounds())]
+        return run.losses(), decisions, pictures, files, metrics
 
     return of
 

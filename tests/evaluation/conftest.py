@@ -21,10 +21,11 @@ def real(config):
 
 @pytest.fixture
 def evaluator_of(real, cache_dir):
-    """Make an evaluator of the digits with the session's cache."""
+    """Make an evaluator of the digits with the session's extractors, and its cache of all else or another one."""
+    extractors = cache_dir / "extractors"
 
     def make(split="test", extractor="classifier", real=real, train=None, cache_dir=cache_dir):
-        options = {"train": real.train, "data_digest": real.digests["train"][:16], "cache_dir": cache_dir}
+        options = {"train": real.train, "data_digest": real.digests["train"][:16], "cache_dir": extractors}
         features = create_extractor(extractor, device=torch.device("cpu"), **options)
         labelled = real.train.labels is not None
         classifier = create_extractor("classifier", device=torch.device("cpu"), **options) if labelled else None

@@ -180,13 +180,14 @@ def test_a_standard_inception_gives_fid_and_others_do_not(monkeypatch):
     assert name_of("fd", network) == "fd-inception-v3"
 
 
-@pytest.mark.parametrize("extractor", ["classifier", "efficientnet-lite0"])
-def test_the_metrics_order_real_blurred_and_noise(evaluator_of, real, extractor):
-    evaluator = evaluator_of(extractor=extractor)
-    images = real.train.images[-200:]
+@pytest.mark.parametrize(("extractor", "reference_n", "n"), [("classifier", 360, 200), ("efficientnet-lite0", 100, 60)])
+def test_the_metrics_order_real_blurred_and_noise(evaluator_of, real, extractor, reference_n, n):
+    few = RealImages(real.train, real.test.select(torch.arange(reference_n)), {**real.digests, "test": f"{n:064d}"})
+    evaluator = evaluator_of(extractor=extractor, real=few)
+    images = real.train.images[-n:]
     padded = torch.nn.functional.pad(images.float(), (1, 1, 1, 1), mode="replicate")
     blur = torch.nn.functional.avg_pool2d(padded, 3, 1)
-    sets = [images, (0.5 * images + 0.5 * blur).round().to(torch.uint8), noise_like(images, 200)]
+    sets = [images, (0.5 * images + 0.5 * blur).round().to(torch.uint8), noise_like(images, n)]
     good, blurred, noise = (values(evaluator.measure([each], SAMPLING, find_copies=False)) for each in sets)
     for name in ("fd", "kd"):
         assert good[f"{name}-{extractor}"] < blurred[f"{name}-{extractor}"] < noise[f"{name}-{extractor}"]
@@ -361,10 +362,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000, extractor.num_f
 def test_memory_grows_with_the_features_and_not_with_the_images(tmp_path):
     """8,000 images more are 221 MB, their 64 features 2 MB; room is left for the blocks that work is done in."""
     peaks = {}
-    for count in (2000, 10_000):
+    for count in (250, 2000, 10_000):  # the first for what is computed once: features, floor
         command = [sys.executable, "-c", MEMORY, str(tmp_path), str(count)]
-        for _ in range(2):  # the first time what is computed once: features, floor
-            done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
         peaks[count], num_features = map(float, done.stdout.split())
     features_mb = (10_000 - 2000) * num_features * 4 / 1e6
     assert peaks[10_000] - peaks[2000] < 4 * features_mb + 100

@@ -23,14 +23,15 @@ from fedddpm_app.recording.recorder import RunRecorder
 from tests.evaluation.test_evaluator import FIELDS, NAMES
 
 EVAL = {"eval_images": 20, "eval_final_images": 30}
+MEASURED = EVAL | {"unet_dropout": 0.1}
 
 
 def by_name(metrics):
     return {metric["name"]: metric for metric in metrics}
 
 
-def test_a_run_has_cheap_metrics_after_every_round_and_the_full_ones_at_the_end(run_app):
-    run = run_app(**EVAL)
+def test_a_run_has_cheap_metrics_after_every_round_and_the_full_ones_at_the_end(shared_run):
+    run = shared_run(**MEASURED)
     for row in run.rounds():
         metrics = by_name(row["eval/metrics"])
         assert list(metrics) == [*(f"{name}-classifier" for name in NAMES), "class-tv"]
@@ -64,8 +65,8 @@ def test_a_metric_says_which_weights_it_is_of(run_app, decay, weights):
     assert {metric["weights"] for metric in run.summary["metrics"]} == {weights}
 
 
-def test_metrics_are_the_same_for_the_same_seed_and_independent_of_cheap_ones(run_app):
-    first, again = run_app(num_rounds=1, **EVAL), run_app(num_rounds=1, eval_final_images=30)
+def test_metrics_are_the_same_for_the_same_seed_and_independent_of_cheap_ones(shared_run):
+    first, again = shared_run(num_rounds=1, **EVAL), shared_run(num_rounds=1, eval_final_images=30)
     assert first.summary["metrics"] == again.summary["metrics"]
     assert "eval/metrics" not in again.rounds()[0]
 
@@ -102,9 +103,9 @@ def test_a_run_that_fails_in_its_evaluation_keeps_what_it_computed(run_app, run_
     assert json.loads((run / "summary.json").read_text())["status"] == "failed"
 
 
-def test_the_losses_of_the_timestep_bands_make_the_loss(run_app):
+def test_the_losses_of_the_timestep_bands_make_the_loss(shared_run):
     """T = 50 has bands of 13, 12, 13 and 12 timesteps; 4 draws put a quarter of t in each quarter of [0, T)."""
-    row = run_app(num_rounds=1, eval_draws=4).rounds()[0]
+    row = shared_run(num_rounds=1, eval_draws=4).rounds()[0]
     bands = [row[f"eval/ema_loss_t{span}"] for span in ("0-12", "13-24", "25-37", "38-49")]
     assert bands[0] > bands[3]
     assert sum(bands) / 4 == pytest.approx(row["eval/ema_loss"], rel=0.05)
@@ -167,7 +168,7 @@ def test_a_model_that_draws_nan_goes_on_without_pictures_and_says_so(run_app, mo
     assert "round 1: no metrics: 2 of 2 images hold NaN" in caplog.text
 
 
-def test_measuring_changes_nothing_of_the_training(run_app):
+def test_measuring_changes_nothing_of_the_training(shared_run):
     """Neither random streams, nor thread counts, nor the model's mode or weights."""
-    measured, plain = run_app(**EVAL, unet_dropout=0.1), run_app(unet_dropout=0.1)
+    measured, plain = shared_run(**MEASURED), shared_run(unet_dropout=0.1)
     assert measured.losses() == plain.losses()

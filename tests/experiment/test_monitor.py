@@ -43,8 +43,8 @@ def test_ema_evaluation_checkpoints_and_pipeline_belong_together(run_app, run_co
     assert all(torch.equal(pipeline[k], stored[k]) for k in stored)
 
 
-def test_clients_evaluate_the_global_model_on_their_held_out_images(run_app, run_config):
-    run = run_app(num_rounds=1)
+def test_clients_evaluate_the_global_model_on_their_held_out_images(shared_run, run_config):
+    run = shared_run(num_rounds=1)
     config = load_config(run_config)
     weights = load_file(run.path / "checkpoints" / "round-0001" / "model.safetensors")
     held_out = [client_images(config.data, 0, k).held_out for k in range(4)]

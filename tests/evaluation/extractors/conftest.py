@@ -20,11 +20,6 @@ def digits():
 
 
 @pytest.fixture(scope="session")
-def cache_dir(tmp_path_factory):
-    return tmp_path_factory.mktemp("cache")
-
-
-@pytest.fixture(scope="session")
 def classifier(digits, cache_dir):
     return load_classifier(digits[0], "digits", cache_dir, CPU)
 
