@@ -13,7 +13,7 @@ test: $(VENV)/.installed lint  ## lint, type checks and tests, on all cores
 	$(BIN)/python -m pytest -n auto
 
 check: test  ## all that `test` runs, and the slow tests
-	$(BIN)/python -m pytest -m "slow and not long"
+	$(BIN)/python -m pytest -m "slow and not long" -n 2 --dist loadgroup
 
 long: $(VENV)/.installed  ## slow tests that do not fit into the forty minutes of CI
 	$(BIN)/python -m pytest -m long

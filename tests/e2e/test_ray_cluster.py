@@ -64,7 +64,7 @@ def actors_of(node: psutil.Popen) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(420)
-def test_two_nodes_of_a_ray_cluster_equal_the_inprocess_engine(tmp_path, run_app, monkeypatch):
+def test_two_nodes_of_a_ray_cluster_equal_the_inprocess_engine(tmp_path, shared_run, monkeypatch):
     port = free_port()
     address = f"127.0.0.1:{port}"
     apart = can_hide_shared_memory()
@@ -86,4 +86,4 @@ def test_two_nodes_of_a_ray_cluster_equal_the_inprocess_engine(tmp_path, run_app
     worked = [line for line in log if "ClientAppActor pid=" in line and "phase=" in line]
     assert {f"ip={SECOND_IP}" in line for line in worked} == {True, False}, "both nodes worked"
     assert any("not every client runs on this host" in line for line in log) == apart
-    assert run.losses() == run_app().losses()
+    assert run.losses() == shared_run().losses()
