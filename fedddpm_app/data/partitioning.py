@@ -57,6 +57,7 @@ def partition_rows(
           Dirichlet(``dirichlet_alpha``).
         * ``natural``: the values of ``partition_column`` (writers, hospitals) are shuffled and assigned to the
           clients in turn. With as many clients as values, each client has one value.
+        * ``sites``: not made here, since the clients have their own folders; see ``data.sites``.
     seed : int
         The run's seed.
 
@@ -111,6 +112,8 @@ def _partitioner(train: Dataset, natural: np.ndarray | None, config: DataConfig,
         case "disjoint-classes":
             train = _assign_in_turn(train, np.asarray(train[LABEL]), config, seed)
             partitioner = NaturalIdPartitioner(_CLIENT)
+        case _:
+            raise ValueError("_partitioner has no case for it")
     partitioner.dataset = train
     return partitioner
 

@@ -4,6 +4,7 @@ import pytest
 
 from fedddpm_app.algorithms import REGISTRY, get_algorithm
 from fedddpm_app.config import ConfigError, load_config
+from fedddpm_app.federation.strategy import FederatedStrategy
 from tests.conftest import ROOT
 
 
@@ -45,7 +46,22 @@ def missing_parts(name, module):
 def test_every_algorithm_has_its_config_row_page_and_tests(name):
     module = REGISTRY[name].__module__.rpartition(".")[2]
     assert module == name.replace("-", "_")
-    assert list(missing_parts(name, module)) == []
+    missing = "\n".join(missing_parts(name, module))
+    assert not missing, f"missing:\n{missing}"
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_a_server_step_of_its_own_has_its_reason(name):
+    """``own_aggregation`` refuses other aggregators, which an overridden ``aggregate`` would ignore."""
+    kind = REGISTRY[name]
+    own = kind.aggregate is not FederatedStrategy.aggregate
+    assert kind.own_aggregation or not own, f"{kind.__name__} overrides aggregate: say in own_aggregation why"
+
+
+def test_every_module_of_the_room_is_in_the_registry():
+    known = {kind.__module__.rpartition(".")[2] for kind in REGISTRY.values()}
+    files = {path.stem for path in (ROOT / "fedddpm_app" / "algorithms").glob("*.py")} - {"__init__"}
+    assert files == known, f"add to the registry: {', '.join(sorted(files - known))}"
 
 
 def test_the_parts_of_a_new_algorithm_are_named():

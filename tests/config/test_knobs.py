@@ -156,11 +156,15 @@ def outcome(shared_run):
 
 @pytest.mark.parametrize(("key", "value", "given"), KNOBS, ids=[key for key, _, _ in KNOBS])
 def test_a_changed_key_changes_the_run(outcome, key, value, given):
-    assert outcome(given) != outcome(given | {key: value})
+    assert outcome(given) != outcome(given | {key: value}), f"{key} = {value} changes nothing: is the key used?"
 
 
 def test_every_key_is_in_the_list():
-    assert sorted([*(key for key, _, _ in KNOBS), *ELSEWHERE]) == sorted(known_keys())
+    listed = [*(key for key, _, _ in KNOBS), *ELSEWHERE]
+    missing, gone = set(known_keys()) - set(listed), set(listed) - set(known_keys())
+    assert not missing, f"add to KNOBS, or to ELSEWHERE if the key must not change a run: {', '.join(missing)}"
+    assert not gone, f"there is no such key any more: {', '.join(gone)}"
+    assert len(listed) == len(set(listed))
 
 
 @pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.toml")), ids=lambda p: p.stem)

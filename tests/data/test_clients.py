@@ -1,16 +1,22 @@
 """What a client holds: partitions, held-out share, labels."""
 
+from typing import get_args
+
 import numpy as np
 import pytest
 import torch
 
 from fedddpm_app.config import ConfigError
+from fedddpm_app.config.data import PartitionName
 from fedddpm_app.data.dataset import FederatedDataset, open_dataset
+from fedddpm_app.data.partitioning import partition_rows
 from fedddpm_app.diffusion.images import to_unit_range
 from fedddpm_app.experiment.task import DiffusionTask
+from tests.conftest import ROOT
 from tests.data.conftest import client_images, encoded, noise, table_of
 
 LABELLED = ["dirichlet", "pathological", "shards", "disjoint-classes"]
+PARTITIONS = [*LABELLED, "iid", "quantity-skew"]
 
 
 def all_clients(data, seed=0):
@@ -36,7 +42,7 @@ def test_disjoint_classes_deal_all_classes_two_or_three_each(config, seed):
     assert set.union(*held) == set(range(10))
 
 
-@pytest.mark.parametrize("partition", [*LABELLED, "iid", "quantity-skew"])
+@pytest.mark.parametrize("partition", PARTITIONS)
 def test_partitions_are_disjoint_and_follow_the_seed(data_config, partition):
     data = data_config(partition=partition, dirichlet_alpha=1.0)
     first, again, other = (
@@ -126,6 +132,14 @@ def test_natural_gives_every_owner_whole_to_one_client(tmp_path, data_config, cl
 def test_data_that_cannot_be_used_say_what_to_change(data_config, changes, says):
     with pytest.raises(ConfigError, match=says):
         all_clients(data_config(**changes))
+
+
+@pytest.mark.parametrize("name", get_args(PartitionName))
+def test_every_partition_is_documented_and_tested(name):
+    assert f"| `{name}` |" in (ROOT / "docs" / "data.md").read_text(), f"docs/data.md: a row for {name}"
+    assert f"| {name}" in (ROOT / "pyproject.toml").read_text().replace("# iid", "| iid"), "the comment of partition"
+    assert f"``{name}``" in partition_rows.__doc__, f"the docstring of partition_rows: {name}"
+    assert name in [*PARTITIONS, "natural", "sites"], f"add {name} to LABELLED or PARTITIONS here"
 
 
 @pytest.mark.parametrize("partition", LABELLED)

@@ -16,6 +16,7 @@ from fedddpm_app.evaluation.copies import CopyDetector
 from fedddpm_app.evaluation.distances import frechet_distance, kernel_distance
 from fedddpm_app.evaluation.metrics import Metric, SamplingInfo, mean_over_clients
 from fedddpm_app.evaluation.reference import RealImages, Reference
+from tests.conftest import ROOT
 from tests.evaluation.conftest import values
 
 SAMPLING = SamplingInfo("ddim", 50, "ema")
@@ -235,6 +236,12 @@ def test_the_cache_tells_data_sets_apart(evaluator_of, real, tmp_path):
         tmp_path,
     )
     assert other.floor(50).measures["fd"].value != before
+
+
+@pytest.mark.parametrize("name", [name for names in comparison.METRICS for name in names])
+def test_every_metric_is_documented(name):
+    assert f"| `{name}-X` |" in (ROOT / "docs" / "evaluation.md").read_text(), f"docs/evaluation.md: a row `{name}-X`"
+    assert name in NAMES, f"add {name} to NAMES here"
 
 
 def test_a_cached_floor_that_lacks_a_metric_is_computed_again(evaluator_of, monkeypatch, tmp_path):
