@@ -1,9 +1,10 @@
 """Clients that answer an action: a client counts more if the global model denoises its images badly.
 
     Before round r   every sampled client answers L_i,b: the loss of w on its images, in each quarter b of the timesteps
-    Server           w <- sum_i p_i w_i / sum_i p_i,   p_i = n_i (mean over b of L_i,b / mean_j L_j,b)^q
+    Server           w <- sum_i p_i w_i / sum_i p_i,   p_i = n_i f_i^q,   f_i = mean over b of L_i,b / median_j L_j,b
 
-With q = 0 it is FedAvg. A client that does not answer the action is weighted by n_i alone. Run it with
+With q = 0 it is FedAvg. f_i is cut to [0.5, 2], since a client can answer any number. A client that does not answer is
+weighted by n_i alone. Run it with
 --run-config 'algorithm="examples.loss_weighted:LossWeighted" algorithm-options="q=2"'
 """
 
@@ -35,10 +36,11 @@ class LossWeighted(FederatedStrategy):
     def broadcast(self, server_round: int) -> Mapping[str, Weights]:
         """Ask the round's clients for their losses before they train."""
         answers = self.ask_clients("timestep_losses", self.global_weights).answers()
-        losses = {answer.partition_id: torch.tensor(answer.metrics["losses"]) for answer in answers}
+        losses = {answer.partition_id: torch.tensor(answer.metrics["losses"]).double() for answer in answers}
         q = float(self.config.run.options.get("q", 1.0))
-        mean = sum(losses.values()) / max(1, len(losses))
-        self.factors = {i: max(0.0, float((each / mean).mean())) ** q for i, each in losses.items()}
+        median = torch.stack([*losses.values()]).median(0).values if losses else None
+        ratios = {i: float((each / median).mean()) for i, each in losses.items()}
+        self.factors = {i: min(2.0, max(0.5, ratio)) ** q for i, ratio in ratios.items()}
         self.record(**{"weighting/factors": {str(i): factor for i, factor in sorted(self.factors.items())}})
         return {}
 

@@ -93,7 +93,9 @@ class RunningMean:
         self._like: Weights = {}
 
     def fold(self, weights: Weights, factor: float) -> None:
-        """Add weights ``w_i`` with their factor ``n_i`` > 0."""
+        """Add weights ``w_i`` with their factor ``n_i`` > 0, else ``ValueError``."""
+        if not factor > 0:
+            raise ValueError(f"factor = {factor}: weights are averaged with factors > 0")
         self.total += factor
         if not self._mean:
             self._like = {name: torch.empty_like(tensor, device="meta") for name, tensor in weights.items()}

@@ -4,15 +4,20 @@ import re
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import load_file
 
 import server_app
 from examples.correct_early import CorrectEarly
 from examples.l1_proximal import L1Proximal, L1ProximalHook
 from examples.loss_weighted import LossWeighted
-from fedddpm_app import ActionAnswer, FederatedStrategy
+from fedddpm_app import ActionAnswer, FederatedStrategy, TrainingHook
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.client import worker as client_worker
 from fedddpm_app.config import ConfigError, load_config
+from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.training.hooks import LocalRound
+from fedddpm_app.weights import snapshot
 from tests.algorithms.problems import (
     CLIENTS,
     RATE,
@@ -71,7 +76,7 @@ def test_the_regulariser_equals_its_reference(shared_run):
 
 
 def test_an_action_of_an_outside_algorithm_is_answered_and_used(shared_run):
-    """The mean, transcribed from the factors and the clients' own weights; q = 0 is FedAvg, bit for bit."""
+    """q = 0 is FedAvg, bit for bit; the factors of other q reach the global model."""
     settings = {"algorithm": "examples.loss_weighted:LossWeighted", "num_rounds": 1}
     unweighted, weighted = (shared_run(**settings, algorithm_options=f"q={q}") for q in (0, 4))
     assert unweighted.losses() == shared_run(algorithm="fedavg", num_rounds=1).losses()
@@ -79,6 +84,24 @@ def test_an_action_of_an_outside_algorithm_is_answered_and_used(shared_run):
     assert list(factors) == ["0", "1", "2", "3"]
     assert min(factors.values()) < 1 < max(factors.values())
     assert weighted.losses()[-1]["eval/loss"] != unweighted.losses()[-1]["eval/loss"]
+
+
+def test_the_mean_is_weighted_by_examples_and_losses_within_bounds(run_app, run_config, monkeypatch):
+    """One round, transcribed; a client that answers an absurd loss counts twice at most."""
+    losses = {0: [1.0] * 4, 1: [2.0] * 4, 2: [-4e30] * 4, 3: [1e39] * 4}  # the median is 1
+    answers = lambda self, action, partition_id, *rest: ActionAnswer({"losses": losses[partition_id]})  # noqa: E731
+    monkeypatch.setattr(client_worker.Worker, "act", answers)
+    algorithm = {"algorithm": "examples.loss_weighted:LossWeighted", "algorithm_options": "q=2"}
+    run = run_app(**algorithm, num_rounds=1, class_conditional=False)
+    assert run.rounds()[0]["weighting/factors"] == {"0": 1.0, "1": 4.0, "2": 0.25, "3": 4.0}
+    config = load_config(run_config | {"num-rounds": 1})
+    worker = client_worker.Worker(config, DiffusionTask(config))
+    initial = snapshot(worker.task.create_model())
+    results = [worker.train(TrainingHook(LocalRound(config, i, 1, initial))) for i in range(4)]
+    shares = [r.num_examples * f for r, f in zip(results, (1.0, 4.0, 0.25, 4.0), strict=True)]
+    for name, value in load_file(run.path / "checkpoints" / "round-0001" / "model.safetensors").items():
+        total = sum(r.training.weights[name].double() * share for r, share in zip(results, shares, strict=True))
+        assert torch.allclose(value.double(), total / sum(shares), atol=1e-6)
 
 
 @pytest.mark.parametrize("answer", [{"losses": [1.0]}, {"losses": 1.0}, {}, {"losses": [1.0, 1.0, 1.0, float("nan")]}])

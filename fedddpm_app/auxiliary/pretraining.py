@@ -2,17 +2,18 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from safetensors.torch import load_file, save_file
 
 from fedddpm_app import progress
+from fedddpm_app.config import DataConfig
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.federation.streaming import with_progress
-from fedddpm_app.progress import logger
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
 from fedddpm_app.weights import Weights
@@ -128,35 +129,36 @@ def _collect(strategy: FederatedStrategy, weights: Weights) -> tuple[list[Pretra
         weights,
         partitions=strategy.clients.present(min_replies),
         timeout=strategy.config.pretrain.timeout,
+        check=lambda reply: _check_label_counts(reply, strategy.config.data),
     )
     models: dict[int, PretrainedModel] = {}
     answers = stream.as_they_come()
     for reply in with_progress(answers, "pretrain") if is_deployed(strategy.grid.run) else answers:
-        model = _keep(strategy, reply)
-        if model is not None:
-            models[reply.partition_id] = model
+        models[reply.partition_id] = _keep(strategy, reply)
+        del reply
     if models and len(models) < min_replies:
         raise stream.too_few(len(models), min_replies)
     return [models[partition] for partition in sorted(models)], stream.left_out("pretrain")
 
 
-def _keep(strategy: FederatedStrategy, reply: Reply) -> PretrainedModel | None:
-    """Write a reply's model to disk; None, with a warning, if its label counts cannot be used."""
-    counts: object = reply.metrics.get(_LABEL_COUNTS, [])
-    data = strategy.config.data
-    if data.class_conditional and not _are_label_counts(counts, data.num_classes, reply.num_examples):
-        logger.warning("pretraining: client %d is left out: label counts %s", reply.partition_id, counts)
-        return None
+def _keep(strategy: FederatedStrategy, reply: Reply) -> PretrainedModel:
+    """Write a reply's model to disk."""
     path = strategy.recorder.scratch / f"pretrained-{reply.partition_id:04d}.safetensors"
     save_file(reply.load(), path)
-    label_counts = counts if data.class_conditional and isinstance(counts, list) else []
-    return PretrainedModel(reply.partition_id, reply.num_examples, label_counts, reply.number("final-loss"), path)
+    counts: Any = reply.metrics[_LABEL_COUNTS] if strategy.config.data.class_conditional else []
+    return PretrainedModel(reply.partition_id, reply.num_examples, counts, reply.number("final-loss"), path)
 
 
-def _are_label_counts(counts: object, num_classes: int, num_examples: int) -> bool:
-    return (
+def _check_label_counts(reply: Reply, data: DataConfig) -> None:
+    """Refuse label counts that are not one number per class, with the client's examples as their sum."""
+    counts: object = reply.metrics.get(_LABEL_COUNTS, [])
+    fits = (
         isinstance(counts, list)
-        and len(counts) == num_classes
+        and len(counts) == data.num_classes
         and all(isinstance(count, int) and count >= 0 for count in counts)
-        and sum(counts) == num_examples
+        and sum(counts) == reply.num_examples
     )
+    if data.class_conditional and not fits:
+        raise ReplyRefusedError(
+            f"its label counts are not {data.num_classes} numbers that add up to its {reply.num_examples} images"
+        )

@@ -128,11 +128,9 @@ def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
             f'algorithm = "{setup.config.run.algorithm}" has no client action "{name}": run the same code on the '
             "server and the clients."
         )
-    arrays = message.content.array_records.get(ARRAYS, ArrayRecord())
-    end = ClientEnd(arrays, setup.config.transport.wire_dtype, _partition(context))
+    end = _end(setup, message, context)
     values: Any = dict(message.content.config_records.get(VALUES, ConfigRecord()))
-    weights = end.unpack() if arrays else {}
-    answer = setup.worker.act(action, _partition(context), _number(message, SERVER_ROUND), weights, values)
+    answer = setup.worker.act(action, _partition(context), _number(message, SERVER_ROUND), end.unpack(), values)
     return _reply(message, answer.metrics, {name: end.pack(record) for name, record in answer.records.items()})
 
 

@@ -1,7 +1,7 @@
 """The server half of client actions: one place makes the messages, and one place specifies the replies."""
 
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from flwr.app import ConfigRecord, Message, RecordDict
@@ -10,7 +10,7 @@ from flwr.serverapp import Grid
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.records import ACTION, ARRAYS, NUM_EXAMPLES, VALUES
-from fedddpm_app.federation.replies import ReplySpec
+from fedddpm_app.federation.replies import Reply, ReplySpec
 from fedddpm_app.federation.streaming import ReplyStream
 from fedddpm_app.training.actions import ClientAction, Value
 from fedddpm_app.transport import Packed, Transport
@@ -55,17 +55,17 @@ class ActionCall:
         return self.transport.pack(weights, "fp32" if self.action.exact else None)
 
     def messages(
-        self, partitions: Sequence[int], packed: Packed | None = None, values: Mapping[str, Value] = NO_VALUES
+        self, partitions: Sequence[int], packed: Packed, values: Mapping[str, Value] = NO_VALUES
     ) -> list[Message]:
-        """Return one message for each partition."""
-        records = {} if packed is None else {ARRAYS: packed}
-        messages = self.clients.address(partitions, ACTION + self.name, records, self.server_round, self.timeout)
+        """Return one message for each partition; its record of weights also says how the answer is to be packed."""
+        message_type, records = ACTION + self.name, {ARRAYS: packed}
+        messages = self.clients.address(partitions, message_type, records, self.server_round, self.timeout)
         if values:  # messages share their records, but each has its own content
             for message in messages:
                 message.content = RecordDict({**message.content, VALUES: ConfigRecord(dict(values))})
         return messages
 
-    def spec(self, like: Mapping[str, Weights] = NO_RECORDS) -> ReplySpec:
+    def spec(self, like: Mapping[str, Weights] = NO_RECORDS, check: Callable[[Reply], None] | None = None) -> ReplySpec:
         """Return the specification of a reply; ``like`` has a reference for each declared record.
 
         Raises
@@ -79,6 +79,7 @@ class ActionCall:
         return ReplySpec(
             {record: self.transport.expect(like[record]) for record in self.action.records},
             [metric for metric in self.action.metrics if metric != NUM_EXAMPLES],
+            check,
             lists=self.action.lists,
             counts_examples=NUM_EXAMPLES in self.action.metrics,
         )
@@ -89,17 +90,18 @@ class ActionCall:
         weights: Weights,
         values: Mapping[str, Value],
         like: Mapping[str, Weights],
+        check: Callable[[Reply], None] | None,
     ) -> ReplyStream:
         """Send the action to each partition once; see ``FederatedStrategy.ask_clients``."""
-        packed = self.pack(weights) if weights else None
-        messages = self.messages(partitions, packed, values)
-        like = {ARRAYS: weights, **like} if weights else like
-        return ReplyStream(self.clients, self._exchange(messages, packed), partitions, self.name, self.spec(like))
+        spec = self.spec({ARRAYS: weights, **like} if weights else like, check)
+        replies = self._exchange(partitions, weights, values)
+        return ReplyStream(self.clients, replies, partitions, self.name, spec)
 
-    def _exchange(self, messages: Sequence[Message], packed: Packed | None) -> Iterator[Message]:
-        """Yield the replies as they arrive; release the weights that were sent after the last one."""
+    def _exchange(self, partitions: Sequence[int], weights: Weights, values: Mapping[str, Value]) -> Iterator[Message]:
+        """Send the messages, yield the replies as they arrive, and release the weights after the last one."""
+        packed = self.pack(weights)
+        messages = self.messages(partitions, packed, values)
         try:
             yield from exchange(self.grid, messages, self.timeout, self.clients.participants.under_way)
         finally:
-            if packed is not None:
-                self.transport.release(packed)
+            self.transport.release(packed)

@@ -19,6 +19,7 @@ from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES
 from fedddpm_app.transport import Expected, Payload, PayloadError, Transport
 from fedddpm_app.weights import Weights
 
+_LONGEST_REASON, _LONGEST_VALUE = 2000, 100  # characters of a client's texts that are kept
 _LARGEST_NORM = 1e30  # of a tensor; a larger one overflows in a mean, or when a difference is scaled up
 
 
@@ -56,7 +57,10 @@ class Reply:
         The weights may lie in the memory in which they arrived; it is freed with the last of them.
         """
         if record not in self.payloads:
-            raise KeyError(f"the reply's {record!r} is not in reply_references: add a reference for it there.")
+            raise KeyError(
+                f"the reply has no checked record {record!r}: name it in the strategy's reply_references, or in the "
+                "records of the client action."
+            )
         return self.payloads[record].decode()
 
     def on_disk(self, folder: Path) -> "Reply":
@@ -152,10 +156,12 @@ def _check_answered(message: Message) -> None:
 
 def _reason(text: str | None) -> str:
     """Return the text of a client's exception, without Flower's ``<class 'X'>:<'...'>`` around it."""
-    found = re.fullmatch(r"<class '([\w.]*?)(\w+)'>:<'(.*)'>", text or "", re.DOTALL)
+    text = (text or "the client failed without a reason")[:_LONGEST_REASON]  # a client may send any length
+    found = re.match(r"<class '([\w.]{1,200})'>:<'", text)
     if found is None:
-        return text or "the client failed without a reason"
-    return found[3] if found[2].endswith(("ConfigError", "StateError")) else f"{found[2]}: {found[3]}"
+        return text
+    name, message = found[1].rpartition(".")[2], text[found.end() :].removesuffix("'>")
+    return message if name.endswith(("ConfigError", "StateError")) else f"{name}: {message}"
 
 
 def _take(message: Message, name: str, expected: Expected, partition_id: int, transport: Transport) -> Payload:
@@ -183,7 +189,7 @@ def _check_metrics(metrics: MetricRecord, spec: ReplySpec, max_num_examples: int
             raise ReplyRefusedError(f"metric {key} is not a list of {length} numbers")
     for key, value in metrics.items():
         if any(not math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
-            raise ReplyRefusedError(f"metric {key} is {value}")
+            raise ReplyRefusedError(f"metric {key} is {str(value)[:_LONGEST_VALUE]}")
 
 
 def _check_num_examples(num_examples: object, most: int | None) -> None:

@@ -117,6 +117,15 @@ class FederatedStrategy(FedAvg):
         self._state_rounds: dict[int, int] = {}
         self._rule = AggregationRule(config)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Add the inherited client actions to those that a subclass names."""
+        super().__init_subclass__(**kwargs)
+        named = [vars(base).get("client_actions", {}) for base in reversed(cls.__mro__)]
+        cls.client_actions = {name: action for actions in named for name, action in actions.items()}
+        for name in cls.client_actions:
+            if not name.isidentifier():
+                raise TypeError(f'{cls.__name__}.client_actions: "{name}" must be a Python identifier.')
+
     # ---- to override ----------------------------------------------------------------------------
 
     @classmethod
@@ -195,6 +204,7 @@ class FederatedStrategy(FedAvg):
         like: Mapping[str, Weights] = NO_RECORDS,
         partitions: Sequence[int] | None = None,
         timeout: float | None = None,
+        check: Callable[[Reply], None] | None = None,
     ) -> ReplyStream:
         """Send one of ``client_actions`` to clients, and return the stream of their replies.
 
@@ -213,17 +223,20 @@ class FederatedStrategy(FedAvg):
             connected clients.
         timeout : float, optional
             Seconds to wait; by default ``round-timeout``.
+        check : callable, optional
+            Raises ``ReplyRefusedError`` for a reply that cannot be used although it is as declared.
 
         Returns
         -------
         ReplyStream
+            The messages are sent when it is read, which can be done once.
             The replies that match the declaration; read them by ``answers``, or one by one by ``as_they_come``. A
             client without such a reply is named in a warning and left out.
         """
         if partitions is None:
             partitions = self.sampled or self.clients.present(self.config.waiting.min_replies)
         call = self.action_call(action, timeout)
-        return call.ask(partitions, weights or {}, values, like)
+        return call.ask(partitions, weights or {}, values, like, check)
 
     def action_call(self, action: str, timeout: float | None = None) -> ActionCall:
         """Return one of ``client_actions``, ready to be sent message by message."""

@@ -51,11 +51,11 @@ class ReplyStream:
 
     def too_few(self, num_replies: int, needed: int) -> RoundFailedError:
         """Return the error for fewer accepted replies than ``needed``, with the reason of one client."""
-        partition = min(self.refused)
+        first = next((f"; client {partition}: {self.refused[partition]}" for partition in sorted(self.refused)), "")
         fewer = f", fewer than min-replies = {needed}" if needed > 1 else ""
         return RoundFailedError(
             f"{self._name}: {num_replies or 'none'} of the {len(self._awaited)} clients returned a usable reply"
-            f"{fewer}; client {partition}: {self.refused[partition]}"
+            f"{fewer}{first}"
         )
 
     def left_out(self, phase: str) -> dict[str, object]:
