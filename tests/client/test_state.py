@@ -232,5 +232,5 @@ def test_a_record_that_was_not_asked_for_is_told():
             del self.reply_references[VARIATE_CHANGE]
             return weights
 
-    with pytest.raises(KeyError, match="has no checked record .control-variate-change.: name it in the strategy.s reply_references"):
+    with pytest.raises(KeyError, match=r"name it in the strategy.s reply_references"):
         run(Forgets)
