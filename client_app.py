@@ -1,29 +1,5 @@
-"""Flower ClientApp: the package's handlers with the diffusion task of the run config."""
+"""Flower ClientApp. The package has the code; change this file to wrap the app, such as with Flower's mods."""
 
-import functools
+from fedddpm_app.apps.client import diffusion_client_app
 
-from flwr.app import Context
-
-from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.client.handlers import ClientSetup, create_client_app
-from fedddpm_app.client.worker import Worker
-from fedddpm_app.config import Config, load_config
-from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.federation.records import DATA_PATH
-from fedddpm_app.progress import configure_logging
-
-
-@functools.lru_cache(maxsize=1)
-def get_worker(config: Config, data_path: str) -> Worker:
-    """Return this process's worker for a run config and a site's folder; it is created on first use."""
-    return Worker(config, DiffusionTask(config, data_path))
-
-
-def set_up(context: Context) -> ClientSetup:
-    """Read the run config; the worker stays in memory between messages."""
-    config, data_path = load_config(context.run_config), str(context.node_config.get(DATA_PATH, ""))
-    return ClientSetup(config, get_algorithm(config), lambda: get_worker(config, data_path))
-
-
-app = create_client_app(set_up)
-configure_logging()
+app = diffusion_client_app()

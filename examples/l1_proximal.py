@@ -3,8 +3,8 @@
     Client i   w_i <- K local steps on L(v; D_i) + strength * sum |v - w| from w
     Server     as FedAvg
 
-Most weights stay at their values in the global model, so clients move few of them. Run it with
---run-config 'algorithm="examples.l1_proximal:L1Proximal" algorithm-options="strength=0.0001"'
+Most weights stay at their values in the global model, so clients move few of them. Set the factor in the run config as
+algorithm-options = "strength=0.0001".
 """
 
 from torch import Tensor, nn

@@ -32,6 +32,7 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "experiment": GROUND | {"data", "diffusion", "evaluation", "federation", "recording", "training"},
     "experiment/task": GROUND | {"data", "diffusion", "evaluation", "training"},
     "experiment/evaluators": GROUND | {"data", "evaluation"},
+    "apps": GROUND | {"algorithms", "client", "data", "experiment", "federation", "recording"},
     "inprocess": GROUND | {"algorithms", "client", "federation", "training"},
     "launch": GROUND | {INTERNALS},
     "launch/delivery": set(),  # it is sent to another host alone

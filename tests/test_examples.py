@@ -7,7 +7,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import server_app
 from examples.correct_early import CorrectEarly
 from examples.l1_proximal import L1Proximal, L1ProximalHook
 from examples.loss_weighted import LossWeighted
@@ -127,7 +126,7 @@ def test_an_action_that_the_algorithm_does_not_have_is_an_error_reply(run_app, m
             assert all("has no client action" in reason for reason in stream.refused.values())
             return {}
 
-    monkeypatch.setattr(server_app, "get_algorithm", lambda config: Asks)
+    monkeypatch.setattr("fedddpm_app.apps.server.get_algorithm", lambda config: Asks)
     assert run_app(algorithm="fedavg", num_rounds=1).summary["status"] == "completed"
 
 

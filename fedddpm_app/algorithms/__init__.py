@@ -65,10 +65,10 @@ def _import_algorithm(name: str) -> type[FederatedStrategy]:
     module_name, _, class_name = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)
-    except (ImportError, AttributeError, ValueError) as error:
+    except (ImportError, AttributeError, ValueError, SyntaxError) as error:
         raise ConfigError(
-            f'algorithm = "{name}" cannot be imported ({error}): put the module, as one file, next to pyproject.toml, '
-            "or install it, and name a class in it."
+            f'algorithm = "{name}" cannot be imported ({error}): put the module, as one file, next to pyproject.toml '
+            "(`fedddpm new` writes such a folder), or install it, and name a class in it."
         ) from error
     if not (isinstance(found, type) and issubclass(found, FederatedStrategy)):
         raise ConfigError(

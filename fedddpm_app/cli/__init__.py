@@ -1,10 +1,11 @@
-"""The `fedddpm` command: run, sample, evaluate, fetch, data."""
+"""The `fedddpm` command: run, new, sample, evaluate, fetch, data."""
 
 import typer
 
 from fedddpm_app.cli import data
 from fedddpm_app.cli.evaluate import evaluate
 from fedddpm_app.cli.fetch import fetch
+from fedddpm_app.cli.new import new
 from fedddpm_app.cli.run import run
 from fedddpm_app.cli.sample import sample
 
@@ -15,6 +16,7 @@ app.command()(run)
 app.command()(sample)
 app.command()(evaluate)
 app.command()(fetch)
+app.command()(new)
 app.add_typer(data.app, name="data")
 
 

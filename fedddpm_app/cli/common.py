@@ -8,7 +8,7 @@ import click
 import typer
 from rich.console import Console
 
-from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config
+from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, packaged_app
 from fedddpm_app.federation.flower_internals import parse_config_args
 from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.recording.recorder import open_log, run_directory
@@ -36,16 +36,16 @@ def refuse(sentence: str) -> Never:
 
 
 def find_app(app_dir: Path | None) -> Path:
-    """Return the app's folder: ``app_dir``, or else the current folder, or else this package's source folder."""
-    source = Path(__file__).resolve().parent.parent.parent
-    for folder in [app_dir] if app_dir else [Path.cwd(), source]:
+    """Return the app's folder: ``app_dir``, or else the current folder, or else that of this package's own app."""
+    for folder in [app_dir] if app_dir else [Path.cwd(), packaged_app()]:
         try:
             if "algorithm" in default_run_config(folder):
                 return folder.resolve()
         except (OSError, LookupError, ValueError):
             continue  # without a readable pyproject.toml with a run config, the folder is not this app
     return refuse(
-        f"--app = {app_dir or Path.cwd()}: there is no FedDDPM app in it; give the folder of the app's pyproject.toml."
+        f"--app = {app_dir or Path.cwd()}: there is no FedDDPM app in it; give the folder of the app's pyproject.toml; "
+        "`fedddpm new` writes one."
     )
 
 

@@ -1,6 +1,5 @@
 """`fedddpm run`: run an experiment to its end."""
 
-import importlib
 import sys
 from contextlib import suppress
 from enum import StrEnum
@@ -30,6 +29,7 @@ from fedddpm_app.device import resolve_device
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.inprocess.grid import run_inprocess
+from fedddpm_app.launch.app_folder import bundled, load_apps
 from fedddpm_app.launch.flower_run import COMPLETED
 from fedddpm_app.launch.simulation import SimulationRun, leaving_in_order
 from fedddpm_app.progress import logging_to
@@ -67,7 +67,8 @@ def run(
         config = load_config(default_run_config(folder) | overrides)
         if superlink:
             _check_remote(config, engine, federation)
-            run_deployed(folder, overrides, superlink, config)
+            with bundled(folder) as bundle:
+                run_deployed(bundle, overrides, superlink, config)
         else:
             _run_here(folder, overrides, federation, engine, config)
     except ConfigError as error:
@@ -88,7 +89,7 @@ def _run_here(
     try:
         with log, leaving_in_order():
             if engine is Engine.inprocess:
-                _run_inprocess(default_run_config(folder) | overrides | placed, config, log)
+                _run_inprocess(folder, default_run_config(folder) | overrides | placed, config, log)
             else:
                 view = RunView(steps, console)
                 _run_simulation(folder, overrides | placed, federation, config, view, log)
@@ -134,12 +135,12 @@ def _count_steps(config: Config) -> int:
     return algorithm.total_steps(config, client_steps)
 
 
-def _run_inprocess(run_config: dict[str, Scalar], config: Config, log: TextIO) -> None:
+def _run_inprocess(app_dir: Path, run_config: dict[str, Scalar], config: Config, log: TextIO) -> None:
     """Run in this process; its log lines also go to ``log``."""
-    server, client = importlib.import_module("server_app"), importlib.import_module("client_app")
     try:
+        server, client = load_apps(app_dir)
         with logging_to(log):
-            run_inprocess(server.app, client.app, run_config, config.data.num_clients)
+            run_inprocess(server, client, run_config, config.data.num_clients)
     except ConfigError as error:
         refuse(str(error))
     except RoundFailedError as error:
@@ -157,7 +158,7 @@ def _run_simulation(
 ) -> None:
     """Run with `flwr run`; keep its whole output in ``log``."""
     resources = {"num-supernodes": config.data.num_clients, "client-resources-num-cpus": config.run.client_threads}
-    with SimulationRun(app_dir, overrides, resources | federation) as flower:
+    with bundled(app_dir) as bundle, SimulationRun(bundle, overrides, resources | federation) as flower:
         with view:
             for line in flower.lines():
                 log.write(line + "\n")

@@ -20,7 +20,7 @@ from fedddpm_app.config.fields import (
     WireDtype,
 )
 from fedddpm_app.config.groups import Config, is_due
-from fedddpm_app.config.loading import default_run_config, known_keys, load_config
+from fedddpm_app.config.loading import default_run_config, known_keys, load_config, packaged_app
 from fedddpm_app.config.model import UNetConfig
 from fedddpm_app.config.run import RunConfig
 from fedddpm_app.config.training import TrainingConfig
@@ -51,4 +51,5 @@ __all__ = [
     "is_due",
     "known_keys",
     "load_config",
+    "packaged_app",
 ]

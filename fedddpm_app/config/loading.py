@@ -27,13 +27,15 @@ GROUPS: Mapping[str, type] = types.MappingProxyType(
 )
 
 
-_SOURCE = Path(__file__).resolve().parent.parent
+def packaged_app() -> Path:
+    """Return the folder with this package's own app: in a wheel it is inside the package, else it is the checkout."""
+    package = Path(__file__).resolve().parent.parent
+    return next(folder for folder in (package / "app_files", package.parent) if (folder / "pyproject.toml").is_file())
 
 
 def default_run_config(app_dir: Path | None = None) -> dict[str, Scalar]:
-    """Return ``[tool.flwr.app.config]`` of an app's pyproject.toml, by default of this package's pyproject.toml."""
-    here = [_SOURCE, _SOURCE.parent]  # a wheel holds the file in the package, a checkout holds it next to the package
-    folder = app_dir or next(folder for folder in here if (folder / "pyproject.toml").is_file())
+    """Return ``[tool.flwr.app.config]`` of an app's pyproject.toml, by default of this package's own app."""
+    folder = app_dir or packaged_app()
     content = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
     return dict(content["tool"]["flwr"]["app"]["config"])
 

@@ -1,0 +1,108 @@
+"""The ServerApp: config -> data for evaluation -> strategy -> start."""
+
+from pathlib import Path
+
+from flwr.app import Context
+from flwr.serverapp import Grid, ServerApp
+
+from fedddpm_app.algorithms import get_algorithm
+from fedddpm_app.config import Config, load_config
+from fedddpm_app.data.sites import SITES
+from fedddpm_app.data.store import cache_folder
+from fedddpm_app.device import resolve_device
+from fedddpm_app.experiment.evaluators import create_evaluator
+from fedddpm_app.experiment.monitor import Monitor
+from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation.participants import is_deployed
+from fedddpm_app.federation.records import to_arrays
+from fedddpm_app.federation.strategy import FederatedStrategy
+from fedddpm_app.progress import configure_logging, logger, note
+from fedddpm_app.recording.provenance import caller_directory
+from fedddpm_app.recording.recorder import RunRecorder, run_directory
+from fedddpm_app.weights import snapshot
+
+
+def diffusion_server_app() -> ServerApp:
+    """Return the ServerApp that runs the algorithm of the run config, and writes its run directory."""
+    configure_logging()
+    app = ServerApp()
+    app.main()(run_experiment)
+    return app
+
+
+def run_experiment(grid: Grid, context: Context) -> None:
+    """Run the configured algorithm, and write its run directory."""
+    config = load_config(context.run_config)
+    algorithm = get_algorithm(config)
+    resolve_device(config.run.device)
+    task = DiffusionTask(config)
+    test_data = task.data.test
+    evaluator = create_evaluator(config) if config.evaluation.measures_images else None
+    recorder = RunRecorder(run_directory(config, _base_directory(config, grid)), cache_folder(config.data))
+    recorder.write_config(context.run_config, grid.run)
+    logger.info("run directory: %s", recorder.directory)
+    if test_data is None:
+        note(f'dataset = "{config.data.dataset}": there is no test split on this host, so no eval/loss')
+    if config.data.partition != SITES:  # with sites, each site reports these numbers
+        recorder.save_partition(task.data.label_table, task.data.class_names, task.data.num_unassigned)
+
+    strategy = algorithm(config, recorder, task)
+    monitor = Monitor(config, strategy, recorder, task, evaluator)
+    initial = snapshot(task.create_model())
+    try:
+        strategy.start(
+            grid,
+            to_arrays(initial),
+            num_rounds=config.run.num_rounds,
+            timeout=config.waiting.round_timeout,
+            evaluate_fn=monitor,
+        )
+        metrics = [metric.to_dict() for metric in monitor.finish()]
+    except (KeyboardInterrupt, SystemExit):
+        recorder.finish("interrupted", _metrics(strategy, monitor, recorder))
+        raise
+    except BaseException as error:
+        recorder.finish("failed", _metrics(strategy, monitor, recorder), error=str(error))
+        logger.error("the run failed: %s", error)
+        raise
+    recorder.finish("completed", {**_metrics(strategy, monitor, recorder), "metrics": metrics})
+    logger.info("run directory: %s", recorder.directory)
+
+
+def _metrics(strategy: FederatedStrategy, monitor: Monitor, recorder: RunRecorder) -> dict[str, object]:
+    """Return the metrics of ``summary.json``: the last value of every loss, and the costs of the run."""
+    losses = {
+        key: value
+        for row in recorder.stats
+        for key, value in row.items()
+        if key.endswith("loss") and isinstance(value, float)
+    }
+    auxiliary = next((row["aux/num_images"] for row in recorder.stats if "aux/num_images" in row), 0)
+    return {
+        **losses,
+        "images/auxiliary": auxiliary,
+        "images/preview": monitor.num_generated,
+        "images/evaluation": monitor.assessment.num_generated if monitor.assessment else 0,
+        **strategy.accounting.summary(),
+    }
+
+
+def _base_directory(config: Config, grid: Grid) -> Path:
+    """Return the folder that a relative ``output-dir`` is relative to.
+
+    In a simulation it is the working directory of the user's command. In a deployment, where the user's command runs on
+    another machine, it is the working directory of the ServerApp.
+    """
+    if Path(config.run.output_dir).expanduser().is_absolute():
+        return Path("/")
+    if is_deployed(grid.run):
+        return Path.cwd()
+    caller = caller_directory(dict(grid.run.override_config))
+    if caller is None:
+        logger.warning(
+            'output-dir = "%s" is relative, and the calling `flwr run` has ended: the run directory goes into %s; use '
+            "--stream, `fedddpm run` or an absolute path.",
+            config.run.output_dir,
+            Path.cwd(),
+        )
+    return caller or Path.cwd()
