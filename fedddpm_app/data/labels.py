@@ -154,7 +154,7 @@ def _with_numbers(
     column: str,
 ) -> dict[str, Dataset]:
     """Take whole numbers as labels, also if they are stored as 1.0; numbers 0, 1, 2, ... without a gap are classes."""
-    odd = next((n for n in numbers if not math.isfinite(n) or n != int(n) or abs(n) >= _TOO_LARGE), None)
+    odd = next((n for n in sorted(numbers) if not math.isfinite(n) or n != int(n) or abs(n) >= _TOO_LARGE), None)
     if odd is not None:
         return _without(parts, where, column, f"it holds numbers such as {odd}")
     label_of = {number: int(number) for number in numbers}
