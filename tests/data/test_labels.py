@@ -157,7 +157,7 @@ def test_a_table_with_a_fault_is_one_sentence(tmp_path, content, says):
     [
         ('{"file_name": ', "line 13 is not JSON"),
         ("[" * 100_000, "line 13 is not JSON"),
-        ('["12.png"]', "line 13 is not an object"),
+        ('["12.png"]', "line 13 is not a JSON object"),
         ('{"file_name": "0.png", "label": "\\ud800"}', "different rows"),
         ('{"file_name": 12}', "row 13 has no text"),
     ],

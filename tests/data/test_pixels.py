@@ -117,7 +117,7 @@ def test_a_tiff_gives_its_bits_and_whether_zero_is_white(bits, photometric, expe
 
 @pytest.mark.parametrize(("bits", "value"), [(1, 1), (2, 2), (4, 5), (8, 77), (16, 5200)])
 def test_the_transparent_grey_of_a_png_has_its_bit_depth(bits, value):
-    row = {1: b"\x40", 2: b"\x10", 4: b"\x05", 8: b"\x00\x4d", 16: b"\x00\x00\x14\x50"}[bits]  # black, then value
+    row = {1: b"\x40", 2: b"\x20", 4: b"\x05", 8: b"\x00\x4d", 16: b"\x00\x00\x14\x50"}[bits]  # black, then value
     file = png(2, 2, bits, 0, (b"\0" + row) * 2, (b"tRNS", struct.pack(">H", value)))
     assert fit(Image.open(file), 2, 1)[0].tolist() == [[0, 255], [0, 255]]
 
@@ -134,7 +134,7 @@ def test_a_grey_png_of_16_bits_with_alpha_is_grey():
     assert fit(Image.open(file), 2, 1)[0].tolist() == [[0, 255], [0, 255]]
 
 
-@pytest.mark.parametrize(("mode", "colour"), [("LAB", (128, 0, 0)), ("CMYK", (0, 0, 0, 136)), ("HSV", (0, 0, 119))])
+@pytest.mark.parametrize(("mode", "colour"), [("LAB", (128, 128, 128)), ("CMYK", (0, 0, 0, 136)), ("HSV", (0, 0, 119))])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_other_colour_spaces_are_converted(mode, colour, channels):
     assert np.abs(fit(Image.new(mode, (8, 8), colour), 8, channels).astype(int) - 119).max() <= 1
