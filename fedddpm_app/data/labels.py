@@ -55,7 +55,7 @@ def with_classes(
     """
     kinds = {_kind(part) for part in parts.values()} - {"empty"}
     if len(kinds) != 1 or "other" in kinds:
-        types = sorted({str(getattr(part.features[LABEL], "dtype", "lists")) for part in parts.values()})
+        types = sorted({str(getattr(part.features[LABEL], "dtype", "nested values")) for part in parts.values()})
         return _without(parts, where, column, f"it holds {' and '.join(types)}" if kinds else "it is empty")
     columns = {split: _column(part) for split, part in parts.items()}
     distinct = {value for values in columns.values() for value in values.unique().to_pylist()}

@@ -199,13 +199,13 @@ def test_a_damaged_picture_is_a_bad_picture(kind, changes, cut):
 @pytest.mark.parametrize(
     ("shape", "says"),
     [
-        ((2**32 - 1, 65535, 65535), "images of 1 to"),
+        ((2**32 - 1, 65535, 65535), "an image has 1 to"),
         ((2**32 - 1, 28, 28), "does not hold"),
         ((2**32 - 1,), "does not hold"),
-        ((2**32 - 1, 0, 28), "images of 1 to"),
-        ((10, 20000, 20000), "images of 1 to"),
-        ((1,) * 200, "claims the shape"),
-        ((), "claims the shape"),
+        ((2**32 - 1, 0, 28), "an image has 1 to"),
+        ((10, 20000, 20000), "an image has 1 to"),
+        ((1,) * 200, "claims 200 dimensions"),
+        ((), "claims 0 dimensions"),
     ],
 )
 @pytest.mark.parametrize("suffix", ["", ".gz"])
