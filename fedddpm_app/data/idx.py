@@ -96,9 +96,8 @@ def _check_shape(shape: tuple[int, ...], path: Path) -> None:
     if not 0 < len(shape) <= _MAX_DIMENSIONS:
         raise ValueError(f"{path.name} claims {len(shape)} dimensions, but labels have 1 and images have 3 or 4")
     if 0 in shape[1:] or math.prod(shape[1:]) > _MAX_IMAGE_BYTES:
-        raise ValueError(
-            f"{path.name} claims images of {' x '.join(map(str, shape[1:]))}, but an image has 1 to {MAX_PIXELS:,} pixels"
-        )
+        size = " x ".join(map(str, shape[1:]))
+        raise ValueError(f"{path.name} claims images of {size}, but an image has 1 to {MAX_PIXELS:,} pixels")
     if math.prod(shape) > path.stat().st_size * (_MAX_RATIO if path.suffix == ".gz" else 1):
         raise _other_size(shape, path)
 
