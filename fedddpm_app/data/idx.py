@@ -93,11 +93,11 @@ def _read(path: Path) -> np.ndarray:
 
 def _check_shape(shape: tuple[int, ...], path: Path) -> None:
     """Raise ``ValueError`` if a file cannot hold the shape in its header; no memory is taken before this check."""
-    if not 0 < len(shape) <= _MAX_DIMENSIONS or 0 in shape[1:] or math.prod(shape[1:]) > _MAX_IMAGE_BYTES:
-        raise ValueError(
-            f"{path.name} claims the shape {' x '.join(map(str, shape)) or '()'}, but an IDX file holds N labels or N "
-            f"images of 1 to {MAX_PIXELS:,} pixels"
-        )
+    if not 0 < len(shape) <= _MAX_DIMENSIONS:
+        raise ValueError(f"{path.name} claims {len(shape)} dimensions, but labels have 1 and images have 3 or 4")
+    if 0 in shape[1:] or math.prod(shape[1:]) > _MAX_IMAGE_BYTES:
+        size = " x ".join(map(str, shape[1:]))
+        raise ValueError(f"{path.name} claims images of {size}, but an image has 1 to {MAX_PIXELS:,} pixels")
     if math.prod(shape) > path.stat().st_size * (_MAX_RATIO if path.suffix == ".gz" else 1):
         raise _other_size(shape, path)
 

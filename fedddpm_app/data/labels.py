@@ -55,7 +55,7 @@ def with_classes(
     """
     kinds = {_kind(part) for part in parts.values()} - {"empty"}
     if len(kinds) != 1 or "other" in kinds:
-        types = sorted({str(getattr(part.features[LABEL], "dtype", "lists")) for part in parts.values()})
+        types = sorted({str(getattr(part.features[LABEL], "dtype", "nested values")) for part in parts.values()})
         return _without(parts, where, column, f"it holds {' and '.join(types)}" if kinds else "it is empty")
     columns = {split: _column(part) for split, part in parts.items()}
     distinct = {value for values in columns.values() for value in values.unique().to_pylist()}
@@ -154,7 +154,7 @@ def _with_numbers(
     column: str,
 ) -> dict[str, Dataset]:
     """Take whole numbers as labels, also if they are stored as 1.0; numbers 0, 1, 2, ... without a gap are classes."""
-    odd = next((n for n in numbers if not math.isfinite(n) or n != int(n) or abs(n) >= _TOO_LARGE), None)
+    odd = next((n for n in sorted(numbers) if not math.isfinite(n) or n != int(n) or abs(n) >= _TOO_LARGE), None)
     if odd is not None:
         return _without(parts, where, column, f"it holds numbers such as {odd}")
     label_of = {number: int(number) for number in numbers}

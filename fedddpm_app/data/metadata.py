@@ -135,7 +135,7 @@ def _matched(row_of: dict[str, tuple[int, int]], pictures: list[Path], where: st
     extra = sorted(set(row_of) - set(keys))
     if extra:
         raise ConfigError(
-            f"{where}: {len(extra)} rows name files that are not pictures of the folder, such as {extra[0]}: remove "
+            f"{where}: rows name {len(extra)} files that are not pictures of the folder, such as {extra[0]}: remove "
             "these rows, or add the pictures."
         )
     return [row_of[key] for key in keys]

@@ -63,6 +63,7 @@ def load_local(name: str) -> dict[str, Split]:
     folder = local_folder(name)
     try:
         loaded = load_folder(folder)
+        return splits_of(loaded, name) if isinstance(loaded, Dataset | DatasetDict) else loaded
     except ConfigError:
         raise
     except UNREADABLE as error:
@@ -76,7 +77,6 @@ def load_local(name: str) -> dict[str, Split]:
             "(with one sub-folder per class, or without sub-folders), a folder of parquet, arrow or IDX files, or a "
             "save_to_disk folder."
         ) from error
-    return splits_of(loaded, name) if isinstance(loaded, Dataset | DatasetDict) else loaded
 
 
 def fingerprint(name: str) -> str:
