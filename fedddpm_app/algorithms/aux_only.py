@@ -19,6 +19,13 @@ class AuxiliaryOnly(FedDDPM):
     trains_on_clients = False
 
     @classmethod
+    def keys_without_effect(cls, config: Config) -> dict[str, str]:
+        """Add the keys of the clients' training in the rounds."""
+        reason = 'with algorithm = "aux-only" clients do not train in the rounds'
+        local = ("local-steps", "local-epochs", "learning-rate", "learning-rate-schedule", "wire-dtype")
+        return dict.fromkeys(local, reason) | super().keys_without_effect(config)
+
+    @classmethod
     def check_config(cls, config: Config) -> None:
         """Refuse a run without any training step."""
         super().check_config(config)

@@ -26,7 +26,7 @@ from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
 from fedddpm_app.auxiliary.generation import GENERATE, Generation
 from fedddpm_app.auxiliary.pretraining import PRETRAIN, PretrainedModel, collect_pretrained
-from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup
+from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup, keys_of_algorithms
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.unet import is_denoiser
 from fedddpm_app.federation.errors import check_finite
@@ -36,6 +36,9 @@ from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.training.task import TrainingData
 from fedddpm_app.weights import Weights
+
+_PRETRAINING = ("pretrain-", "ema-decay")
+_CORRECTING = ("auxiliary-", "correction-")
 
 
 class FedDDPM(FederatedStrategy):
@@ -51,6 +54,7 @@ class FedDDPM(FederatedStrategy):
     """
 
     client_actions: ClassVar[Mapping[str, ClientAction]] = {"pretrain": PRETRAIN, "generate": GENERATE}
+    uses_keys = (*_PRETRAINING, *_CORRECTING, "init-from-pretrained")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -127,6 +131,24 @@ class FedDDPM(FederatedStrategy):
             check_warmup(f"correction-steps = {correction_steps}", correction_steps, config.training.warmup_steps)
             auxiliary, diffusion_steps = config.auxiliary, config.diffusion.diffusion_steps
             check_sampler("auxiliary-sampler-steps", auxiliary.sampler, auxiliary.sampler_steps, diffusion_steps)
+
+    @classmethod
+    def keys_without_effect(cls, config: Config) -> dict[str, str]:
+        """Add the keys of the auxiliary set, the correction and pretraining, if the run does not use them."""
+        unused = super().keys_without_effect(config)
+        if config.correction.steps == 0:
+            idle = (*_CORRECTING, "plus-", *(() if _pretrains(config) else _PRETRAINING))
+            idle_keys = [key for key in keys_of_algorithms() if key.startswith(idle) and key != "correction-steps"]
+            unused = {**dict.fromkeys(idle_keys, "correction-steps = 0"), **unused}
+        elif cls.num_corrections(config) < 2:
+            unused["correction-keep-optimizer"] = "the run has at most one correction"
+        return unused
+
+    @classmethod
+    def averages(cls, config: Config) -> dict[str, tuple[int, str]]:
+        """Add the average of a pretrained model."""
+        pretraining = {"ema-decay": (config.pretrain.steps, "step")} if _pretrains(config) else {}
+        return super().averages(config) | pretraining
 
     @classmethod
     def total_steps(cls, config: Config, client_steps: int) -> int:

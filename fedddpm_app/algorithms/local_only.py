@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from fedddpm_app import weights as weights_module
+from fedddpm_app.config import Config
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
@@ -46,6 +47,12 @@ class LocalOnly(FederatedStrategy):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self._sizes: dict[int, int] = {}
+
+    @classmethod
+    def keys_without_effect(cls, config: Config) -> dict[str, str]:
+        """Add the average of the global model, which does not exist."""
+        reason = 'algorithm = "local-only" has no global model'
+        return super().keys_without_effect(config) | {"server-ema-decay": reason}
 
     def aggregate(self, server_round: int, replies: Iterator[Reply]) -> Weights:
         """Store the clients' models for evaluation; return the initial weights, in the last round the models' mean."""

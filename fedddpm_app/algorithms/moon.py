@@ -23,7 +23,7 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import ConfigError
+from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.training.task import Batch
@@ -76,6 +76,14 @@ class Moon(FederatedStrategy):
 
     hook = MoonHook
     key_prefix = "moon-"
+
+    @classmethod
+    def keys_without_effect(cls, config: Config) -> dict[str, str]:
+        """Add the keys of the contrastive term, if it is absent."""
+        absent = (
+            {"moon-temperature": "moon-mu = 0", "moon-representation": "moon-mu = 0"} if config.moon.mu == 0 else {}
+        )
+        return super().keys_without_effect(config) | absent
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Check on the server that the model has the representation."""

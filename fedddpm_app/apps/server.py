@@ -15,6 +15,7 @@ from fedddpm_app.experiment.monitor import Monitor
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import to_arrays
+from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import configure_logging, logger, note
 from fedddpm_app.recording.provenance import caller_directory
@@ -43,6 +44,8 @@ def run_experiment(grid: Grid, context: Context) -> None:
     logger.info("run directory: %s", recorder.directory)
     if test_data is None:
         note(f'dataset = "{config.data.dataset}": there is no test split on this host, so no eval/loss')
+    for text in start_notes(algorithm, config, context.run_config):
+        note(text)
     if config.data.partition != SITES:  # with sites, each site reports these numbers
         recorder.save_partition(task.data.label_table, task.data.class_names, task.data.num_unassigned)
 

@@ -25,6 +25,7 @@ from fedddpm_app.config.model import UNetConfig
 from fedddpm_app.config.run import RunConfig
 from fedddpm_app.config.training import TrainingConfig
 from fedddpm_app.config.transport import TransportConfig
+from fedddpm_app.config.unused import keys_of_algorithms, keys_without_effect, report_unused
 
 __all__ = [
     "MAX_CLASSES",
@@ -49,7 +50,10 @@ __all__ = [
     "default_run_config",
     "first_line",
     "is_due",
+    "keys_of_algorithms",
+    "keys_without_effect",
     "known_keys",
     "load_config",
     "packaged_app",
+    "report_unused",
 ]

@@ -24,11 +24,21 @@ class TrainingConfig:
     gradient_clip: FloatOrZero
     ema_decay: Decay
     server_ema_decay: Decay
+    ema_warmup: FloatOrZero
 
     def steps_for(self, num_examples: int) -> int:
         """Return the optimiser steps of one round on ``num_examples`` images."""
         batch_size = self.batch_size or num_examples
         return self.local_steps or -(-self.local_epochs * num_examples // batch_size)
+
+    def ema_decay_at(self, decay: float, update: int) -> float:
+        """Return the decay d_k of an EMA's update k, from 1: E_k = d_k E_(k-1) + (1 - d_k) W_k.
+
+        d_1 = 0: an EMA starts at the first weights, E_1 = W_1, because the weights before them are random. Then d_k is
+        ``decay``, with ``ema_warmup`` c > 0 at most (k - 1) / (c + k - 1).
+        """
+        past = update - 1
+        return min(decay, past / (self.ema_warmup + past)) if past else 0.0
 
     @property
     def is_plain_sgd(self) -> bool:

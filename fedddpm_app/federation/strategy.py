@@ -11,7 +11,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import Config, ConfigError, is_due
+from fedddpm_app.config import Config, ConfigError, is_due, keys_of_algorithms
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.federation.accounting import Accounting, Span
 from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES, ActionCall
@@ -65,6 +65,8 @@ class FederatedStrategy(FedAvg):
         The actions of clients besides training and evaluation, by name; each name is a Python identifier.
     key_prefix : str
         The prefix of the run-config keys of this algorithm; users of ``simulate`` may omit it.
+    uses_keys : sequence of str
+        Other run-config keys of single algorithms that this class reads, or their prefixes; subclasses inherit them.
     own_aggregation : str
         The reason why another ``aggregator`` cannot replace the algorithm's server step; empty if it can.
     trains_on_clients : bool
@@ -95,6 +97,7 @@ class FederatedStrategy(FedAvg):
     hook: ClassVar[type[TrainingHook]] = TrainingHook
     client_actions: ClassVar[Mapping[str, ClientAction]] = types.MappingProxyType({})
     key_prefix: ClassVar[str] = ""
+    uses_keys: ClassVar[Sequence[str]] = ()
     own_aggregation: ClassVar[str] = ""
     trains_on_clients: ClassVar[bool] = True
     train_metrics: Sequence[str] = ("loss", "final-loss", "steps", "seconds")
@@ -137,6 +140,25 @@ class FederatedStrategy(FedAvg):
                 f'{cls.own_aggregation}; use aggregator = "fedavg".'
             )
         check_rule(config)
+
+    @classmethod
+    def keys_without_effect(cls, config: Config) -> dict[str, str]:
+        """Return the run-config keys that have no effect with this algorithm and config, each with the reason.
+
+        Keys of single algorithms have an effect only if this class or a base names them: ``key_prefix``, ``uses_keys``.
+        """
+        named = [(vars(base).get("key_prefix", ""), *vars(base).get("uses_keys", ())) for base in cls.__mro__]
+        own = tuple(name for names in named for name in names if name)
+        reason = f'algorithm = "{config.run.algorithm}" does not use it'
+        unused = {key: reason for key in keys_of_algorithms() if not key.startswith(own)}
+        if config.run.num_rounds == 1:
+            unused["server-ema-decay"] = "with num-rounds = 1 the moving average is the weights of that round"
+        return unused
+
+    @classmethod
+    def averages(cls, config: Config) -> dict[str, tuple[int, str]]:
+        """Return the key of each moving average of the run, with the number and the name of its updates."""
+        return {"server-ema-decay": (config.run.num_rounds, "round")}
 
     @classmethod
     def total_steps(cls, config: Config, client_steps: int) -> int:
@@ -385,9 +407,9 @@ class FederatedStrategy(FedAvg):
         return weights_module.cast_like(weights, self.initial_weights), metrics
 
     def _update_ema(self, server_round: int, weights: Weights) -> None:
-        """Fold the round into the EMA; early rounds count more: decay = min(decay, r / (9 + r)), r from 0."""
-        past = server_round - 1
-        decay = min(self.config.training.server_ema_decay, past / (9 + past))
+        """Fold the round into the EMA, which starts at the weights of round 1."""
+        training = self.config.training
+        decay = training.ema_decay_at(training.server_ema_decay, server_round)
         self.ema_weights = weights_module.lerp(self.ema_weights or weights, weights, 1.0 - decay)
 
     def _finish_round(

@@ -6,8 +6,18 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedddpm_app.algorithms import find_algorithm
-from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, known_keys, load_config
+from fedddpm_app.config import (
+    Config,
+    ConfigError,
+    Scalar,
+    default_run_config,
+    known_keys,
+    load_config,
+)
+from fedddpm_app.config.loading import GROUPS, keys_of
+from fedddpm_app.config.unused import in_toml, keys_without_effect
 from fedddpm_app.federation.strategy import FederatedStrategy
+from fedddpm_app.progress import logger
 
 _SYMBOLS = {  # names from the papers and from Flower; the first key that fits the algorithm or the rule is used
     "proximal-mu": ("fedprox-mu",),
@@ -25,6 +35,11 @@ _SYMBOLS = {  # names from the papers and from Flower; the first key that fits t
     "delta": ("plus-threshold",),
     "correction-lr": ("correction-learning-rate",),
 }
+_OF_RUNS = {  # keys that `flwr run` uses and simulate does not
+    key: "simulate evaluates and records no models"
+    for group in ("evaluation", "preview", "recording")
+    for key in keys_of(GROUPS[group])
+} | {"server-ema-decay": "simulate returns the last weights, not their average"}
 _OPTIONS: dict[object, Scalar] = {1: "I", 2: "II"}  # other spellings of SCAFFOLD's options
 
 
@@ -76,8 +91,12 @@ def configure(
             )
     if options:
         overrides["algorithm-options"] = " ".join(f"{key}={_as_text(value)}" for key, value in options.items())
-    config = load_config(default_run_config() | dict(plain) | dict(given) | overrides)
+    run_config = default_run_config() | dict(plain) | dict(given) | overrides
+    config = load_config(run_config)
     kind.check_config(config)
+    reasons = keys_without_effect(run_config) | kind.keys_without_effect(config) | _OF_RUNS
+    for key in overrides.keys() & reasons.keys():
+        logger.warning("%s = %s has no effect: %s", key, in_toml(overrides[key]), reasons[key])
     return kind, config
 
 

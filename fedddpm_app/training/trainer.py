@@ -129,7 +129,8 @@ class Trainer:
         hook : TrainingHook, optional
             The algorithm's hook.
         ema_decay : float
-            In [0, 1); if above 0, the result is the weights' exponential moving average.
+            In [0, 1); if above 0, the result is the exponential moving average of the weights after each step, by
+            ``TrainingConfig.ema_decay_at``.
         keep_optimizer : bool
             Continue with the optimiser state of the last training instead of a new state.
         on_report : callable, optional
@@ -148,7 +149,7 @@ class Trainer:
         schedule = create_schedule(self.optimizer, learning_rate, *plan)
         if hook is not None:
             hook.on_start(self.model)
-        ema = EMAModel(self.parameters, decay=ema_decay, foreach=True) if ema_decay else None
+        ema = self._create_ema(ema_decay) if ema_decay else None
         began = time.perf_counter()
         with self._random_streams(seed) as (order, noise):
             batches = shuffled_batches(len(data), size, order, data.device)
@@ -193,6 +194,13 @@ class Trainer:
             return sum(
                 float(self.loss_fn(self.model, batch, noise)) * share for batch, share in self._all_batches(data)
             )
+
+    def _create_ema(self, decay: float) -> EMAModel:
+        """Return an average by ``TrainingConfig.ema_decay_at``; a least decay switches diffusers' own ramp off."""
+        ramp = self.config.ema_warmup
+        if not ramp:
+            return EMAModel(self.parameters, decay=decay, min_decay=decay, foreach=True)
+        return EMAModel(self.parameters, decay=decay, use_ema_warmup=True, inv_gamma=ramp, power=1.0, foreach=True)
 
     def _all_batches(self, data: TrainingData) -> Iterator[tuple[Batch, float]]:
         """Yield all examples once, in order, in batches of the config's size, each with its share of the examples."""

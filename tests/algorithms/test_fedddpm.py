@@ -171,9 +171,10 @@ def test_each_clients_share_is_drawn_from_the_model_it_uploaded(start, run_confi
     assert offset == 13 == len(strategy.auxiliary_data)
 
 
-def test_a_pretrained_model_is_the_ema_of_its_training(run_config):
-    """The uploaded weights, from diffusers' EMA over a plain loop of AdamW steps of the same batches and noise."""
-    config = load_config(run_config | {"pretrain-steps": 3, "ema-decay": 0.5})
+@pytest.mark.parametrize(("warmup", "decays"), [(0.0, [0.0, 0.5, 0.5]), (3.0, [0.0, 1 / 4, 2 / 5])])
+def test_a_pretrained_model_is_the_ema_of_its_training(run_config, warmup, decays):
+    """The uploaded weights, from the EMA's formula over the weights after each AdamW step."""
+    config = load_config(run_config | {"pretrain-steps": 3, "ema-decay": 0.5, "ema-warmup": warmup})
     worker = Worker(config, DiffusionTask(config))
     initial = snapshot(create_unet(config.unet, config.data, 0))
     seen = []
@@ -190,8 +191,7 @@ def test_a_pretrained_model_is_the_ema_of_its_training(run_config):
     # cosine over 3 steps, the rate that each step used
     assert [lr / config.pretrain.learning_rate for lr, _ in seen] == pytest.approx([1.0, 0.75, 0.25])
     ema = initial
-    for k, (_, weights) in enumerate(seen):  # diffusers: decay min(0.5, (1 + k) / (10 + k)) from the second step
-        decay = min(0.5, (1 + k) / (10 + k)) if k else 0.0
+    for decay, (_, weights) in zip(decays, seen, strict=True):
         ema = {name: decay * ema[name] + (1 - decay) * weights[name] for name in ema}
     assert all(torch.allclose(uploaded[name], ema[name], atol=1e-6) for name in ema)
     assert not same(uploaded, seen[-1][1])

@@ -46,6 +46,7 @@ def test_the_defaults_are_complete_and_valid(run_config):
         ("warmup-steps", 3, "use warmup-steps = 0"),
         ("seed", -1, "greater than or equal to 0"),
         ("ema-decay", 1.0, "less than 1"),
+        ("ema-warmup", -1.0, "greater than or equal to 0"),
     ],
 )
 def test_an_impossible_value_is_one_sentence_with_key_value_and_fix(run_config, key, value, fix):
@@ -101,6 +102,26 @@ def test_epochs_become_steps_that_cover_the_data(run_config):
     training = load_config(run_config | {"local-steps": 0, "local-epochs": 2, "batch-size": 32}).training
     assert training.steps_for(33) == 3  # 66 examples in batches of 32
     assert training.steps_for(32) == 2
+
+
+@pytest.mark.parametrize(
+    ("decay", "warmup", "expected"),
+    [
+        (0.5, 0.0, [1.0, 3.0, 10.0, 13.0]),  # d = 0, then 1/2: (1 + 5) / 2, (3 + 17) / 2 = 10, (10 + 16) / 2
+        (0.9, 1.0, [1.0, 3.0, 23 / 3, 39 / 4]),  # d = 1/2, 2/3, 3/4: the plain mean
+        (0.5, 3.0, [1.0, 4.0, 11.8, 13.9]),  # d = 1/4, 2/5, 1/2: (1 + 3 * 5) / 4, (2 * 4 + 3 * 17) / 5, then 1/2
+        (0.0, 3.0, [1.0, 5.0, 17.0, 16.0]),
+    ],
+)
+def test_an_average_uses_its_decay(run_config, decay, warmup, expected):
+    """By hand, for the weights 1, 5, 17, 16."""
+    training = load_config(run_config | {"ema-warmup": warmup}).training
+    average, averages = float("nan"), []
+    for update, weight in enumerate([1.0, 5.0, 17.0, 16.0], start=1):
+        d = training.ema_decay_at(decay, update)
+        average = weight if d == 0 else d * average + (1 - d) * weight
+        averages.append(average)
+    assert averages == pytest.approx(expected)
 
 
 def test_is_due_every_so_many_rounds_and_at_the_end():

@@ -2,7 +2,9 @@
 
 import pytest
 
-from fedddpm_app.config import known_keys
+from fedddpm_app.algorithms import get_algorithm
+from fedddpm_app.config import ConfigError, known_keys, load_config
+from fedddpm_app.federation.start_notes import start_notes
 from tests.conftest import ROOT
 
 ONE = {"num-rounds": 1}
@@ -15,100 +17,106 @@ FINAL = LOCAL | {"eval-final-images": 30}
 SGD = {"optimizer": "sgd", "gradient-clip": 0.0}
 SCAFFOLD = SGD | {"algorithm": "scaffold", "batch-size": 128}  # Option I goes through all images, batch by batch
 
-# (key, another value, what else must be set for the key to matter)
+# (key, other values, what else must be set for the key to matter); numbers lie on both sides of the unchanged value
 KNOBS = [
-    ("algorithm", "fedavg", {}),
-    ("algorithm-options", "strength=0.5", ONE | {"algorithm": "examples.l1_proximal:L1Proximal"}),
-    ("aggregator", "fedmedian", LOCAL),
-    ("num-rounds", 1, {}),
-    ("clients-per-round", 2, LOCAL),
-    ("seed", 1, {}),
-    ("precision", "bf16", LOCAL),
-    ("image-size", 16, ONE),
-    ("image-channels", 3, ONE),
-    ("class-conditional", True, ONE),
-    ("num-classes", 12, ONE | {"class-conditional": True}),
-    ("num-clients", 3, LOCAL),
-    ("horizontal-flip", True, LOCAL),
-    ("partition", "iid", LOCAL),
-    ("dirichlet-alpha", 5.0, LOCAL | {"partition": "dirichlet"}),
-    ("classes-per-client", 5, LOCAL | {"partition": "pathological"}),
-    ("shards-per-client", 3, LOCAL | {"partition": "shards"}),
-    ("held-out-fraction", 0.3, LOCAL),
-    ("unet-channels", "8,8", LOCAL),
-    ("unet-layers-per-block", 2, LOCAL),
-    ("unet-attention-resolutions", "4", LOCAL),
-    ("unet-norm-groups", 8, LOCAL),
-    ("unet-dropout", 0.1, {}),
-    ("diffusion-steps", 100, LOCAL),
-    ("beta-schedule", "linear", LOCAL),
-    ("beta-start", 0.01, LOCAL | {"beta-schedule": "linear"}),
-    ("beta-end", 0.2, LOCAL | {"beta-schedule": "linear"}),
-    ("prediction-type", "v_prediction", LOCAL),
-    ("local-steps", 4, LOCAL),
-    ("local-epochs", 2, LOCAL | {"local-steps": 0, "local-epochs": 1, "batch-size": 256}),
-    ("batch-size", 16, LOCAL),
-    ("optimizer", "sgd", LOCAL),
-    ("momentum", 0.9, LOCAL | SGD),
-    ("learning-rate", 0.01, LOCAL),
-    ("learning-rate-schedule", "cosine", LOCAL),
-    ("warmup-steps", 1, LOCAL),
-    ("weight-decay", 0.5, LOCAL),
-    ("gradient-clip", 0.001, LOCAL | {"optimizer": "sgd"}),
-    ("ema-decay", 0.0, ONE),
-    ("server-ema-decay", 0.0, FEDAVG),
-    ("pretrain-steps", 4, ONE),
-    ("pretrain-learning-rate", 0.05, ONE),
-    ("pretrain-learning-rate-schedule", "constant", ONE),
-    ("init-from-pretrained", True, ONE),
-    ("auxiliary-size", 20, ONE),
-    ("auxiliary-sampler", "ddpm", ONE),
-    ("auxiliary-sampler-steps", 5, ONE),
-    ("correction-steps", 3, ONE),
-    ("correction-learning-rate", 0.05, ONE),
-    ("correction-learning-rate-schedule", "constant", ONE),
-    ("correction-batch-size", 4, ONE),
-    ("correction-keep-optimizer", True, {}),
-    ("plus-signal", "probe-loss", PLUS),
-    ("plus-window", 2, PLUS),
-    ("plus-patience", 2, PLUS),
-    ("plus-threshold", -1e9, PLUS),
-    ("plus-max-corrections", 0, PLUS | {"num-rounds": 4}),
-    ("plus-probe-images", 5, PROBE),
-    ("plus-auxiliary", "eager", PLUS),
-    ("aggregator-learning-rate", 0.01, LOCAL | {"aggregator": "fedadam"}),
-    ("aggregator-momentum", 0.1, FEDAVG | {"aggregator": "fedavgm"}),
-    ("aggregator-beta-2", 0.5, FEDAVG | {"aggregator": "fedyogi"}),
-    ("aggregator-tau", 0.1, LOCAL | {"aggregator": "fedadagrad"}),
-    ("aggregator-trim", 0.34, LOCAL | {"aggregator": "fedtrimmedavg", "num-clients": 6}),
-    ("aggregator-malicious", 1, LOCAL | {"aggregator": "bulyan", "num-clients": 7}),
-    ("aggregator-selected", 3, LOCAL | {"aggregator": "multikrum"}),
-    ("fedprox-mu", 10.0, ONE | {"algorithm": "fedprox"}),
-    ("scaffold-option", "I", SCAFFOLD),
-    ("scaffold-server-learning-rate", 0.5, SCAFFOLD),
-    ("feddyn-alpha", 1.0, {"algorithm": "feddyn"}),
-    ("moon-mu", 0.0, {"algorithm": "moon"}),
-    ("moon-temperature", 0.1, {"algorithm": "moon"}),
-    ("moon-representation", "conv_in", {"algorithm": "moon"}),
-    ("eval-every", 2, FEDAVG),
-    ("eval-draws", 4, ONE),
-    ("eval-extractor", "pixels-pca", FINAL),
-    ("eval-reference", "train", FINAL),
-    ("eval-images", 30, CHEAP),
-    ("eval-sampler", "ddim", CHEAP),
-    ("eval-sampler-steps", 3, CHEAP),
-    ("eval-final-images", 40, FINAL),
-    ("eval-final-sampler", "ddpm", FINAL),
-    ("eval-final-sampler-steps", 5, FINAL),
-    ("memorization-neighbours", 5, FINAL),
-    ("memorization-rate", 0.1, FINAL),
-    ("preview-every", 2, FEDAVG),
-    ("preview-images", 20, LOCAL),
-    ("preview-sampler", "ddpm", LOCAL),
-    ("preview-sampler-steps", 5, LOCAL),
-    ("checkpoint-every", 1, FEDAVG),
-    ("wire-dtype", "bf16", LOCAL),
+    ("algorithm", ["fedavg"], {}),
+    ("algorithm-options", ["strength=0.5"], ONE | {"algorithm": "examples.l1_proximal:L1Proximal"}),
+    ("aggregator", ["fedmedian"], LOCAL),
+    ("num-rounds", [1, 3], FEDAVG),
+    ("clients-per-round", [2], LOCAL),
+    ("seed", [1], LOCAL),
+    ("precision", ["bf16"], LOCAL),
+    ("image-size", [4, 16], LOCAL),
+    ("image-channels", [3], LOCAL),
+    ("class-conditional", [True], ONE),
+    ("num-classes", [11, 13], LOCAL | {"class-conditional": True, "num-classes": 12}),
+    ("num-clients", [3, 5], LOCAL),
+    ("horizontal-flip", [True], LOCAL),
+    ("partition", ["iid"], LOCAL),
+    ("dirichlet-alpha", [0.3, 5.0], LOCAL | {"partition": "dirichlet"}),
+    ("classes-per-client", [2, 5], LOCAL | {"partition": "pathological", "num-clients": 5}),
+    ("shards-per-client", [1, 3], LOCAL | {"partition": "shards"}),
+    ("held-out-fraction", [0.0, 0.3], LOCAL),
+    ("unet-channels", ["8,8"], LOCAL),
+    ("unet-layers-per-block", [2], LOCAL),
+    ("unet-attention-resolutions", ["4"], LOCAL),
+    ("unet-norm-groups", [2, 8], LOCAL),
+    ("unet-dropout", [0.1], LOCAL),
+    ("diffusion-steps", [40, 100], LOCAL),
+    ("beta-schedule", ["linear", "scaled_linear", "sigmoid"], LOCAL),
+    ("beta-start", [1e-5, 0.01], LOCAL | {"beta-schedule": "linear"}),
+    ("beta-end", [0.01, 0.2], LOCAL | {"beta-schedule": "linear"}),
+    ("prediction-type", ["v_prediction", "sample"], LOCAL),
+    ("local-steps", [2, 4], LOCAL),
+    ("local-epochs", [1, 3], LOCAL | {"local-steps": 0, "local-epochs": 2, "batch-size": 256}),
+    ("batch-size", [4, 16], LOCAL),
+    ("optimizer", ["adam", "sgd"], LOCAL | {"weight-decay": 0.5}),
+    ("momentum", [0.9], LOCAL | SGD),
+    ("learning-rate", [0.001, 0.01], LOCAL),
+    ("learning-rate-schedule", ["cosine"], LOCAL),
+    ("warmup-steps", [1], LOCAL),
+    ("weight-decay", [0.5], LOCAL),
+    ("gradient-clip", [0.001, 0.1], LOCAL | {"optimizer": "sgd", "gradient-clip": 0.01}),
+    ("ema-decay", [0.0, 0.999], ONE),
+    ("server-ema-decay", [0.0, 0.9], FEDAVG),
+    ("ema-warmup", [1.0, 4.0], FEDAVG | {"server-ema-decay": 0.9, "ema-warmup": 2.0}),
+    ("pretrain-steps", [2, 4], ONE),
+    ("pretrain-learning-rate", [0.001, 0.05], ONE),
+    ("pretrain-learning-rate-schedule", ["constant"], ONE),
+    ("init-from-pretrained", [True], ONE),
+    ("auxiliary-size", [8, 20], ONE),
+    ("auxiliary-sampler", ["ddpm", "dpm-solver++"], ONE),
+    ("auxiliary-sampler-steps", [1, 5], ONE),
+    ("correction-steps", [1, 3], ONE),
+    ("correction-learning-rate", [0.001, 0.05], ONE),
+    ("correction-learning-rate-schedule", ["constant"], ONE),
+    ("correction-batch-size", [4, 10], ONE),
+    ("correction-keep-optimizer", [True], {}),
+    ("plus-signal", ["probe-loss"], PLUS),
+    ("plus-window", [2], PLUS),
+    ("plus-patience", [2], PLUS),
+    ("plus-threshold", [-1e9, 2e9], PLUS),
+    ("plus-max-corrections", [0, 2], PLUS | {"num-rounds": 4}),
+    ("plus-probe-images", [5, 8], PROBE | {"plus-probe-images": 6}),
+    ("plus-auxiliary", ["eager"], PLUS),
+    ("aggregator-learning-rate", [0.001, 0.1], LOCAL | {"aggregator": "fedadam", "aggregator-learning-rate": 0.01}),
+    ("aggregator-momentum", [0.1, 0.99], FEDAVG | {"aggregator": "fedavgm"}),
+    ("aggregator-beta-2", [0.5, 0.999], FEDAVG | {"aggregator": "fedyogi"}),
+    ("aggregator-tau", [0.0001, 0.1], LOCAL | {"aggregator": "fedadagrad"}),
+    (
+        "aggregator-trim",
+        [0.15, 0.45],
+        LOCAL | {"aggregator": "fedtrimmedavg", "num-clients": 7, "aggregator-trim": 0.3},
+    ),
+    ("aggregator-malicious", [1], LOCAL | {"aggregator": "bulyan", "num-clients": 7}),
+    ("aggregator-selected", [1, 3], LOCAL | {"aggregator": "multikrum"}),
+    ("fedprox-mu", [0.0, 10.0], ONE | {"algorithm": "fedprox"}),
+    ("scaffold-option", ["I"], SCAFFOLD),
+    ("scaffold-server-learning-rate", [0.5, 2.0], SCAFFOLD | ONE),
+    ("feddyn-alpha", [0.001, 1.0], ONE | {"algorithm": "feddyn"}),
+    ("moon-mu", [0.0, 5.0], {"algorithm": "moon"}),
+    ("moon-temperature", [0.1, 2.0], {"algorithm": "moon"}),
+    ("moon-representation", ["conv_in"], {"algorithm": "moon"}),
+    ("eval-every", [0, 2], FEDAVG | {"num-rounds": 3}),
+    ("eval-draws", [2], LOCAL),
+    ("eval-extractor", ["pixels-pca"], FINAL),
+    ("eval-reference", ["train"], FINAL),
+    ("eval-images", [16, 30], CHEAP),
+    ("eval-sampler", ["ddim"], CHEAP),
+    ("eval-sampler-steps", [1, 3], CHEAP),
+    ("eval-final-images", [20, 40], FINAL),
+    ("eval-final-sampler", ["ddpm"], FINAL),
+    ("eval-final-sampler-steps", [1, 5], FINAL),
+    ("memorization-neighbours", [5, 100], FINAL),
+    ("memorization-rate", [0.1, 0.9], FINAL | {"memorization-rate": 0.5}),
+    ("preview-every", [0, 2], FEDAVG | {"num-rounds": 3}),
+    ("preview-images", [5, 20], LOCAL),
+    ("preview-sampler", ["ddpm", "dpm-solver++"], LOCAL),
+    ("preview-sampler-steps", [1, 5], LOCAL),
+    ("checkpoint-every", [1], FEDAVG),
+    ("wire-dtype", ["bf16", "int8-delta"], LOCAL),
 ]
+TRIED = [(key, value, given) for key, values, given in KNOBS for value in values]
 ELSEWHERE = {
     "output-dir": "where, not what",
     "run-name": "where, not what",
@@ -154,9 +162,49 @@ def outcome(shared_run):
     return of
 
 
-@pytest.mark.parametrize(("key", "value", "given"), KNOBS, ids=[key for key, _, _ in KNOBS])
+@pytest.mark.parametrize(("key", "value", "given"), TRIED, ids=[f"{key}-{value}" for key, value, _ in TRIED])
 def test_a_changed_key_changes_the_run(outcome, key, value, given):
     assert outcome(given) != outcome(given | {key: value}), f"{key} = {value} changes nothing: is the key used?"
+
+
+@pytest.mark.parametrize(("key", "values", "given"), KNOBS, ids=[key for key, _, _ in KNOBS])
+def test_a_number_is_tried_on_both_sides(run_config, key, values, given):
+    """Only above a value that is the least possible one."""
+    config = run_config | given
+    base = config[key]
+    if isinstance(base, bool | str):
+        return
+    assert max(values) > base, "try a larger value too"
+    if min(values) > base:
+        with pytest.raises(ConfigError):
+            load_config(config | {key: base - 1 if isinstance(base, int) else base - 1e-6})
+
+
+@pytest.mark.parametrize(("key", "values", "given"), KNOBS, ids=[key for key, _, _ in KNOBS])
+def test_no_key_is_said_to_have_no_effect_where_it_has_one(run_config, key, values, given):
+    for value in values:
+        changed = run_config | given | {key: value}
+        config = load_config(changed)
+        assert not [note for note in start_notes(get_algorithm(config), config, changed) if note.startswith(key + " ")]
+
+
+@pytest.mark.parametrize("algorithm", ["fedavg", "aux-only"])
+def test_a_key_that_is_said_to_have_no_effect_has_none(outcome, run_config, algorithm):
+    """All such keys at once, each with a value that changes another run."""
+    given = {"algorithm": algorithm, "num-rounds": 1}
+    config = run_config | given
+    others = {}
+    for key, values, _ in KNOBS:
+        changed = config | {key: values[-1]}
+        try:
+            loaded = load_config(changed)
+            kind = get_algorithm(loaded)
+        except ConfigError:
+            continue
+        if any(note.startswith(f"{key} = ") and "no effect" in note for note in start_notes(kind, loaded, changed)):
+            others[key] = values[-1]
+    assert len(others) > 30
+    assert outcome(given) == outcome(given | others)
 
 
 def test_every_key_is_in_the_list():
@@ -171,6 +219,8 @@ def test_every_key_is_in_the_list():
 def test_every_experiment_in_conf_is_a_valid_config(path):
     from flwr.common.config import parse_config_args
 
-    from fedddpm_app.config import default_run_config, load_config
+    from fedddpm_app.config import default_run_config
 
-    load_config(default_run_config(ROOT) | dict(parse_config_args([str(path)])))
+    run_config = default_run_config(ROOT) | dict(parse_config_args([str(path)]))
+    config = load_config(run_config)
+    assert start_notes(get_algorithm(config), config, run_config) == []

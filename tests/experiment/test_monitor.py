@@ -23,16 +23,17 @@ def loss_of(config, weights, data):
     return denoising_loss(model, objective, data.without_labels(), config.evaluation.eval_draws)
 
 
-def test_ema_evaluation_checkpoints_and_pipeline_belong_together(run_app, run_config):
-    """EMA: e_1 = w_1, e_r = d e_(r-1) + (1 - d) w_r with d = min(decay, (r - 1) / (8 + r))."""
-    run = run_app(num_rounds=4, checkpoint_every=1, server_ema_decay=0.2)
+@pytest.mark.parametrize(("warmup", "decays"), [(0.0, [0.0, 0.9, 0.9, 0.9]), (2.0, [0.0, 1 / 3, 2 / 4, 3 / 5])])
+def test_ema_evaluation_checkpoints_and_pipeline_belong_together(run_app, run_config, warmup, decays):
+    """EMA: e_1 = w_1, e_r = d_r e_(r-1) + (1 - d_r) w_r, with d_r = 0.9, or at most n / (2 + n) for n = r - 1."""
+    run = run_app(num_rounds=4, checkpoint_every=1, server_ema_decay=0.9, ema_warmup=warmup)
     config = load_config(run_config)
     test_data = open_dataset(config.data, 0).test
     ema = None
     for server_round, row in zip(itertools.count(1), run.rounds(), strict=False):
         folder = run.path / "checkpoints" / f"round-{server_round:04d}"
         raw, stored = load_file(folder / "model.safetensors"), load_file(folder / "ema.safetensors")
-        decay = min(0.2, (server_round - 1) / (8 + server_round))
+        decay = decays[server_round - 1]
         ema = raw if ema is None else {k: decay * ema[k] + (1 - decay) * raw[k] for k in raw}
         assert all(torch.allclose(stored[k], ema[k], atol=1e-6) for k in ema)
         assert row["eval/loss"] == pytest.approx(loss_of(config, raw, test_data), abs=1e-9)
