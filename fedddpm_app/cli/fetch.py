@@ -18,8 +18,9 @@ from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import print_summary
 from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.launch import delivery
-from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, check_connection, write_app
-from fedddpm_app.recording.recorder import check_is_new, make_directory
+from fedddpm_app.launch.connection import check_connection
+from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, write_app
+from fedddpm_app.recording.directory import check_is_new, make_directory
 
 SuperlinkOption = Annotated[
     str, typer.Option("--superlink", metavar="NAME", help="A connection of Flower's config.toml.")
