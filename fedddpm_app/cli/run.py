@@ -115,7 +115,8 @@ def _check_machine(config: Config, federation: dict[str, Scalar], engine: Engine
     run, data = config.run, config.data
     output = output_folder(config, Path.cwd())
     preflight.check_folder(f'output-dir = "{run.output_dir}"', output, preflight.OUTPUT_MB)
-    preflight.check_folder(f'cache-dir = "{data.cache_dir}"', cache_folder(data), preflight.CACHE_MB)
+    cache = f'cache-dir = "{data.cache_dir}"' if data.cache_dir else "XDG_CACHE_HOME, or the key cache-dir"
+    preflight.check_folder(cache, cache_folder(data), preflight.CACHE_MB)
     if run.state_dir:
         state = Path(run.state_dir).expanduser().absolute()
         preflight.check_folder(f'state-dir = "{run.state_dir}"', state, preflight.STATE_MB)

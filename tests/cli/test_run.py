@@ -120,9 +120,13 @@ def test_the_view_shows_progress_and_trouble():
         view.line(event.to_line())
     view.line("ERROR: something broke")
     view.line("INFO: chatter")
+    view.line("(ClientAppActor pid=7)     raise ValueError(frame)")
+    view.line("ERROR: the run failed: /x is full")
+    view.line("ERROR: said again")
     assert "round 1/4 train" in out.getvalue()
     assert "something broke" in out.getvalue()
-    assert "chatter" not in out.getvalue()
+    assert "the run failed: /x is full" in out.getvalue()
+    assert not any(text in out.getvalue() for text in ("chatter", "frame", "said again"))
 
 
 @pytest.mark.parametrize("terminal", [False, True])
