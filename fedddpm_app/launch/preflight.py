@@ -7,6 +7,7 @@ take milliseconds and leave no files.
 import os
 import resource
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -14,13 +15,13 @@ from pathlib import Path
 
 from fedddpm_app.config import Config, ConfigError, Scalar
 from fedddpm_app.launch.resources import check_resources, joins_cluster, ray_temporary_folder
-from fedddpm_app.launch.simulation import free_port
 
-OUTPUT_MB, CACHE_MB, STATE_MB = 10, 1, 1  # the smallest runs need about this much
-_RAY_MB = 100
+OUTPUT_MB, CACHE_MB, STATE_MB = 10, 1, 1  # the run directory of the demo has 6 MB
+_RAY_MB = 20
 _SOCKET_BYTES = (104 if sys.platform == "darwin" else 108) - 1
 _RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # with the largest process id
 _OPEN_FILES = 512
+_LOOPBACK = "127.0.0.1"
 _SHARED_MEMORY = Path("/dev/shm")
 _PROBE_BYTES = 64 * 1024  # a disk or a quota may be full although some room is reported
 
@@ -113,9 +114,10 @@ def _check_open_files() -> None:
 
 def _check_loopback() -> None:
     try:
-        free_port()
+        with socket.create_server((_LOOPBACK, 0)) as server:
+            socket.create_connection(server.getsockname(), timeout=5).close()
     except OSError as error:
         raise ConfigError(
-            f"no port of 127.0.0.1 can be opened ({error.strerror}), but Flower and Ray talk over this address: bring "
+            f"{_LOOPBACK} cannot be used ({error.strerror or error}), but Flower and Ray talk over this address: bring "
             "the loopback interface up (ip link set lo up), or use --engine inprocess."
         ) from error

@@ -2,6 +2,7 @@
 
 import os
 import sys
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,7 +14,9 @@ _ALL_CPUS, _ALL_GPUS = "init-args-num-cpus", "init-args-num-gpus"
 
 def usable_cpus() -> int:
     """Return the number of CPUs that this process may use: its affinity and the limits of its container, at least 1."""
-    from joblib import cpu_count
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # joblib's about a /dev/shm that cannot be written, which has its own check
+        from joblib import cpu_count
 
     return int(cpu_count())
 

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from fedddpm_app.config import ConfigError, load_config
+from fedddpm_app.data.store import cache_folder
 from fedddpm_app.launch import connection, preflight, resources
 
 Usage = namedtuple("Usage", "total used free")
@@ -112,17 +113,14 @@ def test_a_full_disk_is_refused_by_its_free_space_and_by_a_write(machine, tmp_pa
 
 
 @pytest.mark.parametrize(
-    ("name", "error", "says"),
+    ("name", "place", "says"),
     [
-        ("free_port", OSError(99, "Cannot assign requested address"), "127.0.0.1 .*Cannot assign.*--engine inprocess"),
+        ("_LOOPBACK", "203.0.113.1", r"203\.0\.113\.1 cannot be used \(.*ip link set lo up.*--engine inprocess"),
         ("_SHARED_MEMORY", Path("/nowhere"), "/nowhere cannot be written .* --shm-size"),
     ],
 )
-def test_ray_needs_the_loopback_and_shared_memory(machine, run_config, name, error, says):
-    def fail():
-        raise error
-
-    machine.setattr(preflight, name, fail if isinstance(error, OSError) else error)
+def test_ray_needs_the_loopback_and_shared_memory(machine, run_config, name, place, says):
+    machine.setattr(preflight, name, place)
     with pytest.raises(ConfigError, match=says):
         preflight.check_simulation(load_config(run_config), {})
 
@@ -171,6 +169,19 @@ def test_a_busy_port_of_the_local_superlink_is_refused(flower_home, machine):
             connection.check_reachable("lab")
         other.shutdown()
     connection.check_reachable("lab")  # free again
+
+
+def test_a_user_without_a_home_folder_is_refused(machine, run_config):
+    def nowhere():
+        raise RuntimeError("Could not determine home directory.")
+
+    machine.setattr(Path, "home", nowhere)
+    machine.setattr(Path, "expanduser", lambda self: nowhere())
+    machine.delenv("XDG_CACHE_HOME", raising=False)
+    with pytest.raises(ConfigError, match="FLWR_HOME is not set, and there is no home folder"):
+        connection.check_connection("lab")
+    with pytest.raises(ConfigError, match="set HOME or XDG_CACHE_HOME"):
+        cache_folder(load_config(run_config | {"cache-dir": ""}).data)
 
 
 @pytest.mark.parametrize(
