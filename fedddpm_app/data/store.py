@@ -89,8 +89,8 @@ def cache_folder(config: DataConfig) -> Path:
         return folder.expanduser().absolute()
     except RuntimeError as error:
         raise ConfigError(
-            f'cache-dir = "{config.cache_dir}": {folder} cannot be found ({error}); set HOME or XDG_CACHE_HOME, or give '
-            "an absolute path."
+            f'cache-dir = "{config.cache_dir}": {folder} cannot be found ({error}); set HOME or XDG_CACHE_HOME, or '
+            "give an absolute path."
         ) from error
 
 
