@@ -23,7 +23,7 @@ _NOTEWORTHY = (
     *("is gone:", "is connected, and", "is not connected:"),  # messages of ``federation.roll_call`` about clients
 )
 _RAY_PREFIX = re.compile(r"^\(\w+ pid=[^)]*\) ")
-_FLOWER_NOISE = ("Since flwr 1.32", "Manually terminating ClientAppActor")
+_NOISE = ("Since flwr 1.32", "Manually terminating ClientAppActor", "FutureWarning: ", "DeprecationWarning: ")
 
 
 class RunView:
@@ -251,5 +251,5 @@ def print_summary(directory: Path, console: Console) -> None:
 
 def _is_noteworthy(line: str) -> bool:
     """Return whether a log line is a warning or an error; the indented lines of a traceback are only in ``log.txt``."""
-    noise = _RAY_PREFIX.sub("", line).startswith("  ") or any(text in line for text in _FLOWER_NOISE)
+    noise = _RAY_PREFIX.sub("", line).startswith("  ") or any(text in line for text in _NOISE)
     return not noise and any(text in line for text in _NOTEWORTHY)
