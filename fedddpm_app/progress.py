@@ -7,11 +7,12 @@ reach the user's terminal from all places: Ray actors, the ServerApp, and a remo
 import logging
 import re
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TextIO
+from typing import Any
 
 from torch import Tensor
 
@@ -199,18 +200,49 @@ def configure_logging() -> None:
     """Send this project's log lines to standard output; further calls change nothing."""
     if not logger.handlers:
         handler = logging.StreamHandler(sys.stdout)
-        handler.setFormatter(logging.Formatter("%(message)s"))
+        handler.setFormatter(_Plain())
         logger.addHandler(handler)
         logger.setLevel(logging.INFO)
         logger.propagate = False
 
 
 @contextmanager
-def logging_to(stream: TextIO) -> Iterator[None]:
-    """Send this project's log lines also to ``stream`` in the body."""
-    handler = logging.StreamHandler(stream)
-    logger.addHandler(handler)
+def logging_to(take: Callable[[str], None]) -> Iterator[None]:
+    """Send the log lines of this project, of Flower and of Python's warnings to ``take`` only, in the body."""
+    handler = _LineHandler(take)
+    before = []
+    logging.captureWarnings(True)
+    for name, level in ((logger.name, logging.INFO), ("flwr", logging.INFO), ("py.warnings", logging.WARNING)):
+        source = logging.getLogger(name)
+        before.append((source, source.handlers, source.level, source.propagate))
+        source.handlers, source.propagate = [handler], False
+        source.setLevel(level)
     try:
         yield
     finally:
-        logger.removeHandler(handler)
+        logging.captureWarnings(False)
+        for source, handlers, level, propagate in before:
+            source.handlers, source.propagate = handlers, propagate
+            source.setLevel(level)
+
+
+class _Plain(logging.Formatter):
+    """The message, after the level for a warning or an error; no colours and no time."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        text = super().format(record)
+        return text if record.levelno < logging.WARNING else f"{record.levelname}: {text}"
+
+    def formatException(self, ei: Any) -> str:  # noqa: N802 - logging's name
+        return textwrap.indent(super().formatException(ei), "    ")
+
+
+class _LineHandler(logging.Handler):
+    def __init__(self, take: Callable[[str], None]) -> None:
+        super().__init__()
+        self.setFormatter(_Plain())
+        self._take = take
+
+    def emit(self, record: logging.LogRecord) -> None:
+        for line in self.format(record).splitlines():
+            self._take(line)

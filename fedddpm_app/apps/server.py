@@ -1,5 +1,6 @@
 """The ServerApp: config -> data for evaluation -> strategy -> start."""
 
+from contextlib import suppress
 from pathlib import Path
 
 from flwr.app import Context
@@ -18,8 +19,10 @@ from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import configure_logging, logger, note
+from fedddpm_app.recording.directory import run_directory
+from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.provenance import caller_directory
-from fedddpm_app.recording.recorder import RunRecorder, run_directory
+from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.weights import snapshot
 
 
@@ -33,6 +36,14 @@ def diffusion_server_app() -> ServerApp:
 
 def run_experiment(grid: Grid, context: Context) -> None:
     """Run the configured algorithm, and write its run directory."""
+    try:
+        _run(grid, context)
+    except Exception as error:
+        logger.error("the run failed: %s", error)
+        raise
+
+
+def _run(grid: Grid, context: Context) -> None:
     config = load_config(context.run_config)
     algorithm = get_algorithm(config)
     resolve_device(config.run.device)
@@ -65,8 +76,8 @@ def run_experiment(grid: Grid, context: Context) -> None:
         recorder.finish("interrupted", _metrics(strategy, monitor, recorder))
         raise
     except BaseException as error:
-        recorder.finish("failed", _metrics(strategy, monitor, recorder), error=str(error))
-        logger.error("the run failed: %s", error)
+        with suppress(RecordingError):  # the first error counts
+            recorder.finish("failed", _metrics(strategy, monitor, recorder), error=str(error))
         raise
     recorder.finish("completed", {**_metrics(strategy, monitor, recorder), "metrics": metrics})
     logger.info("run directory: %s", recorder.directory)

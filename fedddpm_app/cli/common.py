@@ -2,7 +2,7 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated, Never, TextIO
+from typing import Annotated, Never
 
 import click
 import typer
@@ -11,7 +11,8 @@ from rich.console import Console
 from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, packaged_app
 from fedddpm_app.federation.flower_internals import parse_config_args
 from fedddpm_app.launch.flower_run import to_toml
-from fedddpm_app.recording.recorder import open_log, run_directory
+from fedddpm_app.recording.directory import run_directory
+from fedddpm_app.recording.log import RunLog
 
 BAD_INPUT = 2
 FAILED = 1
@@ -66,8 +67,8 @@ def parse_overrides(option: str, texts: list[str]) -> dict[str, Scalar]:
         ) from error
 
 
-def claim_directory(config: Config, overrides: dict[str, Scalar]) -> tuple[Path, TextIO]:
+def claim_directory(config: Config, overrides: dict[str, Scalar]) -> tuple[Path, RunLog]:
     """Create the run's folder and log, and return both; first refuse overrides that `flwr run` cannot take."""
     to_toml({**overrides, "output-dir": str(Path.cwd() / config.run.output_dir)})
     directory = run_directory(config, Path.cwd())
-    return directory, open_log(directory)
+    return directory, RunLog(directory)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,11 +17,13 @@ from fedddpm_app.progress import ProgressEvent, logger, parse_line, parse_note
 
 _MIN_ELAPSED_SECONDS = 1.0  # a shorter time gives no reliable rate
 _MIN_SHOWN_SECONDS = 2.0  # work that takes less time gets no line
+_RUN_FAILED = "the run failed: "
 _NOTEWORTHY = (
-    *("WARNING", "ERROR", "Error", "Traceback", "left out", "waiting for nodes", "run failed"),
+    *("WARNING", "ERROR", "Error", "left out", "waiting for nodes", _RUN_FAILED),
     *("is gone:", "is connected, and", "is not connected:"),  # messages of ``federation.roll_call`` about clients
 )
-_FLOWER_NOISE = ("Since flwr 1.32", "Manually terminating ClientAppActor")
+_RAY_PREFIX = re.compile(r"^\(\w+ pid=[^)]*\) ")
+_NOISE = ("Since flwr 1.32", "Manually terminating ClientAppActor", "FutureWarning: ", "DeprecationWarning: ")
 
 
 class RunView:
@@ -34,6 +37,8 @@ class RunView:
         The console to print to. A terminal shows live bars, any other output one line per event.
     starting : str
         The text to show until the first event.
+    live : bool
+        Whether a terminal may show live bars; a debugger in this process needs the terminal for itself.
     clock : callable
         Returns monotonic seconds.
     """
@@ -43,11 +48,14 @@ class RunView:
         total_steps: int | None,
         console: Console,
         starting: str = "starting Flower and Ray",
+        live: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.total_steps = total_steps
         self._starting = starting
         self.console = console
+        self._live = live and console.is_terminal
+        self._failed = False
         self._clock = clock
         self._first: tuple[float, int] | None = None  # start time of the rate, and the steps done by then
         self._done: dict[tuple[str, int | None, int | None], int] = {}
@@ -58,14 +66,14 @@ class RunView:
             TextColumn("{task.fields[loss]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
+            disable=not self._live,
         )
         self._tasks: dict[tuple[str, int | None], TaskID] = {}
         self._run_task = self._bars.add_task(starting, total=total_steps, loss="")
 
     def __enter__(self) -> "RunView":
         self._bars.start()
-        if not self.console.is_terminal:
+        if not self._live:
             self.console.print(self._starting)
         return self
 
@@ -73,17 +81,21 @@ class RunView:
         self._bars.stop()
 
     def line(self, line: str) -> None:
-        """Process one log line: progress moves the bars; notes, warnings and errors are printed; others are not."""
+        """Process one log line: progress moves the bars; notes, warnings and errors are printed; others are not.
+
+        After the server's reason for a failed run, Flower's errors only repeat it.
+        """
         event = parse_line(line)
         if event is None:
-            text = parse_note(line) or (line if _is_noteworthy(line) else None)
+            text = parse_note(line) or (line if _is_noteworthy(line) and not self._failed else None)
+            self._failed = self._failed or _RUN_FAILED in line
             if text is not None:
                 self.console.print(text, markup=False, highlight=False, soft_wrap=True)
             return
         if event.loss is not None:  # optimiser steps, not images
             self._done[event.phase, event.server_round, event.client] = event.step
             self._first = self._first or self._start_of(event)
-        if self.console.is_terminal:
+        if self._live:
             self._move_bars(event)
         else:
             self.console.print(self._describe(event), markup=False, highlight=False, soft_wrap=True)
@@ -238,4 +250,6 @@ def print_summary(directory: Path, console: Console) -> None:
 
 
 def _is_noteworthy(line: str) -> bool:
-    return any(text in line for text in _NOTEWORTHY) and not any(noise in line for noise in _FLOWER_NOISE)
+    """Return whether a log line is a warning or an error; the indented lines of a traceback are only in ``log.txt``."""
+    noise = _RAY_PREFIX.sub("", line).startswith("  ") or any(text in line for text in _NOISE)
+    return not noise and any(text in line for text in _NOTEWORTHY)

@@ -31,10 +31,12 @@ def main() -> None:
 def inspect(
     run_config: RunConfigOption = None,
     app_dir: AppOption = None,
-    out: Annotated[Path, typer.Option(help="PNG file for the plot of the partition.")] = Path("partition.png"),
+    out: Annotated[
+        Path | None, typer.Option(help="PNG file for the plot of the partition; by default partition.png.")
+    ] = None,
 ) -> None:
     """Print the splits, and each client's images and classes, and plot the partition. Accepts a run's keys."""
-    if out.suffix.lower() != ".png":
+    if out and out.suffix.lower() != ".png":
         refuse(f"--out {out} is not a PNG file: give a name that ends in .png.")
     try:
         config = _load(app_dir, run_config)
@@ -52,11 +54,16 @@ def inspect(
         say("colour images become grey: image-channels = 1")
     if any(name != str(k) for k, name in enumerate(names)):
         say("classes: " + ", ".join(f"{k} {name}" for k, name in enumerate(names)))
+    plot = out or Path("partition.png")
     try:
-        plot_partition(table, names, out)
+        plot_partition(table, names, plot)
     except OSError as error:
-        refuse(f"--out {out} cannot be written ({error.strerror}): give another file.")
-    say(f"plot: {out.resolve()}")
+        problem = f"{plot} cannot be written ({error.strerror or error})"
+        if out:
+            refuse(f"--out {problem}: give another file.")
+        say(f"no plot: {problem}; give a writable file with --out.")
+    else:
+        say(f"plot: {plot.resolve()}")
 
 
 @app.command()

@@ -1,7 +1,6 @@
 """`fedddpm run --superlink`: run on SuperNodes, follow the run from this machine, and fetch its files."""
 
 from pathlib import Path
-from typing import TextIO
 
 import typer
 
@@ -9,8 +8,10 @@ from fedddpm_app.cli.common import FAILED, claim_directory, console, say
 from fedddpm_app.cli.console import RunView, print_summary
 from fedddpm_app.cli.fetch import DIRECTORY_MARK, FetchError, fetch_into, find_directory
 from fedddpm_app.config import Config, ConfigError, Scalar
-from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, check_connection
+from fedddpm_app.launch.connection import check_reachable
+from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun
 from fedddpm_app.launch.simulation import leaving_in_order
+from fedddpm_app.recording.log import RunLog
 
 
 def check_deployable(config: Config) -> None:
@@ -24,7 +25,7 @@ def check_deployable(config: Config) -> None:
 
 def run_deployed(app_dir: Path, overrides: dict[str, Scalar], connection: str, config: Config) -> None:
     """Run on a SuperLink's nodes to the end, then fetch the run directory; its folder here is created first."""
-    check_connection(connection)
+    check_reachable(connection)
     directory, log = claim_directory(config, overrides)
     say(f"run directory: {directory}")
     run = FlowerRun(app_dir, overrides | {"run-name": directory.name}, {}, connection)
@@ -48,16 +49,16 @@ def run_deployed(app_dir: Path, overrides: dict[str, Scalar], connection: str, c
     if (directory / "summary.json").exists():
         print_summary(directory, console)
     if status != COMPLETED or not (directory / "summary.json").exists():
-        say(f"Flower reports: {status}. The whole log: {log.name}")
+        say(f"Flower reports: {status}. The whole log: {log.path}")
         raise typer.Exit(FAILED)
 
 
-def _follow(run: FlowerRun, log: TextIO) -> list[str]:
+def _follow(run: FlowerRun, log: RunLog) -> list[str]:
     """Show the progress of a run to its end; return its log lines that name its folder on the server's host."""
     named = []
     with RunView(None, console, "starting") as view:  # clients report only at their end, which gives no rate
         for line in run.lines():
-            log.write(line + "\n")
+            log.write(line)
             view.line(line)
             named += [line] if DIRECTORY_MARK in line else []
     return named

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from fedddpm_app.cli.common import DeviceOption, console, refuse, say
+from fedddpm_app.cli.common import FAILED, DeviceOption, console, refuse, say
 from fedddpm_app.cli.console import WorkView, print_metrics
 from fedddpm_app.config import (
     MAX_CLASSES,
@@ -40,8 +40,8 @@ from fedddpm_app.evaluation.metrics import SamplingInfo, mean_over_clients
 from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
 from fedddpm_app.progress import reported
+from fedddpm_app.recording.files import RecordingError, write_json, writing
 from fedddpm_app.recording.plots import plot_classes
-from fedddpm_app.recording.recorder import write_json
 from fedddpm_app.recording.sheets import save_pairs
 
 _SEEDS = 2**32
@@ -109,9 +109,14 @@ def evaluate(
     metrics = [metric.to_dict() for metric in mean_over_clients([each.metrics for each in evaluations.values()])]
     print_metrics(metrics, console)
     about = {"target": str(target.resolve()), "dataset": config.data.dataset, "seed": seed}
-    write_json(path, {**about, "metrics": metrics})
-    for name, evaluation in evaluations.items():
-        _save_pictures(evaluation, path, name)
+    try:
+        write_json(path, {**about, "metrics": metrics})
+        for name, evaluation in evaluations.items():
+            with writing(path.parent):
+                _save_pictures(evaluation, path, name)
+    except RecordingError as error:
+        say(str(error))
+        raise typer.Exit(FAILED) from error
     say(f"metrics: {path.resolve()}")
 
 

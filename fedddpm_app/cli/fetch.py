@@ -18,8 +18,10 @@ from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import print_summary
 from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.launch import delivery
-from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, check_connection, write_app
-from fedddpm_app.recording.recorder import check_is_new, make_directory
+from fedddpm_app.launch.connection import check_connection
+from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, write_app
+from fedddpm_app.recording.directory import check_is_new, make_directory
+from fedddpm_app.recording.files import RecordingError, writing
 
 SuperlinkOption = Annotated[
     str, typer.Option("--superlink", metavar="NAME", help="A connection of Flower's config.toml.")
@@ -47,9 +49,10 @@ def fetch(
         check_connection(superlink)
         log, status = list(run.log()), run.status()
         directory = _make_run_folder(out, find_directory(log), run_id)
-        (directory / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
+        with writing(directory / "log.txt"):
+            (directory / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
         fetch_into(directory, run, find_directory(log), largest_mb)
-    except (ConfigError, FetchError) as error:
+    except (ConfigError, FetchError, RecordingError) as error:
         say(str(error))
         raise typer.Exit(FAILED) from error
     if (directory / "summary.json").exists():

@@ -4,7 +4,7 @@ import sys
 from contextlib import suppress
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, TextIO
+from typing import Annotated
 
 import typer
 
@@ -25,14 +25,20 @@ from fedddpm_app.cli.deployed import check_deployable, run_deployed
 from fedddpm_app.cli.fetch import SuperlinkOption
 from fedddpm_app.config import Config, ConfigError, Scalar, check_warmup, default_run_config, load_config
 from fedddpm_app.data.dataset import open_dataset
+from fedddpm_app.data.store import cache_folder
 from fedddpm_app.device import resolve_device
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.inprocess.grid import run_inprocess
+from fedddpm_app.launch import preflight
 from fedddpm_app.launch.app_folder import bundled, load_apps
 from fedddpm_app.launch.flower_run import COMPLETED
+from fedddpm_app.launch.resources import crowding, simulation_resources
 from fedddpm_app.launch.simulation import SimulationRun, leaving_in_order
 from fedddpm_app.progress import logging_to
+from fedddpm_app.recording.directory import output_folder
+from fedddpm_app.recording.files import RecordingError
+from fedddpm_app.recording.log import RunLog
 from fedddpm_app.recording.recorder import mark_interrupted
 from fedddpm_app.training.acceleration import check_compiler
 
@@ -79,6 +85,7 @@ def _run_here(
     folder: Path, overrides: dict[str, Scalar], federation: dict[str, Scalar], engine: Engine, config: Config
 ) -> None:
     """Run on this machine."""
+    _check_machine(config, federation, engine)
     check_compiler(config.run, resolve_device(config.run.device))
     with WorkView(console):
         steps = _count_steps(config)
@@ -89,7 +96,8 @@ def _run_here(
     try:
         with log, leaving_in_order():
             if engine is Engine.inprocess:
-                _run_inprocess(folder, default_run_config(folder) | overrides | placed, config, log)
+                view = RunView(steps, console, "starting", live=False)  # a debugger needs the terminal
+                _run_inprocess(folder, default_run_config(folder) | overrides | placed, config, view, log)
             else:
                 view = RunView(steps, console)
                 _run_simulation(folder, overrides | placed, federation, config, view, log)
@@ -100,6 +108,24 @@ def _run_here(
     print_summary(directory, console)
 
 
+def _check_machine(config: Config, federation: dict[str, Scalar], engine: Engine) -> None:
+    """Raise ``ConfigError`` if this machine cannot run the experiment, before data and networks are prepared."""
+    preflight.check_temporary_folder()
+    if engine is Engine.simulation:
+        preflight.check_simulation(config, federation)
+    run, data = config.run, config.data
+    output = output_folder(config, Path.cwd())
+    preflight.check_folder(f'output-dir = "{run.output_dir}"', output, preflight.OUTPUT_MB)
+    cache = f'cache-dir = "{data.cache_dir}"' if data.cache_dir else "XDG_CACHE_HOME, or the key cache-dir"
+    preflight.check_folder(cache, cache_folder(data), preflight.CACHE_MB)
+    if run.state_dir:
+        state = Path(run.state_dir).expanduser().absolute()
+        preflight.check_folder(f'state-dir = "{run.state_dir}"', state, preflight.STATE_MB)
+    warning = crowding(config, federation, simulated=engine is Engine.simulation)
+    if warning:
+        say(warning)
+
+
 def _check_remote(config: Config, engine: Engine, federation: dict[str, Scalar]) -> None:
     """Raise ``ConfigError`` for options that cannot be used with --superlink."""
     get_algorithm(config)
@@ -108,15 +134,15 @@ def _check_remote(config: Config, engine: Engine, federation: dict[str, Scalar])
     check_deployable(config)
 
 
-def _prepare_evaluation(config: Config, directory: Path, log: TextIO) -> None:
+def _prepare_evaluation(config: Config, directory: Path, log: RunLog) -> None:
     """Train the evaluation networks before the run, so that bad input is refused early; then remove the folder."""
     try:
         if config.evaluation.measures_images:
             with WorkView(console):
                 create_evaluator(config)
     except ConfigError:
-        log.close()
-        Path(log.name).unlink()
+        with log:
+            log.path.unlink()
         with suppress(OSError):  # the folder holds files of the user
             directory.rmdir()
         raise
@@ -135,16 +161,21 @@ def _count_steps(config: Config) -> int:
     return algorithm.total_steps(config, client_steps)
 
 
-def _run_inprocess(app_dir: Path, run_config: dict[str, Scalar], config: Config, log: TextIO) -> None:
-    """Run in this process; its log lines also go to ``log``."""
+def _run_inprocess(app_dir: Path, run_config: dict[str, Scalar], config: Config, view: RunView, log: RunLog) -> None:
+    """Run in this process; keep its log lines in ``log``."""
+
+    def take(line: str) -> None:
+        log.write(line)
+        view.line(line)
+
     try:
         server, client = load_apps(app_dir)
-        with logging_to(log):
+        with view, logging_to(take):
             run_inprocess(server, client, run_config, config.data.num_clients)
     except ConfigError as error:
         refuse(str(error))
-    except RoundFailedError as error:
-        say(str(error))
+    except (RoundFailedError, RecordingError) as error:  # the view has shown the reason
+        say(f"The whole log: {log.path}")
         raise typer.Exit(FAILED) from error
 
 
@@ -154,19 +185,19 @@ def _run_simulation(
     federation: dict[str, Scalar],
     config: Config,
     view: RunView,
-    log: TextIO,
+    log: RunLog,
 ) -> None:
     """Run with `flwr run`; keep its whole output in ``log``."""
-    resources = {"num-supernodes": config.data.num_clients, "client-resources-num-cpus": config.run.client_threads}
-    with bundled(app_dir) as bundle, SimulationRun(bundle, overrides, resources | federation) as flower:
+    resources = simulation_resources(config, federation)
+    with bundled(app_dir) as bundle, SimulationRun(bundle, overrides, resources) as flower:
         with view:
             for line in flower.lines():
-                log.write(line + "\n")
+                log.write(line)
                 view.line(line)
         status = flower.status()
     if status != COMPLETED:
-        directory = Path(log.name).parent
+        directory = log.path.parent
         if (directory / "summary.json").exists():
             print_summary(directory, console)
-        say(f"Flower reports: {status}. The whole log: {log.name}")
+        say(f"Flower reports: {status}. The whole log: {log.path}")
         raise typer.Exit(FAILED)

@@ -5,13 +5,14 @@ from typing import Annotated, Any
 
 import typer
 
-from fedddpm_app.cli.common import DeviceOption, console, refuse, say
+from fedddpm_app.cli.common import FAILED, DeviceOption, console, refuse, say
 from fedddpm_app.config import ConfigError, Sampler, check_sampler
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.pipelines import find_pipelines, image_shape, is_plain, load_pipeline
 from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds, sample_images
 from fedddpm_app.experiment.monitor import class_rows
+from fedddpm_app.recording.files import RecordingError, writing
 from fedddpm_app.recording.sheets import save_sheet
 
 
@@ -57,7 +58,12 @@ def sample(
             )
     except DivergedError as error:
         refuse(str(error))
-    save_sheet(images, path, columns=round(count**0.5) if classes is None else count // classes)
+    try:
+        with writing(path):
+            save_sheet(images, path, columns=round(count**0.5) if classes is None else count // classes)
+    except RecordingError as error:
+        say(str(error))
+        raise typer.Exit(FAILED) from error
     say(f"{count} images: {path.resolve()}")
 
 

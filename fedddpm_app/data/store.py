@@ -76,9 +76,22 @@ class StoredSplit:
 
 
 def cache_folder(config: DataConfig) -> Path:
-    """Return the folder that ``cache-dir`` names; by default ``fedddpm`` in the user's cache."""
+    """Return the folder that ``cache-dir`` names; by default ``fedddpm`` in the user's cache.
+
+    Raises
+    ------
+    ConfigError
+        When the user has no home folder.
+    """
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
-    return (Path(config.cache_dir) if config.cache_dir else home / "fedddpm").expanduser().absolute()
+    folder = Path(config.cache_dir) if config.cache_dir else home / "fedddpm"
+    try:
+        return folder.expanduser().absolute()
+    except RuntimeError as error:
+        raise ConfigError(
+            f'cache-dir = "{config.cache_dir}": {folder} cannot be found ({error}); set HOME or XDG_CACHE_HOME, or '
+            "give an absolute path."
+        ) from error
 
 
 @functools.lru_cache(maxsize=4)

@@ -20,6 +20,7 @@ from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.records import to_weights
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
+from fedddpm_app.recording.files import writing
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.recording.sheets import save_sheet
 from fedddpm_app.weights import Weights
@@ -114,7 +115,9 @@ class Monitor:
         for name, weights in self._models(self.strategy.ema_weights or self.latest).items():
             weights_module.load_into(self.model, weights)
             pipeline = DDPMPipeline(unet=self.model.eval(), scheduler=self.task.scheduler)
-            pipeline.save_pretrained(str(self.recorder.directory / "pipeline" / name))
+            folder = self.recorder.directory / "pipeline" / name
+            with writing(folder):
+                pipeline.save_pretrained(str(folder))
 
     def _models(self, weights: Weights) -> dict[str, Weights]:
         """Return the run's models by name: ``weights``, or every client's model if there is no global model."""

@@ -7,14 +7,15 @@ fraction of a second. The metrics equal the metrics of a simulation bit for bit.
 import copy
 import itertools
 import secrets
-import traceback
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
 from fedddpm_app.config import Scalar
+from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.flower_internals import NodeInfo, Run, TaskIdentity, TaskType, set_message_id
 from fedddpm_app.federation.records import NUM_PARTITIONS, PARTITION_ID
 from fedddpm_app.progress import logger
@@ -44,7 +45,7 @@ class InProcessGrid(Grid):
         self._run.primary_task_type = TaskType.SIMULATION
         self._ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
-        self._shown: set[str] = set()
+        self._failures: dict[str, Exception] = {}
         self.contexts = {
             _FIRST_NODE + partition: Context(
                 run_id=run_id,
@@ -97,6 +98,15 @@ class InProcessGrid(Grid):
         """Push messages and return their replies."""
         return self.pull_messages(self.push_messages(messages))
 
+    @contextmanager
+    def blame_clients(self) -> Iterator[None]:
+        """Give a ``RoundFailedError`` of the body the client's exception that it quotes as its cause."""
+        try:
+            yield
+        except RoundFailedError as error:
+            quoted = (failure for text, failure in self._failures.items() if text and text in str(error))
+            raise error from next(quoted, error.__cause__)
+
     def _answer(self, message: Message) -> Message:
         context = self.contexts[message.metadata.dst_node_id]
         server = TaskIdentity.node_id
@@ -104,10 +114,10 @@ class InProcessGrid(Grid):
             TaskIdentity.node_id = context.node_id
             return self._client_app(copy.copy(message), context)
         except Exception as error:  # noqa: BLE001 - a client's exception becomes its reply, as in Flower
-            if str(error) not in self._shown:  # log it once, not for every client and round
-                logger.error("%s", traceback.format_exc())
-                self._shown.add(str(error))
-            return Message(Error(_CLIENT_FAILED, str(error)), reply_to=message)
+            if str(error) not in self._failures:  # log its traceback once, not for every client and round
+                logger.info("client %s failed:", context.node_config[PARTITION_ID], exc_info=error)
+                self._failures[str(error)] = error
+            return Message(Error(_CLIENT_FAILED, f"{type(error)}:<'{error}'>"), reply_to=message)  # Flower's form
         finally:
             TaskIdentity.node_id = server
 
@@ -120,4 +130,5 @@ def run_inprocess(
     context = Context(
         run_id=grid.run.run_id, node_id=1, node_config={}, state=RecordDict(), run_config=dict(run_config)
     )
-    server_app(grid=grid, context=context)
+    with grid.blame_clients():
+        server_app(grid=grid, context=context)

@@ -145,7 +145,7 @@ def simulate(
         worker = Worker(config, task)
         setup = ClientSetup(config, kind, lambda: worker)
         grid = InProcessGrid(create_client_app(lambda _: setup), len(data), {})
-        with _quiet():
+        with _quiet(), grid.blame_clients():
             result = strategy.start(grid, to_arrays(snapshot(task.create_model())), num_rounds=config.run.num_rounds)
     return to_weights(result.arrays), [row for row in recorder.stats if row["phase"] == "round"]
 

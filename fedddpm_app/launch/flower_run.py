@@ -5,13 +5,13 @@ import os
 import re
 import subprocess
 import sys
-import tomllib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import click
+
 from fedddpm_app.config import ConfigError, Scalar
-from fedddpm_app.federation.flower_internals import get_flwr_home
 
 COMPLETED = "finished:completed"
 _STATUS_SECONDS = 60.0
@@ -39,6 +39,11 @@ FLOWER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray sends no usage data either
     "RAY_DEDUP_LOGS": "0",  # keep the progress lines of all clients, even if they are similar
 }
+
+_QUIET = (  # advice to the authors of Flower, Ray and diffusers, not to a user
+    "ignore::FutureWarning:ray._private.worker",
+    "ignore::DeprecationWarning:diffusers.schedulers.scheduling_dpmsolver_multistep",
+)
 
 
 class FlowerRun:
@@ -82,6 +87,7 @@ class FlowerRun:
             **FLOWER_ENVIRONMENT,
             "PATH": f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",
+            "PYTHONWARNINGS": ",".join(filter(None, (*_QUIET, os.environ.get("PYTHONWARNINGS")))),
         }
         self._command = ["run", str(app_dir), *self._named(), "--stream"]
         for option, values in (("--federation-config", federation_config), ("--run-config", overrides)):
@@ -123,7 +129,7 @@ class FlowerRun:
         return [self.connection] if self.connection else []
 
     def _read(self, *arguments: str) -> Iterator[str]:
-        """Start `flwr`, and yield its output lines until it ends."""
+        """Start `flwr`, and yield its output lines, without colour codes, until it ends."""
         process = subprocess.Popen(
             [self._flwr, *arguments],
             env=self.environment,
@@ -134,25 +140,8 @@ class FlowerRun:
             errors="replace",
         )
         for line in process.stdout or ():
-            yield line.rstrip("\n")
+            yield click.unstyle(line.rstrip("\n"))
         process.wait()
-
-
-def check_connection(name: str) -> None:
-    """Raise ``ConfigError`` unless Flower's config.toml has a connection of this name; empty is Flower's default."""
-    path = get_flwr_home() / "config.toml"
-    try:
-        known = tomllib.loads(path.read_text(encoding="utf-8")).get("superlink", {})
-    except (OSError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(
-            f"{path} cannot be read ({error}): create it with `flwr config list`, and add [superlink.NAME]."
-        ) from error
-    names = [key for key, value in known.items() if isinstance(value, dict)]
-    if name and name not in names:
-        raise ConfigError(
-            f'--superlink = "{name}": {path} has no [superlink.{name}], only {", ".join(names)}; add this section with '
-            "its address."
-        )
 
 
 def to_toml(overrides: Mapping[str, Scalar]) -> str:

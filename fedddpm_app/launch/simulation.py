@@ -33,6 +33,9 @@ class SimulationRun(FlowerRun):
         super().__init__(app_dir, overrides, federation_config)
         self.environment["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"] = str(free_port())
         self.environment["FLWR_LOCAL_CONTROL_API_PORT"] = str(free_port())
+        direct = self.environment.get("no_proxy") or self.environment.get("NO_PROXY", "")
+        for name in ("no_proxy", "NO_PROXY"):  # a proxy does not know our 127.0.0.1
+            self.environment[name] = ",".join(filter(None, (direct, "127.0.0.1,localhost")))
 
     def __enter__(self) -> "SimulationRun":
         self._home = tempfile.mkdtemp(prefix="fedddpm-flwr-")

@@ -6,30 +6,29 @@ metrics), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``auxiliary
 ``samples/round-0005.png``, ``checkpoints/round-0005/`` and ``plots/``.
 """
 
-import itertools
 import json
-import math
 import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TextIO
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
 from safetensors.torch import save_file
 from torch import Tensor
 
-from fedddpm_app.config import Config, ConfigError, Scalar
+from fedddpm_app.config import Scalar
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.federation.flower_internals import Run
+from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
+from fedddpm_app.recording.files import optional, without_nan, write_json, writing
 from fedddpm_app.recording.plots import plot_classes, plot_losses, plot_metrics, plot_partition
 from fedddpm_app.recording.provenance import describe_environment
 from fedddpm_app.recording.sheets import save_pairs, save_sheet, to_pil
 from fedddpm_app.weights import Weights
 
 _SHEET_IMAGES = 100
-_CONFIG, _SUMMARY = "config.json", "summary.json"
+_SUMMARY = "summary.json"
 
 
 class RunRecorder:
@@ -66,8 +65,9 @@ class RunRecorder:
     def write_config(self, run_config: Mapping[str, Scalar], run: Run) -> None:
         """Write ``config.json``; the run that writes it first owns the folder."""
         about = {"run_config": dict(run_config), "run_id": str(run.run_id), "fab_hash": run.fab_hash}
+        path = self.directory / CONFIG
         try:
-            with (self.directory / _CONFIG).open("x", encoding="utf-8") as file:
+            with path.open("x", encoding="utf-8") as file, writing(path):
                 json.dump(about | describe_environment(), file, indent=2)
         except FileExistsError:
             check_is_new(self.directory)
@@ -77,8 +77,9 @@ class RunRecorder:
         """Append one object to ``stats.jsonl`` and add the peak memory of this process; NaN becomes null."""
         line = {**stats, "mem/peak_rss_mb": _peak_rss_mb()}
         self.stats.append(line)
-        with (self.directory / "stats.jsonl").open("a", encoding="utf-8") as file:
-            file.write(json.dumps(_without_nan(line)) + "\n")
+        path = self.directory / "stats.jsonl"
+        with writing(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(without_nan(line)) + "\n")
 
     def save_partition(self, counts: Tensor, class_names: Sequence[str], num_unassigned: int) -> None:
         """Write the clients' training images per class as a line of ``stats.jsonl`` and a plot.
@@ -87,7 +88,8 @@ class RunRecorder:
         """
         sizes = {"data/num_examples": counts.sum(1).tolist(), "data/num_unassigned": num_unassigned}
         self.append({"phase": "data", **sizes, "data/label_counts": counts.tolist(), "data/classes": [*class_names]})
-        plot_partition(counts, class_names, self.directory / "plots" / "partition.png")
+        with optional(self.directory / "plots"):
+            plot_partition(counts, class_names, self.directory / "plots" / "partition.png")
 
     def save_auxiliary(self, data: ImageTensors, clients: list[int]) -> None:
         """Write D_aux: an Arrow data set with ``image``, ``client`` (and ``label``), and a sheet per client."""
@@ -97,49 +99,51 @@ class RunRecorder:
         if data.labels is not None:
             columns["label"] = data.labels.tolist()
             features["label"] = ClassLabel(num_classes=int(data.labels.max()) + 1)
-        Dataset.from_dict(columns, features=Features(features)).save_to_disk(str(folder / "dataset"))
-        for client in sorted(set(clients)):
-            rows = [row for row, owner in enumerate(clients) if owner == client]
-            step = max(1, len(rows) // _SHEET_IMAGES)  # spread over the client's share, and so over its classes
-            save_sheet(data.images[rows[::step][:_SHEET_IMAGES]], folder / f"client-{client:04d}.png")
+        with writing(folder):
+            Dataset.from_dict(columns, features=Features(features)).save_to_disk(str(folder / "dataset"))
+        with optional(folder):
+            for client in sorted(set(clients)):
+                rows = [row for row, owner in enumerate(clients) if owner == client]
+                step = max(1, len(rows) // _SHEET_IMAGES)  # spread over the client's share, and so over its classes
+                save_sheet(data.images[rows[::step][:_SHEET_IMAGES]], folder / f"client-{client:04d}.png")
 
     def save_classes(self, counts: Mapping[str, Sequence[int]], name: str = "") -> None:
         """Plot the classes of ``generated`` and ``real`` images; ``name`` identifies the model if a run has several."""
-        plot_classes(counts, self.directory / "plots" / f"classes{name and '-'}{name}.png")
+        path = self.directory / "plots" / f"classes{name and '-'}{name}.png"
+        with optional(path):
+            plot_classes(counts, path)
 
     def save_pairs(self, generated: Tensor, train: Tensor, folder: str, name: str = "") -> None:
         """Write a sheet of images above their closest training images into ``samples`` or ``auxiliary``."""
-        save_pairs(generated, train, self.directory / folder / f"closest-pairs{name and '-'}{name}.png")
+        path = self.directory / folder / f"closest-pairs{name and '-'}{name}.png"
+        with optional(path):
+            save_pairs(generated, train, path)
 
     def save_checkpoint(self, server_round: int, weights: Weights, ema_weights: Weights, name: str = "") -> None:
         """Write raw and EMA weights as two safetensors files; ``name`` identifies one of several models of a round."""
         folder = self.directory / "checkpoints" / f"round-{server_round:04d}" / name
-        folder.mkdir(parents=True, exist_ok=True)
-        save_file(weights, folder / "model.safetensors")
-        save_file(ema_weights, folder / "ema.safetensors")
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+            save_file(weights, folder / "model.safetensors")
+            save_file(ema_weights, folder / "ema.safetensors")
 
     def finish(self, status: str, metrics: Mapping[str, object], error: str | None = None) -> None:
         """Write ``summary.json`` and the plots of losses and metrics."""
-        if self.stats:
-            plot_losses(self.stats, self.directory / "plots" / "losses.png")
-            plot_metrics(self.stats, self.directory / "plots" / "metrics.png")
         if (self.directory / "scratch").exists() and not any(self.scratch.iterdir()):
             self.scratch.rmdir()
         summary = {"status": status, **metrics, "time/total_s": round(time.time() - self.began, 1)}
         if error:
             summary["error"] = error
         write_summary(self.directory, summary)
+        with optional(self.directory / "plots"):
+            if self.stats:
+                plot_losses(self.stats, self.directory / "plots" / "losses.png")
+                plot_metrics(self.stats, self.directory / "plots" / "metrics.png")
 
 
 def write_summary(directory: Path, summary: Mapping[str, object]) -> None:
     """Write ``summary.json``: the status, the metrics and the folder."""
     write_json(directory / _SUMMARY, {**summary, "directory": str(directory)})
-
-
-def write_json(path: Path, content: Mapping[str, object]) -> None:
-    """Write an object as JSON, and create the folder if needed; NaN becomes null."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(_without_nan(content), indent=2) + "\n", encoding="utf-8")
 
 
 def mark_interrupted(directory: Path) -> None:
@@ -156,92 +160,6 @@ def mark_interrupted(directory: Path) -> None:
         write_summary(directory, summary | {"status": "interrupted"})
 
 
-def check_is_new(directory: Path) -> None:
-    """Raise ``ConfigError`` if a folder holds a run."""
-    try:
-        taken = (directory / _CONFIG).exists()
-    except OSError as error:
-        raise _cannot_be_made(directory, error.strerror) from error
-    if taken:
-        raise ConfigError(
-            f'run-name = "{directory.name}": {directory} holds a run already; use another run-name or remove it.'
-        )
-
-
-def run_directory(config: Config, base: Path) -> Path:
-    """Return the absolute folder of a new run; a relative ``output-dir`` is relative to ``base``.
-
-    Without a ``run-name`` from the user, the folder gets an unused name and is created at once.
-
-    Raises
-    ------
-    ConfigError
-        When the folder holds a run or cannot be created.
-    """
-    given = config.run.output_dir
-    try:
-        parent = (base / Path(given).expanduser()).resolve()
-    except RuntimeError as error:
-        raise ConfigError(f'output-dir = "{given}" cannot be used: {error} Give an absolute path.') from error
-    if config.run.run_name:
-        check_is_new(parent / config.run.run_name)
-        return parent / config.run.run_name
-    name = f"{_slug(config.run.algorithm)}-{_slug(config.data.dataset)}-{time.strftime('%Y%m%d-%H%M%S')}"
-    for suffix in itertools.count(1):
-        directory = parent / (name if suffix == 1 else f"{name}-{suffix}")
-        if make_directory(directory):
-            return directory
-    raise AssertionError("itertools.count ends")
-
-
-def open_log(directory: Path) -> TextIO:
-    """Open ``log.txt`` of a new run; the caller that opens it first owns the folder.
-
-    Raises
-    ------
-    ConfigError
-        When another run owns the folder.
-    """
-    make_directory(directory)
-    try:
-        return (directory / "log.txt").open("x", encoding="utf-8", errors="replace", buffering=1)
-    except FileExistsError:
-        raise ConfigError(
-            f'run-name = "{directory.name}": {directory} holds a log.txt already; use another run-name or remove it.'
-        ) from None
-
-
-def make_directory(directory: Path) -> bool:
-    """Create a folder, and return whether it is new."""
-    try:
-        directory.mkdir(parents=True)
-    except FileExistsError:
-        if directory.is_dir():
-            return False
-        raise _cannot_be_made(directory, "a file has this name") from None
-    except OSError as error:
-        raise _cannot_be_made(directory, error.strerror) from error
-    return True
-
-
-def _cannot_be_made(directory: Path, reason: str | None) -> ConfigError:
-    return ConfigError(f"output-dir: {directory} cannot be made ({reason}); give a writable folder.")
-
-
-def _slug(dataset: str) -> str:
-    return "".join(c if c.isalnum() else "-" for c in dataset.removeprefix("path:")).strip("-")[-40:]
-
-
 def _peak_rss_mb() -> float:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return round(peak / (1e6 if sys.platform == "darwin" else 1e3), 1)
-
-
-def _without_nan(value: object) -> object:
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {key: _without_nan(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_without_nan(item) for item in value]
-    return value

@@ -16,7 +16,9 @@ from fedddpm_app.cli.run import _count_steps
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.progress import ProgressEvent, parse_line
-from fedddpm_app.recording.recorder import RunRecorder, mark_interrupted, open_log, run_directory
+from fedddpm_app.recording.directory import run_directory
+from fedddpm_app.recording.log import RunLog
+from fedddpm_app.recording.recorder import RunRecorder, mark_interrupted
 from tests.conftest import ROOT, TINY
 
 runner = CliRunner()
@@ -40,11 +42,12 @@ def run(*arguments):
         ("num-clients=11", "use fewer clients"),
         ("batch-size", "--run-config batch-size"),
         ('output-dir="~nobody-of-this-name/x"', "Give an absolute path"),
-        ('output-dir="/dev/null/x"', "/dev/null/x/.* cannot be made"),
+        ('output-dir="/dev/null/x"', "/dev/null/x cannot be made"),
         ("output-dir='a\"b'", "cannot take a double quote"),
         ("dataset='digits\"'", "could not be loaded"),
         ("local-steps=0 local-epochs=1 warmup-steps=10", "not below the 7 steps of local-epochs = 1, so that"),
         ("max-examples-per-client=100", "max-examples-per-client = 100: use "),
+        ("client-threads=4096", "client-threads = 4096 is more than the .* CPUs"),
         (f"run-name='{'x' * 101}'", "at most 100 letters"),
     ],
 )
@@ -68,7 +71,13 @@ def test_run_in_process_then_sample(tmp_path, monkeypatch):
     assert lines[0] == lines[-1] == f"run directory: {directory}"
     assert "eval/loss" in result.stdout
     assert json.loads((directory / "summary.json").read_text())["status"] == "completed"
-    assert "phase=train round=2/2" in (directory / "log.txt").read_text()
+    log = (directory / "log.txt").read_text()
+    assert "phase=train round=2/2" in log
+    assert "[ROUND 2/2]" in log  # of Flower, which is not shown
+    assert "\x1b" not in log
+    assert "\nround 2/2 train     client 0 " in result.stdout
+    assert "[ROUND" not in result.output
+    assert "phase=" not in result.output
 
     drawn = runner.invoke(app, ["sample", str(directory), "--num-images", "9", "--steps", "2", "--sampler", "ddim"])
     assert drawn.exit_code == 0, drawn.output
@@ -111,9 +120,13 @@ def test_the_view_shows_progress_and_trouble():
         view.line(event.to_line())
     view.line("ERROR: something broke")
     view.line("INFO: chatter")
+    view.line("(ClientAppActor pid=7)     raise ValueError(frame)")
+    view.line("ERROR: the run failed: /x is full")
+    view.line("ERROR: said again")
     assert "round 1/4 train" in out.getvalue()
     assert "something broke" in out.getvalue()
-    assert "chatter" not in out.getvalue()
+    assert "the run failed: /x is full" in out.getvalue()
+    assert not any(text in out.getvalue() for text in ("chatter", "frame", "said again"))
 
 
 @pytest.mark.parametrize("terminal", [False, True])
@@ -170,9 +183,9 @@ def test_names_of_runs_never_collide(run_config, tmp_path):
     made = [run_directory(config, tmp_path) for _ in range(3)]
     assert len(set(made)) == 3
     assert all(directory.is_dir() for directory in made)
-    open_log(made[0]).close()
+    RunLog(made[0])
     with pytest.raises(ConfigError, match=r"holds a log\.txt already"):
-        open_log(made[0])
+        RunLog(made[0])
     first, second = RunRecorder(made[0]), RunRecorder(made[0])
     first.write_config({}, Run.create_empty(1))
     with pytest.raises(ConfigError, match="holds a run already"):

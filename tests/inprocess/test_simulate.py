@@ -1,6 +1,7 @@
 """The in-process entry: what it takes, what it gives, and what it leaves alone."""
 
 import logging
+import traceback
 from typing import NamedTuple
 
 import numpy as np
@@ -55,6 +56,21 @@ def test_every_form_of_a_data_set_trains_the_same(form):
     expected, _ = simulate("fedavg", model, regression, clients, 2, 3, 0.1, batch_size=2)
     found, _ = simulate("fedavg", model, regression, [FORMS[form](c) for c in clients], 2, 3, 0.1, batch_size=2)
     assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_loss_that_raises_is_one_sentence_with_the_exception_as_its_cause(capfd):
+    def loss(model, batch):
+        raise KeyError("missing")
+
+    data = [make_regression(4, seed) for seed in range(3)]
+    with pytest.raises(RoundFailedError, match=r"none of the 3 clients .*; client 0: KeyError: 'missing'") as caught:
+        simulate("fedavg", nn.Linear(2, 1), loss, data, 1, 1, 0.1)
+    assert isinstance(caught.value.__cause__, KeyError)
+    names = [frame.name for frame in traceback.extract_tb(caught.value.__cause__.__traceback__)]
+    assert names[-1] == "loss"  # the user's own
+    shown = "".join(capfd.readouterr())
+    assert "Traceback" not in shown
+    assert "\x1b" not in shown
 
 
 def test_batches_keep_the_form_of_their_data_set():

@@ -170,6 +170,7 @@ def test_an_interrupted_run_says_how_to_go_on(flower_home, tmp_path, monkeypatch
         raise SystemExit(130)
 
     monkeypatch.setattr(FlowerRun, "lines", lines)
+    monkeypatch.setattr("fedddpm_app.cli.deployed.check_reachable", lambda name: None)
     done = runner.invoke(app, ["run", "--app", str(ROOT), "--superlink", "lab", "-c", 'run-name="x"'])
     assert done.exit_code == 130
     for command in ("flwr log 77 lab", "flwr stop 77 lab", "fedddpm fetch 77 --superlink lab"):
