@@ -12,7 +12,7 @@ from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.pipelines import find_pipelines, image_shape, is_plain, load_pipeline
 from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds, sample_images
 from fedddpm_app.experiment.monitor import class_rows
-from fedddpm_app.recording.sheets import save_sheet
+from fedddpm_app.recording.samples import save_samples
 
 
 def sample(
@@ -57,7 +57,7 @@ def sample(
             )
     except DivergedError as error:
         refuse(str(error))
-    save_sheet(images, path, columns=round(count**0.5) if classes is None else count // classes)
+    save_samples(images, path, f"{run_dir.resolve().name}: {name}, {steps} steps, seed {seed}", labels, class_names=[])
     say(f"{count} images: {path.resolve()}")
 
 
