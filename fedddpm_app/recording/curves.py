@@ -147,16 +147,16 @@ def _panel(axes: Axes, name: str, points: Sequence[tuple[int, Row]]) -> None:
     values, floors, spreads = ([number(m[key]) for _, m in points] for key in ("value", "floor", "floor_std"))
     marker = "o" if len(points) <= MAX_MARKED_ROUNDS else ""
     axes.plot(rounds, values, color=GENERATED, marker=marker, markersize=4, label="generated images")
-    if len(points) == 1:  # a single round: lines of some length
-        axes.axhline(floors[0], color=FLOOR, linestyle="--", label="floor")
-    else:
-        axes.plot(rounds, floors, color=FLOOR, linestyle="--", label="floor")
     band = [0 if math.isnan(spread) else spread for spread in spreads]
     low, high = ([f + sign * b for f, b in zip(floors, band, strict=True)] for sign in (-1, 1))
-    axes.fill_between(rounds, low, high, color=FLOOR, alpha=0.2, linewidth=0, label="floor ± its deviation")
+    places = rounds
+    if len(points) == 1:  # a single round: a floor of some length
+        places, floors, low, high = [rounds[0] - 1, rounds[0] + 1], floors * 2, low * 2, high * 2
+    axes.plot(places, floors, color=FLOOR, linestyle="--", label="floor")
+    axes.fill_between(places, low, high, color=FLOOR, alpha=0.2, linewidth=0, label="floor ± its deviation")
     better = points[-1][1].get("better")
     direction = {"lower": "\n↓ lower is better", "higher": "\n↑ higher is better"}.get(better, "")
     axes.set(title=f"{name}{direction}", ylabel=_QUANTITIES.get(name.partition("-")[0], ""))
     count_rounds(axes, rounds)
     if all(map(math.isnan, values)):
-        axes.text(0.5, 0.5, "not defined:\ntoo few images", transform=axes.transAxes, ha="center", va="center")
+        axes.text(0.5, 0.75, "not defined", transform=axes.transAxes, ha="center")

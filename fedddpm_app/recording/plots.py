@@ -1,5 +1,6 @@
 """Plots over classes: the clients' images, and the classes of generated images."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,9 @@ def plot_partition(counts: Tensor, class_names: Sequence[str], path: Path) -> No
     """
     clients, classes = counts.shape
     width, height = max(6.0, min(20.0, 3 + classes * 0.55)), max(3.0, min(16.0, 1.8 + clients * 0.3))
+    names = class_labels(class_names, classes)
+    step, size, upright = _fit(names, width * 0.7)
+    height += max(map(len, names)) * size * 0.62 / 72 if upright else 0
     title = (
         f"Training images per client and class: {int(counts.sum()):,} images, "
         f"{clients:,} client{'s' * (clients != 1)}, {classes:,} class{'es' * (classes != 1)}"
@@ -42,7 +46,7 @@ def plot_partition(counts: Tensor, class_names: Sequence[str], path: Path) -> No
     with open_figure(path, title, width, height) as figure:
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(max(2, min(6, classes * 0.3)), 1))
         _heat_map(figure, left, counts)
-        _name_columns(left, class_labels(class_names, classes), width * 0.7)
+        left.set_xticks(range(0, classes, step), names[::step], fontsize=size, rotation=90 if upright else 0)
         left.set(xlabel="class", ylabel="client")
         left.yaxis.set_major_locator(MaxNLocator(nbins=min(clients, 40), integer=True, min_n_ticks=1))
         bars = right.barh(range(clients), counts.sum(1).tolist(), color=CLIENTS)
@@ -56,13 +60,12 @@ def plot_partition(counts: Tensor, class_names: Sequence[str], path: Path) -> No
 
 def _heat_map(figure: Figure, axes: Axes, counts: Tensor) -> None:
     """Show the counts as colours, an empty cell as white; write them if there is room, else show the scale."""
-    colours = ListedColormap(colormaps[HEAT_MAP](np.linspace(0.15, 1, 256)))
-    colours.set_bad("white")
+    colours = ListedColormap(colormaps[HEAT_MAP](np.linspace(0.15, 1, 256))).with_extremes(bad="white")
     most = max(1, int(counts.max()))
     image = axes.imshow(np.ma.masked_equal(counts.numpy(), 0), aspect="auto", cmap=colours, vmin=0, vmax=most)
     axes.grid(visible=False)
     if counts.numel() > _MAX_WRITTEN:
-        figure.colorbar(image, ax=axes, location="left", label="images in a cell", shrink=0.8)
+        figure.colorbar(image, ax=figure.axes[:2], location="bottom", label="images in a cell", shrink=0.5, aspect=50)
         return
     for client, label in counts.nonzero().tolist():
         count = int(counts[client, label])
@@ -70,14 +73,12 @@ def _heat_map(figure: Figure, axes: Axes, counts: Tensor) -> None:
         axes.text(label, client, str(count), ha="center", va="center", fontsize=8, color=colour)
 
 
-def _name_columns(axes: Axes, names: list[str], width: float) -> None:
-    """Label columns with names, upright if they have no room; every k-th name if even small text has no room."""
+def _fit(names: list[str], width: float) -> tuple[int, float, bool]:
+    """Return how to name columns in ``width`` inches: every k-th one, the size in points, and whether upright."""
     points = width / len(names) * 72  # the width of a column
-    step = max(1, round(_SMALLEST * 1.15 / points + 0.499))
+    step = math.ceil(_SMALLEST * 1.15 / points)
     size = max(_SMALLEST, min(9.0, points * step / 1.15))
-    lying = max(map(len, names)) * size * 0.62 < points * step
-    options: dict[str, Any] = {} if lying else {"rotation": 90}
-    axes.set_xticks(range(0, len(names), step), names[::step], fontsize=size, **options)
+    return step, size, max(map(len, names)) * size * 0.62 > points * step
 
 
 def plot_classes(metric: Mapping[str, Any], class_names: Sequence[str], path: Path, owner: str = "") -> None:
@@ -119,7 +120,7 @@ def plot_classes(metric: Mapping[str, Any], class_names: Sequence[str], path: Pa
         axes.barh(places + 0.2, real[shown], height=0.4, color=REAL, label=label)
         low = np.minimum(chance, real[shown])
         whiskers = {"fmt": "none", "ecolor": FLOOR, "elinewidth": 1, "capsize": 2}
-        axes.errorbar(real[shown], places + 0.2, xerr=[low, chance], label="chance, 95 %", **whiskers)
+        axes.errorbar(real[shown], places + 0.2, xerr=[low, chance], label="95 % by chance", **whiskers)
         axes.set_yticks(places, [names[k] for k in shown])
         axes.set(xlabel="share of the images in %", ylabel="class", ylim=(len(shown) - 0.4, -0.6), xlim=(0, None))
         axes.grid(visible=False, axis="y")

@@ -105,8 +105,8 @@ class RunRecorder:
             step = max(1, len(rows) // _SHEET_IMAGES)  # spread over the client's share, and so over its classes
             shown = rows[::step][:_SHEET_IMAGES]
             caption = (
-                f"{self.directory.name}, auxiliary set: {len(shown)} of the {len(rows)} images that the server generated "
-                f"from the pretrained model of client {client}."
+                f"{self.directory.name}, auxiliary set: {len(shown)} of the {len(rows)} images that the server "
+                f"generated from the pretrained model of client {client}."
             )
             save_sheet(data.images[shown], folder / f"client-{client:04d}.png", texts=Texts(caption))
 

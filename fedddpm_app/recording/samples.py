@@ -1,9 +1,9 @@
 """The images that a model generates during a run: a sheet per round, and a strip over the rounds.
 
-The strip ``samples/rounds.png`` has a row per round. Its columns start from the same noise, so that each shows one image
-over the rounds. It is made from the sheets in the folder, whichever process wrote them, and shows at most ``MAX_ROUNDS``
-of them, evenly spread from the first to the last: it has the same size after 10 or 1,000 rounds. A strip shows all rounds
-at once, also on paper; an animation does not.
+The strip ``samples/rounds.png`` has a row per round. Its columns start from the same noise, so that each shows one
+image over the rounds. It is made from the sheets in the folder, whichever process wrote them, and shows at most
+``MAX_ROUNDS`` of them, evenly spread from the first to the last: it does not grow with the number of rounds. A strip
+shows all rounds at once, also on paper; an animation does not.
 """
 
 import re
@@ -73,7 +73,7 @@ def save_samples(images: Tensor, path: Path, about: str, labels: Tensor | None, 
         classes = int(labels.max()) + 1
         each = len(images) // classes
         per_row = 1 if classes <= _MAX_ROWS else max(1, COLUMNS // each)
-        names = class_labels([class_names[k] if k < len(class_names) else f"class {k}" for k in range(classes)], classes)
+        names = class_labels([*class_names, *(f"class {k}" for k in range(len(class_names), classes))], classes)
         parts = [names[k : k + per_row] for k in range(0, classes, per_row)]
         rows = [part[0] if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts]
         columns = each * per_row

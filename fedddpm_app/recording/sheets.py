@@ -4,6 +4,7 @@ The grid starts at the top left corner; texts are to the right of it and below i
 so that ``read_tiles`` returns the tiles without the texts.
 """
 
+import itertools
 import json
 import math
 from collections.abc import Sequence
@@ -117,8 +118,8 @@ def read_tiles(path: Path) -> list[Image.Image]:
         try:
             grid = json.loads(sheet.info[_GRID])
             width, height, columns = grid["tile_width"], grid["tile_height"], grid["columns"]
-            corners = [(k % columns * width, k // columns * grid["row_height"]) for k in range(grid["images"])]
-        except (KeyError, TypeError, ValueError) as error:
+            corners = [(k % columns * width, grid["row_tops"][k // columns]) for k in range(grid["images"])]
+        except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a sheet of images of this app: its PNG has no text `{_GRID}`") from error
         return [sheet.crop((x, y, x + width, y + height)) for x, y in corners]
 
@@ -146,31 +147,31 @@ def _tile(image: Tensor) -> Image.Image:
 
 def _save(tiles: Sequence[Image.Image], path: Path, columns: int, texts: Texts) -> None:
     width, height = tiles[0].size
-    step = height + (_LINE_PIXELS if any(texts.below) else 0)
-    rows = -(-len(tiles) // columns)
+    written = [any(texts.below[start : start + columns]) for start in range(0, len(tiles), columns)]
+    *tops, bottom = itertools.accumulate((height + _LINE_PIXELS * below for below in written), initial=0)
     labels = [printable(label, 40) or "" for label in texts.rows]
     right = max((_width(label) for label in labels), default=-2 * _MARGIN) + 2 * _MARGIN
     total = columns * width + right
     lines = _wrap(texts.caption, max(total, _MIN_WIDTH) - 2 * _MARGIN)
     total, foot = (max(total, _MIN_WIDTH), len(lines) * _LINE_PIXELS + 2 * _MARGIN) if lines else (total, 0)
-    sheet = Image.new("RGB", (total, rows * step + foot), "white")
+    sheet = Image.new("RGB", (total, bottom + foot), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.rectangle((0, 0, columns * width - 1, rows * step - 1), fill=(_GAP_GREY,) * 3)
+    draw.rectangle((0, 0, columns * width - 1, bottom - 1), fill=(_GAP_GREY,) * 3)
     for k, tile in enumerate(tiles):
-        x, y = k % columns * width, k // columns * step
+        x, y = k % columns * width, tops[k // columns]
         sheet.paste(tile, (x, y))
         if k in texts.marked:
             draw.rectangle((x, y, x + width - 1, y + height - 1), outline=WARNING, width=3)
-        if any(texts.below):
+        if written[k // columns]:
             _write_below(draw, texts, k, x + width / 2, y + height + _LINE_PIXELS / 2)
     for k, label in enumerate(labels):
-        place = (columns * width + _MARGIN, k * step + height / 2)
+        place = (columns * width + _MARGIN, tops[k] + height / 2)
         draw.text(place, label, "black", _font(label), anchor="lm")
     for k, line in enumerate(lines):
-        place = (_MARGIN, rows * step + _MARGIN + (k + 0.5) * _LINE_PIXELS)
+        place = (_MARGIN, bottom + _MARGIN + (k + 0.5) * _LINE_PIXELS)
         draw.text(place, line, "black", _font(line), anchor="lm")
     info = PngInfo()
-    grid = {"images": len(tiles), "columns": columns, "tile_width": width, "tile_height": height, "row_height": step}
+    grid = {"images": len(tiles), "columns": columns, "tile_width": width, "tile_height": height, "row_tops": tops}
     info.add_text(_GRID, json.dumps(grid))
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path, pnginfo=info)

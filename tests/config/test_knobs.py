@@ -3,6 +3,7 @@
 import pytest
 
 from fedddpm_app.config import known_keys
+from fedddpm_app.recording.sheets import read_tiles
 from tests.conftest import ROOT
 
 ONE = {"num-rounds": 1}
@@ -145,7 +146,8 @@ def outcome(shared_run):
 
     def of(overrides):
         run = shared_run(**overrides)
-        pictures = {p.relative_to(run.path): p.read_bytes() for p in run.path.rglob("samples/*.png")}
+        sheets = run.path.rglob("samples/*.png")
+        pictures = {p.relative_to(run.path): [tile.tobytes() for tile in read_tiles(p)] for p in sheets}
         files = {p.relative_to(run.path) for p in run.path.rglob("*.safetensors")}
         decisions = [{k: v for k, v in row.items() if k.startswith("plus/")} for row in run.stats]
         metrics = [run.summary.get("metrics"), *(row.get("eval/metrics") for row in run.rounds())]
