@@ -204,8 +204,16 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], console: Console) -> Non
                 table.add_row(metric["name"], value, std, real, floor, floor_std, sizes)
         console.print(table)
     for note in dict.fromkeys(part for metric in metrics for part in _caveats(metric)):
-        names = ", ".join(metric["name"] for metric in metrics if note in _caveats(metric))
+        names = _names([metric for metric in metrics if note in _caveats(metric)], metrics)
         console.print(f"{names}: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _names(noted: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Return the names of metrics; for all metrics of a set of images, the words "all metrics of N images"."""
+    first = _sampling_of(noted[0])
+    if len(noted) > 1 and list(noted) == [metric for metric in metrics if _sampling_of(metric) == first]:
+        return f"all metrics of the {first[0]:,} images"
+    return ", ".join(metric["name"] for metric in noted)
 
 
 def _caveats(metric: Mapping[str, Any]) -> list[str]:
