@@ -65,7 +65,8 @@ def _heat_map(figure: Figure, axes: Axes, counts: Tensor) -> None:
     image = axes.imshow(np.ma.masked_equal(counts.numpy(), 0), aspect="auto", cmap=colours, vmin=0, vmax=most)
     axes.grid(visible=False)
     if counts.numel() > _MAX_WRITTEN:
-        figure.colorbar(image, ax=figure.axes[:2], location="bottom", label="images in a cell", shrink=0.5, aspect=50)
+        bar = figure.colorbar(image, ax=figure.axes[:2], location="top", shrink=0.5, aspect=50)
+        bar.ax.set_title("images in a cell")
         return
     for client, label in counts.nonzero().tolist():
         count = int(counts[client, label])
