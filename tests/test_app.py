@@ -92,9 +92,8 @@ def test_conditional_models_work_end_to_end(run_app):
     assert set(stored["label"]) == set(range(10))
     per_client = {c: {row["label"] for row in stored if row["client"] == c} for c in range(4)}
     assert sorted(len(labels) for labels in per_client.values()) == [2, 2, 3, 3]  # its own classes only
-    width, height = Image.open(run.path / "samples" / "round-0001.png").size
-    assert (height // width) * 4 == 8  # 10 rows of 4 images
-    assert height * 4 == width * 10
+    grid = json.loads(Image.open(run.path / "samples" / "round-0001.png").info["grid"])
+    assert (grid["images"], grid["columns"]) == (40, 4)  # 10 rows of 4 images
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from fedddpm_app.evaluation.metrics import CAVEAT
 from fedddpm_app.progress import ProgressEvent, logger, parse_line, parse_note
 
 _MIN_ELAPSED_SECONDS = 1.0  # a shorter time gives no reliable rate
@@ -214,9 +215,21 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], console: Console) -> Non
                 sizes = f"{metric['floor_n']:,} : {metric['floor_reference_n']:,}"
                 table.add_row(metric["name"], value, std, real, floor, floor_std, sizes)
         console.print(table)
-    for note in dict.fromkeys(metric["note"] for metric in metrics if metric["note"]):
-        names = ", ".join(metric["name"] for metric in metrics if metric["note"] == note)
+    for note in dict.fromkeys(part for metric in metrics for part in _caveats(metric)):
+        names = _names([metric for metric in metrics if note in _caveats(metric)], metrics)
         console.print(f"{names}: {note}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _names(noted: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]]) -> str:
+    """Return the names of metrics; for all metrics of a set of images, the words "all metrics of N images"."""
+    first = _sampling_of(noted[0])
+    if len(noted) > 1 and list(noted) == [metric for metric in metrics if _sampling_of(metric) == first]:
+        return f"all metrics of the {first[0]:,} images"
+    return ", ".join(metric["name"] for metric in noted)
+
+
+def _caveats(metric: Mapping[str, Any]) -> list[str]:
+    return metric["note"].split(CAVEAT) if metric["note"] else []
 
 
 def _sampling_of(metric: Mapping[str, Any]) -> tuple[int, str, str, int]:

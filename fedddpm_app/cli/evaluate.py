@@ -113,7 +113,7 @@ def evaluate(
         write_json(path, {**about, "metrics": metrics})
         for name, evaluation in evaluations.items():
             with writing(path.parent):
-                _save_pictures(evaluation, path, name)
+                _save_pictures(evaluation, evaluator, path, name)
     except RecordingError as error:
         say(str(error))
         raise typer.Exit(FAILED) from error
@@ -212,11 +212,13 @@ def _sampler_for(pipeline: Any, name: str, steps: int) -> Sampler | None:
     return sampler
 
 
-def _save_pictures(evaluation: Evaluation, path: Path, name: str) -> None:
+def _save_pictures(evaluation: Evaluation, evaluator: Evaluator, path: Path, name: str) -> None:
     """Plot the classes and the closest pairs into the folder of the JSON file."""
     stem = f"{path.stem}{name and '-'}{name}"
-    if evaluation.class_counts:
-        plot_classes(evaluation.class_counts, path.with_name(f"{stem}-classes.png"))
+    if evaluation.classes:
+        class_names = evaluator.reference.real.class_names
+        plot_classes(evaluation.classes.to_dict(), class_names, path.with_name(f"{stem}-classes.png"), name)
     if evaluation.pairs is not None:
         pairs = evaluation.pairs
-        save_pairs(pairs.generated, pairs.train, path.with_name(f"{stem}-closest-pairs.png"))
+        threshold, picture = evaluator.detector.threshold, path.with_name(f"{stem}-closest-pairs.png")
+        save_pairs(pairs.generated, pairs.train, pairs.ratio, threshold, picture, name)

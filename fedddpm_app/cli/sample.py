@@ -13,7 +13,7 @@ from fedddpm_app.diffusion.pipelines import find_pipelines, image_shape, is_plai
 from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds, sample_images
 from fedddpm_app.experiment.monitor import class_rows
 from fedddpm_app.recording.files import RecordingError, writing
-from fedddpm_app.recording.sheets import save_sheet
+from fedddpm_app.recording.samples import save_samples
 
 
 def sample(
@@ -60,7 +60,8 @@ def sample(
         refuse(str(error))
     try:
         with writing(path):
-            save_sheet(images, path, columns=round(count**0.5) if classes is None else count // classes)
+            caption = f"{run_dir.resolve().name}: {name}, {steps} steps, seed {seed}"
+            save_samples(images, path, caption, labels, class_names=[])
     except RecordingError as error:
         say(str(error))
         raise typer.Exit(FAILED) from error

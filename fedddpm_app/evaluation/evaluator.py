@@ -8,11 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from fedddpm_app.evaluation.comparison import Measured, class_counts, compare, compare_classes, name_of
+from fedddpm_app.evaluation.comparison import Measured, class_counts, compare, compare_classes, name_of, spread
 from fedddpm_app.evaluation.copies import CopyDetector, Pairs
 from fedddpm_app.evaluation.distances import subset_size
 from fedddpm_app.evaluation.extractors import Extractor, Features
-from fedddpm_app.evaluation.metrics import Metric, SamplingInfo
+from fedddpm_app.evaluation.metrics import CAVEAT, Metric, SamplingInfo
+from fedddpm_app.evaluation.noise import PixelCorrelation, noise_note
 from fedddpm_app.evaluation.reference import CLASSES, REFERENCE_SEED, Floor, Reference
 
 _KERNEL = "kd"
@@ -27,15 +28,19 @@ class Evaluation:
     ----------
     metrics : list of Metric
         The same metrics for every model, with the same data and extractor.
-    class_counts : dict of str to list of int
-        ``generated``: images per class by the classifier. ``real``: images per class by label. Empty without labels.
+    classes : Metric or None
+        The metric ``class-tv``, with ``class_counts``: ``generated``, by the classifier, and ``real``, by label. None
+        without labels.
     pairs : Pairs or None
         The images closest to training images; None if the search was off.
+    noise : str
+        The caveat that the images are still noise, which is part of every metric's note; empty if they are not.
     """
 
     metrics: list[Metric]
-    class_counts: dict[str, list[int]]
+    classes: Metric | None
     pairs: Pairs | None
+    noise: str
 
 
 class Evaluator:
@@ -71,6 +76,7 @@ class Evaluator:
             Whether to compare the images with training images, too; this comparison takes the longest time.
         """
         search = self.detector.start() if find_copies else None
+        pixels = PixelCorrelation()
         vectors, logits, labels = [], [], []
         for images in _regroup(batches, _CHUNK):
             features = self.reference.extractor(images)
@@ -78,17 +84,25 @@ class Evaluator:
             logits += [] if features.logits is None else [features.logits]
             predicted = self.reference.labels_of(images, features)
             labels += [] if predicted is None else [predicted]
+            pixels.add(images)
             if search is not None:
                 search.add(images)
         generated = Features(torch.cat(vectors), torch.cat(logits) if logits else None)
-        metrics, counts = self._compare(generated, torch.cat(labels) if labels else None, sampling)
+        metrics = self._compare(generated, torch.cat(labels) if labels else None, sampling)
         if search is not None:
             metrics.append(search.metric("train", sampling))
-        return Evaluation(metrics, counts, search.pairs if search else None)
+        noise = noise_note(pixels, self._real_pixels)
+        metrics = [replace(metric, note=CAVEAT.join(filter(None, (metric.note, noise)))) for metric in metrics]
+        classes = next((metric for metric in metrics if metric.name == CLASSES), None)
+        return Evaluation(metrics, classes, search.pairs if search else None, noise)
 
-    def _compare(
-        self, generated: Features, predicted: Tensor | None, sampling: SamplingInfo
-    ) -> tuple[list[Metric], dict[str, list[int]]]:
+    @cached_property
+    def _real_pixels(self) -> PixelCorrelation:
+        pixels = PixelCorrelation()
+        pixels.add(spread(self.reference.images.images, _CHUNK))
+        return pixels
+
+    def _compare(self, generated: Features, predicted: Tensor | None, sampling: SamplingInfo) -> list[Metric]:
         reference, extractor = self.reference, self.reference.extractor
         n, real = len(generated.vectors), reference.images.labels
         found = compare(generated, reference.vectors, REFERENCE_SEED)
@@ -96,12 +110,12 @@ class Evaluator:
         floor = reference.floor(n, [*found, *([CLASSES] if labelled else [])])
         metrics = [self._metric(name, measured, floor, n, extractor, sampling) for name, measured in found.items()]
         if reference.classifier is None or predicted is None or real is None:
-            return metrics, {}
+            return metrics
         measured = compare_classes(predicted, real)
         classes = self._metric(CLASSES, measured, floor, n, reference.classifier, sampling)
         generated_counts, real_counts = class_counts(predicted, real)
         counts = {"generated": generated_counts.tolist(), "real": real_counts.tolist()}
-        return [*metrics, replace(classes, details={"class_counts": counts})], counts
+        return [*metrics, replace(classes, details={"class_counts": counts})]
 
     def _metric(
         self,
@@ -144,7 +158,7 @@ def _note(name: str, measured: Measured, n: int, extractor: Extractor, floor: Fl
         notes.append(f"{least} images are fewer than the {extractor.num_features} feature dimensions: mostly bias")
     if floor.n < n or floor_reference_n < measured.reference_n:
         notes.append(f"the floor compares {floor.n} images with {floor_reference_n}: the data have no more")
-    return "; ".join(notes)
+    return CAVEAT.join(notes)
 
 
 def _or_none(value: float) -> float | None:

@@ -6,6 +6,14 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+CAVEAT = "; "  # between the caveats of a note
+
+# What a better value is, by the first word of a metric's name.
+BETTER = {
+    **dict.fromkeys(("fid", "fd", "kid", "kd", "class", "memorized", "aux"), "lower"),
+    **dict.fromkeys(("inception", "score", "precision", "recall", "density", "coverage"), "higher"),
+}
+
 
 @dataclass(frozen=True)
 class SamplingInfo:
@@ -57,7 +65,7 @@ class Metric:
     floor_reference_n : int
         Images in the other set.
     note : str
-        A caveat about the value; usually empty.
+        Caveats about the value, joined by ``CAVEAT``; usually empty.
     details : dict
         More numbers of this metric.
     """
@@ -79,10 +87,15 @@ class Metric:
     note: str = ""
     details: dict[str, object] = field(default_factory=dict)
 
+    @property
+    def better(self) -> str:
+        """``lower`` or ``higher``; empty for a metric that ``BETTER`` does not have."""
+        return BETTER.get(self.name.partition("-")[0], "")
+
     def to_dict(self) -> dict[str, object]:
         """Return the metric for JSON, with the fields of ``sampling`` among its own."""
         flat = {key: value for key, value in vars(self).items() if key not in ("sampling", "details")}
-        return {**flat, **dataclasses.asdict(self.sampling), **self.details}
+        return {**flat, "better": self.better, **dataclasses.asdict(self.sampling), **self.details}
 
 
 def mean_over_clients(metrics: Sequence[Sequence[Metric]]) -> list[Metric]:

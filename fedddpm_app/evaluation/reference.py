@@ -34,11 +34,14 @@ class RealImages:
         uint8 (N, C, H, W), on the CPU.
     digests : dict of str to str
         The SHA-256 of both splits, by name.
+    class_names : sequence of str
+        By label; empty if the classes have no names.
     """
 
     train: ImageTensors
     test: ImageTensors
     digests: dict[str, str]
+    class_names: Sequence[str] = ()
 
     def split(self, name: SplitName) -> ImageTensors:
         """Return a split by its name."""

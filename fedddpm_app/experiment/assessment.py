@@ -12,6 +12,7 @@ from fedddpm_app.apportion import labels_by_share
 from fedddpm_app.config import Config, Sampler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_batches
 from fedddpm_app.evaluation.copies import NAME as COPIES
+from fedddpm_app.evaluation.copies import Pairs
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
 from fedddpm_app.evaluation.metrics import Metric, SamplingInfo, mean_over_clients
 from fedddpm_app.progress import note, reported
@@ -61,11 +62,11 @@ class Assessment:
         """Return the cheap metrics of the models, which are given by name; ``weights`` is ``ema`` or ``raw``."""
         settings = self.config.evaluation
         plan = Plan(settings.eval_images, settings.eval_sampler, settings.eval_sampler_steps)
-        metrics = mean_over_clients(
-            [self._measure(each, plan, weights, find_copies=False).metrics for each in models.values()]
-        )
+        evaluations = [self._measure(each, plan, weights, find_copies=False) for each in models.values()]
+        metrics = mean_over_clients([evaluation.metrics for evaluation in evaluations])
         shown = ", ".join(f"{m.name} {m.value:.4g} (floor {m.floor:.4g})" for m in metrics if m.name.startswith(_SHOWN))
-        note(f"round {server_round}: {shown}; n = {plan.images} by {plan.sampler} in {plan.steps} steps")
+        still = "; still noise" if any(evaluation.noise for evaluation in evaluations) else ""
+        note(f"round {server_round}: {shown}; n = {plan.images} by {plan.sampler} in {plan.steps} steps{still}")
         return metrics
 
     def at_end(self, models: Mapping[str, Weights], weights: str, auxiliary: Tensor | None) -> list[Metric]:
@@ -77,11 +78,12 @@ class Assessment:
         plan = Plan(settings.eval_final_images, settings.eval_final_sampler, settings.eval_final_sampler_steps)
         evaluations = {name: self._measure(each, plan, weights) for name, each in models.items()}
         metrics = mean_over_clients([evaluation.metrics for evaluation in evaluations.values()])
+        class_names = self.evaluator.reference.real.class_names
         for name, evaluation in evaluations.items():
-            if evaluation.class_counts:
-                self.recorder.save_classes(evaluation.class_counts, name)
+            if evaluation.classes:
+                self.recorder.save_classes(evaluation.classes.to_dict(), class_names, name)
             if evaluation.pairs:
-                self.recorder.save_pairs(evaluation.pairs.generated, evaluation.pairs.train, "samples", name)
+                self._save_pairs(evaluation.pairs, "samples", name)
         if auxiliary is not None:
             metrics.append(self._check_auxiliary(auxiliary))
         return metrics
@@ -114,10 +116,14 @@ class Assessment:
         search = detector.start()
         for batch in torch.split(images, self.config.evaluation.eval_batch_size):
             search.add(batch)
-        self.recorder.save_pairs(search.pairs.generated, search.pairs.train, "auxiliary")
+        self._save_pairs(search.pairs, "auxiliary")
         return search.metric(
             "train", SamplingInfo(settings.sampler, settings.sampler_steps, "pretrained"), f"aux-{COPIES}"
         )
+
+    def _save_pairs(self, pairs: Pairs, folder: str, name: str = "") -> None:
+        threshold = self.evaluator.detector.threshold
+        self.recorder.save_pairs(pairs.generated, pairs.train, pairs.ratio, threshold, folder, name)
 
 
 def labels_like(labels: Tensor | None, count: int) -> Tensor | None:

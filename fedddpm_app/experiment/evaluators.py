@@ -35,7 +35,8 @@ def create_evaluator(config: Config) -> Evaluator:
             "path:/a/folder`."
         )
     train, test = (dataset.split(name) for name in SPLITS)
-    real = RealImages(train.data, test.data, {"train": train.info.digest, "test": test.info.digest})
+    digests = {"train": train.info.digest, "test": test.info.digest}
+    real = RealImages(train.data, test.data, digests, train.info.class_names)
     folder = cache_folder(config.data)
     try:
         extractor = _extractor(config, real)

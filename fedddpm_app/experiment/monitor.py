@@ -22,10 +22,7 @@ from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import writing
 from fedddpm_app.recording.recorder import RunRecorder
-from fedddpm_app.recording.sheets import save_sheet
 from fedddpm_app.weights import Weights
-
-_COLUMNS = 10
 
 
 class Monitor:
@@ -87,7 +84,7 @@ class Monitor:
             if server_round and is_due(self.config.preview.every, server_round, num_rounds):
                 with _warn_on_failure(f"round {server_round}: no sheet of images"):
                     for name, weights in models.items():
-                        self._preview(f"round-{server_round:04d}{name and '-'}{name}.png", weights)
+                        self._preview(server_round, name, weights)
         if server_round and is_due(self.config.recording.checkpoint_every, server_round, num_rounds):
             for name, weights in self._models(self.latest).items():
                 self.recorder.save_checkpoint(server_round, weights, models[name], name)
@@ -153,7 +150,7 @@ class Monitor:
         bands = [sum(same) / len(losses) for same in zip(*(loss.bands for loss in losses), strict=True)]
         return DenoisingLoss(sum(loss.mean for loss in losses) / len(losses), bands)
 
-    def _preview(self, file_name: str, weights: Weights) -> None:
+    def _preview(self, server_round: int, name: str, weights: Weights) -> None:
         """Generate a sheet with fixed seeds; for a conditional model it has a row (or more) per class."""
         data, preview = self.config.data, self.config.preview
         weights_module.load_into(self.model, weights)
@@ -171,8 +168,10 @@ class Monitor:
             labels=labels,
         )
         self.num_generated += count
-        columns = _COLUMNS if labels is None else count // data.num_classes
-        save_sheet(images, self.recorder.directory / "samples" / file_name, columns)
+        about = f"{self._weights_name} weights, {preview.sampler}, {preview.sampler_steps} steps"
+        known = self.task.data.has_train  # with sites, the server may have no images
+        names = self.task.data.class_names if known else data.classes
+        self.recorder.save_samples(images, server_round, about, labels=labels, class_names=names, name=name)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 ``<output-dir>/<run-name>/`` holds ``config.json`` (resolved run config, git commit, versions), ``stats.jsonl``
 (appended and flushed: one object per phase and round, keys with units), ``summary.json`` (status and final
 metrics), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``auxiliary/``,
-``samples/round-0005.png``, ``checkpoints/round-0005/`` and ``plots/``.
+``samples/round-0005.png``, ``samples/rounds.png``, ``checkpoints/round-0005/`` and ``plots/``.
 """
 
 import json
@@ -20,11 +20,13 @@ from torch import Tensor
 from fedddpm_app.config import Scalar
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.federation.flower_internals import Run
+from fedddpm_app.recording.curves import plot_losses, plot_metrics
 from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
 from fedddpm_app.recording.files import optional, without_nan, write_json, writing
-from fedddpm_app.recording.plots import plot_classes, plot_losses, plot_metrics, plot_partition
+from fedddpm_app.recording.plots import plot_classes, plot_partition
 from fedddpm_app.recording.provenance import describe_environment
-from fedddpm_app.recording.sheets import save_pairs, save_sheet, to_pil
+from fedddpm_app.recording.samples import round_sheet, save_rounds, save_samples
+from fedddpm_app.recording.sheets import Texts, save_pairs, save_sheet, to_pil
 from fedddpm_app.weights import Weights
 
 _SHEET_IMAGES = 100
@@ -105,19 +107,48 @@ class RunRecorder:
             for client in sorted(set(clients)):
                 rows = [row for row, owner in enumerate(clients) if owner == client]
                 step = max(1, len(rows) // _SHEET_IMAGES)  # spread over the client's share, and so over its classes
-                save_sheet(data.images[rows[::step][:_SHEET_IMAGES]], folder / f"client-{client:04d}.png")
+                shown = rows[::step][:_SHEET_IMAGES]
+                caption = (
+                    f"{self.directory.name}, auxiliary set: {len(shown)} of the {len(rows)} images that the server "
+                    f"generated from the pretrained model of client {client}."
+                )
+                save_sheet(data.images[shown], folder / f"client-{client:04d}.png", texts=Texts(caption))
 
-    def save_classes(self, counts: Mapping[str, Sequence[int]], name: str = "") -> None:
-        """Plot the classes of ``generated`` and ``real`` images; ``name`` identifies the model if a run has several."""
+    def save_samples(
+        self,
+        images: Tensor,
+        server_round: int,
+        about: str,
+        *,
+        labels: Tensor | None = None,
+        class_names: Sequence[str] = (),
+        name: str = "",
+    ) -> None:
+        """Write a round's sheet of generated images, and the strip over the rounds.
+
+        ``about`` is the part of the caption about weights and sampler; ``name`` identifies one of several models.
+        """
+        folder = self.directory / "samples"
+        owner = f"{self.directory.name}{name and ', '}{name}"
+        caption = f"{owner}, round {server_round}: {about}"
+        with optional(folder):
+            save_samples(images, round_sheet(folder, server_round, name), caption, labels, class_names)
+            save_rounds(folder, f"{owner}, {about}", name)
+
+    def save_classes(self, metric: Mapping[str, object], class_names: Sequence[str], name: str = "") -> None:
+        """Plot the classes of the metric ``class-tv``; ``name`` identifies the model if a run has several."""
         path = self.directory / "plots" / f"classes{name and '-'}{name}.png"
         with optional(path):
-            plot_classes(counts, path)
+            plot_classes(metric, class_names, path, name)
 
-    def save_pairs(self, generated: Tensor, train: Tensor, folder: str, name: str = "") -> None:
+    def save_pairs(
+        self, generated: Tensor, train: Tensor, ratios: Tensor, threshold: float, folder: str, name: str = ""
+    ) -> None:
         """Write a sheet of images above their closest training images into ``samples`` or ``auxiliary``."""
         path = self.directory / folder / f"closest-pairs{name and '-'}{name}.png"
         with optional(path):
-            save_pairs(generated, train, path)
+            kind = "auxiliary set" if folder == "auxiliary" else f"final model{name and ' of '}{name}"
+            save_pairs(generated, train, ratios, threshold, path, f"{self.directory.name}, {kind}")
 
     def save_checkpoint(self, server_round: int, weights: Weights, ema_weights: Weights, name: str = "") -> None:
         """Write raw and EMA weights as two safetensors files; ``name`` identifies one of several models of a round."""
@@ -137,8 +168,8 @@ class RunRecorder:
         write_summary(self.directory, summary)
         with optional(self.directory / "plots"):
             if self.stats:
-                plot_losses(self.stats, self.directory / "plots" / "losses.png")
-                plot_metrics(self.stats, self.directory / "plots" / "metrics.png")
+                plot_losses(self.stats, self.directory / "plots" / "losses.png", self.directory.name)
+                plot_metrics(self.stats, self.directory / "plots" / "metrics.png", self.directory.name)
 
 
 def write_summary(directory: Path, summary: Mapping[str, object]) -> None:

@@ -1,18 +1,57 @@
-"""Sheets of images as one PNG."""
+"""Sheets of images as one PNG: a grid of tiles with texts around it.
 
+The grid starts at the top left corner; texts are to the right of it and below it. The PNG's text ``grid`` describes it,
+so that ``read_tiles`` returns the tiles without the texts.
+"""
+
+import itertools
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from diffusers.utils import make_image_grid
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
+from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
-_MIN_TILE_PIXELS = 48
+from fedddpm_app.recording.style import WARNING, font_file, printable
+
+_MIN_TILE_PIXELS = 64
 _GAP_GREY = 64
+_FONT_PIXELS = 15
+_LINE_PIXELS = 20
+_MARGIN = 8
+_MIN_WIDTH = 480  # of a sheet with a caption
+_GRID = "grid"
 _PAIRS_PER_ROW = 10
+_MAX_TEXT = 1000
 
 
-def save_sheet(images: Tensor, path: Path, columns: int = 10) -> None:
+@dataclass(frozen=True)
+class Texts:
+    """The texts of a sheet.
+
+    Attributes
+    ----------
+    caption : str
+        Below the grid; broken into lines.
+    rows : sequence of str
+        To the right of each row; empty without labels.
+    below : sequence of str
+        Under each tile; empty without texts.
+    marked : collection of int
+        The tiles whose text and frame have the colour of a warning.
+    """
+
+    caption: str = ""
+    rows: Sequence[str] = ()
+    below: Sequence[str] = ()
+    marked: frozenset[int] = frozenset()
+
+
+def save_sheet(images: Tensor, path: Path, columns: int = 10, texts: Texts | None = None) -> None:
     """Write images as a grid; small images are enlarged without smoothing.
 
     Parameters
@@ -20,27 +59,77 @@ def save_sheet(images: Tensor, path: Path, columns: int = 10) -> None:
     images : Tensor
         uint8, shape (N, C, H, W), C in {1, 3}; in reading order. Grey tiles complete the last row.
     path : Path
-        The PNG; its folder is created.
+        The PNG; its folder is created. Without images, no PNG is written.
     columns : int
         Images per row, >= 1.
+    texts : Texts, optional
+        The texts around the grid.
     """
-    tiles = [_tile(image) for image in images]
-    columns = max(1, min(columns, len(tiles)))
-    rows = -(-len(tiles) // columns)
-    if tiles:
-        blank = Image.new("RGB", tiles[0].size, (_GAP_GREY,) * 3)
-        tiles += [blank] * (rows * columns - len(tiles))
-        path.parent.mkdir(parents=True, exist_ok=True)
-        make_image_grid(tiles, rows, columns).save(path)
+    if len(images):
+        _save([_tile(image) for image in images], path, max(1, min(columns, len(images))), texts or Texts())
 
 
-def save_pairs(generated: Tensor, train: Tensor, path: Path) -> None:
-    """Write generated images (odd rows) above their training images (even rows), each uint8 (P, C, H, W)."""
-    tiles = []
-    for pair in zip(torch.split(generated, _PAIRS_PER_ROW), torch.split(train, _PAIRS_PER_ROW), strict=True):
-        gap = torch.full((_PAIRS_PER_ROW - len(pair[0]), *generated.shape[1:]), _GAP_GREY, dtype=torch.uint8)
-        tiles += [part for each in pair for part in (each, gap)]
-    save_sheet(torch.cat(tiles), path, _PAIRS_PER_ROW)
+def save_pairs(generated: Tensor, train: Tensor, ratios: Tensor, threshold: float, path: Path, about: str = "") -> None:
+    """Write generated images above their nearest training images, with the ratio of their distances.
+
+    Parameters
+    ----------
+    generated, train : Tensor
+        uint8, shape (P, C, H, W) each.
+    ratios : Tensor
+        Shape (P,), of ``evaluation.memorization``; a pair below ``threshold``, and an exact copy, is marked.
+    threshold : float
+        The calibrated ratio.
+    path : Path
+        The PNG; its folder is created.
+    about : str
+        The origin of the images, for the caption.
+    """
+    images, below, rows, marked = [], [], [], set()
+    size = min(_PAIRS_PER_ROW, len(generated))
+    copies = [ratio < threshold or ratio == 0 for ratio in ratios.tolist()]
+    for start in range(0, len(generated), _PAIRS_PER_ROW):
+        part = slice(start, start + _PAIRS_PER_ROW)
+        marked |= {2 * start + k for k, copy in enumerate(copies[part]) if copy}
+        marked |= {2 * start + size + k for k, copy in enumerate(copies[part]) if copy}
+        gap = torch.full((size - len(generated[part]), *generated.shape[1:]), _GAP_GREY, dtype=torch.uint8)
+        images += [generated[part], gap, train[part], gap]
+        numbers = [f"{ratio:.3f}" for ratio in ratios[part].tolist()]
+        below += [*[""] * size, *numbers, *[""] * (size - len(numbers))]
+        rows += ["generated", "nearest training image"]
+    caption = (
+        f"{about and f'{about}. '}The {len(generated)} generated images that are closest to training images, closest "
+        "first. Number: distance to the nearest training image, divided by the mean distance to the nearest ones "
+        f"(docs/evaluation.md). {sum(copies)} of these {len(copies)} pairs are below the threshold of {threshold:.3f}"
+        f"{' (red)' if any(copies) else ''}."
+    )
+    save_sheet(torch.cat(images), path, size, Texts(caption, rows, below, frozenset(marked)))
+
+
+def read_tiles(path: Path) -> list[Image.Image]:
+    """Return the tiles of a sheet, in reading order; each is an image, enlarged, with a frame of one pixel.
+
+    Raises
+    ------
+    ValueError
+        If the file is not a sheet of ``save_sheet``.
+    """
+    with Image.open(path) as sheet:
+        try:
+            grid = json.loads(sheet.info[_GRID])
+            width, height, columns = grid["tile_width"], grid["tile_height"], grid["columns"]
+            corners = [(k % columns * width, grid["row_tops"][k // columns]) for k in range(grid["images"])]
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a sheet of images of this app: its PNG has no text `{_GRID}`") from error
+        return [sheet.crop((x, y, x + width, y + height)) for x, y in corners]
+
+
+def save_strip(rows: Sequence[tuple[str, Sequence[Image.Image]]], path: Path, caption: str, largest: int) -> None:
+    """Write rows of tiles, each with its label; tiles wider than ``largest`` pixels are reduced."""
+    tiles = [tile for _, row in rows for tile in row]
+    if tiles[0].width > largest:
+        tiles = [tile.resize((largest, largest), Image.Resampling.BOX) for tile in tiles]
+    _save(tiles, path, len(rows[0][1]), Texts(caption, [label for label, _ in rows]))
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -54,3 +143,61 @@ def _tile(image: Tensor) -> Image.Image:
     enlarged = image.repeat_interleave(scale, -1).repeat_interleave(scale, -2)
     framed = torch.nn.functional.pad(enlarged, (1, 1, 1, 1), value=_GAP_GREY)
     return to_pil(framed).convert("RGB")
+
+
+def _save(tiles: Sequence[Image.Image], path: Path, columns: int, texts: Texts) -> None:
+    width, height = tiles[0].size
+    written = [any(texts.below[start : start + columns]) for start in range(0, len(tiles), columns)]
+    *tops, bottom = itertools.accumulate((height + _LINE_PIXELS * below for below in written), initial=0)
+    labels = [printable(label, 40) or "" for label in texts.rows]
+    right = max((_width(label) for label in labels), default=-2 * _MARGIN) + 2 * _MARGIN
+    total = columns * width + right
+    lines = _wrap(texts.caption, max(total, _MIN_WIDTH) - 2 * _MARGIN)
+    total, foot = (max(total, _MIN_WIDTH), len(lines) * _LINE_PIXELS + 2 * _MARGIN) if lines else (total, 0)
+    sheet = Image.new("RGB", (total, bottom + foot), "white")
+    draw = ImageDraw.Draw(sheet)
+    draw.rectangle((0, 0, columns * width - 1, bottom - 1), fill=(_GAP_GREY,) * 3)
+    for k, tile in enumerate(tiles):
+        x, y = k % columns * width, tops[k // columns]
+        sheet.paste(tile, (x, y))
+        if k in texts.marked:
+            draw.rectangle((x, y, x + width - 1, y + height - 1), outline=WARNING, width=3)
+        if written[k // columns]:
+            _write_below(draw, texts, k, x + width / 2, y + height + _LINE_PIXELS / 2)
+    for k, label in enumerate(labels):
+        place = (columns * width + _MARGIN, tops[k] + height / 2)
+        draw.text(place, label, "black", _font(label), anchor="lm")
+    for k, line in enumerate(lines):
+        place = (_MARGIN, bottom + _MARGIN + (k + 0.5) * _LINE_PIXELS)
+        draw.text(place, line, "black", _font(line), anchor="lm")
+    info = PngInfo()
+    grid = {"images": len(tiles), "columns": columns, "tile_width": width, "tile_height": height, "row_tops": tops}
+    info.add_text(_GRID, json.dumps(grid))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    sheet.save(path, pnginfo=info)
+
+
+def _write_below(draw: ImageDraw.ImageDraw, texts: Texts, tile: int, x: float, y: float) -> None:
+    text = texts.below[tile] if tile < len(texts.below) else ""
+    colour = "#FF8080" if tile in texts.marked else "white"
+    draw.text((x, y), text, colour, _font(text), anchor="mm")
+
+
+def _wrap(text: str, width: float) -> list[str]:
+    """Break a text into lines of at most ``width`` pixels, between words."""
+    lines: list[str] = []
+    for word in (printable(text, _MAX_TEXT) or "").split():
+        longer = f"{lines[-1]} {word}" if lines else word
+        if lines and _width(longer) <= width:
+            lines[-1] = longer
+        else:
+            lines.append(word)
+    return lines
+
+
+def _width(text: str) -> int:
+    return math.ceil(_font(text).getlength(text))
+
+
+def _font(text: str) -> ImageFont.FreeTypeFont:
+    return ImageFont.truetype(font_file(text), _FONT_PIXELS)

@@ -5,6 +5,7 @@ import pytest
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import ConfigError, known_keys, load_config
 from fedddpm_app.federation.start_notes import start_notes
+from fedddpm_app.recording.sheets import read_tiles
 from tests.conftest import ROOT
 
 ONE = {"num-rounds": 1}
@@ -153,7 +154,8 @@ def outcome(shared_run):
 
     def of(overrides):
         run = shared_run(**overrides)
-        pictures = {p.relative_to(run.path): p.read_bytes() for p in run.path.rglob("samples/*.png")}
+        sheets = run.path.rglob("samples/*.png")
+        pictures = {p.relative_to(run.path): [tile.tobytes() for tile in read_tiles(p)] for p in sheets}
         files = {p.relative_to(run.path) for p in run.path.rglob("*.safetensors")}
         decisions = [{k: v for k, v in row.items() if k.startswith("plus/")} for row in run.stats]
         metrics = [run.summary.get("metrics"), *(row.get("eval/metrics") for row in run.rounds())]

@@ -74,13 +74,12 @@ def test_a_forgotten_class_shows(evaluator_of, real):
     kept = real.train.labels != 3
     whole = evaluator.measure([real.train.images], SAMPLING, find_copies=False)
     without = evaluator.measure([real.train.images[kept]], SAMPLING, find_copies=False)
-    assert without.class_counts["generated"][3] <= 2
-    assert whole.class_counts["generated"][3] > 100
+    assert without.classes.details["class_counts"]["generated"][3] <= 2
+    assert whole.classes.details["class_counts"]["generated"][3] > 100
     assert values(without)["class-tv"] > values(whole)["class-tv"] + 0.05
     assert values(without)["coverage-classifier"] < values(whole)["coverage-classifier"] - 0.05
     assert values(without)["fd-classifier"] > 2 * values(whole)["fd-classifier"]
     counts = next(f for f in without.metrics if f.name == "class-tv").details["class_counts"]
-    assert counts == without.class_counts
     assert counts["real"] == real.test.labels.bincount(minlength=10).tolist()
 
 
@@ -152,7 +151,7 @@ def test_data_without_labels_have_no_class_metrics(evaluator_of, real):
     assert list(values(evaluation)) == [
         *(f"{name}-pixels-pca" for name in NAMES if name != "score"), "memorized-share"
     ]  # fmt: skip
-    assert evaluation.class_counts == {}
+    assert evaluation.classes is None
 
 
 def test_another_extractor_still_has_the_classifiers_classes(evaluator_of, real):

@@ -53,6 +53,7 @@ def test_a_run_has_cheap_metrics_after_every_round_and_the_full_ones_at_the_end(
     for picture in (
         "plots/metrics.png",
         "plots/classes.png",
+        "samples/rounds.png",
         "samples/closest-pairs.png",
         "auxiliary/closest-pairs.png",
     ):
@@ -141,9 +142,7 @@ def test_labels_are_those_of_the_reference(run_app, config, monkeypatch):
 
 def test_the_sheet_of_pairs_shows_generated_images_over_training_images(run_app, config, monkeypatch):
     shown = {}
-    monkeypatch.setattr(
-        RunRecorder, "save_pairs", lambda _, one, other, folder, name="": shown.update({folder: (one, other)})
-    )
+    monkeypatch.setattr(RunRecorder, "save_pairs", lambda _, *args: shown.update({args[4]: args[:2]}))
     run = run_app(num_rounds=1, eval_final_images=30)
     training = {tuple(i.flatten().tolist()) for i in open_dataset(config.data, 0).train.images}
     for folder in ("samples", "auxiliary"):

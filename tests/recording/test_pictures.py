@@ -1,0 +1,132 @@
+"""The pictures of a run: plots, sheets and the strip over the rounds, also of extreme runs."""
+
+import math
+import warnings
+
+import pytest
+import torch
+from PIL import Image
+
+from fedddpm_app.recording.curves import plot_losses, plot_metrics
+from fedddpm_app.recording.plots import plot_classes, plot_partition
+from fedddpm_app.recording.samples import MAX_ROUNDS, round_sheet, save_rounds, save_samples, spread_out
+from fedddpm_app.recording.sheets import Texts, read_tiles, save_pairs, save_sheet
+from fedddpm_app.recording.style import class_labels, printable
+
+ODD_NAMES = ["$x_1$", "a_b", "猫", "", "line\nbreak", "$$", "\\$y^{", "\x00", "long " * 20]
+
+
+@pytest.fixture(autouse=True)
+def no_warnings():
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        yield
+
+
+def images(count, channels=1, size=8, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randint(0, 256, (count, channels, size, size), generator=generator, dtype=torch.uint8)
+
+
+def metric(**changes):
+    about = {"n": 8, "weights": "ema", "sampler": "ddim", "steps": 50, "reference": "test", "better": "lower"}
+    return about | {"name": "class-tv", "value": 0.1, "floor": 0.05, "floor_std": None} | changes
+
+
+def opened(path):
+    with Image.open(path) as picture:
+        picture.load()
+    return picture
+
+
+def inside(tile):
+    """The image of a tile, without its frame, as a grey tensor."""
+    pixels = torch.frombuffer(bytearray(tile.convert("L").tobytes()), dtype=torch.uint8)
+    return pixels.reshape(tile.height, tile.width)[1:-1, 1:-1]
+
+
+def test_any_class_name_has_a_label_of_its_own():
+    labels = class_labels(["猫", "", "$a_b$", "x" * 99 + "1", "x" * 99 + "2", "x\ny"], 7)
+    assert labels[1:3] == ["#1", "$a_b$"]
+    assert labels[5:] == ["x y", "6"]
+    assert len(set(labels)) == 7
+    assert max(map(len, labels)) <= 28
+    assert printable("\U0001f9ff" * 3 + "\ue000") is None
+
+
+@pytest.mark.parametrize("counts", [torch.zeros(1, 1), torch.arange(9).tile(2, 1), torch.ones(30, 20)])
+def test_any_partition_is_plotted_alike_twice_and_without_warnings(tmp_path, counts):
+    paths = [tmp_path / name for name in ("1.png", "2.png")]
+    for path in paths:
+        plot_partition(counts.long(), ODD_NAMES, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+@pytest.mark.parametrize("classes", [1, 9])
+def test_the_classes_are_plotted_by_any_name(tmp_path, classes):
+    counts = {"generated": [5, *[0] * (classes - 1)], "real": [0] * classes}
+    plot_classes(metric(class_counts=counts, value=None), ODD_NAMES, tmp_path / "classes.png")
+    assert opened(tmp_path / "classes.png").width > 500
+
+
+def test_curves_of_no_one_and_many_rounds_with_nan(tmp_path):
+    many = [{"round": k, "eval/loss": 1 / k, "eval/metrics": [metric(value=None, floor=math.nan)]} for k in (1, 2, 3)]
+    lost = {"round": 4, "eval/loss": math.nan, "eval/ema_loss": None, "correct/loss": 0.1, "correct/steps": 3}
+    for rows in ([], [lost], many[:1], [{"round": 0, "eval/loss": 9.0}, *many, lost]):
+        plot_losses(rows, tmp_path / "losses.png", "a_$run$")
+        assert opened(tmp_path / "losses.png").width > 500
+    plot_metrics([lost], tmp_path / "metrics.png")
+    assert not (tmp_path / "metrics.png").exists()
+    plot_metrics(many, tmp_path / "metrics.png")
+    assert opened(tmp_path / "metrics.png").width > 500
+
+
+@pytest.mark.parametrize(("channels", "size"), [(1, 8), (3, 28), (3, 96)])
+def test_the_tiles_of_a_sheet_are_its_images_whatever_texts_surround_them(tmp_path, channels, size):
+    sheet = images(5, channels, size)
+    for name, texts in (("plain", None), ("texts", Texts("caption " * 30, ["a", "b"], ["", "1"], frozenset()))):
+        path = tmp_path / f"{name}.png"
+        save_sheet(sheet, path, 3, texts)
+        tiles = read_tiles(path)
+        assert len(tiles) == 5
+        for tile, image in zip(tiles, sheet, strict=True):
+            scale = (tile.width - 2) // size
+            shown = torch.frombuffer(bytearray(tile.tobytes()), dtype=torch.uint8).reshape(*tile.size, 3)
+            assert torch.equal(shown[1:-1:scale, 1:-1:scale].permute(2, 0, 1), image.expand(3, -1, -1))
+    Image.new("L", (9, 9)).save(tmp_path / "other.png")
+    with pytest.raises(ValueError, match=r"other.png is not a sheet"):
+        read_tiles(tmp_path / "other.png")
+
+
+@pytest.mark.parametrize(("classes", "each", "columns"), [(10, 4, 4), (100, 1, 10), (30, 20, 20), (1, 3, 3)])
+def test_rows_are_classes_and_many_classes_share_rows(tmp_path, classes, each, columns):
+    labels = torch.arange(classes).repeat_interleave(each)
+    save_samples(images(len(labels)), tmp_path / "s.png", "about", labels, ODD_NAMES)
+    assert f'"columns": {columns},' in opened(tmp_path / "s.png").info["grid"]
+
+
+def test_only_pairs_below_the_threshold_are_marked_and_copies_always(tmp_path):
+    ratios = torch.tensor([0.0, 0.2, 0.4])
+    for threshold, marked in ((0.0, 1), (0.3, 2)):
+        save_pairs(images(3), images(3, seed=1), ratios, threshold, tmp_path / "pairs.png")
+        frames = [tile.getpixel((0, 0)) for tile in read_tiles(tmp_path / "pairs.png")]
+        assert frames == [*[(192, 0, 0)] * marked, *[(64, 64, 64)] * (3 - marked)] * 2
+
+
+def test_the_strip_shows_every_round_until_there_are_many(tmp_path):
+    for server_round in range(1, MAX_ROUNDS + 8):
+        save_sheet(images(12, seed=server_round), round_sheet(tmp_path, server_round))
+    save_sheet(images(12), round_sheet(tmp_path, 1, "client-0000"))
+    save_rounds(tmp_path, "run")
+    tiles = read_tiles(tmp_path / "rounds.png")
+    assert len(tiles) == 10 * MAX_ROUNDS
+    last = read_tiles(round_sheet(tmp_path, MAX_ROUNDS + 7))
+    assert torch.equal(inside(tiles[-10]), inside(last[0]))
+    save_rounds(tmp_path, "run", "client-0000")  # one round is not a strip
+    assert not (tmp_path / "rounds-client-0000.png").exists()
+
+
+@pytest.mark.parametrize(("count", "most"), [(1, 12), (12, 12), (13, 12), (1000, 12)])
+def test_the_first_and_the_last_of_many_are_shown(count, most):
+    shown = spread_out(count, most)
+    assert (shown[0], shown[-1], len(set(shown))) == (0, count - 1, min(count, most))
