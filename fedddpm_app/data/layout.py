@@ -53,7 +53,7 @@ def find_layout(folder: Path, pictures: Sequence[Path], class_names: Sequence[st
     tops = sorted({part[0] for part in parts.values() if len(part) > 1})
     loose = [path for path, part in parts.items() if len(part) == 1]
     if loose and tops:
-        raise _beside(folder, loose, f"the folders {_listed(tops)}")
+        raise _beside(folder, loose, f"the {'' if any(map(split_named, tops)) else 'class '}folders {_listed(tops)}")
     known = {normal_form(name) for name in class_names or ()}
     if tops and not known.issuperset(printable(top) for top in tops):
         if _are_splits(folder, tops, nested={part[0] for part in parts.values() if len(part) > 2}):
