@@ -1,26 +1,43 @@
-"""Decode pictures of any size and mode to uint8 pixels of one shape."""
+"""Decode all pictures of a split in threads, and count those that cannot be read."""
 
 import os
+import struct
+import threading
+import warnings
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
-from fedddpm_app.config import ConfigError, DataConfig
+from fedddpm_app.config import ConfigError, DataConfig, first_line
+from fedddpm_app.data.pixels import MAX_PIXELS, fit, is_grey, peak_of_16_bits
 from fedddpm_app.data.splits import Split
+from fedddpm_app.progress import logger
 
-UNREADABLE = (
+_Image = tuple[np.ndarray, bool, int]  # pixels, whether the file is grey, the peak of its 16 bits
+UNREADABLE = (  # the errors of Pillow's readers for damaged files
     OSError,
     ValueError,
     SyntaxError,
     EOFError,
     AttributeError,
-    NotImplementedError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
     Image.DecompressionBombError,
 )
-_GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # and the 16-bit modes
+_LARGE = 2**24  # pixels; larger pictures are decoded one at a time, and a JPEG is reduced while it is decoded
+_DRAFT = 4  # how many times larger than the result such a JPEG stays
+_ONE_LARGE = threading.Lock()
+_FEW_BITS = 14  # the most bits of cameras and scanners that store fewer than 16
 _EXTRA_BAD = 100  # further bad images to find before decoding stops with an error
 _SHOWN = 10  # bad images that the error names
 _BLOCK = 64  # images per thread task
@@ -39,11 +56,14 @@ class Decoded:
         The images that cannot be read, each with its name and the reason.
     num_grey : int
         How many of the images that can be read are grey; the others are colour images.
+    peak : int
+        The largest value of grey images of 16 bits; 0 without such images.
     """
 
     rows: list[int] = field(default_factory=list)
     bad: list[str] = field(default_factory=list)
     num_grey: int = 0
+    peak: int = 0
 
 
 def decode(split: Split, config: DataConfig, pixels: np.ndarray, on_progress: Callable[[int], None]) -> Decoded:
@@ -69,16 +89,17 @@ def decode(split: Split, config: DataConfig, pixels: np.ndarray, on_progress: Ca
     decoded = Decoded()
     for done, (row, image) in enumerate(_in_threads(split, config), start=1):
         if isinstance(image, BaseException):
-            decoded.bad.append(f"{split.name_of(row)} ({image})")
+            decoded.bad.append(f"{split.name_of(row)} ({first_line(image)})")
             if len(decoded.bad) > config.max_bad_images + _EXTRA_BAD:
                 check_bad(decoded.bad, len(decoded.rows), config)
         else:
-            fitted, is_grey = image
-            pixels[len(decoded.rows)] = fitted
+            pixels[len(decoded.rows)], grey, peak = image
             decoded.rows.append(row)
-            decoded.num_grey += is_grey
+            decoded.num_grey += grey
+            decoded.peak = max(decoded.peak, peak)
         on_progress(done)
     check_bad(decoded.bad, len(decoded.rows), config)
+    _hint_at_few_bits(decoded, config)
     return decoded
 
 
@@ -103,60 +124,55 @@ def check_mixture(num_grey: int, num_images: int, config: DataConfig) -> None:
         )
 
 
-def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
-    """Turn a picture upright, crop its central square and resize it (bicubic, antialiased).
-
-    Returns
-    -------
-    np.ndarray
-        uint8, shape (``channels``, ``size``, ``size``); transparent pixels are blended with white. A picture that
-        already has this size keeps its pixels.
-    """
-    upright = _over_white(_to_8_bits(ImageOps.exif_transpose(image)))
-    fitted = ImageOps.fit(upright.convert("L" if channels == 1 else "RGB"), (size, size), Image.Resampling.BICUBIC)
-    return np.asarray(fitted).reshape(size, size, channels).transpose(2, 0, 1)
-
-
-def _in_threads(split: Split, config: DataConfig) -> Iterator[tuple[int, tuple[np.ndarray, bool] | BaseException]]:
+def _in_threads(split: Split, config: DataConfig) -> Iterator[tuple[int, _Image | BaseException]]:
     """Yield every row with its pixels and whether it is grey, or with the error of reading it.
 
     Threads work in parallel here, because PIL releases the GIL.
     """
 
-    def block(rows: range) -> list[tuple[int, tuple[np.ndarray, bool] | BaseException]]:
+    def block(rows: range) -> list[tuple[int, _Image | BaseException]]:
         return [(row, _read(split, row, config)) for row in rows]
 
     threads = min(_MAX_THREADS, os.cpu_count() or 1)
-    with ThreadPoolExecutor(threads) as executor:
+    with warnings.catch_warnings(), ThreadPoolExecutor(threads) as executor:
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # pixels.py has a smaller limit
         for start in range(0, len(split), wave := _BLOCK * threads * 4):
             stop = min(start + wave, len(split))
             for done in executor.map(block, [range(k, min(k + _BLOCK, stop)) for k in range(start, stop, _BLOCK)]):
                 yield from done
 
 
-def _read(split: Split, row: int, config: DataConfig) -> tuple[np.ndarray, bool] | BaseException:
+def _read(split: Split, row: int, config: DataConfig) -> _Image | BaseException:
     try:
         image = split.read(row)
-        return fit(image, config.image_size, config.image_channels), _is_grey(image)
+        if image.width * image.height > MAX_PIXELS:
+            raise ValueError(
+                f"it has {image.width} x {image.height} pixels, above the limit of {MAX_PIXELS:,}: reduce it"
+            )
+        if image.width * image.height <= _LARGE:
+            return _pixels(image, config)
+        with _ONE_LARGE:
+            if image.format == "JPEG":
+                image.draft(None, (_DRAFT * config.image_size, _DRAFT * config.image_size))
+            return _pixels(image, config)
     except UNREADABLE as error:
         return error
 
 
-def _is_grey(image: Image.Image) -> bool:
-    return image.mode in _GREY_MODES or image.mode.startswith("I;16")
+def _pixels(image: Image.Image, config: DataConfig) -> _Image:
+    grey = is_grey(image)
+    return fit(image, config.image_size, config.image_channels), grey, peak_of_16_bits(image)
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey values to 8 bits; PIL would clip them."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) // 257).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError(f"{image.mode} pixels have 32 bits and an unknown range: store 8 or 16 bits")
-    return image
-
-
-def _over_white(image: Image.Image) -> Image.Image:
-    if not image.has_transparency_data:
-        return image
-    layer = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
+def _hint_at_few_bits(decoded: Decoded, config: DataConfig) -> None:
+    """Warn if no picture of 16 bits uses the upper bits, as those of a 12-bit camera: they are nearly black."""
+    bits = decoded.peak.bit_length()
+    if 0 < bits <= _FEW_BITS:
+        logger.warning(
+            'dataset = "%s": its pictures of 16 bits use values up to %d only, as with %d bits, so they become dark: '
+            "multiply their values by %d before use.",
+            config.dataset,
+            decoded.peak,
+            bits,
+            2 ** (16 - bits),
+        )

@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 from fedddpm_app.config import ConfigError
 from fedddpm_app.data.files import find_files
 from fedddpm_app.data.idx import find_idx, read_idx
+from fedddpm_app.data.metadata import TABLE_NAMES
 from fedddpm_app.data.names import printable
 from fedddpm_app.data.pictures import picture_splits
 from fedddpm_app.data.splits import Split, split_named, split_of_array
@@ -33,7 +34,8 @@ def load_folder(folder: Path, class_names: Sequence[str] | None = None) -> Datas
     if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
         return datasets.load_from_disk(str(folder))
     for suffix, builder in _TABLES.items():
-        files = _by_split([path for path in find_files(folder) if path.suffix.lower() == suffix], folder)
+        found = [path for path in find_files(folder) if path.suffix.lower() == suffix]
+        files = _by_split([path for path in found if path.name.lower() not in TABLE_NAMES], folder)
         if files:
             return datasets.load_dataset(builder, data_files=files)
     return picture_splits(folder, class_names)

@@ -10,12 +10,16 @@ from pathlib import Path
 import numpy as np
 
 from fedddpm_app.config import ConfigError
+from fedddpm_app.data.pixels import MAX_PIXELS
 from fedddpm_app.data.splits import split_named
 
 _IMAGES = re.compile(r"(?P<stem>.*?)images[.-]idx[34]-ubyte(\.gz)?")
 _DAMAGED = (EOFError, OSError, struct.error, zlib.error)
 _UNSIGNED_BYTE = 0x08
-_ROWS_PER_READ = 1000
+_MAX_DIMENSIONS = 4  # (N, H, W, 3)
+_MAX_IMAGE_BYTES = 3 * MAX_PIXELS
+_MAX_RATIO = 1032  # of deflate: no gzip file unpacks to more times its size
+_BYTES_PER_READ = 2**24
 
 
 def find_idx(folder: Path) -> dict[str, tuple[Path, Path | None]]:
@@ -64,6 +68,8 @@ def read_idx(path: Path) -> np.ndarray:
         return _read(path)
     except _DAMAGED as error:
         raise ValueError(f"{path.name} is damaged ({error})") from error
+    except MemoryError as error:
+        raise ValueError(f"{path.name} needs more memory than this machine has") from error
 
 
 def _read(path: Path) -> np.ndarray:
@@ -72,13 +78,29 @@ def _read(path: Path) -> np.ndarray:
         if len(header) < 4 or header[:2] != b"\0\0" or header[2] != _UNSIGNED_BYTE:
             raise ValueError(f"{path.name} is not an IDX file of unsigned bytes")
         shape = struct.unpack(f">{header[3]}I", file.read(4 * header[3]))
-        row_bytes = math.prod(shape[1:])
-        rows = []  # read in pieces: a damaged header may claim more data than the file has
-        for start in range(0, shape[0], _ROWS_PER_READ):
-            rows.append(file.read(min(_ROWS_PER_READ, shape[0] - start) * row_bytes))
-            if len(rows[-1]) < min(_ROWS_PER_READ, shape[0] - start) * row_bytes:
-                break
-        content = b"".join(rows)
-        if len(content) != shape[0] * row_bytes or file.read(1):
-            raise ValueError(f"{path.name} does not hold the {' x '.join(map(str, shape))} bytes that its header gives")
-    return np.frombuffer(content, dtype=np.uint8).reshape(shape)
+        _check_shape(shape, path)
+        content = np.empty(math.prod(shape), np.uint8)
+        view, filled = memoryview(content), 0
+        while filled < len(content):
+            count = file.readinto(view[filled : filled + _BYTES_PER_READ])
+            if not count:
+                raise _other_size(shape, path)
+            filled += count
+        if file.read(1):
+            raise _other_size(shape, path)
+    return content.reshape(shape)
+
+
+def _check_shape(shape: tuple[int, ...], path: Path) -> None:
+    """Raise ``ValueError`` if a file cannot hold the shape in its header; no memory is taken before this check."""
+    if not 0 < len(shape) <= _MAX_DIMENSIONS:
+        raise ValueError(f"{path.name} claims {len(shape)} dimensions, but labels have 1 and images have 3 or 4")
+    if 0 in shape[1:] or math.prod(shape[1:]) > _MAX_IMAGE_BYTES:
+        size = " x ".join(map(str, shape[1:]))
+        raise ValueError(f"{path.name} claims images of {size}, but an image has 1 to {MAX_PIXELS:,} pixels")
+    if math.prod(shape) > path.stat().st_size * (_MAX_RATIO if path.suffix == ".gz" else 1):
+        raise _other_size(shape, path)
+
+
+def _other_size(shape: tuple[int, ...], path: Path) -> ValueError:
+    return ValueError(f"{path.name} does not hold the {' x '.join(map(str, shape))} bytes that its header gives")

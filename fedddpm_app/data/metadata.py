@@ -1,51 +1,177 @@
-"""Label tables: the ``metadata.csv`` beside pictures, with the columns of every picture."""
+"""Label tables beside pictures, such as ``metadata.csv``: one row per picture, with its columns and its label."""
 
-import csv
+import os
+from collections import Counter
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
-from datasets import ClassLabel, Dataset
+import numpy as np
+import pyarrow
+from datasets import Dataset
 
 from fedddpm_app.config import ConfigError
-from fedddpm_app.data.names import in_order
-from fedddpm_app.data.splits import LABEL, LABEL_COLUMNS
+from fedddpm_app.data.labels import label_column, with_classes
+from fedddpm_app.data.names import normal_form
+from fedddpm_app.data.splits import LABEL
+from fedddpm_app.data.tables import FILE_NAME, LabelTable, read_table
+from fedddpm_app.progress import logger
 
-_METADATA = "metadata.csv"
-_FILE_NAME = "file_name"
-
-
-def with_classes(table: Dataset, texts: list[str], names: list[str]) -> Dataset:
-    """Add the label column: the index of each text in ``names``."""
-    label_of = {name: label for label, name in enumerate(names)}
-    return table.add_column(LABEL, [label_of[text] for text in texts]).cast_column(LABEL, ClassLabel(names=names))
+TABLE_NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
+_SIMILAR = (".csv", ".tsv", ".jsonl")  # a table of another name is not read, with a warning
+_SHOWN = 5
 
 
-def read_metadata(files: Iterable[Path]) -> Dataset | None:
-    """Return the rows of all ``metadata.csv`` among files, as texts, with a column of the pictures' paths."""
-    rows: list[dict[str, str]] = []
-    for path in files:
-        if path.name.lower() == _METADATA:
-            with path.open(encoding="utf-8-sig", newline="") as file:
-                found = [row for row in csv.DictReader(file) if row.get(_FILE_NAME)]
-            rows += [{**row, _FILE_NAME: str(path.parent / row[_FILE_NAME])} for row in found]
-    if not rows:
-        return None
-    names = [name for name in rows[0] if name]
-    table = Dataset.from_dict({name: [row.get(name) or "" for row in rows] for name in names})
-    column = next((c for known in LABEL_COLUMNS for c in names if c.lower() == known), None)
-    texts = [] if column is None else list(table[column])
-    if "" in texts or not 0 < len(set(texts)) <= max(1, len(texts) // 2):  # some labels are missing, or captions
-        return table
-    return with_classes(table.remove_columns(column), texts, in_order(set(texts)))
+@dataclass(frozen=True)
+class Metadata:
+    """The columns of N pictures.
 
+    Attributes
+    ----------
+    where : str
+        The label tables, for messages; empty without them.
+    pictures : list of Path
+        The N pictures.
+    table : Dataset
+        N rows: ``label`` (classes or whole numbers) if a table has labels, and the other columns as texts.
+    """
 
-def rows_of(columns: Dataset, pictures: list[Path]) -> Dataset:
-    """Return the rows of ``metadata.csv`` for ``pictures``, in the order of ``pictures``."""
-    row_of = {path: row for row, path in enumerate(columns[_FILE_NAME])}
-    missing = [path for path in pictures if str(path) not in row_of]
-    if missing:
+    where: str
+    pictures: list[Path]
+    table: Dataset
+
+    def rows_of(self, pictures: list[Path]) -> Dataset:
+        """Return the rows of some of the pictures, in their order."""
+        row_of = {path: row for row, path in enumerate(self.pictures)}
+        return self.table.select([row_of[path] for path in pictures])
+
+    def classes_beside(self, folders: list[str], names: list[str]) -> list[str]:
+        """Return ``names``, the class folders, if they give the labels; an empty list if the table gives them.
+
+        ``folders`` has the class folder of every picture. A single folder does not separate classes, so the labels of
+        a table count. If there are several, the table must give the same classes.
+        """
+        if LABEL not in self.table.column_names or len(names) < 2:
+            return [] if LABEL in self.table.column_names else names
+        labels = self.table[LABEL]
+        if len(set(zip(folders, labels, strict=True))) == len(set(folders)) == len(set(labels)):
+            return names
         raise ConfigError(
-            f"{_METADATA} has no row for {len(missing)} pictures, such as {missing[0].name}: add rows with their "
-            f'"{_FILE_NAME}", or remove the table.'
+            f"{self.where} has labels that differ from the class folders {', '.join(names[:_SHOWN])}: rename the label "
+            "column to use the folders, or put the pictures into one folder to use the table."
         )
-    return columns.select([row_of[str(path)] for path in pictures])
+
+
+def read_metadata(folder: Path, files: Iterable[Path], pictures: list[Path]) -> Metadata:
+    """Return the columns that the label tables of a folder give its pictures.
+
+    Parameters
+    ----------
+    folder : Path
+        The folder of pictures.
+    files, pictures : iterable and list of Path
+        All files under it, and N of them that are pictures.
+
+    Raises
+    ------
+    ConfigError
+        When a table cannot be read, some of its labels are empty, or its rows do not fit the pictures.
+    """
+    files = list(files)
+    paths = [path for path in files if path.name.lower() in TABLE_NAMES]
+    if not paths:
+        for path in files:
+            if path.suffix.lower() in _SIMILAR:
+                logger.warning("%s is not read: a label table has the name %s.", path, " or ".join(TABLE_NAMES))
+        return Metadata("", pictures, Dataset.from_dict({"row": np.arange(len(pictures))}))
+    tables = [read_table(path) for path in paths]
+    where = " and ".join(str(path) for path in paths[:_SHOWN])
+    order = _matched(_rows(tables, folder), pictures, where)
+    return Metadata(where, pictures, _table(tables, order, where))
+
+
+def _rows(tables: list[LabelTable], folder: Path) -> dict[str, tuple[int, int]]:
+    """Return the table and the row of every picture that the tables name, by the normal form of its path."""
+    found: dict[str, tuple[int, int]] = {}
+    for number, table in enumerate(tables):
+        for row, name in enumerate(table.columns[FILE_NAME]):
+            key = _key(table.path.parent, str(name))
+            if not Path(key).is_relative_to(normal_form(str(folder))):
+                raise ConfigError(
+                    f'{table.path} names "{name}", which is outside {folder}: write {FILE_NAME} relative to the table.'
+                )
+            other = found.setdefault(key, (number, row))
+            if _cells(tables, other) != _cells(tables, (number, row)):
+                raise ConfigError(
+                    f'{table.path} has different rows for one picture, "{name}": keep one of them, so that it has one '
+                    "label."
+                )
+    return found
+
+
+def _key(folder: Path, name: str) -> str:
+    """Return the path of a picture in the form in which names are compared; Windows' backslashes count as slashes."""
+    return normal_form(os.path.normpath(folder / name.replace("\\", "/")))
+
+
+def _cells(tables: list[LabelTable], place: tuple[int, int]) -> dict[str, object]:
+    number, row = place
+    return {name: cells[row] for name, cells in tables[number].columns.items() if name != FILE_NAME}
+
+
+def _matched(row_of: dict[str, tuple[int, int]], pictures: list[Path], where: str) -> list[tuple[int, int]]:
+    """Return the table and the row of every picture; raise ``ConfigError`` for a row or a picture without the other."""
+    keys = [_key(path.parent, path.name) for path in pictures]
+    twice = next((key for key, count in Counter(keys).items() if count > 1), None)
+    if twice is not None:
+        raise ConfigError(f"{twice} is the name of two files, in two Unicode forms: rename one of them.")
+    missing = [path for path, key in zip(pictures, keys, strict=True) if key not in row_of]
+    if missing:
+        name = os.fsencode(missing[0].name).decode(errors="backslashreplace")
+        raise ConfigError(
+            f"{where}: there is no row for {len(missing)} of {len(pictures)} pictures, such as {name}: add rows with "
+            f"their {FILE_NAME}, relative to the table, or remove the table."
+        )
+    extra = sorted(set(row_of) - set(keys))
+    if extra:
+        raise ConfigError(
+            f"{where}: rows name {len(extra)} files that are not pictures of the folder, such as {extra[0]}: remove "
+            "these rows, or add the pictures."
+        )
+    return [row_of[key] for key in keys]
+
+
+def _table(tables: list[LabelTable], order: list[tuple[int, int]], where: str) -> Dataset:
+    """Return the columns of the tables with their rows in the order of the pictures, and the checked labels."""
+    names = list(dict.fromkeys(name for table in tables for name in table.columns))
+    columns = {name: [_cell(tables[number], name, row) for number, row in order] for name in names}
+    labels = label_column(names)
+    texts = {name: ["" if c is None else _text(c) for c in cells] for name, cells in columns.items() if name != labels}
+    texts.pop(LABEL, None)
+    try:
+        if labels is None:
+            return Dataset.from_dict(texts)
+        table = Dataset.from_dict({**texts, LABEL: _column(columns[labels])})
+    except UnicodeEncodeError as error:
+        raise ConfigError(f"{where} holds text that is not Unicode ({error.reason}): repair it.") from error
+    return with_classes({"": table}, where, labels, lambda _, row: texts[FILE_NAME][row])[""]
+
+
+def _cell(table: LabelTable, name: str, row: int) -> object:
+    return table.columns[name][row] if name in table.columns else None
+
+
+def _column(cells: list[object]) -> pyarrow.Array:
+    """Return cells as a column; cells of several types become texts."""
+    types = {type(cell) for cell in cells if cell is not None}
+    if types <= {int, float} or len(types) == 1:
+        try:
+            return pyarrow.array(cells, from_pandas=True)
+        except (pyarrow.ArrowException, OverflowError):  # larger than int64
+            pass
+    return pyarrow.array([None if cell is None else _text(cell) for cell in cells])
+
+
+def _text(cell: object) -> str:
+    """Return a cell as text; a whole number has no decimals."""
+    return str(int(cell)) if isinstance(cell, float) and cell.is_integer() else str(cell)

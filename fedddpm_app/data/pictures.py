@@ -1,36 +1,24 @@
-"""A folder of pictures: the picture files, their splits and classes, and the columns of a ``metadata.csv``."""
+"""A folder of pictures: the picture files, their splits and classes, and the columns of label tables."""
 
 import functools
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-from datasets import Dataset
+from datasets import ClassLabel
 from PIL import Image
 from PIL.ImageFile import StubImageFile
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.data.files import check_links, find_files
 from fedddpm_app.data.layout import find_layout
-from fedddpm_app.data.metadata import read_metadata, rows_of, with_classes
+from fedddpm_app.data.metadata import Metadata, read_metadata
 from fedddpm_app.data.names import in_order, printable
 from fedddpm_app.data.splits import LABEL, Split
 
-# Pillow may not open these pictures
+# pictures that Pillow may not open
 _RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"}
-_PERHAPS = _RAW | {
-    ".avif",
-    ".dcm",
-    ".emf",
-    ".eps",
-    ".exr",
-    ".heic",
-    ".heif",
-    ".jxl",
-    ".svg",
-    ".wmf",
-}  # Pillow may not open them
+_PERHAPS = _RAW | {".avif", ".dcm", ".emf", ".eps", ".exr", ".heic", ".heif", ".jxl", ".svg", ".wmf"}
 _NOT_PICTURES = {".ps", ".mpg", ".mpeg"}  # documents and videos that Pillow knows
 
 
@@ -63,7 +51,7 @@ def picture_splits(folder: Path, class_names: Sequence[str] | None = None) -> di
     Raises
     ------
     ConfigError
-        When there are no pictures, when the layout has more than one meaning, or when ``metadata.csv`` lacks a picture.
+        When there are no pictures, when the layout has more than one meaning, or when a label table does not fit.
     """
     files = list(find_files(folder))
     pictures = [path for path in files if path.suffix.lower() in picture_endings()]
@@ -74,21 +62,21 @@ def picture_splits(folder: Path, class_names: Sequence[str] | None = None) -> di
             "sub-folder per class, or without sub-folders), a folder of parquet, arrow or IDX files, or a save_to_disk "
             "folder."
         )
-    columns = read_metadata(files)
+    columns = read_metadata(folder, files, pictures)
     layout = find_layout(folder, pictures, class_names)
-    classes = in_order(set(layout.class_of.values()))
-    return {
-        split: _split(paths, columns, [layout.class_of[path] for path in paths] if classes else [], classes)
-        for split, paths in layout.splits.items()
-    }
+    names = in_order(set(layout.class_of.values()))
+    classes = columns.classes_beside([layout.class_of[path] for path in pictures], names) if names else []
+    return {split: _split(paths, columns, layout.class_of, classes) for split, paths in layout.splits.items()}
 
 
-def _split(pictures: list[Path], columns: Dataset | None, texts: list[str], classes: list[str]) -> Split:
-    """Return a split of pictures, with the columns of ``metadata.csv`` and the classes, if there are any."""
-    table = Dataset.from_dict({"row": np.arange(len(pictures))}) if columns is None else rows_of(columns, pictures)
+def _split(pictures: list[Path], columns: Metadata, class_of: dict[Path, str], classes: list[str]) -> Split:
+    """Return a split of pictures, with the columns of label tables and the classes, if there are any."""
+    table = columns.rows_of(pictures)
     if classes:
+        label_of = {name: label for label, name in enumerate(classes)}
         table = table.remove_columns([c for c in table.column_names if c == LABEL])
-        table = with_classes(table, texts, classes)
+        labels = [label_of[class_of[path]] for path in pictures]
+        table = table.add_column(LABEL, labels, feature=ClassLabel(names=classes))
     return Split(table, lambda row: Image.open(pictures[row]), lambda row: printable(pictures[row]))
 
 

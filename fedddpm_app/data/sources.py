@@ -67,6 +67,7 @@ def load_local(name: str, class_names: Sequence[str] | None = None) -> dict[str,
     folder = local_folder(name)
     try:
         loaded = load_folder(folder, class_names)
+        return splits_of(loaded, name) if isinstance(loaded, Dataset | DatasetDict) else loaded
     except ConfigError:
         raise
     except UNREADABLE as error:
@@ -80,7 +81,6 @@ def load_local(name: str, class_names: Sequence[str] | None = None) -> dict[str,
             "(with one sub-folder per class, or without sub-folders), a folder of parquet, arrow or IDX files, or a "
             "save_to_disk folder."
         ) from error
-    return splits_of(loaded, name) if isinstance(loaded, Dataset | DatasetDict) else loaded
 
 
 def fingerprint(name: str) -> str:

@@ -207,22 +207,6 @@ def test_pictures_beside_class_folders_are_refused(tmp_path):
         load_source(f"path:{tmp_path}")
 
 
-def test_a_table_beside_the_pictures_adds_columns(tmp_path, data_config):
-    save_pictures(tmp_path, [f"{k:02d}.png" for k in range(40)])
-    rows = [f"{k:02d}.png,{'cat' if k % 2 else 'dog'},hospital-{k % 4}" for k in reversed(range(40))]
-    (tmp_path / "metadata.csv").write_text("\n".join(["file_name,label,site", *rows]))
-    data = data_config(tmp_path, image_channels=3, partition="natural", partition_column="site", min_partition_size=1)
-    found = load_source(data.dataset)
-    assert found["train"].class_names == ["cat", "dog"]
-    held = [c.train.tolist() + c.held_out.tolist() for c in open_dataset(data, 0).clients]
-    sites = [{found["train"].table["site"][row] for row in rows} for rows in held]
-    assert [len(names) for names in sites] == [2, 2]
-    (tmp_path / "40.png").write_bytes((tmp_path / "00.png").read_bytes())
-    load_source.cache_clear()
-    with pytest.raises(ConfigError, match=r"has no row for 1 pictures, such as 40\.png"):
-        load_source(data.dataset)
-
-
 def test_few_images_of_many_classes_are_split(tmp_path):
     save_pictures(tmp_path, [f"{c:02d}/{k}.png" for c in range(50) for k in range(3)])
     assert [len(part) for part in load_source(f"path:{tmp_path}").values()] == [120, 30]
@@ -321,24 +305,6 @@ def test_a_hub_data_set_loads_by_its_id(monkeypatch, name, stored):
     assert asked == [HUB_IDS.get(name, name)]
     assert torch.equal(splits["train"].data.images[:, 0], torch.from_numpy(noise(20)))
     assert splits["train"].data.labels.tolist() == [k % 3 for k in range(20)]
-
-
-@pytest.mark.parametrize(
-    ("labels", "feature"),
-    [
-        ([0.9, 1.9] * 20, datasets.Value("float32")),
-        ([None, 1] * 20, datasets.Value("int64")),
-        ([[0], [1]] * 20, datasets.Sequence(datasets.Value("int64"))),
-        ([f"a caption {k}" for k in range(40)], datasets.Value("string")),
-        ([None, "a"] * 20, datasets.Value("string")),
-    ],
-    ids=["float", "missing", "list", "captions", "missing-text"],
-)
-def test_labels_that_are_no_classes_are_left_out(tmp_path, data_config, labels, feature):
-    table_of(noise(40), labels, feature).save_to_disk(str(tmp_path))
-    data = data_config(tmp_path)
-    open_dataset(data, 0).check()
-    assert client_images(data, 0, 0).train.labels is None
 
 
 @pytest.mark.parametrize("kind", ["string", "large_string"])

@@ -11,37 +11,8 @@ from PIL import Image
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.data import store
-from fedddpm_app.data.decoding import fit
 from fedddpm_app.data.store import cache_folder, load_stored
 from tests.data.conftest import encoded, noise, picture, table_of
-
-
-def test_a_picture_of_the_right_size_is_not_changed():
-    pixels = noise(1, (8, 8))[0]
-    assert np.array_equal(fit(Image.fromarray(pixels), 8, 1)[0], pixels)
-    rgb = noise(1, (8, 8, 3))[0]
-    assert np.array_equal(fit(Image.fromarray(rgb), 8, 3), rgb.transpose(2, 0, 1))
-
-
-def test_the_middle_square_is_kept():
-    wide = np.zeros((4, 8), np.uint8)
-    wide[:, 2:6] = 200
-    assert (fit(Image.fromarray(wide), 4, 1) == 200).all()
-
-
-def test_sixteen_bit_images_are_scaled_not_clipped():
-    values = np.array([[0, 257], [25700, 65535]], dtype=np.uint16).repeat(4, 0).repeat(4, 1)
-    assert fit(Image.fromarray(values), 8, 1)[0, ::7, ::7].tolist() == [[0, 1], [100, 255]]
-
-
-def test_transparency_lies_over_white_and_exif_turns_pictures_upright(tmp_path):
-    clear = Image.new("RGBA", (4, 4), (0, 0, 0, 0))
-    assert (fit(clear, 4, 3) == 255).all()
-    lying = Image.fromarray(np.array([[10, 200], [10, 200]], np.uint8))
-    exif = Image.Exif()
-    exif[0x0112] = 3  # turned by 180 degrees
-    lying.save(tmp_path / "a.png", exif=exif)
-    assert fit(Image.open(tmp_path / "a.png"), 2, 1)[0].tolist() == [[200, 10], [200, 10]]
 
 
 def test_bad_images_are_named_left_out_up_to_the_number_and_then_an_error(folder_of_images, data_config, stored):
