@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 
 from fedddpm_app.config import ConfigError
-from fedddpm_app.data.pixels import MAX_PIXELS
 from fedddpm_app.data.files import find_files
+from fedddpm_app.data.pixels import MAX_PIXELS
 from fedddpm_app.data.splits import split_named
 
 _IMAGES = re.compile(r"(?P<stem>.*?)images[.-]idx[34]-ubyte(\.gz)?")
