@@ -2,6 +2,7 @@
 
 import os
 import tempfile
+import types
 import unicodedata
 from io import BytesIO
 from pathlib import Path
@@ -13,9 +14,11 @@ from PIL import Image
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.data import files
+from fedddpm_app.data.export import export_sites
 from fedddpm_app.data.folders import load_folder, stat_digest
 from fedddpm_app.data.names import in_order, printable
 from fedddpm_app.data.pictures import picture_endings, picture_splits
+from fedddpm_app.data.sites import find_sites, load_splits, of_site
 from fedddpm_app.data.splits import split_named
 
 EXAMPLES = int(os.environ.get("FEDDDPM_TREES", "60"))  # folder trees per property
@@ -61,7 +64,7 @@ def counts(folder):
 def test_two_names_for_one_folder_are_two_names(tmp_path):
     grow(tmp_path, "pool/1.png", "pool/2.png", "data/train/dog/1.png", "data/test/dog/1.png")
     for split in ("train", "test"):
-        (tmp_path / "data" / split / "cat").symlink_to("../../../pool")
+        (tmp_path / "data" / split / "cat").symlink_to("../../pool")
     assert counts(tmp_path / "data") == {"train": {"cat": 2, "dog": 1}, "test": {"cat": 2, "dog": 1}}
 
 
@@ -176,6 +179,29 @@ def test_the_class_names_of_a_site_settle_its_layout(tmp_path):
     grow(tmp_path, "train/1.png", "train/2.png")
     assert picture_splits(tmp_path)["train"].class_names == []
     assert picture_splits(tmp_path, ["bus", "train"])["train"].class_names == ["train"]
+
+
+def test_the_folders_of_sites(tmp_path, data_config):
+    grow(tmp_path, *(f"{name}/1.png" for name in ("dev", "test", f"{NFD} clinic", "test-hospital", "__MACOSX", "a")))
+    sites, test = find_sites(data_config(tmp_path, partition="sites"))
+    assert [printable(site.name) for site in sites] == ["a", "test-hospital", f"{NFC} clinic"]
+    assert test.name == "test"
+    assert find_sites(data_config("/x" * 3000, partition="sites")) == ([], None)
+
+
+def test_a_sites_class_names_are_compared_in_normal_form(tmp_path, data_config):
+    grow(tmp_path, *(f"{NFD}/{k}.png" for k in range(4)))
+    config = data_config(partition="sites", class_names=f"b,{NFC}", num_classes=2)
+    assert load_splits(of_site(config, str(tmp_path)))["train"].labels.tolist() == [1] * 4
+    with pytest.raises(ConfigError, match="there is no such folder on this host"):
+        of_site(config, "~nobody-here/x")
+
+
+@pytest.mark.parametrize("name", ["..", ".hidden", "", "a,b", "a/b", "a\nb", " a", "x" * 256, "__MACOSX", "Mu\udcf1oz"])
+def test_a_class_that_cannot_be_a_folder_is_refused(tmp_path, name):
+    images = types.SimpleNamespace(class_names=["a", name], train=None, test=None, clients=[])
+    with pytest.raises(ConfigError, match="cannot be a folder name: rename the class"):
+        export_sites(images, tmp_path / "new")
 
 
 def test_two_forms_of_a_name_are_one_class(tmp_path):
