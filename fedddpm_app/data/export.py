@@ -61,7 +61,7 @@ def export_sites(dataset: FederatedDataset, folder: Path) -> list[Path]:
 
 def _can_be_folder(name: str) -> bool:
     """Return whether a folder with a class's name is read as this class again, at any site."""
-    is_name = Path(name).name == name == printable(name).strip() and len(os.fsencode(name)) <= _MAX_BYTES
+    is_name = name != "" and Path(name).name == name == printable(name).strip() and len(os.fsencode(name)) <= _MAX_BYTES
     return is_name and "," not in name and not is_hidden(name)
 
 
