@@ -1,6 +1,8 @@
 """Helpers of all commands: find the app, read overrides, print messages, refuse bad input."""
 
+import io
 import shlex
+import sys
 from pathlib import Path
 from typing import Annotated, Never
 
@@ -16,6 +18,9 @@ from fedddpm_app.recording.log import RunLog
 
 BAD_INPUT = 2
 FAILED = 1
+for _stream in (sys.stdout, sys.stderr):
+    if isinstance(_stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is escaped, not an error
+        _stream.reconfigure(errors="backslashreplace")
 console = Console()
 
 RunConfigOption = Annotated[

@@ -1,5 +1,6 @@
 """Write every client's partition to its own folder, for ``partition = "sites"``."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,9 +10,12 @@ from torch import Tensor
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.data.dataset import FederatedDataset
+from fedddpm_app.data.files import is_hidden
+from fedddpm_app.data.names import printable
 from fedddpm_app.diffusion.images import ImageTensors
 
 _TEST = "test"
+_MAX_BYTES = 255  # of a folder's name
 
 
 def export_sites(dataset: FederatedDataset, folder: Path) -> list[Path]:
@@ -36,8 +40,8 @@ def export_sites(dataset: FederatedDataset, folder: Path) -> list[Path]:
     """
     names, train, test = dataset.class_names, dataset.train, dataset.test
     for name in names:
-        if Path(name).name != name or "," in name:
-            raise ConfigError(f'the class "{name}" cannot be a folder name: rename the class in the source.')
+        if not _can_be_folder(name):
+            raise ConfigError(f'the class "{printable(name)}" cannot be a folder name: rename the class in the source.')
     parts = {
         f"site-{partition_id:04d}": train.select(torch.cat([rows.held_out, rows.train]).sort().values)
         for partition_id, rows in enumerate(dataset.clients)
@@ -47,12 +51,18 @@ def export_sites(dataset: FederatedDataset, folder: Path) -> list[Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if any(folder.iterdir()):
-            raise ConfigError(f"{folder} is not empty: give a new folder.")
+            raise ConfigError(f"{printable(folder)} is not empty: give a new folder.")
         for name, images in parts.items():
             _write(images, names, folder / name)
     except OSError as error:
-        raise ConfigError(f"{folder} cannot be written ({error.strerror}): give another folder.") from error
+        raise ConfigError(f"{printable(folder)} cannot be written ({error.strerror}): give another folder.") from error
     return [folder / name for name in parts]
+
+
+def _can_be_folder(name: str) -> bool:
+    """Return whether a folder with a class's name is read as this class again, at any site."""
+    is_name = name != "" and Path(name).name == name == printable(name).strip() and len(os.fsencode(name)) <= _MAX_BYTES
+    return is_name and "," not in name and not is_hidden(name)
 
 
 def _write(data: ImageTensors, names: list[str], folder: Path) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from fedddpm_app.config import ConfigError
+from fedddpm_app.data.files import find_files
 from fedddpm_app.data.pixels import MAX_PIXELS
 from fedddpm_app.data.splits import split_named
 
@@ -33,7 +34,7 @@ def find_idx(folder: Path) -> dict[str, tuple[Path, Path | None]]:
         When two files belong to one split, as in a folder of several data sets.
     """
     found: dict[str, tuple[Path, Path | None]] = {}
-    for path in sorted(folder.rglob("*ubyte*")):
+    for path in (path for path in find_files(folder) if "ubyte" in path.name):
         match = _IMAGES.fullmatch(path.name)
         if match is None:
             continue

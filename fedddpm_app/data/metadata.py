@@ -12,7 +12,7 @@ from datasets import Dataset
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.data.labels import label_column, with_classes
-from fedddpm_app.data.names import normal_form
+from fedddpm_app.data.names import normal_form, printable
 from fedddpm_app.data.splits import LABEL
 from fedddpm_app.data.tables import FILE_NAME, LabelTable, read_table
 from fedddpm_app.progress import logger
@@ -82,10 +82,12 @@ def read_metadata(folder: Path, files: Iterable[Path], pictures: list[Path]) -> 
     if not paths:
         for path in files:
             if path.suffix.lower() in _SIMILAR:
-                logger.warning("%s is not read: a label table has the name %s.", path, " or ".join(TABLE_NAMES))
+                logger.warning(
+                    "%s is not read: a label table has the name %s.", printable(path), " or ".join(TABLE_NAMES)
+                )
         return Metadata("", pictures, Dataset.from_dict({"row": np.arange(len(pictures))}))
     tables = [read_table(path) for path in paths]
-    where = " and ".join(str(path) for path in paths[:_SHOWN])
+    where = " and ".join(printable(path) for path in paths[:_SHOWN])
     order = _matched(_rows(tables, folder), pictures, where)
     return Metadata(where, pictures, _table(tables, order, where))
 
@@ -127,7 +129,7 @@ def _matched(row_of: dict[str, tuple[int, int]], pictures: list[Path], where: st
         raise ConfigError(f"{twice} is the name of two files, in two Unicode forms: rename one of them.")
     missing = [path for path, key in zip(pictures, keys, strict=True) if key not in row_of]
     if missing:
-        name = os.fsencode(missing[0].name).decode(errors="backslashreplace")
+        name = printable(missing[0].name)
         raise ConfigError(
             f"{where}: there is no row for {len(missing)} of {len(pictures)} pictures, such as {name}: add rows with "
             f"their {FILE_NAME}, relative to the table, or remove the table."

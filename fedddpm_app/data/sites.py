@@ -15,10 +15,12 @@ import numpy as np
 from datasets import ClassLabel, Dataset, concatenate_datasets
 
 from fedddpm_app.config import ConfigError, DataConfig
+from fedddpm_app.data.files import is_folder, sub_folders
 from fedddpm_app.data.folders import stat_digest
+from fedddpm_app.data.names import normal_form, printable
 from fedddpm_app.data.sources import LOCAL, load_local, load_source, local_folder
 from fedddpm_app.data.sources import fingerprint as source_fingerprint
-from fedddpm_app.data.splits import LABEL, Split, split_named
+from fedddpm_app.data.splits import LABEL, Split, rest_of_split_name, split_named
 
 SITES = "sites"
 SITE = "site"  # the column with the partition id of an image's site
@@ -38,8 +40,8 @@ def of_site(config: DataConfig, data_path: str) -> DataConfig:
             f'data-path = "{data_path}": this node has its own folder, but partition = "{config.partition}" splits '
             f'one data set over all clients: set partition = "{SITES}", or start the node without data-path.'
         )
-    folder = Path(data_path).expanduser()
-    if not folder.is_absolute() or not folder.is_dir():
+    folder = Path(data_path)
+    if not is_folder(folder) or not (folder := folder.expanduser()).is_absolute():
         raise ConfigError(
             f'data-path = "{data_path}": there is no such folder on this host; give the absolute path of a folder in '
             "--node-config, or in a container the path of the mounted volume."
@@ -82,12 +84,17 @@ def load_splits(config: DataConfig) -> dict[str, Split]:
 
 
 def find_sites(config: DataConfig) -> tuple[list[Path], Path | None]:
-    """Return the sites' folders in a folder of sites, sorted by name, and the test split's folder (None without)."""
+    """Return the sites' folders in a folder of sites, sorted by name, and the test split's folder (None without).
+
+    The test split is in ``test`` or ``testing``, or else in a folder with a name of a validation split. A longer name,
+    such as ``test-hospital``, is a site's.
+    """
     parent = _parent(config)
-    folders = [] if parent is None else sorted(path for path in parent.iterdir() if path.is_dir())
-    folders = [folder for folder in folders if not folder.name.startswith(".")]
-    tests = [folder for folder in folders if split_named(folder.name) in ("test", "validation")]
-    return [folder for folder in folders if folder not in tests], next(iter(tests), None)
+    folders = [] if parent is None else sub_folders(parent)
+    whole = {folder: split_named(folder.name) for folder in folders if not rest_of_split_name(folder.name)}
+    tests = sorted((split, folder) for folder, split in whole.items() if split in ("test", "validation"))
+    kept = [folder for folder in folders if whole.get(folder) not in ("test", "validation")]
+    return kept, next((folder for _, folder in tests), None)
 
 
 @functools.lru_cache(maxsize=4)
@@ -97,7 +104,7 @@ def _load_sites(config: DataConfig) -> dict[str, Split]:
     if sites and len(sites) != config.num_clients:
         raise ConfigError(
             f'num-clients = {config.num_clients}, but dataset = "{config.dataset}" holds the folders of {len(sites)} '
-            f"sites ({', '.join(folder.name for folder in sites[:10])}): set num-clients = {len(sites)}."
+            f"sites ({', '.join(printable(folder.name) for folder in sites[:10])}): set num-clients = {len(sites)}."
         )
     if sites:
         splits["train"] = _join([_load_site(folder, config) for folder in sites])
@@ -108,7 +115,7 @@ def _load_sites(config: DataConfig) -> dict[str, Split]:
 
 def _parent(config: DataConfig) -> Path | None:
     """Return the folder of all sites; None if this host has no such folder, which a server may lack."""
-    if not Path(config.dataset.removeprefix(LOCAL)).expanduser().exists():
+    if not is_folder(Path(config.dataset.removeprefix(LOCAL))):
         return None
     return local_folder(config.dataset)
 
@@ -119,26 +126,26 @@ def _site_folder(config: DataConfig) -> Path:
 
 def _load_site(folder: Path, config: DataConfig) -> Split:
     """Return the images of one site: all images in its folder, except a test split in it."""
-    splits = load_local(f"{LOCAL}{folder}")
+    splits = load_local(f"{LOCAL}{folder}", config.classes)
     split = splits.get("train", next(iter(splits.values())))
     if not len(split):
-        raise ConfigError(f"{folder} holds no images: put at least one image into it.")
+        raise ConfigError(f"{printable(folder)} holds no images: put at least one image into it.")
     return _with_classes(split, folder, config)
 
 
 def _with_classes(split: Split, folder: Path, config: DataConfig) -> Split:
     """Return a split with the labels that ``class-names`` gives, equal at all sites; without it, with no labels."""
-    names, labels = config.classes, split.labels
+    names, labels = [normal_form(name) for name in config.classes], split.labels
     others = split.table.remove_columns([name for name in (LABEL, SITE) if name in split.table.column_names])
     table = others if others.column_names else Dataset.from_dict({"row": np.arange(len(split))})
     if not names or labels is None:
         return replace(split, table=table)
-    own = split.class_names or [str(label) for label in range(int(labels.max()) + 1)]
+    own = [normal_form(name) for name in split.class_names] or [str(label) for label in range(int(labels.max()) + 1)]
     unknown = [own[label] for label in np.unique(labels) if own[label] not in names]
     if unknown:
         raise ConfigError(
-            f'class-names = "{config.class_names}", but {folder} also has the class "{unknown[0]}": add it (and to '
-            "num-classes), or move its images away."
+            f'class-names = "{config.class_names}", but {printable(folder)} also has the class "{unknown[0]}": add it '
+            "(and to num-classes), or move its images away."
         )
     label_of = {label: names.index(own[label]) for label in np.unique(labels)}
     column = [label_of[label] for label in labels]

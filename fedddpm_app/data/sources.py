@@ -5,7 +5,7 @@ Every source gives a ``train`` and a ``test`` split.
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import datasets
@@ -14,6 +14,7 @@ from datasets import Dataset, DatasetDict
 
 from fedddpm_app.config import ConfigError, first_line
 from fedddpm_app.data.columns import UNREADABLE, splits_of, without_train
+from fedddpm_app.data.files import is_folder
 from fedddpm_app.data.folders import load_folder, stat_digest
 from fedddpm_app.data.splits import LABEL, Split, split_of_array
 
@@ -58,11 +59,14 @@ def load_source(name: str) -> dict[str, Split]:
     return _complete(load_local(name) if name.startswith(LOCAL) else splits_of(_hub(name), name), name)
 
 
-def load_local(name: str) -> dict[str, Split]:
-    """Return the splits of a ``path:`` data set; raise ``ConfigError`` if it cannot be read."""
+def load_local(name: str, class_names: Sequence[str] | None = None) -> dict[str, Split]:
+    """Return the splits of a ``path:`` data set; raise ``ConfigError`` if it cannot be read.
+
+    ``class_names`` are those of a site's class folders; None if the data set is not a site.
+    """
     folder = local_folder(name)
     try:
-        loaded = load_folder(folder)
+        loaded = load_folder(folder, class_names)
         return splits_of(loaded, name) if isinstance(loaded, Dataset | DatasetDict) else loaded
     except ConfigError:
         raise
@@ -99,7 +103,7 @@ def local_folder(name: str) -> Path:
         raise ConfigError(
             f'dataset = "{name}" is relative, and the apps may run in another folder: use "{LOCAL}{folder.absolute()}".'
         )
-    if not folder.is_dir():
+    if not is_folder(folder):
         raise ConfigError(f'dataset = "{name}": there is no such folder; give the absolute path of a folder.')
     return folder.resolve()
 

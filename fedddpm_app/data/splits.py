@@ -11,6 +11,8 @@ from datasets import ClassLabel, Dataset, Features, Value
 from datasets import Image as ImageFeature
 from PIL import Image
 
+from fedddpm_app.data.names import normal_form, printable
+
 LABEL = "label"
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target", "category", "digit", "label_id", "y")
 _WORD = r"(?<![a-z0-9])(train(?:ing)?|test(?:ing)?|t10k|val(?:id|idation)?|dev|eval(?:uation)?)(?![a-z])"
@@ -29,6 +31,16 @@ def split_named(name: str) -> str | None:
         return None
     word = match[1].lower().removesuffix("ing")
     return _SPLIT_OF.get(word, "validation")
+
+
+def rest_of_split_name(name: str) -> str:
+    """Return the letters of a name beside its word for a split: none for ``train_17``, ``images`` for ``test-images``.
+
+    Two folders that have the same rest and different splits, such as ``train2017`` and ``val2017``, are splits of one
+    data set; ``train station`` and ``test tube`` are not.
+    """
+    rest = re.sub(_WORD, "", normal_form(name), count=1, flags=re.IGNORECASE)
+    return "".join(char for char in rest if char.isalpha()).casefold()
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ def split_of_dataset(images: Dataset, split: str) -> Split:
 
     def name_of(row: int) -> str:
         path = (encoded[row][_IMAGE] or {}).get("path")
-        return path if path and Path(path).is_absolute() else f"row {row} of the {split} split"
+        return printable(path) if path and Path(path).is_absolute() else f"row {row} of the {split} split"
 
     others = images.remove_columns(_IMAGE)
     rows = Dataset.from_dict({"row": np.arange(len(images))})
