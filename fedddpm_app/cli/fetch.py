@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
@@ -21,10 +21,6 @@ from fedddpm_app.launch import delivery
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, check_connection, write_app
 from fedddpm_app.recording.recorder import check_is_new, make_directory
 
-SuperlinkOption = Annotated[
-    str, typer.Option("--superlink", metavar="NAME", help="A connection of Flower's config.toml.")
-]
-LargestOption = Annotated[float, typer.Option(min=0, help="Size limit in MB; larger files stay on the server.")]
 LARGEST_MB = 200.0
 DIRECTORY_MARK = "run directory: "
 
@@ -33,13 +29,8 @@ class FetchError(RuntimeError):
     """Files did not arrive, or did not arrive unchanged."""
 
 
-def fetch(
-    run_id: Annotated[str, typer.Argument(help="The run's number in `flwr run` or `flwr ls`.")],
-    superlink: SuperlinkOption = "",
-    out: Annotated[Path, typer.Option(help="Parent folder of the run's folder.")] = Path("runs"),
-    largest_mb: LargestOption = LARGEST_MB,
-) -> None:
-    """Copy the run directory of a deployed run to this machine, over the connection that starts runs."""
+def fetch(run_id: str, superlink: str, out: Path, largest_mb: float) -> None:
+    """Copy the run directory of a deployed run; ``commands.fetch`` describes the arguments."""
     if not run_id.isdigit():
         refuse(f"RUN_ID = {run_id}: give the number that `flwr ls` shows.")
     run = FlowerRun.of(run_id, superlink)
