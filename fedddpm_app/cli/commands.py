@@ -1,5 +1,7 @@
 """The declarations of all commands; ``deferred`` imports their work when they run."""
 
+import platform
+from importlib import metadata
 from pathlib import Path
 from typing import Annotated, get_args
 
@@ -25,8 +27,27 @@ app = typer.Typer(
 data = typer.Typer(help="Inspect, check and export the data without training.", no_args_is_help=True)
 
 
+def print_version(wanted: bool) -> None:
+    """Print the versions of this package and of the packages that it stands on, and exit."""
+    if wanted:
+        on = ", ".join(f"{name} {_version(name)}" for name in ("flwr", "torch", "diffusers"))
+        typer.echo(f"fedddpm {_version('fedddpm-app')} ({on}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
 @app.callback()
-def main() -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the versions and exit.")
+    ] = False,
+) -> None:
     """Federated training of diffusion models on Flower."""
 
 
@@ -38,12 +59,16 @@ def run(
         Engine, typer.Option(help="simulation: `flwr run` with Ray; inprocess: one process, for debugging.")
     ] = (Engine.simulation),
     federation_config: Annotated[
-        str, typer.Option(help="Overrides for --federation-config, such as 'client-resources-num-gpus=0.5'.")
+        str, typer.Option(metavar="TEXT", help="For `flwr run --federation-config`, see above.")
     ] = "",
     app_dir: AppOption = None,
     superlink: SuperlinkOption = "",
 ) -> None:
     """Run an experiment to its end. The exit code is 0 if it completes, 1 if it fails, 2 for a bad config.
+
+    -c takes keys, -c 'algorithm=fedavg seed=1', or a TOML file, -c conf/fedavg.toml. The last of several -c counts.
+
+    --federation-config has the resources of simulated clients: 'client-resources-num-gpus=0.5'.
 
     With --superlink the experiment runs on that SuperLink's nodes, and its run directory is fetched at the end.
     """
@@ -107,6 +132,23 @@ def fetch(
     largest_mb: LargestOption = 200.0,
 ) -> None:
     """Copy the run directory of a deployed run to this machine, over the connection that starts runs."""
+
+
+@app.command()
+@done_by("config:config")
+def config(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[WORD]...", help="Show only keys with these words.")
+    ] = None,
+    used: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Show the values of a run that differ from the defaults.")
+    ] = None,
+    app_dir: AppOption = None,
+) -> None:
+    """List the keys of --run-config with type, default, and meaning with unit.
+
+    The output into a file or a pipe is TOML, which --run-config reads again.
+    """
 
 
 app.add_typer(data, name="data")

@@ -21,7 +21,7 @@ def done_by(place: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
         def command(**arguments: object) -> None:
             getattr(importlib.import_module(f"fedddpm_app.cli.{module}"), name)(**arguments)
 
-        command.place = place  # type: ignore[attr-defined]
+        declared.place = place  # type: ignore[attr-defined]
         return command
 
     return decorate

@@ -6,8 +6,17 @@ from typing import Annotated
 
 import typer
 
+from fedddpm_app.cli.completion import complete_pairs
+
 RunConfigOption = Annotated[
-    list[str] | None, typer.Option("--run-config", "-c", help="Overrides, as 'key=value key=value' for `flwr run`.")
+    list[str] | None,
+    typer.Option(
+        "--run-config",
+        "-c",
+        metavar="TEXT",
+        help="Keys, such as 'seed=1', or a TOML file. `fedddpm config` lists the keys.",
+        autocompletion=complete_pairs,
+    ),
 ]
 AppOption = Annotated[Path | None, typer.Option("--app", help="Folder of the app's pyproject.toml.")]
 DeviceOption = Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N | mps")]

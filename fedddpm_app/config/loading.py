@@ -36,12 +36,16 @@ GROUPS: Mapping[str, type] = types.MappingProxyType(
 _SOURCE = Path(__file__).resolve().parent.parent
 
 
-def default_run_config(app_dir: Path | None = None) -> dict[str, Scalar]:
-    """Return ``[tool.flwr.app.config]`` of an app's pyproject.toml, by default of this package's pyproject.toml."""
+def pyproject_text(app_dir: Path | None = None) -> str:
+    """Return an app's pyproject.toml, by default this package's pyproject.toml."""
     here = [_SOURCE, _SOURCE.parent]  # a wheel holds the file in the package, a checkout holds it next to the package
     folder = app_dir or next(folder for folder in here if (folder / "pyproject.toml").is_file())
-    content = tomllib.loads((folder / "pyproject.toml").read_text(encoding="utf-8"))
-    return dict(content["tool"]["flwr"]["app"]["config"])
+    return (folder / "pyproject.toml").read_text(encoding="utf-8")
+
+
+def default_run_config(app_dir: Path | None = None) -> dict[str, Scalar]:
+    """Return ``[tool.flwr.app.config]`` of an app's pyproject.toml, by default of this package's pyproject.toml."""
+    return dict(tomllib.loads(pyproject_text(app_dir))["tool"]["flwr"]["app"]["config"])
 
 
 def known_keys() -> list[str]:

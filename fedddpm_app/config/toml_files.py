@@ -33,12 +33,13 @@ def read_file(option: str, path: str) -> tuple[dict[str, Scalar], list[str]]:
     """Return the values of a TOML file, and the problems with it."""
     try:
         content = Path(path).expanduser().read_bytes().decode("utf-8-sig")
-        table = tomllib.loads(content)
-    except (OSError, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        return {}, [f"{option} {path}: the file cannot be read ({reason}); give a TOML file, or pairs 'key=value'."]
     except UnicodeDecodeError:
         return {}, [f"{option} {path}: the file is not in UTF-8; save it as UTF-8."]
+    except (OSError, RuntimeError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        return {}, [f"{option} {path}: the file cannot be read ({reason}); give a TOML file, or pairs 'key=value'."]
+    try:
+        table = tomllib.loads(content)
     except (ValueError, RecursionError) as error:
         return {}, [f"{option} {path} cannot be read: {_of_line(error, content)}."]
     values: dict[str, Scalar] = {}
@@ -56,13 +57,11 @@ def read_file(option: str, path: str) -> tuple[dict[str, Scalar], list[str]]:
 
 
 def _of_line(error: Exception, content: str) -> str:
-    """Return what is wrong with which line, and the fix."""
-    found = _LINE.search(str(error))
-    lines = content.splitlines()
-    if not found or int(found.group(1)) > len(lines):
-        return f"{error}; each line is key = value, with double quotes around a text"
-    line = lines[int(found.group(1)) - 1].strip()
-    return f"{error}: {line[:200]}; a text needs double quotes, true and false are lower case, and a key comes once"
+    """Return what is wrong, with the line if the error names it, and the fix."""
+    found, lines = _LINE.search(str(error)), content.splitlines()
+    number = int(found.group(1)) if found else len(lines) + 1
+    line = f": {lines[number - 1].strip()[:200]}" if number <= len(lines) else ""
+    return f"{error}{line}; a text needs double quotes, true and false are lower case, and a key comes once"
 
 
 def _exists(path: str) -> bool:
