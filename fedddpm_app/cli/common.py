@@ -7,6 +7,7 @@ from typing import Never
 import typer
 from rich.console import Console
 
+from fedddpm_app.algorithms import REGISTRY, unknown_algorithm
 from fedddpm_app.config import Config, Scalar, default_run_config, kinds_of_keys, load_config, read_overrides
 
 BAD_INPUT = 2
@@ -51,4 +52,10 @@ def read_config(
         With everything that is wrong: ``problems`` of other options, the texts, the keys, the values.
     """
     given = read_overrides(RUN_CONFIG, run_config or [], kinds_of_keys())
-    return load_config(default_run_config(folder) | given.values, [*problems, *given.problems]), given.values
+    resolved = default_run_config(folder) | given.values
+    found = [*problems, *given.problems]
+    name = resolved["algorithm"]
+    if isinstance(name, str) and ":" not in name and name not in REGISTRY:
+        found.append(unknown_algorithm(name))
+    config = load_config(resolved, found)
+    return config, given.values

@@ -8,6 +8,7 @@ _LAST_WORD = re.compile(r"(?s)^(.*[\s,;])?([^\s,;]*)$")
 
 def complete_pairs(incomplete: str) -> list[tuple[str, str]]:
     """Return the texts that ``incomplete`` may become, with a help for each: TOML files, keys, values of a key."""
+    from fedddpm_app.algorithms import REGISTRY
     from fedddpm_app.config.reference import choices, list_keys
 
     found = _LAST_WORD.match(incomplete)
@@ -15,7 +16,8 @@ def complete_pairs(incomplete: str) -> list[tuple[str, str]]:
     key, has_value, value = word.partition("=")
     if has_value:
         quote = value[:1] if value[:1] in ("'", '"') else ""
-        fitting = [choice for choice in choices(key) if choice.startswith(value.strip(quote or None))]
+        values = [*REGISTRY] if key == "algorithm" else choices(key)
+        fitting = [choice for choice in values if choice.startswith(value.strip(quote or None))]
         return [(f"{before}{key}={quote}{choice}{quote}", "") for choice in fitting]
     given = set(re.findall(r"([\w-]+)\s*=", before))
     keys = [(f"{before}{each.name}=", each.meaning) for each in list_keys() if each.name not in given]

@@ -28,7 +28,7 @@ def python(code, **environment):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["run", "--app", str(ROOT), "-c", "lr=1"], ["config", "ema"]],
+    [["--help"], ["run", "--help"], ["run", "--app", str(ROOT), "-c", "algorithm=fedavgg"], ["config", "ema"]],
     ids=" ".join,
 )
 def test_a_quick_answer_imports_nothing_heavy(arguments):
@@ -133,6 +133,7 @@ def complete(shell, line):
 def test_keys_and_values_are_completed(shell):
     assert "seed=1 num-rounds=" in complete(shell, "fedddpm run -c 'seed=1 num-r")
     assert "partition=dirichlet" in complete(shell, "fedddpm run -c partition=d")
+    assert 'algorithm="fedavg"' in complete(shell, "fedddpm run -c 'algorithm=\"feda").replace('""', '"')
     assert "class-conditional=true" in complete(shell, "fedddpm run -c class-conditional=")
 
 
