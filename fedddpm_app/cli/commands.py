@@ -3,7 +3,7 @@
 import platform
 from importlib import metadata
 from pathlib import Path
-from typing import Annotated, get_args
+from typing import Annotated
 
 import typer
 
@@ -16,9 +16,10 @@ from fedddpm_app.cli.options import (
     RunConfigOption,
     SuperlinkOption,
 )
-from fedddpm_app.config import Extractor, Sampler
 
-_SAMPLERS = " | ".join(get_args(Sampler))
+# as in ``config.fields``, whose import would take longer than all other work of the help
+SAMPLERS = "ddpm | ddim | dpm-solver++"
+EXTRACTORS = "auto | classifier | efficientnet-lite0 | inception-v3 | pixels-pca"
 _LARGEST_SEED = 2**32 - 1
 
 app = typer.Typer(
@@ -81,7 +82,7 @@ def sample(
     num_images: Annotated[
         int, typer.Option(min=1, help="Images; a conditional model rounds up to equal numbers per class.")
     ] = 64,
-    sampler: Annotated[str, typer.Option(help=_SAMPLERS)] = "dpm-solver++",
+    sampler: Annotated[str, typer.Option(help=SAMPLERS)] = "dpm-solver++",
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: DeviceOption = "auto",
@@ -99,11 +100,11 @@ def evaluate(
     dataset: Annotated[str | None, typer.Option(help="Data set, as for the key `dataset`.")] = None,
     num_images: Annotated[int, typer.Option(min=2, help="Images to generate.")] = 2000,
     reference: Annotated[str | None, typer.Option(help="Real images to compare with: test | train")] = None,
-    extractor: Annotated[str | None, typer.Option(help=" | ".join(get_args(Extractor)))] = None,
+    extractor: Annotated[str | None, typer.Option(help=EXTRACTORS)] = None,
     inception_weights: Annotated[
         str | None, typer.Option(help="torch-fidelity's weights file; metrics become FID.")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help=f"{_SAMPLERS} | own (its own scheduler)")] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"{SAMPLERS} | own (its own scheduler)")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images generated per batch.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=_LARGEST_SEED)] = None,

@@ -6,13 +6,15 @@ import subprocess
 import sys
 import tomllib
 from importlib import import_module
+from typing import get_args
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
-from fedddpm_app.config import default_run_config, load_config, read_overrides
+from fedddpm_app.cli import commands as declarations
+from fedddpm_app.config import Extractor, Sampler, default_run_config, load_config, read_overrides
 from fedddpm_app.config.reference import choices, list_keys
 from tests.conftest import ROOT
 
@@ -80,6 +82,11 @@ def test_no_help_is_cut_at_80_columns(path):
 
 def test_the_help_of_run_says_that_files_are_taken():
     assert "TOML file, -c" in runner.invoke(app, ["run", "--help"]).output
+
+
+def test_the_help_lists_the_samplers_and_extractors():
+    assert declarations.SAMPLERS.split(" | ") == list(get_args(Sampler))
+    assert declarations.EXTRACTORS.split(" | ") == list(get_args(Extractor))
 
 
 def test_the_version():
