@@ -3,25 +3,32 @@
 import re
 from pathlib import Path
 
+from fedddpm_app.algorithms import REGISTRY
+from fedddpm_app.config.reference import choices, list_keys
+
 _LAST_WORD = re.compile(r"(?s)^(.*[\s,;])?([^\s,;]*)$")
 
 
 def complete_pairs(incomplete: str) -> list[tuple[str, str]]:
     """Return the texts that ``incomplete`` may become, with a help for each: TOML files, keys, values of a key."""
-    from fedddpm_app.algorithms import REGISTRY
-    from fedddpm_app.config.reference import choices, list_keys
-
     found = _LAST_WORD.match(incomplete)
     before, word = (found.group(1) or "", found.group(2)) if found else ("", incomplete)
     key, has_value, value = word.partition("=")
     if has_value:
         quote = value[:1] if value[:1] in ("'", '"') else ""
-        values = [*REGISTRY] if key == "algorithm" else choices(key)
-        fitting = [choice for choice in values if choice.startswith(value.strip(quote or None))]
+        fitting = [choice for choice in _values(key) if choice.startswith(value.strip(quote or None))]
         return [(f"{before}{key}={quote}{choice}{quote}", "") for choice in fitting]
     given = set(re.findall(r"([\w-]+)\s*=", before))
-    keys = [(f"{before}{each.name}=", each.meaning) for each in list_keys() if each.name not in given]
-    return [each for each in keys if each[0].startswith(incomplete)] + ([] if before else _files(word))
+    keys = [key for key in list_keys() if key.name.startswith(word) and key.name not in given]
+    texts = [(f"{before}{key.name}=", key.meaning) for key in keys]
+    if len(keys) == 1:  # with a second text, the shell does not end the word after "="
+        name, default = keys[0].name, keys[0].default
+        texts += [(f"{before}{name}={value}", "") for value in _values(name) or [default or '""']]
+    return texts + ([] if before else _files(word))
+
+
+def _values(key: str) -> list[str]:
+    return [*REGISTRY] if key == "algorithm" else choices(key)
 
 
 def _files(beginning: str) -> list[tuple[str, str]]:

@@ -6,7 +6,13 @@ from typing import Annotated
 
 import typer
 
-from fedddpm_app.cli.completion import complete_pairs
+
+def complete_pairs(incomplete: str) -> list[tuple[str, str]]:
+    """Return the completions of a text of --run-config; only this needs the keys, and so pydantic."""
+    from fedddpm_app.cli import completion
+
+    return completion.complete_pairs(incomplete)
+
 
 RunConfigOption = Annotated[
     list[str] | None,
