@@ -9,6 +9,7 @@ import typer
 
 from fedddpm_app.cli.deferred import done_by
 from fedddpm_app.cli.options import (
+    LARGEST_MB,
     AppOption,
     DeviceOption,
     Engine,
@@ -130,7 +131,7 @@ def fetch(
     run_id: Annotated[str, typer.Argument(help="The run's number in `flwr run` or `flwr ls`.")],
     superlink: SuperlinkOption = "",
     out: Annotated[Path, typer.Option(help="Parent folder of the run's folder.")] = Path("runs"),
-    largest_mb: LargestOption = 200.0,
+    largest_mb: LargestOption = LARGEST_MB,
 ) -> None:
     """Copy the run directory of a deployed run to this machine, over the connection that starts runs."""
 

@@ -16,12 +16,12 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import print_summary
+from fedddpm_app.cli.options import LARGEST_MB
 from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.launch import delivery
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, check_connection, write_app
 from fedddpm_app.recording.recorder import check_is_new, make_directory
 
-LARGEST_MB = 200.0
 DIRECTORY_MARK = "run directory: "
 
 

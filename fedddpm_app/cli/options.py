@@ -29,6 +29,7 @@ DeviceOption = Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N | mp
 SuperlinkOption = Annotated[
     str, typer.Option("--superlink", metavar="NAME", help="A connection of Flower's config.toml.")
 ]
+LARGEST_MB = 200.0
 LargestOption = Annotated[float, typer.Option(min=0, help="Size limit in MB; larger files stay on the server.")]
 
 

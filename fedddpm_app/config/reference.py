@@ -63,7 +63,7 @@ def choices(key: str) -> list[str]:
 
 def search(keys: Iterable[Key], words: Iterable[str]) -> list[Key]:
     """Return the keys with all words in their name, heading or meaning, or that a short name means."""
-    wanted = [plain(word) for word in words]
+    wanted = [plain(word.partition("=")[0]) for word in " ".join(words).split()]
     return [key for key in keys if all(_matches(key, word) for word in wanted)]
 
 

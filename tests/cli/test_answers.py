@@ -112,6 +112,7 @@ def test_every_key_is_listed_with_type_default_and_meaning():
 def test_a_search_finds_names_meanings_and_short_names():
     assert {"ema-decay", "server-ema-decay"} <= set(tomllib.loads(config("ema")[1]))
     assert set(tomllib.loads(config("krum", "average")[1])) == {"aggregator-selected"}
+    assert set(tomllib.loads(config("Batch_Size=4 local")[1])) == {"batch-size"}
     assert "learning-rate" in tomllib.loads(config("lr")[1])
     code, _, error = config("xyzzy")
     assert (code, "no key has this" in error) == (2, True)
