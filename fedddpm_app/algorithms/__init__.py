@@ -1,37 +1,57 @@
-"""The algorithms, one file per paper, and their registry."""
+"""The algorithms, one file per paper, and their registry, which imports an algorithm on first use."""
 
 import importlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
 
-from fedddpm_app.algorithms.aux_only import AuxiliaryOnly
-from fedddpm_app.algorithms.centralized import Centralized
-from fedddpm_app.algorithms.fedavg import FederatedAveraging
-from fedddpm_app.algorithms.fedddpm import FedDDPM
-from fedddpm_app.algorithms.fedddpm_plus import FedDDPMPlus
-from fedddpm_app.algorithms.feddyn import FedDyn
-from fedddpm_app.algorithms.fednova import FedNova
-from fedddpm_app.algorithms.fedprox import FedProx
-from fedddpm_app.algorithms.local_only import LocalOnly
-from fedddpm_app.algorithms.moon import Moon
-from fedddpm_app.algorithms.scaffold import Scaffold
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.federation.strategy import FederatedStrategy
 
-REGISTRY: dict[str, type[FederatedStrategy]] = {
-    "fedddpm": FedDDPM,
-    "fedddpm-plus": FedDDPMPlus,
-    "fedavg": FederatedAveraging,
-    "fedprox": FedProx,
-    "scaffold": Scaffold,
-    "feddyn": FedDyn,
-    "fednova": FedNova,
-    "moon": Moon,
-    "centralized": Centralized,
-    "local-only": LocalOnly,
-    "aux-only": AuxiliaryOnly,
-}
+if TYPE_CHECKING:
+    from fedddpm_app.federation.strategy import FederatedStrategy
 
 
-def get_algorithm(config: Config) -> type[FederatedStrategy]:
+class Registry(Mapping[str, "type[FederatedStrategy]"]):
+    """The strategies by name; the names are known without an import.
+
+    Parameters
+    ----------
+    places : mapping
+        For each name, ``module:Class`` in this package.
+    """
+
+    def __init__(self, places: Mapping[str, str]) -> None:
+        self._places = places
+
+    def __getitem__(self, name: str) -> "type[FederatedStrategy]":
+        module, _, strategy = self._places[name].partition(":")
+        found: type[FederatedStrategy] = getattr(importlib.import_module(f"{__name__}.{module}"), strategy)
+        return found
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+REGISTRY = Registry(
+    {
+        "fedddpm": "fedddpm:FedDDPM",
+        "fedddpm-plus": "fedddpm_plus:FedDDPMPlus",
+        "fedavg": "fedavg:FederatedAveraging",
+        "fedprox": "fedprox:FedProx",
+        "scaffold": "scaffold:Scaffold",
+        "feddyn": "feddyn:FedDyn",
+        "fednova": "fednova:FedNova",
+        "moon": "moon:Moon",
+        "centralized": "centralized:Centralized",
+        "local-only": "local_only:LocalOnly",
+        "aux-only": "aux_only:AuxiliaryOnly",
+    }
+)
+
+
+def get_algorithm(config: Config) -> "type[FederatedStrategy]":
     """Return the strategy that the ``algorithm`` key names, after a check of the keys that it uses.
 
     Raises
@@ -44,7 +64,7 @@ def get_algorithm(config: Config) -> type[FederatedStrategy]:
     return algorithm
 
 
-def find_algorithm(name: str) -> type[FederatedStrategy]:
+def find_algorithm(name: str) -> "type[FederatedStrategy]":
     """Return the strategy of a registered name, or of ``"my_module:MyStrategy"``.
 
     Raises
@@ -52,16 +72,22 @@ def find_algorithm(name: str) -> type[FederatedStrategy]:
     ConfigError
         If the algorithm is not known, or its class cannot be imported or is not a strategy.
     """
-    algorithm = _import_algorithm(name) if ":" in name else REGISTRY.get(name)
-    if algorithm is None:
-        raise ConfigError(
-            f'algorithm = "{name}" is not known: use one of {", ".join(REGISTRY)}, or "my_module:MyStrategy".'
-        )
-    return algorithm
+    if ":" in name:
+        return _import_algorithm(name)
+    if name not in REGISTRY:
+        raise ConfigError(unknown_algorithm(name))
+    return REGISTRY[name]
 
 
-def _import_algorithm(name: str) -> type[FederatedStrategy]:
+def unknown_algorithm(name: str) -> str:
+    """Return a sentence about a name that is not in the registry and does not name a class."""
+    return f'algorithm = "{name}" is not known: use one of {", ".join(REGISTRY)}, or "my_module:MyStrategy".'
+
+
+def _import_algorithm(name: str) -> "type[FederatedStrategy]":
     """Import a strategy from outside this package, ``module:Class``."""
+    from fedddpm_app.federation.strategy import FederatedStrategy
+
     module_name, _, class_name = name.partition(":")
     try:
         found = getattr(importlib.import_module(module_name), class_name)

@@ -1,25 +1,9 @@
-"""The `fedddpm` command: run, new, sample, evaluate, fetch, data."""
+"""The `fedddpm` command: run, new, sample, evaluate, fetch, data, config.
 
-import typer
+``commands`` declares all commands and imports nothing heavy, so that the help and the completions of a shell come at
+once. Every other module does the work of a command, and is imported when the command runs.
+"""
 
-from fedddpm_app.cli import data
-from fedddpm_app.cli.evaluate import evaluate
-from fedddpm_app.cli.fetch import fetch
-from fedddpm_app.cli.new import new
-from fedddpm_app.cli.run import run
-from fedddpm_app.cli.sample import sample
+from fedddpm_app.cli.commands import app
 
-app = typer.Typer(
-    help="Federated training of diffusion models on Flower.", no_args_is_help=True, pretty_exceptions_show_locals=False
-)
-app.command()(run)
-app.command()(sample)
-app.command()(evaluate)
-app.command()(fetch)
-app.command()(new)
-app.add_typer(data.app, name="data")
-
-
-@app.callback()
-def main() -> None:
-    """Federated training of diffusion models on Flower."""
+__all__ = ["app"]

@@ -1,33 +1,32 @@
 """Helpers of all commands: find the app, read overrides, print messages, refuse bad input."""
 
 import io
-import shlex
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Never
+from typing import Never
 
-import click
 import typer
 from rich.console import Console
 
-from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, packaged_app
-from fedddpm_app.federation.flower_internals import parse_config_args
-from fedddpm_app.launch.flower_run import to_toml
-from fedddpm_app.recording.directory import run_directory
-from fedddpm_app.recording.log import RunLog
+from fedddpm_app.algorithms import REGISTRY, unknown_algorithm
+from fedddpm_app.config import (
+    Config,
+    Scalar,
+    default_run_config,
+    kinds_of_keys,
+    load_config,
+    packaged_app,
+    read_overrides,
+)
 
 BAD_INPUT = 2
 FAILED = 1
+RUN_CONFIG, FEDERATION_CONFIG = "--run-config", "--federation-config"
 for _stream in (sys.stdout, sys.stderr):
     if isinstance(_stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is escaped, not an error
         _stream.reconfigure(errors="backslashreplace")
 console = Console()
-
-RunConfigOption = Annotated[
-    list[str] | None, typer.Option("--run-config", "-c", help="Overrides, as 'key=value key=value' for `flwr run`.")
-]
-AppOption = Annotated[Path | None, typer.Option("--app", help="Folder of the app's pyproject.toml.")]
-DeviceOption = Annotated[str, typer.Option(help="auto | cpu | cuda | cuda:N | mps")]
 
 
 def say(sentence: str) -> None:
@@ -36,7 +35,7 @@ def say(sentence: str) -> None:
 
 
 def refuse(sentence: str) -> Never:
-    """Print one sentence on standard error and exit with code 2."""
+    """Print a sentence, or a line for each problem, on standard error and exit with code 2."""
     Console(stderr=True, soft_wrap=True).print(sentence, markup=False, highlight=False)
     raise typer.Exit(BAD_INPUT)
 
@@ -55,25 +54,21 @@ def find_app(app_dir: Path | None) -> Path:
     )
 
 
-def parse_overrides(option: str, texts: list[str]) -> dict[str, Scalar]:
-    """Read overrides as `flwr run` does, but refuse words without a value, which `flwr run` drops silently."""
-    try:
-        for text in texts:
-            for word in [] if text.endswith(".toml") else shlex.split(text):
-                if "=" not in word:
-                    raise ValueError(f"{word} has no value")
-        merged: dict[str, Scalar] = {}
-        for text in texts:  # one by one: Flower accepts a file only if it is the only argument
-            merged |= dict(parse_config_args([text]))
-        return merged
-    except (click.ClickException, ValueError, OSError) as error:
-        raise ConfigError(
-            f"{option} {' '.join(texts)}: this cannot be read ({error}); write 'key=value key=\"text\"'."
-        ) from error
+def read_config(
+    folder: Path, run_config: list[str] | None, problems: Sequence[str] = ()
+) -> tuple[Config, dict[str, Scalar]]:
+    """Return an app's config with the overrides applied, and the overrides.
 
-
-def claim_directory(config: Config, overrides: dict[str, Scalar]) -> tuple[Path, RunLog]:
-    """Create the run's folder and log, and return both; first refuse overrides that `flwr run` cannot take."""
-    to_toml({**overrides, "output-dir": str(Path.cwd() / config.run.output_dir)})
-    directory = run_directory(config, Path.cwd())
-    return directory, RunLog(directory)
+    Raises
+    ------
+    ConfigError
+        With everything that is wrong: ``problems`` of other options, the texts, the keys, the values.
+    """
+    given = read_overrides(RUN_CONFIG, run_config or [], kinds_of_keys())
+    resolved = default_run_config(folder) | given.values
+    found = [*problems, *given.problems]
+    name = resolved["algorithm"]
+    if isinstance(name, str) and ":" not in name and name not in REGISTRY:
+        found.append(unknown_algorithm(name))
+    config = load_config(resolved, found)
+    return config, given.values

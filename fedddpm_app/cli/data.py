@@ -2,40 +2,25 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich import box
 from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from fedddpm_app.cli.common import AppOption, RunConfigOption, console, find_app, parse_overrides, refuse, say
+from fedddpm_app.cli.common import console, find_app, read_config, refuse, say
 from fedddpm_app.cli.console import WorkView
-from fedddpm_app.config import Config, ConfigError, default_run_config, load_config
+from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.data.dataset import FederatedDataset, open_dataset
 from fedddpm_app.data.export import export_sites
 from fedddpm_app.data.store import StoredSplit
 from fedddpm_app.recording.plots import plot_partition
 
-app = typer.Typer(help="Inspect, check and export the data without training.", no_args_is_help=True)
 _MAX_COLUMNS = 20  # with more classes, the table has no column per class
 
 
-@app.callback()
-def main() -> None:
-    """Inspect, check and export the data without training."""
-
-
-@app.command()
-def inspect(
-    run_config: RunConfigOption = None,
-    app_dir: AppOption = None,
-    out: Annotated[
-        Path | None, typer.Option(help="PNG file for the plot of the partition; by default partition.png.")
-    ] = None,
-) -> None:
-    """Print the splits, and each client's images and classes, and plot the partition. Accepts a run's keys."""
+def inspect(run_config: list[str] | None, app_dir: Path | None, out: Path | None) -> None:
+    """Print the splits and the clients, and plot the partition; ``commands.inspect`` describes the arguments."""
     if out and out.suffix.lower() != ".png":
         refuse(f"--out {out} is not a PNG file: give a name that ends in .png.")
     try:
@@ -66,14 +51,8 @@ def inspect(
         say(f"plot: {plot.resolve()}")
 
 
-@app.command()
-def site(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of one site's images (its data-path).")],
-    run_config: RunConfigOption = None,
-    app_dir: AppOption = None,
-    partition_id: Annotated[int, typer.Option(min=0, help="The site's partition-id.")] = 0,
-) -> None:
-    """Print the images that a SuperNode with this data-path trains on, or the error. Accepts a run's keys."""
+def site(folder: Path, run_config: list[str] | None, app_dir: Path | None, partition_id: int) -> None:
+    """Print the images of one site; ``commands.site`` describes the arguments."""
     try:
         config = _load(app_dir, run_config)
         dataset = open_dataset(config.data, config.run.seed, str(folder.absolute()))
@@ -89,13 +68,8 @@ def site(
     say(f"this site trains on {len(rows.train):,} images and evaluates on {len(rows.held_out):,} other images")
 
 
-@app.command()
-def export(
-    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder to write one sub-folder per client to.")],
-    run_config: RunConfigOption = None,
-    app_dir: AppOption = None,
-) -> None:
-    """Write each client's images, and the test split, to a separate sub-folder, for `partition="sites"`."""
+def export(folder: Path, run_config: list[str] | None, app_dir: Path | None) -> None:
+    """Write a folder per client; ``commands.export`` describes the arguments."""
     try:
         config = _load(app_dir, run_config)
         with WorkView(console):
@@ -117,7 +91,7 @@ def export(
 
 def _load(app_dir: Path | None, run_config: list[str] | None) -> Config:
     """Return the app's run config with the overrides applied."""
-    return load_config(default_run_config(find_app(app_dir)) | parse_overrides("--run-config", run_config or []))
+    return read_config(find_app(app_dir), run_config)[0]
 
 
 def _splits_table(stored: dict[str, StoredSplit], config: Config) -> Table:

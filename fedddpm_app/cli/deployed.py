@@ -4,7 +4,8 @@ from pathlib import Path
 
 import typer
 
-from fedddpm_app.cli.common import FAILED, claim_directory, console, say
+from fedddpm_app.cli.claim import claim_directory
+from fedddpm_app.cli.common import FAILED, console, say
 from fedddpm_app.cli.console import RunView, print_summary
 from fedddpm_app.cli.fetch import DIRECTORY_MARK, FetchError, fetch_into, find_directory
 from fedddpm_app.config import Config, ConfigError, Scalar

@@ -5,11 +5,11 @@ import os
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import typer
 
-from fedddpm_app.cli.common import FAILED, DeviceOption, console, refuse, say
+from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import WorkView, print_metrics
 from fedddpm_app.config import (
     MAX_CLASSES,
@@ -35,7 +35,6 @@ from fedddpm_app.diffusion.pipelines import (
 )
 from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
-from fedddpm_app.evaluation.extractors import EXTRACTORS
 from fedddpm_app.evaluation.metrics import SamplingInfo, mean_over_clients
 from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
@@ -44,37 +43,26 @@ from fedddpm_app.recording.files import RecordingError, write_json, writing
 from fedddpm_app.recording.plots import plot_classes
 from fedddpm_app.recording.sheets import save_pairs
 
-_SEEDS = 2**32
 _CHANNELS: dict[int, Literal[1, 3]] = {1: 1, 3: 3}
 
 
 def evaluate(
-    target: Annotated[Path, typer.Argument(metavar="RUN_OR_PIPELINE", help="A run directory, or a pipeline folder.")],
-    dataset: Annotated[str | None, typer.Option(help="Data set, as for the key `dataset`.")] = None,
-    num_images: Annotated[int, typer.Option(min=2, help="Images to generate.")] = 2000,
-    reference: Annotated[str | None, typer.Option(help="Real images to compare with: test | train")] = None,
-    extractor: Annotated[str | None, typer.Option(help=" | ".join(EXTRACTORS))] = None,
-    inception_weights: Annotated[
-        str | None, typer.Option(help="torch-fidelity's weights file; metrics become FID.")
-    ] = None,
-    sampler: Annotated[str | None, typer.Option(help=f"{' | '.join(SAMPLERS)} | {OWN} (its own scheduler)")] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Images generated per batch.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=_SEEDS - 1)] = None,
-    threads: Annotated[
-        int | None, typer.Option(min=1, help="CPU threads; default: the run's server-threads, or all threads.")
-    ] = None,
-    device: DeviceOption = "auto",
-    cache_dir: Annotated[str | None, typer.Option(help="Cache folder, as for the key `cache-dir`.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="JSON file to write; default: evaluation.json in the run, or in this folder.")
-    ] = None,
+    target: Path,
+    dataset: str | None,
+    num_images: int,
+    reference: str | None,
+    extractor: str | None,
+    inception_weights: str | None,
+    sampler: str | None,
+    steps: int | None,
+    batch_size: int | None,
+    seed: int | None,
+    threads: int | None,
+    device: str,
+    cache_dir: str | None,
+    out: Path | None,
 ) -> None:
-    """Compare generated images with real images; write a table, a JSON file, and plots in the file's folder.
-
-    Options default to the run's config. For another pipeline they default to the app's config and the pipeline's
-    own sampler.
-    """
+    """Generate, measure and write; ``commands.evaluate`` describes the arguments."""
     given = {
         "eval-reference": reference,
         "eval-extractor": extractor,

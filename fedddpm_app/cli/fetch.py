@@ -9,13 +9,14 @@ import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Annotated, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
 from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import print_summary
+from fedddpm_app.cli.options import LARGEST_MB
 from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.launch import delivery
 from fedddpm_app.launch.connection import check_connection
@@ -23,11 +24,6 @@ from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, write_app
 from fedddpm_app.recording.directory import check_is_new, make_directory
 from fedddpm_app.recording.files import RecordingError, writing
 
-SuperlinkOption = Annotated[
-    str, typer.Option("--superlink", metavar="NAME", help="A connection of Flower's config.toml.")
-]
-LargestOption = Annotated[float, typer.Option(min=0, help="Size limit in MB; larger files stay on the server.")]
-LARGEST_MB = 200.0
 DIRECTORY_MARK = "run directory: "
 
 
@@ -35,13 +31,8 @@ class FetchError(RuntimeError):
     """Files did not arrive, or did not arrive unchanged."""
 
 
-def fetch(
-    run_id: Annotated[str, typer.Argument(help="The run's number in `flwr run` or `flwr ls`.")],
-    superlink: SuperlinkOption = "",
-    out: Annotated[Path, typer.Option(help="Parent folder of the run's folder.")] = Path("runs"),
-    largest_mb: LargestOption = LARGEST_MB,
-) -> None:
-    """Copy the run directory of a deployed run to this machine, over the connection that starts runs."""
+def fetch(run_id: str, superlink: str, out: Path, largest_mb: float) -> None:
+    """Copy the run directory of a deployed run; ``commands.fetch`` describes the arguments."""
     if not run_id.isdigit():
         refuse(f"RUN_ID = {run_id}: give the number that `flwr ls` shows.")
     run = FlowerRun.of(run_id, superlink)

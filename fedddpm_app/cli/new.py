@@ -2,17 +2,14 @@
 
 import shlex
 from pathlib import Path
-from typing import Annotated
-
-import typer
 
 from fedddpm_app.cli.common import refuse, say
 from fedddpm_app.config import ConfigError
 from fedddpm_app.launch.new_app import CLASS, EXAMPLE, write_new_app
 
 
-def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty folder.")]) -> None:
-    """Write an app folder for an algorithm of your own, which `fedddpm run --app DIR` and `flwr run DIR` accept."""
+def new(folder: Path) -> None:
+    """Write the folder, and print what to do next; ``commands.new`` describes the argument."""
     try:
         write_new_app(folder)
     except ConfigError as error:

@@ -1,29 +1,17 @@
 """`fedddpm run`: run an experiment to its end."""
 
-import sys
 from contextlib import suppress
-from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.cli.common import (
-    FAILED,
-    AppOption,
-    RunConfigOption,
-    claim_directory,
-    console,
-    find_app,
-    parse_overrides,
-    refuse,
-    say,
-)
+from fedddpm_app.cli.claim import claim_directory
+from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import RunView, WorkView, print_summary
 from fedddpm_app.cli.deployed import check_deployable, run_deployed
-from fedddpm_app.cli.fetch import SuperlinkOption
-from fedddpm_app.config import Config, ConfigError, Scalar, check_warmup, default_run_config, load_config
+from fedddpm_app.cli.options import Engine
+from fedddpm_app.config import Config, ConfigError, Scalar, check_warmup, default_run_config
 from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.store import cache_folder
 from fedddpm_app.device import resolve_device
@@ -43,42 +31,21 @@ from fedddpm_app.recording.recorder import mark_interrupted
 from fedddpm_app.training.acceleration import check_compiler
 
 
-class Engine(StrEnum):
-    """The engine that runs the clients."""
-
-    simulation = "simulation"
-    inprocess = "inprocess"
-
-
-def run(
-    run_config: RunConfigOption = None,
-    engine: Annotated[
-        Engine, typer.Option(help="simulation: `flwr run` with Ray; inprocess: one process, for debugging.")
-    ] = (Engine.simulation),
-    federation_config: Annotated[
-        str, typer.Option(help="Overrides for --federation-config, such as 'client-resources-num-gpus=0.5'.")
-    ] = "",
-    app_dir: AppOption = None,
-    superlink: SuperlinkOption = "",
+def execute(
+    folder: Path,
+    config: Config,
+    overrides: dict[str, Scalar],
+    federation: dict[str, Scalar],
+    engine: Engine,
+    superlink: str,
 ) -> None:
-    """Run an experiment to its end. The exit code is 0 if it completes, 1 if it fails, 2 for a bad config.
-
-    With --superlink the experiment runs on that SuperLink's nodes, and its run directory is fetched at the end.
-    """
-    folder = find_app(app_dir)
-    sys.path.insert(0, str(folder))  # for the user's own algorithms, as in Flower
-    try:
-        overrides = parse_overrides("--run-config", run_config or [])
-        federation = parse_overrides("--federation-config", [federation_config])
-        config = load_config(default_run_config(folder) | overrides)
-        if superlink:
-            _check_remote(config, engine, federation)
-            with bundled(folder) as bundle:
-                run_deployed(bundle, overrides, superlink, config)
-        else:
-            _run_here(folder, overrides, federation, engine, config)
-    except ConfigError as error:
-        refuse(str(error))
+    """Run on this machine, or on the nodes of a SuperLink."""
+    if superlink:
+        _check_remote(config, engine, federation)
+        with bundled(folder) as bundle:
+            run_deployed(bundle, overrides, superlink, config)
+    else:
+        _run_here(folder, overrides, federation, engine, config)
 
 
 def _run_here(

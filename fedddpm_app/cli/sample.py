@@ -1,11 +1,11 @@
 """`fedddpm sample`: generate a sheet of new images with the model of a completed run."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from fedddpm_app.cli.common import FAILED, DeviceOption, console, refuse, say
+from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.config import ConfigError, Sampler, check_sampler
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import DivergedError
@@ -16,20 +16,8 @@ from fedddpm_app.recording.files import RecordingError, writing
 from fedddpm_app.recording.samples import save_samples
 
 
-def sample(
-    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or any diffusers pipeline folder.")],
-    num_images: Annotated[
-        int, typer.Option(min=1, help="Images; a conditional model rounds up to equal numbers per class.")
-    ] = 64,
-    sampler: Annotated[str, typer.Option(help=" | ".join(SAMPLERS))] = "dpm-solver++",
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
-    device: DeviceOption = "auto",
-    out: Annotated[
-        Path | None, typer.Option(help="PNG file to write; default: in samples/ of the run directory.")
-    ] = None,
-) -> None:
-    """Generate new images with the model of a completed run, and write them as one PNG sheet."""
+def sample(run_dir: Path, num_images: int, sampler: str, steps: int, seed: int, device: str, out: Path | None) -> None:
+    """Generate and write a sheet; ``commands.sample`` describes the arguments."""
     name: Sampler | None = next((s for s in SAMPLERS if s == sampler), None)
     if name is None:
         refuse(f"--sampler {sampler} is not known: use one of {', '.join(SAMPLERS)}.")

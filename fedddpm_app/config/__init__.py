@@ -20,8 +20,9 @@ from fedddpm_app.config.fields import (
     WireDtype,
 )
 from fedddpm_app.config.groups import Config, is_due
-from fedddpm_app.config.loading import default_run_config, known_keys, load_config, packaged_app
+from fedddpm_app.config.loading import default_run_config, kinds_of_keys, known_keys, load_config, packaged_app
 from fedddpm_app.config.model import UNetConfig
+from fedddpm_app.config.overrides import Overrides, read_overrides
 from fedddpm_app.config.run import RunConfig
 from fedddpm_app.config.training import TrainingConfig
 from fedddpm_app.config.transport import TransportConfig
@@ -36,6 +37,7 @@ __all__ = [
     "DiffusionConfig",
     "Extractor",
     "LearningRateSchedule",
+    "Overrides",
     "Precision",
     "RunConfig",
     "Sampler",
@@ -52,8 +54,10 @@ __all__ = [
     "is_due",
     "keys_of_algorithms",
     "keys_without_effect",
+    "kinds_of_keys",
     "known_keys",
     "load_config",
     "packaged_app",
+    "read_overrides",
     "report_unused",
 ]

@@ -2,21 +2,9 @@
 
 from fedddpm_app.config.errors import ConfigError
 from fedddpm_app.config.fields import Sampler
-from fedddpm_app.config.groups import Config
+from fedddpm_app.config.groups import Config, NotValidError
 
 MIN_ATTENTION_CHANNELS = 8  # one attention head of UNet2DModel
-
-
-def check_together(config: Config) -> None:
-    """Raise ``ConfigError`` if values that are valid alone are not valid together."""
-    _check_unet(config)
-    _check_diffusion(config)
-    _check_steps(config)
-    _check_clients(config)
-    _check_sites(config)
-    _check_waiting(config)
-    _check_transport(config)
-    _check_compile(config)
 
 
 def check_sampler(key: str, sampler: Sampler, steps: int, diffusion_steps: int) -> None:
@@ -44,15 +32,26 @@ def check_warmup(what: str, steps: int, warmup_steps: int) -> None:
         )
 
 
-def _check_diffusion(config: Config) -> None:
-    diffusion, preview, evaluation = config.diffusion, config.preview, config.evaluation
-    total = diffusion.diffusion_steps
+def _check_preview_sampler(config: Config) -> None:
+    preview, total = config.preview, config.diffusion.diffusion_steps
     check_sampler("preview-sampler-steps", preview.sampler, preview.sampler_steps, total)
+
+
+def _check_eval_sampler(config: Config) -> None:
+    evaluation, total = config.evaluation, config.diffusion.diffusion_steps
     if evaluation.eval_images:
         check_sampler("eval-sampler-steps", evaluation.eval_sampler, evaluation.eval_sampler_steps, total)
+
+
+def _check_final_sampler(config: Config) -> None:
+    evaluation, total = config.evaluation, config.diffusion.diffusion_steps
     if evaluation.eval_final_images:
         final = evaluation.eval_final_sampler_steps
         check_sampler("eval-final-sampler-steps", evaluation.eval_final_sampler, final, total)
+
+
+def _check_betas(config: Config) -> None:
+    diffusion = config.diffusion
     if diffusion.beta_schedule != "squaredcos_cap_v2" and diffusion.beta_start >= diffusion.beta_end:
         raise ConfigError(
             f"beta-start = {diffusion.beta_start} is not below beta-end = {diffusion.beta_end}: "
@@ -67,11 +66,19 @@ def _check_steps(config: Config) -> None:
             f"local-steps = {training.local_steps} and local-epochs = {training.local_epochs}: "
             "set exactly one of them, the other to 0."
         )
+
+
+def _check_momentum(config: Config) -> None:
+    training = config.training
     if training.momentum and training.optimizer != "sgd":
         raise ConfigError(
             f'momentum = {training.momentum} belongs to optimizer = "sgd", but optimizer = "{training.optimizer}" has '
             "its own momentum: use momentum = 0.0."
         )
+
+
+def _check_warmup(config: Config) -> None:
+    training = config.training
     if training.local_steps:
         check_warmup(f"local-steps = {training.local_steps}", training.local_steps, training.warmup_steps)
 
@@ -83,6 +90,10 @@ def _check_clients(config: Config) -> None:
             f"clients-per-round = {run.clients_per_round} is more than num-clients = {data.num_clients}: "
             f"use at most {data.num_clients}, or 0 for all."
         )
+
+
+def _check_classes_per_client(config: Config) -> None:
+    data = config.data
     if data.partition == "pathological" and data.classes_per_client > data.num_classes:
         raise ConfigError(
             f"classes-per-client = {data.classes_per_client} is more than num-classes = {data.num_classes}: "
@@ -92,13 +103,17 @@ def _check_clients(config: Config) -> None:
 
 def _check_sites(config: Config) -> None:
     data = config.data
-    if data.partition != "sites":
-        return
-    if not data.dataset.startswith("path:"):
+    if data.partition == "sites" and not data.dataset.startswith("path:"):
         raise ConfigError(
             f'partition = "sites" with dataset = "{data.dataset}": every client needs its own folder; use dataset = '
             '"path:/abs/folder", which holds one folder per client (and "test"), or partition = "iid".'
         )
+
+
+def _check_class_names(config: Config) -> None:
+    data = config.data
+    if data.partition != "sites":
+        return
     if len(set(data.classes)) < len(data.classes):
         raise ConfigError(f'class-names = "{data.class_names}" has a name twice: give each class a different name.')
     if data.classes and len(data.classes) != data.num_classes:
@@ -120,7 +135,11 @@ def _check_waiting(config: Config) -> None:
             f"min-available-nodes = {waiting.min_available_nodes} is more than num-clients = {clients}: "
             f"use at most {clients}, or 0 for all."
         )
-    sampled = config.run.clients_per_round or clients
+
+
+def _check_replies(config: Config) -> None:
+    waiting = config.waiting
+    sampled = config.run.clients_per_round or config.data.num_clients
     if waiting.min_replies > sampled:
         raise ConfigError(
             f"min-replies = {waiting.min_replies} is more than the {sampled} clients of a round: use at most {sampled}."
@@ -166,9 +185,50 @@ def _check_unet(config: Config) -> None:
             f'unet-attention-resolutions = "{unet.attention_resolutions}" needs {MIN_ATTENTION_CHANNELS} channels or '
             f'more in levels with attention, but unet-channels = "{unet.channels}": use more channels, or no attention.'
         )
+
+
+def _check_norm_groups(config: Config) -> None:
+    unet = config.unet
     for channels in unet.block_out_channels:
         if channels == 0 or channels % unet.norm_groups:
             raise ConfigError(
                 f"unet-norm-groups = {unet.norm_groups} does not divide {channels} of unet-channels = "
                 f'"{unet.channels}": make every channel count a multiple of it.'
             )
+
+
+_CHECKS = (
+    _check_unet,
+    _check_norm_groups,
+    _check_preview_sampler,
+    _check_eval_sampler,
+    _check_final_sampler,
+    _check_betas,
+    _check_steps,
+    _check_momentum,
+    _check_warmup,
+    _check_clients,
+    _check_classes_per_client,
+    _check_sites,
+    _check_class_names,
+    _check_waiting,
+    _check_replies,
+    _check_transport,
+    _check_compile,
+)
+
+
+def problems_together(config: Config) -> list[str]:
+    """Return a sentence for all values that are valid alone but not together.
+
+    A check that needs a value that is not valid alone is left out.
+    """
+    problems = []
+    for check in _CHECKS:
+        try:
+            check(config)
+        except NotValidError:
+            continue
+        except ConfigError as error:
+            problems.append(str(error))
+    return problems

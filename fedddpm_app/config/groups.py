@@ -3,7 +3,9 @@
 A key of ``[tool.flwr.app.config]`` is its group's ``PREFIX`` plus its field's name, in kebab case.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from fedddpm_app.config.aggregator import AggregatorConfig
 from fedddpm_app.config.baselines import Baselines
@@ -12,6 +14,7 @@ from fedddpm_app.config.diffusion import DiffusionConfig
 from fedddpm_app.config.evaluation import EvaluationConfig, PreviewConfig, RecordingConfig
 from fedddpm_app.config.fedddpm import AuxiliaryConfig, CorrectionConfig, FedDDPMConfig, PretrainConfig
 from fedddpm_app.config.fedddpm_plus import PlusConfig
+from fedddpm_app.config.fields import Scalar
 from fedddpm_app.config.model import UNetConfig
 from fedddpm_app.config.run import RunConfig
 from fedddpm_app.config.training import TrainingConfig
@@ -39,6 +42,33 @@ class Config(Baselines):
     recording: RecordingConfig
     transport: TransportConfig
     waiting: WaitingConfig
+
+
+class NotValidError(Exception):
+    """A check needs a value that is not valid itself."""
+
+
+class PartialGroup:
+    """The valid values of a group in which some values are not; the use of another value raises ``NotValidError``.
+
+    Parameters
+    ----------
+    group : type
+        The group's class, whose properties are available.
+    values : dict
+        The valid values by the field's name.
+    """
+
+    def __init__(self, group: type, values: Mapping[str, Scalar]) -> None:
+        self._group, self._values = group, values
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._values:
+            return self._values[name]
+        found = vars(self._group).get(name)
+        if isinstance(found, property) and found.fget:
+            return found.fget(self)
+        raise NotValidError(name)
 
 
 def is_due(every: int, server_round: int, num_rounds: int) -> bool:

@@ -2,22 +2,17 @@
 
 import contextlib
 import io
+from typing import TYPE_CHECKING
 
 import numpy as np
 from datasets import Dataset
-from flwr_datasets.partitioner import (
-    DirichletPartitioner,
-    IidPartitioner,
-    NaturalIdPartitioner,
-    Partitioner,
-    PathologicalPartitioner,
-    ShardPartitioner,
-    SizePartitioner,
-)
 
 from fedddpm_app.config import ConfigError, DataConfig
 from fedddpm_app.data.splits import LABEL
 from fedddpm_app.seeding import derive_seed
+
+if TYPE_CHECKING:
+    from flwr_datasets.partitioner import Partitioner
 
 _ROW = "row"
 _CLIENT = "client"
@@ -88,30 +83,32 @@ def partition_rows(
     return rows
 
 
-def _partitioner(train: Dataset, natural: np.ndarray | None, config: DataConfig, seed: int) -> Partitioner:
+def _partitioner(train: Dataset, natural: np.ndarray | None, config: DataConfig, seed: int) -> "Partitioner":
     """Return a flwr-datasets partitioner with the shuffled images as its data set."""
+    from flwr_datasets import partitioner as kinds  # it imports matplotlib, which a site does not need
+
     clients = config.num_clients
     partitioner: Partitioner
     match config.partition:
         case "iid":
-            partitioner = IidPartitioner(clients)
+            partitioner = kinds.IidPartitioner(clients)
         case "dirichlet":
             least = config.min_partition_size
-            partitioner = DirichletPartitioner(
+            partitioner = kinds.DirichletPartitioner(
                 clients, LABEL, config.dirichlet_alpha, min_partition_size=least, self_balancing=False, seed=seed
             )
         case "pathological":
-            partitioner = PathologicalPartitioner(clients, LABEL, config.classes_per_client, seed=seed)
+            partitioner = kinds.PathologicalPartitioner(clients, LABEL, config.classes_per_client, seed=seed)
         case "shards":
-            partitioner = ShardPartitioner(clients, LABEL, config.shards_per_client, seed=seed)
+            partitioner = kinds.ShardPartitioner(clients, LABEL, config.shards_per_client, seed=seed)
         case "quantity-skew":
-            partitioner = SizePartitioner(_skewed_sizes(len(train), config, seed))
+            partitioner = kinds.SizePartitioner(_skewed_sizes(len(train), config, seed))
         case "natural":
             train = _assign_in_turn(train, np.asarray(natural)[train[_ROW]], config, seed)
-            partitioner = NaturalIdPartitioner(_CLIENT)
+            partitioner = kinds.NaturalIdPartitioner(_CLIENT)
         case "disjoint-classes":
             train = _assign_in_turn(train, np.asarray(train[LABEL]), config, seed)
-            partitioner = NaturalIdPartitioner(_CLIENT)
+            partitioner = kinds.NaturalIdPartitioner(_CLIENT)
         case _:
             raise ValueError("_partitioner has no case for it")
     partitioner.dataset = train

@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
+import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -90,9 +92,8 @@ class FlowerRun:
             "PYTHONWARNINGS": ",".join(filter(None, (*_QUIET, os.environ.get("PYTHONWARNINGS")))),
         }
         self._command = ["run", str(app_dir), *self._named(), "--stream"]
-        for option, values in (("--federation-config", federation_config), ("--run-config", overrides)):
-            if values:
-                self._command += [option, to_toml(values)]
+        given = {"--federation-config": federation_config, "--run-config": overrides}
+        self._files = {option: to_toml(values) for option, values in given.items() if values}
 
     @classmethod
     def of(cls, run_id: str, connection: str) -> "FlowerRun":
@@ -102,12 +103,21 @@ class FlowerRun:
         return run
 
     def lines(self) -> Iterator[str]:
-        """Start the run, and yield its output lines until it ends."""
-        for line in self._read(*self._command):
-            started = _STARTED.search(line)
-            if started:
-                self.run_id = started.group(1)
-            yield line
+        """Start the run, and yield its output lines until it ends.
+
+        Flower reads the values from files, because it cannot read every text on its command line.
+        """
+        with tempfile.TemporaryDirectory(prefix="fedddpm-config-") as folder:
+            command = [*self._command]
+            for option, text in self._files.items():
+                path = Path(folder) / f"{option.strip('-')}.toml"
+                path.write_text(text, encoding="utf-8")
+                command += [option, str(path)]
+            for line in self._read(*command):
+                started = _STARTED.search(line)
+                if started:
+                    self.run_id = started.group(1)
+                yield line
 
     def log(self) -> Iterator[str]:
         """Yield the log of the run ``run_id`` so far."""
@@ -145,17 +155,17 @@ class FlowerRun:
 
 
 def to_toml(overrides: Mapping[str, Scalar]) -> str:
-    """Format overrides for `--run-config`: ``key=value`` pairs with TOML values.
+    """Format overrides as TOML: one ``key=value`` per line, which `fedddpm run --run-config` accepts as a text too.
 
     Raises
     ------
     ConfigError
-        For a text with a double quote, which Flower's parser cannot read.
+        For a text that is not Unicode, such as the path of a file whose name is not in UTF-8.
     """
     for key, value in overrides.items():
-        if isinstance(value, str) and '"' in value:
-            raise ConfigError(f"{key} = {value}: `flwr run` cannot take a double quote; use a name without one.")
-    return " ".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
+        if isinstance(value, str) and any(unicodedata.category(character) == "Cs" for character in value):
+            raise ConfigError(f"{key} = {value!r} is not in UTF-8, which `flwr run` needs: rename the file or folder.")
+    return "\n".join(f"{key}={json.dumps(value, ensure_ascii=False)}" for key, value in overrides.items())
 
 
 def write_app(

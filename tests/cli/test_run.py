@@ -10,10 +10,10 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
-from fedddpm_app.cli.common import parse_overrides
+from fedddpm_app.cli.common import read_config
 from fedddpm_app.cli.console import RunView
 from fedddpm_app.cli.run import _count_steps
-from fedddpm_app.config import ConfigError, load_config
+from fedddpm_app.config import ConfigError, load_config, read_overrides
 from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.progress import ProgressEvent, parse_line
 from fedddpm_app.recording.directory import run_directory
@@ -43,7 +43,7 @@ def run(*arguments):
         ("batch-size", "--run-config batch-size"),
         ('output-dir="~nobody-of-this-name/x"', "Give an absolute path"),
         ('output-dir="/dev/null/x"', "/dev/null/x cannot be made"),
-        ("output-dir='a\"b'", "cannot take a double quote"),
+        ("seed==1", "seed==1 has no value; write seed=value"),
         ("dataset='digits\"'", "could not be loaded"),
         ("local-steps=0 local-epochs=1 warmup-steps=10", "not below the 7 steps of local-epochs = 1, so that"),
         ("max-examples-per-client=100", "max-examples-per-client = 100: use "),
@@ -213,13 +213,16 @@ def test_the_folder_of_a_class_from_outside_has_a_plain_name(run_config, tmp_pat
     assert directory.name.startswith("examples-l1-proximal-L1Proximal-digits-")
 
 
-def test_overrides_reach_flower_unchanged():
-    overrides = {"a": "ünï 😀 '=\\ x", "b": 1.5, "c": True, "d": 3}
-    assert parse_config_args([to_toml(overrides)]) == overrides
+def test_overrides_reach_flower_unchanged(tmp_path):
+    overrides = {"a": 'ünï 😀 \'=\\ "x"', "b": 1.5, "c": True, "d": 3}
+    path = tmp_path / "a.toml"
+    path.write_text(to_toml(overrides), encoding="utf-8")
+    assert parse_config_args([str(path)]) == overrides
+    assert read_overrides("-c", [to_toml(overrides)], {}).values == overrides
 
 
 def test_a_file_and_pairs_go_together_and_the_later_one_counts():
     """As docs/deployment.md has them; `flwr run` itself takes a file only alone."""
     given = [str(ROOT / "conf" / "sites.toml"), 'dataset="path:/elsewhere" num-rounds=3', "num-rounds=2"]
-    overrides = parse_overrides("--run-config", given)
+    _, overrides = read_config(ROOT, given)
     assert (overrides["partition"], overrides["dataset"], overrides["num-rounds"]) == ("sites", "path:/elsewhere", 2)

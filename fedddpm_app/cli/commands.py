@@ -1,0 +1,200 @@
+"""The declarations of all commands; ``deferred`` imports their work when they run."""
+
+import platform
+from importlib import metadata
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from fedddpm_app.cli.deferred import done_by
+from fedddpm_app.cli.options import (
+    LARGEST_MB,
+    AppOption,
+    DeviceOption,
+    Engine,
+    LargestOption,
+    RunConfigOption,
+    SuperlinkOption,
+)
+
+# as in ``config.fields``, whose import would take longer than all other work of the help
+SAMPLERS = "ddpm | ddim | dpm-solver++"
+EXTRACTORS = "auto | classifier | efficientnet-lite0 | inception-v3 | pixels-pca"
+_LARGEST_SEED = 2**32 - 1
+
+app = typer.Typer(
+    help="Federated training of diffusion models on Flower.", no_args_is_help=True, pretty_exceptions_show_locals=False
+)
+data = typer.Typer(help="Inspect, check and export the data without training.", no_args_is_help=True)
+
+
+def print_version(wanted: bool) -> None:
+    """Print the versions of this package and of the packages that it stands on, and exit."""
+    if wanted:
+        on = ", ".join(f"{name} {_version(name)}" for name in ("flwr", "torch", "diffusers"))
+        typer.echo(f"fedddpm {_version('fedddpm-app')} ({on}, Python {platform.python_version()})")
+        raise typer.Exit
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Show the versions and exit.")
+    ] = False,
+) -> None:
+    """Federated training of diffusion models on Flower."""
+
+
+@app.command()
+@done_by("start:start")
+def run(
+    run_config: RunConfigOption = None,
+    engine: Annotated[
+        Engine, typer.Option(help="simulation: `flwr run` with Ray; inprocess: one process, for debugging.")
+    ] = (Engine.simulation),
+    federation_config: Annotated[
+        str, typer.Option(metavar="TEXT", help="For `flwr run --federation-config`, see above.")
+    ] = "",
+    app_dir: AppOption = None,
+    superlink: SuperlinkOption = "",
+) -> None:
+    """Run an experiment to its end. The exit code is 0 if it completes, 1 if it fails, 2 for a bad config.
+
+    -c takes keys, -c 'algorithm=fedavg seed=1', or a TOML file, -c conf/fedavg.toml. The last of several -c counts.
+
+    --federation-config has the resources of simulated clients: 'client-resources-num-gpus=0.5'.
+
+    With --superlink the experiment runs on that SuperLink's nodes, and its run directory is fetched at the end.
+    """
+
+
+@app.command()
+@done_by("sample:sample")
+def sample(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="A run directory, or any diffusers pipeline folder.")],
+    num_images: Annotated[
+        int, typer.Option(min=1, help="Images; a conditional model rounds up to equal numbers per class.")
+    ] = 64,
+    sampler: Annotated[str, typer.Option(help=SAMPLERS)] = "dpm-solver++",
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    seed: Annotated[int, typer.Option(min=0)] = 0,
+    device: DeviceOption = "auto",
+    out: Annotated[
+        Path | None, typer.Option(help="PNG file to write; default: in samples/ of the run directory.")
+    ] = None,
+) -> None:
+    """Generate new images with the model of a completed run, and write them as one PNG sheet."""
+
+
+@app.command()
+@done_by("evaluate:evaluate")
+def evaluate(
+    target: Annotated[Path, typer.Argument(metavar="RUN_OR_PIPELINE", help="A run directory, or a pipeline folder.")],
+    dataset: Annotated[str | None, typer.Option(help="Data set, as for the key `dataset`.")] = None,
+    num_images: Annotated[int, typer.Option(min=2, help="Images to generate.")] = 2000,
+    reference: Annotated[str | None, typer.Option(help="Real images to compare with: test | train")] = None,
+    extractor: Annotated[str | None, typer.Option(help=EXTRACTORS)] = None,
+    inception_weights: Annotated[
+        str | None, typer.Option(help="torch-fidelity's weights file; metrics become FID.")
+    ] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"{SAMPLERS} | own (its own scheduler)")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Images generated per batch.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, max=_LARGEST_SEED)] = None,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads; default: the run's server-threads, or all threads.")
+    ] = None,
+    device: DeviceOption = "auto",
+    cache_dir: Annotated[str | None, typer.Option(help="Cache folder, as for the key `cache-dir`.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="JSON file to write; default: evaluation.json in the run, or in this folder.")
+    ] = None,
+) -> None:
+    """Compare generated images with real images; write a table, a JSON file, and plots in the file's folder.
+
+    Options default to the run's config. For another pipeline they default to the app's config and the pipeline's
+    own sampler.
+    """
+
+
+@app.command()
+@done_by("fetch:fetch")
+def fetch(
+    run_id: Annotated[str, typer.Argument(help="The run's number in `flwr run` or `flwr ls`.")],
+    superlink: SuperlinkOption = "",
+    out: Annotated[Path, typer.Option(help="Parent folder of the run's folder.")] = Path("runs"),
+    largest_mb: LargestOption = LARGEST_MB,
+) -> None:
+    """Copy the run directory of a deployed run to this machine, over the connection that starts runs."""
+
+
+@app.command()
+@done_by("new:new")
+def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty folder.")]) -> None:
+    """Write an app folder for an algorithm of your own, which `fedddpm run --app DIR` and `flwr run DIR` accept."""
+
+
+@app.command()
+@done_by("config:config")
+def config(
+    words: Annotated[
+        list[str] | None, typer.Argument(metavar="[WORD]...", help="Show only keys with these words.")
+    ] = None,
+    used: Annotated[
+        Path | None, typer.Option(metavar="RUN", help="Show the values of a run that differ from the defaults.")
+    ] = None,
+    app_dir: AppOption = None,
+) -> None:
+    """List the keys of --run-config with type, default, and meaning with unit.
+
+    The output into a file or a pipe is TOML, which --run-config reads again.
+    """
+
+
+app.add_typer(data, name="data")
+
+
+@data.callback()
+def data_main() -> None:
+    """Inspect, check and export the data without training."""
+
+
+@data.command()
+@done_by("data:inspect")
+def inspect(
+    run_config: RunConfigOption = None,
+    app_dir: AppOption = None,
+    out: Annotated[
+        Path | None, typer.Option(help="PNG file for the plot of the partition; by default partition.png.")
+    ] = None,
+) -> None:
+    """Print the splits, and each client's images and classes, and plot the partition. Accepts a run's keys."""
+
+
+@data.command()
+@done_by("data:site")
+def site(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="Folder of one site's images (its data-path).")],
+    run_config: RunConfigOption = None,
+    app_dir: AppOption = None,
+    partition_id: Annotated[int, typer.Option(min=0, help="The site's partition-id.")] = 0,
+) -> None:
+    """Print the images that a SuperNode with this data-path trains on, or the error. Accepts a run's keys."""
+
+
+@data.command()
+@done_by("data:export")
+def export(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="New folder to write one sub-folder per client to.")],
+    run_config: RunConfigOption = None,
+    app_dir: AppOption = None,
+) -> None:
+    """Write each client's images, and the test split, to a separate sub-folder, for `partition="sites"`."""
