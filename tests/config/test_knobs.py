@@ -117,7 +117,11 @@ KNOBS = [
     ("checkpoint-every", [1], FEDAVG),
     ("wire-dtype", ["bf16", "int8-delta"], LOCAL),
 ]
-TRIED = [(key, value, given) for key, values, given in KNOBS for value in values]
+TRIED = [  # the default run of the tests tries the first value, `make check` all of them
+    pytest.param(key, value, given, id=f"{key}-{value}", marks=[pytest.mark.slow] if value != values[0] else [])
+    for key, values, given in KNOBS
+    for value in values
+]
 ELSEWHERE = {
     "output-dir": "where, not what",
     "run-name": "where, not what",
@@ -164,7 +168,7 @@ def outcome(shared_run):
     return of
 
 
-@pytest.mark.parametrize(("key", "value", "given"), TRIED, ids=[f"{key}-{value}" for key, value, _ in TRIED])
+@pytest.mark.parametrize(("key", "value", "given"), TRIED)
 def test_a_changed_key_changes_the_run(outcome, key, value, given):
     assert outcome(given) != outcome(given | {key: value}), f"{key} = {value} changes nothing: is the key used?"
 

@@ -300,6 +300,16 @@ def test_it_is_quiet_and_gives_flowers_log_back(caplog):
     assert logging.getLogger("flwr").level == before
 
 
+def test_a_hyper_parameter_without_effect_is_a_warning(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+    caplog.set_level(logging.WARNING, "fedddpm")
+    plain = run("fedavg")
+    assert not caplog.messages
+    assert (run("fedavg", moon_mu=2.0, server_ema_decay=0.5, tau=0.1) == plain).all()
+    keys = {message.partition(" = ")[0] for message in caplog.messages}
+    assert keys == {"aggregator-tau", "moon-mu", "server-ema-decay"}
+
+
 def test_pooled_data_are_all_parts_in_order():
     class Pair(NamedTuple):
         x: torch.Tensor
