@@ -4,6 +4,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import typer
+from flwr.clientapp import ClientApp
+from flwr.serverapp import ServerApp
 
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.cli.claim import claim_directory
@@ -57,14 +59,14 @@ def _run_here(
     with WorkView(console):
         steps = _count_steps(config)
     directory, log = claim_directory(config, overrides | federation)
-    _prepare_evaluation(config, directory, log)
+    apps = _prepare(folder, engine, config, directory, log)
     placed: dict[str, Scalar] = {"output-dir": str(directory.parent), "run-name": directory.name}
     say(f"run directory: {directory}")
     try:
         with log, leaving_in_order():
-            if engine is Engine.inprocess:
+            if apps:
                 view = RunView(steps, console, "starting", live=False)  # a debugger needs the terminal
-                _run_inprocess(folder, default_run_config(folder) | overrides | placed, config, view, log)
+                _run_inprocess(*apps, default_run_config(folder) | overrides | placed, config, view, log)
             else:
                 view = RunView(steps, console)
                 _run_simulation(folder, overrides | placed, federation, config, view, log)
@@ -101,12 +103,18 @@ def _check_remote(config: Config, engine: Engine, federation: dict[str, Scalar])
     check_deployable(config)
 
 
-def _prepare_evaluation(config: Config, directory: Path, log: RunLog) -> None:
-    """Train the evaluation networks before the run, so that bad input is refused early; then remove the folder."""
+def _prepare(
+    folder: Path, engine: Engine, config: Config, directory: Path, log: RunLog
+) -> tuple[ServerApp, ClientApp] | None:
+    """Train the evaluation networks before the run, and return the apps that run in this process.
+
+    Bad input is thus refused early, and the run's folder is removed.
+    """
     try:
         if config.evaluation.measures_images:
             with WorkView(console):
                 create_evaluator(config)
+        return load_apps(folder) if engine is Engine.inprocess else None
     except ConfigError:
         with log:
             log.path.unlink()
@@ -128,7 +136,9 @@ def _count_steps(config: Config) -> int:
     return algorithm.total_steps(config, client_steps)
 
 
-def _run_inprocess(app_dir: Path, run_config: dict[str, Scalar], config: Config, view: RunView, log: RunLog) -> None:
+def _run_inprocess(
+    server: ServerApp, client: ClientApp, run_config: dict[str, Scalar], config: Config, view: RunView, log: RunLog
+) -> None:
     """Run in this process; keep its log lines in ``log``."""
 
     def take(line: str) -> None:
@@ -136,7 +146,6 @@ def _run_inprocess(app_dir: Path, run_config: dict[str, Scalar], config: Config,
         view.line(line)
 
     try:
-        server, client = load_apps(app_dir)
         with view, logging_to(take):
             run_inprocess(server, client, run_config, config.data.num_clients)
     except ConfigError as error:

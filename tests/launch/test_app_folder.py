@@ -115,3 +115,4 @@ def test_a_mistake_in_the_users_files_is_one_sentence(own, file, content, says):
     assert result.exit_code == 2, result.output
     assert re.search(says, result.stderr)
     assert "Traceback" not in result.output
+    assert list(own.parent.glob("runs/*")) == []
