@@ -26,11 +26,10 @@ from fedddpm_app.federation.flower_internals import Run
 from fedddpm_app.recording.curves import plot_losses, plot_metrics
 from fedddpm_app.recording.plots import plot_classes, plot_partition
 from fedddpm_app.recording.provenance import describe_environment
-from fedddpm_app.recording.samples import round_sheet, save_rounds, save_samples
-from fedddpm_app.recording.sheets import Texts, save_pairs, save_sheet, to_pil
+from fedddpm_app.recording.samples import round_sheet, save_auxiliary_sheets, save_rounds, save_samples
+from fedddpm_app.recording.sheets import save_pairs, to_pil
 from fedddpm_app.weights import Weights
 
-_SHEET_IMAGES = 100
 _CONFIG, _SUMMARY = "config.json", "summary.json"
 
 
@@ -100,15 +99,7 @@ class RunRecorder:
             columns["label"] = data.labels.tolist()
             features["label"] = ClassLabel(num_classes=int(data.labels.max()) + 1)
         Dataset.from_dict(columns, features=Features(features)).save_to_disk(str(folder / "dataset"))
-        for client in sorted(set(clients)):
-            rows = [row for row, owner in enumerate(clients) if owner == client]
-            step = max(1, len(rows) // _SHEET_IMAGES)  # spread over the client's share, and so over its classes
-            shown = rows[::step][:_SHEET_IMAGES]
-            caption = (
-                f"{self.directory.name}, auxiliary set: {len(shown)} of the {len(rows)} images that the server "
-                f"generated from the pretrained model of client {client}."
-            )
-            save_sheet(data.images[shown], folder / f"client-{client:04d}.png", texts=Texts(caption))
+        save_auxiliary_sheets(data.images, clients, folder, self.directory.name)
 
     def save_samples(
         self,
