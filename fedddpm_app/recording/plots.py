@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
-from fedddpm_app.recording.style import CLIENTS, FLOOR, GENERATED, HEAT_MAP, REAL, class_labels, open_figure
+from fedddpm_app.recording.style import CLIENTS, FLOOR, GENERATED, HEAT_MAP, REAL, class_labels, number, open_figure
 
 _MAX_WRITTEN = 400  # a table with more cells has no room for the counts
 _MAX_CLASSES = 200  # a plot with more classes shows those that differ most
@@ -133,4 +133,5 @@ def _how(metric: Mapping[str, Any]) -> str:
 
 
 def _value(metric: Mapping[str, Any], key: str) -> str:
-    return "not defined" if metric[key] is None else f"{metric[key]:.3f}"
+    value = number(metric[key])
+    return "not defined" if math.isnan(value) else f"{value:.3f}"

@@ -25,11 +25,10 @@ from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
 from fedddpm_app.recording.files import optional, without_nan, write_json, writing
 from fedddpm_app.recording.plots import plot_classes, plot_partition
 from fedddpm_app.recording.provenance import describe_environment
-from fedddpm_app.recording.samples import round_sheet, save_rounds, save_samples
-from fedddpm_app.recording.sheets import Texts, save_pairs, save_sheet, to_pil
+from fedddpm_app.recording.samples import round_sheet, save_auxiliary_sheets, save_rounds, save_samples
+from fedddpm_app.recording.sheets import save_pairs, to_pil
 from fedddpm_app.weights import Weights
 
-_SHEET_IMAGES = 100
 _SUMMARY = "summary.json"
 
 
@@ -104,15 +103,7 @@ class RunRecorder:
         with writing(folder):
             Dataset.from_dict(columns, features=Features(features)).save_to_disk(str(folder / "dataset"))
         with optional(folder):
-            for client in sorted(set(clients)):
-                rows = [row for row, owner in enumerate(clients) if owner == client]
-                step = max(1, len(rows) // _SHEET_IMAGES)  # spread over the client's share, and so over its classes
-                shown = rows[::step][:_SHEET_IMAGES]
-                caption = (
-                    f"{self.directory.name}, auxiliary set: {len(shown)} of the {len(rows)} images that the server "
-                    f"generated from the pretrained model of client {client}."
-                )
-                save_sheet(data.images[shown], folder / f"client-{client:04d}.png", texts=Texts(caption))
+            save_auxiliary_sheets(data.images, clients, folder, self.directory.name)
 
     def save_samples(
         self,

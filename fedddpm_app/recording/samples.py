@@ -1,4 +1,4 @@
-"""The images that a model generates during a run: a sheet per round, and a strip over the rounds.
+"""The images that models generate during a run: a sheet per round, a strip over the rounds, the auxiliary set.
 
 The strip ``samples/rounds.png`` has a row per round. Its columns start from the same noise, so that each shows one
 image over the rounds. It is made from the sheets in the folder, whichever process wrote them, and shows at most
@@ -17,6 +17,7 @@ from fedddpm_app.recording.style import class_labels
 
 COLUMNS = 10  # of a sheet without classes, and of the strip
 MAX_ROUNDS = 12
+_AUXILIARY_IMAGES = 100  # of a client's sheet
 _MAX_ROWS = 20  # with more classes, a row has several
 _STRIP_TILE = 96  # pixels: larger images are reduced
 
@@ -80,6 +81,19 @@ def save_samples(images: Tensor, path: Path, about: str, labels: Tensor | None, 
     height, width = images.shape[2:]
     caption = f"{about}, {len(images)} images of {width}x{height} pixels."
     save_sheet(images, path, columns, Texts(caption, rows))
+
+
+def save_auxiliary_sheets(images: Tensor, clients: Sequence[int], folder: Path, run: str) -> None:
+    """Write a sheet per client of the auxiliary set, uint8 (N, C, H, W); ``clients`` are the images' clients."""
+    for client in sorted(set(clients)):
+        rows = [row for row, owner in enumerate(clients) if owner == client]
+        step = max(1, len(rows) // _AUXILIARY_IMAGES)  # spread over the client's share, and so over its classes
+        shown = rows[::step][:_AUXILIARY_IMAGES]
+        caption = (
+            f"{run}, auxiliary set: {len(shown)} of the {len(rows)} images that the server generated from the "
+            f"pretrained model of client {client}."
+        )
+        save_sheet(images[shown], folder / f"client-{client:04d}.png", COLUMNS, Texts(caption))
 
 
 def spread_out(count: int, most: int) -> list[int]:
