@@ -22,7 +22,7 @@ from fedddpm_app.data.sites import find_sites, load_splits, of_site
 from fedddpm_app.data.sources import load_local
 from fedddpm_app.data.splits import split_named
 
-EXAMPLES = int(os.environ.get("FEDDDPM_TREES", "60"))  # folder trees per property
+EXAMPLES = int(os.environ.get("FEDDDPM_TREES", "40"))  # folder trees per property
 NFC, NFD = (unicodedata.normalize(form, "Ärger") for form in ("NFC", "NFD"))
 
 
