@@ -31,7 +31,7 @@ def load_folder(folder: Path, class_names: Sequence[str] | None = None) -> Datas
     idx = find_idx(folder)
     if idx:
         return {split: _idx_split(images, labels, split) for split, (images, labels) in idx.items()}
-    if (folder / "dataset_dict.json").exists() or (folder / "state.json").exists():
+    if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
         return datasets.load_from_disk(str(folder))
     for suffix, builder in _TABLES.items():
         found = [path for path in find_files(folder) if path.suffix.lower() == suffix]
