@@ -191,6 +191,7 @@ def test_a_large_jpeg_is_reduced_while_it_is_decoded(data_config, monkeypatch):
     assert image.size == (20, 16)
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged tags
 @EXAMPLES
 @given(
     kind=st.sampled_from(["PNG", "TIFF", "GIF", "BMP", "PPM", "JPEG", "WEBP", "TGA"]),
