@@ -32,7 +32,6 @@ UNREADABLE = (  # the errors of Pillow's readers for damaged files
     RuntimeError,
     struct.error,
     zlib.error,
-    Image.DecompressionBombError,
 )
 _LARGE = 2**24  # pixels; larger pictures are decoded one at a time, and a JPEG is reduced while it is decoded
 _DRAFT = 4  # how many times larger than the result such a JPEG stays
@@ -155,6 +154,8 @@ def _read(split: Split, row: int, config: DataConfig) -> _Image | BaseException:
             if image.format == "JPEG":
                 image.draft(None, (_DRAFT * config.image_size, _DRAFT * config.image_size))
             return _pixels(image, config)
+    except Image.DecompressionBombError:  # Pillow's own limit is higher, and it does not say how large the picture is
+        return ValueError(f"it has more pixels than the limit of {MAX_PIXELS:,}: reduce it")
     except UNREADABLE as error:
         return error
 

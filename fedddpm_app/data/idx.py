@@ -81,7 +81,7 @@ def _read(path: Path) -> np.ndarray:
         shape = struct.unpack(f">{header[3]}I", file.read(4 * header[3]))
         _check_shape(shape, path)
         content = np.empty(math.prod(shape), np.uint8)
-        view, filled = memoryview(content), 0
+        view, filled = content.data, 0
         while filled < len(content):
             count = file.readinto(view[filled : filled + _BYTES_PER_READ])
             if not count:

@@ -42,7 +42,7 @@ def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
 
 def is_grey(image: Image.Image) -> bool:
     """Return whether a file that is not decoded yet stores grey values."""
-    return image.mode in _GREY_MODES or image.mode.startswith("I;16") or _raw_mode(image).startswith("LA")
+    return image.mode in _GREY_MODES or image.mode.startswith("I;16") or _raw_mode(image).startswith("LA;")
 
 
 def peak_of_16_bits(image: Image.Image) -> int:

@@ -9,6 +9,7 @@ import zlib
 
 import numpy as np
 import pytest
+from datasets import Dataset
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -16,9 +17,9 @@ from PIL import Image
 from fedddpm_app.data import decoding
 from fedddpm_app.data.decoding import Decoded, decode
 from fedddpm_app.data.idx import read_idx
-from fedddpm_app.data.pixels import MAX_PIXELS, fit, is_grey, peak_of_16_bits
+from fedddpm_app.data.pixels import fit, is_grey, peak_of_16_bits
 from fedddpm_app.data.splits import Split
-from tests.data.conftest import noise, picture, table_of
+from tests.data.conftest import noise, picture
 
 EXAMPLES = settings(max_examples=int(os.environ.get("TABLE_EXAMPLES", "25")), deadline=None)
 VALUES = np.arange(64, dtype=np.uint16).reshape(8, 8)
@@ -48,9 +49,14 @@ def pgm(values, most):
     return Image.open(io.BytesIO(b"P5\n8 8\n%d\n" % most + values.astype(">u2").tobytes()))
 
 
+def rows(count):
+    """A table without the images, as a split has it."""
+    return Dataset.from_dict({"row": np.arange(count)})
+
+
 def split_of(images):
     """A split of pictures that are already open."""
-    return Split(table_of(noise(len(images))).remove_columns("image"), images.__getitem__, str)
+    return Split(rows(len(images)), images.__getitem__, str)
 
 
 def test_a_picture_of_the_right_size_is_not_changed():
@@ -138,6 +144,7 @@ def test_a_grey_png_of_16_bits_with_alpha_is_grey():
 @pytest.mark.parametrize("channels", [1, 3])
 def test_other_colour_spaces_are_converted(mode, colour, channels):
     assert np.abs(fit(Image.new(mode, (8, 8), colour), 8, channels).astype(int) - 119).max() <= 1
+    assert not is_grey(opened(Image.new(mode, (8, 8), colour), "TIFF") if mode != "HSV" else Image.new(mode, (8, 8)))
 
 
 @pytest.mark.parametrize(
@@ -160,15 +167,21 @@ def test_twelve_bits_in_a_file_of_sixteen_get_a_hint(data_config, caplog, step, 
     assert (hint or "") in caplog.text
 
 
-def test_a_picture_that_announces_too_many_pixels_is_bad_and_not_decoded(data_config):
-    side = int(MAX_PIXELS**0.5) + 1
-    bomb = png(side, side, 8, 0, b"")
+@pytest.mark.parametrize(
+    ("side", "says"),
+    [(8193, "it has 8193 x 8193 pixels, above the limit of 67,108,864"), (2**31 - 1, "more pixels than the limit of")],
+)
+def test_a_picture_that_announces_too_many_pixels_is_bad_and_not_decoded(data_config, side, says):
+    files = [io.BytesIO(), png(side, side, 8, 0, b"")]
+    picture(np.random.default_rng(0)).save(files[0], "PNG")
+    split = Split(rows(2), lambda row: Image.open(files[row]), str)
+    config = data_config(image_size=4, max_bad_images=1)
     tracemalloc.start()
-    result = decoded([picture(np.random.default_rng(0)), Image.open(bomb)], data_config, max_bad_images=1)
+    result = decode(split, config, np.zeros((2, *config.image_shape), np.uint8), lambda _: None)
     assert tracemalloc.get_traced_memory()[1] < 2**24
     tracemalloc.stop()
     assert (result.rows, len(result.bad)) == ([0], 1)
-    assert f"it has {side} x {side} pixels, above the limit of 67,108,864: reduce it" in result.bad[0]
+    assert says in result.bad[0]
 
 
 def test_a_large_jpeg_is_reduced_while_it_is_decoded(data_config, monkeypatch):
@@ -178,6 +191,7 @@ def test_a_large_jpeg_is_reduced_while_it_is_decoded(data_config, monkeypatch):
     assert image.size == (20, 16)
 
 
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of damaged tags
 @EXAMPLES
 @given(
     kind=st.sampled_from(["PNG", "TIFF", "GIF", "BMP", "PPM", "JPEG", "WEBP", "TGA"]),
@@ -190,7 +204,7 @@ def test_a_damaged_picture_is_a_bad_picture(kind, changes, cut):
     damaged = bytearray(content.getvalue())
     for where, value in changes:
         damaged[where % len(damaged)] = value
-    split = Split(table_of(noise(1)), lambda _: Image.open(io.BytesIO(damaged[: len(damaged) - cut])), str)
+    split = Split(rows(1), lambda _: Image.open(io.BytesIO(damaged[: len(damaged) - cut])), str)
     config = type("Config", (), {"image_size": 4, "image_channels": 3})
     found = decoding._read(split, 0, config)
     assert isinstance(found, Exception) or found[0].shape == (3, 4, 4)
