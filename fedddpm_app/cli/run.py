@@ -1,6 +1,7 @@
 """`fedddpm run`: run an experiment to its end."""
 
 import importlib
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TextIO
@@ -35,6 +36,7 @@ def execute(
     superlink: str,
 ) -> None:
     """Run on this machine, or on the nodes of a SuperLink."""
+    sys.path.insert(0, str(folder))  # for the user's own algorithms, as in Flower
     if superlink:
         _check_remote(config, engine, federation)
         run_deployed(folder, overrides, superlink, config)
