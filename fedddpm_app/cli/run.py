@@ -1,5 +1,6 @@
 """`fedddpm run`: run an experiment to its end."""
 
+import sys
 from contextlib import suppress
 from pathlib import Path
 
@@ -42,6 +43,7 @@ def execute(
     superlink: str,
 ) -> None:
     """Run on this machine, or on the nodes of a SuperLink."""
+    sys.path.insert(0, str(folder))  # for the user's own algorithms, as in Flower
     if superlink:
         _check_remote(config, engine, federation)
         with bundled(folder) as bundle:

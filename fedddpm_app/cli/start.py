@@ -1,6 +1,5 @@
 """Start of `fedddpm run`: a bad config is refused here, before anything that takes seconds is imported."""
 
-import sys
 from pathlib import Path
 
 from fedddpm_app.cli.common import FEDERATION_CONFIG, find_app, read_config, refuse
@@ -13,7 +12,6 @@ def start(
 ) -> None:
     """Read the config, and run; ``commands.run`` describes the arguments."""
     folder = find_app(app_dir)
-    sys.path.insert(0, str(folder))  # for the user's own algorithms, as in Flower
     try:
         federation = read_overrides(FEDERATION_CONFIG, [federation_config], {})
         config, overrides = read_config(folder, run_config, federation.problems)
