@@ -1,5 +1,6 @@
 """`fedddpm data`: inspect, check and export the data without training."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -12,10 +13,12 @@ from torch import Tensor
 
 from fedddpm_app.cli.common import AppOption, RunConfigOption, console, find_app, parse_overrides, refuse, say
 from fedddpm_app.cli.console import WorkView
-from fedddpm_app.config import Config, ConfigError, default_run_config, load_config
+from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, load_config
 from fedddpm_app.data.dataset import FederatedDataset, open_dataset
 from fedddpm_app.data.export import export_sites
+from fedddpm_app.data.settings import AUTO, AUTO_KEYS, as_words, fitting_settings, given_keys, read_auto
 from fedddpm_app.data.store import StoredSplit
+from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.recording.plots import plot_partition
 
 app = typer.Typer(help="Inspect, check and export the data without training.", no_args_is_help=True)
@@ -33,12 +36,18 @@ def inspect(
     app_dir: AppOption = None,
     out: Annotated[Path, typer.Option(help="PNG file for the plot of the partition.")] = Path("partition.png"),
 ) -> None:
-    """Print the splits, and each client's images and classes, and plot the partition. Accepts a run's keys."""
+    """Print the splits, and each client's images and classes, and plot the partition. Accepts a run's keys.
+
+    Without these keys, image size, channels, number of classes and partition fit the data. The last line is a command
+    that runs with them.
+    """
     if out.suffix.lower() != ".png":
         refuse(f"--out {out} is not a PNG file: give a name that ends in .png.")
     try:
-        config = _load(app_dir, run_config)
+        overrides = parse_overrides("--run-config", run_config or [])
         with WorkView(console):
+            config, settings = _fit(default_run_config(find_app(app_dir)), overrides)
+            command = shlex.quote(to_toml(overrides | settings))
             dataset = open_dataset(config.data, config.run.seed)
             stored, table = dataset.splits, dataset.label_table
     except ConfigError as error:
@@ -57,6 +66,7 @@ def inspect(
     except OSError as error:
         refuse(f"--out {out} cannot be written ({error.strerror}): give another file.")
     say(f"plot: {out.resolve()}")
+    say(f"fedddpm run{f' --app {shlex.quote(str(app_dir))}' if app_dir else ''} -c {command}")
 
 
 @app.command()
@@ -109,8 +119,23 @@ def export(
 
 
 def _load(app_dir: Path | None, run_config: list[str] | None) -> Config:
-    """Return the app's run config with the overrides applied."""
-    return load_config(default_run_config(find_app(app_dir)) | parse_overrides("--run-config", run_config or []))
+    """Return the app's run config with the overrides applied, and with numbers for the keys that are auto."""
+    values = default_run_config(find_app(app_dir)) | parse_overrides("--run-config", run_config or [])
+    return load_config(values | read_auto(values))
+
+
+def _fit(defaults: dict[str, Scalar], overrides: dict[str, Scalar]) -> tuple[Config, dict[str, Scalar]]:
+    """Return a config that fits the data, and the settings that make it fit; keys that the user gave stay."""
+    values = defaults | overrides
+    given = given_keys(values, overrides)
+    values |= {key: AUTO for key in AUTO_KEYS if key not in given}
+    settings = read_auto(values)
+    config = load_config(values | settings)
+    changes = fitting_settings(config, given)
+    if changes:
+        say(f"{as_words(changes)}: the defaults do not fit these data")
+        config = load_config(values | settings | changes)
+    return config, settings | changes
 
 
 def _splits_table(stored: dict[str, StoredSplit], config: Config) -> Table:

@@ -26,6 +26,7 @@ from fedddpm_app.cli.deployed import check_deployable, run_deployed
 from fedddpm_app.cli.fetch import SuperlinkOption
 from fedddpm_app.config import Config, ConfigError, Scalar, check_warmup, default_run_config, load_config
 from fedddpm_app.data.dataset import open_dataset
+from fedddpm_app.data.settings import given_keys, leave_auto, misfit, read_auto
 from fedddpm_app.device import resolve_device
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.federation.errors import RoundFailedError
@@ -64,12 +65,16 @@ def run(
     try:
         overrides = parse_overrides("--run-config", run_config or [])
         federation = parse_overrides("--federation-config", [federation_config])
-        config = load_config(default_run_config(folder) | overrides)
+        values = default_run_config(folder) | overrides
+        numbers = leave_auto(values) if superlink else read_auto(values)
+        config = load_config(values | numbers)
         if superlink:
             _check_remote(config, engine, federation)
             run_deployed(folder, overrides, superlink, config)
-        else:
-            _run_here(folder, overrides, federation, engine, config)
+            return
+        if unfit := misfit(config, given_keys(values, overrides)):
+            raise ConfigError(unfit)
+        _run_here(folder, overrides | numbers, federation, engine, config)
     except ConfigError as error:
         refuse(str(error))
 

@@ -137,12 +137,13 @@ def _in_threads(split: Split, config: DataConfig) -> Iterator[tuple[int, tuple[n
 def _read(split: Split, row: int, config: DataConfig) -> tuple[np.ndarray, bool] | BaseException:
     try:
         image = split.read(row)
-        return fit(image, config.image_size, config.image_channels), _is_grey(image)
+        return fit(image, config.image_size, config.image_channels), is_grey(image)
     except UNREADABLE as error:
         return error
 
 
-def _is_grey(image: Image.Image) -> bool:
+def is_grey(image: Image.Image) -> bool:
+    """Return whether a picture is grey; its mode gives the answer, without decoding."""
     return image.mode in _GREY_MODES or image.mode.startswith("I;16")
 
 
