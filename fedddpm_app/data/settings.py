@@ -87,7 +87,7 @@ def fitting_settings(config: Config, given: Collection[str]) -> dict[str, Scalar
 
     Without labels, or with too few images or classes for it, the partition becomes ``iid``.
     """
-    facts = look_at(config.data)
+    facts = None if config.data.dataset == DIGITS or set(given) >= set(DEMO) else look_at(config.data)
     if facts is None:
         return {}
     data = config.data
@@ -105,16 +105,13 @@ def misfit(config: Config, given: Collection[str]) -> str:
     The sentence is empty if the settings fit. More classes than the data have do no harm, except to a
     class-conditional model.
     """
-    if config.data.dataset == DIGITS or set(given) >= set(DEMO):
-        return ""
-    changes = fitting_settings(config, given)
-    spare = set(changes) == {"num-classes"} and config.data.num_classes > int(changes["num-classes"])
-    facts = look_at(config.data)
-    if facts is None or not changes or (spare and not config.data.class_conditional):
+    changes, data = fitting_settings(config, given), config.data
+    spare = set(changes) == {"num-classes"} and data.num_classes > int(changes["num-classes"])
+    if not changes or (spare and not data.class_conditional):
         return ""
     kept = {key: DEMO[key] for key in changes if key in AUTO_KEYS}
     keep = f"; to keep the demo's values, give {as_words(kept)} yourself" if kept else ""
-    return f'dataset = "{config.data.dataset}": {facts}: use {as_words(changes)}{keep}.'
+    return f'dataset = "{data.dataset}": {look_at(data)}: use {as_words(changes)}{keep}.'
 
 
 def as_words(settings: Mapping[str, Scalar]) -> str:
