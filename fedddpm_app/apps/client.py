@@ -9,6 +9,7 @@ from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.client.handlers import ClientSetup, create_client_app
 from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import Config, load_config
+from fedddpm_app.data.settings import read_auto
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.records import DATA_PATH
 from fedddpm_app.progress import configure_logging
@@ -28,5 +29,6 @@ def get_worker(config: Config, data_path: str) -> Worker:
 
 def set_up(context: Context) -> ClientSetup:
     """Read the run config; the worker stays in memory between messages."""
-    config, data_path = load_config(context.run_config), str(context.node_config.get(DATA_PATH, ""))
+    data_path = str(context.node_config.get(DATA_PATH, ""))
+    config = load_config({**context.run_config, **read_auto(context.run_config, data_path)})
     return ClientSetup(config, get_algorithm(config), lambda: get_worker(config, data_path))

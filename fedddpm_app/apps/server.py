@@ -8,6 +8,7 @@ from flwr.serverapp import Grid, ServerApp
 
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import Config, load_config
+from fedddpm_app.data.settings import given_keys, misfit, read_auto
 from fedddpm_app.data.sites import SITES
 from fedddpm_app.data.store import cache_folder
 from fedddpm_app.device import resolve_device
@@ -44,18 +45,21 @@ def run_experiment(grid: Grid, context: Context) -> None:
 
 
 def _run(grid: Grid, context: Context) -> None:
-    config = load_config(context.run_config)
+    run_config = {**context.run_config, **read_auto(context.run_config)}
+    config = load_config(run_config)
     algorithm = get_algorithm(config)
     resolve_device(config.run.device)
     task = DiffusionTask(config)
     test_data = task.data.test
     evaluator = create_evaluator(config) if config.evaluation.measures_images else None
     recorder = RunRecorder(run_directory(config, _base_directory(config, grid)), cache_folder(config.data))
-    recorder.write_config(context.run_config, grid.run)
+    recorder.write_config(run_config, grid.run)
     logger.info("run directory: %s", recorder.directory)
+    if unfit := misfit(config, given_keys(run_config, grid.run.override_config)):
+        logger.warning("%s", unfit)
     if test_data is None:
         note(f'dataset = "{config.data.dataset}": there is no test split on this host, so no eval/loss')
-    for text in start_notes(algorithm, config, context.run_config):
+    for text in start_notes(algorithm, config, run_config):
         note(text)
     if config.data.partition != SITES:  # with sites, each site reports these numbers
         recorder.save_partition(task.data.label_table, task.data.class_names, task.data.num_unassigned)

@@ -83,8 +83,10 @@ def sample(
     num_images: Annotated[
         int, typer.Option(min=1, help="Images; a conditional model rounds up to equal numbers per class.")
     ] = 64,
-    sampler: Annotated[str, typer.Option(help=SAMPLERS)] = "dpm-solver++",
-    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 25,
+    sampler: Annotated[
+        str | None, typer.Option(help=f"{SAMPLERS} | own (its own scheduler); default: dpm-solver++ if it fits.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: 25, or the pipeline's.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: DeviceOption = "auto",
     out: Annotated[
@@ -176,7 +178,11 @@ def inspect(
         Path | None, typer.Option(help="PNG file for the plot of the partition; by default partition.png.")
     ] = None,
 ) -> None:
-    """Print the splits, and each client's images and classes, and plot the partition. Accepts a run's keys."""
+    """Print the splits, and each client's images and classes, and plot the partition. Accepts a run's keys.
+
+    Without these keys, image size, channels, number of classes and partition fit the data. The last line is a command
+    that runs with them.
+    """
 
 
 @data.command()

@@ -19,6 +19,7 @@ from fedddpm_app.config import (
     packaged_app,
     read_overrides,
 )
+from fedddpm_app.config.auto import auto_keys
 
 BAD_INPUT = 2
 FAILED = 1
@@ -55,9 +56,12 @@ def find_app(app_dir: Path | None) -> Path:
 
 
 def read_config(
-    folder: Path, run_config: list[str] | None, problems: Sequence[str] = ()
+    folder: Path, run_config: list[str] | None, problems: Sequence[str] = (), *, on_other_hosts: bool = False
 ) -> tuple[Config, dict[str, Scalar]]:
     """Return an app's config with the overrides applied, and the overrides.
+
+    Numbers that are read off the data replace ``"auto"`` in both. With ``on_other_hosts``, the hosts of the run read
+    them, and the overrides keep ``"auto"``.
 
     Raises
     ------
@@ -65,10 +69,18 @@ def read_config(
         With everything that is wrong: ``problems`` of other options, the texts, the keys, the values.
     """
     given = read_overrides(RUN_CONFIG, run_config or [], kinds_of_keys())
-    resolved = default_run_config(folder) | given.values
+    values = default_run_config(folder) | given.values
     found = [*problems, *given.problems]
-    name = resolved["algorithm"]
+    name = values["algorithm"]
     if isinstance(name, str) and ":" not in name and name not in REGISTRY:
         found.append(unknown_algorithm(name))
-    config = load_config(resolved, found)
-    return config, given.values
+    numbers = _numbers(values, on_other_hosts) if auto_keys(values) else {}
+    config = load_config(values | numbers, found)
+    return config, given.values if on_other_hosts else given.values | numbers
+
+
+def _numbers(values: dict[str, Scalar], on_other_hosts: bool) -> dict[str, Scalar]:
+    """Return numbers for the keys that are ``"auto"``; only this needs the data, and so takes seconds."""
+    from fedddpm_app.data.settings import leave_auto, read_auto
+
+    return leave_auto(values) if on_other_hosts else read_auto(values)

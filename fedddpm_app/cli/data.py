@@ -1,5 +1,6 @@
 """`fedddpm data`: inspect, check and export the data without training."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -8,12 +9,23 @@ from rich.table import Table
 from rich.text import Text
 from torch import Tensor
 
-from fedddpm_app.cli.common import console, find_app, read_config, refuse, say
+from fedddpm_app.cli.common import RUN_CONFIG, console, find_app, read_config, refuse, say
 from fedddpm_app.cli.console import WorkView
-from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.config import (
+    Config,
+    ConfigError,
+    Scalar,
+    default_run_config,
+    kinds_of_keys,
+    load_config,
+    read_overrides,
+)
+from fedddpm_app.config.auto import AUTO, AUTO_KEYS
 from fedddpm_app.data.dataset import FederatedDataset, open_dataset
 from fedddpm_app.data.export import export_sites
+from fedddpm_app.data.settings import as_words, fitting_settings, given_keys, read_auto
 from fedddpm_app.data.store import StoredSplit
+from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.recording.plots import plot_partition
 
 _MAX_COLUMNS = 20  # with more classes, the table has no column per class
@@ -24,8 +36,12 @@ def inspect(run_config: list[str] | None, app_dir: Path | None, out: Path | None
     if out and out.suffix.lower() != ".png":
         refuse(f"--out {out} is not a PNG file: give a name that ends in .png.")
     try:
-        config = _load(app_dir, run_config)
+        given = read_overrides(RUN_CONFIG, run_config or [], kinds_of_keys())
+        if given.problems:
+            raise ConfigError("\n".join(given.problems))
         with WorkView(console):
+            config, settings = _fit(default_run_config(find_app(app_dir)), given.values)
+            command = shlex.quote(" ".join(to_toml(given.values | settings).splitlines()))
             dataset = open_dataset(config.data, config.run.seed)
             stored, table = dataset.splits, dataset.label_table
     except ConfigError as error:
@@ -49,6 +65,7 @@ def inspect(run_config: list[str] | None, app_dir: Path | None, out: Path | None
         say(f"no plot: {problem}; give a writable file with --out.")
     else:
         say(f"plot: {plot.resolve()}")
+    say(f"fedddpm run{f' --app {shlex.quote(str(app_dir))}' if app_dir else ''} -c {command}")
 
 
 def site(folder: Path, run_config: list[str] | None, app_dir: Path | None, partition_id: int) -> None:
@@ -92,6 +109,20 @@ def export(folder: Path, run_config: list[str] | None, app_dir: Path | None) -> 
 def _load(app_dir: Path | None, run_config: list[str] | None) -> Config:
     """Return the app's run config with the overrides applied."""
     return read_config(find_app(app_dir), run_config)[0]
+
+
+def _fit(defaults: dict[str, Scalar], overrides: dict[str, Scalar]) -> tuple[Config, dict[str, Scalar]]:
+    """Return a config that fits the data, and the settings that make it fit; keys that the user gave stay."""
+    values = defaults | overrides
+    given = given_keys(values, overrides)
+    values |= {key: AUTO for key in AUTO_KEYS if key not in given}
+    settings = read_auto(values)
+    config = load_config(values | settings)
+    changes = fitting_settings(config, given)
+    if changes:
+        say(f"{as_words(changes)}: the defaults do not fit these data")
+        config = load_config(values | settings | changes)
+    return config, settings | changes
 
 
 def _splits_table(stored: dict[str, StoredSplit], config: Config) -> Table:

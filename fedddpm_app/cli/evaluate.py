@@ -15,25 +15,24 @@ from fedddpm_app.config import (
     MAX_CLASSES,
     Config,
     ConfigError,
-    Sampler,
-    check_sampler,
     default_run_config,
     known_keys,
     load_config,
 )
+from fedddpm_app.data.probe import look_at
 from fedddpm_app.device import cpu_threads, resolve_device
+from fedddpm_app.diffusion.choice import choose_sampler
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.pipelines import (
     OWN,
     default_steps,
     find_pipelines,
     image_shape,
-    is_plain,
     load_pipeline,
     num_classes,
     pipeline_batches,
 )
-from fedddpm_app.diffusion.sampling import SAMPLERS, image_seeds
+from fedddpm_app.diffusion.sampling import image_seeds
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
 from fedddpm_app.evaluation.metrics import SamplingInfo, mean_over_clients
 from fedddpm_app.experiment.assessment import labels_like
@@ -149,7 +148,11 @@ def _config(
     data = replace(config.data, dataset=dataset, image_size=height, image_channels=_CHANNELS[channels])
     classes = num_classes(pipeline)
     data = replace(data, num_classes=classes or MAX_CLASSES, class_conditional=classes is not None)
-    return without_partition(replace(config, data=data))
+    config = without_partition(replace(config, data=data))
+    facts, size = look_at(config.data), (width, height, channels)
+    if facts and (facts.width, facts.height, facts.image_channels) != size:
+        say(f'dataset = "{dataset}": {facts}, compared as {width}x{height}x{channels}, as the pipeline generates')
+    return config
 
 
 def _weights(run_config: dict[str, Any], client: str) -> str:
@@ -170,9 +173,7 @@ def _measure(
     weights: str,
 ) -> Evaluation:
     """Generate images and measure them; only the features stay in memory."""
-    own_steps = default_steps(pipeline) if sampler == OWN else None
-    steps = steps or own_steps or config.evaluation.eval_final_sampler_steps
-    ours = _sampler_for(pipeline, sampler, steps)
+    ours, steps = choose_sampler(pipeline, sampler, steps, config.evaluation.eval_final_sampler_steps)
     conditional = num_classes(pipeline) is not None
     batches = pipeline_batches(
         pipeline,
@@ -183,21 +184,6 @@ def _measure(
         batch_size=config.evaluation.eval_batch_size,
     )
     return evaluator.measure(reported(batches, "evaluate", num_images), SamplingInfo(ours or OWN, steps, weights))
-
-
-def _sampler_for(pipeline: Any, name: str, steps: int) -> Sampler | None:
-    """Return our sampler of this name; None for the pipeline's own sampler, which cannot take labels."""
-    if name == OWN:
-        if num_classes(pipeline) is None:
-            return None
-        name = "ddim"
-    sampler = next((known for known in SAMPLERS if known == name), None)
-    if sampler is None:
-        raise ConfigError(f"--sampler {name} is not known: use one of {', '.join([*SAMPLERS, OWN])}.")
-    if not is_plain(pipeline):
-        raise ConfigError(f"--sampler {name} is for a UNet2DModel on pixels with betas: use --sampler {OWN}.")
-    check_sampler("--steps", sampler, steps, pipeline.scheduler.config.num_train_timesteps)
-    return sampler
 
 
 def _save_pictures(evaluation: Evaluation, evaluator: Evaluator, path: Path, name: str) -> None:

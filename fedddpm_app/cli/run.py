@@ -16,6 +16,7 @@ from fedddpm_app.cli.deployed import check_deployable, run_deployed
 from fedddpm_app.cli.options import Engine
 from fedddpm_app.config import Config, ConfigError, Scalar, check_warmup, default_run_config
 from fedddpm_app.data.dataset import open_dataset
+from fedddpm_app.data.settings import given_keys, misfit
 from fedddpm_app.data.store import cache_folder
 from fedddpm_app.device import resolve_device
 from fedddpm_app.experiment.evaluators import create_evaluator
@@ -57,6 +58,8 @@ def _run_here(
 ) -> None:
     """Run on this machine."""
     _check_machine(config, federation, engine)
+    if unfit := misfit(config, given_keys(default_run_config(folder) | overrides, overrides)):
+        raise ConfigError(unfit)
     check_compiler(config.run, resolve_device(config.run.device))
     with WorkView(console):
         steps = _count_steps(config)

@@ -14,7 +14,7 @@ def start(
     folder = find_app(app_dir)
     try:
         federation = read_overrides(FEDERATION_CONFIG, [federation_config], {})
-        config, overrides = read_config(folder, run_config, federation.problems)
+        config, overrides = read_config(folder, run_config, federation.problems, on_other_hosts=bool(superlink))
 
         from fedddpm_app.cli.run import execute
 

@@ -22,13 +22,18 @@ PartitionName = Literal[
 
 @dataclass(frozen=True, config=STRICT)
 class DataConfig:
-    """The images, and their partition over the clients."""
+    """The images, and their partition over the clients.
+
+    ``data.settings.read_auto`` replaces ``"auto"`` by numbers before a config is loaded.
+    """
 
     PREFIX: ClassVar[str] = ""
     dataset: Annotated[str, Field(min_length=1)]
-    image_size: PositiveInt
-    image_channels: Literal[1, 3]
-    num_classes: Annotated[int, Field(ge=1, le=MAX_CLASSES)]
+    image_size: Annotated[int, Field(ge=1, description='it should be pixels, at least 1, or "auto"')]
+    image_channels: Annotated[Literal[1, 3], Field(description='it should be 1 (grey), 3 (RGB) or "auto"')]
+    num_classes: Annotated[
+        int, Field(ge=1, le=MAX_CLASSES, description=f'it should be a number from 1 to {MAX_CLASSES}, or "auto"')
+    ]
     class_names: Annotated[
         str,
         Field(

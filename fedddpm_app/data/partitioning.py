@@ -138,14 +138,14 @@ def _check_possible(labels: np.ndarray | None, natural: np.ndarray | None, count
     partition, clients = config.partition, config.num_clients
     if partition in _NEEDS_LABELS and labels is None:
         raise ConfigError(
-            f'partition = "{partition}" needs labels, which the data set lacks: use "iid", "quantity-skew" or '
-            '"natural".'
+            f'partition = "{partition}" needs labels, which the data set lacks: use partition="iid", or '
+            '"quantity-skew" or "natural".'
         )
     if clients * config.min_partition_size > count:
         raise ConfigError(
             f"num-clients = {clients} with min-partition-size = {config.min_partition_size} needs "
             f"{clients * config.min_partition_size} images, but the training split holds {count}: use fewer clients "
-            "or a smaller minimum."
+            f"or a smaller minimum, such as min-partition-size={max(1, count // clients)}."
         )
     assigned = {"disjoint-classes": (labels, "classes"), "natural": (natural, f'values of "{config.partition_column}"')}
     values, name = assigned.get(partition, (None, ""))

@@ -7,16 +7,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
 from diffusers.utils import logging
+from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fedddpm_app.config import ConfigError, Sampler, first_line
 from fedddpm_app.diffusion.images import to_uint8
+from fedddpm_app.diffusion.objective import predict
 from fedddpm_app.diffusion.sampling import sample_batches
 from fedddpm_app.diffusion.unet import is_denoiser
 
 OWN = "pipeline"  # a sampler name that means the pipeline's own scheduler and call
+_PREDICTIONS = ("epsilon", "v_prediction", "sample")
+_UNUSABLE = (ValueError, TypeError, LookupError, RuntimeError, AttributeError)
 _UNLOADABLE = (OSError, ValueError, TypeError, AttributeError, KeyError, ImportError, RuntimeError)
 
 
@@ -55,8 +59,7 @@ def load_pipeline(folder: Path) -> Any:
 
 def is_plain(pipeline: Any) -> bool:
     """Return whether a pipeline is a ``UNet2DModel`` on pixels with a scheduler that our samplers can replace."""
-    parts = set(pipeline.components)
-    return parts == {"unet", "scheduler"} and is_denoiser(pipeline.unet) and _has_betas(pipeline)
+    return _is_unet_alone(pipeline) and _has_betas(pipeline) and _predicts_as_trained(pipeline)
 
 
 def pipeline_batches(
@@ -98,20 +101,31 @@ def pipeline_batches(
 def image_shape(pipeline: Any, steps: int) -> tuple[int, int, int]:
     """Return channels, height and width of a pipeline's images.
 
-    A pipeline that is not plain generates one image in ``steps`` steps for this.
+    A pipeline of other parts than a ``UNet2DModel`` and a scheduler generates one image in ``steps`` steps for this.
     """
-    if is_plain(pipeline):
+    if _is_unet_alone(pipeline):
         config = pipeline.unet.config
+        if config.sample_size is None:
+            raise ConfigError("the pipeline's UNet does not give its image size: add sample_size to unet/config.json.")
         height, width = _pair(config.sample_size)
         return int(config.in_channels), height, width
     images = _call(pipeline, steps, [0])
     return images.shape[1], images.shape[2], images.shape[3]
 
 
+def num_timesteps(pipeline: Any) -> int | None:
+    """Return T, the diffusion steps of a pipeline's scheduler; None if its scheduler does not have this number."""
+    config = getattr(getattr(pipeline, "scheduler", None), "config", {})
+    total: int | None = config.get("num_train_timesteps")
+    return total
+
+
 def default_steps(pipeline: Any) -> int | None:
-    """Return the default number of denoising steps of a pipeline's call; None if it has no default."""
+    """Return the default number of denoising steps of a pipeline's call, at most T; None if it has no default."""
     parameter = inspect.signature(pipeline.__call__).parameters.get("num_inference_steps")
-    return parameter.default if parameter is not None and isinstance(parameter.default, int) else None
+    if parameter is None or not isinstance(parameter.default, int):
+        return None
+    return min(parameter.default, num_timesteps(pipeline) or parameter.default)
 
 
 def num_classes(pipeline: Any) -> int | None:
@@ -126,19 +140,43 @@ def _call(pipeline: Any, steps: int, seeds: Sequence[int]) -> Tensor:
     if "batch_size" not in inspect.signature(pipeline.__call__).parameters:
         raise ConfigError(
             f"{type(pipeline).__name__} needs more inputs than a number of images: only unconditional pipelines can be "
-            "evaluated."
+            "used."
         )
+    _check_own_steps(pipeline, steps)
+    if isinstance(pipeline, DDPMPipeline) and not isinstance(pipeline.scheduler, DDPMScheduler):
+        return _denoise(pipeline, steps, seeds)
     device = pipeline.device if pipeline.device.type == "cuda" else torch.device("cpu")
     generators = [torch.Generator(device).manual_seed(seed) for seed in seeds]
     options = {"batch_size": len(seeds), "generator": generators, "num_inference_steps": steps}
     try:
         images = pipeline(**options, output_type="np").images
-    except (ValueError, TypeError, LookupError, RuntimeError) as error:
+    except _UNUSABLE as error:
         raise ConfigError(
-            f"{type(pipeline).__name__} does not generate images in {steps} steps ({error}): use another number of "
-            "steps, or a sampler."
+            f"{type(pipeline).__name__} does not generate images in {steps} steps ({first_line(error)}): use "
+            "another --steps, or another --sampler."
         ) from error
     return to_uint8(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1).contiguous()
+
+
+@torch.no_grad()
+def _denoise(pipeline: Any, steps: int, seeds: Sequence[int]) -> Tensor:
+    """Sample with a scheduler for which ``DDPMPipeline`` does not scale the noise and the model's input."""
+    unet, scheduler = pipeline.unet.eval(), pipeline.scheduler
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    shape = (len(seeds), *image_shape(pipeline, steps))
+    try:
+        scheduler.set_timesteps(steps, device=unet.device)
+        x_t = randn_tensor(shape, generator=generators, device=unet.device) * scheduler.init_noise_sigma
+        noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
+        for t in scheduler.timesteps:
+            output = predict(unet, scheduler.scale_model_input(x_t, t), t, None)
+            x_t = scheduler.step(output, t, x_t, return_dict=False, **noise)[0]
+    except _UNUSABLE as error:
+        raise ConfigError(
+            f"the pipeline's {type(scheduler).__name__} does not generate images in {steps} steps "
+            f"({first_line(error)}): use another --steps, or another --sampler."
+        ) from error
+    return to_uint8(x_t).cpu()
 
 
 @contextmanager
@@ -153,8 +191,29 @@ def _without_bars() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
+def _check_own_steps(pipeline: Any, steps: int) -> None:
+    total = num_timesteps(pipeline)
+    if total is not None and steps > total:
+        raise ConfigError(
+            f"--steps = {steps} is more than the {total} diffusion steps of the pipeline's "
+            f"{type(pipeline.scheduler).__name__}: use at most {total}."
+        )
+
+
+def _is_unet_alone(pipeline: Any) -> bool:
+    return set(pipeline.components) == {"unet", "scheduler"} and is_denoiser(pipeline.unet)
+
+
 def _has_betas(pipeline: Any) -> bool:
-    return hasattr(pipeline.scheduler, "betas") and "num_train_timesteps" in pipeline.scheduler.config
+    known = hasattr(pipeline.scheduler, "betas") and hasattr(pipeline.scheduler, "alphas_cumprod")
+    return known and num_timesteps(pipeline) is not None
+
+
+def _predicts_as_trained(pipeline: Any) -> bool:
+    """Return whether our samplers can use the model's output: no learned variance, and a known prediction type."""
+    unet, scheduler = pipeline.unet.config, pipeline.scheduler.config
+    known = scheduler.get("prediction_type", "epsilon") in _PREDICTIONS
+    return bool(known and unet.in_channels == unet.out_channels)
 
 
 def _pair(size: Any) -> tuple[int, int]:

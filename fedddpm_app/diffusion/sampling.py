@@ -26,10 +26,12 @@ class ClippingDPMSolver(DPMSolverMultistepScheduler):  # type: ignore[misc]
         return sample.clamp(-1.0, 1.0)
 
 
+_SIGMA_GRIDS = ("use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas", "use_flow_sigmas")
+_OWN_TIMESTEPS = dict.fromkeys(_SIGMA_GRIDS, False)  # a pipeline's grids cannot be combined with given timesteps
 SAMPLERS: dict[Sampler, tuple[type[Any], dict[str, Any]]] = {
     "ddpm": (DDPMScheduler, {}),
     "ddim": (DDIMScheduler, {"timestep_spacing": "trailing"}),
-    "dpm-solver++": (ClippingDPMSolver, {"algorithm_type": "dpmsolver++"}),
+    "dpm-solver++": (ClippingDPMSolver, {"algorithm_type": "dpmsolver++", **_OWN_TIMESTEPS}),
 }
 _MIN_LAMBDA = -5.1  # lowest log(alpha_t / sigma_t) where DPM-Solver++ starts; leaves out the cosine schedule's last t
 
