@@ -42,10 +42,7 @@ FLOWER_ENVIRONMENT = {
     "RAY_DEDUP_LOGS": "0",  # keep the progress lines of all clients, even if they are similar
 }
 
-_QUIET = (  # advice to the authors of Flower, Ray and diffusers, not to a user
-    "ignore::FutureWarning:ray._private.worker",
-    "ignore::DeprecationWarning:diffusers.schedulers.scheduling_dpmsolver_multistep",
-)
+_QUIET = "ignore::FutureWarning:ray._private.worker"  # advice to the authors of Flower, not to a user
 
 
 class FlowerRun:
@@ -89,7 +86,7 @@ class FlowerRun:
             **FLOWER_ENVIRONMENT,
             "PATH": f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",
-            "PYTHONWARNINGS": ",".join(filter(None, (*_QUIET, os.environ.get("PYTHONWARNINGS")))),
+            "PYTHONWARNINGS": ",".join(filter(None, (_QUIET, os.environ.get("PYTHONWARNINGS")))),
         }
         self._command = ["run", str(app_dir), *self._named(), "--stream"]
         given = {"--federation-config": federation_config, "--run-config": overrides}
