@@ -17,11 +17,12 @@ def done_by(place: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
     module, _, name = place.partition(":")
 
     def decorate(declared: Callable[..., None]) -> Callable[..., None]:
+        declared.place = place  # type: ignore[attr-defined]
+
         @functools.wraps(declared)
         def command(**arguments: object) -> None:
             getattr(importlib.import_module(f"fedddpm_app.cli.{module}"), name)(**arguments)
 
-        declared.place = place  # type: ignore[attr-defined]
         return command
 
     return decorate

@@ -68,7 +68,7 @@ COMMANDS = list(commands(typer.main.get_group(app)))
 
 @pytest.mark.parametrize(("path", "command"), COMMANDS, ids=[" ".join(path) for path, _ in COMMANDS])
 def test_a_command_and_its_work_have_the_same_arguments(path, command):
-    module, _, name = command.callback.__wrapped__.place.partition(":")
+    module, _, name = command.callback.place.partition(":")
     work = getattr(import_module(f"fedddpm_app.cli.{module}"), name)
     assert {parameter.name for parameter in command.params} - {"help"} == set(inspect.signature(work).parameters)
 
