@@ -111,7 +111,8 @@ def _settings(text: str) -> str:
     table = re.search(r"^\[tool\.flwr\.app\.config\]\n.*?(?=^\[|\Z)", text, re.DOTALL | re.MULTILINE)
     settings = table.group().rstrip("\n") + "\n" if table else ""
     for key, value in (("algorithm", f"{EXAMPLE}:{CLASS}"), ("algorithm-options", "strength=0.0001")):
-        line = f'{key} = "{value}" '
-        before = re.compile(rf'^{key} = "[^"]*" *', re.MULTILINE)  # the comment follows
-        settings = before.sub(lambda found, line=line: line.ljust(len(found.group())), settings, count=1)
+        found = re.search(rf'^{key} = "[^"]*" *', settings, re.MULTILINE)  # up to its comment
+        if found:
+            line = f'{key} = "{value}" '.ljust(len(found.group()))
+            settings = settings[: found.start()] + line + settings[found.end() :]
     return settings
