@@ -128,14 +128,14 @@ class FedDDPMPlus(FedDDPM):
 
     @classmethod
     def keys_without_effect(cls, config: Config) -> dict[str, str]:
-        """Add the keys of the probe and of the window, if they cannot have an effect."""
+        """Add the keys of the probe, and those of a correction in a run that is too short for one."""
         unused, plus = super().keys_without_effect(config), config.plus
         if plus.signal != "probe-loss":
             unused["plus-probe-images"] = f'plus-signal = "{plus.signal}" does not use it'
         if cls.num_corrections(config) == 0:
             needed = plus.window + plus.patience
             reason = f"num-rounds = {config.run.num_rounds}, and the first correction needs {needed} rounds"
-            unused |= dict.fromkeys(("plus-threshold", "plus-window", "plus-patience", "plus-max-corrections"), reason)
+            unused |= dict.fromkeys(("plus-threshold", "plus-max-corrections"), reason)
         return unused
 
     @classmethod

@@ -31,7 +31,10 @@ def notes_of(**overrides):
         ({"algorithm": "aux-only", "local_steps": 50}, "clients do not train in the rounds"),
         ({"algorithm": "local-only", "server_ema_decay": 0.5}, 'algorithm = "local-only" has no global model'),
         ({"algorithm": "moon", "moon_mu": 0.0, "moon_temperature": 2.0}, "has no effect: moon-mu = 0"),
-        ({"algorithm": "fedddpm-plus", "plus_window": 9}, "the first correction needs 10 rounds"),
+        (
+            {"algorithm": "fedddpm-plus", "plus_window": 9, "plus_threshold": 0.5},
+            "the first correction needs 10 rounds",
+        ),
         ({"num_rounds": 1, "server_ema_decay": 0.9}, "with num-rounds = 1"),
         ({"server_ema_decay": 0.0, "ema_decay": 0.0, "ema_warmup": 3.0}, "the run has no moving average"),
         (
