@@ -23,7 +23,7 @@ def complete_pairs(incomplete: str) -> list[tuple[str, str]]:
     texts = [(f"{before}{key.name}=", key.meaning) for key in keys]
     if len(keys) == 1:  # with a second text, the shell does not end the word after "="
         name, default = keys[0].name, keys[0].default
-        texts += [(f"{before}{name}={value}", "") for value in _values(name) or [default or '""']]
+        texts += [(f"{before}{name}={value}", "") for value in _values(name) or [str(default) or '""']]
     return texts + ([] if before else _files(word))
 
 

@@ -59,7 +59,7 @@ class ImageFacts:
         power of two that is nearest to the median shorter side, from 8 to 64.
         """
         side = min(self.width, self.height)
-        least = 2 ** (halvings + 1)
+        least = 1 << (halvings + 1)
         is_square = self.is_uniform and self.width == self.height
         if is_square and side % 2**halvings == 0 and least <= side <= MAX_SIZE:
             return side
@@ -107,9 +107,10 @@ def look_at(config: DataConfig) -> ImageFacts | None:
 def _headers(splits: list[Split]) -> list[tuple[int, int, bool]]:
     """Return width, height and whether it is a colour image, of each probed image that can be opened."""
     rows = [(split, row) for split in splits for row in range(len(split))]
-    chosen = np.unique(np.linspace(0, len(rows) - 1, min(MAX_PROBED, len(rows))).astype(int)) if rows else []
+    if not rows:
+        return []
     found = []
-    for index in chosen:
+    for index in np.unique(np.linspace(0, len(rows) - 1, min(MAX_PROBED, len(rows))).astype(int)).tolist():
         split, row = rows[index]
         try:
             with split.read(row) as image:

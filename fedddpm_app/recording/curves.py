@@ -89,7 +89,12 @@ def _points(stats: Sequence[Row], key: str) -> list[tuple[int, float]]:
 def _draw(axes: Axes, points: Sequence[tuple[int, float]], curve: _Curve) -> None:
     rounds, losses = zip(*points, strict=True)
     marker = curve.marker if len(points) <= MAX_MARKED_ROUNDS else ""
-    look = {"color": curve.colour, "linestyle": curve.line, "linewidth": curve.width, "alpha": curve.alpha}
+    look: dict[str, Any] = {
+        "color": curve.colour,
+        "linestyle": curve.line,
+        "linewidth": curve.width,
+        "alpha": curve.alpha,
+    }
     axes.plot(rounds, losses, marker=marker, markersize=4, label=curve.label, **look)
 
 
@@ -99,7 +104,7 @@ def _mark_corrections(axes: Axes, stats: Sequence[Row]) -> None:
     if rows:
         steps = sorted({row["correct/steps"] for row in rows})
         label = f"corrected on the server ({' or '.join(f'{count:,}' for count in steps)} steps)"
-        look = {"marker": "^", "markersize": 7, "linestyle": "", "color": SERVER, "clip_on": False}
+        look: dict[str, Any] = {"marker": "^", "markersize": 7, "linestyle": "", "color": SERVER, "clip_on": False}
         rounds = [row["round"] for row in rows]
         axes.plot(rounds, [0] * len(rows), transform=axes.get_xaxis_transform(), label=label, **look)
 
@@ -155,7 +160,7 @@ def _panel(axes: Axes, name: str, points: Sequence[tuple[int, Row]]) -> None:
     axes.plot(places, floors, color=FLOOR, linestyle="--", label="floor")
     axes.fill_between(places, low, high, color=FLOOR, alpha=0.2, linewidth=0, label="floor ± its deviation")
     better = points[-1][1].get("better")
-    direction = {"lower": "\n↓ lower is better", "higher": "\n↑ higher is better"}.get(better, "")
+    direction = {"lower": "\n↓ lower is better", "higher": "\n↑ higher is better"}.get(str(better), "")
     axes.set(title=f"{name}{direction}", ylabel=_QUANTITIES.get(name.partition("-")[0], ""))
     count_rounds(axes, rounds)
     if all(map(math.isnan, values)):

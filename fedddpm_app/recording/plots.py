@@ -120,7 +120,7 @@ def plot_classes(metric: Mapping[str, Any], class_names: Sequence[str], path: Pa
         axes.barh(places - 0.2, generated[shown], height=0.4, color=GENERATED, label="generated, by the classifier")
         axes.barh(places + 0.2, real[shown], height=0.4, color=REAL, label=label)
         low = np.minimum(chance, real[shown])
-        whiskers = {"fmt": "none", "ecolor": FLOOR, "elinewidth": 1, "capsize": 2}
+        whiskers: dict[str, Any] = {"fmt": "none", "ecolor": FLOOR, "elinewidth": 1, "capsize": 2}
         axes.errorbar(real[shown], places + 0.2, xerr=[low, chance], label="95 % by chance", **whiskers)
         axes.set_yticks(places, [names[k] for k in shown])
         axes.set(xlabel="share of the images in %", ylabel="class", ylim=(len(shown) - 0.4, -0.6), xlim=(0, None))
