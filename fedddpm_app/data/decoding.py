@@ -32,6 +32,7 @@ UNREADABLE = (  # the errors of Pillow's readers for damaged files
     RuntimeError,
     struct.error,
     zlib.error,
+    Image.DecompressionBombError,
 )
 _LARGE = 2**24  # pixels; larger pictures are decoded one at a time, and a JPEG is reduced while it is decoded
 _DRAFT = 4  # how many times larger than the result such a JPEG stays

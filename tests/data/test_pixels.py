@@ -5,7 +5,6 @@ import io
 import os
 import struct
 import tracemalloc
-import zlib
 
 import numpy as np
 import pytest
@@ -19,7 +18,7 @@ from fedddpm_app.data.decoding import Decoded, decode
 from fedddpm_app.data.idx import read_idx
 from fedddpm_app.data.pixels import fit, is_grey, peak_of_16_bits
 from fedddpm_app.data.splits import Split
-from tests.data.conftest import noise, picture
+from tests.data.conftest import noise, picture, png
 
 EXAMPLES = settings(max_examples=int(os.environ.get("TABLE_EXAMPLES", "25")), deadline=None)
 VALUES = np.arange(64, dtype=np.uint16).reshape(8, 8)
@@ -32,17 +31,6 @@ def opened(image, kind, **options):
     content = io.BytesIO()
     image.save(content, kind, **options)
     return Image.open(io.BytesIO(content.getvalue()))
-
-
-def png(width, height, bits, colour, rows, *chunks):
-    """A PNG file of any bit depth and colour type; Pillow writes few of them."""
-
-    def chunk(name, data):
-        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
-
-    header = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0))
-    body = b"".join(chunk(name, data) for name, data in chunks) + chunk(b"IDAT", zlib.compress(rows))
-    return io.BytesIO(b"\x89PNG\r\n\x1a\n" + header + body + chunk(b"IEND", b""))
 
 
 def pgm(values, most):

@@ -12,6 +12,7 @@ from fedddpm_app.cli import app
 from fedddpm_app.config import ConfigError, default_run_config, load_config
 from fedddpm_app.data.settings import AUTO_KEYS, DEMO, given_keys, leave_auto, misfit, read_auto
 from tests.conftest import ROOT
+from tests.data.conftest import png
 
 
 @pytest.fixture
@@ -64,6 +65,13 @@ def test_photographs_are_not_trained_as_grey_digits(pictures):
     assert '200 of 200 pictures are colour, median 40x30: use image-channels=3 image-size=32 partition="iid"' in found
     assert "image-channels=3" not in sentence({"dataset": name, "image-size": 8, "image-channels": 1})
     assert not sentence({"dataset": name, "image-size": 8, "image-channels": 1, "partition": "iid"})
+
+
+def test_a_picture_that_announces_too_many_pixels_is_left_to_decoding(pictures, tmp_path):
+    name = pictures(20, 40, 30, 3)
+    for side in (10_000, 30_000):  # above Pillow's limits for a warning and for an error
+        (tmp_path / "pictures" / f"{side}.png").write_bytes(png(side, side, 1, 0, b"").getvalue())
+    assert read_auto(default_run_config() | {"dataset": name, "image-size": "auto"}) == {"image-size": 32}
 
 
 def test_fitting_data_and_the_demo_are_silent(pictures):
