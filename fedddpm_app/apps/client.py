@@ -17,7 +17,6 @@ from fedddpm_app.progress import configure_logging
 
 def diffusion_client_app() -> ClientApp:
     """Return the ClientApp that trains the diffusion model of the run config with its algorithm."""
-    configure_logging()
     return create_client_app(set_up)
 
 
@@ -29,6 +28,7 @@ def get_worker(config: Config, data_path: str) -> Worker:
 
 def set_up(context: Context) -> ClientSetup:
     """Read the run config; the worker stays in memory between messages."""
+    configure_logging()  # here, because Ray's actors get the app itself, and do not import the app's module
     data_path = str(context.node_config.get(DATA_PATH, ""))
     config = load_config({**context.run_config, **read_auto(context.run_config, data_path)})
     return ClientSetup(config, get_algorithm(config), lambda: get_worker(config, data_path))

@@ -84,7 +84,7 @@ def sample(
         int, typer.Option(min=1, help="Images; a conditional model rounds up to equal numbers per class.")
     ] = 64,
     sampler: Annotated[
-        str | None, typer.Option(help=f"{SAMPLERS} | own (its own scheduler); default: dpm-solver++ if it fits.")
+        str | None, typer.Option(help=f"{SAMPLERS} | pipeline (its own scheduler); default: dpm-solver++ if it fits.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: 25, or the pipeline's.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
@@ -107,7 +107,7 @@ def evaluate(
     inception_weights: Annotated[
         str | None, typer.Option(help="torch-fidelity's weights file; metrics become FID.")
     ] = None,
-    sampler: Annotated[str | None, typer.Option(help=f"{SAMPLERS} | own (its own scheduler)")] = None,
+    sampler: Annotated[str | None, typer.Option(help=f"{SAMPLERS} | pipeline (its own scheduler)")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images generated per batch.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=_LARGEST_SEED)] = None,

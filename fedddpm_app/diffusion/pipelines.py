@@ -125,7 +125,7 @@ def default_steps(pipeline: Any) -> int | None:
     parameter = inspect.signature(pipeline.__call__).parameters.get("num_inference_steps")
     if parameter is None or not isinstance(parameter.default, int):
         return None
-    return min(parameter.default, num_timesteps(pipeline) or parameter.default)
+    return _possible_steps(pipeline, min(parameter.default, num_timesteps(pipeline) or parameter.default))
 
 
 def num_classes(pipeline: Any) -> int | None:
@@ -198,6 +198,29 @@ def _check_own_steps(pipeline: Any, steps: int) -> None:
             f"--steps = {steps} is more than the {total} diffusion steps of the pipeline's "
             f"{type(pipeline.scheduler).__name__}: use at most {total}."
         )
+    possible = _possible_steps(pipeline, steps)
+    if possible < steps:
+        raise ConfigError(
+            f"--steps = {steps} makes timesteps of the pipeline's {type(pipeline.scheduler).__name__} equal: use at "
+            f"most {possible}."
+        )
+
+
+def _possible_steps(pipeline: Any, steps: int) -> int:
+    """Return the largest number of at most ``steps`` steps that the pipeline's scheduler can take.
+
+    A multistep solver divides by differences of its timesteps, but near T it rounds some of them to the same number.
+    """
+    scheduler = getattr(pipeline, "scheduler", None)
+    if scheduler is None or "solver_order" not in scheduler.config:
+        return steps
+    solver = type(scheduler).from_config(scheduler.config)
+
+    def are_distinct(count: int) -> bool:
+        solver.set_timesteps(count)
+        return len(solver.timesteps.unique()) == len(solver.timesteps)
+
+    return next((count for count in range(steps, 1, -1) if are_distinct(count)), 1)
 
 
 def _is_unet_alone(pipeline: Any) -> bool:

@@ -115,7 +115,7 @@ class InProcessGrid(Grid):
             return self._client_app(copy.copy(message), context)
         except Exception as error:  # noqa: BLE001 - a client's exception becomes its reply, as in Flower
             if str(error) not in self._failures:  # log its traceback once, not for every client and round
-                logger.info("client %s failed:", context.node_config[PARTITION_ID], exc_info=error)
+                logger.info("client %s failed:", context.node_config.get(PARTITION_ID, context.node_id), exc_info=error)
                 self._failures[str(error)] = error
             return Message(Error(_CLIENT_FAILED, f"{type(error)}:<'{error}'>"), reply_to=message)  # Flower's form
         finally:

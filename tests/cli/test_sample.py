@@ -15,14 +15,15 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
+from fedddpm_app.config import ConfigError
 from fedddpm_app.diffusion.choice import choose_sampler
 from fedddpm_app.diffusion.pipelines import load_pipeline, pipeline_batches
 
 SCHEDULERS = {
-    "ddpm": (DDPMPipeline, DDPMScheduler(50)),
-    "ddim": (DDIMPipeline, DDIMScheduler(30, prediction_type="v_prediction")),
-    "euler": (DDPMPipeline, EulerDiscreteScheduler(20)),
-    "unipc": (DDPMPipeline, UniPCMultistepScheduler(12)),
+    "ddpm": (DDPMPipeline, DDPMScheduler(num_train_timesteps=50)),
+    "ddim": (DDIMPipeline, DDIMScheduler(num_train_timesteps=30, prediction_type="v_prediction")),
+    "euler": (DDPMPipeline, EulerDiscreteScheduler(num_train_timesteps=20)),
+    "unipc": (DDPMPipeline, UniPCMultistepScheduler(num_train_timesteps=12)),
 }
 
 
@@ -70,6 +71,10 @@ def test_the_default_number_of_steps_fits_the_sampler_and_the_scheduler(pipeline
     assert choose_sampler(pipeline, "ddim", None, 25) == ("ddim", 15)
     assert choose_sampler(pipeline, "dpm-solver++", None, 25) == ("dpm-solver++", 25)
     assert choose_sampler(pipeline, "pipeline", None, 25) == (None, 30)
+    solver = load_pipeline(pipeline_of("unipc"))
+    assert choose_sampler(solver, "pipeline", None, 25) == (None, 11)  # with 12, two of its timesteps are equal
+    with pytest.raises(ConfigError, match="--steps = 12 makes timesteps .* equal: use at most 11"):
+        next(pipeline_batches(solver, sampler=None, steps=12, seeds=[3], labels=None, batch_size=1))
 
 
 def test_a_scheduler_that_scales_starts_from_scaled_noise(pipeline_of):

@@ -147,7 +147,7 @@ def test_labels_are_needed_where_they_are(tmp_path, data_config, partition):
     table_of(noise(100)).save_to_disk(str(tmp_path))
     with pytest.raises(ConfigError, match="class-conditional = true needs labels"):
         open_dataset(data_config(tmp_path, class_conditional=True), 0).check()
-    with pytest.raises(ConfigError, match='use "iid"'):
+    with pytest.raises(ConfigError, match='use partition="iid"'):
         open_dataset(data_config(tmp_path, partition=partition), 0).check()
     assert open_dataset(data_config(tmp_path, partition="quantity-skew"), 0).check()
 
