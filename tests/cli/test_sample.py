@@ -73,7 +73,7 @@ def test_the_default_number_of_steps_fits_the_sampler_and_the_scheduler(pipeline
     assert choose_sampler(pipeline, "pipeline", None, 25) == (None, 30)
     solver = load_pipeline(pipeline_of("unipc"))
     assert choose_sampler(solver, "pipeline", None, 25) == (None, 11)  # with 12, two of its timesteps are equal
-    with pytest.raises(ConfigError, match="--steps = 12 makes timesteps .* equal: use at most 11"):
+    with pytest.raises(ConfigError, match=r"--steps = 12 makes timesteps .* equal: use at most 11"):
         next(pipeline_batches(solver, sampler=None, steps=12, seeds=[3], labels=None, batch_size=1))
 
 
