@@ -15,7 +15,7 @@ test: $(VENV)/.installed lint  ## lint, type checks and tests, on all cores
 check: test  ## all that `test` runs, and the slow tests
 	$(BIN)/python -m pytest -m "slow and not long" -n 2 --dist loadgroup
 
-long: $(VENV)/.installed  ## slow tests that do not fit into the forty minutes of CI
+long: $(VENV)/.installed  ## slow tests that do not fit into the 25 minutes of CI
 	$(BIN)/python -m pytest -m long
 
 bench: $(VENV)/.installed  ## every benchmark in its short form; docs/performance.md has the results of the long form

@@ -117,8 +117,9 @@ KNOBS = [
     ("checkpoint-every", [1], FEDAVG),
     ("wire-dtype", ["bf16", "int8-delta"], LOCAL),
 ]
-TRIED = [  # the default run of the tests tries the first value, `make check` all of them
-    pytest.param(key, value, given, id=f"{key}-{value}", marks=[pytest.mark.slow] if value != values[0] else [])
+_LONG = [pytest.mark.slow, pytest.mark.long]
+TRIED = [  # the default run of the tests tries the first value, `make long` all of them
+    pytest.param(key, value, given, id=f"{key}-{value}", marks=_LONG if value != values[0] else [])
     for key, values, given in KNOBS
     for value in values
 ]
