@@ -60,6 +60,7 @@ def find_layout(folder: Path, pictures: Sequence[Path], class_names: Sequence[st
             return _with_splits(folder, parts)
         if class_names is None:
             _check_wrapper(folder, tops, parts)
+        _warn_of_inner_folders(folder, [part[:-1] for part in parts.values()])
     _check_inner_splits(folder, parts)
     return Layout({"train": list(pictures)}, {path: printable(part[0]) for path, part in parts.items() if not loose})
 
@@ -116,6 +117,8 @@ def _with_splits(folder: Path, parts: dict[Path, tuple[str, ...]]) -> Layout:
         )
     _check_inner_splits(folder, parts)
     class_of = {} if without else {path: printable(part[1]) for path, part in parts.items()}
+    if class_of:
+        _warn_of_inner_folders(folder, [part[1:-1] for part in parts.values()])
     _warn_of_classes_without_training(folder, splits, class_of)
     return Layout(dict(splits), class_of)
 
@@ -129,6 +132,21 @@ def _warn_of_classes_without_training(folder: Path, splits: dict[str, list[Path]
             logger.warning(
                 "%s: the %s split has classes without training images: %s.", printable(folder), split, _listed(extra)
             )
+
+
+def _warn_of_inner_folders(folder: Path, places: Iterable[tuple[str, ...]]) -> None:
+    """Log a warning if a class folder holds several folders of pictures, which may be the classes that are meant."""
+    inside: dict[str, set[str]] = defaultdict(set)
+    for top, *below in places:
+        inside[top].add(below[0] if below else "")
+    names = sorted({name for held in inside.values() if len(held) > 1 for name in held} - {""})
+    if names:
+        logger.warning(
+            "%s: the classes are %s; the folders in them (%s) do not count.",
+            printable(folder),
+            _listed(sorted(inside)),
+            _listed(names),
+        )
 
 
 def _check_wrapper(folder: Path, tops: list[str], parts: dict[Path, tuple[str, ...]]) -> None:

@@ -8,17 +8,27 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow
-from datasets import Dataset
+from datasets import ClassLabel, Dataset
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.data.labels import label_column, with_classes
 from fedddpm_app.data.names import normal_form, printable
-from fedddpm_app.data.splits import LABEL
+from fedddpm_app.data.splits import LABEL, split_named
 from fedddpm_app.data.tables import FILE_NAME, LabelTable, read_table
 from fedddpm_app.progress import logger
 
 TABLE_NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
-_SIMILAR = (".csv", ".tsv", ".jsonl")  # a table of another name is not read, with a warning
+_NAMES = " or ".join(TABLE_NAMES)
+_SIMILAR = (
+    ".csv",
+    ".tsv",
+    ".jsonl",
+    ".json",
+    ".xlsx",
+    ".xls",
+    ".ods",
+)  # a table of another name is not read, with a warning
+_SPLIT_COLUMNS = ("split", "splits", "subset", "set", "partition")
 _SHOWN = 5
 
 
@@ -53,13 +63,27 @@ class Metadata:
         """
         if LABEL not in self.table.column_names or len(names) < 2:
             return [] if LABEL in self.table.column_names else names
-        labels = self.table[LABEL]
-        if len(set(zip(folders, labels, strict=True))) == len(set(folders)) == len(set(labels)):
+        labels = [*self.table[LABEL]]
+        pairs = set(zip(folders, labels, strict=True))
+        if len(pairs) == len(set(folders)) == len(set(labels)) and not self._is_swapped(pairs):
             return names
         raise ConfigError(
             f"{self.where} has labels that differ from the class folders {', '.join(names[:_SHOWN])}: rename the label "
             "column to use the folders, or put the pictures into one folder to use the table."
         )
+
+    def split_columns(self) -> list[str]:
+        """Return the columns whose texts name the splits of the pictures."""
+        texts = {name: self.table.unique(name) for name in self.table.column_names if name.lower() in _SPLIT_COLUMNS}
+        named = {name: {split_named(str(text)) for text in values} for name, values in texts.items()}
+        return [name for name, splits in named.items() if len(splits - {None}) > 1]
+
+    def _is_swapped(self, pairs: set[tuple[str, int]]) -> bool:
+        """Return whether the table gives a class folder's name to another folder; numbers may start elsewhere."""
+        feature = self.table.features[LABEL]
+        named = [(folder, feature.names[label]) for folder, label in pairs] if isinstance(feature, ClassLabel) else []
+        own = {name for _, name in named if not name.isdecimal()}
+        return any(folder in own and folder != name for folder, name in named)
 
 
 def read_metadata(folder: Path, files: Iterable[Path], pictures: list[Path]) -> Metadata:
@@ -80,16 +104,18 @@ def read_metadata(folder: Path, files: Iterable[Path], pictures: list[Path]) -> 
     files = list(files)
     paths = [path for path in files if path.name.lower() in TABLE_NAMES]
     if not paths:
-        for path in files:
-            if path.suffix.lower() in _SIMILAR:
-                logger.warning(
-                    "%s is not read: a label table has the name %s.", printable(path), " or ".join(TABLE_NAMES)
-                )
+        _warn_of_similar([path for path in files if path.suffix.lower() in _SIMILAR])
         return Metadata("", pictures, Dataset.from_dict({"row": np.arange(len(pictures))}))
     tables = [read_table(path) for path in paths]
     where = " and ".join(printable(path) for path in paths[:_SHOWN])
     order = _matched(_rows(tables, folder), pictures, where)
     return Metadata(where, pictures, _table(tables, order, where))
+
+
+def _warn_of_similar(files: list[Path]) -> None:
+    if files:
+        more = f" and {len(files) - 1} more files like it are" if len(files) > 1 else " is"
+        logger.warning("%s%s not read: a label table has the name %s.", printable(files[0]), more, _NAMES)
 
 
 def _rows(tables: list[LabelTable], folder: Path) -> dict[str, tuple[int, int]]:
@@ -128,13 +154,13 @@ def _matched(row_of: dict[str, tuple[int, int]], pictures: list[Path], where: st
     if twice is not None:
         raise ConfigError(f"{twice} is the name of two files, in two Unicode forms: rename one of them.")
     missing = [path for path, key in zip(pictures, keys, strict=True) if key not in row_of]
-    if missing:
-        name = printable(missing[0].name)
-        raise ConfigError(
-            f"{where}: there is no row for {len(missing)} of {len(pictures)} pictures, such as {name}: add rows with "
-            f"their {FILE_NAME}, relative to the table, or remove the table."
-        )
     extra = sorted(set(row_of) - set(keys))
+    if missing:
+        others = f" ({len(extra)} rows name files that are not pictures, such as {extra[0]})" if extra else ""
+        raise ConfigError(
+            f"{where}: there is no row for {len(missing)} of {len(pictures)} pictures, such as {printable(missing[0])}"
+            f"{others}: add rows with their {FILE_NAME}, relative to the table, or remove the table."
+        )
     if extra:
         raise ConfigError(
             f"{where}: rows name {len(extra)} files that are not pictures of the folder, such as {extra[0]}: remove "

@@ -13,9 +13,17 @@ def normal_form(name: str) -> str:
 
 
 def in_order(names: Iterable[str]) -> list[str]:
-    """Return class names in the order of their labels: by number if all of them are whole numbers, else by alphabet."""
+    """Return class names in the order of their labels: by alphabet, and numbers in them by value (2 before 10)."""
     ordered = sorted(names)
-    return sorted(ordered, key=int) if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in ordered) else ordered
+    if all(re.fullmatch(r"-?[0-9]{1,18}", name) for name in ordered):
+        return sorted(ordered, key=int)
+    return sorted(ordered, key=_parts)
+
+
+def _parts(name: str) -> list[tuple[int, str]]:
+    """Return the texts of a name, and the numbers between them with their lengths, by which they compare by value."""
+    parts = [part.lstrip("0") if k % 2 else part for k, part in enumerate(re.split("([0-9]+)", name))]
+    return [(len(part) if k % 2 else 0, part) for k, part in enumerate(parts)]
 
 
 def printable(name: object) -> str:

@@ -15,6 +15,7 @@ from fedddpm_app.data.layout import find_layout
 from fedddpm_app.data.metadata import Metadata, read_metadata
 from fedddpm_app.data.names import in_order, printable
 from fedddpm_app.data.splits import LABEL, Split
+from fedddpm_app.progress import logger
 
 # pictures that Pillow may not open
 _RAW = {".arw", ".cr2", ".cr3", ".dng", ".nef", ".orf", ".raf", ".raw", ".rw2"}
@@ -64,6 +65,13 @@ def picture_splits(folder: Path, class_names: Sequence[str] | None = None) -> di
         )
     columns = read_metadata(folder, files, pictures)
     layout = find_layout(folder, pictures, class_names)
+    for column in columns.split_columns() if len(layout.splits) == 1 else ():
+        logger.warning(
+            '%s: its column "%s" is not used: to divide the pictures by it, move them to folders with the names of '
+            "the splits, such as train and test.",
+            columns.where,
+            column,
+        )
     names = in_order(set(layout.class_of.values()))
     classes = columns.classes_beside([layout.class_of[path] for path in pictures], names) if names else []
     return {split: _split(paths, columns, layout.class_of, classes) for split, paths in layout.splits.items()}

@@ -169,7 +169,8 @@ def _of_sites(wanted: list[str]) -> ConfigError:
 def _unopened(wanted: list[str], data: DataConfig) -> ConfigError:
     return ConfigError(
         f'{_named(wanted)}: none of the images of dataset = "{data.dataset}" can be opened to read these numbers from; '
-        f"repair the images, or give numbers, such as {_demo(wanted)}."
+        "repair the images, convert them to a usual format (DICOM, HEIC, SVG and raw files may not be read), or give "
+        f"numbers, such as {_demo(wanted)}."
     )
 
 

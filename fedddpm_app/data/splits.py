@@ -15,7 +15,11 @@ from fedddpm_app.data.names import normal_form, printable
 
 LABEL = "label"
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target", "category", "digit", "label_id", "y")
-_WORD = r"(?<![a-z0-9])(train(?:ing)?|test(?:ing)?|t10k|val(?:id|idation)?|dev|eval(?:uation)?)(?![a-z])"
+_CAPITAL = r"(?<=(?-i:[a-z]))(?=(?-i:[A-Z]))"  # where a word begins in trainA and DataTest
+_WORD = (
+    rf"(?:(?<![a-z0-9])|{_CAPITAL})(train(?:ing)?|test(?:ing)?|t10k|val(?:id|idation)?|dev|eval(?:uation)?)"
+    rf"(?:set|data)?(?:(?![a-z])|{_CAPITAL})"
+)
 _SPLIT_OF = {"train": "train", "test": "test", "t10k": "test"}
 _IMAGE = "image"
 
@@ -23,8 +27,8 @@ _IMAGE = "image"
 def split_named(name: str) -> str | None:
     """Return the split (train, test or validation) that a file, folder or split name contains; None without one.
 
-    A word of a split starts after a character that is not a letter or a digit: ``mnist_train-0.parquet`` contains a
-    split, ``testimony`` does not.
+    A word of a split is separate from other letters, by another character or by capitals, and may end in "set" or
+    "data": ``mnist_train-0.parquet``, ``trainA`` and ``testset`` contain a split, ``testimony`` does not.
     """
     match = re.search(_WORD, name, re.IGNORECASE)
     if match is None:

@@ -27,7 +27,7 @@ from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.progress import ItemReporter, logger
 
 SPLITS = ("train", "test")
-_VERSION = 4  # of decoding and of the layout
+_VERSION = 5  # of decoding and of the layout
 _ABOUT = "about.json"
 
 

@@ -17,7 +17,9 @@ from fedddpm_app.data.labels import label_column
 FILE_NAME = "file_name"
 _DELIMITERS = (",", ";", "\t", "|")
 _MAX_ROWS = 10_000_000  # a parquet file of a few bytes can claim any number of rows
-_NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})(\.[0-9]*)?([eE][+-]?[0-9]{1,2})?|nan", re.IGNORECASE)
+_NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})(\.[0-9]*)?([eE][+-]?[0-9]{1,2})?", re.IGNORECASE)
+_MISSING = ("", "nan", "na", "n/a", "#n/a", "null", "none")  # an empty cell of a column of numbers
+_SEP_LINE = re.compile(r"sep=(.)\r?\n")  # with which Excel names the delimiter
 _WHOLE = re.compile(r"[+-]?[0-9]+")
 _UTF16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 
@@ -96,6 +98,7 @@ def _not_utf8(path: Path, kind: str) -> ConfigError:
 def _read_delimited(path: Path) -> dict[str, list[object]]:
     """Read lines of texts. The delimiter is the character that gives the first line a column ``file_name``."""
     text = _read_text(path)
+    text = text[match.end() :] if (match := _SEP_LINE.match(text)) else text
     try:
         headers = [_cells(next(csv.reader(io.StringIO(text, newline=""), delimiter=d), [])) for d in _DELIMITERS]
         named = [FILE_NAME in (cell.lower() for cell in header) for header in headers]
@@ -129,8 +132,8 @@ def _cells(row: list[str]) -> list[str]:
 
 def _numbers(cells: list[object]) -> list[object]:
     """Return texts as numbers if all full ones are numbers. A number with leading zeros, as in 007, is a text."""
-    texts = [str(cell) for cell in cells]
-    if not all(_NUMBER.fullmatch(text) for text in texts if text):
+    texts = ["" if str(cell).lower() in _MISSING else str(cell) for cell in cells]
+    if not any(texts) or not all(_NUMBER.fullmatch(text) for text in texts if text):
         return cells
     return [None if not text else int(text) if _WHOLE.fullmatch(text) else float(text) for text in texts]
 

@@ -176,6 +176,15 @@ def test_a_class_of_the_test_split_alone_is_reported(tmp_path, caplog):
     assert "the test split has classes without training images: Cat" in caplog.text
 
 
+def test_several_folders_in_a_class_are_reported(tmp_path, caplog):
+    grow(tmp_path / "one", "a/images/1.png", "b/images/1.png")
+    assert counts(tmp_path / "one") == {"train": {"a": 1, "b": 1}}
+    assert not caplog.text
+    grow(tmp_path, *(f"folds/fold{k}/{name}/1.png" for k in (1, 2) for name in ("cat", "dog")))
+    assert counts(tmp_path / "folds") == {"train": {"fold1": 2, "fold2": 2}}
+    assert "the classes are fold1, fold2; the folders in them (cat, dog) do not count" in caplog.text
+
+
 def test_the_class_names_of_a_site_settle_its_layout(tmp_path):
     grow(tmp_path, "train/1.png", "train/2.png")
     assert picture_splits(tmp_path)["train"].class_names == []
