@@ -30,7 +30,13 @@ def python(code, **environment):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["run", "--app", str(ROOT), "-c", "algorithm=fedavgg"], ["config", "ema"]],
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["run", "--app", str(ROOT), "-c", "algorithm=fedavgg"],
+        ["run", "--app", str(ROOT), "-c", "algorithm=fedavg lr=0.1"],
+        ["config", "ema"],
+    ],
     ids=" ".join,
 )
 def test_a_quick_answer_imports_nothing_heavy(arguments):
