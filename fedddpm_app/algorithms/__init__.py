@@ -27,6 +27,9 @@ class Registry(Mapping[str, "type[FederatedStrategy]"]):
         found: type[FederatedStrategy] = getattr(importlib.import_module(f"{__name__}.{module}"), strategy)
         return found
 
+    def __contains__(self, name: object) -> bool:  # that of ``Mapping`` would import the algorithm
+        return name in self._places
+
     def __iter__(self) -> Iterator[str]:
         return iter(self._places)
 

@@ -43,14 +43,18 @@ def refuse(sentence: str) -> Never:
 
 def find_app(app_dir: Path | None) -> Path:
     """Return the app's folder: ``app_dir``, or else the current folder, or else that of this package's own app."""
-    for folder in [app_dir] if app_dir else [Path.cwd(), packaged_app()]:
+    try:
+        here = Path.cwd()
+    except OSError:
+        return refuse("The current folder was deleted: change to a folder that exists.")
+    for folder in [app_dir] if app_dir else [here, packaged_app()]:
         try:
             if "algorithm" in default_run_config(folder):
                 return folder.resolve()
         except (OSError, LookupError, ValueError):
             continue  # without a readable pyproject.toml with a run config, the folder is not this app
     return refuse(
-        f"--app = {app_dir or Path.cwd()}: there is no FedDDPM app in it; give the folder of the app's pyproject.toml; "
+        f"--app = {app_dir or here}: there is no FedDDPM app in it; give the folder of the app's pyproject.toml; "
         "`fedddpm new` writes one."
     )
 

@@ -30,7 +30,13 @@ def python(code, **environment):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["run", "--help"], ["run", "--app", str(ROOT), "-c", "algorithm=fedavgg"], ["config", "ema"]],
+    [
+        ["--help"],
+        ["run", "--help"],
+        ["run", "--app", str(ROOT), "-c", "algorithm=fedavgg"],
+        ["run", "--app", str(ROOT), "-c", "algorithm=fedavg lr=0.1"],
+        ["config", "ema"],
+    ],
     ids=" ".join,
 )
 def test_a_quick_answer_imports_nothing_heavy(arguments):
@@ -151,3 +157,12 @@ def test_the_choices_of_a_key_are_its_values():
             given = read_overrides("-c", [f"{key.name}={choice}"], {key.name: "text"} if key.type == "text" else {})
             assert given.problems == []
     assert load_config(default_run_config()).data.partition in choices("partition")
+
+
+def test_a_deleted_current_folder_is_named(tmp_path, monkeypatch):
+    (folder := tmp_path / "gone").mkdir()
+    monkeypatch.chdir(folder)
+    folder.rmdir()
+    answer = runner.invoke(app, ["config", "ema"])
+    assert answer.exit_code == 2
+    assert "The current folder was deleted" in answer.stderr
