@@ -68,7 +68,9 @@ def run(
 ) -> None:
     """Run an experiment to its end. The exit code is 0 if it completes, 1 if it fails, 2 for a bad config.
 
-    -c takes keys, -c 'algorithm=fedavg seed=1', or a TOML file, -c conf/fedavg.toml. The last of several -c counts.
+    -c takes keys, -c 'algorithm=fedavg seed=1', or a TOML file, -c conf/fedavg.toml.
+
+    Several -c add up; the last one counts for a key in two of them.
 
     --federation-config has the resources of simulated clients: 'client-resources-num-gpus=0.5'.
 

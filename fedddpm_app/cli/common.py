@@ -12,6 +12,7 @@ from rich.console import Console
 from fedddpm_app.algorithms import REGISTRY, unknown_algorithm
 from fedddpm_app.config import (
     Config,
+    ConfigError,
     Scalar,
     default_run_config,
     kinds_of_keys,
@@ -78,7 +79,10 @@ def read_config(
     name = values["algorithm"]
     if isinstance(name, str) and ":" not in name and name not in REGISTRY:
         found.append(unknown_algorithm(name))
-    numbers = _numbers(values, on_other_hosts) if auto_keys(values) else {}
+    try:
+        numbers = _numbers(values, on_other_hosts) if auto_keys(values) else {}
+    except ConfigError as error:
+        raise ConfigError("\n".join([*found, str(error)])) from error
     config = load_config(values | numbers, found)
     return config, given.values if on_other_hosts else given.values | numbers
 

@@ -155,7 +155,8 @@ class _Pairs:
             word, self._at = word[: joined.start()], start + joined.start()
         word = word.rstrip(",;")
         if not word or word[0] == "=":
-            self._problem(f"{key}={word} has no value; write {key}=value")
+            fault = "has two equals signs" if word else "has no value"
+            self._problem(f"{key}={word} {fault}; write {key}={word.lstrip('=') or 'value'}")
             return None
         if '"' in word or word[0] in _TYPOGRAPHIC:
             self._problem(f"{key}={word[:_SHOWN]}: write straight double quotes around the whole text")
@@ -170,6 +171,7 @@ class _Pairs:
         else:
             close = nearest(word.partition(":")[0], self.kinds)
             fix = f"has no value; write {close or 'key'}=value, and quotes around a text with spaces"
+            fix += "; the name of a file ends in .toml" if "/" in word else ""
         self._problem(f"{word[:_SHOWN]} {fix}")
 
     def _problem(self, sentence: str) -> None:

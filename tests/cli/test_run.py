@@ -43,7 +43,7 @@ def run(*arguments):
         ("batch-size", "--run-config batch-size"),
         ('output-dir="~nobody-of-this-name/x"', "Give an absolute path"),
         ('output-dir="/dev/null/x"', "/dev/null/x cannot be made"),
-        ("seed==1", "seed==1 has no value; write seed=value"),
+        ("seed==1", "seed==1 has two equals signs; write seed=1"),
         ("dataset='digits\"'", "could not be loaded"),
         ("local-steps=0 local-epochs=1 warmup-steps=10", "not below the 7 steps of local-epochs = 1, so that"),
         ("max-examples-per-client=100", "max-examples-per-client = 100: use "),
