@@ -20,6 +20,7 @@ from torch import Tensor
 DISPLACEMENTS = ((0, 1), (1, 0), (1, 1), (0, 2), (2, 0))  # rows, columns
 THRESHOLD = 0.5
 MIN_NORM = 0.2  # real images with a smaller norm of rho are like noise themselves: the share would mean nothing
+_BLOCK = 50  # images at a time, so that their products take little memory
 _DEVIATIONS = 2  # by which the share lies below the threshold, given the number of pixels
 
 
@@ -40,7 +41,10 @@ class PixelCorrelation:
 
     def add(self, images: Tensor) -> None:
         """Add a batch, uint8 (B, C, H, W)."""
-        x = images.cpu().float()
+        for start in range(0, len(images), _BLOCK):
+            self._add(images[start : start + _BLOCK].cpu().float())
+
+    def _add(self, x: Tensor) -> None:
         x = x - x.mean((2, 3), keepdim=True)
         height, width = x.shape[2:]
         self.num_pixels += x.numel()
