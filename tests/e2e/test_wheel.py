@@ -100,6 +100,7 @@ def test_every_command_works_in_an_empty_folder(command, installed, shared_run):
     assert "next to pyproject.toml" in command("fedddpm", "run", "-c", 'algorithm="mine:Mine"', code=2)
 
 
+@pytest.mark.long
 def test_a_new_app_runs_with_both_commands_and_both_engines(command, shared_run):
     command("fedddpm", "new", "mine")
     example = {"algorithm": "examples.l1_proximal:L1Proximal", "algorithm_options": "strength=0.0001"}
