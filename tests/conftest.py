@@ -39,6 +39,7 @@ TINY: dict[str, Scalar] = {
     "eval-sampler-steps": 2,
     "eval-final-sampler-steps": 2,
     "node-timeout": 1.0,
+    "max-round-retries": 0,
 }
 
 

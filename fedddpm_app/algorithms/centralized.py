@@ -30,7 +30,7 @@ class Centralized(FederatedStrategy):
                 self.task.pooled_data(),
                 steps=sum(self.task.local_steps(partition) for partition in self.sampled),
                 seed=derive_seed(run.seed, "centralized", server_round),
-                keep_optimizer=server_round > 1,
+                keep_optimizer=True,
                 on_report=progress.reporter("train", server_round=server_round, num_rounds=run.num_rounds),
             )
         self.record(**{"train/loss": result.loss, "train/final_loss": result.final_loss, "train/steps": result.steps})

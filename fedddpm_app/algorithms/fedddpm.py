@@ -29,7 +29,8 @@ from fedddpm_app.auxiliary.pretraining import PRETRAIN, PretrainedModel, collect
 from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup, keys_of_algorithms
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.unet import is_denoiser
-from fedddpm_app.federation.errors import check_finite
+from fedddpm_app.federation.errors import RoundFailedError, check_finite
+from fedddpm_app.federation.phases import finish_phase, finished_phase, replay_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.seeding import derive_seed
@@ -173,14 +174,32 @@ class FedDDPM(FederatedStrategy):
             self.ensure_auxiliary()
         elif self.config.correction.steps == 0:
             logger.info("correction-steps = 0: there is no correction, so no auxiliary set is built")
-            self._drop_pretrained()
         return weights
+
+    def state(self) -> dict[str, Any]:
+        """Add the digest of D_aux."""
+        return super().state() | {"auxiliary": self.recorder.auxiliary_digest}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Read D_aux again; if it was not stored, or is damaged, it is built when the next correction is due."""
+        super().load_state(state)
+        if state["auxiliary"] and self.auxiliary_data is None:
+            self.auxiliary_data = self._stored_auxiliary()
+            if self.auxiliary_data is not None and self.recorder.auxiliary_digest != state["auxiliary"]:
+                raise RoundFailedError(
+                    "the auxiliary set differs from the one that the checkpoint was made with: restore the folder "
+                    "auxiliary of the run from a backup, or start a new run."
+                )
+
+    def after_checkpoint(self, server_round: int) -> None:
+        """Remove the pretrained models, if no later correction and no resumed run needs them."""
+        stored = self.auxiliary_data is not None and self.recorder.auxiliary_digest
+        if stored or server_round == self.config.run.num_rounds or self.config.correction.steps == 0:
+            self._drop_pretrained()
 
     def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
         """Correct the clients' mean if ``should_correct`` returns True."""
         if self.config.correction.steps == 0 or not self.should_correct(server_round, weights):
-            if server_round == self.config.run.num_rounds:
-                self._drop_pretrained()
             return weights
         self.ensure_auxiliary()
         with self.accounting.timed("correct"), cpu_threads(self.config.run.server_threads):
@@ -195,8 +214,10 @@ class FedDDPM(FederatedStrategy):
         """Return D_aux, after pretraining and building it if that is still to be done.
 
         Pretraining always starts from the run's initial weights, and its seeds do not depend on the round: a D_aux
-        that is built later is the same, bit for bit.
+        that is built later is the same, bit for bit. A resumed run reads the D_aux that was stored before.
         """
+        if self.auxiliary_data is None:
+            self.auxiliary_data = self._stored_auxiliary()
         if self.auxiliary_data is None:
             self._check_generates()
             if not self._pretrained:
@@ -204,11 +225,21 @@ class FedDDPM(FederatedStrategy):
             with self.round_log.own_phase() as span:
                 with self.accounting.timed("auxiliary"), cpu_threads(self.config.run.server_threads):
                     self.auxiliary_data = self.build_auxiliary(self._pretrained)
-                self.recorder.append(
-                    {"phase": "auxiliary", "aux/num_images": len(self.auxiliary_data), **span.spent("time/phase_s")}
-                )
-        self._drop_pretrained()
+                row = {"phase": "auxiliary", "aux/num_images": len(self.auxiliary_data), **span.spent("time/phase_s")}
+                finish_phase(self.recorder, row)
         return self.auxiliary_data
+
+    def _stored_auxiliary(self) -> TrainingData | None:
+        """Return the D_aux that an earlier process of this run stored; None if there is none."""
+        if not finished_phase(self.recorder, "auxiliary"):
+            return None
+        stored = self.recorder.load_auxiliary()
+        if stored is None:
+            return None
+        with self.round_log.own_phase():
+            for phase in ("pretrain", "auxiliary"):
+                replay_phase(self.recorder, self.accounting, phase)
+        return stored.to(self.trainer.device)
 
     def _check_generates(self) -> None:
         """Raise, before pretraining, if the model cannot generate a set."""
@@ -223,7 +254,7 @@ class FedDDPM(FederatedStrategy):
     def _drop_pretrained(self) -> None:
         """Remove the pretrained models, which are no longer needed."""
         for model in self._pretrained:
-            model.path.unlink()
+            model.path.unlink(missing_ok=True)
         self._pretrained = []
 
 

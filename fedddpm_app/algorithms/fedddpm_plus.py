@@ -17,6 +17,7 @@ Deviations: with the train-loss signal, pretraining and D_aux are postponed unti
 time of its generation. The probe-loss signal needs the set from the start.
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 from fedddpm_app.algorithms.fedddpm import FedDDPM
@@ -52,6 +53,15 @@ class SlowLearningDetector:
         self.slow_rounds = 0
         self.improvement: float | None = None
 
+    def state_dict(self) -> dict[str, object]:
+        """Return the signals in the window, and the verdict so far, for a checkpoint."""
+        return {"signals": [*self._signals], "slow_rounds": self.slow_rounds, "improvement": self.improvement}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with the signals of a checkpoint."""
+        self._signals, self.slow_rounds = [*state["signals"]], state["slow_rounds"]
+        self.improvement = state["improvement"]
+
     def detects(self, signal: float) -> bool:
         """Add a round's signal; return whether learning is slow now.
 
@@ -76,6 +86,7 @@ class FedDDPMPlus(FedDDPM):
     """
 
     key_prefix = "plus-"
+    state_attributes = ("corrections", "detector")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

@@ -67,6 +67,7 @@ class FedDyn(FederatedStrategy):
 
     hook = FedDynHook
     key_prefix = "feddyn-"
+    state_attributes = ("server_dual",)
     own_aggregation = "FedDyn's server step is the mean of all clients, shifted by their accumulated moves"
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:

@@ -43,6 +43,7 @@ class LocalOnly(FederatedStrategy):
 
     hook = LocalOnlyHook
     own_aggregation = "local-only training aggregates nothing"
+    state_attributes = ("_sizes",)
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

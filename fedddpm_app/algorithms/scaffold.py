@@ -19,6 +19,7 @@ contains it. Buffers that have no gradient are averaged.
 """
 
 from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from flwr.serverapp import Grid
 from torch import nn
@@ -83,6 +84,7 @@ class Scaffold(FederatedStrategy):
 
     hook = ScaffoldHook
     key_prefix = "scaffold-"
+    state_attributes = ("server_variate",)
     own_aggregation = "SCAFFOLD's server moves weights and control variate together, by the mean of all clients"
 
     @classmethod
@@ -100,9 +102,13 @@ class Scaffold(FederatedStrategy):
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Start with c = 0."""
         self.server_variate = weights_module.zeros_like(weights_module.select(weights, self.parameters.unique))
-        self.reply_references[VARIATE_CHANGE] = self.server_variate
-        logger.info("SCAFFOLD: the control variates follow Option %s", option_of(self.config))
+        self._expect_changes()
         return weights
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue with c of a checkpoint."""
+        super().load_state(state)
+        self._expect_changes()
 
     def broadcast(self, server_round: int) -> Mapping[str, Weights]:
         """Send c to the clients."""
@@ -120,6 +126,10 @@ class Scaffold(FederatedStrategy):
         return self.parameters.replace(
             mean, weights_module.lerp(self.global_weights, mean, self.config.scaffold.server_learning_rate)
         )
+
+    def _expect_changes(self) -> None:
+        self.reply_references[VARIATE_CHANGE] = self.server_variate
+        logger.info("SCAFFOLD: the control variates follow Option %s", option_of(self.config))
 
 
 def option_of(config: Config) -> str:

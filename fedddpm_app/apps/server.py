@@ -7,20 +7,20 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedddpm_app.algorithms import get_algorithm
+from fedddpm_app.apps.resuming import open_run
 from fedddpm_app.config import Config, load_config
 from fedddpm_app.data.settings import given_keys, misfit, read_auto
 from fedddpm_app.data.sites import SITES
-from fedddpm_app.data.store import cache_folder
 from fedddpm_app.device import resolve_device
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.experiment.monitor import Monitor
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import to_arrays
+from fedddpm_app.federation.server_state import MODEL
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import configure_logging, logger, note
-from fedddpm_app.recording.directory import run_directory
 from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.provenance import caller_directory
 from fedddpm_app.recording.recorder import RunRecorder
@@ -52,8 +52,7 @@ def _run(grid: Grid, context: Context) -> None:
     task = DiffusionTask(config)
     test_data = task.data.test
     evaluator = create_evaluator(config) if config.evaluation.measures_images else None
-    recorder = RunRecorder(run_directory(config, _base_directory(config, grid)), cache_folder(config.data))
-    recorder.write_config(run_config, grid.run)
+    recorder, checkpoint = open_run(config, run_config, _base_directory(config, grid), grid.run)
     logger.info("run directory: %s", recorder.directory)
     if unfit := misfit(config, given_keys(run_config, grid.run.override_config)):
         logger.warning("%s", unfit)
@@ -61,12 +60,15 @@ def _run(grid: Grid, context: Context) -> None:
         note(f'dataset = "{config.data.dataset}": there is no test split on this host, so no eval/loss')
     for text in start_notes(algorithm, config, run_config):
         note(text)
-    if config.data.partition != SITES:  # with sites, each site reports these numbers
+    if config.data.partition != SITES and not recorder.stats:  # with sites, each site reports these numbers
         recorder.save_partition(task.data.label_table, task.data.class_names, task.data.num_unassigned)
 
     strategy = algorithm(config, recorder, task)
     monitor = Monitor(config, strategy, recorder, task, evaluator)
     initial = snapshot(task.create_model())
+    if checkpoint is not None:
+        strategy.resume(checkpoint.server_round, checkpoint.models, checkpoint.state)
+        monitor.latest = checkpoint.models[MODEL]
     try:
         strategy.start(
             grid,
@@ -75,19 +77,21 @@ def _run(grid: Grid, context: Context) -> None:
             timeout=config.waiting.round_timeout,
             evaluate_fn=monitor,
         )
+        recorder.check_checkpoint()
         metrics = [metric.to_dict() for metric in monitor.finish()]
     except (KeyboardInterrupt, SystemExit):
-        recorder.finish("interrupted", _metrics(strategy, monitor, recorder))
+        recorder.finish("interrupted", _metrics(strategy, recorder))
         raise
     except BaseException as error:
         with suppress(RecordingError):  # the first error counts
-            recorder.finish("failed", _metrics(strategy, monitor, recorder), error=str(error))
+            recorder.finish("failed", _metrics(strategy, recorder), error=str(error))
         raise
-    recorder.finish("completed", {**_metrics(strategy, monitor, recorder), "metrics": metrics})
+    recorder.keep_checkpoints(strategy.checkpoints.is_permanent)
+    recorder.finish("completed", {**_metrics(strategy, recorder), "metrics": metrics})
     logger.info("run directory: %s", recorder.directory)
 
 
-def _metrics(strategy: FederatedStrategy, monitor: Monitor, recorder: RunRecorder) -> dict[str, object]:
+def _metrics(strategy: FederatedStrategy, recorder: RunRecorder) -> dict[str, object]:
     """Return the metrics of ``summary.json``: the last value of every loss, and the costs of the run."""
     losses = {
         key: value
@@ -99,8 +103,8 @@ def _metrics(strategy: FederatedStrategy, monitor: Monitor, recorder: RunRecorde
     return {
         **losses,
         "images/auxiliary": auxiliary,
-        "images/preview": monitor.num_generated,
-        "images/evaluation": monitor.assessment.num_generated if monitor.assessment else 0,
+        "images/preview": recorder.generated["preview"],
+        "images/evaluation": recorder.generated["evaluation"],
         **strategy.accounting.summary(),
     }
 

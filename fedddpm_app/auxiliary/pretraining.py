@@ -1,24 +1,29 @@
 """The phase before the rounds: every client trains a local model and uploads it."""
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fedddpm_app import progress
 from fedddpm_app.config import DataConfig
-from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.accounting import Span
 from fedddpm_app.federation.participants import is_deployed
+from fedddpm_app.federation.phases import finish_phase, finished_phase, replay_phase
 from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.federation.streaming import with_progress
+from fedddpm_app.progress import logger
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
 from fedddpm_app.weights import Weights
 
 _LABEL_COUNTS = "label-counts"
+_MODEL, _ABOUT = "pretrained-", "about"
 
 
 @dataclass(frozen=True)
@@ -37,6 +42,10 @@ class PretrainedModel:
         Denoising loss over the last tenth of pretraining.
     path : Path
         The safetensors file.
+    num_bytes : int
+        Bytes of its weights as received.
+    seconds : float
+        The time from the start of the phase to its arrival.
     """
 
     partition_id: int
@@ -44,6 +53,8 @@ class PretrainedModel:
     label_counts: list[int]
     loss: float
     path: Path
+    num_bytes: int = 0
+    seconds: float = 0.0
 
     def load(self) -> Weights:
         """Read the weights."""
@@ -85,7 +96,7 @@ def collect_pretrained(strategy: FederatedStrategy, weights: Weights) -> list[Pr
     """Have every client pretrain from ``weights``; each model goes to disk as it arrives.
 
     A client that fails, returns an unusable reply, or does not reply within ``pretrain-timeout`` is named in a warning
-    and left out.
+    and left out. A resumed run reads the models that arrived before, and asks only the other clients.
 
     Parameters
     ----------
@@ -101,52 +112,97 @@ def collect_pretrained(strategy: FederatedStrategy, weights: Weights) -> list[Pr
 
     Raises
     ------
-    RoundFailedError
-        If no client returned a usable model.
+    TooFewRepliesError
+        If fewer than ``min-replies`` clients returned a usable model, also after ``max-round-retries`` repetitions.
     """
+    recorder = strategy.recorder
+    models = {model.partition_id: model for model in map(_read, _files(recorder.unfinished)) if model is not None}
+    row = finished_phase(recorder, "pretrain")
     with strategy.round_log.own_phase() as span:
+        if row is not None and set(row["pretrain/clients"]) <= models.keys():
+            replay_phase(recorder, strategy.accounting, "pretrain")
+            return [models[partition] for partition in row["pretrain/clients"]]
+        if models:
+            logger.info("pretraining: the models of the clients %s are kept from before", sorted(models))
+            strategy.accounting.bytes_up += sum(model.num_bytes for model in models.values())
+            strategy.accounting.bytes_down += sum(model.num_bytes for model in models.values())
+            strategy.accounting.seconds["pretrain"] += max(model.seconds for model in models.values())
         with strategy.accounting.timed("pretrain"):
-            models, left_out = _collect(strategy, weights)
-        if not models:
-            raise RoundFailedError("pretraining failed on every client, so there is no auxiliary set to build.")
-        strategy.recorder.append(
+            left_out = _collect(strategy, weights, models, span)
+        ordered = [models[partition] for partition in sorted(models)]
+        finish_phase(
+            recorder,
             {
                 "phase": "pretrain",
-                "pretrain/clients": [m.partition_id for m in models],
-                "pretrain/client_loss": {str(m.partition_id): m.loss for m in models},
+                "pretrain/clients": [m.partition_id for m in ordered],
+                "pretrain/client_loss": {str(m.partition_id): m.loss for m in ordered},
                 **left_out,
                 **span.spent("time/phase_s"),
-            }
+            },
         )
-    return models
+    return ordered
 
 
-def _collect(strategy: FederatedStrategy, weights: Weights) -> tuple[list[PretrainedModel], dict[str, object]]:
-    """Return the models, by partition id, and the clients left out with the reasons."""
-    min_replies = strategy.config.waiting.min_replies
-    stream = strategy.ask_clients(
-        "pretrain",
-        weights,
-        partitions=strategy.clients.present(min_replies),
-        timeout=strategy.config.pretrain.timeout,
-        check=lambda reply: _check_label_counts(reply, strategy.config.data),
-    )
-    models: dict[int, PretrainedModel] = {}
-    answers = stream.as_they_come()
-    for reply in with_progress(answers, "pretrain") if is_deployed(strategy.grid.run) else answers:
-        models[reply.partition_id] = _keep(strategy, reply)
-        del reply
-    if models and len(models) < min_replies:
-        raise stream.too_few(len(models), min_replies)
-    return [models[partition] for partition in sorted(models)], stream.left_out("pretrain")
+def _collect(
+    strategy: FederatedStrategy, weights: Weights, models: dict[int, PretrainedModel], span: Span
+) -> dict[str, object]:
+    """Add the models of the clients that have none; return the clients left out with the reasons."""
+    waiting = strategy.config.waiting
+    quorum = waiting.quorum(strategy.config.data.num_clients)
+    for attempt in range(waiting.max_round_retries + 1):
+        present = strategy.clients.present(quorum)
+        missing = [partition for partition in present if partition not in models]
+        stream = strategy.ask_clients(
+            "pretrain",
+            weights,
+            partitions=missing,
+            timeout=strategy.config.pretrain.timeout,
+            check=lambda reply: _check_label_counts(reply, strategy.config.data),
+        )
+        answers = stream.as_they_come()
+        for reply in with_progress(answers, "pretrain") if is_deployed(strategy.grid.run) else answers:
+            models[reply.partition_id] = _keep(strategy, reply, span.spent("s")["s"])
+            del reply
+        if len(models) >= quorum:
+            break
+        error = stream.too_few(sum(partition in models for partition in missing), quorum)
+        if attempt == waiting.max_round_retries:
+            raise error
+        text = "pretraining is repeated on the clients without a model (%d of max-round-retries = %d): %s"
+        logger.warning(text, attempt + 1, waiting.max_round_retries, error)
+    return stream.left_out("pretrain")
 
 
-def _keep(strategy: FederatedStrategy, reply: Reply) -> PretrainedModel:
-    """Write a reply's model to disk."""
-    path = strategy.recorder.scratch / f"pretrained-{reply.partition_id:04d}.safetensors"
-    save_file(reply.load(), path)
+def _keep(strategy: FederatedStrategy, reply: Reply, seconds: float) -> PretrainedModel:
+    """Write a reply's model to disk; the file is complete or absent."""
     counts: Any = reply.metrics[_LABEL_COUNTS] if strategy.config.data.class_conditional else []
-    return PretrainedModel(reply.partition_id, reply.num_examples, counts, reply.number("final-loss"), path)
+    about: dict[str, Any] = {
+        "partition_id": reply.partition_id,
+        "num_examples": reply.num_examples,
+        "label_counts": [*counts],
+        "loss": reply.number("final-loss"),
+        "num_bytes": reply.num_bytes,
+        "seconds": seconds,
+    }
+    path = strategy.recorder.unfinished / f"{_MODEL}{reply.partition_id:04d}.safetensors"
+    work = path.with_suffix(".partial")
+    save_file(reply.load(), work, {_ABOUT: json.dumps(about)})
+    work.replace(path)
+    return PretrainedModel(path=path, **about)
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(folder.glob(f"{_MODEL}*.safetensors"))
+
+
+def _read(path: Path) -> PretrainedModel | None:
+    """Return a model that an earlier process of this run wrote; None, with a warning, if its file is damaged."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            return PretrainedModel(path=path, **json.loads((file.metadata() or {})[_ABOUT]))
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        logger.warning("the pretrained model %s is damaged (%s): its client pretrains again", path, error)
+        return None
 
 
 def _check_label_counts(reply: Reply, data: DataConfig) -> None:

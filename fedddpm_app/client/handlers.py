@@ -23,6 +23,7 @@ from fedddpm_app.federation.records import (
     SERVER_ROUND,
     SHARES_MEMORY,
     STATE_ROUND,
+    STATE_RUN,
     VALUES,
     WORKER,
 )
@@ -94,7 +95,7 @@ def create_client_app(set_up: SetUp) -> ClientApp:
     @app.query("forget")
     def forget(message: Message, context: Context) -> Message:
         """Remove this client's state of the run."""
-        ClientState(set_up(context).config, context, _partition(context)).forget()
+        ClientState(set_up(context).config, context, _text(message, STATE_RUN), _partition(context)).forget()
         return _reply(message, {})
 
     @app.query("look")
@@ -165,7 +166,8 @@ def _open_state(
     """Return the client's state of its last accepted round, which is read on first use; empty without state."""
     if not (setup.strategy.hook.keeps_state or keeps_residual):
         return {}
-    return ClientState(setup.config, context, _partition(context), _number(message, STATE_ROUND))
+    run_id, state_round = _text(message, STATE_RUN), _number(message, STATE_ROUND)
+    return ClientState(setup.config, context, run_id, _partition(context), state_round)
 
 
 def _residual(setup: ClientSetup, context: Context, state: Mapping[str, Weights]) -> Weights:
@@ -190,6 +192,11 @@ def _end(setup: ClientSetup, message: Message, context: Context) -> ClientEnd:
 def _number(message: Message, key: str) -> int:
     config: ConfigRecord = message.content.config_records[CONFIG]
     return int(config[key])  # type: ignore[arg-type]
+
+
+def _text(message: Message, key: str) -> str:
+    config: ConfigRecord = message.content.config_records[CONFIG]
+    return str(config[key])
 
 
 def _check_finite(training: TrainResult, hook: TrainingHook) -> None:

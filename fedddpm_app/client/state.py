@@ -39,16 +39,19 @@ class ClientState(Mapping[str, Weights]):
     config : Config
         ``state_dir`` is the parent folder of the runs' folders; if empty, it is in the client's Flower home.
     context : Context
-        Its ``run_id`` names the folder, its ``state`` holds the marker.
+        Its ``state`` holds the marker.
+    run_id : str
+        Names the folder: of a resumed run, the id of the first one; a whole number.
     partition_id : int
         Names the files.
     state_round : int
         The round of the last reply that the server accepted; 0 if there is no such round, and then no state.
     """
 
-    def __init__(self, config: Config, context: Context, partition_id: int, state_round: int = 0) -> None:
+    def __init__(self, config: Config, context: Context, run_id: str, partition_id: int, state_round: int = 0) -> None:
         parent = Path(config.run.state_dir).expanduser() if config.run.state_dir else get_flwr_home() / _FOLDER
-        self.folder = parent.resolve() / f"run-{context.run_id}"
+        self.folder = parent.resolve() / f"run-{int(run_id)}"
+        self._num_kept = config.recording.checkpoint_keep
         self._context = context
         self._prefix = f"client-{partition_id:04d}"
         self._round = state_round
@@ -84,7 +87,11 @@ class ClientState(Mapping[str, Weights]):
         return _unflatten(load_file(path))
 
     def save(self, server_round: int, state: Mapping[str, Weights]) -> None:
-        """Write and mark the state of a round; keep it and the state of ``state_round``, and remove older states."""
+        """Write and mark the state of a round; keep it and the state of ``state_round``.
+
+        As many earlier states are kept as the server keeps checkpoints, for a run that is resumed. Other states are
+        removed.
+        """
         self.folder.mkdir(parents=True, exist_ok=True)
         partial = self.folder / f"{self._prefix}.{os.getpid()}.partial"
         save_file(_flatten(state), partial)
@@ -92,7 +99,9 @@ class ClientState(Mapping[str, Weights]):
         kept = ({str(self._round): before} if self._round else {}) | {str(server_round): _digest(partial)}
         partial.replace(self._path(server_round, kept[str(server_round)]))
         self._context.state[_MARKER] = ConfigRecord(dict(kept))
-        self._remove_all_but({self._path(int(key), digest) for key, digest in kept.items()})
+        self._remove_all_but(
+            {self._path(int(key), digest) for key, digest in kept.items()} | self._earlier(server_round)
+        )
 
     def forget(self) -> None:
         """Remove the client's files of this run, and then the folder if it is empty."""
@@ -119,10 +128,19 @@ class ClientState(Mapping[str, Weights]):
     def _path(self, server_round: int, digest: str) -> Path:
         return self.folder / f"{self._prefix}-round-{server_round:04d}-{digest}.safetensors"
 
+    def _earlier(self, server_round: int) -> set[Path]:
+        """Return the newest states of earlier rounds, as many as the server keeps checkpoints."""
+        before = [path for path in self.folder.glob(f"{self._prefix}-round-*") if _round_of(path) < server_round]
+        return set(sorted(before, key=_round_of, reverse=True)[: self._num_kept])
+
     def _remove_all_but(self, kept: set[Path]) -> None:
         for path in self.folder.glob(f"{self._prefix}-round-*"):
             if path not in kept:
                 path.unlink(missing_ok=True)
+
+
+def _round_of(path: Path) -> int:
+    return int(path.stem.rsplit("-", 2)[1])
 
 
 def _digest(path: Path) -> str:

@@ -140,7 +140,7 @@ def _check_waiting(config: Config) -> None:
 def _check_replies(config: Config) -> None:
     waiting = config.waiting
     sampled = config.run.clients_per_round or config.data.num_clients
-    if waiting.min_replies > sampled:
+    if waiting.quorum(sampled) > sampled:
         raise ConfigError(
             f"min-replies = {waiting.min_replies} is more than the {sampled} clients of a round: use at most {sampled}."
         )

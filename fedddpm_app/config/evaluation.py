@@ -47,7 +47,8 @@ class PreviewConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class RecordingConfig:
-    """The checkpoints of the weights during the rounds."""
+    """The checkpoints of the server's state during the rounds."""
 
     PREFIX: ClassVar[str] = ""
     checkpoint_every: CountOrZero
+    checkpoint_keep: CountOrZero

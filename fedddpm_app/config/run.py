@@ -53,6 +53,8 @@ class RunConfig:
     client_threads: PositiveInt
     server_threads: PositiveInt
     state_dir: str
+    resume: str
+    resume_previous: bool
 
     @property
     def options(self) -> dict[str, Scalar]:

@@ -56,7 +56,6 @@ class Assessment:
         self.evaluator = evaluator
         self.model = model
         self.scheduler = scheduler
-        self.num_generated = 0
 
     def after_round(self, server_round: int, models: Mapping[str, Weights], weights: str) -> list[Metric]:
         """Return the cheap metrics of the models, which are given by name; ``weights`` is ``ema`` or ``raw``."""
@@ -98,7 +97,7 @@ class Assessment:
         data, labels = self.config.data, None
         if data.class_conditional:
             labels = labels_like(self.evaluator.reference.images.labels, plan.images)
-        self.num_generated += plan.images
+        self.recorder.generated["evaluation"] += plan.images
         batches = sample_batches(
             self.model,
             self.scheduler,

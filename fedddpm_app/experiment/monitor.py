@@ -1,4 +1,4 @@
-"""Monitoring of the global model during training: test loss, sample sheets, checkpoints, the final pipeline."""
+"""Monitoring of the global model during training: test loss, sample sheets, the final pipeline."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -31,7 +31,7 @@ class Monitor:
     Parameters
     ----------
     config : Config
-        The intervals of evaluations, sheets and checkpoints.
+        The intervals of evaluations and sheets.
     strategy : FederatedStrategy
         Provides the EMA weights.
     recorder : RunRecorder
@@ -46,8 +46,6 @@ class Monitor:
     ----------
     latest : Weights
         The last global weights that the monitor received.
-    num_generated : int
-        The number of images generated for sheets so far.
     """
 
     def __init__(
@@ -60,7 +58,6 @@ class Monitor:
     ) -> None:
         self.config, self.strategy, self.recorder, self.task = config, strategy, recorder, task
         self.latest: Weights = {}
-        self.num_generated = 0
         device = resolve_device(config.run.device)
         self.model = task.create_model().to(device)
         self.test_data = task.data.test
@@ -72,7 +69,7 @@ class Monitor:
         )
 
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
-        """Evaluate, and save sheets and checkpoints, if they are due; return the losses on the test split."""
+        """Evaluate, and save sheets, if they are due; return the losses on the test split."""
         self.latest = to_weights(arrays)
         num_rounds = self.config.run.num_rounds
         models = self._models(self.strategy.ema_weights or self.latest)
@@ -85,9 +82,6 @@ class Monitor:
                 with _warn_on_failure(f"round {server_round}: no sheet of images"):
                     for name, weights in models.items():
                         self._preview(server_round, name, weights)
-        if server_round and is_due(self.config.recording.checkpoint_every, server_round, num_rounds):
-            for name, weights in self._models(self.latest).items():
-                self.recorder.save_checkpoint(server_round, weights, models[name], name)
         return MetricRecord({**losses})
 
     def finish(self) -> list[Metric]:
@@ -167,7 +161,7 @@ class Monitor:
             shape=data.image_shape,
             labels=labels,
         )
-        self.num_generated += count
+        self.recorder.generated["preview"] += count
         about = f"{self._weights_name} weights, {preview.sampler}, {preview.sampler_steps} steps"
         known = self.task.data.has_train  # with sites, the server may have no images
         names = self.task.data.class_names if known else data.classes

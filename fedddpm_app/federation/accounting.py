@@ -2,10 +2,12 @@
 
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
 _MB = 1e6
+_TOTALS = ("time/phase_s", "time/round_s")
 
 
 class Accounting:
@@ -32,6 +34,26 @@ class Accounting:
             yield
         finally:
             self.seconds[phase] += time.perf_counter() - began
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the totals, for a checkpoint."""
+        return {"bytes_up": self.bytes_up, "bytes_down": self.bytes_down, "seconds": dict(self.seconds)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue from the totals of a checkpoint."""
+        self.bytes_up, self.bytes_down = state["bytes_up"], state["bytes_down"]
+        self.seconds = defaultdict(float, state["seconds"])
+
+    def add(self, spent: Mapping[str, object]) -> None:
+        """Add the cost that a line of ``stats.jsonl`` reports, see ``Span.spent``."""
+        for key, value in spent.items():
+            if isinstance(value, int | float):
+                if key == "comm/up_mb":
+                    self.bytes_up += round(value * _MB)
+                elif key == "comm/down_mb":
+                    self.bytes_down += round(value * _MB)
+                elif key.startswith("time/") and key not in _TOTALS:
+                    self.seconds[key.removeprefix("time/").removesuffix("_s")] += value
 
     def summary(self) -> dict[str, float]:
         """Return the totals with their units in the keys: MB (10^6 bytes) and seconds."""

@@ -13,7 +13,7 @@ ranks again after each choice.
 import gc
 import itertools
 import math
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -40,6 +40,7 @@ from fedddpm_app.weights import Weights, num_bytes, select, weighted_mean
 
 _STEPPING = ("fedavgm", "fedadam", "fedyogi", "fedadagrad")
 _CHOOSING = ("krum", "multikrum", "bulyan")
+_MOMENTA = ("momentum_vector", "m_t", "v_t")
 _NO_NODE = 1
 
 
@@ -128,6 +129,15 @@ class AggregationRule:
             logger.warning(text, server_round, self.name, self.least_replies, len(held))
             return None
         return self._compare(server_round, start, held, grid)
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the momenta, for a checkpoint; empty for a rule without them."""
+        return {name: getattr(self._rule, name) for name in _MOMENTA if getattr(self._rule, name, None) is not None}
+
+    def load_state_dict(self, state: Mapping[str, object]) -> None:
+        """Continue with the momenta of a checkpoint."""
+        for name, momentum in state.items():
+            setattr(self._rule, name, momentum)
 
     def log_memory(self, weights: Weights, num_replies: int) -> None:
         """Log the memory that a round's replies take, if the rule holds them all."""

@@ -38,6 +38,8 @@ class Clients:
     ----------
     refusals : dict of int to str
         By partition, the reason why its last reply was refused or is missing.
+    state_run : str
+        The id of the run that the clients' states belong to: of a resumed run, the first one.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Clients:
         self.transport = transport
         self.max_num_examples = max_num_examples
         self.refusals: dict[int, str] = {}
+        self.state_run = ""
         self._roll_call = roll_call
         self._accounting = accounting
         self._steps: dict[str, dict[int, float]] = {}
@@ -95,7 +98,8 @@ class Clients:
         missing there has no such reply.
         """
         arrays = {name: packed.record for name, packed in records.items()}
-        contents = {r: request(arrays, server_round, r) for r in {state_rounds.get(p, 0) for p in partitions}}
+        asked = {state_rounds.get(p, 0) for p in partitions}
+        contents = {r: request(arrays, server_round, r, self.state_run) for r in asked}
         self._accounting.bytes_down += sum(packed.num_bytes for packed in records.values()) * len(partitions)
         node_of, ttl = self.participants.node_of, timeout + _TTL_MARGIN_SECONDS
         steps = self._steps.get(message_type, {})

@@ -5,7 +5,11 @@ from fedddpm_app.weights import Weights
 
 
 class RoundFailedError(RuntimeError):
-    """No client returned a usable reply, so the run cannot continue."""
+    """The run cannot continue; the message gives the reason."""
+
+
+class TooFewRepliesError(RoundFailedError):
+    """Fewer clients than ``min-replies`` returned a usable reply; the round can be repeated."""
 
 
 def check_finite(weights: Weights, subject: str, fix: str) -> None:

@@ -55,11 +55,15 @@ class Participants:
         """Return the partition whose node sent a reply; None for Flower's own error that a node is not available."""
         return self._partition_of.get(message.metadata.src_node_id)
 
-    def sample(self, count: int, seed: int, server_round: int) -> list[int]:
-        """Sample a round's partitions from the connected ones, without replacement, in ascending order; 0 means all."""
+    def sample(self, count: int, seed: int, server_round: int, attempt: int = 0) -> list[int]:
+        """Sample a round's partitions from the connected ones, without replacement, in ascending order; 0 means all.
+
+        ``attempt`` counts the earlier attempts at the round: a repeated round samples again.
+        """
         if count == 0 or count >= len(self.present):
             return list(self.present)
-        generator = np.random.default_rng(derive_seed(seed, "sample-clients", server_round))
+        indices = (server_round, attempt) if attempt else (server_round,)
+        generator = np.random.default_rng(derive_seed(seed, "sample-clients", *indices))
         return sorted(int(p) for p in generator.choice(self.present, size=count, replace=False))
 
     def absent(self, num_clients: int) -> Sequence[int]:

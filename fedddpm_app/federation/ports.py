@@ -1,10 +1,11 @@
 """Protocols of the objects that the apps pass to a strategy: a strategy knows nothing of files."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.weights import Weights
 
 
 class Recorder(Protocol):
@@ -18,8 +19,39 @@ class Recorder(Protocol):
     def durable(self) -> Path:
         """A folder that outlives the run, for finished pieces of work that a restarted run reuses."""
 
+    @property
+    def unfinished(self) -> Path:
+        """A folder for finished pieces of a phase, which a resumed run reads."""
+
+    @property
+    def stats(self) -> Sequence[Mapping[str, object]]:
+        """The objects of ``stats.jsonl`` so far."""
+
+    @property
+    def auxiliary_digest(self) -> str:
+        """The SHA-256 of the stored D_aux; empty if there is none."""
+
     def append(self, stats: Mapping[str, object]) -> None:
         """Write one object to ``stats.jsonl``."""
 
     def save_auxiliary(self, data: ImageTensors, clients: list[int]) -> None:
         """Store D_aux; ``clients`` holds the partition id of each image."""
+
+    def load_auxiliary(self) -> ImageTensors | None:
+        """Return the stored D_aux on the CPU; None if there is none."""
+
+    def save_checkpoint(
+        self,
+        server_round: int,
+        models: Mapping[str, Weights],
+        state: Mapping[str, object],
+        is_kept: Callable[[int], bool],
+    ) -> None:
+        """Start to store a checkpoint; then remove those of rounds for which ``is_kept`` returns False.
+
+        ``models`` holds weights that do not change afterwards. ``state`` consists of tensors, arrays, numbers, texts,
+        and lists and mappings of them.
+        """
+
+    def wait_for_checkpoint(self) -> None:
+        """Wait until the last checkpoint is stored."""

@@ -13,6 +13,7 @@ METRICS = "metrics"
 NUM_EXAMPLES = "num-examples"
 SERVER_ROUND = "server-round"
 STATE_ROUND = "state-round"
+STATE_RUN = "state-run"
 PARTITION_ID = "partition-id"
 NUM_PARTITIONS = "num-partitions"
 DATA_PATH = "data-path"
@@ -99,6 +100,7 @@ def to_weights(arrays: ArrayRecord) -> Weights:
     return arrays.weights if isinstance(arrays, WeightsRecord) else dict(arrays.to_torch_state_dict())
 
 
-def request(records: Mapping[str, ArrayRecord], server_round: int, state_round: int) -> RecordDict:
-    """Return the content of a training or evaluation message; ``state_round`` is as in ``ClientState``."""
-    return RecordDict({**records, CONFIG: ConfigRecord({SERVER_ROUND: server_round, STATE_ROUND: state_round})})
+def request(records: Mapping[str, ArrayRecord], server_round: int, state_round: int, state_run: str) -> RecordDict:
+    """Return the content of a message; ``state_round`` and ``state_run`` are as in ``ClientState``."""
+    config = ConfigRecord({SERVER_ROUND: server_round, STATE_ROUND: state_round, STATE_RUN: state_run})
+    return RecordDict({**records, CONFIG: config})

@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedddpm_app.config import ConfigError
-from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.flower_internals import ErrorCode
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.records import METRICS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
@@ -76,7 +76,7 @@ class RollCall:
 
         Raises
         ------
-        RoundFailedError
+        TooFewRepliesError
             If fewer than ``min_replies`` clients are connected, and the others do not come back within the time limit.
         """
         self._read_answers()
@@ -95,7 +95,7 @@ class RollCall:
         for partition in sorted(now.keys() - before.keys()):
             logger.warning("client %d is connected, and takes part from now on", partition)
         if len(now) < min_replies:
-            raise RoundFailedError(
+            raise TooFewRepliesError(
                 f"{len(now)} clients are connected after node-timeout = {self._timeout:.0f} s, but min-replies = "
                 f"{min_replies}: start the missing SuperNodes, or use a smaller min-replies."
             )

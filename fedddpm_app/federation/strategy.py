@@ -24,7 +24,9 @@ from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.records import ARRAYS, to_arrays, to_weights
 from fedddpm_app.federation.replies import Reply, ReplySpec
 from fedddpm_app.federation.round_log import RoundLog
-from fedddpm_app.federation.streaming import ReplyStream, collecting, starting_with, with_progress
+from fedddpm_app.federation.rounds import Rounds
+from fedddpm_app.federation.server_state import Checkpoints, load_models, load_named_state, named_state
+from fedddpm_app.federation.streaming import ReplyStream, collecting, with_progress
 from fedddpm_app.federation.survey import survey_sites
 from fedddpm_app.progress import logger
 from fedddpm_app.training.actions import ClientAction, Value
@@ -41,10 +43,10 @@ EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 class FederatedStrategy(FedAvg):
     """Federated averaging, with methods that algorithms override.
 
-    A round: sample clients -> send the weights and ``broadcast`` -> clients train with ``hook`` -> each reply is
-    checked on arrival and passed to ``aggregate``, in the order of the partition ids (so that the result is the same
-    bit for bit, whatever the order of arrival) -> ``after_aggregation`` -> EMA -> clients evaluate -> one line in
-    ``stats.jsonl``.
+    A round (``Rounds``): sample clients -> send the weights and ``broadcast`` -> clients train with ``hook`` -> each
+    reply is checked on arrival and passed to ``aggregate``, in the order of the partition ids (so that the result is the
+    same bit for bit, whatever the order of arrival) -> ``after_aggregation`` -> EMA -> clients evaluate -> one line in
+    ``stats.jsonl`` -> checkpoint.
 
     Parameters
     ----------
@@ -67,6 +69,10 @@ class FederatedStrategy(FedAvg):
         The prefix of the run-config keys of this algorithm; users of ``simulate`` may omit it.
     uses_keys : sequence of str
         Other run-config keys of single algorithms that this class reads, or their prefixes; subclasses inherit them.
+    state_attributes : sequence of str
+        The attributes that change over the rounds: checkpoints contain them, and a resumed run gets them back. Each is
+        a tensor, array, number, text or None, a list or dict of them (such as weights), or an object with
+        ``state_dict`` and ``load_state_dict``. Subclasses inherit them.
     own_aggregation : str
         The reason why another ``aggregator`` cannot replace the algorithm's server step; empty if it can.
     trains_on_clients : bool
@@ -77,6 +83,8 @@ class FederatedStrategy(FedAvg):
         Set at the beginning of ``start``.
     sampled : list of int
         The partitions of the current round.
+    attempt : int
+        0, or the number of earlier attempts at the current round.
     reply_references : dict of str to Weights
         The records of weights that a training reply must have, by name: each must have the names, shapes and dtypes of
         its reference.
@@ -98,6 +106,7 @@ class FederatedStrategy(FedAvg):
     client_actions: ClassVar[Mapping[str, ClientAction]] = types.MappingProxyType({})
     key_prefix: ClassVar[str] = ""
     uses_keys: ClassVar[Sequence[str]] = ()
+    state_attributes: ClassVar[Sequence[str]] = ("train_loss", "accounting", "_rule", "_state_rounds", "_state_run")
     own_aggregation: ClassVar[str] = ""
     trains_on_clients: ClassVar[bool] = True
     train_metrics: Sequence[str] = ("loss", "final-loss", "steps", "seconds")
@@ -116,13 +125,19 @@ class FederatedStrategy(FedAvg):
         self.client_models: dict[int, Weights] = {}
         self.reply_references: dict[str, Weights] = {}
         self.sampled: list[int] = []
+        self.attempt = 0
         self.round_log = RoundLog(self.accounting)
+        self.checkpoints = Checkpoints(self)
         self._state_rounds: dict[int, int] = {}
+        self._state_run = ""
         self._rule = AggregationRule(config)
+        self._resumed: tuple[int, Mapping[str, Weights], Mapping[str, Any]] | None = None
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Add the inherited client actions to those that a subclass names."""
+        """Add the inherited client actions and state attributes to those that a subclass names."""
         super().__init_subclass__(**kwargs)
+        attributes = [vars(base).get("state_attributes", ()) for base in reversed(cls.__mro__)]
+        cls.state_attributes = tuple(dict.fromkeys(name for names in attributes for name in names))
         named = [vars(base).get("client_actions", {}) for base in reversed(cls.__mro__)]
         cls.client_actions = {name: action for actions in named for name, action in actions.items()}
         for name in cls.client_actions:
@@ -166,8 +181,25 @@ class FederatedStrategy(FedAvg):
         return client_steps
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
-        """Do the work before round 1; return the weights that round 1 starts from (here: unchanged)."""
+        """Do the work before round 1; return the weights that round 1 starts from (here: unchanged).
+
+        A run that is resumed from a checkpoint calls ``load_state`` in its place.
+        """
         return weights
+
+    def state(self) -> dict[str, Any]:
+        """Return the state for a checkpoint: ``state_attributes``, and a kept optimiser state."""
+        trainer = self.trainer.state_dict() if "trainer" in self.__dict__ else {}
+        return {"attributes": named_state(self, self.state_attributes), "trainer": trainer}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue with the state of a checkpoint."""
+        load_named_state(self, state["attributes"])
+        if state["trainer"]:
+            self.trainer.load_state_dict(state["trainer"])
+
+    def after_checkpoint(self, server_round: int) -> None:
+        """Remove files that only a run resumed from an earlier round would need (here: none)."""
 
     def broadcast(self, server_round: int) -> Mapping[str, Weights]:
         """Return the weights that clients receive in addition to the global weights, by name (here: none)."""
@@ -184,7 +216,9 @@ class FederatedStrategy(FedAvg):
         server_round : int
             From 1; the round started from ``global_weights``.
         replies : iterator of Reply
-            At least one, checked, in the order of the partition ids; each is yielded as soon as it is its turn.
+            Checked, in the order of the partition ids; each is yielded as soon as it is its turn. After the last one,
+            the iterator raises ``TooFewRepliesError`` if there were fewer than ``min-replies``: change the algorithm's
+            state after the loop over the replies, because the round is then repeated.
             ``reply.load()`` returns a client's weights. Read the replies in one pass and keep none
             (``weights.RunningMean`` folds their weights): memory then does not grow with the number of clients.
         """
@@ -256,7 +290,7 @@ class FederatedStrategy(FedAvg):
             client without such a reply is named in a warning and left out.
         """
         if partitions is None:
-            partitions = self.sampled or self.clients.present(self.config.waiting.min_replies)
+            partitions = self.sampled or self.clients.present(self.config.waiting.quorum(self.config.data.num_clients))
         call = self.action_call(action, timeout)
         return call.ask(partitions, weights or {}, values, like, check)
 
@@ -278,25 +312,55 @@ class FederatedStrategy(FedAvg):
         evaluate_config: ConfigRecord | None = None,
         evaluate_fn: EvaluateFn | None = None,
     ) -> Result:
-        """Find the clients, call ``prepare``, then run Flower's rounds; see ``Strategy.start``."""
+        """Find the clients, call ``prepare`` or continue from a checkpoint, then run the rounds.
+
+        See Flower's ``Strategy.start``, and ``Rounds``.
+        """
         self.initial_weights = to_weights(initial_arrays)
         self.reply_references[ARRAYS] = self.initial_weights
         self.transport = Transport(self.config.transport)
         self._outbox = Outbox(self.transport)
+        self._state_run = str(grid.run.run_id)
         with cpu_threads(self.config.run.server_threads), closing(self.transport):
             self._find_clients(grid)
-            result = super().start(
-                StreamingGrid(grid, self.clients.participants.under_way),  # type: ignore[arg-type]
-                to_arrays(self.prepare(grid, self.initial_weights)),
+            self.clients.state_run = self._state_run
+            first, weights = self._begin(grid)
+            self.clients.state_run = self._state_run
+            streaming: Any = StreamingGrid(grid, self.clients.participants.under_way)
+            configs = (train_config or ConfigRecord(), evaluate_config or ConfigRecord())
+            result = Rounds(self, streaming, timeout, *configs).run(
+                first,
                 num_rounds,
-                timeout,
-                train_config,
-                evaluate_config,
+                to_arrays(weights),
                 lambda server_round, current: self._finish_round(server_round, current, evaluate_fn),
             )
             if self.hook.keeps_state or self.config.transport.keeps_residuals:
                 self.clients.forget(grid, self.config.waiting.node_timeout)
             return result
+
+    def resume(self, server_round: int, models: Mapping[str, Weights], state: Mapping[str, Any]) -> None:
+        """Have ``start`` continue after a round of an earlier run, with the models and the state of its checkpoint."""
+        self._resumed = (server_round, models, state)
+
+    def _begin(self, grid: Grid) -> tuple[int, Weights]:
+        """Return the first round to run, and the weights that it starts from."""
+        if self._resumed is not None:
+            server_round, models, state = self._resumed
+            weights = load_models(self, models, self.initial_weights)
+            if server_round == 0:
+                self.ema_weights = None
+            self.load_state(state)
+            return server_round + 1, weights
+        weights = self.prepare(grid, self.initial_weights)
+        self.checkpoints.save(0, weights)
+        self.after_checkpoint(0)
+        return 1, weights
+
+    def abandon_round(self, server_round: int, reason: str) -> None:
+        """Undo and record an attempt at a round that got too few replies."""
+        load_named_state(self, self._before_round)
+        row = self.round_log.close() | {"phase": "abandoned", "round": server_round, "attempt": self.attempt}
+        self.recorder.append(row | {"reason": reason})
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -304,9 +368,16 @@ class FederatedStrategy(FedAvg):
         """Return the messages with the weights for the round's clients."""
         self._arrays = arrays
         self.__dict__.pop("global_weights", None)
+        self._before_round = {
+            name: value
+            for name, value in ((name, getattr(self, name, None)) for name in self.state_attributes)
+            if not hasattr(value, "load_state_dict")
+        }
         run, participants = self.config.run, self.clients.participants
-        self.clients.present(self.config.waiting.min_replies if self.trains_on_clients else 0)
-        self.sampled = participants.sample(run.clients_per_round, run.seed, server_round)
+        self.round_log.begin(server_round, [], [])
+        quorum = self.config.waiting.quorum(run.clients_per_round or self.config.data.num_clients)
+        self.clients.present(quorum if self.trains_on_clients else 0)
+        self.sampled = participants.sample(run.clients_per_round, run.seed, server_round, self.attempt)
         self.round_log.begin(server_round, self.sampled, participants.absent(self.config.data.num_clients))
         if not self.trains_on_clients:
             return []
@@ -386,15 +457,10 @@ class FederatedStrategy(FedAvg):
         spec = ReplySpec(records, self.train_metrics, self.check_reply)
         stream = ReplyStream(self.clients, replies, self.sampled, exchange_name, spec)
         accepted: list[Reply] = []
-        in_order = collecting(stream.by_partition(self.recorder.scratch), accepted)
+        in_order = self._with_quorum(collecting(stream.by_partition(self.recorder.scratch), accepted), stream, accepted)
         if is_deployed(self.grid.run):
             in_order = with_progress(in_order, "train", server_round, self.config.run.num_rounds)
-        first = next(in_order, None)
-        if first is None:
-            raise stream.too_few(0, 1)
-        all_replies = starting_with(first, in_order)
-        del first
-        weights = self.aggregate(server_round, all_replies)
+        weights = self.aggregate(server_round, in_order)
         for _ in in_order:  # replies that the algorithm did not read are checked and counted too
             continue
         metrics = self.train_metrics_aggr_fn([reply.message.content for reply in accepted], self.weighted_by_key)
@@ -402,9 +468,18 @@ class FederatedStrategy(FedAvg):
         self._state_rounds |= {reply.partition_id: server_round for reply in accepted}
         self.round_log.add_replies(accepted, metrics)
         self.round_log.add(stream.left_out("train"))
-        if len(accepted) < self.config.waiting.min_replies:
-            raise stream.too_few(len(accepted), self.config.waiting.min_replies)
         return weights_module.cast_like(weights, self.initial_weights), metrics
+
+    def _with_quorum(self, replies: Iterator[Reply], stream: ReplyStream, accepted: list[Reply]) -> Iterator[Reply]:
+        """Yield the replies; after the last one, raise ``TooFewRepliesError`` if they are fewer than ``min-replies``.
+
+        ``aggregate`` thus does not change the algorithm's state in a round that is abandoned.
+        """
+        yield from replies
+        quorum = self.config.waiting.quorum(len(self.sampled))
+        if len(accepted) < quorum:
+            self.round_log.add(stream.left_out("train"))
+            raise stream.too_few(len(accepted), quorum)
 
     def _update_ema(self, server_round: int, weights: Weights) -> None:
         """Fold the round into the EMA, which starts at the weights of round 1."""
@@ -423,4 +498,6 @@ class FederatedStrategy(FedAvg):
             return metrics
         self.round_log.add(metrics or {})
         self.recorder.append(self.round_log.close())
+        self.checkpoints.save(server_round, to_weights(arrays))
+        self.after_checkpoint(server_round)
         return metrics

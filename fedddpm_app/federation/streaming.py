@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Message
 
-from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.replies import GONE, Reply, ReplyRefusedError, ReplySpec, accept_reply
 from fedddpm_app.progress import ProgressEvent, logger, report
 
@@ -49,11 +49,11 @@ class ReplyStream:
         self._spec = spec
         self.refused: dict[int, str] = {}
 
-    def too_few(self, num_replies: int, needed: int) -> RoundFailedError:
+    def too_few(self, num_replies: int, needed: int) -> TooFewRepliesError:
         """Return the error for fewer accepted replies than ``needed``, with the reason of one client."""
         first = next((f"; client {partition}: {self.refused[partition]}" for partition in sorted(self.refused)), "")
         fewer = f", fewer than min-replies = {needed}" if needed > 1 else ""
-        return RoundFailedError(
+        return TooFewRepliesError(
             f"{self._name}: {num_replies or 'none'} of the {len(self._awaited)} clients returned a usable reply"
             f"{fewer}{first}"
         )
@@ -140,13 +140,6 @@ def collecting(replies: Iterator[Reply], into: list[Reply]) -> Iterator[Reply]:
         into.append(replace(reply, payloads={}))
         yield reply
         del reply
-
-
-def starting_with(first: Reply, rest: Iterator[Reply]) -> Iterator[Reply]:
-    """Yield ``first``, then the rest; ``first`` is not kept in memory."""
-    yield first
-    del first
-    yield from rest
 
 
 def _on_disk(reply: Reply, folder: Path) -> Reply:

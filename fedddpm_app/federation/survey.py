@@ -14,7 +14,8 @@ from fedddpm_app.federation.streaming import ReplyStream
 def survey_sites(clients: Clients, grid: Grid, config: Config, recorder: Recorder) -> None:
     """Have every client load its images; write the numbers of images, and the failed clients, to ``stats.jsonl``.
 
-    A client that fails may still be sampled in every round: its site may repair the data.
+    A client that fails may still be sampled in every round: its site may repair the data. A resumed run has the line of
+    its first start.
     """
     partitions, timeout = clients.participants.present, config.waiting.round_timeout
     messages = clients.address(partitions, LOOK, {}, 0, timeout)
@@ -22,4 +23,5 @@ def survey_sites(clients: Clients, grid: Grid, config: Config, recorder: Recorde
     stream = ReplyStream(clients, replies, partitions, "the check of the data", ReplySpec(metrics=()))
     sizes = {reply.partition_id: reply.num_examples for reply in stream.as_they_come()}
     in_order = [sizes.get(partition) for partition in range(config.data.num_clients)]
-    recorder.append({"phase": "data", "data/num_examples": in_order, **stream.left_out("data")})
+    if not any(row["phase"] == "data" for row in recorder.stats):
+        recorder.append({"phase": "data", "data/num_examples": in_order, **stream.left_out("data")})

@@ -154,9 +154,10 @@ class MemoryRecorder:
     """Keeps the records of a run in memory; see ``federation.ports.Recorder``."""
 
     def __init__(self, scratch: Path) -> None:
-        self.scratch = self.durable = scratch
+        self.scratch = self.durable = self.unfinished = scratch
         self.stats: list[dict[str, Any]] = []
         self.auxiliary_data: TrainingData | None = None
+        self.auxiliary_digest = ""
 
     def append(self, stats: Mapping[str, object]) -> None:
         """Keep one object of ``stats.jsonl``."""
@@ -165,6 +166,15 @@ class MemoryRecorder:
     def save_auxiliary(self, data: TrainingData, clients: list[int]) -> None:
         """Keep D_aux."""
         self.auxiliary_data = data
+
+    def load_auxiliary(self) -> None:
+        """Return None: a run in memory is not resumed."""
+
+    def save_checkpoint(self, *_: object) -> None:
+        """Keep nothing."""
+
+    def wait_for_checkpoint(self) -> None:
+        """Return at once."""
 
 
 def _check_arguments(model: nn.Module, client_datasets: Sequence[Any], dtype: torch.dtype) -> None:

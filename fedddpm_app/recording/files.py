@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,34 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
         except OSError:
             work.unlink(missing_ok=True)
             raise
+
+
+def keep_lines(path: Path, count: int) -> list[dict[str, object]]:
+    """Keep the first lines of a file with one JSON object per line, remove the others, and return the objects.
+
+    Raises
+    ------
+    RecordingError
+        When the file has fewer complete lines, or cannot be changed.
+    """
+    with writing(path):
+        path.touch()
+        with path.open("rb+") as file:
+            lines = [file.readline() for _ in range(count)]
+            file.truncate(file.tell())
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise RecordingError(f"{path} has fewer than {count} complete lines: restore it from a backup.") from error
+
+
+def flush(path: Path) -> None:
+    """Flush a file or a folder to the disk, so that a failure of the machine does not lose it."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def without_nan(value: object) -> object:

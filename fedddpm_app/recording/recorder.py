@@ -3,32 +3,37 @@
 ``<output-dir>/<run-name>/`` holds ``config.json`` (resolved run config, git commit, versions), ``stats.jsonl``
 (appended and flushed: one object per phase and round, keys with units), ``summary.json`` (status and final
 metrics), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``auxiliary/``,
-``samples/round-0005.png``, ``samples/rounds.png``, ``checkpoints/round-0005/`` and ``plots/``.
+``samples/round-0005.png``, ``samples/rounds.png``, ``checkpoints/round-0005/`` (see ``checkpoints``) and ``plots/``.
+``unfinished/`` holds the pieces of a phase that is not finished, for a run that is resumed.
 """
 
 import json
 import resource
+import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-from datasets import ClassLabel, Dataset, Features, Image, Value
-from safetensors.torch import save_file
 from torch import Tensor
 
 from fedddpm_app.config import Scalar
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.federation.flower_internals import Run
+from fedddpm_app.recording.auxiliary_set import load_auxiliary_set, save_auxiliary_set
+from fedddpm_app.recording.checkpoints import Checkpoint, CheckpointWriter, remove_checkpoints
 from fedddpm_app.recording.curves import plot_losses, plot_metrics
 from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
-from fedddpm_app.recording.files import optional, without_nan, write_json, writing
+from fedddpm_app.recording.files import keep_lines, optional, without_nan, write_json, writing
 from fedddpm_app.recording.plots import plot_classes, plot_partition
 from fedddpm_app.recording.provenance import describe_environment
 from fedddpm_app.recording.samples import round_sheet, save_auxiliary_sheets, save_rounds, save_samples
-from fedddpm_app.recording.sheets import save_pairs, to_pil
+from fedddpm_app.recording.sheets import save_pairs
 from fedddpm_app.weights import Weights
 
+STATS = "stats.jsonl"
 _SUMMARY = "summary.json"
 
 
@@ -42,6 +47,15 @@ class RunRecorder:
     durable : Path, optional
         A folder that outlives the run, see ``federation.ports.Recorder``; by default the run's ``scratch``.
 
+    Attributes
+    ----------
+    stats : list of dict
+        The lines of ``stats.jsonl``.
+    generated : Counter of str
+        The number of generated images by purpose.
+    auxiliary_digest : str
+        The SHA-256 of the stored D_aux; empty if there is none.
+
     Raises
     ------
     ConfigError
@@ -51,15 +65,42 @@ class RunRecorder:
     def __init__(self, directory: Path, durable: Path | None = None) -> None:
         check_is_new(directory)
         make_directory(directory)
+        self._open(directory, durable)
+
+    def _open(self, directory: Path, durable: Path | None) -> None:
         self.directory = directory
         self.durable = durable or directory / "scratch"
         self.began = time.time()
         self.stats: list[dict[str, object]] = []
+        self.generated: Counter[str] = Counter()
+        self.auxiliary_digest = ""
+        self._checkpoints = CheckpointWriter(directory)
+
+    @classmethod
+    def resume(cls, directory: Path, checkpoint: Checkpoint | None, durable: Path | None = None) -> "RunRecorder":
+        """Continue the folder of a run after a checkpoint, or, without one, from the start of the run.
+
+        The lines of ``stats.jsonl`` that the checkpoint does not cover are removed: they are written again.
+        """
+        recorder = cls.__new__(cls)
+        recorder._open(directory, durable)
+        run: Mapping[str, Any] = checkpoint.run if checkpoint else {}
+        recorder.stats = keep_lines(directory / STATS, int(run.get("num_stats", 0)))
+        recorder.generated.update(run.get("generated", {}))
+        recorder.began -= float(run.get("seconds", 0.0))
+        return recorder
 
     @property
     def scratch(self) -> Path:
         """A folder for files that are removed once they are read."""
         folder = self.directory / "scratch"
+        folder.mkdir(exist_ok=True)
+        return folder
+
+    @property
+    def unfinished(self) -> Path:
+        """A folder for finished pieces of a phase, which a resumed run reads; it is removed when the run completes."""
+        folder = self.directory / "unfinished"
         folder.mkdir(exist_ok=True)
         return folder
 
@@ -74,11 +115,21 @@ class RunRecorder:
             check_is_new(self.directory)
             raise
 
+    def add_to_config(self, run_config: Mapping[str, Scalar], run: Run, server_round: int | None) -> None:
+        """Add to ``config.json`` that the run was resumed after ``server_round``; None is its start."""
+        path = self.directory / CONFIG
+        about = json.loads(path.read_text(encoding="utf-8"))
+        changed = {key: value for key, value in run_config.items() if about["run_config"].get(key) != value}
+        entry = {"after_round": server_round, "run_id": str(run.run_id), "changed": changed, **describe_environment()}
+        about["resumed"] = [*about.get("resumed", []), entry]
+        about["run_config"] = dict(run_config)
+        write_json(path, about)
+
     def append(self, stats: Mapping[str, object]) -> None:
         """Append one object to ``stats.jsonl`` and add the peak memory of this process; NaN becomes null."""
         line = {**stats, "mem/peak_rss_mb": _peak_rss_mb()}
         self.stats.append(line)
-        path = self.directory / "stats.jsonl"
+        path = self.directory / STATS
         with writing(path), path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(without_nan(line)) + "\n")
 
@@ -95,15 +146,15 @@ class RunRecorder:
     def save_auxiliary(self, data: ImageTensors, clients: list[int]) -> None:
         """Write D_aux: an Arrow data set with ``image``, ``client`` (and ``label``), and a sheet per client."""
         folder = self.directory / "auxiliary"
-        columns: dict[str, list[object]] = {"image": [to_pil(image) for image in data.images], "client": [*clients]}
-        features = {"image": Image(), "client": Value("int32")}
-        if data.labels is not None:
-            columns["label"] = data.labels.tolist()
-            features["label"] = ClassLabel(num_classes=int(data.labels.max()) + 1)
-        with writing(folder):
-            Dataset.from_dict(columns, features=Features(features)).save_to_disk(str(folder / "dataset"))
+        self.auxiliary_digest = save_auxiliary_set(folder, data, clients)
         with optional(folder):
             save_auxiliary_sheets(data.images, clients, folder, self.directory.name)
+
+    def load_auxiliary(self) -> ImageTensors | None:
+        """Read D_aux on the CPU; None if there is none, or if it is damaged."""
+        found = load_auxiliary_set(self.directory / "auxiliary")
+        self.auxiliary_digest = found[1] if found else ""
+        return found[0] if found else None
 
     def save_samples(
         self,
@@ -141,16 +192,38 @@ class RunRecorder:
             kind = "auxiliary set" if folder == "auxiliary" else f"final model{name and ' of '}{name}"
             save_pairs(generated, train, ratios, threshold, path, f"{self.directory.name}, {kind}")
 
-    def save_checkpoint(self, server_round: int, weights: Weights, ema_weights: Weights, name: str = "") -> None:
-        """Write raw and EMA weights as two safetensors files; ``name`` identifies one of several models of a round."""
-        folder = self.directory / "checkpoints" / f"round-{server_round:04d}" / name
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            save_file(weights, folder / "model.safetensors")
-            save_file(ema_weights, folder / "ema.safetensors")
+    def save_checkpoint(
+        self,
+        server_round: int,
+        models: Mapping[str, Weights],
+        state: Mapping[str, object],
+        is_kept: Callable[[int], bool],
+    ) -> None:
+        """Write a checkpoint in the background, see ``CheckpointWriter``; it covers the lines of ``stats`` so far."""
+        about = {
+            "num_stats": len(self.stats),
+            "generated": dict(self.generated),
+            "seconds": time.time() - self.began,
+        }
+        self._checkpoints.save(server_round, models, state, about, is_kept)
+
+    def wait_for_checkpoint(self) -> None:
+        """Wait until the last checkpoint is on the disk, or has failed with a warning."""
+        self._checkpoints.wait()
+
+    def check_checkpoint(self) -> None:
+        """Wait for the last checkpoint; raise ``RecordingError`` if it could not be written."""
+        self._checkpoints.check()
+
+    def keep_checkpoints(self, is_kept: Callable[[int], bool]) -> None:
+        """Remove the checkpoints of rounds for which ``is_kept`` returns False."""
+        remove_checkpoints(self.directory, is_kept)
 
     def finish(self, status: str, metrics: Mapping[str, object], error: str | None = None) -> None:
-        """Write ``summary.json`` and the plots of losses and metrics."""
+        """Write ``summary.json`` and the plots of losses and metrics, after the last checkpoint is on the disk."""
+        self._checkpoints.wait()
+        if status == "completed":
+            shutil.rmtree(self.directory / "unfinished", ignore_errors=True)
         if (self.directory / "scratch").exists() and not any(self.scratch.iterdir()):
             self.scratch.rmdir()
         summary = {"status": status, **metrics, "time/total_s": round(time.time() - self.began, 1)}
@@ -168,15 +241,21 @@ def write_summary(directory: Path, summary: Mapping[str, object]) -> None:
     write_json(directory / _SUMMARY, {**summary, "directory": str(directory)})
 
 
+def read_summary(directory: Path) -> dict[str, Any]:
+    """Return the content of ``summary.json``; empty if it is missing or incomplete."""
+    try:
+        summary = json.loads((directory / _SUMMARY).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return summary if isinstance(summary, dict) else {}
+
+
 def mark_interrupted(directory: Path) -> None:
     """Set the status in a run's summary to ``interrupted``.
 
     An interrupt may end the clients first, so that the server fails; the status ``failed`` is therefore replaced too.
     """
-    try:
-        summary = json.loads((directory / _SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the file is missing or incomplete
-        summary = {}
+    summary = read_summary(directory)
     if summary.get("status", "failed") == "failed":
         summary.pop("error", None)
         write_summary(directory, summary | {"status": "interrupted"})

@@ -6,7 +6,7 @@ earlier trainings.
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -76,6 +76,8 @@ class Trainer:
     ----------
     model : nn.Module
         The given model, not the compiled one: weights have its names, and hooks get it.
+    keeps_optimizer : bool
+        Whether the last training continued with the optimiser state of the one before.
     """
 
     def __init__(
@@ -96,6 +98,7 @@ class Trainer:
         self._compiled: Any = compiled(model) if acceleration.compiled else model
         self.parameters = [p for p in self.model.parameters() if p.requires_grad]
         self.optimizer = create_optimizer(self.parameters, config)
+        self.keeps_optimizer = False
 
     def train(
         self,
@@ -144,6 +147,7 @@ class Trainer:
         plan = (learning_rate_schedule or self.config.learning_rate_schedule, self.config.warmup_steps, steps)
         size = self.config.batch_size if batch_size is None else batch_size
         weights_module.load_into(self.model, start)
+        self.keeps_optimizer = keep_optimizer
         if not keep_optimizer:
             reset_optimizer(self.optimizer)
         schedule = create_schedule(self.optimizer, learning_rate, *plan)
@@ -165,6 +169,15 @@ class Trainer:
             seconds=time.perf_counter() - began,
             learning_rate_sum=learning_rate * sum(factors),
         )
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the optimiser's state, for a checkpoint; empty if the next training does not continue with it."""
+        return {"optimizer": self.optimizer.state_dict()["state"]} if self.keeps_optimizer else {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with the optimiser's state of a checkpoint."""
+        if state:
+            self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
 
     def full_gradient(self, weights: Weights, data: TrainingData, seed: int) -> Weights:
         """Return the gradient of the mean loss over all of ``data``, by parameter name, on the CPU.

@@ -1,0 +1,144 @@
+"""The run directory of a ServerApp: a new one, or that of a run that is resumed from a checkpoint."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+from fedddpm_app.algorithms import get_algorithm
+from fedddpm_app.config import Config, ConfigError, Scalar
+from fedddpm_app.data.store import cache_folder
+from fedddpm_app.federation.flower_internals import Run
+from fedddpm_app.progress import logger, note
+from fedddpm_app.recording.checkpoints import Checkpoint, CheckpointError, load_checkpoint, rounds_of
+from fedddpm_app.recording.directory import CONFIG, run_directory
+from fedddpm_app.recording.recorder import RunRecorder, read_summary
+
+# Keys that change neither the weights nor the losses of the rounds that are done.
+MAY_CHANGE = (
+    *("num-rounds", "resume", "resume-previous", "output-dir", "run-name", "state-dir", "cache-dir", "transport"),
+    *("node-timeout", "round-timeout", "pretrain-timeout", "min-available-nodes", "min-replies", "max-round-retries"),
+    *("checkpoint-every", "checkpoint-keep", "preview-", "eval-", "inception-weights", "memorization-"),
+)
+
+
+def open_run(
+    config: Config, run_config: Mapping[str, Scalar], base: Path, run: Run
+) -> tuple[RunRecorder, Checkpoint | None]:
+    """Return the recorder of a run, and, of a resumed run, the checkpoint to continue from.
+
+    Parameters
+    ----------
+    config : Config
+        The run's config; ``run_config`` is the same with all keys.
+    base : Path
+        The folder that a relative ``output-dir`` or ``resume`` is relative to.
+    run : Run
+        Flower's description of the run.
+
+    Returns
+    -------
+    recorder : RunRecorder
+        Its folder is new, or that of the resumed run.
+    checkpoint : Checkpoint or None
+        None for a new run, and for a run that ended before its first checkpoint: it starts again, and reuses finished
+        pieces of work.
+
+    Raises
+    ------
+    ConfigError
+        When the folder cannot be used; the message gives the fix.
+    """
+    if not config.run.resume:
+        recorder = RunRecorder(run_directory(config, base), cache_folder(config.data))
+        recorder.write_config(run_config, run)
+        return recorder, None
+    directory = (base / Path(config.run.resume).expanduser()).resolve()
+    check_resumable(directory, config, run_config)
+    checkpoint = find_checkpoint(directory, previous=config.run.resume_previous)
+    if checkpoint is not None and checkpoint.server_round > config.run.num_rounds:
+        raise ConfigError(
+            f"num-rounds = {config.run.num_rounds}, but {directory} has {checkpoint.server_round} rounds: use at least "
+            f"{checkpoint.server_round}, or resume-previous = true."
+        )
+    recorder = RunRecorder.resume(directory, checkpoint, cache_folder(config.data))
+    recorder.add_to_config(run_config, run, checkpoint.server_round if checkpoint else None)
+    note(f"resumed after round {checkpoint.server_round}" if checkpoint else "resumed from the start: no checkpoint")
+    return recorder, checkpoint
+
+
+def check_resumable(directory: Path, config: Config, run_config: Mapping[str, Scalar]) -> None:
+    """Raise ``ConfigError`` if a folder is not that of a run with the same config that is still to be finished."""
+    try:
+        saved = json.loads((directory / CONFIG).read_text(encoding="utf-8"))["run_config"]
+    except (OSError, ValueError, LookupError) as error:
+        raise ConfigError(
+            f'resume = "{config.run.resume}": {directory / CONFIG} cannot be read '
+            f"({getattr(error, 'strerror', None) or error}); give the folder of a run."
+        ) from error
+    different = [
+        f"{key} was {saved.get(key)!r} and is {run_config.get(key)!r}"
+        for key in sorted(saved.keys() | run_config.keys())
+        if saved.get(key) != run_config.get(key) and not key.startswith(MAY_CHANGE)
+    ]
+    if different:
+        may_change = ", ".join(f"{key}*" if key.endswith("-") else key for key in MAY_CHANGE)
+        raise ConfigError(
+            f"resume: {directory} was made with another config: {'; '.join(different)}. Use the same values, or start "
+            f"a new run. Only these keys may change: {may_change}."
+        )
+    if read_summary(directory).get("status") == "completed":
+        _check_continues(directory, config)
+
+
+def _check_continues(directory: Path, config: Config) -> None:
+    """Raise ``ConfigError`` if a completed run cannot get more rounds."""
+    done = max(rounds_of(directory), default=0)
+    if config.run.num_rounds <= done and not config.run.resume_previous:
+        raise ConfigError(f"resume: {directory} is complete, with {done} rounds; give a num-rounds above {done}.")
+    if get_algorithm(config).hook.keeps_state:
+        raise ConfigError(
+            f'resume: {directory} is complete, and its clients have removed the state that algorithm = "'
+            f'{config.run.algorithm}" keeps between rounds; start a new run with more rounds.'
+        )
+
+
+def find_checkpoint(directory: Path, *, previous: bool) -> Checkpoint | None:
+    """Return the newest checkpoint, or with ``previous`` the newest good one before it; None if there is none.
+
+    Raises
+    ------
+    ConfigError
+        When the newest one is damaged, or no earlier one is good.
+    """
+    rounds = rounds_of(directory)
+    if not rounds:
+        if previous:
+            raise ConfigError(f"resume-previous = true: {directory} has no checkpoint; leave it out.")
+        return None
+    if not previous:
+        try:
+            return load_checkpoint(directory, rounds[-1])
+        except CheckpointError as error:
+            earlier = next((r for r in reversed(rounds[:-1]) if _is_good(directory, r)), None)
+            fix = (
+                f"resume from round {earlier} by resume-previous = true (`fedddpm run --resume-previous`)"
+                if earlier is not None
+                else "no earlier checkpoint is good: restore the file from a backup, or start a new run"
+            )
+            raise ConfigError(f"resume: {error}; {fix}.") from error
+    for server_round in reversed(rounds[:-1]):
+        try:
+            return load_checkpoint(directory, server_round)
+        except CheckpointError as error:
+            logger.warning("%s", error)
+    raise ConfigError(
+        f"resume-previous = true: {directory} has no good checkpoint before round {rounds[-1]}; leave it out."
+    )
+
+
+def _is_good(directory: Path, server_round: int) -> bool:
+    try:
+        load_checkpoint(directory, server_round)
+    except CheckpointError:
+        return False
+    return True

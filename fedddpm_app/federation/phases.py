@@ -1,0 +1,41 @@
+"""Phases of a run that are done once: their lines are kept, so that a resumed run does not repeat the work."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedddpm_app.federation.accounting import Accounting
+from fedddpm_app.federation.ports import Recorder
+from fedddpm_app.progress import note
+
+
+def finish_phase(recorder: Recorder, row: Mapping[str, object]) -> None:
+    """Write the line of a finished phase to ``stats.jsonl``, and keep it for a resumed run."""
+    path = _path(recorder, str(row["phase"]))
+    work = path.with_suffix(".partial")
+    work.write_text(json.dumps(row), encoding="utf-8")
+    work.replace(path)
+    recorder.append(row)
+
+
+def finished_phase(recorder: Recorder, phase: str) -> dict[str, Any] | None:
+    """Return the line of a phase that this run has finished, also in an earlier process; None if there is none."""
+    try:
+        row = json.loads(_path(recorder, phase).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return row if isinstance(row, dict) else None
+
+
+def replay_phase(recorder: Recorder, accounting: Accounting, phase: str) -> None:
+    """Write the line of a phase that an earlier process finished, and add its cost; not if it is written already."""
+    row = finished_phase(recorder, phase)
+    if row is not None and not any(line["phase"] == phase for line in recorder.stats):
+        note(f"{phase}: complete already, nothing is repeated")
+        accounting.add(row)
+        recorder.append(row)
+
+
+def _path(recorder: Recorder, phase: str) -> Path:
+    return recorder.unfinished / f"phase-{phase}.json"

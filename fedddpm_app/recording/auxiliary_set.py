@@ -1,0 +1,76 @@
+"""D_aux in the run directory: an Arrow data set with a digest, from which a resumed run reads it again."""
+
+import hashlib
+import json
+import shutil
+from pathlib import Path
+
+import datasets
+import numpy as np
+import torch
+from datasets import ClassLabel, Dataset, Features, Image, Value
+from PIL import Image as PillowImage
+from torch import Tensor
+
+from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.progress import logger
+from fedddpm_app.recording.files import flush, write_json, writing
+from fedddpm_app.recording.sheets import to_pil
+
+_DATASET, _ABOUT = "dataset", "dataset.json"
+
+
+def save_auxiliary_set(folder: Path, data: ImageTensors, clients: list[int]) -> str:
+    """Write D_aux into ``folder``, and return its digest.
+
+    ``folder/dataset`` has the columns ``image``, ``client`` (and ``label``); ``clients`` holds the partition id of each
+    image. It is complete once ``folder/dataset.json`` exists.
+    """
+    columns: dict[str, list[object]] = {"image": [to_pil(image) for image in data.images], "client": [*clients]}
+    features = {"image": Image(), "client": Value("int32")}
+    if data.labels is not None:
+        columns["label"] = data.labels.tolist()
+        features["label"] = ClassLabel(num_classes=int(data.labels.max()) + 1)
+    digest, partial = digest_of(data), folder / f"{_DATASET}.partial"
+    with writing(folder):
+        (folder / _ABOUT).unlink(missing_ok=True)
+        shutil.rmtree(partial, ignore_errors=True)
+        shutil.rmtree(folder / _DATASET, ignore_errors=True)
+        Dataset.from_dict(columns, features=Features(features)).save_to_disk(str(partial))
+        for path in partial.iterdir():
+            flush(path)
+        partial.replace(folder / _DATASET)
+    write_json(folder / _ABOUT, {"sha256": digest, "num_images": len(data)})
+    return digest
+
+
+def load_auxiliary_set(folder: Path) -> tuple[ImageTensors, str] | None:
+    """Return D_aux and its digest; None if it is not there, and, with a warning, if it is damaged."""
+    if not (folder / _ABOUT).exists():
+        return None
+    try:
+        known = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["sha256"]
+        table = datasets.load_from_disk(str(folder / _DATASET))
+        images = torch.stack([_pixels(image) for image in table["image"]])
+        labels = torch.tensor(table["label"], dtype=torch.int64) if "label" in table.column_names else None
+        data = ImageTensors(images, labels)
+        if digest_of(data) != known:
+            raise ValueError("its SHA-256 differs")
+    except Exception as error:  # noqa: BLE001 - a damaged Arrow file raises errors of many types
+        logger.warning("the auxiliary set in %s is damaged (%s): it is generated again", folder, error)
+        return None
+    return data, known
+
+
+def digest_of(data: ImageTensors) -> str:
+    """Return the SHA-256 of D_aux: its pixels and labels."""
+    digest = hashlib.sha256(data.images.contiguous().cpu().numpy().data)
+    if data.labels is not None:
+        digest.update(data.labels.contiguous().cpu().numpy().data)
+    return digest.hexdigest()
+
+
+def _pixels(image: PillowImage.Image) -> Tensor:
+    """Return an image as uint8 (C, H, W)."""
+    pixels = torch.from_numpy(np.array(image))
+    return pixels.reshape(image.height, image.width, -1).permute(2, 0, 1).contiguous()

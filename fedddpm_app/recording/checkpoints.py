@@ -1,0 +1,217 @@
+"""Checkpoints of a run: all that its server needs to continue after a phase or a round.
+
+``checkpoints/round-0005/`` holds ``model.safetensors`` (the raw global weights), ``ema.safetensors``, other models by
+name, ``state.json`` with ``state.safetensors`` (the rest of the server's state), and ``manifest.json`` with the SHA-256
+of each of these files. Round 0 is the end of the phases before the rounds. A folder with its final name is complete: it
+is written under another name, flushed to the disk, and then renamed.
+"""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fedddpm_app.progress import logger
+from fedddpm_app.recording.files import RecordingError, flush, writing
+from fedddpm_app.recording.trees import join, split
+from fedddpm_app.weights import Weights
+
+FOLDER = "checkpoints"
+_MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "state.safetensors"
+_FORMAT = 1
+_PARTIAL = "partial-"
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that is damaged; the message gives the file and the reason."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint, read from the disk.
+
+    Attributes
+    ----------
+    server_round : int
+        The last finished round; 0 before round 1.
+    models : dict of str to Weights
+        ``model``, ``ema``, and other models by name.
+    state : dict
+        The state of the strategy.
+    run : dict
+        The state of the recorder: run config, lines of ``stats.jsonl``, seconds.
+    """
+
+    server_round: int
+    models: dict[str, Weights]
+    state: dict[str, Any]
+    run: dict[str, Any]
+
+
+class CheckpointWriter:
+    """Writes the checkpoints of a run in the background, one after the other.
+
+    A checkpoint that cannot be written gives a warning, and the run continues: the earlier checkpoints stay.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.folder = directory / FOLDER
+        self._pool = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[None] | None = None
+        self._error: RecordingError | None = None
+
+    def save(
+        self,
+        server_round: int,
+        models: Mapping[str, Weights],
+        state: Mapping[str, object],
+        run: Mapping[str, object],
+        is_kept: Callable[[int], bool],
+    ) -> None:
+        """Start to write a checkpoint, after the previous one is complete.
+
+        ``models`` must not change afterwards; ``state`` may. After the checkpoint is complete, the checkpoints of
+        rounds for which ``is_kept`` returns False are removed.
+        """
+        self.wait()
+        content, tensors = split({"format": _FORMAT, "server_round": server_round, "state": state, "run": run})
+        files = {name: dict(weights) for name, weights in models.items()}
+        self._pending = self._pool.submit(self._write, server_round, files, content, tensors, is_kept)
+
+    def wait(self) -> None:
+        """Wait until the last checkpoint is complete, or has failed."""
+        if self._pending is not None:
+            pending, self._pending = self._pending, None
+            pending.result()
+
+    def check(self) -> None:
+        """Wait for the last checkpoint; raise ``RecordingError`` if it could not be written."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
+
+    def _write(
+        self,
+        server_round: int,
+        models: dict[str, Weights],
+        content: object,
+        tensors: dict[str, Tensor],
+        is_kept: Callable[[int], bool],
+    ) -> None:
+        work = self.folder / f"{_PARTIAL}{_name(server_round)}"
+        final = self.folder / _name(server_round)
+        self._error = None
+        try:
+            with writing(final):
+                shutil.rmtree(work, ignore_errors=True)
+                work.mkdir(parents=True)
+                _write_files(work, models, content, tensors)
+                if final.exists():  # of a run that was resumed from an earlier checkpoint
+                    shutil.rmtree(final)
+                work.replace(final)
+                flush(self.folder)
+        except RecordingError as error:
+            shutil.rmtree(work, ignore_errors=True)
+            logger.warning("the checkpoint of round %d is missing, and the run continues: %s", server_round, error)
+            self._error = error
+        else:
+            remove_checkpoints(self.folder.parent, is_kept)
+
+
+def _write_files(folder: Path, models: dict[str, Weights], content: object, tensors: dict[str, Tensor]) -> None:
+    """Write the files of a checkpoint, flush them to the disk, and write their digests last."""
+    names = []
+    for name, weights in models.items():
+        path = folder / f"{name}.safetensors"
+        path.parent.mkdir(exist_ok=True)
+        save_file({key: tensor.contiguous() for key, tensor in weights.items()}, path)
+        names.append(f"{name}.safetensors")
+    (folder / _STATE).write_text(json.dumps(content), encoding="utf-8")
+    names.append(_STATE)
+    if tensors:
+        save_file(tensors, folder / _TENSORS)
+        names.append(_TENSORS)
+    digests = {name: _digest(folder / name) for name in names}
+    (folder / _MANIFEST).write_text(json.dumps(digests, indent=2), encoding="utf-8")
+    for path in folder.rglob("*"):
+        flush(path)
+    flush(folder)
+
+
+def rounds_of(directory: Path) -> list[int]:
+    """Return the rounds of a run's checkpoints in ascending order; they may be damaged."""
+    return sorted(int(path.name.removeprefix("round-")) for path in (directory / FOLDER).glob("round-[0-9]*"))
+
+
+def remove_checkpoints(directory: Path, is_kept: Callable[[int], bool]) -> None:
+    """Remove the checkpoints of rounds for which ``is_kept`` returns False, and unfinished ones."""
+    for server_round in rounds_of(directory):
+        if not is_kept(server_round):
+            shutil.rmtree(directory / FOLDER / _name(server_round), ignore_errors=True)
+    for path in (directory / FOLDER).glob(f"{_PARTIAL}*"):
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def load_checkpoint(directory: Path, server_round: int) -> Checkpoint:
+    """Read the checkpoint of a round.
+
+    Raises
+    ------
+    CheckpointError
+        When a file is missing or differs from its SHA-256.
+    """
+    folder = directory / FOLDER / _name(server_round)
+    digests = _read_json(folder / _MANIFEST)
+    for name, digest in digests.items():
+        _check(folder, name, digest)
+    try:
+        tensors = load_file(folder / _TENSORS) if _TENSORS in digests else {}
+        content: Any = join(_read_json(folder / _STATE), tensors)
+        stems = [name.removesuffix(".safetensors") for name in digests if name not in (_STATE, _TENSORS)]
+        models = {stem: load_file(folder / f"{stem}.safetensors") for stem in stems}
+        if content["format"] != _FORMAT or content["server_round"] != server_round:
+            raise ValueError(f"it has format {content['format']} and round {content['server_round']}")
+        return Checkpoint(server_round, models, content["state"], content["run"])
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{folder} cannot be read: {error}") from error
+
+
+def _check(folder: Path, name: str, digest: object) -> None:
+    """Raise ``CheckpointError`` if a file is missing or differs from its SHA-256."""
+    path = folder / name
+    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
+        raise CheckpointError(f"{path} is missing")
+    if _digest(path) != digest:
+        raise CheckpointError(f"{path} is damaged: its SHA-256 differs from the one in {_MANIFEST}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} has no JSON object")
+    return content
+
+
+def _name(server_round: int) -> str:
+    return f"round-{server_round:04d}"
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
