@@ -85,6 +85,7 @@ def _run(grid: Grid, context: Context) -> None:
     except BaseException as error:
         with suppress(RecordingError):  # the first error counts
             recorder.finish("failed", _metrics(strategy, recorder), error=str(error))
+        logger.info('continue the run with resume = "%s"', recorder.directory)
         raise
     recorder.keep_checkpoints(strategy.checkpoints.is_permanent)
     recorder.finish("completed", {**_metrics(strategy, recorder), "metrics": metrics})
@@ -110,21 +111,23 @@ def _metrics(strategy: FederatedStrategy, recorder: RunRecorder) -> dict[str, ob
 
 
 def _base_directory(config: Config, grid: Grid) -> Path:
-    """Return the folder that a relative ``output-dir`` is relative to.
+    """Return the folder that a relative ``resume``, or else ``output-dir``, is relative to.
 
     In a simulation it is the working directory of the user's command. In a deployment, where the user's command runs on
     another machine, it is the working directory of the ServerApp.
     """
-    if Path(config.run.output_dir).expanduser().is_absolute():
+    key, given = ("resume", config.run.resume) if config.run.resume else ("output-dir", config.run.output_dir)
+    if Path(given).expanduser().is_absolute():
         return Path("/")
     if is_deployed(grid.run):
         return Path.cwd()
     caller = caller_directory(dict(grid.run.override_config))
     if caller is None:
         logger.warning(
-            'output-dir = "%s" is relative, and the calling `flwr run` has ended: the run directory goes into %s; use '
-            "--stream, `fedddpm run` or an absolute path.",
-            config.run.output_dir,
+            '%s = "%s" is relative, and the calling `flwr run` has ended: it is relative to %s; use --stream, '
+            "`fedddpm run` or an absolute path.",
+            key,
+            given,
             Path.cwd(),
         )
     return caller or Path.cwd()

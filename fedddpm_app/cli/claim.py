@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fedddpm_app.apps.resuming import check_resumable, find_checkpoint
 from fedddpm_app.config import Config, Scalar
 from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.recording.directory import run_directory
@@ -13,3 +14,11 @@ def claim_directory(config: Config, overrides: dict[str, Scalar]) -> tuple[Path,
     to_toml({**overrides, "output-dir": str(Path.cwd() / config.run.output_dir)})
     directory = run_directory(config, Path.cwd())
     return directory, RunLog(directory)
+
+
+def continue_directory(config: Config, overrides: dict[str, Scalar]) -> tuple[Path, RunLog]:
+    """Return the folder of the run to resume, and its log; first refuse a run that cannot be resumed."""
+    directory = Path(config.run.resume)
+    check_resumable(directory, config, overrides)
+    find_checkpoint(directory, previous=config.run.resume_previous)
+    return directory, RunLog(directory, resumed=True)

@@ -65,6 +65,10 @@ def run(
     ] = "",
     app_dir: AppOption = None,
     superlink: SuperlinkOption = "",
+    resume: Annotated[str, typer.Option(metavar="RUN", help="Continue the run in this folder, with its config.")] = "",
+    resume_previous: Annotated[
+        bool, typer.Option("--resume-previous", help="Continue from the checkpoint before the newest one.")
+    ] = False,
 ) -> None:
     """Run an experiment to its end. The exit code is 0 if it completes, 1 if it fails, 2 for a bad config.
 
@@ -75,6 +79,9 @@ def run(
     --federation-config has the resources of simulated clients: 'client-resources-num-gpus=0.5'.
 
     With --superlink the experiment runs on that SuperLink's nodes, and its run directory is fetched at the end.
+
+    --resume continues a run that was killed, failed or interrupted. With --superlink, RUN is a folder on the server's
+    host, and -c repeats the run's keys.
     """
 
 

@@ -2,8 +2,9 @@
 
 import io
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Never
 
 import typer
@@ -61,9 +62,14 @@ def find_app(app_dir: Path | None) -> Path:
 
 
 def read_config(
-    folder: Path, run_config: list[str] | None, problems: Sequence[str] = (), *, on_other_hosts: bool = False
+    folder: Path,
+    run_config: list[str] | None,
+    problems: Sequence[str] = (),
+    *,
+    on_other_hosts: bool = False,
+    base: Mapping[str, Scalar] = MappingProxyType({}),
 ) -> tuple[Config, dict[str, Scalar]]:
-    """Return an app's config with the overrides applied, and the overrides.
+    """Return an app's config with the overrides applied, and the overrides, which start with those in ``base``.
 
     Numbers that are read off the data replace ``"auto"`` in both. With ``on_other_hosts``, the hosts of the run read
     them, and the overrides keep ``"auto"``.
@@ -74,7 +80,8 @@ def read_config(
         With everything that is wrong: ``problems`` of other options, the texts, the keys, the values.
     """
     given = read_overrides(RUN_CONFIG, run_config or [], kinds_of_keys())
-    values = default_run_config(folder) | given.values
+    overrides = {**base, **given.values}
+    values = default_run_config(folder) | overrides
     found = [*problems, *given.problems]
     name = values["algorithm"]
     if isinstance(name, str) and ":" not in name and name not in REGISTRY:
@@ -84,7 +91,7 @@ def read_config(
     except ConfigError as error:
         raise ConfigError("\n".join([*found, str(error)])) from error
     config = load_config(values | numbers, found)
-    return config, given.values if on_other_hosts else given.values | numbers
+    return config, overrides if on_other_hosts else overrides | numbers
 
 
 def _numbers(values: dict[str, Scalar], on_other_hosts: bool) -> dict[str, Scalar]:

@@ -1,5 +1,6 @@
 """`fedddpm run`: run an experiment to its end."""
 
+import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -9,7 +10,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.cli.claim import claim_directory
+from fedddpm_app.cli.claim import claim_directory, continue_directory
 from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import RunView, WorkView, print_summary
 from fedddpm_app.cli.deployed import check_deployable, run_deployed
@@ -28,7 +29,7 @@ from fedddpm_app.launch.flower_run import COMPLETED
 from fedddpm_app.launch.resources import crowding, simulation_resources
 from fedddpm_app.launch.simulation import SimulationRun, leaving_in_order
 from fedddpm_app.progress import logging_to
-from fedddpm_app.recording.directory import output_folder
+from fedddpm_app.recording.directory import CONFIG, output_folder
 from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.log import RunLog
 from fedddpm_app.recording.recorder import mark_interrupted
@@ -63,9 +64,12 @@ def _run_here(
     check_compiler(config.run, resolve_device(config.run.device))
     with WorkView(console):
         steps = _count_steps(config)
-    directory, log = claim_directory(config, overrides | federation)
+    if config.run.resume:
+        directory, log = continue_directory(config, default_run_config(folder) | overrides)
+    else:
+        directory, log = claim_directory(config, overrides | federation)
     apps = _prepare(folder, engine, config, directory, log)
-    placed: dict[str, Scalar] = {"output-dir": str(directory.parent), "run-name": directory.name}
+    placed = _places(directory, config)
     say(f"run directory: {directory}")
     try:
         with log, leaving_in_order():
@@ -78,6 +82,10 @@ def _run_here(
     except SystemExit:
         mark_interrupted(directory)
         say(f"interrupted; run directory: {directory}")
+        _say_how_to_resume(directory)
+        raise
+    except typer.Exit:
+        _say_how_to_resume(directory)
         raise
     print_summary(directory, console)
 
@@ -121,11 +129,28 @@ def _prepare(
                 create_evaluator(config)
         return load_apps(folder) if engine is Engine.inprocess else None
     except ConfigError:
-        with log:
-            log.path.unlink()
-        with suppress(OSError):  # the folder holds files of the user
-            directory.rmdir()
+        if not config.run.resume:
+            with log:
+                log.path.unlink()
+            with suppress(OSError):  # the folder holds files of the user
+                directory.rmdir()
         raise
+
+
+def _places(directory: Path, config: Config) -> dict[str, Scalar]:
+    """Return the keys that place a run's files; its clients' states lie in its folder, unless the user set a place."""
+    state = directory / "client-state"
+    in_folder = not config.run.state_dir or state.exists()
+    return {
+        "output-dir": str(directory.parent),
+        "run-name": directory.name,
+        "state-dir": str(state) if in_folder else config.run.state_dir,
+    }
+
+
+def _say_how_to_resume(directory: Path) -> None:
+    if (directory / CONFIG).exists():
+        say(f"continue it: fedddpm run --resume {shlex.quote(str(directory))}")
 
 
 def _count_steps(config: Config) -> int:

@@ -1,23 +1,50 @@
 """Start of `fedddpm run`: a bad config is refused here, before anything that takes seconds is imported."""
 
+import json
 from pathlib import Path
 
 from fedddpm_app.cli.common import FEDERATION_CONFIG, find_app, read_config, refuse
 from fedddpm_app.cli.options import Engine
-from fedddpm_app.config import ConfigError, read_overrides
+from fedddpm_app.config import ConfigError, Scalar, read_overrides
 
 
 def start(
-    run_config: list[str] | None, engine: Engine, federation_config: str, app_dir: Path | None, superlink: str
+    run_config: list[str] | None,
+    engine: Engine,
+    federation_config: str,
+    app_dir: Path | None,
+    superlink: str,
+    resume: str,
+    resume_previous: bool,
 ) -> None:
     """Read the config, and run; ``commands.run`` describes the arguments."""
     folder = find_app(app_dir)
     try:
         federation = read_overrides(FEDERATION_CONFIG, [federation_config], {})
-        config, overrides = read_config(folder, run_config, federation.problems, on_other_hosts=bool(superlink))
+        base = _resumed_config(resume, resume_previous, on_this_host=not superlink)
+        config, overrides = read_config(
+            folder, run_config, federation.problems, on_other_hosts=bool(superlink), base=base
+        )
 
         from fedddpm_app.cli.run import execute
 
         execute(folder, config, overrides, federation.values, engine, superlink)
     except ConfigError as error:
         refuse(str(error))
+
+
+def _resumed_config(resume: str, previous: bool, *, on_this_host: bool) -> dict[str, Scalar]:
+    """Return the keys of the run to continue; empty for a new run. Those of a run on another host are not known."""
+    if not resume:
+        if previous:
+            raise ConfigError("--resume-previous needs --resume RUN: give the folder of the run.")
+        return {}
+    if not on_this_host:
+        return {"resume": resume, "resume-previous": previous}
+    directory = Path(resume).expanduser().absolute()
+    try:
+        saved = json.loads((directory / "config.json").read_text(encoding="utf-8"))["run_config"]
+        return {**saved, "resume": str(directory), "resume-previous": previous}
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        reason = getattr(error, "strerror", None) or f"it has no run config: {error}"
+        raise ConfigError(f"--resume = {resume}: {directory / 'config.json'} cannot be read ({reason}).") from error

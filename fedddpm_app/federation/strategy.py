@@ -44,9 +44,9 @@ class FederatedStrategy(FedAvg):
     """Federated averaging, with methods that algorithms override.
 
     A round (``Rounds``): sample clients -> send the weights and ``broadcast`` -> clients train with ``hook`` -> each
-    reply is checked on arrival and passed to ``aggregate``, in the order of the partition ids (so that the result is the
-    same bit for bit, whatever the order of arrival) -> ``after_aggregation`` -> EMA -> clients evaluate -> one line in
-    ``stats.jsonl`` -> checkpoint.
+    reply is checked on arrival and passed to ``aggregate``, in the order of the partition ids (so that the result is
+    the same bit for bit, whatever the order of arrival) -> ``after_aggregation`` -> EMA -> clients evaluate -> one line
+    in ``stats.jsonl`` -> checkpoint.
 
     Parameters
     ----------
@@ -334,6 +334,7 @@ class FederatedStrategy(FedAvg):
                 to_arrays(weights),
                 lambda server_round, current: self._finish_round(server_round, current, evaluate_fn),
             )
+            self.recorder.wait_for_checkpoint()  # a resumed run then does not need the clients' states
             if self.hook.keeps_state or self.config.transport.keeps_residuals:
                 self.clients.forget(grid, self.config.waiting.node_timeout)
             return result

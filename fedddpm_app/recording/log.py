@@ -14,6 +14,8 @@ class RunLog:
     ----------
     directory : Path
         The run's folder; it is created if needed. The caller that opens its log first owns the folder.
+    resumed : bool
+        Whether lines are added to the log of a run that is resumed.
 
     Attributes
     ----------
@@ -28,12 +30,12 @@ class RunLog:
         When another run owns the folder.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, resumed: bool = False) -> None:
         make_directory(directory)
         self.path = directory / "log.txt"
         self.error = ""
         try:
-            self._file = self.path.open("x", encoding="utf-8", errors="replace", buffering=1)
+            self._file = self.path.open("a" if resumed else "x", encoding="utf-8", errors="replace", buffering=1)
         except FileExistsError:
             raise ConfigError(
                 f'run-name = "{directory.name}": {directory} holds a log.txt already; use another run-name or remove '

@@ -32,7 +32,7 @@ def context():
 
 @pytest.fixture
 def open_state(config, context):
-    return lambda state_round=0: ClientState(config, context, 3, state_round)
+    return lambda state_round=0: ClientState(config, context, "7", 3, state_round)
 
 
 def make(value):
@@ -61,7 +61,7 @@ def test_clients_and_runs_do_not_share(open_state, config):
     open_state().save(1, make(1.0))
     for run_id, partition in ((8, 3), (7, 2)):
         other = Context(run_id=run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})
-        ClientState(config, other, partition).save(1, make(2.0))
+        ClientState(config, other, str(run_id), partition).save(1, make(2.0))
     assert float(open_state(1)["dual"]["b"]) == 1.0
 
 
@@ -108,9 +108,11 @@ def test_a_client_goes_on_from_the_round_that_the_server_accepted(open_state):
     assert dict(open_state(0)) == {}
     open_state(1).save(3, make(3.0))
     kept = [p.name.rsplit("-", 1)[0] for p in sorted(open_state().folder.iterdir())]
-    assert kept == ["client-0003-round-0001", "client-0003-round-0003"]
-    with pytest.raises(ClientStateError, match="round 2 is lost"):
-        open_state(2)["dual"]
+    assert kept == [f"client-0003-round-000{server_round}" for server_round in (1, 2, 3)]
+    open_state(3).save(4, make(4.0))  # as many earlier states as the server keeps checkpoints
+    with pytest.raises(ClientStateError, match="round 1 is lost"):
+        open_state(1)["dual"]
+    assert float(open_state(2)["dual"]["b"]) == 2.0
 
 
 def test_forgetting_removes_the_files_and_the_marker(open_state, context):

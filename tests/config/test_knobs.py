@@ -150,6 +150,10 @@ ELSEWHERE = {
     "min-available-nodes": "tests/federation/test_roll_call",
     "min-replies": "tests/federation/test_messaging",
     "round-timeout": "tests/federation/test_messaging",
+    "max-round-retries": "tests/faults/test_quorum",
+    "checkpoint-keep": "tests/faults/test_resume",
+    "resume": "tests/faults/test_resume",
+    "resume-previous": "tests/faults/test_resume",
 }
 
 

@@ -56,7 +56,7 @@ def _work(run_config, writer, after_events, after_seconds, log):
             timer.start()
         run_inprocess(server_app.app, client_app.app, run_config, int(run_config["num-clients"]))
         code = 0
-    except BaseException:
+    except BaseException:  # noqa: BLE001 - the child ends here, whatever happened
         traceback.print_exc()
     finally:
         os.write(writer, str(count).encode())

@@ -1,11 +1,9 @@
 """A run that is killed at any point, and resumed, ends like a run that was not killed, bit for bit."""
 
-import json
 import random
 import signal
 
 import pytest
-from safetensors.torch import load_file
 
 from tests.conftest import RunDirectory
 from tests.faults.killing import run_in_child
