@@ -165,7 +165,7 @@ def outcome(shared_run):
         run = shared_run(**overrides)
         sheets = run.path.rglob("samples/*.png")
         pictures = {p.relative_to(run.path): [tile.tobytes() for tile in read_tiles(p)] for p in sheets}
-        files = {p.relative_to(run.path) for p in run.path.rglob("*.safetensors")}
+        files = {p.relative_to(run.path) for p in run.path.rglob("*.safetensors") if p.stem != "state"}
         decisions = [{k: v for k, v in row.items() if k.startswith("plus/")} for row in run.stats]
         metrics = [run.summary.get("metrics"), *(row.get("eval/metrics") for row in run.rounds())]
         return run.losses(), decisions, pictures, files, metrics

@@ -1,10 +1,26 @@
 """A run that is killed at any point, and resumed, ends like a run that was not killed, bit for bit."""
 
+import errno
+import json
+import logging
+import os
 import random
+import shutil
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
+import client_app
+import server_app
+from fedddpm_app.algorithms.fedddpm import FedDDPM
+from fedddpm_app.auxiliary.pretraining import PRETRAIN, pretrain
+from fedddpm_app.config import ConfigError
+from fedddpm_app.inprocess.grid import run_inprocess
+from fedddpm_app.recording import checkpoints
+from fedddpm_app.recording.files import RecordingError
+from fedddpm_app.recording.recorder import RunRecorder
 from tests.conftest import RunDirectory
 from tests.faults.killing import run_in_child
 
@@ -14,6 +30,16 @@ ALGORITHMS = {
     "scaffold": {"num-rounds": 4, "clients-per-round": 3},
     "fedadam": {"algorithm": "fedavg", "aggregator": "fedadam", "num-rounds": 4},
 }
+OTHERS = {
+    "fedavgm": {"algorithm": "fedavg", "aggregator": "fedavgm"},
+    "feddyn": {"algorithm": "feddyn"},
+    "moon": {"algorithm": "moon"},
+    "local-only": {"algorithm": "local-only"},
+    "centralized": {"algorithm": "centralized"},
+    "aux-only": {"algorithm": "aux-only"},
+    "int8-delta": {"algorithm": "fedavg", "wire-dtype": "int8-delta"},
+    "init-from-pretrained": {"algorithm": "fedddpm-plus", "init-from-pretrained": True, "plus-threshold": 1e9},
+}
 
 
 @pytest.fixture
@@ -21,7 +47,7 @@ def settings(run_config, tmp_path):
     """A run config for runs of an algorithm by name, each in a folder of its own."""
 
     def make(algorithm, name, **more):
-        special = {"algorithm": algorithm} | ALGORITHMS[algorithm]
+        special = {"algorithm": algorithm} | (ALGORITHMS | OTHERS)[algorithm]
         return run_config | special | {"run-name": name, "state-dir": str(tmp_path / f"state-{name}")} | more
 
     return make
@@ -29,40 +55,212 @@ def settings(run_config, tmp_path):
 
 def final_weights(path):
     folder = max((path / "checkpoints").glob("round-*"))
-    return {file.name: file.read_bytes() for file in folder.glob("*.safetensors")}
+    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.safetensors")}
 
 
-def check_equal(killed, whole):
-    assert killed.summary["status"] == "completed"
-    assert [row["phase"] for row in killed.stats] == [row["phase"] for row in whole.stats]
-    assert killed.losses() == whole.losses()
-    assert final_weights(killed.path) == final_weights(whole.path)
+def check_equal(resumed, whole):
+    assert resumed.summary["status"] == "completed"
+    assert [row["phase"] for row in resumed.stats] == [row["phase"] for row in whole.stats]
+    assert resumed.losses() == whole.losses()
+    assert final_weights(resumed.path) == final_weights(whole.path)
     same = ("comm/up_mb", "comm/down_mb", "images/preview", "images/auxiliary")
-    assert {key: killed.summary[key] for key in same} == {key: whole.summary[key] for key in same}
+    assert {key: resumed.summary[key] for key in same} == {key: whole.summary[key] for key in same}
+    assert not (resumed.path / "unfinished").exists()
 
 
-def kill_and_resume(config, whole, tmp_path, seed, **kill):
-    """Kill a run, resume it until it completes, and compare it with the whole run."""
-    path = tmp_path / str(config["run-name"])
-    ended, _, _ = run_in_child(config, log=tmp_path / "log", **kill)
-    if ended == signal.SIGKILL and not (path / "config.json").exists():
-        ended, _, _ = run_in_child(config, log=tmp_path / "log")
-    elif ended == signal.SIGKILL:
-        ended, _, _ = run_in_child(config | {"resume": str(path)}, log=tmp_path / "log")
-    assert ended == 0, f"kill point {seed}, {kill}"
-    check_equal(RunDirectory(path), whole)
-    return ended
+def folder_of(config):
+    return Path(str(config["resume"] or f"{config['output-dir']}/{config['run-name']}"))
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
-def test_kills_at_random_points(settings, tmp_path, algorithm):
-    config = settings(algorithm, "whole")
-    ended, seconds, operations = run_in_child(config, log=tmp_path / "log")
+def run_here(config):
+    run_inprocess(server_app.app, client_app.app, config, int(config["num-clients"]))
+    return RunDirectory(folder_of(config))
+
+
+def kill_at_random_points(settings, tmp_path, algorithm, count):
+    """Kill and resume ``count`` runs: half of them at a file operation, half at a time."""
+    ended, seconds, operations = run_in_child(settings(algorithm, "whole"), log=tmp_path / "log")
     assert ended == 0, (tmp_path / "log").read_text()
-    whole = RunDirectory(tmp_path / "whole")
-    generator = random.Random(17)
-    for index in range(20):
-        kill = {"after_events": generator.randrange(1, operations)}
+    whole, generator, killed = RunDirectory(tmp_path / "whole"), random.Random(17), 0
+    for index in range(count):
+        config = settings(algorithm, f"killed-{index}")
+        point = {"after_events": generator.randrange(1, operations)}
         if index % 2:
-            kill = {"after_seconds": generator.uniform(0, seconds)}
-        kill_and_resume(settings(algorithm, f"killed-{index}"), whole, tmp_path, index, **kill)
+            point = {"after_seconds": generator.uniform(0, seconds)}
+        ended, _, _ = run_in_child(config, log=tmp_path / "log", **point)
+        killed += ended == signal.SIGKILL
+        if ended == signal.SIGKILL:
+            begun = (folder_of(config) / "config.json").exists()
+            again = config | ({"resume": str(folder_of(config))} if begun else {})
+            ended, _, _ = run_in_child(again, log=tmp_path / "log")
+        assert ended == 0, f"{index}, {point}: {(tmp_path / 'log').read_text()[-2000:]}"
+        check_equal(RunDirectory(folder_of(config)), whole)
+        shutil.rmtree(folder_of(config))
+    return killed
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(3000)
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_twenty_kills_at_random_points(settings, tmp_path, algorithm):
+    assert kill_at_random_points(settings, tmp_path, algorithm, 20) >= 15  # a few runs end before their time
+
+
+@pytest.mark.parametrize("algorithm", ["fedddpm", "scaffold"])
+def test_kills_at_random_points(settings, tmp_path, algorithm):
+    assert kill_at_random_points(settings, tmp_path, algorithm, 2)
+
+
+class StopError(Exception):
+    """Ends a run at a known place."""
+
+
+@pytest.fixture
+def stopped(settings):
+    """Have a run stop after the checkpoint of a round; return the config to resume it."""
+
+    def make(algorithm, server_round, **more):
+        config = settings(algorithm, "stopped", **more)
+
+        def save(self, saved_round, *arguments):
+            original(self, saved_round, *arguments)
+            self.wait_for_checkpoint()
+            if saved_round == server_round:
+                raise StopError
+
+        original = RunRecorder.save_checkpoint
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(RunRecorder, "save_checkpoint", save)
+            with pytest.raises(StopError):
+                run_here(config)
+        return config | {"resume": str(folder_of(config))}
+
+    return make
+
+
+@pytest.mark.parametrize("algorithm", OTHERS)
+def test_every_state_is_resumed(settings, stopped, algorithm):
+    more = {"num-rounds": 3}
+    resumed = run_here(stopped(algorithm, 1, **more))
+    check_equal(resumed, run_here(settings(algorithm, "whole", **more)))
+    assert [row["round"] for row in resumed.rounds()] == [1, 2, 3]
+    about = json.loads((resumed.path / "config.json").read_text())
+    assert [entry["after_round"] for entry in about["resumed"]] == [1]
+
+
+def rounds_in(folder):
+    return sorted(path.name for path in (folder / "checkpoints").iterdir())
+
+
+def damage(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "manifest.json", None])
+def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_offered(settings, stopped, name):
+    resume = stopped("fedadam", 3)
+    folder = folder_of(resume)
+    assert rounds_in(folder) == ["round-0002", "round-0003"]
+    newest = folder / "checkpoints" / "round-0003"
+    damage(newest / name) if name else (newest / "ema.safetensors").unlink()
+    with pytest.raises(
+        ConfigError, match=r"round-0003/.* (damaged|missing|read).*; resume from round 2 by resume-previous"
+    ):
+        run_here(resume)
+    resumed = run_here(resume | {"resume-previous": True})
+    check_equal(resumed, run_here(settings("fedadam", "whole")))
+
+
+def test_without_a_good_checkpoint_nothing_is_offered(stopped):
+    resume = stopped("fedadam", 1, **{"checkpoint-keep": 1})
+    damage(folder_of(resume) / "checkpoints" / "round-0001" / "model.safetensors")
+    with pytest.raises(ConfigError, match="no earlier checkpoint is good"):
+        run_here(resume)
+    with pytest.raises(ConfigError, match="no good checkpoint before round 1"):
+        run_here(resume | {"resume-previous": True})
+
+
+@pytest.mark.parametrize(
+    ("changed", "says"),
+    [
+        ({"learning-rate": 0.5}, r"learning-rate was 0\.003 and is 0\.5.* Only these keys may change: num-rounds"),
+        ({"seed": 3, "local-steps": 4}, "local-steps was 3 and is 4; seed was 0 and is 3"),
+        ({"num-rounds": 1}, "num-rounds = 1, but .* has 2 rounds: use at least 2"),
+        ({"resume": "/no/such/run"}, "config.json cannot be read .*; give the folder of a run"),
+    ],
+)
+def test_another_config_is_refused_with_the_differences(stopped, changed, says):
+    resume = stopped("fedadam", 2)
+    before = sorted(folder_of(resume).rglob("*"))
+    with pytest.raises(ConfigError, match=says):
+        run_here(resume | changed)
+    assert sorted(folder_of(resume).rglob("*")) == before
+
+
+def test_a_complete_run_gets_more_rounds(settings):
+    first = settings("fedadam", "first", **{"num-rounds": 2})
+    run_here(first)
+    resume = first | {"resume": str(folder_of(first))}
+    with pytest.raises(ConfigError, match="is complete, with 2 rounds; give a num-rounds above 2"):
+        run_here(resume)
+    more = run_here(resume | {"num-rounds": 4})
+    check_equal(more, run_here(settings("fedadam", "whole")))
+    stateful = settings("scaffold", "stateful", **{"num-rounds": 1, "clients-per-round": 0})
+    run_here(stateful)
+    with pytest.raises(ConfigError, match="its clients have removed the state"):
+        run_here(stateful | {"resume": str(folder_of(stateful)), "num-rounds": 2})
+
+
+def test_clients_that_have_pretrained_do_not_pretrain_again(settings, monkeypatch):
+    trained = []
+
+    def train(request):
+        trained.append(request.partition_id)
+        if len(trained) == 3:
+            raise KeyboardInterrupt
+        return pretrain(request)
+
+    config = settings("fedddpm", "stopped")
+    whole = run_here(settings("fedddpm", "whole"))
+    monkeypatch.setitem(FedDDPM.client_actions, "pretrain", replace(PRETRAIN, run=train))
+    with pytest.raises(KeyboardInterrupt):
+        run_here(config)
+    assert not (folder_of(config) / "checkpoints").exists()
+    check_equal(run_here(config | {"resume": str(folder_of(config))}), whole)
+    assert trained == [0, 1, 2, 2, 3]
+
+
+def test_a_checkpoint_on_a_full_disk_is_missing_and_the_run_goes_on(settings, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+
+    def write(folder, *arguments):
+        if folder.name.endswith("0001"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(folder, *arguments)
+
+    original = checkpoints._write_files
+    monkeypatch.setattr(checkpoints, "_write_files", write)
+    run = run_here(settings("fedadam", "whole", **{"checkpoint-every": 1}))
+    assert run.summary["status"] == "completed"
+    assert rounds_in(run.path) == ["round-0002", "round-0003", "round-0004"]
+    assert "the checkpoint of round 1 is missing, and the run continues" in caplog.text
+    assert "No space left on device" in caplog.text
+
+
+def test_the_last_checkpoint_on_a_full_disk_fails_the_run(settings, monkeypatch):
+    def write(folder, *arguments):
+        if folder.name.endswith("0004"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        original(folder, *arguments)
+
+    original = checkpoints._write_files
+    monkeypatch.setattr(checkpoints, "_write_files", write)
+    config = settings("fedadam", "stopped")
+    with pytest.raises(RecordingError, match="round-0004 cannot be written"):
+        run_here(config)
+    monkeypatch.undo()
+    assert json.loads((folder_of(config) / "summary.json").read_text())["status"] == "failed"
+    check_equal(run_here(config | {"resume": str(folder_of(config))}), run_here(settings("fedadam", "whole")))
