@@ -7,6 +7,7 @@ fraction of a second. The metrics equal the metrics of a simulation bit for bit.
 import copy
 import itertools
 import secrets
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -22,10 +23,11 @@ from fedddpm_app.progress import logger
 
 _FIRST_NODE = 1000
 _CLIENT_FAILED = 2
+_PULL_SECONDS = 0.1
 
 
 class InProcessGrid(Grid):
-    """A ``Grid`` whose nodes run a ClientApp as soon as they get a message.
+    """A ``Grid`` whose nodes run a ClientApp one after the other, when their replies are pulled.
 
     Parameters
     ----------
@@ -44,7 +46,7 @@ class InProcessGrid(Grid):
         self._run = Run.create_empty(run_id)
         self._run.primary_task_type = TaskType.SIMULATION
         self._ids = itertools.count(1)
-        self._replies: dict[str, Message] = {}
+        self._waiting: dict[str, Message] = {}
         self._failures: dict[str, Exception] = {}
         self.contexts = {
             _FIRST_NODE + partition: Context(
@@ -81,22 +83,35 @@ class InProcessGrid(Grid):
         return (NodeInfo(node_id=node_id) for node_id in self.contexts)
 
     def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
-        """Run the ClientApp on each message; ``pull_messages`` returns the replies."""
+        """Keep the messages until their replies are pulled."""
         pushed = []
         for message in messages:
             message_id = f"message-{next(self._ids)}"
             set_message_id(message, message_id)
-            self._replies[message_id] = self._answer(message)
+            self._waiting[message_id] = message
             pushed.append(message_id)
         return pushed
 
     def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
-        """Return the replies to the given messages, once."""
-        return [self._replies.pop(i) for i in list(message_ids) if i in self._replies]
+        """Run the ClientApp on given messages, in the order in which they were pushed, and return the replies.
+
+        It returns after a short time: the server then uses a reply before the next client works.
+        """
+        wanted, began, replies = set(message_ids), time.monotonic(), []
+        for message_id in [i for i in self._waiting if i in wanted]:
+            replies.append(self._answer(self._waiting.pop(message_id)))
+            if time.monotonic() - began > _PULL_SECONDS:
+                break
+        return replies
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Iterable[Message]:
         """Push messages and return their replies."""
-        return self.pull_messages(self.push_messages(messages))
+        missing, replies = set(self.push_messages(messages)), []
+        while missing:
+            arrived = list(self.pull_messages(missing))
+            missing -= {reply.metadata.reply_to_message_id for reply in arrived}
+            replies += arrived
+        return replies
 
     @contextmanager
     def blame_clients(self) -> Iterator[None]:

@@ -52,17 +52,14 @@ class FailingGrid(InProcessGrid):
     failing: tuple[int, ...] = ()
     kind = "train.pretrain"
 
-    def push_messages(self, messages):
-        ids = []
-        for message in messages:
-            partition = self.contexts[message.metadata.dst_node_id].node_config["partition-id"]
-            context = self.contexts[message.metadata.dst_node_id]
-            kept = context.run_config
-            if partition in self.failing and message.metadata.message_type == self.kind:
-                context.run_config = kept | {"dataset": "path:/disk/unplugged"}
-            ids += super().push_messages([message])
-            context.run_config = kept
-        return ids
+    def _answer(self, message):
+        context = self.contexts[message.metadata.dst_node_id]
+        kept = context.run_config
+        if context.node_config["partition-id"] in self.failing and message.metadata.message_type == self.kind:
+            context.run_config = kept | {"dataset": "path:/disk/unplugged"}
+        reply = super()._answer(message)
+        context.run_config = kept
+        return reply
 
 
 @pytest.fixture

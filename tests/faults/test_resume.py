@@ -225,6 +225,7 @@ def test_clients_that_have_pretrained_do_not_pretrain_again(settings, monkeypatc
 
     config = settings("fedddpm", "stopped")
     whole = run_here(settings("fedddpm", "whole"))
+    monkeypatch.setattr("fedddpm_app.inprocess.grid._PULL_SECONDS", 0.0)
     monkeypatch.setitem(FedDDPM.client_actions, "pretrain", replace(PRETRAIN, run=train))
     with pytest.raises(KeyboardInterrupt):
         run_here(config)
