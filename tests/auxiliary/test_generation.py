@@ -20,6 +20,7 @@ from fedddpm_app.config import load_config
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.roll_call import RollCall
@@ -49,7 +50,7 @@ def plan(run_config, tmp_path, monkeypatch):
         strategy.transport = Transport(config.transport)
         roll_call = RollCall(strategy.grid, 4, 1.0)
         found = roll_call.start(0)
-        strategy.clients = Clients(found, strategy.accounting, strategy.transport, 100, roll_call)
+        strategy.clients = Clients(found, strategy.accounting, strategy.transport, Admission(config), roll_call)
         models = []
         for client, count in enumerate(SHARES):
             path = recorder.scratch / f"{client}.safetensors"
