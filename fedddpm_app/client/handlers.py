@@ -86,6 +86,7 @@ def create_client_app(set_up: SetUp) -> ClientApp:
         shares = probe is not None and can_read(probe)
         known: Mapping[str, int] = {
             PARTITION_ID: _partition(context),
+            **{key: int(nodes) for key, nodes in context.node_config.items() if key == NUM_PARTITIONS},
             WORKER: this_process(),
             SHARES_MEMORY: int(shares),
         }
