@@ -5,9 +5,9 @@ proportion. Replies are judged in the order of the partition ids, so that the ve
 arrival, and each reply is judged when it is its turn, so that no round is held in memory.
 """
 
+import math
 import statistics
 from collections.abc import Callable, Mapping
-from fractions import Fraction
 
 from fedddpm_app.config import AdmissionConfig, Config
 from fedddpm_app.federation.records import NUM_EXAMPLES
@@ -43,7 +43,7 @@ class Admission:
         self.history: list[float] = []
         self._limits = config.admission
         self._most = config.data.max_examples_per_client
-        self._held_out = Fraction(config.data.held_out_fraction)
+        self._held_out = config.data.held_out_fraction
 
     # ---- the number of images -------------------------------------------------------------------
 
@@ -75,7 +75,7 @@ class Admission:
     def _most_held_out(self, size: int) -> int:
         """Return the largest number of held-out images beside ``size`` training images: see ``held-out-fraction``."""
         share = self._held_out
-        return max(1, int((size + Fraction(1, 2)) * share / (1 - share) + Fraction(1, 2)))
+        return max(1, math.ceil((size + 0.5) * share / (1 - share) + 0.5))
 
     # ---- the norm of an update ------------------------------------------------------------------
 

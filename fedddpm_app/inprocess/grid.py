@@ -7,6 +7,7 @@ fraction of a second. The metrics equal the metrics of a simulation bit for bit.
 import copy
 import itertools
 import secrets
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -23,6 +24,7 @@ from fedddpm_app.progress import logger
 
 _FIRST_NODE = 1000
 _CLIENT_FAILED = 2
+_LONGEST_TRACE = 20_000  # characters of a client's traceback in the log
 
 
 class InProcessGrid(Grid):
@@ -121,7 +123,9 @@ class InProcessGrid(Grid):
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a client's exception becomes its reply, as in Flower
             text = one_line(str(error))
             if text not in self._failures:  # log its traceback once, not for every client and round
-                logger.info("client %s failed:", context.node_config.get(PARTITION_ID, context.node_id), exc_info=error)
+                partition = context.node_config.get(PARTITION_ID, context.node_id)
+                trace = "".join(traceback.format_exception(error))
+                logger.info("client %s failed:\n%s", partition, trace[:_LONGEST_TRACE])
                 self._failures[text] = error
             return Message(Error(_CLIENT_FAILED, f"{type(error)}:<'{error}'>"), reply_to=message)  # Flower's form
         finally:

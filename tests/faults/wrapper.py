@@ -171,7 +171,7 @@ _weights("constant", lambda ws: {name: torch.full_like(w, 7) for name, w in ws.i
 _bytes("garbage", lambda data: b"garbage" * 1000)
 _bytes("header-bomb", _huge_header)
 _bytes("truncated", lambda data: data[:-5])
-for _count in ("1e12", "1e7", "-1", "0"):
+for _count in ("1e12", "1e7", "1e6", "-1", "0"):
     _metrics(f"examples-{_count}", num_examples=int(float(_count)))
 _metrics("examples-nan", num_examples=float("nan"))
 _metrics("many-numbers", mine=[0.5] * 200_000)
