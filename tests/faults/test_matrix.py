@@ -8,7 +8,7 @@ import pytest
 
 import client_app
 import server_app
-from fedddpm_app.inprocess.grid import run_inprocess
+from fedddpm_app.inprocess.grid import InProcessGrid, run_inprocess
 from tests.conftest import RunDirectory
 from tests.faults.table import SHORT, TABLE
 from tests.faults.wrapper import FaultyClientApp
@@ -106,7 +106,7 @@ def test_a_fault_of_each_kind_costs_its_client_one_phase_and_the_others_nothing(
     assert accepted == ["sign-flip"]  # has the norm of a large honest update: a robust rule is for it
 
 
-def test_images_of_nodes_that_cannot_be_used_are_generated_by_the_server(run_with):
+def test_images_of_nodes_that_cannot_be_used_are_generated_by_the_server(run_with, monkeypatch):
     faults = over_clients(SHORT["generate"], "generate") | {("train", 5, 1): "sign-flip"}
     run, good = (run_with(each, num_rounds=1, auxiliary_generation="nodes") for each in (faults, {}))
     check(run, faults)
@@ -115,6 +115,11 @@ def test_images_of_nodes_that_cannot_be_used_are_generated_by_the_server(run_wit
     ]
     assert len(images[0]) == 1
     assert images[0] == images[1]
+    pull = InProcessGrid.pull_messages
+    monkeypatch.setattr(
+        InProcessGrid, "pull_messages", lambda self, ids: [m for m in pull(self, ids) for _ in range(2)]
+    )
+    assert run_with({}, num_rounds=1, auxiliary_generation="nodes").losses() == good.losses()  # all replies come twice
 
 
 @pytest.mark.slow
