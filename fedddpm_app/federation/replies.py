@@ -182,13 +182,16 @@ def _take(message: Message, name: str, expected: Expected, partition_id: int, tr
 
 def _check_weights(payloads: Mapping[str, Payload]) -> float | None:
     """Refuse weights that are not finite; return the norm of the client's change of them, from the same reading."""
-    norms = {name: payload.update_norm() for name, payload in payloads.items() if name == ARRAYS}
-    others = (payload.sent for name, payload in payloads.items() if name != ARRAYS)
-    if not all(norm < _LARGEST_NORM for norm in norms.values()) or not all(
-        weights_module.is_finite(sent, below=_LARGEST_NORM) for sent in others
-    ):
-        raise ReplyRefusedError("its weights are not finite")
-    return norms.get(ARRAYS)
+    update_norm = None
+    for name, payload in payloads.items():
+        if name == ARRAYS and payload.expected.has_start:
+            update_norm = payload.update_norm()
+            finite = update_norm < _LARGEST_NORM
+        else:
+            finite = weights_module.is_finite(payload.sent, below=_LARGEST_NORM)
+        if not finite:
+            raise ReplyRefusedError("its weights are not finite")
+    return update_norm
 
 
 def _check_metrics(metrics: MetricRecord, spec: ReplySpec) -> None:

@@ -70,6 +70,11 @@ class Expected:
         """The weights that a client's change is measured from."""
         return self.base or self.reference
 
+    @property
+    def has_start(self) -> bool:
+        """Whether ``start`` has values: a reference may be of meta tensors, which have only shapes."""
+        return not any(tensor.is_meta for tensor in self.start.values())
+
     @cached_property
     def wire(self) -> Wire:
         """The encoding of the record."""

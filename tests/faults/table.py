@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 NOT_FINITE = "^its weights are not finite$"
 TOO_LARGE = r'^its update has the norm \S+, more than max-update-norm = "100x" allows, where the'
-NO_LAYOUT = r"^its tensors differ from the model's: "
+NO_BLOB = "^(its tensors differ from the model's: it is not a safetensors blob|it is not a reference to a file)$"
 LAYOUT = "^its tensors differ from the model's: .* instead of "
 NAMES = "^its tensors differ from the model's: parameter names differ"
 ROUND = "^it answers round -?[0-9]+, not round [0-9]+$"
@@ -49,9 +49,9 @@ _FORMS = {
     "dtype": LAYOUT,
     "missing-key": NAMES,
     "extra-key": NAMES,
-    "garbage": NO_LAYOUT + "it is not a safetensors blob$",
-    "header-bomb": NO_LAYOUT + "it is not a safetensors blob$",
-    "truncated": "^it has [0-9]+ bytes instead of [0-9]+$",
+    "garbage": NO_BLOB,
+    "header-bomb": NO_BLOB,
+    "truncated": "^(it has [0-9]+ bytes instead of [0-9]+|it is not a reference to a file)$",
 }
 _VALUES = {
     "nan": NOT_FINITE,
