@@ -1,5 +1,6 @@
 """The phase before the rounds: every client trains a local model and uploads it."""
 
+import functools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,14 +10,16 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fedddpm_app import progress
-from fedddpm_app.config import DataConfig
+from fedddpm_app import weights as weights_module
 from fedddpm_app.federation.accounting import Span
+from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES
+from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.phases import finish_phase, finished_phase, replay_phase
 from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.federation.strategy import FederatedStrategy
-from fedddpm_app.federation.streaming import with_progress
+from fedddpm_app.federation.streaming import ReplyStream, with_progress
 from fedddpm_app.progress import logger
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
@@ -46,6 +49,8 @@ class PretrainedModel:
         Bytes of its weights as received.
     seconds : float
         The time from the start of the phase to its arrival.
+    update_norm : float
+        The L2 norm of the change from the initial weights.
     """
 
     partition_id: int
@@ -55,6 +60,7 @@ class PretrainedModel:
     path: Path
     num_bytes: int = 0
     seconds: float = 0.0
+    update_norm: float = 0.0
 
     def load(self) -> Weights:
         """Read the weights."""
@@ -121,7 +127,7 @@ def collect_pretrained(strategy: FederatedStrategy, weights: Weights) -> list[Pr
     with strategy.round_log.own_phase() as span:
         if row is not None and set(row["pretrain/clients"]) <= models.keys():
             replay_phase(recorder, strategy.accounting, "pretrain")
-            return [models[partition] for partition in row["pretrain/clients"]]
+            return _known(strategy, [models[partition] for partition in row["pretrain/clients"]])
         if models:
             logger.info("pretraining: the models of the clients %s are kept from before", sorted(models))
             strategy.accounting.bytes_up += sum(model.num_bytes for model in models.values())
@@ -140,7 +146,15 @@ def collect_pretrained(strategy: FederatedStrategy, weights: Weights) -> list[Pr
                 **span.spent("time/phase_s"),
             },
         )
-    return ordered
+    return _known(strategy, ordered)
+
+
+def _known(strategy: FederatedStrategy, models: list[PretrainedModel]) -> list[PretrainedModel]:
+    """Return the models, whose numbers of images are the most that their clients may claim later."""
+    sizes = {model.partition_id: model.num_examples for model in models}
+    strategy.clients.admission.sizes = sizes | strategy.clients.admission.sizes
+    warn_of_decisive(sizes)
+    return models
 
 
 def _collect(
@@ -149,20 +163,16 @@ def _collect(
     """Add the models of the clients that have none; return the clients left out with the reasons."""
     waiting = strategy.config.waiting
     quorum = waiting.quorum(strategy.config.data.num_clients)
+    call = strategy.action_call("pretrain", strategy.config.pretrain.timeout)
     for attempt in range(waiting.max_round_retries + 1):
         present = strategy.clients.present(quorum)
         missing = [partition for partition in present if partition not in models]
-        stream = strategy.ask_clients(
-            "pretrain",
-            weights,
-            partitions=missing,
-            timeout=strategy.config.pretrain.timeout,
-            check=lambda reply: _check_label_counts(reply, strategy.config.data),
-        )
+        stream = call.ask(missing, weights, NO_VALUES, NO_RECORDS, functools.partial(_check, strategy))
         answers = stream.as_they_come()
         for reply in with_progress(answers, "pretrain") if is_deployed(strategy.grid.run) else answers:
             models[reply.partition_id] = _keep(strategy, reply, span.spent("s")["s"])
             del reply
+        _judge(strategy, weights, models, stream)
         if len(models) >= quorum:
             break
         error = stream.too_few(sum(partition in models for partition in missing), quorum)
@@ -173,6 +183,17 @@ def _collect(
     return stream.left_out("pretrain")
 
 
+def _judge(
+    strategy: FederatedStrategy, weights: Weights, models: dict[int, PretrainedModel], stream: ReplyStream
+) -> None:
+    """Drop the models that changed too much: all have arrived, so all norms are known."""
+    norms = {partition: model.update_norm for partition, model in models.items()}
+    too_large = strategy.clients.admission.too_large(norms, lambda: weights_module.norm(weights))
+    for partition, reason in too_large.items():
+        models.pop(partition).path.unlink()
+        stream.refuse(partition, reason)
+
+
 def _keep(strategy: FederatedStrategy, reply: Reply, seconds: float) -> PretrainedModel:
     """Write a reply's model to disk; the file is complete or absent."""
     counts: Any = reply.metrics[_LABEL_COUNTS] if strategy.config.data.class_conditional else []
@@ -181,6 +202,7 @@ def _keep(strategy: FederatedStrategy, reply: Reply, seconds: float) -> Pretrain
         "num_examples": reply.num_examples,
         "label_counts": [*counts],
         "loss": reply.number("final-loss"),
+        "update_norm": reply.update_norm or 0.0,
         "num_bytes": reply.num_bytes,
         "seconds": seconds,
     }
@@ -205,9 +227,10 @@ def _read(path: Path) -> PretrainedModel | None:
         return None
 
 
-def _check_label_counts(reply: Reply, data: DataConfig) -> None:
+def _check(strategy: FederatedStrategy, reply: Reply) -> None:
     """Refuse label counts that are not one number per class, with the client's examples as their sum."""
     counts: object = reply.metrics.get(_LABEL_COUNTS, [])
+    data = strategy.config.data
     fits = (
         isinstance(counts, list)
         and len(counts) == data.num_classes

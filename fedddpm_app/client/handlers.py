@@ -87,6 +87,7 @@ def create_client_app(set_up: SetUp) -> ClientApp:
         shares = probe is not None and can_read(probe)
         known: Mapping[str, int] = {
             PARTITION_ID: _partition(context),
+            **{key: int(nodes) for key, nodes in context.node_config.items() if key == NUM_PARTITIONS},
             WORKER: this_process(),
             SHARES_MEMORY: int(shares),
         }
@@ -230,5 +231,7 @@ def _arrays(message: Message) -> ArrayRecord:
 
 
 def _reply(message: Message, metrics: Metrics, records: Mapping[str, Packed] | None = None) -> Message:
+    """Return a reply, with the round of the message that it answers."""
     arrays = {name: packed.record for name, packed in (records or {}).items()}
-    return Message(RecordDict({**arrays, METRICS: MetricRecord({**metrics})}), reply_to=message)
+    answered = {SERVER_ROUND: _number(message, SERVER_ROUND)} if CONFIG in message.content.config_records else {}
+    return Message(RecordDict({**arrays, METRICS: MetricRecord({**metrics, **answered})}), reply_to=message)

@@ -1,6 +1,7 @@
 """The connected nodes: new nodes are asked for their partition, at the start of a run and before every phase.
 
-A site's SuperNode may start late, be killed, and come back with its old node id or with a new one.
+A site's SuperNode may start late, be killed, and come back with its old node id or with a new one. A node that fails,
+or whose answer does not fit, counts as not connected. It is asked again before every phase.
 """
 
 import time
@@ -12,14 +13,17 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.flower_internals import ErrorCode
 from fedddpm_app.federation.participants import Participants
-from fedddpm_app.federation.records import METRICS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
+from fedddpm_app.federation.reasons import reason_of
+from fedddpm_app.federation.records import METRICS, NUM_PARTITIONS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
 from fedddpm_app.progress import logger
 
 _FIRST_POLL_SECONDS = 0.01
 _LONGEST_POLL_SECONDS = 0.5
 _LOG_SECONDS = 10.0  # between messages while nodes are awaited
 _TTL_SECONDS = 60.0  # of a query; a node that has not answered by then is queried again
+_RETRY_SECONDS = 5.0  # between queries of a node that failed, before the run starts
 _ANSWER_SECONDS = 20.0  # for the answer of a new node, which may have to start a process
+_LONGEST_VALUE = 100  # characters of a node's answer that are kept
 _GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 
 
@@ -43,11 +47,12 @@ class RollCall:
         self._num_clients = num_clients
         self._timeout = timeout
         self._content = RecordDict({} if probe is None else {PROBE: probe})
-        self._started = False  # afterwards errors are only warnings: a new node does not end a run
+        self._started = False
         self._online: set[int] = set()
         self._queried: set[int] = set()  # online nodes that were asked for their partition
         self._pending: dict[str, int] = {}  # node by the id of its message, until it answers
         self._silent: set[int] = set()  # did not answer once: they are queried again, and not awaited
+        self._failed: dict[int, str] = {}  # by node, the reason why it cannot take part; such nodes are not awaited
         self._partition_of: dict[int, int] = {}  # partition by node, in the order of their answers
         self._workers: set[object] = set()
         self._sharing = 0
@@ -58,7 +63,7 @@ class RollCall:
         Raises
         ------
         ConfigError
-            If fewer nodes connect, or if they do not each hold one partition of the run.
+            If fewer nodes that can take part connect, or, at once, if all nodes report the same error.
         """
         self._wait(self._num_clients, self._timeout)
         found, needed = self._by_partition(), min_available or self._num_clients
@@ -80,7 +85,9 @@ class RollCall:
             If fewer than ``min_replies`` clients are connected, and the others do not come back within the time limit.
         """
         self._read_answers()
+        self._query_failed_nodes()
         self._query_new_nodes()
+        self._read_answers()
         if self._online & set(self._pending.values()) - self._silent:
             self._wait(self._num_clients, _ANSWER_SECONDS)
             self._silent |= set(self._pending.values())
@@ -103,11 +110,16 @@ class RollCall:
     def _wait(self, wanted: int, timeout: float) -> None:
         """Query nodes and read answers until ``wanted`` partitions are held and all nodes answered, or time is over."""
         deadline = time.monotonic() + timeout
-        last_log, pause, complete = time.monotonic(), _FIRST_POLL_SECONDS, False
+        last_log = last_retry = time.monotonic()
+        pause, complete = _FIRST_POLL_SECONDS, False
         while True:
             self._query_new_nodes()
             self._read_answers()
             now, known = time.monotonic(), len(self._by_partition())
+            self._check_common_error(known)
+            if now - last_retry > _RETRY_SECONDS:
+                self._query_failed_nodes()
+                last_retry = now
             if known >= wanted and not complete:  # a dead node that is still listed does not delay the others
                 complete, deadline = True, min(deadline, now + _ANSWER_SECONDS)
             if now > deadline or ((complete or self._started) and not set(self._pending.values()) - self._silent):
@@ -128,41 +140,61 @@ class RollCall:
             self._pending.update({pushed: node for pushed in self._grid.push_messages([message]) if pushed})
         self._queried |= self._online
 
+    def _query_failed_nodes(self) -> None:
+        """Have the failed nodes queried again, except one that waits for the partition of another node."""
+        self._queried -= self._failed.keys() - self._partition_of.keys()
+
     def _read_answers(self) -> None:
         """Read the answers that have arrived."""
         for reply in list(self._grid.pull_messages(set(self._pending))) if self._pending else []:
-            node = self._pending.pop(reply.metadata.reply_to_message_id)
-            if not reply.has_error():
-                self._silent.discard(node)
-                self._register(node, reply.content.metric_records.get(METRICS, MetricRecord()))
-            elif reply.error.code in _GONE:
+            node = self._pending.pop(reply.metadata.reply_to_message_id, None)
+            if node is None:  # a second answer to the same message
+                continue
+            if reply.has_error() and reply.error.code in _GONE:
                 self._queried.discard(node)
+                continue
+            if reply.has_error():
+                reason = f"a node could not report its partition: {reason_of(reply.error)}"
             else:
-                self._refuse(f"a node could not report its partition: {reply.error.reason}")
+                reason = self._register(node, reply.content.metric_records.get(METRICS, MetricRecord()))
+            if not reason:
+                self._silent.discard(node)
+                self._failed.pop(node, None)
+                continue
+            if reason not in self._failed.values():  # once, for all nodes that report it
+                logger.warning("%s", reason)
+            self._failed[node] = reason
+            self._silent.add(node)
 
-    def _register(self, node: int, metrics: MetricRecord) -> None:
-        """Register a node by the metrics in its answer, which are not trusted."""
-        partition = metrics.get(PARTITION_ID)
+    def _register(self, node: int, metrics: MetricRecord) -> str:
+        """Register a node by the metrics in its answer, which are not trusted; return the reason if it cannot be."""
+        partition, nodes = metrics.get(PARTITION_ID), metrics.get(NUM_PARTITIONS, self._num_clients)
         if not isinstance(partition, int):
-            return self._refuse(f"a node reported partition-id = {partition!r}, which is not a whole number.")
-        self._workers.add(str(metrics.get(WORKER)))
+            return f"a node reported partition-id = {repr(partition)[:_LONGEST_VALUE]}, which is not a whole number."
+        if nodes != self._num_clients:
+            said = str(nodes)[:_LONGEST_VALUE]
+            return (
+                f"num-clients = {self._num_clients}, but the nodes have num-partitions = {said}: set num-clients = "
+                f"{said}, or --federation-config 'num-supernodes={self._num_clients}'."
+            )
+        if not 0 <= partition < self._num_clients:
+            return (
+                f"num-clients = {self._num_clients}, but a node has partition-id = {partition}: give it a number from "
+                f"0 to {self._num_clients - 1}, or set num-clients to the number of nodes."
+            )
+        self._workers.add(str(metrics.get(WORKER))[:_LONGEST_VALUE])
         self._sharing += metrics.get(SHARES_MEMORY) == 1
         self._partition_of[node] = partition
-        held = [self._partition_of[other] for other in self._online if other in self._partition_of]
-        if held.count(partition) > 1:  # a dead node may still be listed: the second one then replaces it
-            self._refuse(f"partition-id = {partition} is held by two nodes: give each node a different one.")
-        if not 0 <= partition < self._num_clients:
-            self._refuse(
-                f"num-clients = {self._num_clients}, but the nodes hold the partitions {sorted(held)}: set num-clients "
-                f"to the number of nodes, here {len(held)}, or --federation-config "
-                f"'num-supernodes={self._num_clients}'."
-            )
-        return None
+        if self._by_partition()[partition] != node:  # it takes over when the first one, which may be dead, is gone
+            return f"partition-id = {partition} is held by two nodes: give each node a different one."
+        return ""
 
-    def _refuse(self, reason: str) -> None:
-        if not self._started:
-            raise ConfigError(reason)
-        logger.warning("%s", reason)
+    def _check_common_error(self, known: int) -> None:
+        """Raise ``ConfigError`` if, before the run starts, all nodes report the same error, and more than one does."""
+        failed = [self._failed[node] for node in self._online & self._failed.keys()]
+        several = len(failed) == len(self._online) >= min(2, self._num_clients)
+        if not self._started and not known and several and len(set(failed)) == 1:
+            raise ConfigError(failed[0])
 
     def _by_partition(self) -> dict[int, int]:
         """Return the connected nodes by partition; if two nodes hold the same one, the node that answered first."""
@@ -176,8 +208,10 @@ class RollCall:
         key = "num-clients" if needed == self._num_clients else "min-available-nodes"
         num_silent = len(self._online & set(self._pending.values()))
         silent = f" ({num_silent} more do not answer: is their SuperExec running?)" if num_silent else ""
+        failed = [self._failed[node] for node in sorted(self._online & self._failed.keys())]
+        why = f" Not counted: {failed[0]}" if failed else ""
         return (
             f"{key} = {needed}, but after node-timeout = {self._timeout:.0f} s only {found} nodes are connected{silent}"
             f": in a simulation add --federation-config 'num-supernodes={self._num_clients}'; in a deployment start "
-            f"the missing SuperNodes, or set {key} = {max(1, found)}."
+            f"the missing SuperNodes, or set {key} = {max(1, found)}.{why}"
         )

@@ -8,6 +8,7 @@ import copy
 import itertools
 import secrets
 import time
+import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -18,12 +19,14 @@ from flwr.serverapp import Grid, ServerApp
 from fedddpm_app.config import Scalar
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.flower_internals import NodeInfo, Run, TaskIdentity, TaskType, set_message_id
+from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.records import NUM_PARTITIONS, PARTITION_ID
 from fedddpm_app.progress import logger
 
 _FIRST_NODE = 1000
 _CLIENT_FAILED = 2
 _PULL_SECONDS = 0.1
+_LONGEST_TRACE = 20_000  # characters of a client's traceback in the log
 
 
 class InProcessGrid(Grid):
@@ -32,7 +35,8 @@ class InProcessGrid(Grid):
     Parameters
     ----------
     client_app : ClientApp
-        Called as ``client_app(message, context)``; an exception becomes an error reply.
+        Called as ``client_app(message, context)``. An exception becomes an error reply, ``SystemExit`` included, and so
+        does an answer that is not a message. Ctrl-C ends the run.
     num_clients : int
         Number of nodes, one per partition.
     run_config : dict
@@ -47,7 +51,7 @@ class InProcessGrid(Grid):
         self._run.primary_task_type = TaskType.SIMULATION
         self._ids = itertools.count(1)
         self._waiting: dict[str, Message] = {}
-        self._failures: dict[str, Exception] = {}
+        self._failures: dict[str, BaseException] = {}
         self.contexts = {
             _FIRST_NODE + partition: Context(
                 run_id=run_id,
@@ -127,11 +131,17 @@ class InProcessGrid(Grid):
         server = TaskIdentity.node_id
         try:
             TaskIdentity.node_id = context.node_id
-            return self._client_app(copy.copy(message), context)
-        except Exception as error:  # noqa: BLE001 - a client's exception becomes its reply, as in Flower
-            if str(error) not in self._failures:  # log its traceback once, not for every client and round
-                logger.info("client %s failed:", context.node_config.get(PARTITION_ID, context.node_id), exc_info=error)
-                self._failures[str(error)] = error
+            reply = self._client_app(copy.copy(message), context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the ClientApp returned {type(reply).__name__} instead of a Message")
+            return reply
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a client's exception becomes its reply, as in Flower
+            text = one_line(str(error))
+            if text not in self._failures:  # log its traceback once, not for every client and round
+                partition = context.node_config.get(PARTITION_ID, context.node_id)
+                trace = "".join(traceback.format_exception(error))
+                logger.info("client %s failed:\n%s", partition, trace[:_LONGEST_TRACE])
+                self._failures[text] = error
             return Message(Error(_CLIENT_FAILED, f"{type(error)}:<'{error}'>"), reply_to=message)  # Flower's form
         finally:
             TaskIdentity.node_id = server

@@ -16,15 +16,17 @@ def test_nodes_are_found_by_partition(grid):
     assert [grid.contexts[node].node_config["partition-id"] for node in participants.node_of.values()] == [0, 1, 2, 3]
 
 
-def test_too_few_nodes_end_the_wait_with_the_fix(grid):
+def test_too_few_nodes_end_the_wait_with_the_fix(run_config):
+    grid = InProcessGrid(client_app.app, 6, run_config)
+    del grid.contexts[1004], grid.contexts[1005]
     with pytest.raises(ConfigError, match=r"num-clients = 6, but after .* only 4 nodes .* 'num-supernodes=6'"):
         RollCall(grid, 6, 0.1).start(0)
 
 
 def test_too_many_nodes_are_refused(run_config):
     grid = InProcessGrid(client_app.app, 5, run_config | {"num-clients": 4})
-    with pytest.raises(ConfigError, match="num-clients = 4, but the nodes hold"):
-        RollCall(grid, 4, 1.0).start(0)
+    with pytest.raises(ConfigError, match="num-clients = 4, but the nodes have num-partitions = 5: set num-clients"):
+        RollCall(grid, 4, 60.0).start(0)
 
 
 def test_two_nodes_with_one_partition_are_refused(run_config):

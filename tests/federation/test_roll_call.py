@@ -161,7 +161,7 @@ def test_a_newcomer_that_does_not_fit_is_named_and_ends_nothing(changing, caplog
     changing.contexts[3000] = newcomer
     call.update(participants, 1)
     assert participants.present == [0, 1, 2, 3]
-    assert ("the nodes hold the partitions" in caplog.text) or ("has no partition-id" in caplog.text)
+    assert ("a node has partition-id = 9" in caplog.text) or ("has no partition-id" in caplog.text)
 
 
 def test_a_round_waits_a_bounded_time_for_min_replies(changing):
@@ -173,3 +173,59 @@ def test_a_round_waits_a_bounded_time_for_min_replies(changing):
     changing.appears_at = dict.fromkeys(changing.hidden, changing.looks + 2)
     changing.hidden = set()
     RollCall(changing, 4, 5.0).start(0)
+
+
+def failing(changing, *nodes, times=None, text="no module named torchvision"):
+    """Have the queries of some nodes raise, at most so many times each."""
+    app, left = changing._client_app, {1000 + node: times for node in nodes}
+
+    def answer(message, context):
+        if left.get(context.node_id, 0) != 0:
+            left[context.node_id] = None if times is None else left[context.node_id] - 1
+            raise RuntimeError(text if isinstance(text, str) else text(context.node_id))
+        return app(message, context)
+
+    changing._client_app = answer
+    return changing
+
+
+def test_one_node_that_raises_counts_as_not_connected(changing, caplog):
+    participants = RollCall(failing(changing, 1), 4, 0.2).start(3)
+    assert participants.present == [0, 2, 3]
+    assert caplog.text.count("a node could not report its partition: RuntimeError: no module named torchvision") == 1
+    with pytest.raises(ConfigError, match=r"only 3 nodes are connected: .* Not counted: .* named torchvision"):
+        RollCall(failing(changing, 1), 4, 0.2).start(0)
+
+
+@pytest.mark.parametrize("answer", [{}, {"partition-id": 7}, {"partition-id": 1, "num-partitions": 9}])
+def test_one_node_that_answers_nonsense_counts_as_not_connected(changing, answer):
+    app = changing._client_app
+
+    def answering(message, context):
+        reply = Message(RecordDict({"metrics": MetricRecord(answer)}), reply_to=message)
+        return reply if context.node_id == 1001 else app(message, context)
+
+    changing._client_app = answering
+    assert RollCall(changing, 4, 0.2).start(3).present == [0, 2, 3]
+
+
+def test_a_node_that_failed_once_is_asked_again(changing, caplog, monkeypatch):
+    call = RollCall(failing(changing, 1, times=1), 4, 0.2)
+    participants = call.start(3)
+    call.update(participants, 1)
+    assert participants.present == [0, 1, 2, 3]
+    monkeypatch.setattr(roll_call, "_RETRY_SECONDS", 0.05)  # and before the run starts
+    assert RollCall(failing(changing, 2, times=1), 4, 30.0).start(0).present == [0, 1, 2, 3]
+
+
+def test_an_error_that_all_nodes_report_ends_the_run_at_once(changing):
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match="no module named torchvision"):
+        RollCall(failing(changing, 0, 1, 2, 3), 4, 60.0).start(0)
+    assert time.monotonic() - began < 5.0
+
+
+def test_a_second_answer_to_the_same_query_does_not_count(changing):
+    pull = changing.pull_messages
+    changing.pull_messages = lambda ids: [reply for reply in pull(ids) for _ in range(2)]
+    assert RollCall(changing, 4, 1.0).start(0).present == [0, 1, 2, 3]
