@@ -11,11 +11,13 @@ child's standard input is a pipe from the parent, which shows the child the end 
 import contextlib
 import os
 import pickle
+import select
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import dataclass
 from functools import cache
 from typing import IO, Any
@@ -24,6 +26,7 @@ from flwr.app import Context, Message, RecordDict
 
 from fedddpm_app.federation.deadlines import seconds_left, time_limit
 
+_START_SECONDS = 600.0  # for the imports of a process; then it hangs, and is replaced
 _EXIT_SECONDS = 10.0  # for a process that closed its connection to exit; a large one needs a moment
 _SERVE = "import sys; sys.path = {!r}\nfrom fedddpm_app.client.serving import serve; serve({!r}, {!r})"
 _PICKLE = 5  # a large buffer is written as it is, without a copy
@@ -47,12 +50,16 @@ class Answer:
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception of the app, as text: its class may be importable only in the process."""
+    """An exception of the app, as text: its class may be importable only in the process.
+
+    ``is_final`` says that the process may not be fit for another message: memory ran out, or the GPU failed.
+    """
 
     module: str
     name: str
     text: str
     trace: str
+    is_final: bool
 
     def as_exception(self) -> Exception:
         """Return an exception with the same class name and text, and the original traceback as a note."""
@@ -86,8 +93,8 @@ class ClientProcess:
         Raises
         ------
         ClientProcessError
-            If the child dies or does not answer in time. A new child is then started at once, and imports while the
-            actor is idle.
+            If the child dies or does not answer in time. A new child is then started at once, so that its imports
+            are under way when the next message arrives; also after an exception that is final.
         Exception
             The app's own exception, with its class name and text.
         """
@@ -96,14 +103,17 @@ class ClientProcess:
             raise ClientProcessError(f"it waited for a free actor for all of its {limit:g} s, and did not start")
         child = self._child = self._child if self._child and self._child.is_alive() else _Child(self._app)
         try:
+            left -= child.wait_until_ready(left)
             outcome = child.ask(message, context, left)
+        except TimeoutError as error:  # the imports go on, for the next message
+            raise ClientProcessError(f"its process had not started within {limit:g} s") from error
         except (OSError, EOFError, pickle.UnpicklingError):
-            reason = child.reason()
-            self._child = _Child(self._app)
+            reason = self._replace(child)
             late = f"its process did not answer within {limit:g} s, and was stopped"
             raise ClientProcessError(late if child.is_late else reason) from None
-        if child.is_late:  # it was stopped just after its answer
-            self.stop()
+        if child.is_late or (isinstance(outcome, Failure) and outcome.is_final):
+            child.kill()  # one that is late was stopped just after its answer
+            self._replace(child)
         if isinstance(outcome, Failure):
             raise outcome.as_exception()
         context.state = outcome.state
@@ -113,8 +123,14 @@ class ClientProcess:
         """Stop the child, if there is one; the next message starts another one."""
         if self._child is not None:
             self._child.kill()
-            self._child.reason()
+            self._child.end()
             self._child = None
+
+    def _replace(self, child: "_Child") -> str:
+        """Start a new child in place of one that ended, and return why it ended."""
+        reason = child.end()
+        self._child = _Child(self._app)
+        return reason
 
 
 class _Child:
@@ -130,6 +146,8 @@ class _Child:
 
     def __init__(self, app: str) -> None:
         self.is_late = False
+        self._ready = False
+        self._began = time.monotonic()
         ours, theirs = socket.socketpair()
         with theirs:
             self._process = subprocess.Popen(
@@ -143,8 +161,22 @@ class _Child:
         self._answers: IO[bytes] = ours.makefile("rb")
 
     def is_alive(self) -> bool:
-        """Return whether the process is running."""
+        """Return whether the process is running, and has not hung in its imports."""
+        starting = time.monotonic() - self._began
+        if not self._ready and starting > _START_SECONDS:
+            self.kill()
+            self.end()
         return self._process.poll() is None
+
+    def wait_until_ready(self, seconds: float) -> float:
+        """Wait until the process has imported the app, and return the time in seconds; ``TimeoutError`` if too long."""
+        began = time.monotonic()
+        if not self._ready:
+            if not select.select([self._socket], [], [], seconds)[0]:
+                raise TimeoutError
+            receive(self._answers)
+            self._ready = True
+        return time.monotonic() - began
 
     def ask(self, message: Message, context: Context, seconds: float) -> Answer | Failure:
         """Send a message and return its outcome; after ``seconds`` the process is killed, and ``EOFError`` follows."""
@@ -158,7 +190,7 @@ class _Child:
             timer.cancel()
         return outcome
 
-    def reason(self) -> str:
+    def end(self) -> str:
         """Return why the process has ended, after closing the connection and, if need be, killing the process."""
         closed = "its process closed the connection to its actor"
         try:

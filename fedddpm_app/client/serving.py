@@ -14,6 +14,8 @@ from fedddpm_app.client.forwarding import Call, call_app, create_app
 from fedddpm_app.client.process import Answer, Failure, receive, send
 from fedddpm_app.federation.flower_internals import TaskIdentity
 
+_FINAL = {"MemoryError", "OutOfMemoryError", "AcceleratorError"}  # after the last, a CUDA context remains unusable
+
 
 def serve(descriptor: int, app: str) -> None:
     """Answer the messages that arrive on a socket until it is closed.
@@ -32,6 +34,7 @@ def serve(descriptor: int, app: str) -> None:
     with socket.socket(fileno=descriptor) as connection:
         requests, answers = connection.makefile("rb"), connection.makefile("wb")
         call = _prepare(app)
+        send("ready", answers)
         while True:
             try:
                 message, context = receive(requests)
@@ -60,7 +63,13 @@ def _outcome(call: Call, message: Message, context: Context) -> Answer | Failure
         return Answer(call_app(call, message, context), context.state)
     except Exception as error:  # noqa: BLE001 - a client's exception becomes its reply
         kind = type(error)
-        return Failure(kind.__module__, kind.__qualname__, str(error), traceback.format_exc())
+        return Failure(kind.__module__, kind.__qualname__, str(error), traceback.format_exc(), _is_final(error))
+
+
+def _is_final(error: Exception) -> bool:
+    """Return whether memory ran out, or a GPU failed, by the names of the classes: this module imports no torch."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return not names.isdisjoint(_FINAL) or "can't allocate memory" in str(error)  # torch, on a CPU
 
 
 def _end_with_parent() -> None:

@@ -16,6 +16,9 @@ from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.flower_internals import TaskIdentity
 
 
+BEGAN = time.time()
+
+
 class UnpicklableError(RuntimeError):
     def __init__(self, text):
         super().__init__(text)
@@ -76,7 +79,12 @@ def create():
         count = int(context.state.config_records.get("seen", ConfigRecord({"count": 0}))["count"]) + 1
         context.state["seen"] = ConfigRecord({"count": count})
         metrics = {"pid": os.getpid(), "count": count, "value": value or 0}
-        metrics |= {"node": TaskIdentity.node_id, "run": TaskIdentity.run_id, "torch": int("torch" in sys.modules)}
+        metrics |= {
+            "began": BEGAN,
+            "node": TaskIdentity.node_id,
+            "run": TaskIdentity.run_id,
+            "torch": int("torch" in sys.modules),
+        }
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
 
     return app
@@ -84,3 +92,8 @@ def create():
 
 def broken():
     raise ImportError("no such package")
+
+
+def slow():
+    time.sleep(1.0)
+    return create()

@@ -89,15 +89,16 @@ RAISED = {
 }
 
 
-def test_an_exception_keeps_its_class_name_and_its_text_and_the_process(ask, context):
+def test_an_exception_keeps_its_class_name_and_its_text(ask, context):
     pid = ask()["pid"]
     for fault, (name, text) in RAISED.items():
         with pytest.raises(Exception, match=f"^{text}") as caught:
             ask(fault)
         assert type(caught.value).__name__ == name
         assert "Traceback" in caught.value.__notes__[0]
-    assert ask()["pid"] == pid
-    assert context.state["seen"]["count"] == 2
+        before, pid = pid, ask()["pid"]
+        assert (pid == before) == (fault != "allocate"), "a process that ran out of memory is replaced"
+    assert context.state["seen"]["count"] == 1 + len(RAISED)
 
 
 def test_an_app_that_cannot_be_created_answers_with_the_reason(context):
@@ -110,6 +111,15 @@ def test_an_app_that_cannot_be_created_answers_with_the_reason(context):
             with pytest.raises(Exception, match=reason):
                 process.answer(message_of(""), context)
         process.stop()
+
+
+def test_a_start_that_takes_longer_than_a_message_goes_on_for_the_next(context):
+    process = ClientProcess("tests.client.faulty:slow")
+    with pytest.raises(ClientProcessError, match=r"its process had not started within 0.5 s"):
+        process.answer(message_of("", timeout=0.5), context)
+    asked = time.time()
+    assert process.answer(message_of(""), context).content["metrics"]["began"] < asked
+    process.stop()
 
 
 def test_a_message_that_waited_too_long_is_not_started(process, context):
