@@ -16,9 +16,6 @@ from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.flower_internals import TaskIdentity
 
 
-BEGAN = time.time()
-
-
 class UnpicklableError(RuntimeError):
     def __init__(self, text):
         super().__init__(text)
