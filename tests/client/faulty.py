@@ -77,7 +77,6 @@ def create():
         context.state["seen"] = ConfigRecord({"count": count})
         metrics = {"pid": os.getpid(), "count": count, "value": value or 0}
         metrics |= {
-            "began": BEGAN,
             "node": TaskIdentity.node_id,
             "run": TaskIdentity.run_id,
             "torch": int("torch" in sys.modules),
