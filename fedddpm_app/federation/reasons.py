@@ -7,6 +7,10 @@ import re
 
 from flwr.app import Error
 
+DEAD_ACTOR = (
+    "its Ray actor was killed, and Flower continues to send messages to dead actors, so that later rounds lose clients "
+    "too: stop the run, and resume it"
+)
 LONGEST_REASON = 300  # characters
 _LONGEST_TEXT = 65_536  # characters of a client's text that are read; a traceback fits
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -15,6 +19,7 @@ _FLOWERS_FORM = re.compile(r"<class '([\w.()]{1,200})'>:<'")
 _RAISED_AS = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*): ")
 _WRAPPERS = "Exception ClientAppException occurred. Message:"  # of Flower's simulation
 _FRAME = "  File "
+_DEAD_ACTOR = ("ActorDiedError", "ActorUnavailableError", "RayActorError")
 _OWN = ("ConfigError", "StateError")  # sentences that need no name of an exception before them
 
 
@@ -39,6 +44,8 @@ def reason_of(error: Error) -> str:
         raised = _raised_in(message)
         typed = _RAISED_AS.match(raised)
         name, message = (typed[1], raised[typed.end() :]) if typed else ("RayTaskError", raised)
+    if name in _DEAD_ACTOR:
+        return DEAD_ACTOR
     message = message.strip().removeprefix(_WRAPPERS).strip()
     return one_line(message if name.endswith(_OWN) else f"{name}: {message}")
 
