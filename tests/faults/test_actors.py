@@ -93,13 +93,13 @@ def check(run, expected):
 @pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_every_round_after_a_fault_has_all_clients_again(run_with_faults):
-    faults = "pretrain:0:*:exit train:1:1:kill train:2:2:os-exit train:3:3:hang train:0:4:memory"
-    run = run_with_faults(faults, actors=2, num_rounds=5, round_timeout=30.0)
+    faults = "pretrain:3:*:hang train:1:1:kill train:2:2:os-exit train:3:3:exit train:0:4:memory"
+    run = run_with_faults(faults, actors=2, num_rounds=5, pretrain_timeout=20.0)
     expected = {
-        "pretrain": ("0", "its process exited with code 3"),
+        "pretrain": ("3", "its process did not answer within 20 s, and was stopped"),
         "round 1": ("1", r"its process died \(signal 9: out of memory\?\)"),
         "round 2": ("2", "its process exited with code 3"),
-        "round 3": ("3", "its process did not answer within 30 s, and was stopped"),
+        "round 3": ("3", "its process exited with code 3"),
         "round 4": ("0", "MemoryError"),
         "round 5": ("", ""),
     }
