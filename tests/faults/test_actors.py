@@ -1,5 +1,6 @@
 """Deaths and hangs under Ray: each costs one reply of one client, and every later round has all clients."""
 
+import contextlib
 import re
 import shutil
 import subprocess
@@ -7,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from filelock import FileLock, Timeout
 
 from fedddpm_app.launch.new_app import write_new_app
 from tests.conftest import ROOT, RunDirectory
@@ -41,6 +43,15 @@ def semaphores():
     return set(SHARED.glob("sem.mp-*"))
 
 
+def abandoned():
+    """Directories for weights whose owner has ended, which do not belong to a run that goes on at the same time."""
+    found = set()
+    for lock in SHARED.glob("fedddpm-*/owner.lock"):
+        with contextlib.suppress(Timeout, OSError), FileLock(lock, timeout=0):
+            found.add(lock.parent)
+    return found
+
+
 @pytest.fixture
 def run_with_faults(tmp_path):
     """Run an app folder of a user, whose client_app.py plants faults, with a number of actors."""
@@ -64,10 +75,10 @@ def run_with_faults(tmp_path):
         while semaphores() - before and time.monotonic() < until:  # other tests on this host may use some for a while
             time.sleep(0.2)
         assert not semaphores() - before
-        assert not [path for path in SHARED.glob("fedddpm-*") if path.stat().st_mtime > started and path.is_dir()]
+        assert not abandoned() - known
         return RunDirectory(tmp_path / "out" / "sim")
 
-    started = time.time()
+    known = abandoned()
     return run
 
 
