@@ -105,6 +105,7 @@ def test_every_round_after_a_fault_has_all_clients_again(run_with_faults):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(420)
 def test_a_death_does_not_cost_the_only_actor(run_with_faults):
     run = run_with_faults("train:1:1:kill", actors=1, num_rounds=2, pretrain_steps=1)
