@@ -19,7 +19,10 @@ _FLOWERS_FORM = re.compile(r"<class '([\w.()]{1,200})'>:<'")
 _RAISED_AS = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*): ")
 _WRAPPERS = "Exception ClientAppException occurred. Message:"  # of Flower's simulation
 _FRAME = "  File "
-_DEAD_ACTOR = ("ActorDiedError", "ActorUnavailableError", "RayActorError")
+_KILLED = {  # the last is the word of Ray's memory monitor
+    f"ray.exceptions.{name}"
+    for name in ("ActorDiedError", "ActorUnavailableError", "RayActorError", "OutOfMemoryError")
+}
 _OWN = ("ConfigError", "StateError")  # sentences that need no name of an exception before them
 
 
@@ -39,13 +42,13 @@ def reason_of(error: Error) -> str:
     found = _FLOWERS_FORM.match(text)
     if found is None:
         return one_line(text) or "the client failed without a reason"
+    if found[1] in _KILLED:
+        return DEAD_ACTOR
     name, message = found[1].rpartition(".")[2], text[found.end() :].removesuffix("'>")
     if "RayTaskError" in found[1]:
         raised = _raised_in(message)
         typed = _RAISED_AS.match(raised)
         name, message = (typed[1], raised[typed.end() :]) if typed else ("RayTaskError", raised)
-    if name in _DEAD_ACTOR:
-        return DEAD_ACTOR
     message = message.strip().removeprefix(_WRAPPERS).strip()
     return one_line(message if name.endswith(_OWN) else f"{name}: {message}")
 

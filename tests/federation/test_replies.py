@@ -170,9 +170,10 @@ def test_a_client_error_is_passed_on(grid, accept):
 def test_a_dead_actor_is_named_and_what_follows():
     """The form in which Flower's simulation reports an actor that was killed (recorded with Ray 2.55)."""
     text = "The actor died unexpectedly before finishing this task.\n\tclass_name: ClientAppActor\n\tpid: 1\nnot alive"
-    reason = reason_of(Error(0, f"<class 'ray.exceptions.ActorDiedError'>:<'{text}'>"))
-    assert reason == DEAD_ACTOR
-    assert "stop the run" in reason
+    for name in ("ActorDiedError", "OutOfMemoryError"):
+        assert reason_of(Error(0, f"<class 'ray.exceptions.{name}'>:<'{text}'>")) == DEAD_ACTOR
+    assert reason_of(Error(2, "<class 'torch.OutOfMemoryError'>:<'CUDA'>")) == "OutOfMemoryError: CUDA"
+    assert "stop the run" in DEAD_ACTOR
 
 
 def test_a_reply_without_records_is_refused(grid, accept):
