@@ -1,5 +1,5 @@
-"""Flower ClientApp. The package has the code; change this file to wrap the app, such as with Flower's mods."""
+"""Flower ClientApp. The package has the code; name a function of your own that creates the app to change it."""
 
-from fedddpm_app.apps.client import diffusion_client_app
+from fedddpm_app.client.forwarding import ForwardingClientApp
 
-app = diffusion_client_app()
+app = ForwardingClientApp("fedddpm_app.apps.client:diffusion_client_app")

@@ -22,6 +22,7 @@ from flwr.simulation import run_simulation
 
 from benchmarks.models import LARGE, MODELS
 from fedddpm_app.algorithms.fedavg import FederatedAveraging
+from fedddpm_app.client.forwarding import ForwardingClientApp
 from fedddpm_app.client.handlers import ClientSetup, create_client_app
 from fedddpm_app.client.worker import LocalResult
 from fedddpm_app.config import Config, default_run_config, load_config
@@ -148,7 +149,12 @@ def set_up(context: Context) -> ClientSetup:
     return ClientSetup(echo_from_environment().config, FederatedAveraging, lambda: worker)
 
 
-our_client_app = create_client_app(set_up)
+def create_echo_app() -> ClientApp:
+    """Create our ClientApp, in the process that answers the messages."""
+    return create_client_app(set_up)
+
+
+our_client_app = ForwardingClientApp("benchmarks.echo:create_echo_app")
 
 
 def client_app() -> ClientApp:

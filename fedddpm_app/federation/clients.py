@@ -9,14 +9,13 @@ from flwr.serverapp import Grid
 from fedddpm_app.config import Config
 from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.admission import Admission
+from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.records import FORGET, request
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.roll_call import RollCall
 from fedddpm_app.transport import Packed, Transport
-
-_TTL_MARGIN_SECONDS = 60.0
 
 
 class Clients:
@@ -102,7 +101,7 @@ class Clients:
         asked = {state_rounds.get(p, 0) for p in partitions}
         contents = {r: request(arrays, server_round, r, self.state_run) for r in asked}
         self._accounting.bytes_down += sum(packed.num_bytes for packed in records.values()) * len(partitions)
-        node_of, ttl = self.participants.node_of, timeout + _TTL_MARGIN_SECONDS
+        node_of, ttl = self.participants.node_of, time_to_live(timeout)
         steps = self._steps.get(message_type, {})
         longest = max(steps.values(), default=0.0)
         return [

@@ -7,6 +7,10 @@ import re
 
 from flwr.app import Error
 
+DEAD_ACTOR = (
+    "its Ray actor was killed, and Flower continues to send messages to dead actors, so that later rounds lose clients "
+    "too: stop the run, and resume it"
+)
 LONGEST_REASON = 300  # characters
 _LONGEST_TEXT = 65_536  # characters of a client's text that are read; a traceback fits
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
@@ -15,6 +19,10 @@ _FLOWERS_FORM = re.compile(r"<class '([\w.()]{1,200})'>:<'")
 _RAISED_AS = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*): ")
 _WRAPPERS = "Exception ClientAppException occurred. Message:"  # of Flower's simulation
 _FRAME = "  File "
+_KILLED = {  # the last is the word of Ray's memory monitor
+    f"ray.exceptions.{name}"
+    for name in ("ActorDiedError", "ActorUnavailableError", "RayActorError", "OutOfMemoryError")
+}
 _OWN = ("ConfigError", "StateError")  # sentences that need no name of an exception before them
 
 
@@ -34,6 +42,8 @@ def reason_of(error: Error) -> str:
     found = _FLOWERS_FORM.match(text)
     if found is None:
         return one_line(text) or "the client failed without a reason"
+    if found[1] in _KILLED:
+        return DEAD_ACTOR
     name, message = found[1].rpartition(".")[2], text[found.end() :].removesuffix("'>")
     if "RayTaskError" in found[1]:
         raised = _raised_in(message)

@@ -10,6 +10,7 @@ from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedddpm_app.config import ConfigError
+from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.flower_internals import ErrorCode
 from fedddpm_app.federation.participants import Participants
@@ -20,7 +21,7 @@ from fedddpm_app.progress import logger
 _FIRST_POLL_SECONDS = 0.01
 _LONGEST_POLL_SECONDS = 0.5
 _LOG_SECONDS = 10.0  # between messages while nodes are awaited
-_TTL_SECONDS = 60.0  # of a query; a node that has not answered by then is queried again
+_QUERY_SECONDS = 60.0  # at least, for an answer; a node whose query has expired is queried again
 _RETRY_SECONDS = 5.0  # between queries of a node that failed, before the run starts
 _ANSWER_SECONDS = 20.0  # for the answer of a new node, which may have to start a process
 _LONGEST_VALUE = 100  # characters of a node's answer that are kept
@@ -136,7 +137,8 @@ class RollCall:
         self._queried &= self._online
         for node in sorted(self._online - self._queried):
             self._partition_of.pop(node, None)
-            message = Message(self._content, dst_node_id=node, message_type=MessageType.QUERY, ttl=_TTL_SECONDS)
+            ttl = time_to_live(max(_QUERY_SECONDS, self._timeout))
+            message = Message(self._content, dst_node_id=node, message_type=MessageType.QUERY, ttl=ttl)
             self._pending.update({pushed: node for pushed in self._grid.push_messages([message]) if pushed})
         self._queried |= self._online
 

@@ -39,6 +39,7 @@ FLOWER_ENVIRONMENT = {
     "FLWR_DISABLE_UPDATE_CHECK": "1",  # do not ask the network for a newer Flower
     "FLWR_TELEMETRY_ENABLED": "0",  # send no usage data
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray sends no usage data either
+    "RAY_memory_monitor_refresh_ms": "0",  # it kills actors; without it the system kills the largest, an actor's child
     "RAY_DEDUP_LOGS": "0",  # keep the progress lines of all clients, even if they are similar
 }
 

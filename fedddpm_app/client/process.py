@@ -1,0 +1,234 @@
+"""The process in which a Ray actor has its messages answered: its death or its hang does not cost the actor.
+
+Flower gives work also to actors that have died, and waits for ever for an actor that hangs. The actor therefore only
+forwards: the process has torch, the model and the data. It is stopped at a message's time limit, and replaced when it
+has ended. This module imports no torch, because actors import it.
+
+Parent and child are one program: they exchange pickles over a socket pair, as Ray does between its own processes. The
+child's standard input is a pipe from the parent, which shows the child the end of its parent.
+"""
+
+import contextlib
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from functools import cache
+from typing import IO, Any
+
+from flwr.app import Context, Message, RecordDict
+
+from fedddpm_app.federation.deadlines import seconds_left, time_limit
+
+_START_SECONDS = 600.0  # for the imports of a process; then it hangs, and is replaced
+_EXIT_SECONDS = 10.0  # for a process that closed its connection to exit; a large one needs a moment
+_SERVE = "import sys; sys.path = {!r}\nfrom fedddpm_app.client.serving import serve; serve({!r}, {!r})"
+_PICKLE = 5  # a large buffer is written as it is, without a copy
+
+
+class ClientProcessError(RuntimeError):
+    """The process did not answer a message: it died, or was stopped at the time limit."""
+
+
+class ForwardedError(Exception):
+    """Base of the exceptions of the process, which are raised again under their own names."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The reply to a message, and the client's state after it."""
+
+    reply: Message
+    state: RecordDict
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An exception of the app, as text: its class may be importable only in the process.
+
+    ``is_final`` says that the process may not be fit for another message: memory ran out, or the GPU failed.
+    """
+
+    module: str
+    name: str
+    text: str
+    trace: str
+    is_final: bool
+
+    def as_exception(self) -> Exception:
+        """Return an exception with the same class name and text, and the original traceback as a note."""
+        error: Exception = type(self.name, (ForwardedError,), {"__module__": self.module})(self.text)
+        error.add_note(self.trace)
+        return error
+
+
+@cache
+def process_of(app: str) -> "ClientProcess":
+    """Return the process that this actor keeps for an app, over all messages: Flower sends the app with each one."""
+    return ClientProcess(app)
+
+
+class ClientProcess:
+    """Answers messages in a child process, one after the other.
+
+    Parameters
+    ----------
+    app : str
+        The function that creates the ClientApp, as "module:function"; it is called in the child.
+    """
+
+    def __init__(self, app: str) -> None:
+        self._app = app
+        self._child: _Child | None = None
+
+    def answer(self, message: Message, context: Context) -> Message:
+        """Return the reply, and replace ``context.state`` by the client's new state.
+
+        Raises
+        ------
+        ClientProcessError
+            If the child dies or does not answer in time. A new child is then started at once, so that its imports
+            are under way when the next message arrives; also after an exception that is final.
+        Exception
+            The app's own exception, with its class name and text.
+        """
+        limit, left = time_limit(message), seconds_left(message)
+        if left <= 0:
+            raise ClientProcessError(f"it waited for a free actor for all of its {limit:g} s, and did not start")
+        child = self._child = self._child if self._child and self._child.is_alive() else _Child(self._app)
+        try:
+            left -= child.wait_until_ready(left)
+            outcome = child.ask(message, context, left)
+        except TimeoutError as error:  # the imports go on, for the next message
+            raise ClientProcessError(f"its process had not started within {limit:g} s") from error
+        except (OSError, EOFError, pickle.UnpicklingError):
+            reason = self._replace(child)
+            late = f"its process did not answer within {limit:g} s, and was stopped"
+            raise ClientProcessError(late if child.is_late else reason) from None
+        if child.is_late or (isinstance(outcome, Failure) and outcome.is_final):
+            child.kill()  # one that is late was stopped just after its answer
+            self._replace(child)
+        if isinstance(outcome, Failure):
+            raise outcome.as_exception()
+        context.state = outcome.state
+        return outcome.reply
+
+    def stop(self) -> None:
+        """Stop the child, if there is one; the next message starts another one."""
+        if self._child is not None:
+            self._child.kill()
+            self._child.end()
+            self._child = None
+
+    def _replace(self, child: "_Child") -> str:
+        """Start a new child in place of one that ended, and return why it ended."""
+        reason = child.end()
+        self._child = _Child(self._app)
+        return reason
+
+
+class _Child:
+    """One child process, from its start to its end.
+
+    It leads a process group of its own, so that processes which it starts end with it.
+
+    Attributes
+    ----------
+    is_late : bool
+        Whether it was stopped at a time limit.
+    """
+
+    def __init__(self, app: str) -> None:
+        self.is_late = False
+        self._ready = False
+        self._began = time.monotonic()
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _SERVE.format(sys.path, theirs.fileno(), app)],
+                stdin=subprocess.PIPE,
+                pass_fds=[theirs.fileno()],
+                process_group=0,
+            )
+        self._socket = ours
+        self._requests: IO[bytes] = ours.makefile("wb")
+        self._answers: IO[bytes] = ours.makefile("rb")
+
+    def is_alive(self) -> bool:
+        """Return whether the process is running, and has not hung in its imports."""
+        starting = time.monotonic() - self._began
+        if not self._ready and starting > _START_SECONDS:
+            self.kill()
+            self.end()
+        return self._process.poll() is None
+
+    def wait_until_ready(self, seconds: float) -> float:
+        """Wait until the process has imported the app, and return the time in seconds; ``TimeoutError`` if too long."""
+        began = time.monotonic()
+        if not self._ready:
+            if not select.select([self._socket], [], [], seconds)[0]:
+                raise TimeoutError
+            receive(self._answers)
+            self._ready = True
+        return time.monotonic() - began
+
+    def ask(self, message: Message, context: Context, seconds: float) -> Answer | Failure:
+        """Send a message and return its outcome; after ``seconds`` the process is killed, and ``EOFError`` follows."""
+        timer = threading.Timer(seconds, self._stop_late)
+        timer.daemon = True
+        timer.start()
+        try:
+            send((message, context), self._requests)
+            outcome: Answer | Failure = receive(self._answers)
+        finally:
+            timer.cancel()
+        return outcome
+
+    def end(self) -> str:
+        """Return why the process has ended, after closing the connection and, if need be, killing the process."""
+        closed = "its process closed the connection to its actor"
+        try:
+            code: int | None = self._process.wait(_EXIT_SECONDS)
+        except subprocess.TimeoutExpired:
+            code = None
+        self.kill()
+        for file in (self._requests, self._answers, self._socket, self._process.stdin):
+            with contextlib.suppress(OSError):  # such as the rest of a message that was not read
+                if file is not None:
+                    file.close()
+        return closed if code is None else _describe(code)
+
+    def kill(self) -> None:
+        """Kill the process and all processes of its group, and end a read from it, even if the kernel keeps it."""
+        with contextlib.suppress(OSError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
+
+    def _stop_late(self) -> None:
+        self.is_late = True
+        self.kill()
+
+
+def send(content: object, file: IO[bytes]) -> None:
+    """Write an object to the other end."""
+    pickle.dump(content, file, _PICKLE)
+    file.flush()
+
+
+def receive(file: IO[bytes]) -> Any:
+    """Read an object from the other end; ``EOFError`` if that has ended."""
+    return pickle.load(file)
+
+
+def _describe(code: int) -> str:
+    if code >= 0:
+        return f"its process exited with code {code}"
+    cause = "out of memory?" if -code == signal.SIGKILL else signal.strsignal(-code)
+    return f"its process died (signal {-code}: {cause})"

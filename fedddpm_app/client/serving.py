@@ -1,0 +1,88 @@
+"""The child's side of ``process``: it creates the ClientApp and answers messages until its parent ends."""
+
+import fcntl
+import os
+import select
+import signal
+import socket
+import sys
+import traceback
+
+from flwr.app import Context, Message
+
+from fedddpm_app.client.forwarding import Call, call_app, create_app
+from fedddpm_app.client.process import Answer, Failure, receive, send
+from fedddpm_app.federation.flower_internals import TaskIdentity
+
+_FINAL = {"MemoryError", "OutOfMemoryError", "AcceleratorError"}  # after the last, a CUDA context remains unusable
+
+
+def serve(descriptor: int, app: str) -> None:
+    """Answer the messages that arrive on a socket until it is closed.
+
+    Parameters
+    ----------
+    descriptor : int
+        The socket.
+    app : str
+        As in ``ForwardingClientApp``.
+    """
+    _end_with_parent()
+    os.set_inheritable(descriptor, False)
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
+    with socket.socket(fileno=descriptor) as connection:
+        requests, answers = connection.makefile("rb"), connection.makefile("wb")
+        call = _prepare(app)
+        send("ready", answers)
+        while True:
+            try:
+                message, context = receive(requests)
+            except EOFError:
+                return
+            send(_outcome(call, message, context), answers)
+            del message, context
+
+
+def _prepare(app: str) -> Call:
+    """Create the app before the first message; an exception is kept, and answers every message."""
+    try:
+        return create_app(app)
+    except Exception as error:  # noqa: BLE001 - code of a user
+        failed, trace = error, error.__traceback__
+
+    def fail(message: Message, context: Context) -> Message:
+        raise failed.with_traceback(trace)
+
+    return fail
+
+
+def _outcome(call: Call, message: Message, context: Context) -> Answer | Failure:
+    TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = context.run_id, context.node_id, 1
+    try:
+        return Answer(call_app(call, message, context), context.state)
+    except Exception as error:  # noqa: BLE001 - a client's exception becomes its reply
+        kind = type(error)
+        return Failure(kind.__module__, kind.__qualname__, str(error), traceback.format_exc(), _is_final(error))
+
+
+def _is_final(error: Exception) -> bool:
+    """Return whether memory ran out, or a GPU failed, by the names of the classes: this module imports no torch."""
+    names = {kind.__name__ for kind in type(error).__mro__}
+    return not names.isdisjoint(_FINAL) or "can't allocate memory" in str(error)  # torch, on a CPU
+
+
+def _end_with_parent() -> None:
+    """Have the kernel end this process group when the parent's end of the pipe at standard input is closed.
+
+    The signal works whatever this process does at that moment. On Linux it ends a process by default.
+    """
+    pipe = sys.stdin.fileno()
+    if sys.platform != "linux":
+        signal.signal(signal.SIGIO, lambda *_: os.killpg(0, signal.SIGKILL))
+    fcntl.fcntl(pipe, fcntl.F_SETOWN, -os.getpgrp())
+    fcntl.fcntl(pipe, fcntl.F_SETFL, fcntl.fcntl(pipe, fcntl.F_GETFL) | os.O_ASYNC)
+    watch = select.poll()
+    watch.register(pipe, select.POLLHUP)
+    if watch.poll(0):  # the parent ended before
+        sys.exit(1)
