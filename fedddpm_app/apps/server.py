@@ -15,6 +15,7 @@ from fedddpm_app.device import resolve_device
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.experiment.monitor import Monitor
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation.flower_internals import at_exit_of_flower
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.federation.start_notes import start_notes
@@ -24,6 +25,7 @@ from fedddpm_app.recording.directory import run_directory
 from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.provenance import caller_directory
 from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.recording.status import STOP_SIGNAL, name_of_stop
 from fedddpm_app.weights import snapshot
 
 
@@ -67,6 +69,7 @@ def _run(grid: Grid, context: Context) -> None:
     strategy = algorithm(config, recorder, task)
     monitor = Monitor(config, strategy, recorder, task, evaluator)
     initial = snapshot(task.create_model())
+    at_exit_of_flower(lambda: _stop(strategy, monitor, recorder))
     try:
         strategy.start(
             grid,
@@ -76,15 +79,23 @@ def _run(grid: Grid, context: Context) -> None:
             evaluate_fn=monitor,
         )
         metrics = [metric.to_dict() for metric in monitor.finish()]
-    except (KeyboardInterrupt, SystemExit):
-        recorder.finish("interrupted", _metrics(strategy, monitor, recorder))
+        recorder.finish("completed", {**_metrics(strategy, monitor, recorder), "metrics": metrics})
+    except (KeyboardInterrupt, SystemExit) as stop:
+        recorder.finish("interrupted", _metrics(strategy, monitor, recorder), stopped_by=name_of_stop(stop))
         raise
     except BaseException as error:
         with suppress(RecordingError):  # the first error counts
-            recorder.finish("failed", _metrics(strategy, monitor, recorder), error=str(error))
+            recorder.finish("failed", _metrics(strategy, monitor, recorder), error=str(error) or repr(error))
         raise
-    recorder.finish("completed", {**_metrics(strategy, monitor, recorder), "metrics": metrics})
     logger.info("run directory: %s", recorder.directory)
+
+
+def _stop(strategy: FederatedStrategy, monitor: Monitor, recorder: RunRecorder) -> None:
+    """End a run whose process gets a stop signal; after the end of the run, do nothing."""
+    with suppress(RecordingError):
+        recorder.end("interrupted", _metrics(strategy, monitor, recorder), stopped_by=STOP_SIGNAL)
+    if transport := getattr(strategy, "transport", None):
+        transport.close()
 
 
 def _metrics(strategy: FederatedStrategy, monitor: Monitor, recorder: RunRecorder) -> dict[str, object]:

@@ -10,6 +10,7 @@ from flwr.serverapp import ServerApp
 
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.cli.claim import claim_directory
+from fedddpm_app.cli.clean import remove_left_overs
 from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import RunView, WorkView, print_summary
 from fedddpm_app.cli.deployed import check_deployable, run_deployed
@@ -26,12 +27,13 @@ from fedddpm_app.launch import preflight
 from fedddpm_app.launch.app_folder import bundled, load_apps
 from fedddpm_app.launch.flower_run import COMPLETED
 from fedddpm_app.launch.resources import crowding, simulation_resources
-from fedddpm_app.launch.simulation import SimulationRun, leaving_in_order
+from fedddpm_app.launch.simulation import SimulationRun, Stopped, leaving_in_order
 from fedddpm_app.progress import logging_to
 from fedddpm_app.recording.directory import output_folder
 from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.log import RunLog
-from fedddpm_app.recording.recorder import mark_interrupted
+from fedddpm_app.recording.status import COMPLETED as RUN_COMPLETED
+from fedddpm_app.recording.status import mark_interrupted, name_of_stop, read_status
 from fedddpm_app.training.acceleration import check_compiler
 
 
@@ -57,6 +59,7 @@ def _run_here(
     folder: Path, overrides: dict[str, Scalar], federation: dict[str, Scalar], engine: Engine, config: Config
 ) -> None:
     """Run on this machine."""
+    removed = remove_left_overs(output_folder(config, Path.cwd()))  # first, because they take room
     _check_machine(config, federation, engine)
     if unfit := misfit(config, given_keys(default_run_config(folder) | overrides, overrides)):
         raise ConfigError(unfit)
@@ -66,7 +69,8 @@ def _run_here(
     directory, log = claim_directory(config, overrides | federation)
     apps = _prepare(folder, engine, config, directory, log)
     placed: dict[str, Scalar] = {"output-dir": str(directory.parent), "run-name": directory.name}
-    say(f"run directory: {directory}")
+    for sentence in (f"run directory: {directory}", *removed):
+        say(sentence)
     try:
         with log, leaving_in_order():
             if apps:
@@ -75,8 +79,9 @@ def _run_here(
             else:
                 view = RunView(steps, console)
                 _run_simulation(folder, overrides | placed, federation, config, view, log)
-    except SystemExit:
-        mark_interrupted(directory)
+    except Stopped as stop:
+        with suppress(RecordingError):  # on a full disk, the next reader corrects the status
+            mark_interrupted(directory, name_of_stop(stop), stop.at)
         say(f"interrupted; run directory: {directory}")
         raise
     print_summary(directory, console)
@@ -176,9 +181,12 @@ def _run_simulation(
                 log.write(line)
                 view.line(line)
         status = flower.status()
-    if status != COMPLETED:
-        directory = log.path.parent
-        if (directory / "summary.json").exists():
+    directory = log.path.parent
+    outcome = read_status(directory)
+    if flower.was_left:
+        say("Flower did not end after the end of the run: its processes were stopped.")
+    if status != COMPLETED and not (flower.was_left and outcome.state == RUN_COMPLETED):
+        if outcome.is_final:
             print_summary(directory, console)
         say(f"Flower reports: {status}. The whole log: {log.path}")
         raise typer.Exit(FAILED)

@@ -3,11 +3,15 @@
 A new minor version of Flower may move any of it. Only this file then needs to change.
 """
 
+from collections.abc import Callable
+
 from flwr.app import Message
 from flwr.common.config import parse_config_args
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.constant import TaskType
+from flwr.supercore.exit import add_exit_handler
+from flwr.supercore.exit.exit_handler import registered_exit_handlers
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.utils import get_flwr_home
@@ -18,6 +22,7 @@ __all__ = [
     "Run",
     "TaskIdentity",
     "TaskType",
+    "at_exit_of_flower",
     "get_flwr_home",
     "parse_config_args",
     "set_message_id",
@@ -33,3 +38,13 @@ def set_source(message: Message, node: int) -> None:
 def set_message_id(message: Message, message_id: str) -> None:
     """Set the id of a message, as Flower's own grids do when they push it."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def at_exit_of_flower(function: Callable[[], None]) -> None:
+    """Have Flower call a function when it ends this process, at the end of the run or by a stop signal.
+
+    A simulation's ServerApp runs in a thread, which no signal reaches: Flower's main thread gets the signals, also that
+    of `flwr stop`, and ends the process some seconds later. Outside of Flower's processes this does nothing.
+    """
+    if registered_exit_handlers:
+        add_exit_handler(function, run_before_force_exit=True)

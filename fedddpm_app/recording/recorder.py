@@ -11,6 +11,7 @@ import resource
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from datasets import ClassLabel, Dataset, Features, Image, Value
@@ -22,14 +23,13 @@ from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.federation.flower_internals import Run
 from fedddpm_app.recording.curves import plot_losses, plot_metrics
 from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
-from fedddpm_app.recording.files import optional, without_nan, write_json, writing
+from fedddpm_app.recording.files import append_line, optional, writing
 from fedddpm_app.recording.plots import plot_classes, plot_partition
 from fedddpm_app.recording.provenance import describe_environment
 from fedddpm_app.recording.samples import round_sheet, save_auxiliary_sheets, save_rounds, save_samples
 from fedddpm_app.recording.sheets import save_pairs, to_pil
+from fedddpm_app.recording.status import StatusFile
 from fedddpm_app.weights import Weights
-
-_SUMMARY = "summary.json"
 
 
 class RunRecorder:
@@ -55,6 +55,7 @@ class RunRecorder:
         self.durable = durable or directory / "scratch"
         self.began = time.time()
         self.stats: list[dict[str, object]] = []
+        self._status = StatusFile(directory)
 
     @property
     def scratch(self) -> Path:
@@ -73,14 +74,13 @@ class RunRecorder:
         except FileExistsError:
             check_is_new(self.directory)
             raise
+        self._status.begin()
 
     def append(self, stats: Mapping[str, object]) -> None:
         """Append one object to ``stats.jsonl`` and add the peak memory of this process; NaN becomes null."""
         line = {**stats, "mem/peak_rss_mb": _peak_rss_mb()}
         self.stats.append(line)
-        path = self.directory / "stats.jsonl"
-        with writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(without_nan(line)) + "\n")
+        append_line(self.directory / "stats.jsonl", line)
 
     def save_partition(self, counts: Tensor, class_names: Sequence[str], num_unassigned: int) -> None:
         """Write the clients' training images per class as a line of ``stats.jsonl`` and a plot.
@@ -149,37 +149,24 @@ class RunRecorder:
             save_file(weights, folder / "model.safetensors")
             save_file(ema_weights, folder / "ema.safetensors")
 
-    def finish(self, status: str, metrics: Mapping[str, object], error: str | None = None) -> None:
-        """Write ``summary.json`` and the plots of losses and metrics."""
-        if (self.directory / "scratch").exists() and not any(self.scratch.iterdir()):
-            self.scratch.rmdir()
-        summary = {"status": status, **metrics, "time/total_s": round(time.time() - self.began, 1)}
-        if error:
-            summary["error"] = error
-        write_summary(self.directory, summary)
+    def finish(self, status: str, metrics: Mapping[str, object], error: str = "", stopped_by: str = "") -> None:
+        """Write ``summary.json`` as ``end`` does, then the plots of losses and metrics."""
+        self.end(status, metrics, error, stopped_by)
         with optional(self.directory / "plots"):
             if self.stats:
                 plot_losses(self.stats, self.directory / "plots" / "losses.png", self.directory.name)
                 plot_metrics(self.stats, self.directory / "plots" / "metrics.png", self.directory.name)
 
+    def end(self, status: str, metrics: Mapping[str, object], error: str = "", stopped_by: str = "") -> None:
+        """Write ``summary.json``; only the first call counts.
 
-def write_summary(directory: Path, summary: Mapping[str, object]) -> None:
-    """Write ``summary.json``: the status, the metrics and the folder."""
-    write_json(directory / _SUMMARY, {**summary, "directory": str(directory)})
-
-
-def mark_interrupted(directory: Path) -> None:
-    """Set the status in a run's summary to ``interrupted``.
-
-    An interrupt may end the clients first, so that the server fails; the status ``failed`` is therefore replaced too.
-    """
-    try:
-        summary = json.loads((directory / _SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # the file is missing or incomplete
-        summary = {}
-    if summary.get("status", "failed") == "failed":
-        summary.pop("error", None)
-        write_summary(directory, summary | {"status": "interrupted"})
+        ``error`` is the reason of a failed run, ``stopped_by`` the cause of an interrupted run.
+        """
+        with suppress(OSError):  # it is not empty if the run stopped in the middle of its work
+            (self.directory / "scratch").rmdir()
+        reasons = {"error": error, "stopped_by": stopped_by}
+        summary = {"status": status, **metrics, "time/total_s": round(time.time() - self.began, 1)}
+        self._status.end(summary | {name: reason for name, reason in reasons.items() if reason})
 
 
 def _peak_rss_mb() -> float:
