@@ -22,7 +22,7 @@ from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import configure_logging, logger, note
 from fedddpm_app.recording.directory import run_directory
-from fedddpm_app.recording.files import RecordingError
+from fedddpm_app.recording.files import RecordingError, needing_room
 from fedddpm_app.recording.provenance import caller_directory
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.recording.status import STOP_SIGNAL, name_of_stop
@@ -71,14 +71,15 @@ def _run(grid: Grid, context: Context) -> None:
     initial = snapshot(task.create_model())
     at_exit_of_flower(lambda: _stop(strategy, monitor, recorder))
     try:
-        strategy.start(
-            grid,
-            to_arrays(initial),
-            num_rounds=config.run.num_rounds,
-            timeout=config.waiting.round_timeout,
-            evaluate_fn=monitor,
-        )
-        metrics = [metric.to_dict() for metric in monitor.finish()]
+        with needing_room(recorder.scratch):
+            strategy.start(
+                grid,
+                to_arrays(initial),
+                num_rounds=config.run.num_rounds,
+                timeout=config.waiting.round_timeout,
+                evaluate_fn=monitor,
+            )
+            metrics = [metric.to_dict() for metric in monitor.finish()]
         recorder.finish("completed", {**_metrics(strategy, monitor, recorder), "metrics": metrics})
     except (KeyboardInterrupt, SystemExit) as stop:
         recorder.finish("interrupted", _metrics(strategy, monitor, recorder), stopped_by=name_of_stop(stop))

@@ -20,6 +20,8 @@ _GOES_ON = "goes on, although its command was killed: `fedddpm clean --headless`
 
 def clean(runs: Path, yes: bool, resumable: bool, headless: bool) -> None:
     """Show and remove left-overs; ``commands.clean`` describes the arguments."""
+    for home in headless_homes():
+        _stop(home, headless, yes)
     cache = cache_folder(load_config(default_run_config(packaged_app())).data)
     found = [*find_left_overs(runs.expanduser().absolute()), *partial_files(cache / "auxiliary")]
     kept = [item for item in found if item.is_resumable and not resumable]
@@ -31,8 +33,6 @@ def clean(runs: Path, yes: bool, resumable: bool, headless: bool) -> None:
     elif yes or typer.confirm(f"Remove these {len(chosen)}?"):
         gone = [item for item in chosen if item.remove()]
         say(f"removed {len(gone)} of {len(chosen)}")
-    for home in headless_homes():
-        _stop(home, headless, yes)
 
 
 def remove_left_overs(runs: Path) -> list[str]:

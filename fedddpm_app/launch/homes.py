@@ -7,14 +7,17 @@ After the end of the run, ``guardian``, the next run or `fedddpm clean` stops wh
 import contextlib
 import json
 import shutil
+import signal
 import time
 from pathlib import Path
 
 import psutil
 
-from fedddpm_app.owned import OwnedFolder, abandoned, taken_over
+from fedddpm_app.owned import OwnedFolder, abandoned, remove_abandoned, taken_over
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.status import Status, read_status
+from fedddpm_app.transport.shared import PREFIX as SHARED_PREFIX
+from fedddpm_app.transport.shared import ROOT as SHARED_MEMORY
 
 LINGER_SECONDS = 60.0  # the longest time that Flower gets to end after the end of a run
 PREFIX = "fedddpm-flwr-"
@@ -43,7 +46,7 @@ def status_of(home: Path) -> Status | None:
 
 def has_server(home: Path) -> bool:
     """Return whether the process of a home's ServerApp is alive."""
-    return any(_SERVER in word for process in processes_of(home) for word in _words(process))
+    return any(_is_server(process) for process in processes_of(home))
 
 
 def headless(home: Path) -> bool:
@@ -81,21 +84,32 @@ def processes_of(home: Path) -> set[psutil.Process]:
 
 
 def stop_processes(home: Path) -> None:
-    """Stop every process of a home, and repeat: a stopping process may start another process."""
+    """Stop every process of a home, and repeat: a stopping process may start another process.
+
+    The server gets a Ctrl-C first: Ray replaces Flower's handler of SIGTERM, so that the server could not end in order.
+    Weights in shared memory, which a killed server leaves, are removed.
+    """
     began = time.monotonic()
     known: set[psutil.Process] = set()
     while True:
-        known |= processes_of(home)
+        new = processes_of(home) - known
+        known |= new
         alive = [process for process in known if _is_running(process)]
         waited = time.monotonic() - began
         if alive and waited > _GIVE_UP_SECONDS:
             logger.warning("processes are still alive: %s", ", ".join(f"pid {process.pid}" for process in alive))
         if not alive or waited > _GIVE_UP_SECONDS:
-            return
+            break
         for process in alive:
             with contextlib.suppress(psutil.Error):
-                process.kill() if waited > _TERMINATE_SECONDS else process.terminate()
+                if waited > _TERMINATE_SECONDS:
+                    process.kill()
+                elif not _is_server(process):
+                    process.terminate()
+                elif process in new:
+                    process.send_signal(signal.SIGINT)
         psutil.wait_procs(alive, timeout=_STOP_POLL_SECONDS)
+    remove_abandoned(SHARED_PREFIX, SHARED_MEMORY)
 
 
 def _is_running(process: psutil.Process) -> bool:
@@ -105,8 +119,8 @@ def _is_running(process: psutil.Process) -> bool:
         return False
 
 
-def _words(process: psutil.Process) -> list[str]:
+def _is_server(process: psutil.Process) -> bool:
     try:
-        return process.cmdline()
+        return any(_SERVER in word for word in process.cmdline())
     except psutil.Error:
-        return []
+        return False

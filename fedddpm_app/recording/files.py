@@ -34,6 +34,23 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
+def needing_room(folder: Path) -> Iterator[None]:
+    """Raise ``RecordingError`` in place of an error of the body that says that a disk or a quota is full.
+
+    ``folder`` is where the body writes, as far as it is known.
+    """
+    try:
+        yield
+    except RecordingError:
+        raise
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        with writing(Path(getattr(error, "filename", None) or folder)):
+            raise
+
+
+@contextmanager
 def optional(path: Path) -> Iterator[None]:
     """Log a warning in place of the errors of the body, which writes pictures to ``path``."""
     try:

@@ -24,7 +24,7 @@ from fedddpm_app.recording.files import RecordingError, rewrite_json, write_json
 
 SUMMARY = "summary.json"
 RUNNING, COMPLETED, FAILED, INTERRUPTED, UNKNOWN = "running", "completed", "failed", "interrupted", "unknown"
-STOP_SIGNAL = "a stop signal to the server's process, such as that of `flwr stop`"
+STOP_SIGNAL = "Flower: `flwr stop`, a signal to the server's process, or a crash of the simulation"
 _RESERVE = "reserve.bin"  # room for the last summary on a disk that is full by then
 _RESERVE_BYTES = 64 * 1024
 _SIGNAL_CODES = 128  # added to the number of a signal that ended a process
