@@ -1,6 +1,6 @@
 """The ServerApp: config -> data for evaluation -> strategy -> start."""
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from flwr.app import Context
@@ -40,13 +40,15 @@ def diffusion_server_app() -> ServerApp:
 def run_experiment(grid: Grid, context: Context) -> None:
     """Run the configured algorithm, and write its run directory."""
     try:
-        _run(grid, context)
+        with ExitStack() as ends:
+            _run(grid, context, ends)
     except Exception as error:
         logger.error("the run failed: %s", error)
         raise
 
 
-def _run(grid: Grid, context: Context) -> None:
+def _run(grid: Grid, context: Context, ends: ExitStack) -> None:
+    """Run the algorithm; ``ends`` marks a run as failed that an error ends before its first round."""
     run_config = {**context.run_config, **read_auto(context.run_config)}
     config = load_config(run_config)
     algorithm = get_algorithm(config)
@@ -56,6 +58,7 @@ def _run(grid: Grid, context: Context) -> None:
     evaluator = create_evaluator(config) if config.evaluation.measures_images else None
     recorder = RunRecorder(run_directory(config, _base_directory(config, grid)), cache_folder(config.data))
     recorder.write_config(run_config, grid.run)
+    ends.enter_context(recorder)
     logger.info("run directory: %s", recorder.directory)
     if unfit := misfit(config, given_keys(run_config, grid.run.override_config)):
         logger.warning("%s", unfit)

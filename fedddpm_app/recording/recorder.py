@@ -1,8 +1,8 @@
 """The run directory: its layout is a contract that tools and tests rely on.
 
 ``<output-dir>/<run-name>/`` holds ``config.json`` (resolved run config, git commit, versions), ``stats.jsonl``
-(appended and flushed: one object per phase and round, keys with units), ``summary.json`` (status and final
-metrics), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``auxiliary/``,
+(appended and flushed: one object per phase and round, keys with units), ``summary.json`` (status, see ``status``, and
+final metrics), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``auxiliary/``,
 ``samples/round-0005.png``, ``samples/rounds.png``, ``checkpoints/round-0005/`` and ``plots/``.
 """
 
@@ -23,7 +23,7 @@ from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.federation.flower_internals import Run
 from fedddpm_app.recording.curves import plot_losses, plot_metrics
 from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
-from fedddpm_app.recording.files import append_line, optional, writing
+from fedddpm_app.recording.files import RecordingError, append_line, optional, writing
 from fedddpm_app.recording.plots import plot_classes, plot_partition
 from fedddpm_app.recording.provenance import describe_environment
 from fedddpm_app.recording.samples import round_sheet, save_auxiliary_sheets, save_rounds, save_samples
@@ -33,7 +33,7 @@ from fedddpm_app.weights import Weights
 
 
 class RunRecorder:
-    """Writes a run directory.
+    """Writes a run directory; a context manager, which marks a run as failed that an error ends without ``finish``.
 
     Parameters
     ----------
@@ -56,6 +56,14 @@ class RunRecorder:
         self.began = time.time()
         self.stats: list[dict[str, object]] = []
         self._status = StatusFile(directory)
+
+    def __enter__(self) -> "RunRecorder":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        if error is not None:
+            with suppress(RecordingError):  # the first error counts
+                self.end("failed", {}, str(error) or repr(error))
 
     @property
     def scratch(self) -> Path:

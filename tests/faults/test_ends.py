@@ -19,6 +19,7 @@ from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
 from fedddpm_app.client.worker import Worker
+from fedddpm_app.config import ConfigError
 from fedddpm_app.launch import guardian, homes, simulation
 from fedddpm_app.launch.flower_run import CONFIG_PREFIX, to_toml
 from fedddpm_app.launch.leftovers import find_left_overs
@@ -27,7 +28,7 @@ from fedddpm_app.owned import OwnedFolder
 from fedddpm_app.recording.files import RecordingError, append_line
 from fedddpm_app.recording.status import StatusFile, mark_interrupted, now, read_status
 from fedddpm_app.transport import shared
-from tests.conftest import TINY, run_of
+from tests.conftest import ROOT, TINY, run_of
 
 TRAIN = "fedddpm_app.client.worker.Worker.train"
 FORK = multiprocessing.get_context("fork")
@@ -130,6 +131,15 @@ def test_a_signal_that_flower_takes_ends_the_run_from_another_thread(run_config,
     run = run_of(run_config, {"algorithm": "fedavg", "num_rounds": 1, "transport": "auto"})
     assert run.summary["status"] == "interrupted"
     assert "flwr stop" in run.summary["stopped_by"]
+
+
+def test_an_error_before_the_first_round_is_the_reason_and_another_runs_folder_stays_as_it_is(run_config, monkeypatch):
+    monkeypatch.setattr("fedddpm_app.apps.server.Monitor", lambda *_: 1 / 0)
+    for _ in range(2):
+        with pytest.raises((ZeroDivisionError, ConfigError), match=r"division by zero|holds a run already"):
+            run_of(run_config, {"algorithm": "fedavg"})
+    status = read_status(Path(run_config["output-dir"]) / "run")
+    assert (status.state, status.error) == ("failed", "division by zero")
 
 
 # ---- the status: (what the summary says, what is true) --------------------------------------------
@@ -367,3 +377,71 @@ def test_a_command_follows_the_end_of_its_server_and_not_flower(tmp_path, tempor
     assert run.was_left
     assert not home.exists()
     assert not guard.is_running()
+
+
+# ---- with Ray: (end of which process, exit code, status) -------------------------------------------
+
+
+def processes_with(name, value):
+    """Processes with a variable in their environment, and their children."""
+    found = set()
+    for process in psutil.process_iter():
+        try:
+            if process.environ().get(name) == value:
+                found |= {process, *process.children(recursive=True)}
+        except psutil.Error:
+            continue
+    return found
+
+
+def living(processes):
+    return [process for process in processes if process.is_running() and process.status() != psutil.STATUS_ZOMBIE]
+
+
+@pytest.fixture
+def simulation_under_way(tmp_path, cache_dir):
+    """A simulation whose clients train: its command, its home, and what it started."""
+
+    def begin(**settings):
+        places = {"output-dir": str(tmp_path), "run-name": "run", "cache-dir": str(cache_dir), "node-timeout": 150.0}
+        keys = TINY | places | {"algorithm": "fedavg", "num-clients": 2} | settings
+        arguments = [sys.executable, "-m", "fedddpm_app.cli", "run", "--app", str(ROOT), "-c", to_toml(keys)]
+        mark = {"FEDDDPM_TEST_FOLDER": str(tmp_path)}
+        process = subprocess.Popen(arguments, env=os.environ | mark, stdout=subprocess.PIPE, text=True)
+        assert any(" train " in line for line in process.stdout)
+        started = processes_with("FEDDDPM_TEST_FOLDER", str(tmp_path))
+        server = next(each for each in started if any("flwr-simulation" in word for word in each.cmdline()))
+        return process, server, started
+
+    yield begin
+    for each in living(processes_with("FEDDDPM_TEST_FOLDER", str(tmp_path))):
+        each.kill()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_simulation_whose_command_is_killed_goes_on_and_nothing_stays(tmp_path, simulation_under_way):
+    command, server, started = simulation_under_way(**{"local-steps": 400})
+    home = Path(server.environ()["FLWR_HOME"])
+    command.kill()
+    until(lambda: not home.exists(), 150)
+    assert read_status(tmp_path / "run").state == "completed"
+    until(lambda: not living(started), 10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(
+    ("number", "state", "reason"),
+    [(signal.SIGKILL, "failed", "without a word"), (signal.SIGTERM, "interrupted", "flwr stop")],
+)
+def test_a_server_that_ends_early_ends_the_command(tmp_path, simulation_under_way, number, state, reason):
+    command, server, started = simulation_under_way(**{"local-steps": 100_000})
+    server.send_signal(number)
+    output = command.stdout.read()
+    assert command.wait(60) == 1
+    status = read_status(tmp_path / "run")
+    assert (status.state, reason in f"{status.error}{status.summary.get('stopped_by')}") == (state, True)
+    assert reason in output
+    assert f"run directory: {tmp_path / 'run'}" in output
+    until(lambda: not living(started), 10)
