@@ -184,9 +184,10 @@ def _run_simulation(
     directory = log.path.parent
     outcome = read_status(directory)
     if flower.was_left:
-        say("Flower did not end after the end of the run: its processes were stopped.")
+        say("Flower had not ended some time after the end of the run: its processes were stopped.")
     if status != COMPLETED and not (flower.was_left and outcome.state == RUN_COMPLETED):
         if outcome.is_final:
             print_summary(directory, console)
-        say(f"Flower reports: {status}. The whole log: {log.path}")
+        reported = "" if flower.was_left else f"Flower reports: {status}. "
+        say(f"{reported}The whole log: {log.path}")
         raise typer.Exit(FAILED)

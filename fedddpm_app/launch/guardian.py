@@ -11,6 +11,7 @@ from pathlib import Path
 from fedddpm_app.owned import LOCK, is_held
 
 _POLL_SECONDS = 2.0
+_ATTEMPTS = 10  # then the next run or `fedddpm clean` removes the home
 
 
 def guard(home: Path, poll_seconds: float = _POLL_SECONDS) -> None:
@@ -22,7 +23,11 @@ def guard(home: Path, poll_seconds: float = _POLL_SECONDS) -> None:
 
     from fedddpm_app.launch.homes import end_home, headless  # only a killed command needs it
 
-    while home.exists() and (headless(home) or not end_home(home)):
+    for _ in range(_ATTEMPTS):
+        while headless(home):
+            time.sleep(poll_seconds)
+        if end_home(home):
+            return
         time.sleep(poll_seconds)
 
 

@@ -101,7 +101,8 @@ def mark_interrupted(directory: Path, stopped_by: str, since: datetime) -> None:
     """
     summary = _read(directory)
     status = Status(directory, str(summary.get("status", UNKNOWN)), summary)
-    if status.is_final and not (status.state == FAILED and status.ended and status.ended >= since):
+    by_the_stop = status.state != COMPLETED and status.ended is not None and status.ended >= since
+    if status.is_final and not by_the_stop:
         return
     summary.pop("owner", None)
     about = {"status": INTERRUPTED, "stopped_by": stopped_by, "ended": now(), "directory": str(directory)}
