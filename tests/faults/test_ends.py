@@ -407,8 +407,9 @@ def simulation_under_way(tmp_path, cache_dir):
         keys = TINY | places | {"algorithm": "fedavg", "num-clients": 2} | settings
         arguments = [sys.executable, "-m", "fedddpm_app.cli", "run", "--app", str(ROOT), "-c", to_toml(keys)]
         mark = {"FEDDDPM_TEST_FOLDER": str(tmp_path)}
-        process = subprocess.Popen(arguments, env=os.environ | mark, stdout=subprocess.PIPE, text=True)
-        assert any(" train " in line for line in process.stdout)
+        pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+        process, printed = subprocess.Popen(arguments, env=os.environ | mark, **pipe), []
+        assert any(printed.append(line) or " train " in line for line in process.stdout), "".join(printed)
         started = processes_with("FEDDDPM_TEST_FOLDER", str(tmp_path))
         server = next(each for each in started if any("flwr-simulation" in word for word in each.cmdline()))
         return process, server, started
