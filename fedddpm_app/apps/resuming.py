@@ -11,7 +11,8 @@ from fedddpm_app.federation.flower_internals import Run
 from fedddpm_app.progress import logger, note
 from fedddpm_app.recording.checkpoints import Checkpoint, CheckpointError, load_checkpoint, rounds_of
 from fedddpm_app.recording.directory import CONFIG, run_directory
-from fedddpm_app.recording.recorder import RunRecorder, read_summary
+from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.recording.status import COMPLETED, RUNNING, read_status
 
 # Keys that change neither the weights nor the losses of the rounds that are done.
 MAY_CHANGE = (
@@ -86,7 +87,10 @@ def check_resumable(directory: Path, config: Config, run_config: Mapping[str, Sc
             f"resume: {directory} was made with another config: {'; '.join(different)}. Use the same values, or start "
             f"a new run. Only these keys may change: {may_change}."
         )
-    if read_summary(directory).get("status") == "completed":
+    status = read_status(directory)
+    if status.state == RUNNING:
+        raise ConfigError(f"resume: {directory} is still running, by {status.summary.get('owner')}; stop it first.")
+    if status.state == COMPLETED:
         _check_continues(directory, config)
 
 

@@ -1,6 +1,6 @@
 """The ServerApp: config -> data for evaluation -> strategy -> start."""
 
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from flwr.app import Context
@@ -15,15 +15,17 @@ from fedddpm_app.device import resolve_device
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.experiment.monitor import Monitor
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation.flower_internals import at_exit_of_flower
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.federation.server_state import MODEL
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import configure_logging, logger, note
-from fedddpm_app.recording.files import RecordingError
+from fedddpm_app.recording.files import RecordingError, needing_room
 from fedddpm_app.recording.provenance import caller_directory
 from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.recording.status import STOP_SIGNAL, name_of_stop
 from fedddpm_app.weights import snapshot
 
 
@@ -38,13 +40,15 @@ def diffusion_server_app() -> ServerApp:
 def run_experiment(grid: Grid, context: Context) -> None:
     """Run the configured algorithm, and write its run directory."""
     try:
-        _run(grid, context)
+        with ExitStack() as ends:
+            _run(grid, context, ends)
     except Exception as error:
         logger.error("the run failed: %s", error)
         raise
 
 
-def _run(grid: Grid, context: Context) -> None:
+def _run(grid: Grid, context: Context, ends: ExitStack) -> None:
+    """Run the algorithm; ``ends`` marks a run as failed that an error ends before its first round."""
     run_config = {**context.run_config, **read_auto(context.run_config)}
     config = load_config(run_config)
     algorithm = get_algorithm(config)
@@ -53,6 +57,7 @@ def _run(grid: Grid, context: Context) -> None:
     test_data = task.data.test
     evaluator = create_evaluator(config) if config.evaluation.measures_images else None
     recorder, checkpoint = open_run(config, run_config, _base_directory(config, grid), grid.run)
+    ends.enter_context(recorder)
     logger.info("run directory: %s", recorder.directory)
     if unfit := misfit(config, given_keys(run_config, grid.run.override_config)):
         logger.warning("%s", unfit)
@@ -69,27 +74,37 @@ def _run(grid: Grid, context: Context) -> None:
     if checkpoint is not None:
         strategy.resume(checkpoint.server_round, checkpoint.models, checkpoint.state)
         monitor.latest = checkpoint.models[MODEL]
+    at_exit_of_flower(lambda: _stop(strategy, recorder))
     try:
-        strategy.start(
-            grid,
-            to_arrays(initial),
-            num_rounds=config.run.num_rounds,
-            timeout=config.waiting.round_timeout,
-            evaluate_fn=monitor,
-        )
-        recorder.check_checkpoint()
-        metrics = [metric.to_dict() for metric in monitor.finish()]
-    except (KeyboardInterrupt, SystemExit):
-        recorder.finish("interrupted", _metrics(strategy, recorder))
+        with needing_room(recorder.scratch):
+            strategy.start(
+                grid,
+                to_arrays(initial),
+                num_rounds=config.run.num_rounds,
+                timeout=config.waiting.round_timeout,
+                evaluate_fn=monitor,
+            )
+            recorder.check_checkpoint()
+            metrics = [metric.to_dict() for metric in monitor.finish()]
+        recorder.keep_checkpoints(strategy.checkpoints.is_permanent)
+        recorder.finish("completed", {**_metrics(strategy, recorder), "metrics": metrics})
+    except (KeyboardInterrupt, SystemExit) as stop:
+        recorder.finish("interrupted", _metrics(strategy, recorder), stopped_by=name_of_stop(stop))
         raise
     except BaseException as error:
         with suppress(RecordingError):  # the first error counts
-            recorder.finish("failed", _metrics(strategy, recorder), error=str(error))
+            recorder.finish("failed", _metrics(strategy, recorder), error=str(error) or repr(error))
         logger.info('continue the run with resume = "%s"', recorder.directory)
         raise
-    recorder.keep_checkpoints(strategy.checkpoints.is_permanent)
-    recorder.finish("completed", {**_metrics(strategy, recorder), "metrics": metrics})
     logger.info("run directory: %s", recorder.directory)
+
+
+def _stop(strategy: FederatedStrategy, recorder: RunRecorder) -> None:
+    """End a run whose process gets a stop signal; after the end of the run, do nothing."""
+    with suppress(RecordingError):
+        recorder.end("interrupted", _metrics(strategy, recorder), stopped_by=STOP_SIGNAL)
+    if transport := getattr(strategy, "transport", None):
+        transport.close()
 
 
 def _metrics(strategy: FederatedStrategy, recorder: RunRecorder) -> dict[str, object]:

@@ -148,6 +148,25 @@ def fetch(
 
 
 @app.command()
+@done_by("clean:clean")
+def clean(
+    runs: Annotated[Path, typer.Argument(metavar="[RUNS]", help="Parent folder of run directories.")] = Path("runs"),
+    yes: Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")] = False,
+    resumable: Annotated[
+        bool, typer.Option("--resumable", help="Also remove what a stopped run needs to be resumed.")
+    ] = False,
+    headless: Annotated[
+        bool, typer.Option("--headless", help="Also stop runs that go on although their command was killed.")
+    ] = False,
+) -> None:
+    """Show what dead runs left on this machine (shared memory, temporary folders, processes), and remove it.
+
+    Run directories stay; only files that a run removes at its end are removed from them. Things of other users, and of
+    runs that are alive, are not touched.
+    """
+
+
+@app.command()
 @done_by("new:new")
 def new(folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new or an empty folder.")]) -> None:
     """Write an app folder for an algorithm of your own, which `fedddpm run --app DIR` and `flwr run DIR` accept."""

@@ -1,6 +1,5 @@
 """The output of `fedddpm run`: bars on a terminal, plain lines elsewhere, and the final table."""
 
-import json
 import logging
 import re
 import time
@@ -15,6 +14,7 @@ from rich.table import Table
 
 from fedddpm_app.evaluation.metrics import CAVEAT
 from fedddpm_app.progress import ProgressEvent, logger, parse_line, parse_note
+from fedddpm_app.recording.status import read_status
 
 _MIN_ELAPSED_SECONDS = 1.0  # a shorter time gives no reliable rate
 _MIN_SHOWN_SECONDS = 2.0  # work that takes less time gets no line
@@ -243,8 +243,9 @@ def _rounded(value: float | None) -> str:
 
 def print_summary(directory: Path, console: Console) -> None:
     """Print the final table of a run from its ``summary.json``, and the paths of its files."""
-    summary: Mapping[str, object] = json.loads((directory / "summary.json").read_text(encoding="utf-8"))
-    table = Table(title=f"{directory.name}: {summary['status']}", title_justify="left")
+    status = read_status(directory)
+    summary = status.summary
+    table = Table(title=f"{directory.name}: {status.state}", title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for key, value in summary.items():
@@ -254,8 +255,10 @@ def print_summary(directory: Path, console: Console) -> None:
     metrics = summary.get("metrics")
     if isinstance(metrics, list) and metrics:
         print_metrics(metrics, console)
-    if "error" in summary:
-        console.print(str(summary["error"]), markup=False, soft_wrap=True)
+    for reason in ("stopped_by", "error"):
+        if reason in summary:
+            prefix = "stopped by " if reason == "stopped_by" else ""
+            console.print(f"{prefix}{summary[reason]}", markup=False, highlight=False, soft_wrap=True)
     for name in ("samples", "auxiliary", "plots", "pipeline", "stats.jsonl", "summary.json", "log.txt"):
         if (directory / name).exists():
             console.print(str(directory / name), markup=False, highlight=False, soft_wrap=True)

@@ -10,9 +10,10 @@ from fedddpm_app.cli.console import RunView, print_summary
 from fedddpm_app.cli.fetch import DIRECTORY_MARK, FetchError, fetch_into, find_directory
 from fedddpm_app.config import Config, ConfigError, Scalar
 from fedddpm_app.launch.connection import check_reachable
-from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun
+from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, has_ended
 from fedddpm_app.launch.simulation import leaving_in_order
 from fedddpm_app.recording.log import RunLog
+from fedddpm_app.recording.status import read_status
 
 
 def check_deployable(config: Config) -> None:
@@ -37,7 +38,7 @@ def run_deployed(app_dir: Path, overrides: dict[str, Scalar], connection: str, c
     except SystemExit:
         _say_how_to_continue(run)
         raise
-    if run.run_id is not None and not status.startswith("finished"):
+    if run.run_id is not None and not has_ended(status):
         say(f"the connection was lost, or Flower's log ended early: Flower reports {status}")
         _say_how_to_continue(run)
         raise typer.Exit(FAILED)
@@ -47,9 +48,10 @@ def run_deployed(app_dir: Path, overrides: dict[str, Scalar], connection: str, c
         say(f"run {run.run_id}, on the server's host: {remote}")
     except FetchError as error:
         say(str(error))
-    if (directory / "summary.json").exists():
+    outcome = read_status(directory, has_ended(status))
+    if outcome.is_final:
         print_summary(directory, console)
-    if status != COMPLETED or not (directory / "summary.json").exists():
+    if status != COMPLETED or not outcome.is_final:
         say(f"Flower reports: {status}. The whole log: {log.path}")
         raise typer.Exit(FAILED)
 

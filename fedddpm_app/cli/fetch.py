@@ -5,7 +5,6 @@ import binascii
 import hashlib
 import json
 import re
-import tempfile
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
@@ -20,9 +19,12 @@ from fedddpm_app.cli.options import LARGEST_MB
 from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.launch import delivery
 from fedddpm_app.launch.connection import check_connection
-from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, write_app
+from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, has_ended, write_app
+from fedddpm_app.launch.leftovers import DELIVERY_PREFIX
+from fedddpm_app.owned import OwnedFolder
 from fedddpm_app.recording.directory import check_is_new, make_directory
 from fedddpm_app.recording.files import RecordingError, writing
+from fedddpm_app.recording.status import read_status
 
 DIRECTORY_MARK = "run directory: "
 
@@ -46,10 +48,10 @@ def fetch(run_id: str, superlink: str, out: Path, largest_mb: float) -> None:
     except (ConfigError, FetchError, RecordingError) as error:
         say(str(error))
         raise typer.Exit(FAILED) from error
-    if (directory / "summary.json").exists():
+    if read_status(directory, has_ended(status)).is_final:
         print_summary(directory, console)
     else:
-        say(f"the run has no summary yet; Flower reports {status}. Fetch it again after its end.")
+        say(f"the run has not ended; Flower reports {status}. Fetch it again after its end.")
         say(f"run directory: {directory}")
 
 
@@ -95,11 +97,11 @@ def fetch_into(directory: Path, run: FlowerRun, on_server: str, largest_mb: floa
     FetchError
         When a file does not arrive unchanged; the files that arrived are kept.
     """
-    with tempfile.TemporaryDirectory(prefix="fedddpm-delivery-") as name:
+    with OwnedFolder.create(DELIVERY_PREFIX) as folder:
         given: dict[str, Scalar] = {"directory": on_server, "of-run": str(run.run_id), "largest-mb": float(largest_mb)}
         source = Path(delivery.__file__).read_text(encoding="utf-8")
-        write_app(Path(name), "delivery", source, "app", "app", dict.fromkeys(given, "") | {"largest-mb": largest_mb})
-        delivery_run = FlowerRun(Path(name), given, {}, run.connection)
+        write_app(folder, "delivery", source, "app", "app", dict.fromkeys(given, "") | {"largest-mb": largest_mb})
+        delivery_run = FlowerRun(folder, given, {}, run.connection)
         receiver = FileReceiver(directory)
         with Progress(
             TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console,

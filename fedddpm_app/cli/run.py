@@ -11,6 +11,7 @@ from flwr.serverapp import ServerApp
 
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.cli.claim import claim_directory, continue_directory
+from fedddpm_app.cli.clean import remove_left_overs
 from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import RunView, WorkView, print_summary
 from fedddpm_app.cli.deployed import check_deployable, run_deployed
@@ -27,12 +28,13 @@ from fedddpm_app.launch import preflight
 from fedddpm_app.launch.app_folder import bundled, load_apps
 from fedddpm_app.launch.flower_run import COMPLETED
 from fedddpm_app.launch.resources import crowding, simulation_resources
-from fedddpm_app.launch.simulation import SimulationRun, leaving_in_order
+from fedddpm_app.launch.simulation import SimulationRun, Stopped, leaving_in_order
 from fedddpm_app.progress import logging_to
 from fedddpm_app.recording.directory import CONFIG, output_folder
 from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.log import RunLog
-from fedddpm_app.recording.recorder import mark_interrupted
+from fedddpm_app.recording.status import COMPLETED as RUN_COMPLETED
+from fedddpm_app.recording.status import mark_interrupted, name_of_stop, read_status
 from fedddpm_app.training.acceleration import check_compiler
 
 
@@ -58,6 +60,7 @@ def _run_here(
     folder: Path, overrides: dict[str, Scalar], federation: dict[str, Scalar], engine: Engine, config: Config
 ) -> None:
     """Run on this machine."""
+    removed = remove_left_overs(output_folder(config, Path.cwd()))  # first, because they take room
     _check_machine(config, federation, engine)
     if unfit := misfit(config, given_keys(default_run_config(folder) | overrides, overrides)):
         raise ConfigError(unfit)
@@ -70,7 +73,8 @@ def _run_here(
         directory, log = claim_directory(config, overrides | federation)
     apps = _prepare(folder, engine, config, directory, log)
     placed = _places(directory, config)
-    say(f"run directory: {directory}")
+    for sentence in (f"run directory: {directory}", *removed):
+        say(sentence)
     try:
         with log, leaving_in_order():
             if apps:
@@ -79,8 +83,9 @@ def _run_here(
             else:
                 view = RunView(steps, console)
                 _run_simulation(folder, overrides | placed, federation, config, view, log)
-    except SystemExit:
-        mark_interrupted(directory)
+    except Stopped as stop:
+        with suppress(RecordingError):  # on a full disk, the next reader corrects the status
+            mark_interrupted(directory, name_of_stop(stop), stop.at)
         say(f"interrupted; run directory: {directory}")
         _say_how_to_resume(directory)
         raise
@@ -201,9 +206,13 @@ def _run_simulation(
                 log.write(line)
                 view.line(line)
         status = flower.status()
-    if status != COMPLETED:
-        directory = log.path.parent
-        if (directory / "summary.json").exists():
+    directory = log.path.parent
+    outcome = read_status(directory)
+    if flower.was_left:
+        say("Flower had not ended some time after the end of the run: its processes were stopped.")
+    if status != COMPLETED and not (flower.was_left and outcome.state == RUN_COMPLETED):
+        if outcome.is_final:
             print_summary(directory, console)
-        say(f"Flower reports: {status}. The whole log: {log.path}")
+        reported = "" if flower.was_left else f"Flower reports: {status}. "
+        say(f"{reported}The whole log: {log.path}")
         raise typer.Exit(FAILED)

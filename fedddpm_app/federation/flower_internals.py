@@ -3,11 +3,17 @@
 A new minor version of Flower may move any of it. Only this file then needs to change.
 """
 
+import os
+import threading
+from collections.abc import Callable
+
 from flwr.app import Message
 from flwr.common.config import parse_config_args
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
-from flwr.supercore.constant import TaskType
+from flwr.supercore.constant import FORCE_EXIT_TIMEOUT_SECONDS, TaskType
+from flwr.supercore.exit import add_exit_handler
+from flwr.supercore.exit.exit_handler import registered_exit_handlers
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.utils import get_flwr_home
@@ -18,6 +24,7 @@ __all__ = [
     "Run",
     "TaskIdentity",
     "TaskType",
+    "at_exit_of_flower",
     "get_flwr_home",
     "parse_config_args",
     "set_message_id",
@@ -33,3 +40,25 @@ def set_source(message: Message, node: int) -> None:
 def set_message_id(message: Message, message_id: str) -> None:
     """Set the id of a message, as Flower's own grids do when they push it."""
     message.metadata.__dict__["_message_id"] = message_id
+
+
+def at_exit_of_flower(function: Callable[[], None]) -> None:
+    """Call a function when Flower ends this process, at the end of the run or by a stop signal.
+
+    A simulation's ServerApp runs in a thread, which no signal reaches. The main thread gets the signals, also that of
+    `flwr stop`; either Flower calls the function, or Ray ends the main thread at once. If the thread that called this
+    then goes on, it waits for clients that are gone: the process ends without it. Outside of Flower's processes this
+    does nothing.
+    """
+    if registered_exit_handlers:
+        add_exit_handler(function, run_before_force_exit=True)
+        threading.Thread(target=_after_main_thread, args=(function, threading.current_thread())).start()
+
+
+def _after_main_thread(function: Callable[[], None], server: threading.Thread) -> None:
+    threading.main_thread().join()
+    function()
+    if server is not threading.main_thread():
+        server.join(FORCE_EXIT_TIMEOUT_SECONDS)
+        if server.is_alive():
+            os._exit(1)

@@ -3,7 +3,6 @@
 import importlib
 import shutil
 import sys
-import tempfile
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +13,9 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedddpm_app.config import ConfigError, packaged_app
+from fedddpm_app.owned import OwnedFolder
 
+BUNDLE_PREFIX = "fedddpm-app-"
 _PACKAGE = Path(__file__).resolve().parent.parent
 _App = TypeVar("_App", ServerApp, ClientApp)
 
@@ -29,8 +30,8 @@ def bundled(folder: Path) -> Iterator[Path]:
     if folder != packaged_app() or _PACKAGE not in folder.parents:
         yield folder
         return
-    with tempfile.TemporaryDirectory(prefix="fedddpm-app-") as parent:
-        copy = Path(parent) / "fedddpm"
+    with OwnedFolder.create(BUNDLE_PREFIX) as parent:
+        copy = parent / "fedddpm"
         shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("__pycache__"))
         skipped = shutil.ignore_patterns("__pycache__", folder.name)
         shutil.copytree(_PACKAGE, copy / _PACKAGE.name, ignore=skipped)

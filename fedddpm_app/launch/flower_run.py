@@ -5,7 +5,6 @@ import os
 import re
 import subprocess
 import sys
-import tempfile
 import unicodedata
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -14,7 +13,9 @@ from typing import Any
 import click
 
 from fedddpm_app.config import ConfigError, Scalar
+from fedddpm_app.owned import OwnedFolder
 
+CONFIG_PREFIX = "fedddpm-config-"
 COMPLETED = "finished:completed"
 _STATUS_SECONDS = 60.0
 _PYPROJECT = """
@@ -79,6 +80,7 @@ class FlowerRun:
         connection: str = "",
     ) -> None:
         self.run_id: str | None = None
+        self._followed: subprocess.Popen[str] | None = None
         self.connection = connection
         bin_dir = Path(sys.executable).parent
         self._flwr = str(bin_dir / "flwr") if (bin_dir / "flwr").exists() else "flwr"
@@ -105,10 +107,10 @@ class FlowerRun:
 
         Flower reads the values from files, because it cannot read every text on its command line.
         """
-        with tempfile.TemporaryDirectory(prefix="fedddpm-config-") as folder:
+        with OwnedFolder.create(CONFIG_PREFIX) as folder:
             command = [*self._command]
             for option, text in self._files.items():
-                path = Path(folder) / f"{option.strip('-')}.toml"
+                path = folder / f"{option.strip('-')}.toml"
                 path.write_text(text, encoding="utf-8")
                 command += [option, str(path)]
             for line in self._read(*command):
@@ -133,12 +135,17 @@ class FlowerRun:
         except (ValueError, LookupError, subprocess.TimeoutExpired):
             return "unknown"
 
+    def leave(self) -> None:
+        """End the `flwr` command that is being followed; the run itself goes on."""
+        if self._followed is not None:
+            self._followed.terminate()
+
     def _named(self) -> list[str]:
         return [self.connection] if self.connection else []
 
     def _read(self, *arguments: str) -> Iterator[str]:
-        """Start `flwr`, and yield its output lines, without colour codes, until it ends."""
-        process = subprocess.Popen(
+        """Start `flwr`, and yield its output lines, without colour codes, until it ends or until ``leave``."""
+        process = self._followed = subprocess.Popen(
             [self._flwr, *arguments],
             env=self.environment,
             stdin=subprocess.DEVNULL,
@@ -150,6 +157,11 @@ class FlowerRun:
         for line in process.stdout or ():
             yield click.unstyle(line.rstrip("\n"))
         process.wait()
+
+
+def has_ended(status: str) -> bool:
+    """Return whether a status that Flower reports is that of a run that has ended."""
+    return status.startswith("finished")
 
 
 def to_toml(overrides: Mapping[str, Scalar]) -> str:

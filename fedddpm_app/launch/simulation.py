@@ -1,25 +1,25 @@
 """A simulation: one `flwr run` of the app in a temporary Flower home, which is removed at the end."""
 
 import contextlib
-import shutil
+import os
 import signal
 import socket
-import tempfile
-import time
+import subprocess
+import sys
+import threading
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import psutil
-
 from fedddpm_app.config import Scalar
+from fedddpm_app.launch import guardian, homes
 from fedddpm_app.launch.flower_run import FlowerRun
-from fedddpm_app.progress import logger
+from fedddpm_app.recording.status import read_status
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-_TERMINATE_SECONDS = 10.0  # then the remaining processes are killed
-_GIVE_UP_SECONDS = 30.0
-_STOP_POLL_SECONDS = 1.0
+_WATCH_SECONDS = 1.0
+_LAST_LINES_SECONDS = 10.0  # for the last lines of the log of a server whose process is gone
 
 
 class SimulationRun(FlowerRun):
@@ -27,10 +27,18 @@ class SimulationRun(FlowerRun):
 
     A context manager: on exit it stops every process that was started in the home, including the
     background SuperLink, and removes the home. See ``FlowerRun`` for the parameters.
+
+    Attributes
+    ----------
+    was_left : bool
+        Whether Flower did not end in time after the end of the run, so that ``lines`` ended without it.
     """
 
     def __init__(self, app_dir: Path, overrides: dict[str, Scalar], federation_config: dict[str, Scalar]) -> None:
         super().__init__(app_dir, overrides, federation_config)
+        self.was_left = False
+        named = "output-dir" in overrides and "run-name" in overrides
+        self._directory = Path(str(overrides["output-dir"]), str(overrides["run-name"])) if named else None
         self.environment["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"] = str(free_port())
         self.environment["FLWR_LOCAL_CONTROL_API_PORT"] = str(free_port())
         direct = self.environment.get("no_proxy") or self.environment.get("NO_PROXY", "")
@@ -38,54 +46,71 @@ class SimulationRun(FlowerRun):
             self.environment[name] = ",".join(filter(None, (direct, "127.0.0.1,localhost")))
 
     def __enter__(self) -> "SimulationRun":
-        self._home = tempfile.mkdtemp(prefix="fedddpm-flwr-")
-        self.environment["FLWR_HOME"] = self._home
+        self._home = homes.create_home(self._directory)
+        self._guardian = _start_guardian(self._home.path)
+        self.environment["FLWR_HOME"] = str(self._home.path)
         return self
 
     def __exit__(self, *_: object) -> None:
         with _signals(signal.SIG_IGN):
             try:
-                self._stop_processes()
+                homes.stop_processes(self._home.path)
             finally:
-                shutil.rmtree(self._home, ignore_errors=True)
+                self._home.close()
+                self._guardian.terminate()
+                self._guardian.wait()
 
-    def _stop_processes(self) -> None:
-        """Stop every process of this home, and repeat: a stopping process may start another process."""
-        began = time.monotonic()
-        known: set[psutil.Process] = set()
-        while alive := self._alive(known):
-            waited = time.monotonic() - began
-            if waited > _GIVE_UP_SECONDS:
-                logger.warning("processes are still alive: %s", ", ".join(f"pid {process.pid}" for process in alive))
-                return
-            for process in alive:
-                with contextlib.suppress(psutil.Error):
-                    process.kill() if waited > _TERMINATE_SECONDS else process.terminate()
-            psutil.wait_procs(alive, timeout=_STOP_POLL_SECONDS)
+    def lines(self) -> Iterator[str]:
+        """Start the run, and yield its output lines until it ends.
 
-    def _alive(self, known: set[psutil.Process]) -> list[psutil.Process]:
-        """Add this home's processes and their children to ``known``, and return the processes that are alive.
-
-        Ray's agents overwrite their environment, so they can be found only as children, while their parent is alive.
+        Flower may not end with the run, for example because it waits for a client that hangs. It then gets a minute, or
+        a few seconds if the server's process is gone.
         """
-        for process in psutil.process_iter():
-            with contextlib.suppress(psutil.Error, OSError):
-                if process.environ().get("FLWR_HOME") == self._home:
-                    known |= {process, *process.children(recursive=True)}
-        known.discard(psutil.Process())
-        return [process for process in known if _is_running(process)]
+        over = threading.Event()
+        watch = threading.Thread(target=self._watch, args=(over, datetime.now(UTC)), daemon=True)
+        watch.start()
+        try:
+            yield from super().lines()
+        finally:
+            over.set()
+            watch.join()
+
+    def _watch(self, over: threading.Event, began: datetime) -> None:
+        """Stop following Flower some time after the end of the run."""
+        while self._directory and not over.wait(_WATCH_SECONDS):
+            status = read_status(self._directory)
+            waited = status.seconds_since_end
+            if not status.ended or status.ended < began or waited < _LAST_LINES_SECONDS:  # before: of a resumed run
+                continue
+            if waited > homes.LINGER_SECONDS or not homes.has_server(self._home.path):
+                self.was_left = True
+                self.leave()
+                return
 
 
-def _is_running(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.Error:
-        return False
+def _start_guardian(home: Path) -> subprocess.Popen[bytes]:
+    """Start the process that removes the home if this process is killed."""
+    return subprocess.Popen(
+        [sys.executable, "-m", guardian.__name__, str(home)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+    )
+
+
+class Stopped(SystemExit):
+    """A stop signal, as an exception; ``at`` is its time."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(128 + number)
+        self.at = datetime.now(UTC)
 
 
 @contextlib.contextmanager
 def leaving_in_order() -> Iterator[None]:
-    """Turn the first Ctrl-C, SIGTERM or SIGHUP in the body into ``SystemExit``, and ignore the next ones.
+    """Turn the first Ctrl-C, SIGTERM or SIGHUP in the body into ``Stopped``, and ignore the next ones.
 
     Open context managers in the body then close. Otherwise the run would continue after a SIGTERM, and nothing would
     follow it. A signal that is already ignored (such as SIGHUP under nohup) stays ignored.
@@ -94,7 +119,7 @@ def leaving_in_order() -> Iterator[None]:
     def leave(number: int, _: object) -> None:
         for caught in _STOPPING:
             signal.signal(caught, signal.SIG_IGN)
-        raise SystemExit(128 + number)
+        raise Stopped(number)
 
     with _signals(leave):
         yield

@@ -1,16 +1,20 @@
 """Writing the files of a run: a disk that is full gives one sentence, and costs no more than the file."""
 
+import errno
 import json
 import math
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 from safetensors import SafetensorError
 
 from fedddpm_app.config import first_line
 from fedddpm_app.progress import logger
+
+_BLOCK_BYTES = 1 << 16
 
 
 class RecordingError(OSError):
@@ -27,6 +31,23 @@ def writing(path: Path) -> Iterator[None]:
         raise RecordingError(
             f"{path} cannot be written ({reason}): free some space there, or write to another folder."
         ) from error
+
+
+@contextmanager
+def needing_room(folder: Path) -> Iterator[None]:
+    """Raise ``RecordingError`` in place of an error of the body that says that a disk or a quota is full.
+
+    ``folder`` is where the body writes, as far as it is known.
+    """
+    try:
+        yield
+    except RecordingError:
+        raise
+    except (OSError, SafetensorError) as error:
+        if isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            raise
+        with writing(Path(getattr(error, "filename", None) or folder)):
+            raise
 
 
 @contextmanager
@@ -50,7 +71,9 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     with writing(path):
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            work.write_text(json.dumps(without_nan(content), indent=2) + "\n", encoding="utf-8")
+            work.write_text(_to_text(content), encoding="utf-8")
+            with work.open("rb") as file:
+                os.fsync(file.fileno())
             work.replace(path)
         except OSError:
             work.unlink(missing_ok=True)
@@ -83,6 +106,79 @@ def flush(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def rewrite_json(path: Path, content: Mapping[str, object]) -> None:
+    """Write an object as ``write_json`` does; on a full disk, write it over the old content, which has room already.
+
+    Raises
+    ------
+    RecordingError
+        When it cannot be written; the old content is then kept.
+    """
+    try:
+        write_json(path, content)
+    except RecordingError:
+        if not path.is_file():
+            raise
+        with writing(path):
+            _write_over(path, _to_text(content).encode())
+
+
+def append_line(path: Path, content: Mapping[str, object]) -> None:
+    """Append an object as one line of JSON, and wait until it is on the disk; NaN becomes null.
+
+    The file has complete lines only: an unfinished last line of a killed process is removed first, and a line that does
+    not fit on the disk is removed again.
+
+    Raises
+    ------
+    RecordingError
+        When the line cannot be written.
+    """
+    line = json.dumps(without_nan(content)).encode() + b"\n"
+    with writing(path), path.open("ab+", buffering=0) as file:
+        length = _end_of_lines(file)
+        file.truncate(length)
+        try:
+            if file.write(line) != len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(file.fileno())
+        except OSError:
+            file.truncate(length)  # which needs no room
+            raise
+
+
+def _end_of_lines(file: IO[bytes]) -> int:
+    """Return the length of a file's complete lines, in bytes."""
+    end = file.seek(0, os.SEEK_END)
+    while end:
+        start = max(0, end - _BLOCK_BYTES)
+        file.seek(start)
+        newline = file.read(end - start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
+
+
+def _write_over(path: Path, text: bytes) -> None:
+    """Write over a file's content; if the new content does not fit, restore the old content."""
+    before = path.read_bytes()
+    with path.open("rb+", buffering=0) as file:
+        try:
+            if file.write(text) != len(text):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            file.truncate(len(text))
+        except OSError:
+            file.seek(0)
+            file.write(before)
+            file.truncate(len(before))
+            raise
+
+
+def _to_text(content: Mapping[str, object]) -> str:
+    return json.dumps(without_nan(content), indent=2) + "\n"
 
 
 def without_nan(value: object) -> object:

@@ -1,8 +1,8 @@
 """The run directory: its layout is a contract that tools and tests rely on.
 
 ``<output-dir>/<run-name>/`` holds ``config.json`` (resolved run config, git commit, versions), ``stats.jsonl``
-(appended and flushed: one object per phase and round, keys with units), ``summary.json`` (status and final
-metrics), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``auxiliary/``,
+(appended and flushed: one object per phase and round, keys with units), ``summary.json`` (status, see ``status``, and
+final metrics), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``auxiliary/``,
 ``samples/round-0005.png``, ``samples/rounds.png``, ``checkpoints/round-0005/`` (see ``checkpoints``) and ``plots/``.
 ``unfinished/`` holds the pieces of a phase that is not finished, for a run that is resumed.
 """
@@ -14,6 +14,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +27,19 @@ from fedddpm_app.recording.auxiliary_set import load_auxiliary_set, save_auxilia
 from fedddpm_app.recording.checkpoints import Checkpoint, CheckpointWriter, remove_checkpoints
 from fedddpm_app.recording.curves import plot_losses, plot_metrics
 from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
-from fedddpm_app.recording.files import keep_lines, optional, without_nan, write_json, writing
+from fedddpm_app.recording.files import RecordingError, append_line, keep_lines, optional, write_json, writing
 from fedddpm_app.recording.plots import plot_classes, plot_partition
 from fedddpm_app.recording.provenance import describe_environment
 from fedddpm_app.recording.samples import round_sheet, save_auxiliary_sheets, save_rounds, save_samples
 from fedddpm_app.recording.sheets import save_pairs
+from fedddpm_app.recording.status import StatusFile
 from fedddpm_app.weights import Weights
 
 STATS = "stats.jsonl"
-_SUMMARY = "summary.json"
 
 
 class RunRecorder:
-    """Writes a run directory.
+    """Writes a run directory; a context manager, which marks a run as failed that an error ends without ``finish``.
 
     Parameters
     ----------
@@ -75,6 +76,7 @@ class RunRecorder:
         self.generated: Counter[str] = Counter()
         self.auxiliary_digest = ""
         self._checkpoints = CheckpointWriter(directory)
+        self._status = StatusFile(directory)
 
     @classmethod
     def resume(cls, directory: Path, checkpoint: Checkpoint | None, durable: Path | None = None) -> "RunRecorder":
@@ -84,11 +86,20 @@ class RunRecorder:
         """
         recorder = cls.__new__(cls)
         recorder._open(directory, durable)
+        recorder._status.begin()
         run: Mapping[str, Any] = checkpoint.run if checkpoint else {}
         recorder.stats = keep_lines(directory / STATS, int(run.get("num_stats", 0)))
         recorder.generated.update(run.get("generated", {}))
         recorder.began -= float(run.get("seconds", 0.0))
         return recorder
+
+    def __enter__(self) -> "RunRecorder":
+        return self
+
+    def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
+        if error is not None:
+            with suppress(RecordingError):  # the first error counts
+                self.end("failed", {}, str(error) or repr(error))
 
     @property
     def scratch(self) -> Path:
@@ -114,6 +125,7 @@ class RunRecorder:
         except FileExistsError:
             check_is_new(self.directory)
             raise
+        self._status.begin()
 
     def add_to_config(self, run_config: Mapping[str, Scalar], run: Run, server_round: int | None) -> None:
         """Add to ``config.json`` that the run was resumed after ``server_round``; None is its start."""
@@ -129,9 +141,7 @@ class RunRecorder:
         """Append one object to ``stats.jsonl`` and add the peak memory of this process; NaN becomes null."""
         line = {**stats, "mem/peak_rss_mb": _peak_rss_mb()}
         self.stats.append(line)
-        path = self.directory / STATS
-        with writing(path), path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(without_nan(line)) + "\n")
+        append_line(self.directory / STATS, line)
 
     def save_partition(self, counts: Tensor, class_names: Sequence[str], num_unassigned: int) -> None:
         """Write the clients' training images per class as a line of ``stats.jsonl`` and a plot.
@@ -219,46 +229,27 @@ class RunRecorder:
         """Remove the checkpoints of rounds for which ``is_kept`` returns False."""
         remove_checkpoints(self.directory, is_kept)
 
-    def finish(self, status: str, metrics: Mapping[str, object], error: str | None = None) -> None:
-        """Write ``summary.json`` and the plots of losses and metrics, after the last checkpoint is on the disk."""
+    def finish(self, status: str, metrics: Mapping[str, object], error: str = "", stopped_by: str = "") -> None:
+        """Write ``summary.json`` as ``end`` does, then the plots of losses and metrics."""
         self._checkpoints.wait()
         if status == "completed":
             shutil.rmtree(self.directory / "unfinished", ignore_errors=True)
-        if (self.directory / "scratch").exists() and not any(self.scratch.iterdir()):
-            self.scratch.rmdir()
-        summary = {"status": status, **metrics, "time/total_s": round(time.time() - self.began, 1)}
-        if error:
-            summary["error"] = error
-        write_summary(self.directory, summary)
+        self.end(status, metrics, error, stopped_by)
         with optional(self.directory / "plots"):
             if self.stats:
                 plot_losses(self.stats, self.directory / "plots" / "losses.png", self.directory.name)
                 plot_metrics(self.stats, self.directory / "plots" / "metrics.png", self.directory.name)
 
+    def end(self, status: str, metrics: Mapping[str, object], error: str = "", stopped_by: str = "") -> None:
+        """Write ``summary.json``; only the first call counts.
 
-def write_summary(directory: Path, summary: Mapping[str, object]) -> None:
-    """Write ``summary.json``: the status, the metrics and the folder."""
-    write_json(directory / _SUMMARY, {**summary, "directory": str(directory)})
-
-
-def read_summary(directory: Path) -> dict[str, Any]:
-    """Return the content of ``summary.json``; empty if it is missing or incomplete."""
-    try:
-        summary = json.loads((directory / _SUMMARY).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return summary if isinstance(summary, dict) else {}
-
-
-def mark_interrupted(directory: Path) -> None:
-    """Set the status in a run's summary to ``interrupted``.
-
-    An interrupt may end the clients first, so that the server fails; the status ``failed`` is therefore replaced too.
-    """
-    summary = read_summary(directory)
-    if summary.get("status", "failed") == "failed":
-        summary.pop("error", None)
-        write_summary(directory, summary | {"status": "interrupted"})
+        ``error`` is the reason of a failed run, ``stopped_by`` the cause of an interrupted run.
+        """
+        with suppress(OSError):  # it is not empty if the run stopped in the middle of its work
+            (self.directory / "scratch").rmdir()
+        reasons = {"error": error, "stopped_by": stopped_by}
+        summary = {"status": status, **metrics, "time/total_s": round(time.time() - self.began, 1)}
+        self._status.end(summary | {name: reason for name, reason in reasons.items() if reason})
 
 
 def _peak_rss_mb() -> float:

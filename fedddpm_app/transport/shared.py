@@ -14,30 +14,24 @@ import mmap
 import os
 import re
 import secrets
-import shutil
 import stat
-import tempfile
-import time
 import weakref
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from filelock import FileLock, Timeout
-
+from fedddpm_app.owned import OwnedFolder, remove_abandoned
 from fedddpm_app.transport.layout import Blob, PayloadError
 from fedddpm_app.transport.reference import FileReference
 
 ROOT = Path("/dev/shm")  # memory-backed on Linux; missing on other systems
-_PREFIX = "fedddpm-"
-_LOCK = "owner.lock"
-_DIRECTORY = re.compile(rf"{_PREFIX}\w{{8}}")
+PREFIX = "fedddpm-"
+_DIRECTORY = re.compile(rf"{PREFIX}\w{{8}}")
 _FILE = re.compile(r"(down|held|up-\d{1,9})-[0-9a-f]{32}")
 _HELD, _FREE = "held-", "free-"
 _MOST_FREE = 4
 _CHUNK_BYTES = 1 << 20
 _MADV_POPULATE_READ = 22  # Linux 5.14 and later: load all pages at once, not one by one during hashing
-_YOUNG_SECONDS = 60.0  # a directory younger than this may not have its lock yet
 _REMEMBERED = 64
 
 
@@ -47,9 +41,9 @@ _verified: dict[FileReference, tuple[int, int]] = {}
 class SharedDirectory:
     """The server's directory in memory-backed storage, from ``create`` to ``close``."""
 
-    def __init__(self, path: Path, lock: FileLock) -> None:
-        self.path = path
-        self._lock = lock
+    def __init__(self, folder: OwnedFolder) -> None:
+        self.path = folder.path
+        self._folder = folder
 
     @classmethod
     def create(cls) -> "SharedDirectory":
@@ -60,11 +54,8 @@ class SharedDirectory:
         OSError
             When memory-backed storage is missing or cannot be written.
         """
-        remove_abandoned()
-        path = Path(tempfile.mkdtemp(prefix=_PREFIX, dir=ROOT))
-        lock = FileLock(path / _LOCK)
-        lock.acquire()
-        return cls(path, lock)
+        remove_abandoned(PREFIX, ROOT)
+        return cls(OwnedFolder.create(PREFIX, ROOT))
 
     def write(self, pieces: Iterable[Blob]) -> FileReference:
         """Write a file for the clients."""
@@ -104,8 +95,7 @@ class SharedDirectory:
 
     def close(self) -> None:
         """Remove the directory."""
-        self._lock.release()
-        shutil.rmtree(self.path, ignore_errors=True)
+        self._folder.close()
 
 
 def write_file(directory: str, kind: str, pieces: Iterable[Blob]) -> FileReference:
@@ -185,17 +175,6 @@ def _check_digest(reference: FileReference, content: mmap.mmap, state: tuple[int
     if len(_verified) >= _REMEMBERED:
         _verified.clear()
     _verified[reference] = state
-
-
-def remove_abandoned() -> None:
-    """Remove the directories of runs that have ended: no process holds their lock."""
-    for path in ROOT.glob(f"{_PREFIX}*"):
-        with contextlib.suppress(OSError, Timeout):
-            found = path.lstat()
-            ours = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and _DIRECTORY.fullmatch(path.name)
-            if ours and time.time() - found.st_mtime > _YOUNG_SECONDS:
-                with FileLock(path / _LOCK, timeout=0):
-                    shutil.rmtree(path, ignore_errors=True)
 
 
 def _open_directory(name: str) -> int:

@@ -18,7 +18,7 @@ from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.progress import ProgressEvent, parse_line
 from fedddpm_app.recording.directory import run_directory
 from fedddpm_app.recording.log import RunLog
-from fedddpm_app.recording.recorder import RunRecorder, mark_interrupted
+from fedddpm_app.recording.recorder import RunRecorder
 from tests.conftest import ROOT, TINY
 
 runner = CliRunner()
@@ -190,21 +190,6 @@ def test_names_of_runs_never_collide(run_config, tmp_path):
     first.write_config({}, Run.create_empty(1))
     with pytest.raises(ConfigError, match="holds a run already"):
         second.write_config({}, Run.create_empty(2))
-
-
-@pytest.mark.parametrize(
-    ("before", "after"),
-    [(None, "interrupted"), ('{"status": "fai', "interrupted"), ('{"status": "failed", "error": "x"}', "interrupted"),
-     ('{"status": "completed"}', "completed")],
-)  # fmt: skip
-def test_an_interrupted_run_is_not_a_failed_one(tmp_path, before, after):
-    """Its server may lose its clients, and say that it failed, before it is stopped itself."""
-    if before:
-        (tmp_path / "summary.json").write_text(before)
-    mark_interrupted(tmp_path)
-    summary = json.loads((tmp_path / "summary.json").read_text())
-    assert summary["status"] == after
-    assert "error" not in summary
 
 
 def test_the_folder_of_a_class_from_outside_has_a_plain_name(run_config, tmp_path):

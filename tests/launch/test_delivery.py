@@ -132,7 +132,7 @@ def test_fetch_makes_the_runs_folder(flower_home, directory, tmp_path, monkeypat
     assert "run-a: completed" in runner.invoke(app, again).output
     (directory / "summary.json").unlink()
     (tmp_path / "out" / "run-a" / "summary.json").unlink()
-    assert "the run has no summary yet; Flower reports finished:completed" in runner.invoke(app, again).output
+    assert "the run has not ended; Flower reports finished:completed" in runner.invoke(app, again).output
     (tmp_path / "out" / "run-a" / "config.json").write_text(json.dumps({"run_id": "11"}))
     assert "holds a run already" in runner.invoke(app, again).output
     (tmp_path / "out" / "run-a" / "config.json").unlink()

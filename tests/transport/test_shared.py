@@ -2,11 +2,11 @@ import hashlib
 import os
 import subprocess
 import sys
-import time
 from dataclasses import replace
 
 import pytest
 
+from fedddpm_app import owned
 from fedddpm_app.transport import shared
 from fedddpm_app.transport.layout import PayloadError
 from fedddpm_app.transport.reference import FileReference
@@ -183,14 +183,10 @@ def test_what_a_killed_run_left_is_removed_by_the_next_and_a_living_one_is_not(d
         [sys.executable, "-c", CRASHES, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
     left = tmp_path / os.path.basename(process.stdout.readline().strip())  # noqa: PTH119
-    old = time.time() - 3600
-    for path in (left, directory.path):
-        os.utime(path, (old, old))
-    shared.remove_abandoned()
+    owned.remove_abandoned(shared.PREFIX, tmp_path)
     assert left.exists()
     process.kill()
     process.communicate()
-    os.utime(left, (old, old))
-    shared.remove_abandoned()
+    owned.remove_abandoned(shared.PREFIX, tmp_path)
     assert not left.exists()
     assert directory.path.exists()

@@ -1,0 +1,152 @@
+"""What dead runs left on this machine: found by the next run and by `fedddpm clean`.
+
+Only things of this user are found, and only if their owner has certainly ended: nobody holds their lock, or the run
+that they belong to has ended.
+"""
+
+import contextlib
+import json
+import re
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+
+from fedddpm_app.federation.flower_internals import get_flwr_home
+from fedddpm_app.launch.app_folder import BUNDLE_PREFIX
+from fedddpm_app.launch.flower_run import CONFIG_PREFIX
+from fedddpm_app.launch.homes import PREFIX as HOME_PREFIX
+from fedddpm_app.launch.homes import end_home, headless
+from fedddpm_app.owned import abandoned, taken_over
+from fedddpm_app.recording.directory import CONFIG
+from fedddpm_app.recording.status import COMPLETED, read_status
+from fedddpm_app.transport.shared import PREFIX as SHARED_PREFIX
+from fedddpm_app.transport.shared import ROOT as SHARED_MEMORY
+
+DELIVERY_PREFIX = "fedddpm-delivery-"
+HOME = "Flower home and its processes"
+_STATE_FOLDER = "fedddpm-state"
+_PARTIAL_SECONDS = 3600.0  # a younger file may belong to a process of another container
+_OF_PROCESS = re.compile(r"\.(\d+)\.partial$")
+
+
+@dataclass(frozen=True)
+class LeftOver:
+    """A file or folder that a dead run left.
+
+    Attributes
+    ----------
+    kind : str
+        What it is, for the user.
+    path : Path
+        The file or folder.
+    run : Path or None
+        The run directory that it belongs to, if that exists.
+    is_resumable : bool
+        Whether that run stopped before its end, so that a resumed run may need it.
+    """
+
+    kind: str
+    path: Path
+    run: Path | None = None
+    is_resumable: bool = False
+
+    @property
+    def num_bytes(self) -> int:
+        """The size."""
+        paths = [self.path, *self.path.rglob("*")] if self.path.is_dir() else [self.path]
+        total = 0
+        for path in paths:
+            with contextlib.suppress(OSError):
+                total += path.lstat().st_size if not path.is_dir() else 0
+        return total
+
+    @property
+    def age_s(self) -> float:
+        """The seconds since it was last changed."""
+        try:
+            return time.time() - self.path.lstat().st_mtime
+        except OSError:
+            return 0.0
+
+    def remove(self) -> bool:
+        """Remove it, and return whether it is gone; a run that is resumed in between keeps it."""
+        if self.kind == HOME:
+            return end_home(self.path)
+        if self.run is None:
+            with taken_over(self.path) if self.path.is_dir() else contextlib.nullcontext(True) as ours:
+                return ours and _remove(self.path)
+        return read_status(self.run).is_final and _remove(self.path)
+
+
+def find_left_overs(runs: Path | None = None) -> list[LeftOver]:
+    """Return what dead runs left: temporary folders, and the scratch files and client states of the runs in ``runs``.
+
+    Parameters
+    ----------
+    runs : Path, optional
+        The parent folder of run directories.
+    """
+    temporary = {"configuration": CONFIG_PREFIX, "app bundle": BUNDLE_PREFIX, "delivery": DELIVERY_PREFIX}
+    found = [LeftOver(kind, path) for kind, prefix in temporary.items() for path in abandoned(prefix)]
+    found += [LeftOver("weights in shared memory", path) for path in abandoned(SHARED_PREFIX, SHARED_MEMORY)]
+    found += [LeftOver(HOME, home) for home in abandoned(HOME_PREFIX) if not headless(home)]
+    return found + [item for directory in run_directories(runs) for item in _of_run(directory)]
+
+
+def run_directories(runs: Path | None) -> list[Path]:
+    """Return the run directories in a folder."""
+    try:
+        return sorted(path.parent for path in runs.glob(f"*/{CONFIG}")) if runs else []
+    except OSError:
+        return []
+
+
+def _of_run(directory: Path) -> Iterator[LeftOver]:
+    """Yield the left-overs of a run that has ended: its working files, and the states of its clients."""
+    status = read_status(directory)
+    if not status.is_final:
+        return
+    resumable = status.state != COMPLETED
+    about = f"of the {status.state} run {directory.name}"
+    working = [path for path in (directory / "scratch", directory / "reserve.bin") if path.exists()]
+    for path in [*working, *directory.glob("*.partial")]:
+        kind = "clients' models and replies" if path.is_dir() else "file"
+        yield LeftOver(f"{kind} {about}", path, directory, resumable)
+    folder = _state_folder(directory)
+    if folder is not None and folder.is_dir():
+        yield LeftOver(f"client states {about}", folder, directory, resumable)
+
+
+def _state_folder(directory: Path) -> Path | None:
+    """Return the folder of the states of a run's clients on this host."""
+    try:
+        about = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        run_id, given = int(about["run_id"]), str(about["run_config"].get("state-dir", ""))
+        parent = Path(given).expanduser() if given else get_flwr_home() / _STATE_FOLDER
+    except (OSError, ValueError, LookupError, TypeError, RuntimeError):
+        return None
+    return parent / f"run-{run_id}"
+
+
+def partial_files(folder: Path) -> list[LeftOver]:
+    """Return the unfinished files in a folder whose names have the number of a process that has ended."""
+    found = []
+    for path in folder.rglob("*.partial"):
+        writer = _OF_PROCESS.search(path.name)
+        item = LeftOver("unfinished file", path)
+        if writer and not psutil.pid_exists(int(writer[1])) and item.age_s > _PARTIAL_SECONDS:
+            found.append(item)
+    return found
+
+
+def _remove(path: Path) -> bool:
+    with contextlib.suppress(OSError):
+        if path.is_dir() and not path.is_symlink():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
+    return not path.exists()
