@@ -56,7 +56,9 @@ def test_a_quick_answer_imports_nothing_heavy(arguments):
 
 @pytest.mark.slow
 def test_a_client_does_not_import_what_it_does_not_need():
-    answer = python("import sys, client_app; print([n for n in ('matplotlib', 'sklearn', 'ray') if n in sys.modules])")
+    answer = python(
+        "import sys, fedddpm_app.apps.client; print([n for n in ('matplotlib', 'sklearn', 'ray') if n in sys.modules])"
+    )
     assert answer.stdout.strip() == "[]", answer.stderr
 
 
