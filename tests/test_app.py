@@ -2,6 +2,7 @@
 
 import json
 import logging
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -18,6 +19,7 @@ from fedddpm_app.cli import app as cli
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messaging import StreamingGrid, exchange
+from fedddpm_app.launch.simulation import Stopped
 from fedddpm_app.recording.recorder import RunRecorder
 
 
@@ -146,7 +148,7 @@ def test_a_failed_run_says_so_in_its_summary(run_app, run_config, monkeypatch):
     assert (summaries[0].parent / "auxiliary" / "client-0000.png").exists()  # nothing computed is lost
 
 
-@pytest.mark.parametrize("stop", [KeyboardInterrupt(), SystemExit(143)])
+@pytest.mark.parametrize("stop", [KeyboardInterrupt(), Stopped(signal.SIGTERM)])
 def test_an_interrupted_run_says_so_in_its_summary(run_app, run_config, monkeypatch, stop):
     def interrupted(*_):
         raise stop

@@ -36,7 +36,8 @@ class InProcessGrid(Grid):
     ----------
     client_app : ClientApp
         Called as ``client_app(message, context)``. An exception becomes an error reply, ``SystemExit`` included, and so
-        does an answer that is not a message. Ctrl-C ends the run.
+        does an answer that is not a message. Ctrl-C ends the run, and so does a stop signal, by a subclass of
+        ``SystemExit``.
     num_clients : int
         Number of nodes, one per partition.
     run_config : dict
@@ -136,6 +137,8 @@ class InProcessGrid(Grid):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__} instead of a Message")
             return reply
         except (Exception, SystemExit) as error:  # noqa: BLE001 - a client's exception becomes its reply, as in Flower
+            if isinstance(error, SystemExit) and type(error) is not SystemExit:
+                raise  # not the client's own sys.exit
             text = one_line(str(error))
             if text not in self._failures:  # log its traceback once, not for every client and round
                 partition = context.node_config.get(PARTITION_ID, context.node_id)
