@@ -8,7 +8,7 @@ turns it into frozen dataclasses (``groups``) and checks that the values are com
 from fedddpm_app.config.checks import check_sampler, check_warmup
 from fedddpm_app.config.data import MAX_CLASSES, DataConfig
 from fedddpm_app.config.diffusion import DiffusionConfig
-from fedddpm_app.config.errors import ConfigError, first_line
+from fedddpm_app.config.errors import ConfigError, first_line, printable, shown
 from fedddpm_app.config.fields import (
     AggregatorName,
     Extractor,
@@ -58,6 +58,8 @@ __all__ = [
     "known_keys",
     "load_config",
     "packaged_app",
+    "printable",
     "read_overrides",
     "report_unused",
+    "shown",
 ]
