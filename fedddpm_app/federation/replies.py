@@ -14,7 +14,6 @@ from pathlib import Path
 from flwr.app import Message, MetricRecord, RecordDict
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import printable, shown
 from fedddpm_app.federation.flower_internals import ErrorCode
 from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES
 from fedddpm_app.transport import Expected, Payload, PayloadError, Transport
@@ -157,7 +156,7 @@ def _check_answered(message: Message) -> None:
 
 def _reason(text: str | None) -> str:
     """Return the text of a client's exception, without Flower's ``<class 'X'>:<'...'>`` around it."""
-    text = printable((text or "the client failed without a reason")[:_LONGEST_REASON])  # a client may send any length
+    text = (text or "the client failed without a reason")[:_LONGEST_REASON]  # a client may send any length
     found = re.match(r"<class '([\w.]{1,200})'>:<'", text)
     if found is None:
         return text
@@ -183,7 +182,7 @@ def _check_metrics(metrics: MetricRecord, spec: ReplySpec, max_num_examples: int
         _check_num_examples(metrics.get(NUM_EXAMPLES), max_num_examples)
     for key in spec.metrics:
         if not isinstance(metrics.get(key), int | float):
-            raise ReplyRefusedError(f"metric {key} is {shown(metrics.get(key))}, not a number")
+            raise ReplyRefusedError(f"metric {key} is {metrics.get(key)!r}, not a number")
     for key, length in spec.lists.items():
         values = metrics.get(key)
         if not isinstance(values, list) or len(values) != length:
@@ -195,6 +194,6 @@ def _check_metrics(metrics: MetricRecord, spec: ReplySpec, max_num_examples: int
 
 def _check_num_examples(num_examples: object, most: int | None) -> None:
     if not isinstance(num_examples, int) or num_examples < 1:
-        raise ReplyRefusedError(f"{NUM_EXAMPLES} is {shown(num_examples)}, not a positive whole number")
+        raise ReplyRefusedError(f"{NUM_EXAMPLES} is {num_examples!r}, not a positive whole number")
     if most is not None and num_examples > most:
         raise ReplyRefusedError(f"{NUM_EXAMPLES} is {num_examples}, more than max-examples-per-client = {most}")
