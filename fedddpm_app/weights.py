@@ -4,12 +4,15 @@
 raises ``WeightsMismatchError`` when names, shapes or dtypes differ, and never broadcasts.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 Weights = dict[str, Tensor]
+
+_CHUNK = 2**18  # values, whose difference stays in the processor's cache
 
 
 class WeightsMismatchError(ValueError):
@@ -170,6 +173,33 @@ def is_finite(weights: Weights, below: float = float("inf")) -> bool:
     """Return whether no value is NaN or infinite, and each tensor's norm is less than ``below``."""
     norms = torch._foreach_norm([t if t.dtype == torch.float64 else t.float() for t in weights.values()])
     return all(float(norm) < below for norm in norms)
+
+
+def norm(weights: Weights) -> float:
+    """Return the L2 norm of all floating-point tensors together."""
+    return _norm_of(part for tensor in weights.values() if tensor.is_floating_point() for part in _chunks(tensor))
+
+
+def distance(weights: Weights, other: Weights) -> float:
+    """Return the L2 norm of ``weights - other`` over all floating-point tensors together, reading each value once.
+
+    It is NaN or infinite if a value is, and infinite if a tensor's difference is too large for its dtype.
+    """
+    return _norm_of(
+        mine - theirs
+        for name, tensor in weights.items()
+        if tensor.is_floating_point()
+        for mine, theirs in zip(_chunks(tensor), _chunks(other[name]), strict=True)
+    )
+
+
+def _chunks(tensor: Tensor) -> tuple[Tensor, ...]:
+    chunks: tuple[Tensor, ...] = torch.split(tensor.reshape(-1), _CHUNK)
+    return chunks
+
+
+def _norm_of(parts: Iterable[Tensor]) -> float:
+    return math.hypot(*(float(torch.linalg.vector_norm(part)) for part in parts))
 
 
 def _summable(tensor: Tensor) -> Tensor:

@@ -60,6 +60,7 @@ class FedDDPM(FederatedStrategy):
         super().__init__(*args, **kwargs)
         self.auxiliary_data: TrainingData | None = None
         self._pretrained: list[PretrainedModel] = []
+        self._left_out: dict[str, object] = {}
 
     # ---- the three methods to override ----------------------------------------------------------
 
@@ -78,6 +79,7 @@ class FedDDPM(FederatedStrategy):
         """
         generation = Generation(self, models)
         data = generation.run()
+        self._left_out = generation.left_out()
         self.recorder.save_auxiliary(data, generation.clients)
         generation.remove_batch_files()
         return data.to(self.trainer.device)
@@ -204,9 +206,8 @@ class FedDDPM(FederatedStrategy):
             with self.round_log.own_phase() as span:
                 with self.accounting.timed("auxiliary"), cpu_threads(self.config.run.server_threads):
                     self.auxiliary_data = self.build_auxiliary(self._pretrained)
-                self.recorder.append(
-                    {"phase": "auxiliary", "aux/num_images": len(self.auxiliary_data), **span.spent("time/phase_s")}
-                )
+                size = {"aux/num_images": len(self.auxiliary_data)}
+                self.recorder.append({"phase": "auxiliary", **size, **self._left_out, **span.spent("time/phase_s")})
         self._drop_pretrained()
         return self.auxiliary_data
 

@@ -2,6 +2,8 @@
 
 A batch's images depend only on its client's weights and on its seeds. The set is therefore the same for every place and
 every order of generation. A finished batch is kept in a file until the whole set is complete.
+
+A client whose model generates NaN, or constant images, is left out, and the others share its part of the set.
 """
 
 import hashlib
@@ -18,11 +20,12 @@ from fedddpm_app.auxiliary.batch_files import BatchFiles
 from fedddpm_app.auxiliary.pretraining import PretrainedModel
 from fedddpm_app.auxiliary.requests import ClientShare, Request, Requests
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
-from fedddpm_app.diffusion.images import DivergedError, ImageTensors
+from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied
 from fedddpm_app.diffusion.sampling import SampleBatch, image_seeds, split_batches
 from fedddpm_app.federation.actions import ActionCall
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messaging import exchange_about
+from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.replies import GONE, ReplyRefusedError, accept_reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import ProgressEvent, logger, report
@@ -53,18 +56,22 @@ class Generation:
         Provides config, model, recorder and clients; its ``client_actions`` include ``generate``.
     models : sequence of PretrainedModel
         At least one; client i's share is proportional to n_i.
+
+    Attributes
+    ----------
+    clients : list of int
+        The partition of the client that generated each image.
     """
 
     def __init__(self, strategy: FederatedStrategy, models: Sequence[PretrainedModel]) -> None:
         self._strategy, self._config = strategy, strategy.config
         self._sampler = AuxiliarySampler(self._config, strategy.trainer.model)
         self._files = BatchFiles(strategy.recorder.durable / "auxiliary")
-        size = self._config.auxiliary.size
-        counts = largest_remainder(size, [m.num_examples for m in models])
-        self.clients = [m.partition_id for m, count in zip(models, counts, strict=True) for _ in range(count)]
-        self._images = torch.empty((size, *self._sampler.shape), dtype=torch.uint8)
-        firsts = [sum(counts[:k]) for k in range(len(counts))]
-        self._shares = [self._plan(*each) for each in zip(models, counts, firsts, strict=True)]
+        self._images = torch.empty((self._config.auxiliary.size, *self._sampler.shape), dtype=torch.uint8)
+        self._keys: set[str] = set()
+        self._unusable: dict[int, str] = {}
+        self._refused: dict[int, str] = {}
+        self._divide(models)
 
     def run(self) -> ImageTensors:
         """Generate and return the set on the CPU, with the shares in the order of the models.
@@ -72,23 +79,45 @@ class Generation:
         Raises
         ------
         RoundFailedError
-            If a client's model generates NaN.
+            If no client's model generates images that can be used.
         """
-        for share in self._shares:
-            self._resume(share)
-        if self._config.auxiliary.generation == "nodes":
-            self._generate_on_nodes()
-        for share in self._shares:
-            self._generate_here(share)
+        while not self._complete():
+            usable = [share.model for share in self._shares if share.model.partition_id not in self._unusable]
+            if not usable:
+                partition, reason = next(iter(self._unusable.items()))
+                fix = f"lower pretrain-learning-rate = {self._config.pretrain.learning_rate}"
+                raise RoundFailedError(f"the auxiliary images of client {partition}: {reason}; {fix}")
+            self._divide(usable)
         labels = [share.labels for share in self._shares if share.labels is not None]
         return ImageTensors(self._images, torch.cat(labels) if labels else None)
 
     def remove_batch_files(self) -> None:
         """Remove the files of the batches, once the set is stored elsewhere."""
-        for share in self._shares:
-            self._files.remove(share.keys)
+        self._files.remove(self._keys)
+
+    def left_out(self) -> dict[str, object]:
+        """Return the clients left out, and those whose images the server generated, for a line of ``stats.jsonl``."""
+        named = {"aux/left_out": self._unusable, "generate/left_out": self._refused}
+        return {key: {str(p): each[p] for p in sorted(each)} for key, each in named.items() if each}
 
     # ---- the plan -------------------------------------------------------------------------------
+
+    def _divide(self, models: Sequence[PretrainedModel]) -> None:
+        """Divide the set between the models by their numbers of images, by largest remainder."""
+        counts = largest_remainder(len(self._images), [m.num_examples for m in models])
+        self.clients = [m.partition_id for m, count in zip(models, counts, strict=True) for _ in range(count)]
+        firsts = [sum(counts[:k]) for k in range(len(counts))]
+        self._shares = [self._plan(*each) for each in zip(models, counts, firsts, strict=True)]
+        self._keys |= {key for share in self._shares for key in share.keys}
+
+    def _complete(self) -> bool:
+        """Generate the missing images; return whether all models could be used."""
+        for share in self._shares:
+            self._resume(share)
+        if self._config.auxiliary.generation == "nodes":
+            self._generate_on_nodes()
+        usable = [self._generate_here(share) for share in self._shares]
+        return all(usable)
 
     def _plan(self, model: PretrainedModel, count: int, first: int) -> ClientShare:
         """Split a client's share into batches; labels follow its label counts, by largest remainder."""
@@ -125,19 +154,22 @@ class Generation:
 
     # ---- generating -----------------------------------------------------------------------------
 
-    def _generate_here(self, share: ClientShare) -> None:
-        missing = list(share.missing)
+    def _generate_here(self, share: ClientShare) -> bool:
+        """Generate the missing images of a client's share; return whether its model can be used."""
+        missing, partition = list(share.missing), share.model.partition_id
         if not missing:
-            return
+            return True
         try:
             generated = self._sampler.sample(share.model.load(), [share.batches[k] for k in missing])
             for index, images in zip(missing, generated, strict=True):
+                _check_varied(share, images)
                 self._keep(share, index, images)
         except DivergedError as error:
-            raise RoundFailedError(
-                f"the auxiliary images of client {share.model.partition_id}: {error}; lower pretrain-learning-rate = "
-                f"{self._config.pretrain.learning_rate}"
-            ) from error
+            self._unusable[partition] = str(error)
+            text = "auxiliary images: client %d is left out of the set, and the others share its part: %s"
+            logger.warning(text, partition, error)
+            return False
+        return True
 
     def _keep(self, share: ClientShare, index: int, images: Tensor) -> None:
         self._files.save(share.keys[index], images)
@@ -158,6 +190,7 @@ class Generation:
         for share in self._shares:
             if share.missing:
                 reason = requests.refused.get(share.model.partition_id, GONE)
+                self._refused[share.model.partition_id] = reason
                 text = "auxiliary images: the server generates the missing ones of client %d: %s"
                 logger.warning(text, share.model.partition_id, reason)
 
@@ -170,12 +203,14 @@ class Generation:
         like = torch.empty((sum(kept), *self._sampler.shape), dtype=torch.uint8, device="meta")
         try:
             reply = accept_reply(message, partition, call.spec({_IMAGES: {_IMAGES: like}}), call.transport)
-        except ReplyRefusedError as error:
-            requests.refused[partition] = str(error)
+            parts = torch.split(reply.load(_IMAGES)[_IMAGES], kept)
+            for part in parts:
+                _check_varied(request.share, part)
+        except (ReplyRefusedError, DivergedError) as error:
+            requests.refused[partition] = one_line(str(error))
             return
         call.clients.count_reply(reply)
-        images = reply.load(_IMAGES)[_IMAGES]
-        for index, part in zip(request.indices, torch.split(images, kept), strict=True):
+        for index, part in zip(request.indices, parts, strict=True):
             self._keep(request.share, index, part)
 
     def _request(self, call: ActionCall, share: ClientShare, indices: list[int]) -> tuple[Request, Message]:
@@ -187,3 +222,9 @@ class Generation:
         values: dict[str, Value] = {_SEEDS: seeds, _LABELS: labels, _BATCH_SIZE: len(batches[0].seeds)}
         (message,) = call.messages([share.model.partition_id], packed, values)
         return Request(share, indices, packed), message
+
+
+def _check_varied(share: ClientShare, images: Tensor) -> None:
+    """Raise ``DivergedError`` for a constant batch; a single image of a larger share may well be constant."""
+    if len(images) > 1 or len(share.batches) == 1:
+        check_varied(images)

@@ -1,5 +1,6 @@
 """The phase before the rounds: every client trains a local model and uploads it."""
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 from safetensors.torch import load_file, save_file
 
 from fedddpm_app import progress
-from fedddpm_app.config import DataConfig
+from fedddpm_app import weights as weights_module
+from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES
+from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
@@ -37,6 +40,8 @@ class PretrainedModel:
         Denoising loss over the last tenth of pretraining.
     path : Path
         The safetensors file.
+    update_norm : float
+        The L2 norm of the change from the initial weights.
     """
 
     partition_id: int
@@ -44,6 +49,7 @@ class PretrainedModel:
     label_counts: list[int]
     loss: float
     path: Path
+    update_norm: float = 0.0
 
     def load(self) -> Weights:
         """Read the weights."""
@@ -123,19 +129,21 @@ def collect_pretrained(strategy: FederatedStrategy, weights: Weights) -> list[Pr
 
 def _collect(strategy: FederatedStrategy, weights: Weights) -> tuple[list[PretrainedModel], dict[str, object]]:
     """Return the models, by partition id, and the clients left out with the reasons."""
-    min_replies = strategy.config.waiting.min_replies
-    stream = strategy.ask_clients(
-        "pretrain",
-        weights,
-        partitions=strategy.clients.present(min_replies),
-        timeout=strategy.config.pretrain.timeout,
-        check=lambda reply: _check_label_counts(reply, strategy.config.data),
-    )
+    min_replies, admission = strategy.config.waiting.min_replies, strategy.clients.admission
+    call = strategy.action_call("pretrain", strategy.config.pretrain.timeout)
+    partitions, check = strategy.clients.present(min_replies), functools.partial(_check, strategy)
+    stream = call.ask(partitions, weights, NO_VALUES, NO_RECORDS, check)
     models: dict[int, PretrainedModel] = {}
     answers = stream.as_they_come()
     for reply in with_progress(answers, "pretrain") if is_deployed(strategy.grid.run) else answers:
         models[reply.partition_id] = _keep(strategy, reply)
         del reply
+    norms = {partition: model.update_norm for partition, model in models.items()}
+    for partition, reason in admission.too_large(norms, lambda: weights_module.norm(weights)).items():
+        models.pop(partition).path.unlink()
+        stream.refuse(partition, reason)
+    admission.sizes = {**{p: model.num_examples for p, model in models.items()}, **admission.sizes}
+    warn_of_decisive({p: model.num_examples for p, model in models.items()})
     if models and len(models) < min_replies:
         raise stream.too_few(len(models), min_replies)
     return [models[partition] for partition in sorted(models)], stream.left_out("pretrain")
@@ -146,12 +154,14 @@ def _keep(strategy: FederatedStrategy, reply: Reply) -> PretrainedModel:
     path = strategy.recorder.scratch / f"pretrained-{reply.partition_id:04d}.safetensors"
     save_file(reply.load(), path)
     counts: Any = reply.metrics[_LABEL_COUNTS] if strategy.config.data.class_conditional else []
-    return PretrainedModel(reply.partition_id, reply.num_examples, counts, reply.number("final-loss"), path)
+    norm = reply.update_norm or 0.0
+    return PretrainedModel(reply.partition_id, reply.num_examples, counts, reply.number("final-loss"), path, norm)
 
 
-def _check_label_counts(reply: Reply, data: DataConfig) -> None:
+def _check(strategy: FederatedStrategy, reply: Reply) -> None:
     """Refuse label counts that are not one number per class, with the client's examples as their sum."""
     counts: object = reply.metrics.get(_LABEL_COUNTS, [])
+    data = strategy.config.data
     fits = (
         isinstance(counts, list)
         and len(counts) == data.num_classes

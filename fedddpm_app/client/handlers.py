@@ -223,5 +223,7 @@ def _arrays(message: Message) -> ArrayRecord:
 
 
 def _reply(message: Message, metrics: Metrics, records: Mapping[str, Packed] | None = None) -> Message:
+    """Return a reply, with the round of the message that it answers."""
     arrays = {name: packed.record for name, packed in (records or {}).items()}
-    return Message(RecordDict({**arrays, METRICS: MetricRecord({**metrics})}), reply_to=message)
+    answered = {SERVER_ROUND: _number(message, SERVER_ROUND)} if CONFIG in message.content.config_records else {}
+    return Message(RecordDict({**arrays, METRICS: MetricRecord({**metrics, **answered})}), reply_to=message)

@@ -5,6 +5,7 @@ Flower gives the apps a run config: a flat ``{"kebab-key": scalar}`` mapping wit
 turns it into frozen dataclasses (``groups``) and checks that the values are compatible (``checks``).
 """
 
+from fedddpm_app.config.admission import AdmissionConfig
 from fedddpm_app.config.checks import check_sampler, check_warmup
 from fedddpm_app.config.data import MAX_CLASSES, DataConfig
 from fedddpm_app.config.diffusion import DiffusionConfig
@@ -30,6 +31,7 @@ from fedddpm_app.config.unused import keys_of_algorithms, keys_without_effect, r
 
 __all__ = [
     "MAX_CLASSES",
+    "AdmissionConfig",
     "AggregatorName",
     "Config",
     "ConfigError",

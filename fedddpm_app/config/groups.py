@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from fedddpm_app.config.admission import AdmissionConfig
 from fedddpm_app.config.aggregator import AggregatorConfig
 from fedddpm_app.config.baselines import Baselines
 from fedddpm_app.config.data import DataConfig
@@ -42,6 +43,7 @@ class Config(Baselines):
     recording: RecordingConfig
     transport: TransportConfig
     waiting: WaitingConfig
+    admission: AdmissionConfig
 
 
 class NotValidError(Exception):

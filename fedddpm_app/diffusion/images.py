@@ -73,7 +73,17 @@ def to_unit_range(images: Tensor) -> Tensor:
 
 
 class DivergedError(ArithmeticError):
-    """A model generated images that are not finite."""
+    """A model generated images that are not finite, or are constant."""
+
+
+def check_varied(images: Tensor) -> None:
+    """Raise ``DivergedError`` if every image, uint8 (N, C, H, W), has one value per channel: such a set holds nothing.
+
+    One constant image among others is possible, and accepted.
+    """
+    pixels = images.flatten(2)
+    if (pixels.amin(2) == pixels.amax(2)).all():
+        raise DivergedError(f"{len(images)} of {len(images)} generated images are constant: the model is not usable")
 
 
 def to_uint8(images: Tensor) -> Tensor:

@@ -63,6 +63,10 @@ class DiffusionTask:
             )
         return self._part("pooled", 0, torch.cat([client.train for client in self.data.clients]))
 
+    def client_sizes(self) -> list[int] | None:
+        """Return every client's number of training images; None if this host does not have all the images."""
+        return [len(client.train) for client in self.data.clients] if self.data.has_train else None
+
     def local_steps(self, partition_id: int) -> int:
         """Return a client's steps per round: ``local-steps``, or the steps of ``local-epochs``."""
         return self.config.training.steps_for(len(self.data.client(partition_id).train))

@@ -82,6 +82,7 @@ class ActionCall:
             check,
             lists=self.action.lists,
             counts_examples=NUM_EXAMPLES in self.action.metrics,
+            server_round=self.server_round,
         )
 
     def ask(

@@ -8,6 +8,7 @@ from flwr.serverapp import Grid
 
 from fedddpm_app.config import Config
 from fedddpm_app.federation.accounting import Accounting
+from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.records import FORGET, request
@@ -29,8 +30,8 @@ class Clients:
         Counts the bytes.
     transport : Transport
         Receives the weights of replies.
-    max_num_examples : int
-        A reply that reports more is refused.
+    admission : Admission
+        Judges the replies.
     roll_call : RollCall
         Knows which clients are connected.
 
@@ -45,12 +46,12 @@ class Clients:
         participants: Participants,
         accounting: Accounting,
         transport: Transport,
-        max_num_examples: int,
+        admission: Admission,
         roll_call: RollCall,
     ) -> None:
         self.participants = participants
         self.transport = transport
-        self.max_num_examples = max_num_examples
+        self.admission = admission
         self.refusals: dict[int, str] = {}
         self._roll_call = roll_call
         self._accounting = accounting
@@ -62,7 +63,7 @@ class Clients:
         waiting = config.waiting
         roll_call = RollCall(grid, config.data.num_clients, waiting.node_timeout, transport.probe())
         found = roll_call.start(waiting.min_available_nodes)
-        return cls(found, accounting, transport, config.data.max_examples_per_client, roll_call)
+        return cls(found, accounting, transport, Admission(config), roll_call)
 
     def present(self, at_least: int = 0) -> list[int]:
         """Return the partitions of the connected clients; wait a bounded time for ``at_least`` of them."""

@@ -74,7 +74,9 @@ def exchange_about(
         pause = _FIRST_POLL_SECONDS if arrived else min(_LONGEST_POLL_SECONDS, pause * _POLL_GROWTH)
         while arrived:
             reply = arrived.pop(0)
-            yield pending.pop(reply.metadata.reply_to_message_id).about, reply
+            sent = pending.pop(reply.metadata.reply_to_message_id, None)
+            if sent is not None:  # else it is a second reply to the same message
+                yield sent.about, reply
             del reply
             _push(grid, next_request, pending, activations, under_way)
         for message_id in [key for key, sent in pending.items() if activations.of(sent.node) != sent.activated]:

@@ -6,7 +6,6 @@ known metrics. No reply can therefore end the run for the other clients.
 """
 
 import math
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,14 +13,15 @@ from pathlib import Path
 from flwr.app import Message, MetricRecord, RecordDict
 
 from fedddpm_app import weights as weights_module
+from fedddpm_app.config import MAX_CLASSES
 from fedddpm_app.federation.flower_internals import ErrorCode
-from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES
+from fedddpm_app.federation.reasons import reason_of
+from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES, SERVER_ROUND
 from fedddpm_app.transport import Expected, Payload, PayloadError, Transport
 from fedddpm_app.weights import Weights
 
-_LONGEST_REASON, _LONGEST_VALUE = 2000, 100  # characters of a client's texts that are kept
+_LONGEST_VALUE = 100  # characters of a client's texts that are quoted
 _LARGEST_NORM = 1e30  # of a tensor; a larger one overflows in a mean, or when a difference is scaled up
-
 
 GONE = "its node is gone or did not answer in time"
 
@@ -44,12 +44,15 @@ class Reply:
         All metrics that were received: finite numbers, or lists of them.
     payloads : mapping of str to Payload
         The checked weights by record name; empty if the ``ReplySpec`` has none.
+    update_norm : float or None
+        The L2 norm of the client's change of the weights; None if the reply has no weights.
     """
 
     partition_id: int
     message: Message
     metrics: MetricRecord
     payloads: Mapping[str, Payload]
+    update_norm: float | None = None
 
     def load(self, record: str = ARRAYS) -> Weights:
         """Decode a record (by default the client's weights). Do not change the result, and preferably do not keep it.
@@ -99,6 +102,10 @@ class ReplySpec:
         Its lists of numbers, with their lengths.
     counts_examples : bool
         Whether it must have ``num-examples``.
+    held_out : bool
+        Whether ``num-examples`` counts the images that a client evaluated on, not those that it trained on.
+    server_round : int
+        The round that it must answer; 0 before the rounds.
     """
 
     records: Mapping[str, Expected] = field(default_factory=dict)
@@ -106,10 +113,16 @@ class ReplySpec:
     check: Callable[[Reply], None] | None = None
     lists: Mapping[str, int] = field(default_factory=dict)
     counts_examples: bool = True
+    held_out: bool = False
+    server_round: int = 0
 
 
 def accept_reply(
-    message: Message, partition_id: int, spec: ReplySpec, transport: Transport, max_num_examples: int | None = None
+    message: Message,
+    partition_id: int,
+    spec: ReplySpec,
+    transport: Transport,
+    check_examples: Callable[[int], None] | None = None,
 ) -> Reply:
     """Check a reply.
 
@@ -123,8 +136,8 @@ def accept_reply(
         The content that it must have.
     transport : Transport
         Receives its weights.
-    max_num_examples : int, optional
-        A reply with more is refused, so that no client dominates a weighted mean.
+    check_examples : callable, optional
+        Raises ``ReplyRefusedError`` for a ``num-examples`` that cannot be true.
 
     Raises
     ------
@@ -135,13 +148,16 @@ def accept_reply(
     metrics = message.content.metric_records.get(METRICS)
     if metrics is None:
         raise ReplyRefusedError(f"it has no MetricRecord {METRICS!r}")
-    _check_metrics(metrics, spec, max_num_examples)
+    _check_metrics(metrics, spec)
+    if spec.counts_examples and check_examples is not None:
+        check_examples(int(metrics[NUM_EXAMPLES]))  # type: ignore[arg-type]
     payloads = {
         name: _take(message, name, expected, partition_id, transport) for name, expected in spec.records.items()
     }
+    update_norm = _check_weights(payloads)
     kept = [NUM_EXAMPLES, *spec.metrics] if spec.counts_examples else spec.metrics
     message.content = RecordDict({METRICS: MetricRecord({key: metrics[key] for key in kept})})
-    reply = Reply(partition_id, message, metrics, payloads)
+    reply = Reply(partition_id, message, metrics, payloads, update_norm)
     if spec.check is not None:
         spec.check(reply)
     return reply
@@ -151,17 +167,7 @@ def _check_answered(message: Message) -> None:
     """Raise for an error in place of a reply: the client's own, or Flower's report that no reply will arrive."""
     if message.has_error():
         gone = message.error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
-        raise ReplyRefusedError(GONE if gone else _reason(message.error.reason))
-
-
-def _reason(text: str | None) -> str:
-    """Return the text of a client's exception, without Flower's ``<class 'X'>:<'...'>`` around it."""
-    text = (text or "the client failed without a reason")[:_LONGEST_REASON]  # a client may send any length
-    found = re.match(r"<class '([\w.]{1,200})'>:<'", text)
-    if found is None:
-        return text
-    name, message = found[1].rpartition(".")[2], text[found.end() :].removesuffix("'>")
-    return message if name.endswith(("ConfigError", "StateError")) else f"{name}: {message}"
+        raise ReplyRefusedError(GONE if gone else reason_of(message.error))
 
 
 def _take(message: Message, name: str, expected: Expected, partition_id: int, transport: Transport) -> Payload:
@@ -169,20 +175,33 @@ def _take(message: Message, name: str, expected: Expected, partition_id: int, tr
     if record is None:
         raise ReplyRefusedError(f"it has no ArrayRecord {name!r}")
     try:
-        payload = transport.receive(record, expected, partition_id)
+        return transport.receive(record, expected, partition_id)
     except PayloadError as error:
         raise ReplyRefusedError(str(error)) from error
-    if not weights_module.is_finite(payload.sent, below=_LARGEST_NORM):
+
+
+def _check_weights(payloads: Mapping[str, Payload]) -> float | None:
+    """Refuse weights that are not finite; return the norm of the client's change of them, from the same reading."""
+    norms = {name: payload.update_norm() for name, payload in payloads.items() if name == ARRAYS}
+    others = (payload.sent for name, payload in payloads.items() if name != ARRAYS)
+    if not all(norm < _LARGEST_NORM for norm in norms.values()) or not all(
+        weights_module.is_finite(sent, below=_LARGEST_NORM) for sent in others
+    ):
         raise ReplyRefusedError("its weights are not finite")
-    return payload
+    return norms.get(ARRAYS)
 
 
-def _check_metrics(metrics: MetricRecord, spec: ReplySpec, max_num_examples: int | None) -> None:
+def _check_metrics(metrics: MetricRecord, spec: ReplySpec) -> None:
+    answered = metrics.get(SERVER_ROUND)
+    if answered != spec.server_round:
+        if answered is None:
+            raise ReplyRefusedError(f"it does not say which round it answers: it has no metric {SERVER_ROUND}")
+        raise ReplyRefusedError(f"it answers round {str(answered)[:_LONGEST_VALUE]}, not round {spec.server_round}")
     if spec.counts_examples:
-        _check_num_examples(metrics.get(NUM_EXAMPLES), max_num_examples)
+        _check_num_examples(metrics.get(NUM_EXAMPLES))
     for key in spec.metrics:
         if not isinstance(metrics.get(key), int | float):
-            raise ReplyRefusedError(f"metric {key} is {metrics.get(key)!r}, not a number")
+            raise ReplyRefusedError(f"metric {key} is {repr(metrics.get(key))[:_LONGEST_VALUE]}, not a number")
     for key, length in spec.lists.items():
         values = metrics.get(key)
         if not isinstance(values, list) or len(values) != length:
@@ -190,10 +209,16 @@ def _check_metrics(metrics: MetricRecord, spec: ReplySpec, max_num_examples: int
     for key, value in metrics.items():
         if any(not math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
             raise ReplyRefusedError(f"metric {key} is {str(value)[:_LONGEST_VALUE]}")
+    declared = {SERVER_ROUND, NUM_EXAMPLES, *spec.metrics, *spec.lists}
+    others = {key: value for key, value in metrics.items() if key not in declared}
+    numbers = sum(len(value) if isinstance(value, list) else 1 for value in others.values())
+    if numbers > MAX_CLASSES or any(len(key) > _LONGEST_VALUE for key in others):  # one number per class is usual
+        raise ReplyRefusedError(
+            f"its {len(others)} metrics that are not declared have {numbers} numbers: at most {MAX_CLASSES} numbers, "
+            f"and names of {_LONGEST_VALUE} characters, are accepted"
+        )
 
 
-def _check_num_examples(num_examples: object, most: int | None) -> None:
+def _check_num_examples(num_examples: object) -> None:
     if not isinstance(num_examples, int) or num_examples < 1:
-        raise ReplyRefusedError(f"{NUM_EXAMPLES} is {num_examples!r}, not a positive whole number")
-    if most is not None and num_examples > most:
-        raise ReplyRefusedError(f"{NUM_EXAMPLES} is {num_examples}, more than max-examples-per-client = {most}")
+        raise ReplyRefusedError(f"{NUM_EXAMPLES} is {repr(num_examples)[:_LONGEST_VALUE]}, not a positive whole number")

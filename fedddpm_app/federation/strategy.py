@@ -15,6 +15,7 @@ from fedddpm_app.config import Config, ConfigError, is_due, keys_of_algorithms
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.federation.accounting import Accounting, Span
 from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES, ActionCall
+from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.aggregation import AggregationRule, check_rule
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import check_finite
@@ -253,12 +254,15 @@ class FederatedStrategy(FedAvg):
         ReplyStream
             The messages are sent when it is read, which can be done once.
             The replies that match the declaration; read them by ``answers``, or one by one by ``as_they_come``. A
-            client without such a reply is named in a warning and left out.
+            client without such a reply is named in a warning and in the round's line (``<action>/left_out``), and left
+            out.
         """
         if partitions is None:
             partitions = self.sampled or self.clients.present(self.config.waiting.min_replies)
         call = self.action_call(action, timeout)
-        return call.ask(partitions, weights or {}, values, like, check)
+        stream = call.ask(partitions, weights or {}, values, like, check)
+        stream.on_close = lambda: self.record(**stream.left_out(action))
+        return stream
 
     def action_call(self, action: str, timeout: float | None = None) -> ActionCall:
         """Return one of ``client_actions``, ready to be sent message by message."""
@@ -337,9 +341,10 @@ class FederatedStrategy(FedAvg):
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the clients' held-out losses."""
-        exchange_name, spec = f"evaluation of round {server_round}", ReplySpec(metrics=self.evaluate_metrics)
-        stream = ReplyStream(self.clients, replies, self._evaluated, exchange_name, spec)
+        spec = ReplySpec(metrics=self.evaluate_metrics, held_out=True, server_round=server_round)
+        stream = ReplyStream(self.clients, replies, self._evaluated, f"evaluation of round {server_round}", spec)
         accepted = stream.answers()
+        self.round_log.add(stream.left_out("client-eval"))
         self.accounting.seconds["evaluate"] += self._evaluate_span.spent("s")["s"]
         metrics = super().aggregate_evaluate(server_round, [reply.message for reply in accepted])
         if metrics is not None:
@@ -357,6 +362,9 @@ class FederatedStrategy(FedAvg):
         logger.info("transport: %s, wire-dtype %s", self.transport.name, config.transport.wire_dtype)
         if config.data.partition == "sites":
             survey_sites(self.clients, grid, config, self.recorder)
+        else:
+            self.clients.admission.sizes |= enumerate(self.task.client_sizes() or [])
+        warn_of_decisive(self.clients.admission.sizes)
         if self.trains_on_clients and type(self).aggregate is FederatedStrategy.aggregate:
             self._rule.log_memory(self.initial_weights, per_round)
 
@@ -383,7 +391,7 @@ class FederatedStrategy(FedAvg):
             name: expect(reference, self.global_weights if name == ARRAYS else None)
             for name, reference in self.reply_references.items()
         }
-        spec = ReplySpec(records, self.train_metrics, self.check_reply)
+        spec = ReplySpec(records, self.train_metrics, self.check_reply, server_round=server_round)
         stream = ReplyStream(self.clients, replies, self.sampled, exchange_name, spec)
         accepted: list[Reply] = []
         in_order = collecting(stream.by_partition(self.recorder.scratch), accepted)

@@ -1,13 +1,17 @@
 """The replies of one exchange, which are checked as they arrive and yielded one by one in a fixed order."""
 
-from collections.abc import Iterable, Iterator, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flwr.app import Message
+from flwr.app import Message, MetricRecord
 
+from fedddpm_app import weights as weights_module
 from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.reasons import one_line
+from fedddpm_app.federation.records import ARRAYS, METRICS
 from fedddpm_app.federation.replies import GONE, Reply, ReplyRefusedError, ReplySpec, accept_reply
 from fedddpm_app.progress import ProgressEvent, logger, report
 
@@ -37,6 +41,8 @@ class ReplyStream:
     ----------
     refused : dict of int to str
         By partition, the reason why its reply was refused or is missing; complete after the last reply.
+    on_close : callable
+        Called after the last reply.
     """
 
     def __init__(
@@ -48,6 +54,7 @@ class ReplyStream:
         self._name = name
         self._spec = spec
         self.refused: dict[int, str] = {}
+        self.on_close: Callable[[], None] = lambda: None
 
     def too_few(self, num_replies: int, needed: int) -> RoundFailedError:
         """Return the error for fewer accepted replies than ``needed``, with the reason of one client."""
@@ -64,11 +71,12 @@ class ReplyStream:
         return {f"{phase}/left_out": reasons} if reasons else {}
 
     def as_they_come(self) -> Iterator[Reply]:
-        """Yield the accepted replies in the order of arrival."""
+        """Yield the accepted replies in the order of arrival; no change of the weights is judged by its norm."""
         for _, reply in self._settled():
             if reply is not None:
                 yield reply
                 del reply
+        self._close()
 
     def answers(self) -> list[Reply]:
         """Return the accepted replies in the order of the partition ids, all in memory: for replies without weights.
@@ -81,7 +89,8 @@ class ReplyStream:
         """Yield the accepted replies in the order of the partition ids, whatever the order of arrival.
 
         A reply that arrives before its turn waits. A few of these replies stay in memory, the others wait in
-        ``folder``: memory does not grow with the number of clients.
+        ``folder``: memory does not grow with the number of clients. When it is its turn, a reply with weights is
+        judged by the norm of its change, see ``Admission.judge``.
         """
         todo, settled, waiting = sorted(self._awaited), set[int](), dict[int, Reply]()
         for partition, reply in self._settled():
@@ -91,36 +100,72 @@ class ReplyStream:
                 waiting[partition] = reply if in_memory else _on_disk(reply, folder)
             del reply
             while todo and todo[0] in settled:
-                first = todo.pop(0)
-                if first in waiting:
-                    yield waiting.pop(first)
+                yield from self._judged(waiting, todo.pop(0))
         for partition in todo:
-            if partition in waiting:
-                yield waiting.pop(partition)
+            yield from self._judged(waiting, partition)
+        self._close()
+
+    def refuse(self, partition: int, reason: str) -> None:
+        """Leave out a client whose reply was accepted, for a reason that became known later."""
+        self.refused[partition] = one_line(reason)
+        self._clients.refusals[partition] = self.refused[partition]
+        logger.warning("%s: client %d is left out: %s", self._name, partition, self.refused[partition])
+
+    @functools.cached_property
+    def own_norm(self) -> float:
+        """The norm of the weights that the clients started from."""
+        return weights_module.norm(self._spec.records[ARRAYS].start)
+
+    def _judged(self, waiting: dict[int, Reply], partition: int) -> Iterator[Reply]:
+        """Yield a client's waiting reply if its change of the weights is not too large."""
+        if partition not in waiting:
+            return
+        reply = waiting.pop(partition)
+        try:
+            self._clients.admission.judge(reply, lambda: self.own_norm)
+        except ReplyRefusedError as error:
+            self.refused[partition] = one_line(str(error))
+        else:
+            self._clients.admission.learn_size(reply)
+            yield reply
 
     def _settled(self) -> Iterator[tuple[int, Reply | None]]:
         """Yield each partition that answered, with its reply, or with None if the reply is refused."""
-        clients, refused, settled = self._clients, self.refused, set[int]()
+        refused, settled = self.refused, set[int]()
         for message in self._messages:
-            partition = clients.participants.partition_of(message)
+            partition = self._clients.participants.partition_of(message)
             if partition is None or partition in settled or partition not in self._awaited:
                 continue  # not counted; a client without a counted reply is named below
             settled.add(partition)
-            try:
-                reply = accept_reply(message, partition, self._spec, clients.transport, clients.max_num_examples)
-            except ReplyRefusedError as error:
-                refused[partition] = str(error)
-                yield partition, None
-            else:
-                clients.count_reply(reply)
-                yield partition, reply
-                del reply
+            reply = self._accepted(message, partition)
+            yield partition, reply
+            del reply
         for partition in sorted(set(self._awaited) - settled):
             refused[partition] = GONE
-        for partition, reason in sorted(refused.items()):
+
+    def _accepted(self, message: Message, partition: int) -> Reply | None:
+        """Check a reply; store the reason if it is refused. No reply raises, whatever a client sends."""
+        clients, spec = self._clients, self._spec
+        check_examples = functools.partial(clients.admission.check_examples, partition, held_out=spec.held_out)
+        try:
+            reply = accept_reply(message, partition, spec, clients.transport, check_examples)
+        except ReplyRefusedError as error:
+            self.refused[partition] = one_line(str(error))
+        except Exception as error:  # noqa: BLE001 - for example of a check that a strategy adds
+            logger.info("client %d: its reply cannot be checked:", partition, exc_info=error)
+            self.refused[partition] = one_line(f"{type(error).__name__}: {error}")
+        else:
+            clients.count_reply(reply)
+            return reply
+        return None
+
+    def _close(self) -> None:
+        """Report the clients left out, after the last reply."""
+        for partition, reason in sorted(self.refused.items()):
             logger.warning("%s: client %d is left out: %s", self._name, partition, reason)
-        clients.refusals |= refused
-        clients.transport.remove_unread()
+        self._clients.refusals |= self.refused
+        self._clients.transport.remove_unread()
+        self.on_close()
 
 
 def with_progress(
@@ -135,9 +180,10 @@ def with_progress(
 
 
 def collecting(replies: Iterator[Reply], into: list[Reply]) -> Iterator[Reply]:
-    """Yield replies, and append each one, without its weights, to a list."""
+    """Yield replies, and append each one to a list, with its declared metrics alone."""
     for reply in replies:
-        into.append(replace(reply, payloads={}))
+        declared: MetricRecord = reply.message.content.metric_records[METRICS]
+        into.append(replace(reply, payloads={}, metrics=declared))
         yield reply
         del reply
 

@@ -20,6 +20,8 @@ def survey_sites(clients: Clients, grid: Grid, config: Config, recorder: Recorde
     messages = clients.address(partitions, LOOK, {}, 0, timeout)
     replies = exchange(grid, messages, timeout, clients.participants.under_way)
     stream = ReplyStream(clients, replies, partitions, "the check of the data", ReplySpec(metrics=()))
-    sizes = {reply.partition_id: reply.num_examples for reply in stream.as_they_come()}
+    for reply in stream.as_they_come():
+        clients.admission.learn_size(reply)
+    sizes = clients.admission.sizes
     in_order = [sizes.get(partition) for partition in range(config.data.num_clients)]
     recorder.append({"phase": "data", "data/num_examples": in_order, **stream.left_out("data")})

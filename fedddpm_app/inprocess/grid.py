@@ -17,6 +17,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedddpm_app.config import Scalar
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.flower_internals import NodeInfo, Run, TaskIdentity, TaskType, set_message_id
+from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.records import NUM_PARTITIONS, PARTITION_ID
 from fedddpm_app.progress import logger
 
@@ -30,7 +31,8 @@ class InProcessGrid(Grid):
     Parameters
     ----------
     client_app : ClientApp
-        Called as ``client_app(message, context)``; an exception becomes an error reply.
+        Called as ``client_app(message, context)``. An exception becomes an error reply, ``SystemExit`` included, and so
+        does an answer that is not a message. Ctrl-C ends the run.
     num_clients : int
         Number of nodes, one per partition.
     run_config : dict
@@ -45,7 +47,7 @@ class InProcessGrid(Grid):
         self._run.primary_task_type = TaskType.SIMULATION
         self._ids = itertools.count(1)
         self._replies: dict[str, Message] = {}
-        self._failures: dict[str, Exception] = {}
+        self._failures: dict[str, BaseException] = {}
         self.contexts = {
             _FIRST_NODE + partition: Context(
                 run_id=run_id,
@@ -112,11 +114,15 @@ class InProcessGrid(Grid):
         server = TaskIdentity.node_id
         try:
             TaskIdentity.node_id = context.node_id
-            return self._client_app(copy.copy(message), context)
-        except Exception as error:  # noqa: BLE001 - a client's exception becomes its reply, as in Flower
-            if str(error) not in self._failures:  # log its traceback once, not for every client and round
+            reply = self._client_app(copy.copy(message), context)
+            if not isinstance(reply, Message):
+                raise TypeError(f"the ClientApp returned {type(reply).__name__} instead of a Message")
+            return reply
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - a client's exception becomes its reply, as in Flower
+            text = one_line(str(error))
+            if text not in self._failures:  # log its traceback once, not for every client and round
                 logger.info("client %s failed:", context.node_config.get(PARTITION_ID, context.node_id), exc_info=error)
-                self._failures[str(error)] = error
+                self._failures[text] = error
             return Message(Error(_CLIENT_FAILED, f"{type(error)}:<'{error}'>"), reply_to=message)  # Flower's form
         finally:
             TaskIdentity.node_id = server

@@ -1,8 +1,8 @@
 """A federation in one process, for any model and loss: for notebooks, property tests and external checks.
 
 ``simulate`` runs the same ClientApp handlers, strategies and worker as `flwr run`, but through an in-process grid and
-with plain defaults: every client in every round, constant learning rates, no warm-up, no clipping and no moving
-averages.
+with plain defaults: every client in every round, constant learning rates, no warm-up, no clipping, no limit on updates
+and no moving averages.
 """
 
 import copy
@@ -47,6 +47,7 @@ _PLAIN: dict[str, Scalar] = {
     "device": "cpu",
     "node-timeout": 1.0,
     "transport": "flat",
+    "max-update-norm": "",
 }
 
 

@@ -34,6 +34,10 @@ class InMemoryTask:
         """Return all clients' data sets as one."""
         return Pooled(self._data)
 
+    def client_sizes(self) -> list[int]:
+        """Return the number of examples of every client."""
+        return [len(data) for data in self._data]
+
     def local_steps(self, partition_id: int) -> int:
         """Return a client's optimiser steps per round."""
         return self._steps[partition_id]

@@ -72,6 +72,9 @@ class Task(Protocol):
     def pooled_data(self) -> TrainingData:
         """Return the training data of all clients as one data set, for a control; only if they are in one place."""
 
+    def client_sizes(self) -> list[int] | None:
+        """Return every client's number of training examples; None if this host does not have all the data."""
+
     def local_steps(self, partition_id: int) -> int:
         """Return a client's optimiser steps per round."""
 

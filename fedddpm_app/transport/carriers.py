@@ -65,6 +65,11 @@ class Expected:
     dtype: WireDtype = "fp32"
     base: Weights | None = None
 
+    @property
+    def start(self) -> Weights:
+        """The weights that a client's change is measured from."""
+        return self.base or self.reference
+
     @cached_property
     def wire(self) -> Wire:
         """The encoding of the record."""
@@ -97,7 +102,14 @@ class Payload:
     def decode(self) -> Weights:
         """Return the weights; do not change them, because they may share the message's memory."""
         expected = self.expected
-        return expected.wire.decode(self.sent, expected.reference, expected.base or expected.reference)
+        return expected.wire.decode(self.sent, expected.reference, expected.start)
+
+    def update_norm(self) -> float:
+        """Return the L2 norm of the client's change of the weights; NaN or infinite if a value is.
+
+        Call it before ``on_disk``.
+        """
+        return self.expected.wire.distance(self.sent, self.expected.start)
 
     def on_disk(self, folder: Path) -> "Payload":
         """Return the same payload with its values in a file of ``folder``; raise ``OSError`` if the disk is full.

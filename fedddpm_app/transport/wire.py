@@ -8,6 +8,7 @@ not lost. Norm and time-embedding layers, biases, and tensors that are not float
 """
 
 import functools
+import math
 from collections.abc import Mapping
 from typing import Protocol
 
@@ -16,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from torch import Tensor
 
 from fedddpm_app.config import WireDtype
-from fedddpm_app.weights import Weights
+from fedddpm_app.weights import Weights, distance
 
 BLOCK = 256
 _SCALES = "//scales"  # suffix of a tensor's name; parameter names have no slash
@@ -38,6 +39,9 @@ class Wire(Protocol):
 
     def lost(self, weights: Weights, sent: Weights, base: Weights) -> Weights:
         """Return the rounding error to add to the client's next difference; empty if none is added."""
+
+    def distance(self, sent: Weights, base: Weights) -> float:
+        """Return the L2 norm of the decoded weights minus ``base``; not finite if a value is not."""
 
 
 class Whole:
@@ -61,6 +65,10 @@ class Whole:
     def lost(self, weights: Weights, sent: Weights, base: Weights) -> Weights:
         """Return an empty mapping: the rounding error of bfloat16 is not added to the next reply."""
         return {}
+
+    def distance(self, sent: Weights, base: Weights) -> float:
+        """Return the distance of the cast weights."""
+        return distance(sent, base)
 
     def _sent_as(self, tensor: Tensor) -> torch.dtype:
         return self._dtype if self._dtype is not None and tensor.dtype == torch.float32 else tensor.dtype
@@ -104,6 +112,16 @@ class Int8Delta:
             for name, tensor in weights.items()
             if is_quantised(name, tensor)
         }
+
+    def distance(self, sent: Weights, base: Weights) -> float:
+        """Return the norm of the rounded differences, and of the changes of the tensors that are sent in full."""
+        in_full = {name: sent[name] for name, tensor in base.items() if not is_quantised(name, tensor)}
+        rounded = (
+            float(torch.linalg.vector_norm(dequantise(sent[name], sent[name + _SCALES])))
+            for name, tensor in base.items()
+            if is_quantised(name, tensor)
+        )
+        return math.hypot(distance(in_full, base), *rounded)
 
 
 @functools.cache

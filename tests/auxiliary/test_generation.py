@@ -20,6 +20,7 @@ from fedddpm_app.config import load_config
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.roll_call import RollCall
@@ -49,7 +50,7 @@ def plan(run_config, tmp_path, monkeypatch):
         strategy.transport = Transport(config.transport)
         roll_call = RollCall(strategy.grid, 4, 1.0)
         found = roll_call.start(0)
-        strategy.clients = Clients(found, strategy.accounting, strategy.transport, 100, roll_call)
+        strategy.clients = Clients(found, strategy.accounting, strategy.transport, Admission(config), roll_call)
         models = []
         for client, count in enumerate(SHARES):
             path = recorder.scratch / f"{client}.safetensors"
@@ -261,6 +262,58 @@ def test_the_server_draws_what_a_node_does_not(plan, caplog, bad):
     assert torch.equal(drawn.images, plan().run().images)
     assert caplog.text.count("the server generates the missing ones of client 0") == 1
     assert "of client 1" not in caplog.text
+
+
+def unusable(monkeypatch, *clients, images=None):
+    """Have the models of some clients generate NaN, or these images, wherever they are sampled."""
+    draw = sampler.AuxiliarySampler.sample
+
+    def sample(self, weights, batches):
+        marked = int(weights["conv_out.bias"][0])
+        for batch, drawn in zip(batches, draw(self, weights, batches), strict=True):
+            if marked in clients and images is None:
+                raise DivergedError("NaN")
+            yield drawn if marked not in clients else images(batch.kept)
+
+    monkeypatch.setattr(sampler.AuxiliarySampler, "sample", sample)
+
+
+def marked(generation):
+    """Write each client's number into its model, so that a sampler knows whose it is."""
+    for share in generation._shares:
+        weights = load_file(share.model.path)
+        weights["conv_out.bias"].fill_(share.model.partition_id)
+        save_file(weights, share.model.path)
+    generation._divide([share.model for share in generation._shares])
+    return generation
+
+
+def constant(count):
+    return torch.full((count, 1, 8, 8), 7, dtype=torch.uint8)
+
+
+@pytest.mark.parametrize("where", ["server", "nodes"])
+@pytest.mark.parametrize("images", [None, constant])
+def test_a_client_whose_model_is_not_usable_is_left_out(plan, monkeypatch, caplog, calls, where, images):
+    all_good = marked(plan(auxiliary_generation=where))
+    whole = all_good.run()
+    all_good.remove_batch_files()
+    unusable(monkeypatch, 1, images=images)
+    calls.clear()
+    others = marked(plan(auxiliary_generation=where))
+    made = others.run()
+    assert len(made) == 12  # the numbers of images are 6, 2 and 1: by largest remainder, 8, 3 and 1 of the set
+    assert [others.clients.count(client) for client in range(4)] == [8, 0, 3, 1]
+    assert torch.equal(made.images[:6], whole.images[:6])
+    assert torch.equal(made.images[8:10], whole.images[9:11])
+    assert torch.equal(made.images[11], whole.images[11])
+    assert list(others.left_out()["aux/left_out"]) == ["1"]
+    assert "client 1 is left out of the set, and the others share its part: " in caplog.text
+    batches = 4 + 2 + 1  # those of the first division are not generated again: 3, 1 and 1 of them
+    node = {"server": 0, "nodes": 2 if images else 1}[where]  # client 1's, until the first is found to be unusable
+    assert len(calls) == batches + node + 1
+    others.remove_batch_files()
+    assert not others._files.folder.exists()
 
 
 @pytest.mark.parametrize("where", ["server", "nodes"])

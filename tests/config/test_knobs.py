@@ -149,6 +149,7 @@ ELSEWHERE = {
     "node-timeout": "tests/federation/test_roll_call",
     "min-available-nodes": "tests/federation/test_roll_call",
     "min-replies": "tests/federation/test_messaging",
+    "max-update-norm": "tests/federation/test_admission",
     "round-timeout": "tests/federation/test_messaging",
 }
 

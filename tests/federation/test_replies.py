@@ -1,12 +1,14 @@
 import io
 import math
 from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 
+from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.records import to_arrays, to_weights
 from fedddpm_app.federation.replies import ReplyRefusedError, ReplySpec, accept_reply
 from fedddpm_app.transport import Expected, Transport, get_wire
@@ -30,7 +32,10 @@ def reply(grid):
     def make(weights=None, metrics=None, arrays=None):
         arrays = arrays if arrays is not None else to_arrays(weights or {"a": torch.ones(2, 3), "b": torch.ones(4)})
         content = RecordDict(
-            {"arrays": arrays, "metrics": MetricRecord({"num-examples": 5, "loss": 0.5} | (metrics or {}))}
+            {
+                "arrays": arrays,
+                "metrics": MetricRecord({"server-round": 0, "num-examples": 5, "loss": 0.5} | (metrics or {})),
+            }
         )
         return Message(content, reply_to=request)
 
@@ -145,9 +150,9 @@ def test_only_what_is_known_goes_on_to_the_aggregation(reply, accept):
         {"loss": [1.0]},
     ],
 )
-def test_impossible_metrics_are_refused(reply, accept, metrics):
+def test_impossible_metrics_are_refused(reply, accept, config, metrics):
     with pytest.raises(ReplyRefusedError, match=next(iter(metrics))):
-        accept(reply(metrics=metrics), max_num_examples=10**6)
+        accept(reply(metrics=metrics), check_examples=partial(Admission(config).check_examples, 0))
 
 
 def test_a_missing_metric_is_refused(reply, accept):
@@ -165,7 +170,7 @@ def test_a_reply_without_records_is_refused(grid, accept):
     request = Message(RecordDict(), dst_node_id=1000, message_type="train")
     with pytest.raises(ReplyRefusedError, match="MetricRecord"):
         accept(Message(RecordDict(), reply_to=request))
-    metrics_only = RecordDict({"metrics": MetricRecord({"num-examples": 1, "loss": 0.5})})
+    metrics_only = RecordDict({"metrics": MetricRecord({"server-round": 0, "num-examples": 1, "loss": 0.5})})
     with pytest.raises(ReplyRefusedError, match="ArrayRecord"):
         accept(Message(metrics_only, reply_to=request))
 

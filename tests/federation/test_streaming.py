@@ -11,6 +11,7 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 
 from fedddpm_app.config import TransportConfig
 from fedddpm_app.federation.accounting import Accounting
+from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants
@@ -23,9 +24,9 @@ WEIGHTS = {"w": torch.zeros(3)}
 
 
 @pytest.fixture
-def clients(grid):
+def clients(grid, config):
     transport = Transport(TransportConfig("flat", "fp32"))
-    return Clients(Participants({p: 100 + p for p in range(6)}), Accounting(), transport, 1000, None)
+    return Clients(Participants({p: 100 + p for p in range(6)}), Accounting(), transport, Admission(config), None)
 
 
 def reply(clients, partition, value=None, error=None, steps=1):
@@ -34,7 +35,7 @@ def reply(clients, partition, value=None, error=None, steps=1):
         return Message(Error(2, error), reply_to=request)
     weights = {"w": torch.full((3,), float(partition if value is None else value))}
     record = ClientEnd(clients.transport.pack(WEIGHTS).record, "fp32", partition).pack(weights).record
-    metrics = MetricRecord({"num-examples": 10, "loss": 0.5, "steps": steps})
+    metrics = MetricRecord({"server-round": 0, "num-examples": 10, "loss": 0.5, "steps": steps})
     return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=request)
 
 

@@ -1,0 +1,54 @@
+"""The reason why a client failed or is left out, as one short line for the log and ``stats.jsonl``.
+
+A client may send any text: a traceback, colour codes, megabytes.
+"""
+
+import re
+
+from flwr.app import Error
+
+LONGEST_REASON = 300  # characters
+_LONGEST_TEXT = 65_536  # characters of a client's text that are read; a traceback fits
+_COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
+_UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_FLOWERS_FORM = re.compile(r"<class '([\w.()]{1,200})'>:<'")
+_RAISED_AS = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*): ")
+_WRAPPERS = "Exception ClientAppException occurred. Message:"  # of Flower's simulation
+_FRAME = "  File "
+_OWN = ("ConfigError", "StateError")  # sentences that need no name of an exception before them
+
+
+def one_line(text: str, longest: int = LONGEST_REASON) -> str:
+    """Return a text without line breaks and control characters, cut off after ``longest`` characters."""
+    line = _UNPRINTABLE.sub(" ", _COLOUR.sub("", text[:_LONGEST_TEXT])).strip()
+    return line if len(line) <= longest else line[: longest - 3] + "..."
+
+
+def reason_of(error: Error) -> str:
+    """Return a client's exception as ``X: message``, out of the forms in which Flower and Ray report it.
+
+    Flower writes ``<class 'X'>:<'message'>``. In a simulation X is Ray's ``RayTaskError``, and its message is a
+    traceback whose first exception is the client's.
+    """
+    text = _COLOUR.sub("", (error.reason or "")[:_LONGEST_TEXT])
+    found = _FLOWERS_FORM.match(text)
+    if found is None:
+        return one_line(text) or "the client failed without a reason"
+    name, message = found[1].rpartition(".")[2], text[found.end() :].removesuffix("'>")
+    if "RayTaskError" in found[1]:
+        raised = _raised_in(message)
+        typed = _RAISED_AS.match(raised)
+        name, message = (typed[1], raised[typed.end() :]) if typed else ("RayTaskError", raised)
+    message = message.strip().removeprefix(_WRAPPERS).strip()
+    return one_line(message if name.endswith(_OWN) else f"{name}: {message}")
+
+
+def _raised_in(traceback: str) -> str:
+    """Return ``X: message`` of the first exception in a chain of tracebacks."""
+    first = traceback.partition("\n\nThe above exception was the direct cause")[0]
+    lines = first.splitlines()
+    frames = [number for number, line in enumerate(lines) if line.startswith(_FRAME)]
+    after = lines[frames[-1] + 1 :] if frames else lines[-1:]
+    while len(after) > 1 and after[0].startswith("    "):  # the frame's code
+        after = after[1:]
+    return "\n".join(after)
