@@ -10,7 +10,7 @@ from flwr.app import Error
 LONGEST_REASON = 300  # characters
 _LONGEST_TEXT = 65_536  # characters of a client's text that are read; a traceback fits
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029]+")
+_UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _FLOWERS_FORM = re.compile(r"<class '([\w.()]{1,200})'>:<'")
 _RAISED_AS = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*): ")
 _WRAPPERS = "Exception ClientAppException occurred. Message:"  # of Flower's simulation

@@ -8,10 +8,11 @@ import time
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedddpm_app.config import ConfigError, printable, shown
+from fedddpm_app.config import ConfigError, shown
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.flower_internals import ErrorCode
 from fedddpm_app.federation.participants import Participants
+from fedddpm_app.federation.reasons import reason_of
 from fedddpm_app.federation.records import METRICS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
 from fedddpm_app.progress import logger
 
@@ -20,7 +21,6 @@ _LONGEST_POLL_SECONDS = 0.5
 _LOG_SECONDS = 10.0  # between messages while nodes are awaited
 _TTL_SECONDS = 60.0  # of a query; a node that has not answered by then is queried again
 _ANSWER_SECONDS = 20.0  # for the answer of a new node, which may have to start a process
-_LONGEST_REASON = 2000  # characters of a node's text that are kept
 _GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 
 
@@ -139,9 +139,7 @@ class RollCall:
             elif reply.error.code in _GONE:
                 self._queried.discard(node)
             else:
-                self._refuse(
-                    f"a node could not report its partition: {printable((reply.error.reason or '')[:_LONGEST_REASON])}"
-                )
+                self._refuse(f"a node could not report its partition: {reason_of(reply.error)}")
 
     def _register(self, node: int, metrics: MetricRecord) -> None:
         """Register a node by the metrics in its answer, which are not trusted."""

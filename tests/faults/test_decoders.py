@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import math
 import types
 from dataclasses import replace
 
@@ -82,6 +83,9 @@ def directory(tmp_path, monkeypatch):
         yield found
 
 
+TEXTS = st.text(max_size=5000) | st.sampled_from(
+    ["\ud800", "\x1b[31m", "x" * 10**6, "<class 'ray.RayTaskError(X)'>:<'"]
+)
 STYPES = st.sampled_from([FLAT, FILE, "numpy.ndarray", "pickle", ""])
 PARTITION = 3
 
@@ -160,7 +164,7 @@ def test_a_reference_to_a_file(directory):
 NUMBERS = st.integers(-(2**63), 2**63 - 1) | st.floats() | st.sampled_from([10**12, -1, 0, 2.0])
 METRICS = NUMBERS | st.lists(st.integers(-(2**63), 2**63 - 1), max_size=5) | st.lists(st.floats(), max_size=5)
 METRICS |= st.sampled_from([[0.5] * 3000, [1] * 3000])
-GOOD = {"num-examples": 5, "loss": 0.5, "final-loss": 0.5, "steps": 3, "losses": [1.0, 2.0]}
+GOOD = {"num-examples": 5, "loss": 0.5, "final-loss": 0.5, "steps": 3, "losses": [1.0, 2.0], "server-round": 0}
 
 
 @st.composite
@@ -174,13 +178,19 @@ PRETRAINED = ReplySpec(metrics=[name for name in PRETRAIN.metrics if name != "nu
 SPECS = [ReplySpec({"arrays": Expected(WEIGHTS)}, ("loss", "steps"), lists={"losses": 2}), PRETRAINED]
 
 
+def at_most_a_million(num_examples):
+    """The check that ``Admission`` gives to a reply's number of images."""
+    if num_examples > 10**6:
+        raise ReplyRefusedError("too many")
+
+
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_reply(config, grid, directory, spec):
     transport = Transport(replace(config.transport, transport="flat"))
     request = Message(RecordDict(), dst_node_id=1000, message_type="train")
 
     @MANY
-    @given(metric_records(GOOD), records(WEIGHTS, directory, "up-0"), st.integers(0, 9), st.text(max_size=5000))
+    @given(metric_records(GOOD), records(WEIGHTS, directory, "up-0"), st.integers(0, 9), TEXTS)
     def check(metrics, record, form, text):
         message = Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=request)
         if form == 0:
@@ -191,12 +201,13 @@ def test_a_reply(config, grid, directory, spec):
             message.content["arrays"] = pack_flat(WEIGHTS).record
         try:
             with bounded():
-                reply = accept_reply(message, 0, spec, transport, max_num_examples=10**6)
+                reply = accept_reply(message, 0, spec, transport, at_most_a_million)
         except ReplyRefusedError as error:
             return check_reason(error)
         assert 1 <= reply.num_examples <= 10**6
         assert all(isinstance(reply.number(key), float) for key in reply.metrics)
         json.dumps(dict(reply.metrics), allow_nan=False)
+        assert math.isfinite(reply.update_norm or 0.0)
 
     check()
 
@@ -211,7 +222,7 @@ IDENTITY = {"partition-id": 0, "worker": 1, "shares-memory": 0}
 
 
 @MANY
-@given(metric_records(IDENTITY) | st.none(), st.text(max_size=5000))
+@given(metric_records(IDENTITY) | st.none(), TEXTS)
 def test_an_answer_to_the_roll_call(metrics, text):
     odd = []
 
