@@ -113,7 +113,7 @@ def test_the_reliability_benchmark_runs_in_its_short_form():
     report = reliability.measure(short=True)
     parts = {row["part"]: row["s"] for row in report.rows}
     assert {"flat: received", "shared-memory: received and checked", "checkpoint: sha256"} <= parts.keys()
-    assert parts["checkpoint: whole"] >= parts["checkpoint: written"] + parts["checkpoint: fsync"] > 0
+    assert min(parts.values()) > 0
 
 
 @pytest.mark.slow
