@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
+import torch
 from flwr.app import Message, MetricRecord, RecordDict
 from safetensors.torch import save_file
 
@@ -36,6 +37,7 @@ _METRICS = {"num-examples": 100, "loss": 0.5, "server-round": 0}
 def measure(short: bool) -> Report:
     """Time each part several times; in the short form with a model of 0.6 MB, and without a round trip."""
     report = Report("reliability", "Checks of a reply, and a checkpoint of weights and EMA", short)
+    torch.set_num_threads(1)  # the default of server-threads
     config = config_of(TINY if short else LARGE)
     weights = snapshot(create_unet(config.unet, config.data, 0))
     size, repeats = num_bytes(weights) / 1e6, 3 if short else 7
