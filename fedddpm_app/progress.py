@@ -22,8 +22,9 @@ logger = logging.getLogger("fedddpm")
 
 _MARK = "[fedddpm]"
 _LINE = re.compile(
-    re.escape(_MARK) + r" phase=(?P<phase>[\w-]+)(?: round=(?P<round>\d+)/(?P<rounds>\d+))?(?: client=(?P<client>\d+))?"
-    r" step=(?P<step>\d+)/(?P<steps>\d+)(?: loss=(?P<loss>[\w.+-]+))? left=(?P<left>\d+)s"
+    re.escape(_MARK) + r" phase=(?P<phase>[\w-]+)(?: round=(?P<round>\d{1,18})/(?P<rounds>\d{1,18}))?"
+    r"(?: client=(?P<client>\d{1,18}))? step=(?P<step>\d{1,18})/(?P<steps>\d{1,18})"
+    r"(?: loss=(?P<loss>-?(?:nan|inf|\d{1,400}\.\d{4})))? left=(?P<left>\d{1,18})s"
 )
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from filelock import FileLock, Timeout
 
+from benchmarks import reliability
 from benchmarks.deployment import run_deployed
 from benchmarks.echo import VARIABLE, Echo, our_client_app, server_app
 from benchmarks.federation_overhead import Case
@@ -106,6 +107,13 @@ def test_the_transport_benchmark_runs_in_its_short_form(tmp_path):
     assert {row["transport"] for row in report["rows"]} == {"stock", "shared-memory"}
     assert report["ratios"]["memory above idle, shared-memory / stock, 4 clients"] < 1
     assert not abandoned(began)
+
+
+def test_the_reliability_benchmark_runs_in_its_short_form():
+    report = reliability.measure(short=True)
+    parts = {row["part"]: row["s"] for row in report.rows}
+    assert {"flat: received", "shared-memory: received and checked", "checkpoint: sha256"} <= parts.keys()
+    assert min(parts.values()) > 0
 
 
 @pytest.mark.slow

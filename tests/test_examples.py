@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 from examples.correct_early import CorrectEarly
 from examples.l1_proximal import L1Proximal, L1ProximalHook
 from examples.loss_weighted import LossWeighted
+from examples.sign_flip import SignFlip
 from fedddpm_app import ActionAnswer, FederatedStrategy, TrainingHook
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.client import worker as client_worker
@@ -72,6 +73,24 @@ def test_the_regulariser_equals_its_reference(shared_run):
     settings = {"algorithm": "examples.l1_proximal:L1Proximal"}
     weak, strong = (shared_run(**settings, num_rounds=1, algorithm_options=f"strength={s}") for s in (0.0, 0.5))
     assert weak.losses()[1:] == shared_run(algorithm="fedavg", num_rounds=1).losses()[1:] != strong.losses()[1:]
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_the_malicious_client_sends_its_update_with_the_other_sign(scale):
+    w = start()
+    for _ in range(ROUNDS):
+        local = [gradient_steps(w, STEPS, RATE, lambda x, c=c: gradient(c, x)) for c in CLIENTS]
+        local[0] = w - scale * (local[0] - w)
+        w = sum(p * v for p, v in zip(shares(CLIENTS), local, strict=True))
+    assert same(run(SignFlip, correction_steps=0, scale=scale), w)
+    honest = run("fedavg")
+    assert same(run("examples.sign_flip:SignFlip", correction_steps=0, scale=-1), honest)
+    assert not same(w, honest, 1e-3)
+
+
+def test_the_page_of_the_rules_shows_the_malicious_client():
+    page = (ROOT / "docs" / "aggregators.md").read_text()
+    assert (ROOT / "examples" / "sign_flip.py").read_text().split('"""\n\n', 1)[1] in page
 
 
 def test_an_action_of_an_outside_algorithm_is_answered_and_used(shared_run):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -36,7 +37,7 @@ class BatchFiles:
             with safe_open(path, framework="pt") as file:
                 images: Tensor = file.get_tensor(_IMAGES)
                 digest = (file.metadata() or {}).get(_DIGEST)
-            if (tuple(images.shape), digest) != (shape, _digest(images)):
+            if (tuple(images.shape), images.dtype) != (shape, torch.uint8) or digest != _digest(images):
                 raise ValueError("its content has changed since it was written")
         except (OSError, ValueError, SafetensorError) as error:
             logger.warning("the auxiliary images %s are damaged (%s): they are generated again", path, error)

@@ -12,6 +12,7 @@ from fedddpm_app.cli.common import console, find_app, refuse, say
 from fedddpm_app.config import Scalar
 from fedddpm_app.config.reference import Key, list_keys, search
 from fedddpm_app.config.words import advice
+from fedddpm_app.recording.reading import read_run_config
 
 _MAX_TYPE = 44  # characters of a type in a table; the values of a long enumeration are in the meaning
 
@@ -37,11 +38,10 @@ def config(words: list[str] | None, used: Path | None, app_dir: Path | None) -> 
 
 def _values_of(run: Path) -> dict[str, Scalar]:
     """Return the run config of a run directory."""
-    path = run / "config.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["run_config"])
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        return refuse(f"--used {run}: {path} cannot be read ({error}); give the directory of a run.")
+        return read_run_config(run)
+    except (OSError, ValueError) as error:
+        return refuse(f"--used {run}: {run / 'config.json'} cannot be read ({error}); give the directory of a run.")
 
 
 def _print(keys: Sequence[Key], values: Mapping[str, Scalar]) -> None:

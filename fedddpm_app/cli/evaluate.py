@@ -1,6 +1,5 @@
 """`fedddpm evaluate`: all metrics of a run's final model, or of any diffusers pipeline."""
 
-import json
 import os
 from contextlib import nullcontext
 from dataclasses import replace
@@ -40,6 +39,7 @@ from fedddpm_app.experiment.evaluators import create_evaluator, without_partitio
 from fedddpm_app.progress import reported
 from fedddpm_app.recording.files import RecordingError, write_json, writing
 from fedddpm_app.recording.plots import plot_classes
+from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.recording.sheets import save_pairs
 
 _CHANNELS: dict[int, Literal[1, 3]] = {1: 1, 3: 3}
@@ -113,8 +113,8 @@ def _run_config(target: Path) -> dict[str, Any]:
     if not path.is_file() or not (target / "stats.jsonl").is_file():
         return {}
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["run_config"])
-    except (ValueError, LookupError, TypeError) as error:
+        return read_run_config(target)
+    except (OSError, ValueError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); give the folder of a run.") from error
 
 

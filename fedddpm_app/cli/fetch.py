@@ -24,6 +24,7 @@ from fedddpm_app.launch.leftovers import DELIVERY_PREFIX
 from fedddpm_app.owned import OwnedFolder
 from fedddpm_app.recording.directory import check_is_new, make_directory
 from fedddpm_app.recording.files import RecordingError, writing
+from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import read_status
 
 DIRECTORY_MARK = "run directory: "
@@ -62,8 +63,8 @@ def _make_run_folder(out: Path, on_server: str, run_id: str) -> Path:
         raise FetchError(f"the run's folder on the server is {on_server}, and its name is refused here.")
     directory = out / name
     try:
-        same_run = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("run_id") == run_id
-    except (OSError, ValueError, AttributeError):
+        same_run = read_object(directory / "config.json").get("run_id") == run_id
+    except (OSError, ValueError):
         same_run = False
     if not same_run:
         check_is_new(directory)
@@ -163,7 +164,7 @@ class FileReceiver:
                 self._append(base64.b64decode(rest, validate=True))
             else:
                 self._handle(kind, json.loads(rest))
-        except (binascii.Error, ValueError, LookupError, TypeError) as error:
+        except (binascii.Error, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             raise FetchError(f"the delivery cannot be read: {error}; try again.") from error
         except OSError as error:
             raise FetchError(f"{self.directory} cannot be written: {error}.") from error

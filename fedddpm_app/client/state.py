@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedddpm_app.config import Config
@@ -72,7 +73,7 @@ class ClientState(Mapping[str, Weights]):
         Raises
         ------
         ClientStateError
-            When its file is missing or has changed.
+            When its file is missing, has changed or is not a state.
         """
         if self._round == 0:
             return {}
@@ -84,7 +85,10 @@ class ClientState(Mapping[str, Weights]):
             raise ClientStateError(f"{state} is lost: {path} does not exist; {fix}.")
         if _digest(path) != digest:
             raise ClientStateError(f"{state} has changed: {path} has another SHA-256 than when it was written; {fix}.")
-        return _unflatten(load_file(path))
+        try:
+            return _unflatten(load_file(path))
+        except (OSError, ValueError, SafetensorError) as error:
+            raise ClientStateError(f"{state} cannot be read: {path}: {error}; {fix}.") from error
 
     def save(self, server_round: int, state: Mapping[str, Weights]) -> None:
         """Write and mark the state of a round; keep it and the state of ``state_round``.

@@ -9,7 +9,7 @@ from fedddpm_app.config.admission import AdmissionConfig
 from fedddpm_app.config.checks import check_sampler, check_warmup
 from fedddpm_app.config.data import MAX_CLASSES, DataConfig
 from fedddpm_app.config.diffusion import DiffusionConfig
-from fedddpm_app.config.errors import ConfigError, first_line
+from fedddpm_app.config.errors import ConfigError, first_line, printable, shown
 from fedddpm_app.config.fields import (
     AggregatorName,
     Extractor,
@@ -60,6 +60,8 @@ __all__ = [
     "known_keys",
     "load_config",
     "packaged_app",
+    "printable",
     "read_overrides",
     "report_unused",
+    "shown",
 ]

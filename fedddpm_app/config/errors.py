@@ -12,6 +12,11 @@ def first_line(error: BaseException) -> str:
     return next(iter(str(error).splitlines()), type(error).__name__)
 
 
+def printable(text: str) -> str:
+    """Return a text that every log and terminal can take: lone surrogates, as another party may send, are escaped."""
+    return text.encode(errors="backslashreplace").decode()
+
+
 def shown(value: object) -> str:
     """Return a value for a message, at most as long as two lines."""
     text = repr(value)

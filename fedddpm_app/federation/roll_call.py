@@ -9,7 +9,7 @@ import time
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedddpm_app.config import ConfigError
+from fedddpm_app.config import ConfigError, shown
 from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.flower_internals import ErrorCode
@@ -172,9 +172,9 @@ class RollCall:
         """Register a node by the metrics in its answer, which are not trusted; return the reason if it cannot be."""
         partition, nodes = metrics.get(PARTITION_ID), metrics.get(NUM_PARTITIONS, self._num_clients)
         if not isinstance(partition, int):
-            return f"a node reported partition-id = {repr(partition)[:_LONGEST_VALUE]}, which is not a whole number."
+            return f"a node reported partition-id = {shown(partition)}, which is not a whole number."
         if nodes != self._num_clients:
-            said = str(nodes)[:_LONGEST_VALUE]
+            said = shown(nodes)
             return (
                 f"num-clients = {self._num_clients}, but the nodes have num-partitions = {said}: set num-clients = "
                 f"{said}, or --federation-config 'num-supernodes={self._num_clients}'."

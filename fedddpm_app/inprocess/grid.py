@@ -136,7 +136,7 @@ class InProcessGrid(Grid):
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__} instead of a Message")
             return reply
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - a client's exception becomes its reply, as in Flower
+        except (Exception, SystemExit) as error:
             if isinstance(error, SystemExit) and type(error) is not SystemExit:
                 raise  # not the client's own sys.exit
             text = one_line(str(error))

@@ -17,7 +17,7 @@ from flwr.app import Array, ArrayRecord
 from fedddpm_app.config import WireDtype
 from fedddpm_app.progress import logger
 from fedddpm_app.transport.layout import Layout, PayloadError, read
-from fedddpm_app.transport.numpy_arrays import NUMPY, read_arrays
+from fedddpm_app.transport.numpy_arrays import NUMPY, read_any_arrays, read_arrays
 from fedddpm_app.transport.reference import FileReference
 from fedddpm_app.transport.shared import SharedDirectory, map_file, write_file
 from fedddpm_app.transport.wire import Wire, get_wire
@@ -189,10 +189,16 @@ def receive(record: ArrayRecord, expected: Expected, partition_id: int, shared: 
 
 
 def read_record(record: ArrayRecord) -> Weights:
-    """Return the tensors of a server's record as they were sent; a client must not change them."""
+    """Return the tensors of a server's record as they were sent; a client must not change them.
+
+    Raises
+    ------
+    PayloadError
+        When the record is not one that this module packed, or its file cannot be read in this process.
+    """
     kind, data = _kind_of(record)
     if kind == NUMPY:
-        return dict(record.to_torch_state_dict())
+        return read_any_arrays(record)
     return read(data if kind == FLAT else map_file(FileReference.from_json(data)))
 
 

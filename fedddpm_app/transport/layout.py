@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fedddpm_app.config import ConfigError
+from fedddpm_app.config import ConfigError, printable
 from fedddpm_app.weights import Weights
 
 _NAMES = {
@@ -31,12 +31,16 @@ _NAMES = {
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
 _MAX_HEADER_BYTES = 10_000_000
+_LONGEST_REASON = 500  # characters; names and headers that another party sent may have any length
 
 Blob = bytes | memoryview | mmap.mmap
 
 
 class PayloadError(ValueError):
-    """Received bytes differ from the expected bytes; the message names the difference."""
+    """Received bytes differ from the expected bytes; the message names the difference, and may quote the bytes."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(printable(reason[:_LONGEST_REASON]))
 
 
 class Layout:

@@ -1,5 +1,8 @@
 """Flower's arrays, read without trust: npy bytes are compared with the expected bytes, never interpreted."""
 
+import re
+from typing import Literal
+
 import numpy as np
 import torch
 from flwr.app import Array, ArrayRecord
@@ -10,6 +13,7 @@ from fedddpm_app.weights import Weights
 
 NUMPY = "numpy.ndarray"
 _MAX_HEADER = 4096
+_HEADER = re.compile(r"\{'descr': '([<|][fiub]\d)', 'fortran_order': (False|True), 'shape': \(([\d, ]*)\), \}")
 
 
 def read_arrays(arrays: ArrayRecord, reference: Weights) -> Weights:
@@ -24,6 +28,30 @@ def read_arrays(arrays: ArrayRecord, reference: Weights) -> Weights:
         odd = sorted(set(arrays) ^ set(reference))[:3]
         raise PayloadError(f"its parameter names differ, for example {', '.join(odd)[:200]}")
     return {name: _read_array(name, arrays[name], tensor) for name, tensor in reference.items()}
+
+
+def read_any_arrays(arrays: ArrayRecord) -> Weights:
+    """Return a record's tensors as their own headers describe them.
+
+    Raises
+    ------
+    PayloadError
+        When an array is not the npy bytes of a number type, or its size differs from its shape.
+    """
+    return {name: _read_any(name, array) for name, array in arrays.items()}
+
+
+def _read_any(name: str, array: Array) -> Tensor:
+    header, values = _split_npy(array.data)
+    found = _HEADER.fullmatch(header) if array.stype == NUMPY else None
+    if found is None:
+        raise PayloadError(f"{name} is not an array of numbers: {array.stype!r}, {header[:120]!r}")
+    try:
+        shape = [int(length) for length in re.findall(r"\d+", found[3])]
+        order: Literal["C", "F"] = "F" if found[2] == "True" else "C"
+        return torch.from_numpy(np.frombuffer(values, found[1]).reshape(shape, order=order).copy())
+    except (TypeError, ValueError, OverflowError) as error:
+        raise PayloadError(f"{name} cannot be read: {error}") from error
 
 
 def _read_array(name: str, array: Array, reference: Tensor) -> Tensor:

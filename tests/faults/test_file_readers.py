@@ -1,0 +1,109 @@
+"""Every reader of a file that may be damaged or come from elsewhere: only the documented error, in bounded memory."""
+
+import hashlib
+
+import pytest
+import torch
+from flwr.app import Context, RecordDict
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import save
+
+from fedddpm_app.auxiliary.batch_files import BatchFiles
+from fedddpm_app.client.state import ClientState, ClientStateError
+from fedddpm_app.evaluation.extractors import cache
+from fedddpm_app.recording.reading import read_object, read_run_config
+from tests.faults.mutations import MANY, blobs, bounded, json_texts
+
+SHAPE = (2, 1, 2, 2)
+IMAGES = torch.arange(8, dtype=torch.uint8).view(SHAPE)
+BATCH = save({"images": IMAGES}, {"sha256": hashlib.sha256(IMAGES.numpy().data).hexdigest()})
+STATE = save({"control/a": torch.ones(2, 3), "residual/a": torch.ones(2)})
+
+
+def test_a_batch_of_images(tmp_path):
+    files = BatchFiles(tmp_path)
+
+    @MANY
+    @given(blobs(BATCH) | st.just(BATCH))
+    def check(content):
+        (tmp_path / "key.safetensors").write_bytes(content)
+        with bounded():
+            found = files.load("key", SHAPE)
+        assert found is None or torch.equal(found, IMAGES)
+        assert found is not None or content != BATCH
+
+    check()
+
+
+@pytest.mark.parametrize("digest_matches", [True, False])
+def test_a_clients_state(config, tmp_path, digest_matches):
+    """Also a file whose name has the right SHA-256, as any program could write it."""
+    context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
+    folder = ClientState(config, context, 0).folder
+    folder.mkdir(parents=True)
+
+    @MANY
+    @given(blobs(STATE) | st.just(STATE))
+    def check(content):
+        digest = hashlib.sha256(content if digest_matches else STATE).hexdigest()
+        path = folder / f"client-0000-round-0001-{digest}.safetensors"
+        path.write_bytes(content)
+        state, reason = None, ""
+        try:
+            with bounded():
+                state = dict(ClientState(config, context, 0, state_round=1))
+        except ClientStateError as error:
+            reason = str(error)
+        if state is None:
+            assert str(path) in reason
+            assert content != STATE
+        else:
+            assert digest_matches or content == STATE
+            assert all(isinstance(t, torch.Tensor) for weights in state.values() for t in weights.values())
+        path.unlink()
+
+    check()
+
+
+def test_an_evaluation_network(tmp_path):
+    """A damaged file in the cache is made anew."""
+    path = tmp_path / "network.safetensors"
+
+    @MANY
+    @given(blobs(STATE))
+    def check(content):
+        path.write_bytes(content)
+        with bounded():
+            found = cache.load_or_create(path, lambda: {"control/a": torch.ones(1)}, ["control/a"])
+        assert "control/a" in found
+
+    check()
+
+
+RUN = {"run_config": {"seed": 1, "dataset": "digits", "learning-rate": 0.1}, "run_id": "12", "fab_hash": ""}
+
+
+def test_the_config_of_a_run(tmp_path):
+    path = tmp_path / "config.json"
+
+    @MANY
+    @given(json_texts(RUN))
+    def check(content):
+        path.write_bytes(content)
+        with bounded():
+            try:
+                found = read_run_config(tmp_path)
+            except ValueError:
+                return
+        assert all(isinstance(key, str) for key in found)
+        assert read_object(path)["run_config"].keys() == found.keys()
+
+    check()
+
+
+@pytest.mark.parametrize("content", ["[" * 100_000, "[]", '{"run_config": [["a", 1]]}', "\ufeff{}", "{} {}"])
+def test_a_config_of_another_form_is_named(tmp_path, content):
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(ValueError, match=r"\w"):
+        read_run_config(tmp_path)
