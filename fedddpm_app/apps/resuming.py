@@ -1,6 +1,5 @@
 """The run directory of a ServerApp: a new one, or that of a run that is resumed from a checkpoint."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from fedddpm_app.federation.flower_internals import Run
 from fedddpm_app.progress import logger, note
 from fedddpm_app.recording.checkpoints import Checkpoint, CheckpointError, load_checkpoint, rounds_of
 from fedddpm_app.recording.directory import CONFIG, run_directory
+from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.recording.status import COMPLETED, RUNNING, read_status
 
@@ -70,8 +70,8 @@ def open_run(
 def check_resumable(directory: Path, config: Config, run_config: Mapping[str, Scalar]) -> None:
     """Raise ``ConfigError`` if a folder is not that of a run with the same config that is still to be finished."""
     try:
-        saved = json.loads((directory / CONFIG).read_text(encoding="utf-8"))["run_config"]
-    except (OSError, ValueError, LookupError) as error:
+        saved = read_run_config(directory)
+    except (OSError, ValueError) as error:
         raise ConfigError(
             f'resume = "{config.run.resume}": {directory / CONFIG} cannot be read '
             f"({getattr(error, 'strerror', None) or error}); give the folder of a run."

@@ -1,11 +1,11 @@
 """Start of `fedddpm run`: a bad config is refused here, before anything that takes seconds is imported."""
 
-import json
 from pathlib import Path
 
 from fedddpm_app.cli.common import FEDERATION_CONFIG, find_app, read_config, refuse
 from fedddpm_app.cli.options import Engine
 from fedddpm_app.config import ConfigError, Scalar, read_overrides
+from fedddpm_app.recording.reading import read_run_config
 
 
 def start(
@@ -43,8 +43,7 @@ def _resumed_config(resume: str, previous: bool, *, on_this_host: bool) -> dict[
         return {"resume": resume, "resume-previous": previous}
     directory = Path(resume).expanduser().absolute()
     try:
-        saved = json.loads((directory / "config.json").read_text(encoding="utf-8"))["run_config"]
-        return {**saved, "resume": str(directory), "resume-previous": previous}
-    except (OSError, ValueError, LookupError, TypeError) as error:
-        reason = getattr(error, "strerror", None) or f"it has no run config: {error}"
+        return {**read_run_config(directory), "resume": str(directory), "resume-previous": previous}
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"--resume = {resume}: {directory / 'config.json'} cannot be read ({reason}).") from error

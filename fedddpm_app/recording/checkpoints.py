@@ -21,6 +21,7 @@ from torch import Tensor
 
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import RecordingError, flush, writing
+from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.trees import join, split
 from fedddpm_app.weights import Weights
 
@@ -200,12 +201,9 @@ def _check(folder: Path, name: str, digest: object) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(path)
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}") from error
-    if not isinstance(content, dict):
-        raise CheckpointError(f"{path} has no JSON object")
-    return content
 
 
 def _name(server_round: int) -> str:

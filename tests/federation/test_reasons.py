@@ -38,7 +38,7 @@ def by_ray(error, message):
         (by_ray("torch.cuda.OutOfMemoryError", "2 GiB"), "OutOfMemoryError: 2 GiB"),
         (by_ray("fedddpm_app.config.errors.ConfigError", "use 5."), "use 5."),
         (by_ray("ValueError", "two\n    lines"), "ValueError: two lines"),
-        ("<class 'ray.exceptions.ActorDiedError'>:<'The actor\ndied'>", "ActorDiedError: The actor died"),
+        ("<class 'ray.exceptions.ObjectLostError'>:<'The actor\ndied'>", "ObjectLostError: The actor died"),
     ],
 )
 def test_a_reason_is_one_line_with_the_name_of_the_exception(reason, line):
