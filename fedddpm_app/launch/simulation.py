@@ -22,7 +22,7 @@ from fedddpm_app.recording.status import read_status
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WATCH_SECONDS = 1.0
-_LOOKS_PER_LIST = 10  # a list of processes takes longer than a look at the status
+_LOOKS_PER_LIST = 5  # a list of processes takes longer than a look at the status
 _LAST_LINES_SECONDS = 10.0  # for the last lines of the log of a server whose process is gone
 
 
