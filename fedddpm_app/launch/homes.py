@@ -9,6 +9,7 @@ import json
 import shutil
 import signal
 import time
+from collections.abc import Iterable
 from pathlib import Path
 
 import psutil
@@ -83,16 +84,17 @@ def processes_of(home: Path) -> set[psutil.Process]:
     return found - {psutil.Process()}
 
 
-def stop_processes(home: Path) -> None:
+def stop_processes(home: Path, seen: Iterable[psutil.Process] = ()) -> None:
     """Stop every process of a home, and repeat: a stopping process may start another process.
 
     The server gets a Ctrl-C first: Ray replaces Flower's handler of SIGTERM, so that the server could not end in order.
-    Weights in shared memory, which a killed server leaves, are removed.
+    Weights in shared memory, which a killed server leaves, are removed. ``seen`` are processes that were found before:
+    Ray's agents outlive a killed server and its raylet, and cannot be found without them.
     """
     began = time.monotonic()
     known: set[psutil.Process] = set()
     while True:
-        new = processes_of(home) - known
+        new = (processes_of(home) | {*seen}) - known
         known |= new
         alive = [process for process in known if _is_running(process)]
         waited = time.monotonic() - began

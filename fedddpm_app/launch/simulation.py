@@ -1,6 +1,7 @@
 """A simulation: one `flwr run` of the app in a temporary Flower home, which is removed at the end."""
 
 import contextlib
+import itertools
 import os
 import signal
 import socket
@@ -12,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import psutil
+
 from fedddpm_app.config import Scalar
 from fedddpm_app.launch import guardian, homes
 from fedddpm_app.launch.flower_run import FlowerRun
@@ -19,6 +22,7 @@ from fedddpm_app.recording.status import read_status
 
 _STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _WATCH_SECONDS = 1.0
+_LOOKS_PER_LIST = 5  # a list of processes takes longer than a look at the status
 _LAST_LINES_SECONDS = 10.0  # for the last lines of the log of a server whose process is gone
 
 
@@ -37,6 +41,7 @@ class SimulationRun(FlowerRun):
     def __init__(self, app_dir: Path, overrides: dict[str, Scalar], federation_config: dict[str, Scalar]) -> None:
         super().__init__(app_dir, overrides, federation_config)
         self.was_left = False
+        self._seen: set[psutil.Process] = set()
         named = "output-dir" in overrides and "run-name" in overrides
         self._directory = Path(str(overrides["output-dir"]), str(overrides["run-name"])) if named else None
         self.environment["FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"] = str(free_port())
@@ -54,7 +59,7 @@ class SimulationRun(FlowerRun):
     def __exit__(self, *_: object) -> None:
         with _signals(signal.SIG_IGN):
             try:
-                homes.stop_processes(self._home.path)
+                homes.stop_processes(self._home.path, self._seen)
             finally:
                 self._home.close()
                 self._guardian.terminate()
@@ -77,7 +82,10 @@ class SimulationRun(FlowerRun):
 
     def _watch(self, over: threading.Event, began: datetime) -> None:
         """Stop following Flower some time after the end of the run."""
+        looks = itertools.count(1)
         while self._directory and not over.wait(_WATCH_SECONDS):
+            if next(looks) % _LOOKS_PER_LIST == 0:
+                self._seen = homes.processes_of(self._home.path) | {p for p in self._seen if p.is_running()}
             status = read_status(self._directory)
             waited = status.seconds_since_end
             if not status.ended or status.ended < began or waited < _LAST_LINES_SECONDS:  # before: of a resumed run

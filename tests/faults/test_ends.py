@@ -335,6 +335,7 @@ def test_the_home_of_a_killed_command_ends_with_its_run_and_not_before(tmp_path,
     time.sleep(0.1)
     assert folder.path.exists()
     home = abandon(folder)  # the command is killed
+    time.sleep(0.5)
     assert homes.headless_homes() == [home]
     assert find_left_overs() == []
     assert (server.poll(), superlink.poll()) == (None, None)
