@@ -56,7 +56,7 @@ class Rounds:
         if first == 1:
             _keep(result.evaluate_metrics_serverapp, 0, finish(0, arrays))
         for server_round in range(first, last + 1):
-            logger.info("round %d of %d", server_round, last)
+            logger.info("[ROUND %d/%d]", server_round, last)
             arrays, metrics = self._train(server_round, arrays)
             result.arrays = arrays
             _keep(result.train_metrics_clientapp, server_round, metrics)
