@@ -27,19 +27,21 @@ from tests.faults.killing import run_in_child
 ALGORITHMS = {
     "fedddpm": {"correction-keep-optimizer": True, "num-rounds": 3},
     "fedddpm-plus": {"num-rounds": 4, "plus-threshold": 1e9, "plus-max-corrections": 2},
-    "scaffold": {"num-rounds": 4, "clients-per-round": 3},
+    "scaffold": {"num-rounds": 4, "clients-per-round": 3, "optimizer": "sgd", "gradient-clip": 0.0},
     "fedadam": {"algorithm": "fedavg", "aggregator": "fedadam", "num-rounds": 4},
 }
 OTHERS = {
-    "fedavgm": {"algorithm": "fedavg", "aggregator": "fedavgm"},
     "feddyn": {"algorithm": "feddyn"},
+    "init-from-pretrained": {"algorithm": "fedddpm-plus", "init-from-pretrained": True, "plus-threshold": 1e9},
+    "fedavgm": {"algorithm": "fedavg", "aggregator": "fedavgm"},
     "moon": {"algorithm": "moon"},
     "local-only": {"algorithm": "local-only"},
     "centralized": {"algorithm": "centralized"},
     "aux-only": {"algorithm": "aux-only"},
     "int8-delta": {"algorithm": "fedavg", "wire-dtype": "int8-delta"},
-    "init-from-pretrained": {"algorithm": "fedddpm-plus", "init-from-pretrained": True, "plus-threshold": 1e9},
 }
+FEW_PICTURES = {"eval-every": 0, "preview-every": 0}
+_SLOW = {"marks": pytest.mark.slow}
 
 
 @pytest.fixture
@@ -48,7 +50,13 @@ def settings(run_config, tmp_path):
 
     def make(algorithm, name, **more):
         special = {"algorithm": algorithm} | (ALGORITHMS | OTHERS)[algorithm]
-        return run_config | special | {"run-name": name, "state-dir": str(tmp_path / f"state-{name}")} | more
+        return (
+            run_config
+            | FEW_PICTURES
+            | special
+            | {"run-name": name, "state-dir": str(tmp_path / f"state-{name}")}
+            | more
+        )
 
     return make
 
@@ -107,7 +115,7 @@ def test_twenty_kills_at_random_points(settings, tmp_path, algorithm):
     assert kill_at_random_points(settings, tmp_path, algorithm, 20) >= 15  # a few runs end before their time
 
 
-@pytest.mark.parametrize("algorithm", ["fedddpm", "scaffold"])
+@pytest.mark.parametrize("algorithm", ["fedddpm", pytest.param("scaffold", **_SLOW)])
 def test_kills_at_random_points(settings, tmp_path, algorithm):
     assert kill_at_random_points(settings, tmp_path, algorithm, 2)
 
@@ -139,7 +147,7 @@ def stopped(settings):
     return make
 
 
-@pytest.mark.parametrize("algorithm", OTHERS)
+@pytest.mark.parametrize("algorithm", [*list(OTHERS)[:2], *(pytest.param(name, **_SLOW) for name in list(OTHERS)[2:])])
 def test_every_state_is_resumed(settings, stopped, algorithm):
     more = {"num-rounds": 3}
     resumed = run_here(stopped(algorithm, 1, **more))
@@ -159,7 +167,10 @@ def damage(path):
     path.write_bytes(content)
 
 
-@pytest.mark.parametrize("name", ["model.safetensors", "state.json", "manifest.json", None])
+_DAMAGED = [pytest.param(name, **_SLOW) for name in ("state.json", "manifest.json", None)]
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", *_DAMAGED])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_offered(settings, stopped, name):
     resume = stopped("fedadam", 3)
     folder = folder_of(resume)
@@ -201,13 +212,14 @@ def test_another_config_is_refused_with_the_differences(stopped, changed, says):
 
 
 def test_a_complete_run_gets_more_rounds(settings):
-    first = settings("fedadam", "first", **{"num-rounds": 2})
+    evaluated = {"eval-every": 1, "preview-every": 1}  # which depends on the last round otherwise
+    first = settings("fedadam", "first", **evaluated, **{"num-rounds": 2})
     run_here(first)
     resume = first | {"resume": str(folder_of(first))}
     with pytest.raises(ConfigError, match="is complete, with 2 rounds; give a num-rounds above 2"):
         run_here(resume)
     more = run_here(resume | {"num-rounds": 4})
-    check_equal(more, run_here(settings("fedadam", "whole")))
+    check_equal(more, run_here(settings("fedadam", "whole", **evaluated)))
     stateful = settings("scaffold", "stateful", **{"num-rounds": 1, "clients-per-round": 0})
     run_here(stateful)
     with pytest.raises(ConfigError, match="its clients have removed the state"):
