@@ -92,6 +92,8 @@ def _run_here(
     except typer.Exit:
         _say_how_to_resume(directory)
         raise
+    with suppress(OSError):  # the clients' states, which they removed at the end; missing if they keep none
+        (directory / "client-state").rmdir()
     print_summary(directory, console)
 
 

@@ -17,9 +17,10 @@ from fedddpm_app.config import ConfigError, load_config, read_overrides
 from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.progress import ProgressEvent, parse_line
 from fedddpm_app.recording.directory import run_directory
+from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.log import RunLog
 from fedddpm_app.recording.recorder import RunRecorder
-from tests.conftest import ROOT, TINY
+from tests.conftest import ROOT, TINY, RunDirectory
 
 runner = CliRunner()
 
@@ -59,6 +60,54 @@ def test_bad_input_is_one_sentence_and_exit_code_2(override, says, tmp_path, mon
     assert result.stderr.count("\n") == 1
     assert result.stdout == ""
     assert list(tmp_path.iterdir()) == []  # nothing was made
+
+
+def test_a_stopped_run_is_continued_by_the_command(tmp_path, monkeypatch):
+    """With its own keys, its clients' states and its log; a relative path is that of the caller."""
+
+    def save(self, server_round, *arguments):
+        original(self, server_round, *arguments)
+        if server_round == 1:
+            raise RecordingError("the disk is gone")
+
+    monkeypatch.chdir(tmp_path)
+    tiny = to_toml(TINY | {"output-dir": "here", "algorithm": "scaffold", "preview-every": 0, "local-steps": 4})
+    whole = run("--engine", "inprocess", "-c", tiny, "-c", "run-name=whole")
+    assert whole.exit_code == 0, whole.output
+    original = RunRecorder.save_checkpoint
+    with monkeypatch.context() as patch:
+        patch.setattr(RunRecorder, "save_checkpoint", save)
+        stopped = run("--engine", "inprocess", "-c", tiny, "-c", "run-name=stopped")
+    assert stopped.exit_code == 1
+    assert f"continue it: fedddpm run --resume {tmp_path}/here/stopped" in stopped.stdout
+    refused = run("--engine", "inprocess", "--resume", "here/stopped", "-c", "local-steps=5")
+    assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
+    assert "local-steps was 4 and is 5" in refused.stderr
+    done = run("--engine", "inprocess", "--resume", "here/stopped", "-c", "round-timeout=60.0")
+    assert done.exit_code == 0, done.output
+    runs = [RunDirectory(tmp_path / "here" / name) for name in ("whole", "stopped")]
+    assert runs[0].losses() == runs[1].losses()
+    assert not (runs[1].path / "client-state").exists()
+    log = (runs[1].path / "log.txt").read_text()
+    assert log.count("[ROUND 1/2]") == 1 == log.count("[ROUND 2/2]")
+    assert "resumed after round 1" in log
+    config = json.loads((runs[1].path / "config.json").read_text())
+    assert config["resumed"][0]["changed"]["round-timeout"] == 60.0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--resume", "nowhere"), r"--resume = nowhere: .*/nowhere/config.json cannot be read \(No such file"),
+        (("--resume-previous",), "--resume-previous needs --resume RUN"),
+    ],
+)
+def test_a_folder_without_a_run_is_not_continued(arguments, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = run(*arguments)
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert re.search(says, result.stderr)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_run_in_process_then_sample(tmp_path, monkeypatch):
