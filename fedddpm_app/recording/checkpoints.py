@@ -8,6 +8,7 @@ is written under another name, flushed to the disk, and then renamed.
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,6 +20,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from fedddpm_app.config import shown
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import RecordingError, flush, writing
 from fedddpm_app.recording.reading import read_object
@@ -27,6 +29,7 @@ from fedddpm_app.weights import Weights
 
 FOLDER = "checkpoints"
 _MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "state.safetensors"
+_NAME = re.compile(r"([\w-]{1,100}/)?[\w-]{1,100}\.(safetensors|json)")
 _FORMAT = 1
 _PARTIAL = "partial-"
 
@@ -192,10 +195,14 @@ def load_checkpoint(directory: Path, server_round: int) -> Checkpoint:
 
 def _check(folder: Path, name: str, digest: object) -> None:
     """Raise ``CheckpointError`` if a file is missing or differs from its SHA-256."""
+    if not _NAME.fullmatch(name):
+        raise CheckpointError(f"{folder / _MANIFEST} has a name that is not a file of a checkpoint: {shown(name)}")
     path = folder / name
-    if not path.is_file() or not path.resolve().is_relative_to(folder.resolve()):
-        raise CheckpointError(f"{path} is missing")
-    if _digest(path) != digest:
+    try:
+        found = _digest(path)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
+    if found != digest:
         raise CheckpointError(f"{path} is damaged: its SHA-256 differs from the one in {_MANIFEST}")
 
 

@@ -13,6 +13,7 @@ import urllib.error
 import urllib.request
 from pathlib import Path
 
+import psutil
 import pytest
 from datasets import load_from_disk
 
@@ -87,8 +88,9 @@ def laptop(tmp_path):
         def command(self, *arguments):
             return [sys.executable, "-m", "fedddpm_app.cli", *arguments]
 
-        def run(self, settings, **options):
+        def run(self, settings, *options):
             start = self.command("run", "--app", str(ROOT), "--superlink", "lab", "--run-config", to_toml(settings))
+            start += options
             return subprocess.Popen(
                 start, cwd=home, env=self.environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
             )
@@ -275,6 +277,39 @@ def test_a_supernode_that_is_killed_in_a_round_is_left_out_and_comes_back(starte
     assert sorted(rows[-1]["train/client_loss"]) == ["0", "1"]
     assert run.summary["status"] == "completed"
     assert "round 2: client 1 is left out: its node is gone or did not answer in time" in output
+
+
+@pytest.mark.long
+def test_a_server_that_is_killed_in_a_round_is_resumed(started, laptop, tmp_path, run_app):
+    """With the clients' states of SCAFFOLD, which lie at the sites, in folders of the first run."""
+    stack = started("compose.yml")
+    laptop.connect(stack.published("superlink"))
+    settings = settings_of(tmp_path, algorithm="scaffold", num_rounds=3)
+    process = laptop.run(settings)
+    results = stack["serverapp"].mounted("/results") / "runs"
+    until(lambda: len(rounds_of(results / "deployed" / "stats.jsonl")) == 2)
+    kill_server(stack)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 1, output + stack.logs()
+    again = laptop.run(settings | {"run-name": "again"}, "--resume", "runs/deployed")
+    output, _ = again.communicate(timeout=300)
+    assert again.returncode == 0, output + stack.logs()
+    assert "resumed after round" in output
+    assert RunDirectory(results / "deployed").summary["status"] == "completed"
+    here, simulated = RunDirectory(laptop.folder / "runs" / "again"), in_simulation(run_app, tmp_path, **SCAFFOLD)
+    assert here.losses() == simulated.losses()
+    name = "checkpoints/round-0003/model.safetensors"
+    assert (here.path / name).read_bytes() == (simulated.path / name).read_bytes()
+
+
+SCAFFOLD = {"algorithm": "scaffold", "num_rounds": 3}
+
+
+def kill_server(stack):
+    """End the process of the ServerApp, which the SuperExec has started."""
+    for process in psutil.Process(stack["serverapp"].process.pid).children(recursive=True):
+        if any("flwr-serverapp" in word for word in process.cmdline()):
+            process.kill()
 
 
 @pytest.fixture

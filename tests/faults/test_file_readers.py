@@ -1,7 +1,9 @@
 """Every reader of a file that may be damaged or come from elsewhere: only the documented error, in bounded memory."""
 
 import hashlib
+import json
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Context, RecordDict
@@ -12,6 +14,7 @@ from safetensors.torch import save
 from fedddpm_app.auxiliary.batch_files import BatchFiles
 from fedddpm_app.client.state import ClientState, ClientStateError
 from fedddpm_app.evaluation.extractors import cache
+from fedddpm_app.recording.checkpoints import CheckpointError, CheckpointWriter, load_checkpoint
 from fedddpm_app.recording.reading import read_object, read_run_config
 from tests.faults.mutations import MANY, blobs, bounded, json_texts
 
@@ -40,7 +43,7 @@ def test_a_batch_of_images(tmp_path):
 def test_a_clients_state(config, tmp_path, digest_matches):
     """Also a file whose name has the right SHA-256, as any program could write it."""
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    folder = ClientState(config, context, 0).folder
+    folder = ClientState(config, context, "1", 0).folder
     folder.mkdir(parents=True)
 
     @MANY
@@ -52,7 +55,7 @@ def test_a_clients_state(config, tmp_path, digest_matches):
         state, reason = None, ""
         try:
             with bounded():
-                state = dict(ClientState(config, context, 0, state_round=1))
+                state = dict(ClientState(config, context, "1", 0, state_round=1))
         except ClientStateError as error:
             reason = str(error)
         if state is None:
@@ -79,6 +82,47 @@ def test_an_evaluation_network(tmp_path):
         assert "control/a" in found
 
     check()
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A run directory with a checkpoint of round 1."""
+    writer = CheckpointWriter(tmp_path_factory.mktemp("run"))
+    state = {"attributes": {"variate": {"a": torch.ones(2)}, "rounds": {0: 1}, "m": np.ones(3)}, "trainer": {}}
+    writer.save(1, {"model": {"a": torch.ones(2, 3)}}, state, {"num_stats": 3}, lambda _: True)
+    writer.check()
+    return writer.folder
+
+
+@pytest.mark.parametrize("digest_matches", [True, False])
+@pytest.mark.parametrize("name", ["state.json", "state.safetensors", "model.safetensors", "manifest.json"])
+def test_a_checkpoint(checkpoint, name, digest_matches):
+    """Also one whose manifest has the right SHA-256, as any program could write it."""
+    folder = checkpoint / "round-0001"
+    whole = {path: path.read_bytes() for path in folder.iterdir()}
+    original, manifest = whole[folder / name], folder / "manifest.json"
+    is_json = name.endswith("json")
+
+    @MANY
+    @given(json_texts(json.loads(original)) if is_json else blobs(original))
+    def check(content):
+        (folder / name).write_bytes(content)
+        if digest_matches and name != manifest.name:
+            digests = json.loads(whole[manifest]) | {name: hashlib.sha256(content).hexdigest()}
+            manifest.write_text(json.dumps(digests))
+        with bounded():
+            try:
+                found = load_checkpoint(checkpoint.parent, 1)
+            except CheckpointError:
+                return
+        assert found.server_round == 1
+        assert digest_matches or name == manifest.name or content == original
+
+    try:
+        check()
+    finally:
+        for path, content in whole.items():
+            path.write_bytes(content)
 
 
 RUN = {"run_config": {"seed": 1, "dataset": "digits", "learning-rate": 0.1}, "run_id": "12", "fab_hash": ""}
