@@ -1,5 +1,6 @@
 """The loop over the rounds: Flower's, which has no first round other than 1, and does not repeat a round."""
 
+import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from fedddpm_app.progress import logger
 if TYPE_CHECKING:
     from fedddpm_app.federation.strategy import FederatedStrategy
 
+_flower = logging.getLogger("flwr")
 Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
@@ -56,7 +58,7 @@ class Rounds:
         if first == 1:
             _keep(result.evaluate_metrics_serverapp, 0, finish(0, arrays))
         for server_round in range(first, last + 1):
-            logger.info("[ROUND %d/%d]", server_round, last)
+            _flower.info("[ROUND %d/%d]", server_round, last)
             arrays, metrics = self._train(server_round, arrays)
             result.arrays = arrays
             _keep(result.train_metrics_clientapp, server_round, metrics)

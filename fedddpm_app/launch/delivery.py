@@ -51,12 +51,15 @@ def send(lines: Iterable[str], pause: Callable[[float], None] = time.sleep) -> N
 
 
 def check_directory(directory: Path, run_id: str) -> None:
-    """Raise ``ValueError`` unless a folder is the run directory of the run ``run_id``; no other folder is sent."""
+    """Raise ``ValueError`` unless a folder is the run directory of the run ``run_id``; no other folder is sent.
+
+    A run directory that was resumed is that of several runs.
+    """
     try:
         about = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ValueError(f"{directory} is not a run directory on the server's host: {error}") from error
-    if about.get("run_id") != run_id:
+    if run_id not in [about.get("run_id"), *(entry.get("run_id") for entry in about.get("resumed", []))]:
         raise ValueError(f"{directory} is the run directory of the run {about.get('run_id')}, not {run_id}")
 
 

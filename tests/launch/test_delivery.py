@@ -63,6 +63,8 @@ def test_only_the_directory_of_the_run_is_sent(directory, tmp_path):
     check_directory(directory, "12")
     with pytest.raises(ValueError, match="of the run 12, not 13"):
         check_directory(directory, "13")
+    (directory / "config.json").write_text(json.dumps({"run_id": "12", "resumed": [{"run_id": "13"}]}))
+    check_directory(directory, "13")
     with pytest.raises(ValueError, match="is not a run directory"):
         check_directory(tmp_path, "12")
 
