@@ -12,7 +12,7 @@ from fedddpm_app.recording.checkpoints import Checkpoint, CheckpointError, load_
 from fedddpm_app.recording.directory import CONFIG, run_directory
 from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.recording.recorder import RunRecorder
-from fedddpm_app.recording.status import COMPLETED, RUNNING, read_status
+from fedddpm_app.recording.status import COMPLETED, RUNNING, is_locked, read_status
 
 # Keys that change neither the weights nor the losses of the rounds that are done.
 MAY_CHANGE = (
@@ -88,7 +88,9 @@ def check_resumable(directory: Path, config: Config, run_config: Mapping[str, Sc
             f"a new run. Only these keys may change: {may_change}."
         )
     status = read_status(directory)
-    if status.state == RUNNING:
+    if status.state == RUNNING and is_locked(
+        directory
+    ):  # on another host, such as a container that is gone, it may not
         raise ConfigError(f"resume: {directory} is still running, by {status.summary.get('owner')}; stop it first.")
     if status.state == COMPLETED:
         _check_continues(directory, config)

@@ -93,6 +93,17 @@ def read_status(directory: Path, has_ended: bool = False) -> Status:
     return Status(directory, str(summary.get("status", UNKNOWN)), summary)
 
 
+def is_locked(directory: Path) -> bool:
+    """Return whether a process holds a run's folder, on this or another host; True without locks that would say so."""
+    lock = OwnerLock(directory / LOCK)
+    try:
+        free = lock.acquire()
+    except OSError:
+        return True
+    lock.release()
+    return not free
+
+
 def mark_interrupted(directory: Path, stopped_by: str, since: datetime) -> None:
     """Set the status of a stopped run to ``interrupted``, unless it had ended before.
 

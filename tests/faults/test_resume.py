@@ -18,8 +18,9 @@ from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.auxiliary.pretraining import PRETRAIN, pretrain
 from fedddpm_app.config import ConfigError
 from fedddpm_app.inprocess.grid import run_inprocess
+from fedddpm_app.owned import LOCK, OwnerLock
 from fedddpm_app.recording import checkpoints
-from fedddpm_app.recording.files import RecordingError
+from fedddpm_app.recording.files import RecordingError, write_json
 from fedddpm_app.recording.recorder import RunRecorder
 from tests.conftest import RunDirectory
 from tests.faults.killing import run_in_child
@@ -209,6 +210,18 @@ def test_another_config_is_refused_with_the_differences(stopped, changed, says):
     with pytest.raises(ConfigError, match=says):
         run_here(resume | changed)
     assert sorted(folder_of(resume).rglob("*")) == before
+
+
+def test_a_run_that_goes_on_is_refused_and_one_of_a_host_that_is_gone_is_not(stopped):
+    resume = stopped("fedadam", 3)
+    folder = folder_of(resume)
+    write_json(folder / "summary.json", {"status": "running", "owner": {"pid": 1, "started": 0.0, "host": "container"}})
+    lock = OwnerLock(folder / LOCK)
+    assert lock.acquire()
+    with pytest.raises(ConfigError, match=r"is still running, by .*container.*; stop it first"):
+        run_here(resume)
+    lock.release()
+    assert run_here(resume).summary["status"] == "completed"
 
 
 def test_a_complete_run_gets_more_rounds(settings):
