@@ -435,7 +435,10 @@ def test_a_simulation_whose_command_is_killed_goes_on_and_nothing_stays(tmp_path
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("number", "state", "reason"),
-    [(signal.SIGKILL, "failed", "without a word"), (signal.SIGTERM, "interrupted", "flwr stop")],
+    [
+        (signal.SIGKILL, "failed", "without a word"),
+        pytest.param(signal.SIGTERM, "interrupted", "flwr stop", marks=pytest.mark.long),
+    ],
 )
 def test_a_server_that_ends_early_ends_the_command(tmp_path, simulation_under_way, number, state, reason):
     command, server, started = simulation_under_way(**{"local-steps": 100_000})

@@ -123,7 +123,7 @@ def test_images_of_nodes_that_cannot_be_used_are_generated_by_the_server(run_wit
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("transport", ["flat", "shared-memory"])
+@pytest.mark.parametrize("transport", ["flat", pytest.param("shared-memory", marks=pytest.mark.long)])
 @pytest.mark.parametrize("phase", [*NAMED])
 def test_the_whole_table(run_with, phase, transport):
     faults = [row.fault for row in TABLE if row.phase == phase]
