@@ -17,7 +17,7 @@ correction, and pretraining is skipped. The correction's optimiser restarts in e
 ``correction-keep-optimizer`` is true.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
 from flwr.serverapp import Grid
@@ -28,6 +28,7 @@ from fedddpm_app.auxiliary.generation import GENERATE, Generation
 from fedddpm_app.auxiliary.pretraining import PRETRAIN, PretrainedModel, collect_pretrained
 from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup, keys_of_algorithms
 from fedddpm_app.device import cpu_threads
+from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.unet import is_denoiser
 from fedddpm_app.federation.errors import RoundFailedError, check_finite
 from fedddpm_app.federation.phases import finish_phase, finished_phase, replay_phase
@@ -62,6 +63,8 @@ class FedDDPM(FederatedStrategy):
         self.auxiliary_data: TrainingData | None = None
         self._pretrained: list[PretrainedModel] = []
         self._left_out: dict[str, object] = {}
+        self._known_digest = ""
+        self._remove_batch_files: Callable[[], None] = lambda: None
 
     # ---- the three methods to override ----------------------------------------------------------
 
@@ -82,7 +85,7 @@ class FedDDPM(FederatedStrategy):
         data = generation.run()
         self._left_out = generation.left_out()
         self.recorder.save_auxiliary(data, generation.clients)
-        generation.remove_batch_files()
+        self._remove_batch_files = generation.remove_batch_files
         return data.to(self.trainer.device)
 
     def should_correct(self, server_round: int, weights: Weights) -> bool:
@@ -185,13 +188,11 @@ class FedDDPM(FederatedStrategy):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Read D_aux again; if it was not stored, or is damaged, it is built when the next correction is due."""
         super().load_state(state)
-        if state["auxiliary"] and self.auxiliary_data is None:
-            self.auxiliary_data = self._stored_auxiliary()
-            if self.auxiliary_data is not None and self.recorder.auxiliary_digest != state["auxiliary"]:
-                raise RoundFailedError(
-                    "the auxiliary set differs from the one that the checkpoint was made with: restore the folder "
-                    "auxiliary of the run from a backup, or start a new run."
-                )
+        self._known_digest = state["auxiliary"]
+        if self._known_digest and self.auxiliary_data is None:
+            stored = self.recorder.load_auxiliary()
+            self._check_digest()
+            self.auxiliary_data = None if stored is None else stored.to(self.trainer.device)
 
     def after_checkpoint(self, server_round: int) -> None:
         """Remove the pretrained models, if no later correction and no resumed run needs them."""
@@ -227,10 +228,29 @@ class FedDDPM(FederatedStrategy):
             with self.round_log.own_phase() as span:
                 with self.accounting.timed("auxiliary"), cpu_threads(self.config.run.server_threads):
                     self.auxiliary_data = self.build_auxiliary(self._pretrained)
+                self._check_stored(self.auxiliary_data)
                 size = {"aux/num_images": len(self.auxiliary_data)}
                 row = {"phase": "auxiliary", **size, **self._left_out, **span.spent("time/phase_s")}
                 finish_phase(self.recorder, row)
+            self._remove_batch_files()
+            self._remove_batch_files = lambda: None
         return self.auxiliary_data
+
+    def _check_stored(self, data: TrainingData) -> None:
+        """Discard the stored set if it is not ``data``: a subclass may change the set that it inherits."""
+        digest = self.recorder.auxiliary_digest
+        if digest and not (isinstance(data, ImageTensors) and data.digest() == digest):
+            self.recorder.discard_auxiliary()
+        self._check_digest()
+
+    def _check_digest(self) -> None:
+        """Raise ``RoundFailedError`` if the stored D_aux is not that of the checkpoint of a resumed run."""
+        digest = self.recorder.auxiliary_digest
+        if self._known_digest and digest and digest != self._known_digest:
+            raise RoundFailedError(
+                "the auxiliary set differs from the one that the checkpoint was made with: restore the folder "
+                "auxiliary of the run from a backup, or start a new run."
+            )
 
     def _stored_auxiliary(self) -> TrainingData | None:
         """Return the D_aux that an earlier process of this run stored; None if there is none."""

@@ -57,9 +57,11 @@ class LocalOnly(FederatedStrategy):
 
     def aggregate(self, server_round: int, replies: Iterator[Reply]) -> Weights:
         """Store the clients' models for evaluation; return the initial weights, in the last round the models' mean."""
+        models, sizes = {}, {}
         for reply in replies:
-            self.client_models[reply.partition_id] = weights_module.copy(reply.load())
-            self._sizes[reply.partition_id] = reply.num_examples
+            models[reply.partition_id] = weights_module.copy(reply.load())
+            sizes[reply.partition_id] = reply.num_examples
+        self.client_models, self._sizes = self.client_models | models, self._sizes | sizes
         if server_round < self.config.run.num_rounds:
             return self.initial_weights
         return weights_module.weighted_mean((w, self._sizes[i]) for i, w in sorted(self.client_models.items()))

@@ -2,16 +2,23 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import Config, ConfigError, Scalar
 from fedddpm_app.data.store import cache_folder
 from fedddpm_app.federation.flower_internals import Run
 from fedddpm_app.progress import logger, note
-from fedddpm_app.recording.checkpoints import Checkpoint, CheckpointError, load_checkpoint, rounds_of
+from fedddpm_app.recording.checkpoints import (
+    Checkpoint,
+    CheckpointError,
+    load_checkpoint,
+    remove_checkpoints,
+    rounds_of,
+)
 from fedddpm_app.recording.directory import CONFIG, run_directory
 from fedddpm_app.recording.reading import read_run_config
-from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.recording.recorder import STATS, RunRecorder
 from fedddpm_app.recording.status import COMPLETED, RUNNING, is_locked, read_status
 
 # Keys that change neither the weights nor the losses of the rounds that are done.
@@ -54,21 +61,49 @@ def open_run(
         recorder.write_config(run_config, run)
         return recorder, None
     directory = (base / Path(config.run.resume).expanduser()).resolve()
-    check_resumable(directory, config, run_config)
-    checkpoint = find_checkpoint(directory, previous=config.run.resume_previous)
-    if checkpoint is not None and checkpoint.server_round > config.run.num_rounds:
-        raise ConfigError(
-            f"num-rounds = {config.run.num_rounds}, but {directory} has {checkpoint.server_round} rounds: use at least "
-            f"{checkpoint.server_round}, or resume-previous = true."
-        )
+    checkpoint = find_resumable(directory, config, run_config)
+    if checkpoint is not None:  # later ones are damaged, or not wanted
+        remove_checkpoints(directory, lambda server_round: server_round <= checkpoint.server_round)
     recorder = RunRecorder.resume(directory, checkpoint, cache_folder(config.data))
-    recorder.add_to_config(run_config, run, checkpoint.server_round if checkpoint else None)
+    with recorder:
+        recorder.add_to_config(run_config, run, checkpoint.server_round if checkpoint else None)
     note(f"resumed after round {checkpoint.server_round}" if checkpoint else "resumed from the start: no checkpoint")
     return recorder, checkpoint
 
 
-def check_resumable(directory: Path, config: Config, run_config: Mapping[str, Scalar]) -> None:
-    """Raise ``ConfigError`` if a folder is not that of a run with the same config that is still to be finished."""
+def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Scalar]) -> Checkpoint | None:
+    """Return the checkpoint to continue from; None if the run starts again.
+
+    Raises
+    ------
+    ConfigError
+        If the folder is not that of a run with the same config that is still to be finished.
+    """
+    saved = _check_config(directory, config, run_config)
+    status = read_status(directory)
+    if status.state == RUNNING and is_locked(directory):  # of a host that is gone, such as a container, it is free
+        raise ConfigError(f"resume: {directory} is still running, by {status.summary.get('owner')}; stop it first.")
+    checkpoint = find_checkpoint(directory, previous=config.run.resume_previous)
+    if checkpoint is None:
+        _check_nothing_is_lost(directory)
+        return None
+    done, wanted = checkpoint.server_round, config.run.num_rounds
+    if done > wanted:
+        raise ConfigError(
+            f"num-rounds = {wanted}, but {directory} has {done} rounds: use at least {done}, or resume-previous = true."
+        )
+    if status.state == COMPLETED and done == wanted:
+        raise ConfigError(f"resume: {directory} is complete, with {done} rounds; give a num-rounds above {done}.")
+    if done == saved.get("num-rounds") and wanted > done and get_algorithm(config).hook.keeps_state:
+        raise ConfigError(
+            f'resume: {directory} has all its {done} rounds, and its clients have removed the state that algorithm = "'
+            f'{config.run.algorithm}" keeps between rounds; start a new run with more rounds.'
+        )
+    return checkpoint
+
+
+def _check_config(directory: Path, config: Config, run_config: Mapping[str, Scalar]) -> dict[str, Any]:
+    """Return the run config of a run, if only keys differ that may change."""
     try:
         saved = read_run_config(directory)
     except (OSError, ValueError) as error:
@@ -87,24 +122,16 @@ def check_resumable(directory: Path, config: Config, run_config: Mapping[str, Sc
             f"resume: {directory} was made with another config: {'; '.join(different)}. Use the same values, or start "
             f"a new run. Only these keys may change: {may_change}."
         )
-    status = read_status(directory)
-    if status.state == RUNNING and is_locked(
-        directory
-    ):  # on another host, such as a container that is gone, it may not
-        raise ConfigError(f"resume: {directory} is still running, by {status.summary.get('owner')}; stop it first.")
-    if status.state == COMPLETED:
-        _check_continues(directory, config)
+    return saved
 
 
-def _check_continues(directory: Path, config: Config) -> None:
-    """Raise ``ConfigError`` if a completed run cannot get more rounds."""
-    done = max(rounds_of(directory), default=0)
-    if config.run.num_rounds <= done and not config.run.resume_previous:
-        raise ConfigError(f"resume: {directory} is complete, with {done} rounds; give a num-rounds above {done}.")
-    if get_algorithm(config).hook.keeps_state:
+def _check_nothing_is_lost(directory: Path) -> None:
+    """Raise ``ConfigError`` if a run without a checkpoint has rounds, which a new start would remove."""
+    stats = directory / STATS
+    if stats.exists() and '"phase": "round"' in stats.read_text(encoding="utf-8", errors="replace"):
         raise ConfigError(
-            f'resume: {directory} is complete, and its clients have removed the state that algorithm = "'
-            f'{config.run.algorithm}" keeps between rounds; start a new run with more rounds.'
+            f"resume: {directory} has rounds in {STATS}, but no checkpoint to continue from: restore its checkpoints, "
+            "or start a new run."
         )
 
 

@@ -84,7 +84,6 @@ def _run(grid: Grid, context: Context, ends: ExitStack) -> None:
                 timeout=config.waiting.round_timeout,
                 evaluate_fn=monitor,
             )
-            recorder.check_checkpoint()
             metrics = [metric.to_dict() for metric in monitor.finish()]
         recorder.keep_checkpoints(strategy.checkpoints.is_permanent)
         recorder.finish("completed", {**_metrics(strategy, recorder), "metrics": metrics})

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fedddpm_app.apps.resuming import check_resumable, find_checkpoint
+from fedddpm_app.apps.resuming import find_resumable
 from fedddpm_app.config import Config, Scalar
 from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.recording.directory import run_directory
@@ -19,6 +19,5 @@ def claim_directory(config: Config, overrides: dict[str, Scalar]) -> tuple[Path,
 def continue_directory(config: Config, overrides: dict[str, Scalar]) -> tuple[Path, RunLog]:
     """Return the folder of the run to resume, and its log; first refuse a run that cannot be resumed."""
     directory = Path(config.run.resume)
-    check_resumable(directory, config, overrides)
-    find_checkpoint(directory, previous=config.run.resume_previous)
+    find_resumable(directory, config, overrides)
     return directory, RunLog(directory, resumed=True)

@@ -16,6 +16,7 @@ from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import RunView, WorkView, print_summary
 from fedddpm_app.cli.deployed import check_deployable, run_deployed
 from fedddpm_app.cli.options import Engine
+from fedddpm_app.client.state import default_folder
 from fedddpm_app.config import Config, ConfigError, Scalar, check_warmup, default_run_config
 from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.settings import given_keys, misfit
@@ -145,14 +146,16 @@ def _prepare(
 
 
 def _places(directory: Path, config: Config) -> dict[str, Scalar]:
-    """Return the keys that place a run's files; its clients' states lie in its folder, unless the user set a place."""
+    """Return the keys that place a run's files; its clients' states lie in its folder, unless the user set a place.
+
+    The states of a run that plain `flwr run` started are in the user's Flower home, where this command has its own.
+    """
     state = directory / "client-state"
-    in_folder = not config.run.state_dir or state.exists()
-    return {
-        "output-dir": str(directory.parent),
-        "run-name": directory.name,
-        "state-dir": str(state) if in_folder else config.run.state_dir,
-    }
+    if config.run.state_dir and not state.exists():
+        state = Path(config.run.state_dir)
+    elif config.run.resume and not state.exists():
+        state = default_folder()
+    return {"output-dir": str(directory.parent), "run-name": directory.name, "state-dir": str(state)}
 
 
 def _say_how_to_resume(directory: Path) -> None:

@@ -50,7 +50,7 @@ class ClientState(Mapping[str, Weights]):
     """
 
     def __init__(self, config: Config, context: Context, run_id: str, partition_id: int, state_round: int = 0) -> None:
-        parent = Path(config.run.state_dir).expanduser() if config.run.state_dir else get_flwr_home() / _FOLDER
+        parent = Path(config.run.state_dir).expanduser() if config.run.state_dir else default_folder()
         self.folder = parent.resolve() / f"run-{int(run_id)}"
         self._num_kept = config.recording.checkpoint_keep
         self._context = context
@@ -133,14 +133,19 @@ class ClientState(Mapping[str, Weights]):
         return self.folder / f"{self._prefix}-round-{server_round:04d}-{digest}.safetensors"
 
     def _earlier(self, server_round: int) -> set[Path]:
-        """Return the newest states of earlier rounds, as many as the server keeps checkpoints."""
+        """Return the newest states of earlier rounds: one more than the server has complete checkpoints."""
         before = [path for path in self.folder.glob(f"{self._prefix}-round-*") if _round_of(path) < server_round]
-        return set(sorted(before, key=_round_of, reverse=True)[: self._num_kept])
+        return set(sorted(before, key=_round_of, reverse=True)[: self._num_kept + 1])
 
     def _remove_all_but(self, kept: set[Path]) -> None:
         for path in self.folder.glob(f"{self._prefix}-round-*"):
             if path not in kept:
                 path.unlink(missing_ok=True)
+
+
+def default_folder() -> Path:
+    """Return the parent folder of the runs' folders without a ``state-dir``."""
+    return get_flwr_home() / _FOLDER
 
 
 def _round_of(path: Path) -> int:

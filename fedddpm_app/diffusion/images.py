@@ -1,5 +1,6 @@
 """Images as tensors: stored as uint8, given to a model as float32 in [-1, 1], always NCHW."""
 
+import hashlib
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -53,6 +54,13 @@ class ImageTensors:
     def to(self, device: torch.device) -> "ImageTensors":
         """Return the same data on ``device``."""
         return ImageTensors(self.images.to(device), None if self.labels is None else self.labels.to(device))
+
+    def digest(self) -> str:
+        """Return the SHA-256 of the pixels and labels."""
+        found = hashlib.sha256(self.images.contiguous().cpu().numpy().data)
+        if self.labels is not None:
+            found.update(self.labels.contiguous().cpu().numpy().data)
+        return found.hexdigest()
 
     def without_labels(self) -> "ImageTensors":
         """Return the images without labels, for an unconditional model."""

@@ -17,7 +17,9 @@ from fedddpm_app.progress import logger
 
 _LEAST_NORMS = 3  # fewer accepted norms have no median to rely on
 _LONGEST_HISTORY = 1000  # accepted norms; older ones do not count any more
+_FIRST_SHARE = 0.1  # of the model's own norm, in place of a median that is not known yet
 _LEAST_SHARE = 0.01  # of the model's own norm: clients that send no change do not make every change too large
+_FIRST_REFERENCE = "tenth of the norm of the model's own weights"
 _DECISIVE = 0.9  # a larger share of all images decides a weighted mean alone
 
 
@@ -123,7 +125,7 @@ def _refusal(limits: AdmissionConfig, norm: float, others: list[float], own_norm
     if median and norm <= limits.norm_multiple * median:
         return ""
     own = own_norm()
-    reference, name = (median, "median") if len(others) >= _LEAST_NORMS else (own, "norm of the model's own weights")
+    reference, name = (median, "median") if len(others) >= _LEAST_NORMS else (_FIRST_SHARE * own, _FIRST_REFERENCE)
     limit = limits.norm_multiple * max(reference, _LEAST_SHARE * own)
     if norm <= limit or not limit:  # weights and changes of zero are not a measure
         return ""

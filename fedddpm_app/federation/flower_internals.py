@@ -33,7 +33,7 @@ __all__ = [
 
 
 def set_source(message: Message, node: int) -> None:
-    """Set the source node of a message, which Flower does not set in the errors that it reports itself."""
+    """Set the source node of a message: in a reply it is the client's text, and in Flower's errors it is missing."""
     message.metadata.__dict__["_src_node_id"] = node
 
 

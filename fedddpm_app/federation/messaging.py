@@ -29,12 +29,11 @@ def exchange(
 ) -> Iterator[Message]:
     """Push messages and yield their replies in the order of arrival, with few in memory; see ``exchange_about``.
 
-    If the SuperLink reports an error for a disconnected node, that node becomes the source of the error message.
+    The source of a reply is the node that the message went to, whatever the reply says.
     """
     requests = ((message.metadata.dst_node_id, message) for message in messages)
     for node, reply in exchange_about(grid, lambda: next(requests, None), timeout, under_way):
-        if reply.has_error():
-            set_source(reply, node)
+        set_source(reply, node)
         yield reply
         del reply
 

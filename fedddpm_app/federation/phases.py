@@ -11,12 +11,13 @@ from fedddpm_app.progress import note
 
 
 def finish_phase(recorder: Recorder, row: Mapping[str, object]) -> None:
-    """Write the line of a finished phase to ``stats.jsonl``, and keep it for a resumed run."""
+    """Write the line of a finished phase to ``stats.jsonl``, once, and keep it for a resumed run."""
     path = _path(recorder, str(row["phase"]))
     work = path.with_suffix(".partial")
     work.write_text(json.dumps(row), encoding="utf-8")
     work.replace(path)
-    recorder.append(row)
+    if not _is_written(recorder, str(row["phase"])):
+        recorder.append(row)
 
 
 def finished_phase(recorder: Recorder, phase: str) -> dict[str, Any] | None:
@@ -31,10 +32,14 @@ def finished_phase(recorder: Recorder, phase: str) -> dict[str, Any] | None:
 def replay_phase(recorder: Recorder, accounting: Accounting, phase: str) -> None:
     """Write the line of a phase that an earlier process finished, and add its cost; not if it is written already."""
     row = finished_phase(recorder, phase)
-    if row is not None and not any(line["phase"] == phase for line in recorder.stats):
+    if row is not None and not _is_written(recorder, phase):
         note(f"{phase}: complete already, nothing is repeated")
         accounting.add(row)
         recorder.append(row)
+
+
+def _is_written(recorder: Recorder, phase: str) -> bool:
+    return any(line["phase"] == phase for line in recorder.stats)
 
 
 def _path(recorder: Recorder, phase: str) -> Path:

@@ -54,4 +54,10 @@ class Recorder(Protocol):
         """
 
     def wait_for_checkpoint(self) -> None:
-        """Wait until the last checkpoint is stored."""
+        """Wait until the last checkpoint is stored, or has failed with a warning."""
+
+    def check_checkpoint(self) -> None:
+        """Wait for the last checkpoint; raise an ``OSError`` if it could not be stored."""
+
+    def discard_auxiliary(self) -> None:
+        """Forget the stored D_aux: it is not the set that the run uses."""

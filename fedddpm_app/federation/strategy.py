@@ -18,7 +18,7 @@ from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES, ActionCall
 from fedddpm_app.federation.admission import Admission, warn_of_decisive
 from fedddpm_app.federation.aggregation import AggregationRule, check_rule
 from fedddpm_app.federation.clients import Clients
-from fedddpm_app.federation.errors import check_finite
+from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError, check_finite
 from fedddpm_app.federation.messaging import StreamingGrid
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.ports import Recorder
@@ -344,7 +344,7 @@ class FederatedStrategy(FedAvg):
                 to_arrays(weights),
                 lambda server_round, current: self._finish_round(server_round, current, evaluate_fn),
             )
-            self.recorder.wait_for_checkpoint()  # a resumed run then does not need the clients' states
+            self.recorder.check_checkpoint()  # a resumed run then does not need the clients' states
             if self.hook.keeps_state or self.config.transport.keeps_residuals:
                 self.clients.forget(grid, self.config.waiting.node_timeout)
             return result
@@ -370,6 +370,7 @@ class FederatedStrategy(FedAvg):
     def abandon_round(self, server_round: int, reason: str) -> None:
         """Undo and record an attempt at a round that got too few replies."""
         load_named_state(self, self._before_round)
+        self._admission.history = self._history_before
         row = self.round_log.close() | {"phase": "abandoned", "round": server_round, "attempt": self.attempt}
         self.recorder.append(row | {"reason": reason})
 
@@ -384,6 +385,7 @@ class FederatedStrategy(FedAvg):
             for name, value in ((name, getattr(self, name, None)) for name in self.state_attributes)
             if not hasattr(value, "load_state_dict")
         }
+        self._history_before = self._admission.history
         run, participants = self.config.run, self.clients.participants
         self.round_log.begin(server_round, [], [])
         quorum = self.config.waiting.quorum(run.clients_per_round or self.config.data.num_clients)
@@ -402,7 +404,10 @@ class FederatedStrategy(FedAvg):
             self._aggregate_clients(server_round, replies) if self.trains_on_clients else (self.global_weights, None)
         )
         self.accounting.seconds["train"] += self.round_log.span.spent("s")["s"]
-        weights = self.after_aggregation(server_round, weights)
+        try:
+            weights = self.after_aggregation(server_round, weights)
+        except TooFewRepliesError as error:  # the round cannot be repeated: its replies have changed the state
+            raise RoundFailedError(str(error)) from error
         check_finite(weights, f"the global weights of round {server_round}", "lower the learning rates")
         self._update_ema(server_round, weights)
         return to_arrays(weights), metrics
@@ -480,7 +485,7 @@ class FederatedStrategy(FedAvg):
             continue
         metrics = self.train_metrics_aggr_fn([reply.message.content for reply in accepted], self.weighted_by_key)
         self.train_loss = float(metrics["loss"])  # type: ignore[arg-type]
-        self._state_rounds |= {reply.partition_id: server_round for reply in accepted}
+        self._state_rounds = self._state_rounds | {reply.partition_id: server_round for reply in accepted}
         self.round_log.add_replies(accepted, metrics)
         self.round_log.add(stream.left_out("train"))
         return weights_module.cast_like(weights, self.initial_weights), metrics

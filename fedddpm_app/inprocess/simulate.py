@@ -177,6 +177,12 @@ class MemoryRecorder:
     def wait_for_checkpoint(self) -> None:
         """Return at once."""
 
+    def check_checkpoint(self) -> None:
+        """Return at once."""
+
+    def discard_auxiliary(self) -> None:
+        """Keep nothing."""
+
 
 def _check_arguments(model: nn.Module, client_datasets: Sequence[Any], dtype: torch.dtype) -> None:
     if not isinstance(model, nn.Module) or not any(p.requires_grad for p in model.parameters()):

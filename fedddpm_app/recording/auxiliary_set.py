@@ -1,6 +1,5 @@
 """D_aux in the run directory: an Arrow data set with a digest, from which a resumed run reads it again."""
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -31,7 +30,7 @@ def save_auxiliary_set(folder: Path, data: ImageTensors, clients: list[int]) -> 
     if data.labels is not None:
         columns["label"] = data.labels.tolist()
         features["label"] = ClassLabel(num_classes=int(data.labels.max()) + 1)
-    digest, partial = digest_of(data), folder / f"{_DATASET}.partial"
+    digest, partial = data.digest(), folder / f"{_DATASET}.partial"
     with writing(folder):
         (folder / _ABOUT).unlink(missing_ok=True)
         shutil.rmtree(partial, ignore_errors=True)
@@ -44,6 +43,11 @@ def save_auxiliary_set(folder: Path, data: ImageTensors, clients: list[int]) -> 
     return digest
 
 
+def discard_auxiliary_set(folder: Path) -> None:
+    """Mark a stored D_aux as incomplete, so that it is not read again."""
+    (folder / _ABOUT).unlink(missing_ok=True)
+
+
 def load_auxiliary_set(folder: Path) -> tuple[ImageTensors, str] | None:
     """Return D_aux and its digest; None if it is not there, and, with a warning, if it is damaged."""
     if not (folder / _ABOUT).exists():
@@ -54,20 +58,12 @@ def load_auxiliary_set(folder: Path) -> tuple[ImageTensors, str] | None:
         images = torch.stack([_pixels(image) for image in table["image"]])
         labels = torch.tensor(table["label"], dtype=torch.int64) if "label" in table.column_names else None
         data = ImageTensors(images, labels)
-        if digest_of(data) != known:
+        if data.digest() != known:
             raise ValueError("its SHA-256 differs")
     except Exception as error:  # noqa: BLE001 - a damaged Arrow file raises errors of many types
         logger.warning("the auxiliary set in %s is damaged (%s): it is generated again", folder, error)
         return None
     return data, known
-
-
-def digest_of(data: ImageTensors) -> str:
-    """Return the SHA-256 of D_aux: its pixels and labels."""
-    digest = hashlib.sha256(data.images.contiguous().cpu().numpy().data)
-    if data.labels is not None:
-        digest.update(data.labels.contiguous().cpu().numpy().data)
-    return digest.hexdigest()
 
 
 def _pixels(image: PillowImage.Image) -> Tensor:

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fedddpm_app.config import shown
 from fedddpm_app.progress import logger
-from fedddpm_app.recording.files import RecordingError, flush, writing
+from fedddpm_app.recording.files import flush, writing
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.trees import join, split
 from fedddpm_app.weights import Weights
@@ -30,6 +30,7 @@ from fedddpm_app.weights import Weights
 FOLDER = "checkpoints"
 _MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "state.safetensors"
 _NAME = re.compile(r"([\w-]{1,100}/)?[\w-]{1,100}\.(safetensors|json)")
+_ROUND = re.compile(r"round-(\d{4,9})")
 _FORMAT = 1
 _PARTIAL = "partial-"
 
@@ -75,7 +76,7 @@ class CheckpointWriter:
         self.folder = directory / FOLDER
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
-        self._error: RecordingError | None = None
+        self._error: Exception | None = None
 
     def save(
         self,
@@ -102,7 +103,7 @@ class CheckpointWriter:
             pending.result()
 
     def check(self) -> None:
-        """Wait for the last checkpoint; raise ``RecordingError`` if it could not be written."""
+        """Wait for the last checkpoint; raise its error, mostly a ``RecordingError``, if it could not be written."""
         self.wait()
         if self._error is not None:
             raise self._error
@@ -123,11 +124,10 @@ class CheckpointWriter:
                 shutil.rmtree(work, ignore_errors=True)
                 work.mkdir(parents=True)
                 _write_files(work, models, content, tensors)
-                if final.exists():  # of a run that was resumed from an earlier checkpoint
-                    shutil.rmtree(final)
+                _remove(final)  # of a run that was resumed from an earlier checkpoint
                 work.replace(final)
                 flush(self.folder)
-        except RecordingError as error:
+        except Exception as error:  # noqa: BLE001 - it is raised by ``check``, if no later checkpoint is written
             shutil.rmtree(work, ignore_errors=True)
             logger.warning("the checkpoint of round %d is missing, and the run continues: %s", server_round, error)
             self._error = error
@@ -157,16 +157,26 @@ def _write_files(folder: Path, models: dict[str, Weights], content: object, tens
 
 def rounds_of(directory: Path) -> list[int]:
     """Return the rounds of a run's checkpoints in ascending order; they may be damaged."""
-    return sorted(int(path.name.removeprefix("round-")) for path in (directory / FOLDER).glob("round-[0-9]*"))
+    names = (_ROUND.fullmatch(path.name) for path in (directory / FOLDER).glob("round-*"))
+    return sorted(int(found[1]) for found in names if found)
 
 
 def remove_checkpoints(directory: Path, is_kept: Callable[[int], bool]) -> None:
     """Remove the checkpoints of rounds for which ``is_kept`` returns False, and unfinished ones."""
     for server_round in rounds_of(directory):
         if not is_kept(server_round):
-            shutil.rmtree(directory / FOLDER / _name(server_round), ignore_errors=True)
+            _remove(directory / FOLDER / _name(server_round))
     for path in (directory / FOLDER).glob(f"{_PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(folder: Path) -> None:
+    """Remove a checkpoint, which has no part of it left under its name at any time."""
+    if folder.exists():
+        doomed = folder.with_name(f"{_PARTIAL}removed-{folder.name}")
+        shutil.rmtree(doomed, ignore_errors=True)
+        folder.replace(doomed)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def load_checkpoint(directory: Path, server_round: int) -> Checkpoint:

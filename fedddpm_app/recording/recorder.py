@@ -20,10 +20,10 @@ from typing import Any
 
 from torch import Tensor
 
-from fedddpm_app.config import Scalar
+from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.federation.flower_internals import Run
-from fedddpm_app.recording.auxiliary_set import load_auxiliary_set, save_auxiliary_set
+from fedddpm_app.recording.auxiliary_set import discard_auxiliary_set, load_auxiliary_set, save_auxiliary_set
 from fedddpm_app.recording.checkpoints import Checkpoint, CheckpointWriter, remove_checkpoints
 from fedddpm_app.recording.curves import plot_losses, plot_metrics
 from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
@@ -86,7 +86,8 @@ class RunRecorder:
         """
         recorder = cls.__new__(cls)
         recorder._open(directory, durable)
-        recorder._status.begin()
+        if not recorder._status.begin():
+            raise ConfigError(f"resume: {directory} is still running: another process holds it; stop it first.")
         run: Mapping[str, Any] = checkpoint.run if checkpoint else {}
         recorder.stats = keep_lines(directory / STATS, int(run.get("num_stats", 0)))
         recorder.generated.update(run.get("generated", {}))
@@ -166,6 +167,11 @@ class RunRecorder:
         self.auxiliary_digest = found[1] if found else ""
         return found[0] if found else None
 
+    def discard_auxiliary(self) -> None:
+        """Do not use the stored D_aux for a resumed run: it is not the set that the run uses."""
+        discard_auxiliary_set(self.directory / "auxiliary")
+        self.auxiliary_digest = ""
+
     def save_samples(
         self,
         images: Tensor,
@@ -232,9 +238,9 @@ class RunRecorder:
     def finish(self, status: str, metrics: Mapping[str, object], error: str = "", stopped_by: str = "") -> None:
         """Write ``summary.json`` as ``end`` does, then the plots of losses and metrics."""
         self._checkpoints.wait()
+        self.end(status, metrics, error, stopped_by)
         if status == "completed":
             shutil.rmtree(self.directory / "unfinished", ignore_errors=True)
-        self.end(status, metrics, error, stopped_by)
         with optional(self.directory / "plots"):
             if self.stats:
                 plot_losses(self.stats, self.directory / "plots" / "losses.png", self.directory.name)

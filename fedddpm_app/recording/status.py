@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -27,6 +28,7 @@ RUNNING, COMPLETED, FAILED, INTERRUPTED, UNKNOWN = "running", "completed", "fail
 STOP_SIGNAL = "Flower: `flwr stop`, a signal to the server's process, or a crash of the simulation"
 _RESERVE = "reserve.bin"  # room for the last summary on a disk that is full by then
 _RESERVE_BYTES = 64 * 1024
+_ATTEMPTS = 20
 _SIGNAL_CODES = 128  # added to the number of a signal that ended a process
 _SAME_START_SECONDS = 1.0  # the clock of a process's start has a coarse resolution
 
@@ -151,8 +153,10 @@ class StatusFile:
         self._writing = threading.RLock()  # a signal handler may end the run in another thread, or in this one
         self._ended = False
 
-    def begin(self) -> None:
+    def begin(self) -> bool:
         """Take the folder, keep some room for the last summary, and write the status ``running``.
+
+        It returns False, and writes nothing, if another process holds the folder.
 
         Raises
         ------
@@ -160,13 +164,23 @@ class StatusFile:
             When the folder cannot be written.
         """
         with contextlib.suppress(OSError):  # a file system without locks; the process id remains
-            self._lock.acquire()
+            if not self._take():
+                return False
         process = psutil.Process()
         owner = {"pid": process.pid, "started": process.create_time(), "host": socket.gethostname()}
         about = {"status": RUNNING, "owner": owner, "directory": str(self.directory)}
         write_json(self.directory / SUMMARY, about)
         with contextlib.suppress(OSError):
             (self.directory / _RESERVE).write_bytes(os.urandom(_RESERVE_BYTES))  # no file system stores it in less
+        return True
+
+    def _take(self) -> bool:
+        """Take the lock; a reader of the status holds it for an instant, so try for a second."""
+        for _ in range(_ATTEMPTS):
+            if self._lock.acquire():
+                return True
+            time.sleep(1 / _ATTEMPTS)
+        return False
 
     def end(self, summary: Mapping[str, object]) -> None:
         """Write the last summary, and release the folder; only the first call counts.

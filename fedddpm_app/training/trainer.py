@@ -176,6 +176,7 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with the optimiser's state of a checkpoint."""
+        self.keeps_optimizer = bool(state)
         if state:
             self.optimizer.load_state_dict(self.optimizer.state_dict() | {"state": state["optimizer"]})
 

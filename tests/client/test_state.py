@@ -109,7 +109,8 @@ def test_a_client_goes_on_from_the_round_that_the_server_accepted(open_state):
     open_state(1).save(3, make(3.0))
     kept = [p.name.rsplit("-", 1)[0] for p in sorted(open_state().folder.iterdir())]
     assert kept == [f"client-0003-round-000{server_round}" for server_round in (1, 2, 3)]
-    open_state(3).save(4, make(4.0))  # as many earlier states as the server keeps checkpoints
+    open_state(3).save(4, make(4.0))
+    open_state(4).save(5, make(5.0))  # one earlier state more than the server keeps checkpoints
     with pytest.raises(ClientStateError, match="round 1 is lost"):
         open_state(1)["dual"]
     assert float(open_state(2)["dual"]["b"]) == 2.0

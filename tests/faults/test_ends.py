@@ -72,6 +72,17 @@ SIGNALS = {
 }
 
 
+@pytest.fixture
+def heeded():
+    """Signals that the tests' process ignores, as under nohup, would stay ignored."""
+    numbers = {number for numbers, _, _ in SIGNALS.values() for number in numbers}
+    before = {number: signal.signal(number, signal.default_int_handler) for number in numbers}
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.mark.usefixtures("heeded")
 @pytest.mark.parametrize("end", SIGNALS)
 def test_a_stop_signal_ends_a_run_in_this_process_in_order(tmp_path, cache_dir, memory, monkeypatch, end):
     numbers, code, cause = SIGNALS[end]

@@ -8,7 +8,7 @@ import pytest
 import client_app
 import server_app
 from fedddpm_app.config import ConfigError, load_config
-from fedddpm_app.federation.errors import TooFewRepliesError
+from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError
 from fedddpm_app.inprocess.grid import run_inprocess
 from tests.conftest import RunDirectory
 from tests.faults.wrapper import FAULTS, FaultyClientApp
@@ -72,6 +72,13 @@ def test_a_round_that_fails_in_every_attempt_ends_the_run_which_can_be_resumed(r
     whole = run_with(name="whole", algorithm="scaffold")
     assert resumed.losses() == whole.losses()
     assert resumed.summary["status"] == "completed"
+
+
+def test_a_round_whose_replies_are_used_is_not_repeated(run_with):
+    """FedDDPM+ pretrains in the middle of a round: when that fails, the run ends."""
+    with pytest.raises(RoundFailedError, match="pretrain: none of the 4 clients") as failed:
+        run_with("pretrain:*:*:raise", 1000, algorithm="fedddpm-plus", plus_threshold=1e9, num_rounds=3)
+    assert type(failed.value) is RoundFailedError
 
 
 def test_a_repeated_round_samples_again(run_with):

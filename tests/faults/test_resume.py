@@ -7,10 +7,12 @@ import os
 import random
 import shutil
 import signal
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 
 import client_app
 import server_app
@@ -125,6 +127,22 @@ class StopError(Exception):
     """Ends a run at a known place."""
 
 
+@contextmanager
+def stopping_after(server_round):
+    """Have a server stop after the checkpoint of a round."""
+
+    def save(self, saved_round, *arguments):
+        original(self, saved_round, *arguments)
+        self.wait_for_checkpoint()
+        if saved_round == server_round:
+            raise StopError
+
+    original = RunRecorder.save_checkpoint
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(RunRecorder, "save_checkpoint", save)
+        yield
+
+
 @pytest.fixture
 def stopped(settings):
     """Have a run stop after the checkpoint of a round; return the config to resume it."""
@@ -132,17 +150,8 @@ def stopped(settings):
     def make(algorithm, server_round, **more):
         config = settings(algorithm, "stopped", **more)
 
-        def save(self, saved_round, *arguments):
-            original(self, saved_round, *arguments)
-            self.wait_for_checkpoint()
-            if saved_round == server_round:
-                raise StopError
-
-        original = RunRecorder.save_checkpoint
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(RunRecorder, "save_checkpoint", save)
-            with pytest.raises(StopError):
-                run_here(config)
+        with stopping_after(server_round), pytest.raises(StopError):
+            run_here(config)
         return config | {"resume": str(folder_of(config))}
 
     return make
@@ -156,6 +165,49 @@ def test_every_state_is_resumed(settings, stopped, algorithm):
     assert [row["round"] for row in resumed.rounds()] == [1, 2, 3]
     about = json.loads((resumed.path / "config.json").read_text())
     assert [entry["after_round"] for entry in about["resumed"]] == [1]
+
+
+@pytest.mark.parametrize("algorithm", ["fedddpm", pytest.param("init-from-pretrained", **_SLOW)])
+def test_a_run_is_resumed_twice(settings, stopped, algorithm):
+    """What one process has read from a checkpoint is in the next checkpoint, also if it was not used."""
+    more = {"num-rounds": 4, "correction-keep-optimizer": True, "plus-max-corrections": 0}
+    resume = stopped(algorithm, 1, **more)
+    with stopping_after(2), pytest.raises(StopError):
+        run_here(resume)
+    check_equal(run_here(resume), run_here(settings(algorithm, "whole", **more)))
+
+
+def test_a_complete_run_with_an_auxiliary_set_gets_more_rounds_without_a_new_set(settings, monkeypatch):
+    evaluated = {"eval-every": 1, "preview-every": 1}
+    first = settings("fedddpm", "first", **evaluated, **{"num-rounds": 1})
+    run_here(first)
+    resume = first | {"resume": str(folder_of(first)), "num-rounds": 3}
+    monkeypatch.setattr("fedddpm_app.algorithms.fedddpm.collect_pretrained", None)
+    more = run_here(resume)
+    monkeypatch.undo()
+    check_equal(more, run_here(settings("fedddpm", "whole", **evaluated)))
+
+
+class Halved(FedDDPM):
+    """Uses a part of the set that it inherits."""
+
+    def build_auxiliary(self, models):
+        return super().build_auxiliary(models).select(torch.arange(0, 12, 2))
+
+
+def test_a_set_that_a_subclass_changes_is_built_again(settings, stopped, monkeypatch):
+    monkeypatch.setitem(OTHERS, "halved", {"algorithm": "tests.faults.test_resume:Halved"})
+    resumed = run_here(stopped("halved", 1))
+    check_equal(resumed, run_here(settings("halved", "whole")))
+
+
+def test_rounds_without_a_checkpoint_are_not_thrown_away(stopped):
+    resume = stopped("fedadam", 2)
+    shutil.rmtree(folder_of(resume) / "checkpoints")
+    before = (folder_of(resume) / "stats.jsonl").read_bytes()
+    with pytest.raises(ConfigError, match=r"has rounds in stats.jsonl, but no checkpoint to continue from"):
+        run_here(resume)
+    assert (folder_of(resume) / "stats.jsonl").read_bytes() == before
 
 
 def rounds_in(folder):
@@ -276,7 +328,10 @@ def test_a_checkpoint_on_a_full_disk_is_missing_and_the_run_goes_on(settings, mo
     assert "No space left on device" in caplog.text
 
 
-def test_the_last_checkpoint_on_a_full_disk_fails_the_run(settings, monkeypatch):
+@pytest.mark.parametrize("algorithm", ["scaffold", pytest.param("fedadam", **_SLOW)])
+def test_the_last_checkpoint_on_a_full_disk_fails_the_run(settings, monkeypatch, algorithm):
+    """The clients keep their states then: the run is resumed from the round before."""
+
     def write(folder, *arguments):
         if folder.name.endswith("0004"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
@@ -284,9 +339,9 @@ def test_the_last_checkpoint_on_a_full_disk_fails_the_run(settings, monkeypatch)
 
     original = checkpoints._write_files
     monkeypatch.setattr(checkpoints, "_write_files", write)
-    config = settings("fedadam", "stopped")
+    config = settings(algorithm, "stopped")
     with pytest.raises(RecordingError, match="round-0004 cannot be written"):
         run_here(config)
     monkeypatch.undo()
     assert json.loads((folder_of(config) / "summary.json").read_text())["status"] == "failed"
-    check_equal(run_here(config | {"resume": str(folder_of(config))}), run_here(settings("fedadam", "whole")))
+    check_equal(run_here(config | {"resume": str(folder_of(config))}), run_here(settings(algorithm, "whole")))

@@ -48,7 +48,7 @@ def judged(admission, *norms, own=1.0):
 
 
 def test_the_first_updates_are_measured_by_the_models_own_norm(admission):
-    assert judged(admission(), 101.0, 99.0, 1e9, 0.5) == [99.0, 0.5]
+    assert judged(admission(), 10.1, 9.9, 1e9, 0.5) == [9.9, 0.5]
 
 
 def test_later_updates_are_measured_by_the_median_of_the_accepted(admission):

@@ -6,6 +6,7 @@ from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
 from fedddpm_app.federation import messaging
+from fedddpm_app.federation.flower_internals import set_source
 from fedddpm_app.federation.messaging import exchange, exchange_about
 
 
@@ -18,6 +19,21 @@ def test_replies_come_one_by_one(grid):
     first = next(replies)
     partitions = [m.content.metric_records["metrics"]["partition-id"] for m in (first, *replies)]
     assert sorted(partitions) == [0, 1, 2, 3]
+
+
+def test_a_node_cannot_answer_in_anothers_name(grid):
+    pull = grid.pull_messages
+
+    def as_another(ids):
+        replies = pull(ids)
+        for reply in replies:
+            set_source(reply, 1003)  # the text of a client, which Flower takes over
+        return replies
+
+    grid.pull_messages = as_another
+    replies = exchange(grid, queries(grid), timeout=5.0)
+    partitions = {m.metadata.src_node_id: m.content["metrics"]["partition-id"] for m in replies}
+    assert partitions == {1000: 0, 1001: 1, 1002: 2, 1003: 3}
 
 
 def test_missing_replies_are_given_up_after_the_timeout(grid):
