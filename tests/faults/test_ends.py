@@ -432,6 +432,7 @@ def simulation_under_way(tmp_path, cache_dir):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(300)
 def test_a_simulation_whose_command_is_killed_goes_on_and_nothing_stays(tmp_path, simulation_under_way):
     command, server, started = simulation_under_way(**{"local-steps": 400})
