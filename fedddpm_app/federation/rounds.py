@@ -1,5 +1,6 @@
 """The loop over the rounds: Flower's, which has no first round other than 1, and does not repeat a round."""
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -8,7 +9,7 @@ from flwr.app import ArrayRecord, ConfigRecord, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import Result
 
-from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError
+from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.progress import logger
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ class Rounds:
     def _train(self, server_round: int, arrays: ArrayRecord) -> tuple[ArrayRecord, MetricRecord | None]:
         """Train a round; repeat it from the same weights if fewer than ``min-replies`` clients returned a reply."""
         strategy, retries = self._strategy, self._strategy.config.waiting.max_round_retries
-        for attempt in range(retries + 1):
+        for attempt in itertools.count():
             strategy.attempt = attempt
             try:
                 messages = strategy.configure_train(server_round, arrays, self._train_config, self._grid)
@@ -85,7 +86,7 @@ class Rounds:
                     raise
                 text = "round %d is abandoned, and repeated (%d of max-round-retries = %d): %s"
                 logger.warning(text, server_round, attempt + 1, retries, error)
-        raise RoundFailedError(f"round {server_round} did not end")
+        raise AssertionError("itertools.count ends")
 
 
 def _keep(history: dict[int, MetricRecord], server_round: int, metrics: MetricRecord | None) -> None:

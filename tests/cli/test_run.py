@@ -62,6 +62,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(override, says, tmp_path, mon
     assert list(tmp_path.iterdir()) == []  # nothing was made
 
 
+@pytest.mark.slow
 def test_a_stopped_run_is_continued_by_the_command(tmp_path, monkeypatch):
     """With its own keys, its clients' states and its log; a relative path is that of the caller."""
 

@@ -247,21 +247,25 @@ def test_without_a_good_checkpoint_nothing_is_offered(stopped):
         run_here(resume | {"resume-previous": True})
 
 
-@pytest.mark.parametrize(
-    ("changed", "says"),
-    [
-        ({"learning-rate": 0.5}, r"learning-rate was 0\.003 and is 0\.5.* Only these keys may change: num-rounds"),
-        ({"seed": 3, "local-steps": 4}, "local-steps was 3 and is 4; seed was 0 and is 3"),
-        ({"num-rounds": 1}, "num-rounds = 1, but .* has 2 rounds: use at least 2"),
-        ({"resume": "/no/such/run"}, "config.json cannot be read .*; give the folder of a run"),
-    ],
-)
-def test_another_config_is_refused_with_the_differences(stopped, changed, says):
+DIFFERENCES = [
+    ({"learning-rate": 0.5}, r"learning-rate was 0\.003 and is 0\.5.* Only these keys may change: num-rounds"),
+    ({"seed": 3, "local-steps": 4}, "local-steps was 3 and is 4; seed was 0 and is 3"),
+    ({"num-rounds": 1}, "num-rounds = 1, but .* has 2 rounds: use at least 2"),
+    ({"resume": "/no/such/run"}, "config.json cannot be read .*; give the folder of a run"),
+]
+
+
+def test_another_config_is_refused_with_the_differences(stopped):
     resume = stopped("fedadam", 2)
-    before = sorted(folder_of(resume).rglob("*"))
-    with pytest.raises(ConfigError, match=says):
-        run_here(resume | changed)
-    assert sorted(folder_of(resume).rglob("*")) == before
+    before = contents(folder_of(resume))
+    for changed, says in DIFFERENCES:
+        with pytest.raises(ConfigError, match=says):
+            run_here(resume | changed)
+        assert contents(folder_of(resume)) == before
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
 def test_a_run_that_goes_on_is_refused_and_one_of_a_host_that_is_gone_is_not(stopped):
@@ -311,16 +315,22 @@ def test_clients_that_have_pretrained_do_not_pretrain_again(settings, monkeypatc
     assert trained == [0, 1, 2, 2, 3]
 
 
-def test_a_checkpoint_on_a_full_disk_is_missing_and_the_run_goes_on(settings, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+def fill_disk_at(server_round, monkeypatch):
+    """Have no checkpoint of a round fit on the disk."""
 
     def write(folder, *arguments):
-        if folder.name.endswith("0001"):
+        if folder.name.endswith(f"{server_round:04d}"):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(folder, *arguments)
 
     original = checkpoints._write_files
     monkeypatch.setattr(checkpoints, "_write_files", write)
+
+
+def test_a_checkpoint_on_a_full_disk_is_missing_and_the_run_goes_on(settings, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+
+    fill_disk_at(1, monkeypatch)
     run = run_here(settings("fedadam", "whole", **{"checkpoint-every": 1}))
     assert run.summary["status"] == "completed"
     assert rounds_in(run.path) == ["round-0002", "round-0003", "round-0004"]
@@ -331,14 +341,7 @@ def test_a_checkpoint_on_a_full_disk_is_missing_and_the_run_goes_on(settings, mo
 @pytest.mark.parametrize("algorithm", ["scaffold", pytest.param("fedadam", **_SLOW)])
 def test_the_last_checkpoint_on_a_full_disk_fails_the_run(settings, monkeypatch, algorithm):
     """The clients keep their states then: the run is resumed from the round before."""
-
-    def write(folder, *arguments):
-        if folder.name.endswith("0004"):
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        original(folder, *arguments)
-
-    original = checkpoints._write_files
-    monkeypatch.setattr(checkpoints, "_write_files", write)
+    fill_disk_at(4, monkeypatch)
     config = settings(algorithm, "stopped")
     with pytest.raises(RecordingError, match="round-0004 cannot be written"):
         run_here(config)
