@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "fedddpm_app"
-GROUND = {"apportion", "config", "device", "owned", "progress", "seeding", "weights"}
+GROUND = {"apportion", "config", "device", "disk", "owned", "progress", "seeding", "weights"}
 INTERNALS = "federation/flower_internals"
 MAY_IMPORT = {  # the longest prefix of a module's path counts
     "config": set(),
@@ -16,6 +16,7 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "weights": set(),
     "progress": set(),
     "apportion": set(),
+    "disk": set(),
     "owned": set(),
     "device": {"config"},
     "diffusion": GROUND,
@@ -42,8 +43,8 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "cli": None,
 }
 WITHOUT_FLOWER = (
-    *("apportion", "auxiliary/sampler", "client/worker", "config", "data", "device", "diffusion", "evaluation"),
-    *("experiment/evaluators", "experiment/task", "owned", "progress", "seeding", "training", "weights"),
+    *("apportion", "auxiliary/sampler", "client/worker", "config", "data", "device", "diffusion", "disk"),
+    *("evaluation", "experiment/evaluators", "experiment/task", "owned", "progress", "seeding", "training", "weights"),
 )
 TRACKED = subprocess.run(
     ["git", "ls-files", "fedddpm_app"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -12,8 +12,9 @@ from PIL import Image as PillowImage
 from torch import Tensor
 
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.disk.durable import publish
 from fedddpm_app.progress import logger
-from fedddpm_app.recording.files import flush, write_json, writing
+from fedddpm_app.recording.files import write_json, writing
 from fedddpm_app.recording.sheets import to_pil
 
 _DATASET, _ABOUT = "dataset", "dataset.json"
@@ -36,9 +37,7 @@ def save_auxiliary_set(folder: Path, data: ImageTensors, clients: list[int]) -> 
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(folder / _DATASET, ignore_errors=True)
         Dataset.from_dict(columns, features=Features(features)).save_to_disk(str(partial))
-        for path in partial.iterdir():
-            flush(path)
-        partial.replace(folder / _DATASET)
+        publish(partial, folder / _DATASET)
     write_json(folder / _ABOUT, {"sha256": digest, "num_images": len(data)})
     return digest
 
