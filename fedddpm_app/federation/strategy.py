@@ -364,7 +364,6 @@ class FederatedStrategy(FedAvg):
             return server_round + 1, weights
         weights = self.prepare(grid, self.initial_weights)
         self.checkpoints.save(0, weights)
-        self.after_checkpoint(0)
         return 1, weights
 
     def abandon_round(self, server_round: int, reason: str) -> None:
@@ -519,5 +518,4 @@ class FederatedStrategy(FedAvg):
         self.round_log.add(metrics or {})
         self.recorder.append(self.round_log.close())
         self.checkpoints.save(server_round, to_weights(arrays))
-        self.after_checkpoint(server_round)
         return metrics

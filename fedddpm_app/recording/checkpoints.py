@@ -31,7 +31,7 @@ FOLDER = "checkpoints"
 _MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "state.safetensors"
 _NAME = re.compile(r"([\w-]{1,100}/)?[\w-]{1,100}\.(safetensors|json)")
 _ROUND = re.compile(r"round-(\d{4,9})")
-_FORMAT = 1
+_FORMAT = 2
 _PARTIAL = "partial-"
 
 
@@ -96,11 +96,12 @@ class CheckpointWriter:
         files = {name: dict(weights) for name, weights in models.items()}
         self._pending = self._pool.submit(self._write, server_round, files, content, tensors, is_kept)
 
-    def wait(self) -> None:
-        """Wait until the last checkpoint is complete, or has failed."""
+    def wait(self) -> bool:
+        """Wait until the last checkpoint is complete, or has failed; return whether it is complete."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
+        return self._error is None
 
     def check(self) -> None:
         """Wait for the last checkpoint; raise its error, mostly a ``RecordingError``, if it could not be written."""

@@ -75,6 +75,7 @@ class RunRecorder:
         self.stats: list[dict[str, object]] = []
         self.generated: Counter[str] = Counter()
         self.auxiliary_digest = ""
+        self._run_config: dict[str, Scalar] = {}
         self._checkpoints = CheckpointWriter(directory)
         self._status = StatusFile(directory)
 
@@ -118,7 +119,8 @@ class RunRecorder:
 
     def write_config(self, run_config: Mapping[str, Scalar], run: Run) -> None:
         """Write ``config.json``; the run that writes it first owns the folder."""
-        about = {"run_config": dict(run_config), "run_id": str(run.run_id), "fab_hash": run.fab_hash}
+        self._run_config = dict(run_config)
+        about = {"run_config": self._run_config, "run_id": str(run.run_id), "fab_hash": run.fab_hash}
         path = self.directory / CONFIG
         try:
             with path.open("x", encoding="utf-8") as file, writing(path):
@@ -128,15 +130,19 @@ class RunRecorder:
             raise
         self._status.begin()
 
-    def add_to_config(self, run_config: Mapping[str, Scalar], run: Run, server_round: int | None) -> None:
-        """Add to ``config.json`` that the run was resumed after ``server_round``; None is its start."""
+    def add_to_config(self, run_config: Mapping[str, Scalar], run: Run, server_round: int | None) -> list[str]:
+        """Add to ``config.json`` that the run was resumed after ``server_round`` (None is its start).
+
+        Return the keys of the run config that have changed.
+        """
         path = self.directory / CONFIG
         about = json.loads(path.read_text(encoding="utf-8"))
         changed = {key: value for key, value in run_config.items() if about["run_config"].get(key) != value}
         entry = {"after_round": server_round, "run_id": str(run.run_id), "changed": changed, **describe_environment()}
         about["resumed"] = [*about.get("resumed", []), entry]
-        about["run_config"] = dict(run_config)
+        about["run_config"] = self._run_config = dict(run_config)
         write_json(path, about)
+        return sorted(changed)
 
     def append(self, stats: Mapping[str, object]) -> None:
         """Append one object to ``stats.jsonl`` and add the peak memory of this process; NaN becomes null."""
@@ -217,15 +223,16 @@ class RunRecorder:
     ) -> None:
         """Write a checkpoint in the background, see ``CheckpointWriter``; it covers the lines of ``stats`` so far."""
         about = {
+            "run_config": self._run_config,
             "num_stats": len(self.stats),
             "generated": dict(self.generated),
             "seconds": time.time() - self.began,
         }
         self._checkpoints.save(server_round, models, state, about, is_kept)
 
-    def wait_for_checkpoint(self) -> None:
-        """Wait until the last checkpoint is on the disk, or has failed with a warning."""
-        self._checkpoints.wait()
+    def wait_for_checkpoint(self) -> bool:
+        """Wait until the last checkpoint is on the disk, or has failed with a warning; return whether it is there."""
+        return self._checkpoints.wait()
 
     def check_checkpoint(self) -> None:
         """Wait for the last checkpoint; raise ``RecordingError`` if it could not be written."""
