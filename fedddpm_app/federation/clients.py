@@ -1,7 +1,7 @@
 """The run's clients: messages to them, the order of the messages, and the count of bytes."""
 
-import types
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -40,6 +40,8 @@ class Clients:
         By partition, the reason why its last reply was refused or is missing.
     state_run : str
         The id of the run that the clients' states belong to: of a resumed run, the first one.
+    state_rounds : dict of int to int
+        By partition, the round of its last accepted reply, see ``ClientState``; a client without one is missing.
     """
 
     def __init__(
@@ -55,6 +57,7 @@ class Clients:
         self.admission = admission
         self.refusals: dict[int, str] = {}
         self.state_run = ""
+        self.state_rounds: dict[int, int] = {}
         self._roll_call = roll_call
         self._accounting = accounting
         self._steps: dict[str, dict[int, float]] = {}
@@ -65,7 +68,20 @@ class Clients:
         waiting = config.waiting
         roll_call = RollCall(grid, config.data.num_clients, waiting.node_timeout, transport.probe())
         found = roll_call.start(waiting.min_available_nodes)
-        return cls(found, accounting, transport, Admission(config), roll_call)
+        clients = cls(found, accounting, transport, Admission(config), roll_call)
+        clients.state_run = str(grid.run.run_id)
+        return clients
+
+    def state_dict(self) -> dict[str, object]:
+        """Return what is known of the clients so far, for a checkpoint."""
+        states = {"state_run": self.state_run, "state_rounds": dict(self.state_rounds)}
+        return {"admission": self.admission.state_dict(), **states}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with what a checkpoint knows."""
+        self.admission.load_state_dict(state["admission"])
+        self.state_run = state["state_run"]
+        self.state_rounds = {**state["state_rounds"]}
 
     def present(self, at_least: int = 0) -> list[int]:
         """Return the partitions of the connected clients; wait a bounded time for ``at_least`` of them."""
@@ -84,7 +100,7 @@ class Clients:
         records: Mapping[str, Packed],
         server_round: int,
         timeout: float,
-        state_rounds: Mapping[int, int] = types.MappingProxyType({}),
+        with_states: bool = False,
     ) -> list[Message]:
         """Return one message with the records for each partition, and count its bytes.
 
@@ -94,18 +110,17 @@ class Clients:
 
         ``timeout`` (seconds) is the time that the server waits for the replies. It sets the messages' time to live:
         Flower drops a message after that time, which is 12 hours by default, however long the sender waits.
-        ``state_rounds`` holds the round of each client's last accepted reply, see ``ClientState``; a client that is
-        missing there has no such reply.
+        With ``with_states``, a message names the round whose state its client continues from (``state_rounds``).
         """
         arrays = {name: packed.record for name, packed in records.items()}
-        asked = {state_rounds.get(p, 0) for p in partitions}
-        contents = {r: request(arrays, server_round, r, self.state_run) for r in asked}
+        state_rounds = {p: self.state_rounds.get(p, 0) if with_states else 0 for p in partitions}
+        contents = {r: request(arrays, server_round, r, self.state_run) for r in {*state_rounds.values()}}
         self._accounting.bytes_down += sum(packed.num_bytes for packed in records.values()) * len(partitions)
         node_of, ttl = self.participants.node_of, time_to_live(timeout)
         steps = self._steps.get(message_type, {})
         longest = max(steps.values(), default=0.0)
         return [
-            Message(contents[state_rounds.get(p, 0)], dst_node_id=node_of[p], message_type=message_type, ttl=ttl)
+            Message(contents[state_rounds[p]], dst_node_id=node_of[p], message_type=message_type, ttl=ttl)
             for p in sorted(partitions, key=lambda p: (-steps.get(p, longest), p))
         ]
 
