@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from fedddpm_app.recording.files import RecordingError, append_line
-from fedddpm_app.recording.status import StatusFile, read_status
+from fedddpm_app.recording.status import read_status
+from fedddpm_app.recording.status_file import StatusFile
 from tests.faults.conftest import lines_of
 
 

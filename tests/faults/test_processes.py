@@ -18,7 +18,8 @@ from fedddpm_app.launch import guardian, homes, simulation
 from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.launch.leftovers import find_left_overs
 from fedddpm_app.launch.simulation import SimulationRun
-from fedddpm_app.recording.status import StatusFile, now, read_status
+from fedddpm_app.recording.status import now, read_status
+from fedddpm_app.recording.status_file import StatusFile
 from tests.conftest import ROOT, TINY
 from tests.faults.conftest import abandon
 
@@ -148,7 +149,7 @@ def test_a_simulation_whose_command_is_killed_goes_on_and_nothing_stays(tmp_path
 @pytest.mark.parametrize(
     ("number", "state", "reason"),
     [
-        (signal.SIGKILL, "failed", "without a word"),
+        (signal.SIGKILL, "failed", "without a message"),
         pytest.param(signal.SIGTERM, "interrupted", "flwr stop", marks=pytest.mark.long),
     ],
 )

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fedddpm_app.recording.status import StatusFile, mark_interrupted, read_status
+from fedddpm_app.recording.status import mark_interrupted, read_status
+from fedddpm_app.recording.status_file import StatusFile
 
 DEAD = {"pid": 2**22 + 1, "started": 1.0}
 
@@ -25,6 +27,42 @@ def test_a_status_is_read_as_it_is_true(tmp_path, case):
     if content is not None:
         (tmp_path / "summary.json").write_text(content if isinstance(content, str) else json.dumps(content))
     assert read_status(tmp_path).state == state
+
+
+WHERE = {  # (whether the lock is held, whether the path differs, whether the host's name differs, what is true)
+    "a live run": (True, False, False, "running"),
+    "a live run, through a bind mount": (True, True, False, "running"),
+    "a live run, between a container and its host": (True, True, True, "running"),
+    "a dead run, through a bind mount": (False, True, False, "failed"),
+    "a container that is gone": (False, True, True, "failed"),
+}
+
+
+@pytest.mark.parametrize("case", WHERE)
+def test_the_lock_decides_from_wherever_one_looks(tmp_path, case):
+    held, other_path, other_host, state = WHERE[case]
+    directory, mounted = tmp_path / "run", tmp_path / "mounted"
+    directory.mkdir()
+    mounted.symlink_to(directory)
+    server = StatusFile(directory)
+    server.begin()
+    summary = json.loads((directory / "summary.json").read_text())
+    summary["owner"]["pid"] = DEAD["pid"]  # a process has another number in a container
+    summary["owner"] |= {"host": "container"} if other_host else {}
+    (directory / "summary.json").write_text(json.dumps(summary))
+    if not held:
+        server._lock.release()
+    assert read_status(mounted if other_path else directory).state == state
+    server._lock.release()
+
+
+def test_a_copy_of_a_live_run_is_not_corrected(tmp_path):
+    (tmp_path / "run").mkdir()
+    server = StatusFile(tmp_path / "run")
+    server.begin()
+    shutil.copytree(tmp_path / "run", tmp_path / "copy")
+    assert read_status(tmp_path / "copy").state == "running"
+    server.end({"status": "completed"})
 
 
 def test_a_running_run_is_left_alone_and_its_first_end_counts(tmp_path):
