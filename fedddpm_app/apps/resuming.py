@@ -88,7 +88,7 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
     _check_equal(directory, saved, run_config)
     status = read_status(directory)
     if status.state == RUNNING and is_locked(directory):  # of a host that is gone, such as a container, it is free
-        raise ConfigError(f"resume: {directory} is still running, by {status.summary.get('owner')}; stop it first.")
+        raise ConfigError(f"resume: {directory} is still running, by {status.owner}; stop it first.")
     checkpoint = find_checkpoint(directory, previous=config.run.resume_previous)
     if checkpoint is None:
         _check_nothing_is_lost(directory)

@@ -16,7 +16,7 @@ _ATTEMPTS = 10  # then the next run or `fedddpm clean` removes the home
 
 def guard(home: Path, poll_seconds: float = _POLL_SECONDS) -> None:
     """Wait until the command of a home has ended, then until its run has ended, and remove the home."""
-    while (home / LOCK).exists() and is_held(home / LOCK):
+    while is_held(home / LOCK):
         time.sleep(poll_seconds)
     if not home.exists():
         return
