@@ -171,7 +171,8 @@ def test_every_state_is_resumed(settings, stopped, algorithm):
     assert [entry["after_round"] for entry in about["resumed"]] == [1]
 
 
-@pytest.mark.parametrize("algorithm", ["fedddpm", pytest.param("init-from-pretrained", **_SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["fedddpm", "init-from-pretrained"])
 def test_a_run_is_resumed_twice(settings, stopped, algorithm):
     """What one process has read from a checkpoint is in the next checkpoint, also if it was not used."""
     more = {"num-rounds": 4, "correction-keep-optimizer": True, "plus-max-corrections": 0}
