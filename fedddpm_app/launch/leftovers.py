@@ -129,9 +129,9 @@ def run_directories(runs: Path | None) -> list[Path]:
         return []
 
 
-def _is_ours(folder: Path) -> bool:
+def _is_ours(path: Path) -> bool:
     try:
-        return folder.stat().st_uid == os.getuid()
+        return path.stat().st_uid == os.getuid()
     except OSError:
         return False
 
@@ -174,7 +174,8 @@ def partial_files(folder: Path) -> list[LeftOver]:
     for path in folder.rglob(f"*{PARTIAL}"):
         writer = _OF_PROCESS.search(path.name)
         item = LeftOver("unfinished file", path)
-        if writer and not psutil.pid_exists(int(writer[1])) and item.age_s > _PARTIAL_SECONDS:
+        is_dead = writer is not None and not psutil.pid_exists(int(writer[1]))
+        if is_dead and _is_ours(path) and item.age_s > _PARTIAL_SECONDS:
             found.append(item)
     return found
 

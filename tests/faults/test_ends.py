@@ -139,9 +139,9 @@ def test_an_error_before_the_first_round_is_the_reason_and_another_runs_folder_s
     assert (status.state, status.error) == ("failed", "division by zero")
 
 
-def test_an_error_after_the_start_of_a_resumed_run_is_its_reason(run_config, tmp_path):
-    run_of(run_config, {"algorithm": "fedavg", "num_rounds": 1})
+def test_an_error_after_the_start_of_a_resumed_run_is_its_reason(tmp_path):
     directory = tmp_path / "run"
+    directory.mkdir()
     (directory / "stats.jsonl").write_text('{"round": 1}\n')
     checkpoint = Checkpoint(1, {}, {}, {"num_stats": 3})
     with pytest.raises(RecordingError, match="fewer than 3 complete lines"):

@@ -1,5 +1,6 @@
 """The status of a run: what its summary says, and what is true."""
 
+import fcntl
 import json
 import os
 import shutil
@@ -7,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
+from fedddpm_app.owned import LOCK, OwnerLock
 from fedddpm_app.recording.status import mark_interrupted, read_status
 from fedddpm_app.recording.status_file import StatusFile
 
@@ -54,6 +56,20 @@ def test_the_lock_decides_from_wherever_one_looks(tmp_path, case):
         server._lock.release()
     assert read_status(mounted if other_path else directory).state == state
     server._lock.release()
+
+
+def test_a_lock_whose_owner_removed_its_file_in_between_is_not_taken(tmp_path, monkeypatch):
+    lock, flock = OwnerLock(tmp_path / LOCK), fcntl.flock
+
+    def late(*arguments):
+        lock.path.unlink()
+        flock(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(fcntl, "flock", late)
+        assert not lock.acquire()
+    assert lock.acquire()
+    lock.release()
 
 
 def test_a_copy_of_a_live_run_is_not_corrected(tmp_path):
