@@ -18,11 +18,11 @@ from fedddpm_app.cli.console import print_summary
 from fedddpm_app.cli.options import LARGEST_MB
 from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.disk.durable import partial_of
+from fedddpm_app.disk.owned import OwnedFolder
 from fedddpm_app.launch import delivery
 from fedddpm_app.launch.connection import check_connection
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, has_ended, write_app
 from fedddpm_app.launch.leftovers import DELIVERY_PREFIX
-from fedddpm_app.owned import OwnedFolder
 from fedddpm_app.recording.directory import check_is_new, make_directory
 from fedddpm_app.recording.files import RecordingError, writing
 from fedddpm_app.recording.reading import read_object

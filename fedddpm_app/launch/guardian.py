@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from fedddpm_app.owned import LOCK, is_held
+from fedddpm_app.disk.owned import LOCK, is_held
 
 _POLL_SECONDS = 2.0
 _ATTEMPTS = 10  # then the next run or `fedddpm clean` removes the home

@@ -16,12 +16,12 @@ from pathlib import Path
 import psutil
 
 from fedddpm_app.disk.durable import PARTIAL
+from fedddpm_app.disk.owned import LOCK, OwnerLock, abandoned, taken_over
 from fedddpm_app.federation.flower_internals import get_flwr_home
 from fedddpm_app.launch.app_folder import BUNDLE_PREFIX
 from fedddpm_app.launch.flower_run import CONFIG_PREFIX
 from fedddpm_app.launch.homes import PREFIX as HOME_PREFIX
 from fedddpm_app.launch.homes import end_home, headless
-from fedddpm_app.owned import LOCK, OwnerLock, abandoned, taken_over
 from fedddpm_app.recording.directory import CONFIG
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import COMPLETED, Status, read_status

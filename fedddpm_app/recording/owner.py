@@ -12,7 +12,7 @@ from pathlib import Path
 
 import psutil
 
-from fedddpm_app.owned import LOCK, is_held
+from fedddpm_app.disk.owned import LOCK, is_held
 
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")  # the same in all containers of a machine, until it restarts
 _SAME_START_SECONDS = 1.0  # the clock of a process's start has a coarse resolution

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from fedddpm_app.config import ConfigError
-from fedddpm_app.owned import LOCK, OwnerLock
+from fedddpm_app.disk.owned import LOCK, OwnerLock
 from fedddpm_app.recording.files import RecordingError, rewrite_json, write_json
 from fedddpm_app.recording.owner import this_process
 from fedddpm_app.recording.status import COMPLETED, FAILED, RUNNING, SUMMARY, now

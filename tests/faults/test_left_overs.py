@@ -7,10 +7,10 @@ import time
 from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
+from fedddpm_app.disk.owned import LOCK, OwnedFolder, OwnerLock
 from fedddpm_app.launch import homes
 from fedddpm_app.launch.flower_run import CONFIG_PREFIX
 from fedddpm_app.launch.leftovers import find_left_overs
-from fedddpm_app.owned import LOCK, OwnedFolder, OwnerLock
 from fedddpm_app.recording.status import now
 from fedddpm_app.recording.status_file import StatusFile
 from tests.faults.conftest import abandon

@@ -19,8 +19,8 @@ import server_app
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.auxiliary.pretraining import PRETRAIN, pretrain
 from fedddpm_app.config import ConfigError
+from fedddpm_app.disk.owned import LOCK, OwnerLock
 from fedddpm_app.inprocess.grid import run_inprocess
-from fedddpm_app.owned import LOCK, OwnerLock
 from fedddpm_app.recording import checkpoints
 from fedddpm_app.recording.files import RecordingError, write_json
 from fedddpm_app.recording.recorder import RunRecorder

@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from fedddpm_app.owned import LOCK, OwnerLock
+from fedddpm_app.disk.owned import LOCK, OwnerLock
 from fedddpm_app.recording.status import mark_interrupted, read_status
 from fedddpm_app.recording.status_file import StatusFile
 
