@@ -169,10 +169,15 @@ def cast_like(weights: Weights, reference: Weights) -> Weights:
     }
 
 
-def is_finite(weights: Weights, below: float = float("inf")) -> bool:
-    """Return whether no value is NaN or infinite, and each tensor's norm is less than ``below``."""
-    norms = torch._foreach_norm([t if t.dtype == torch.float64 else t.float() for t in weights.values()])
-    return all(float(norm) < below for norm in norms)
+def is_finite(weights: Weights) -> bool:
+    """Return whether no value is NaN or infinite."""
+    return all(norm < math.inf for norm in tensor_norms(weights))
+
+
+def tensor_norms(weights: Weights) -> list[float]:
+    """Return the L2 norm of each floating-point tensor, reading each value once; NaN or infinite if a value is."""
+    parts = [t if t.dtype == torch.float64 else t.float() for t in weights.values() if t.is_floating_point()]
+    return [float(norm) for norm in torch._foreach_norm(parts)] if parts else []
 
 
 def norm(weights: Weights) -> float:

@@ -26,7 +26,7 @@ from fedddpm_app.federation.actions import ActionCall
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messaging import exchange_about
 from fedddpm_app.federation.reasons import one_line
-from fedddpm_app.federation.replies import GONE, ReplyRefusedError, accept_reply
+from fedddpm_app.federation.replies import GONE, ReplyRefusedError
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import ProgressEvent, logger, report
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction, Value
@@ -202,14 +202,13 @@ class Generation:
         call.transport.release(request.packed)
         like = torch.empty((sum(kept), *self._sampler.shape), dtype=torch.uint8, device="meta")
         try:
-            reply = accept_reply(message, partition, call.spec({_IMAGES: {_IMAGES: like}}), call.transport)
+            reply = call.clients.accept(message, partition, call.spec({_IMAGES: {_IMAGES: like}}))
             parts = torch.split(reply.load(_IMAGES)[_IMAGES], kept)
             for part in parts:
                 _check_varied(request.share, part)
         except (ReplyRefusedError, DivergedError) as error:
             requests.refused[partition] = one_line(str(error))
             return
-        call.clients.count_reply(reply)
         for index, part in zip(request.indices, parts, strict=True):
             self._keep(request.share, index, part)
 

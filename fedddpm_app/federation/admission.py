@@ -1,17 +1,22 @@
 """What the server knows of its clients, against which it judges replies of the right form.
 
-A reply is refused if it claims more images than its client has, or if its change of the weights is out of all
-proportion. Replies are judged in the order of the partition ids, so that the verdicts do not depend on the order of
-arrival, and each reply is judged when it is its turn, so that no round is held in memory.
+A reply is refused if it claims more images than its client has, or if its change of the weights, or a further record,
+is out of all proportion. Replies are judged in the order of the partition ids, so that the verdicts do not depend on
+the order of arrival, and each reply is judged when it is its turn, so that no round is held in memory.
+
+A further record, such as SCAFFOLD's change of the control variate, has no size of its own to compare with, and the
+change of a client that takes part for the first time is larger than later ones. Its measure is thus the median of the
+accepted norms, or of the first ones if that is larger. The first replies wait until there are enough of them.
 """
 
 import math
 import statistics
-from collections.abc import Callable, Mapping
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fedddpm_app.config import AdmissionConfig, Config
-from fedddpm_app.federation.records import NUM_EXAMPLES
+from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.progress import logger
 
@@ -19,7 +24,9 @@ _LEAST_NORMS = 3  # fewer accepted norms have no median to rely on
 _LONGEST_HISTORY = 1000  # accepted norms; older ones do not count any more
 _FIRST_SHARE = 0.1  # of the model's own norm, in place of a median that is not known yet
 _LEAST_SHARE = 0.01  # of the model's own norm: clients that send no change do not make every change too large
+_COUNT_AGAIN = "stop and resume the run to count its images again"
 _FIRST_REFERENCE = "tenth of the norm of the model's own weights"
+_GROWTH_OF_SITES = 2  # a site may have so many times the images that it had at the start of the run
 _DECISIVE = 0.9  # a larger share of all images decides a weighted mean alone
 
 
@@ -35,26 +42,29 @@ class Admission:
     ----------
     sizes : dict of int to int
         By partition, the number of training images, as far as the server knows it: from its own copy of the data, from
-        the check of the sites' data, or from the client's first accepted reply.
-    history : list of float
-        The norms of the accepted updates, in the order of the rounds and partitions.
+        the check of the sites' data, or from the client's first accepted reply. A site may add images during a run.
+    history : dict of str to list of float
+        By record name, the norms of what was accepted, in the order of the rounds and partitions: under ``arrays`` the
+        norms of the changes of the weights, otherwise the norms of the further records. It is replaced, not changed.
     """
 
     def __init__(self, config: Config) -> None:
         self.sizes: dict[int, int] = {}
-        self.history: list[float] = []
+        self.history: dict[str, list[float]] = {}
         self._limits = config.admission
         self._most = config.data.max_examples_per_client
         self._held_out = config.data.held_out_fraction
+        self._growth = _GROWTH_OF_SITES if config.data.partition == "sites" else 1
+        self._counted = 0
 
     def state_dict(self) -> dict[str, object]:
         """Return what is known so far, for a checkpoint."""
-        return {"sizes": dict(self.sizes), "history": [*self.history]}
+        return {"sizes": dict(self.sizes), "history": dict(self.history)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with what a checkpoint knows; sizes that the server has read itself stay."""
         self.sizes = state["sizes"] | self.sizes
-        self.history = [*state["history"]]
+        self.history = {record: [*norms] for record, norms in state["history"].items()}
 
     # ---- the number of images -------------------------------------------------------------------
 
@@ -74,14 +84,28 @@ class Admission:
             raise ReplyRefusedError(f"{NUM_EXAMPLES} is {count}, more than max-examples-per-client = {self._most}")
         size = self.sizes.get(partition)
         if size is None:
+            if self._counted and count > self._counted:
+                raise ReplyRefusedError(
+                    f"{NUM_EXAMPLES} is {count}, but it did not pass the check of the data: at most {self._counted} "
+                    f"images are accepted, as many as all checked clients have together; {_COUNT_AGAIN}"
+                )
             return
-        most, kind = (self._most_held_out(size), "held-out images") if held_out else (size, "images")
+        most, kind = size * self._growth, "images"
+        if held_out:
+            most, kind = self._most_held_out(most), "held-out images"
         if count > most:
-            raise ReplyRefusedError(f"{NUM_EXAMPLES} is {count}, but it has {most} {kind}")
+            had = f"it has {most} {kind}"
+            if self._growth > 1:
+                had = f"it had {size} images at the start: at most {most} {kind} are accepted; {_COUNT_AGAIN}"
+            raise ReplyRefusedError(f"{NUM_EXAMPLES} is {count}, but {had}")
 
     def learn_size(self, reply: Reply) -> None:
         """Store the size of a client that is not known yet."""
         self.sizes.setdefault(reply.partition_id, reply.num_examples)
+
+    def finish_count(self) -> None:
+        """Limit a client that is not counted yet to as many images as all counted clients have together."""
+        self._counted = sum(self.sizes.values())
 
     def _most_held_out(self, size: int) -> int:
         """Return the largest number of held-out images beside ``size`` training images: see ``held-out-fraction``."""
@@ -90,8 +114,10 @@ class Admission:
 
     # ---- the norm of an update ------------------------------------------------------------------
 
-    def judge(self, reply: Reply, own_norm: Callable[[], float]) -> None:
-        """Add a training reply's norm to the history, or raise ``ReplyRefusedError`` if it is too large.
+    def judge(
+        self, reply: Reply, own_norm: Callable[[], float], first: Mapping[str, list[float]] = types.MappingProxyType({})
+    ) -> None:
+        """Add a training reply's norms to the history, or raise ``ReplyRefusedError`` if one is too large.
 
         Parameters
         ----------
@@ -99,13 +125,44 @@ class Admission:
             The next reply, in the order of the partition ids.
         own_norm : callable
             Returns the norm of the weights that the round started from.
+        first : mapping of str to list of float
+            By further record, the norms to compare with while few are accepted, see ``first_norms``.
         """
-        if reply.update_norm is None:
-            return
-        refusal = _refusal(self._limits, reply.update_norm, self.history, own_norm)
-        if refusal:
-            raise ReplyRefusedError(refusal)
-        self.history = [*self.history, reply.update_norm][-_LONGEST_HISTORY:]
+        norms = dict(reply.record_norms)
+        if reply.update_norm is not None:
+            norms[ARRAYS] = reply.update_norm
+        for record, norm in norms.items():
+            known = self.history.get(record, [])
+            if record == ARRAYS:
+                refusal = _refusal(self._limits, norm, known, own_norm)
+            else:
+                refusal = _refusal_of_record(self._limits, record, norm, max(known, first.get(record, []), key=len))
+            if refusal:
+                raise ReplyRefusedError(refusal)
+        self.history = self.history | {r: _bounded([*self.history.get(r, []), norm]) for r, norm in norms.items()}
+
+    def first_norms(self, records: Iterable[str], norms: Sequence[Mapping[str, float]]) -> dict[str, list[float]]:
+        """Return, by further record, just enough norms to compare with; empty if there are too few.
+
+        ``norms`` are those of the next replies in the order of the partition ids; the accepted norms come first.
+        """
+        found: dict[str, list[float]] = {}
+        for record in records:
+            known = self.history.get(record, [])
+            found[record] = [*known, *(each[record] for each in norms[: max(0, _LEAST_NORMS - len(known))])]
+        return found if all(len(each) >= _LEAST_NORMS for each in found.values()) else {}
+
+    def judge_together(self, replies: Sequence[Reply], own_norm: Callable[[], float]) -> dict[int, str]:
+        """Return, by partition, the reason why a reply of one exchange is out of proportion beside the others."""
+        norms = {reply.partition_id: reply.update_norm for reply in replies if reply.update_norm is not None}
+        verdicts = self.too_large(norms, own_norm)
+        for record in sorted({record for reply in replies for record in reply.record_norms}):
+            of_record = {reply.partition_id: reply.record_norms[record] for reply in replies}
+            for partition, norm in of_record.items():
+                refusal = _refusal_of_record(self._limits, record, norm, [*of_record.values()])
+                if refusal:
+                    verdicts.setdefault(partition, refusal)
+        return verdicts
 
     def too_large(self, norms: Mapping[int, float], own_norm: Callable[[], float]) -> dict[int, str]:
         """Return, by partition, the reason why an update is too large beside the others of the same phase."""
@@ -130,6 +187,24 @@ def _refusal(limits: AdmissionConfig, norm: float, others: list[float], own_norm
     if norm <= limit or not limit:  # weights and changes of zero are not a measure
         return ""
     return f"its update has the norm {norm:.3g}, more than {key} allows, where the {name} is {reference:.3g}"
+
+
+def _refusal_of_record(limits: AdmissionConfig, record: str, norm: float, others: list[float]) -> str:
+    """Return the reason to refuse a further record of this norm; empty if it is not too large, or not comparable."""
+    if not limits.record_multiple or len(others) < _LEAST_NORMS:
+        return ""
+    median = max(statistics.median(others), statistics.median(others[:_LEAST_NORMS]))
+    if norm <= limits.record_multiple * median or not median:
+        return ""
+    return (
+        f"its record {record} has the norm {norm:.3g}, more than {limits.record_multiple:g} times the median, which is "
+        f'{median:.3g} (max-update-norm = "{limits.max_update_norm}")'
+    )
+
+
+def _bounded(norms: list[float]) -> list[float]:
+    """Return the norms without those that do not count any more; the first ones stay, as a measure for records."""
+    return norms if len(norms) <= _LONGEST_HISTORY else [*norms[:_LEAST_NORMS], *norms[_LEAST_NORMS + 1 :]]
 
 
 def warn_of_decisive(sizes: Mapping[int, int]) -> None:

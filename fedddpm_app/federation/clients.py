@@ -1,5 +1,6 @@
 """The run's clients: messages to them, the order of the messages, and the count of bytes."""
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -11,10 +12,11 @@ from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.messaging import exchange
-from fedddpm_app.federation.participants import Participants
+from fedddpm_app.federation.participants import Participants, is_deployed
 from fedddpm_app.federation.records import FORGET, request
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.replies import Reply, ReplyRefusedError, ReplySpec, accept_reply
 from fedddpm_app.federation.roll_call import RollCall
+from fedddpm_app.progress import logger
 from fedddpm_app.transport import Packed, Transport
 
 
@@ -38,6 +40,8 @@ class Clients:
     ----------
     refusals : dict of int to str
         By partition, the reason why its last reply was refused or is missing.
+    simulated : bool
+        Whether the clients are those of a simulation.
     state_run : str
         The id of the run that the clients' states belong to: of a resumed run, the first one.
     state_rounds : dict of int to int
@@ -56,6 +60,7 @@ class Clients:
         self.transport = transport
         self.admission = admission
         self.refusals: dict[int, str] = {}
+        self.simulated = False
         self.state_run = ""
         self.state_rounds: dict[int, int] = {}
         self._roll_call = roll_call
@@ -69,6 +74,7 @@ class Clients:
         roll_call = RollCall(grid, config.data.num_clients, waiting.node_timeout, transport.probe())
         found = roll_call.start(waiting.min_available_nodes)
         clients = cls(found, accounting, transport, Admission(config), roll_call)
+        clients.simulated = not is_deployed(grid.run)
         clients.state_run = str(grid.run.run_id)
         return clients
 
@@ -124,7 +130,23 @@ class Clients:
             for p in sorted(partitions, key=lambda p: (-steps.get(p, longest), p))
         ]
 
-    def count_reply(self, reply: Reply) -> None:
+    def accept(self, message: Message, partition: int, spec: ReplySpec) -> Reply:
+        """Check a client's reply, and count its bytes.
+
+        Whatever a client sends, this raises only ``ReplyRefusedError``, also if a check that a strategy adds fails.
+        """
+        check_examples = functools.partial(self.admission.check_examples, partition, held_out=spec.held_out)
+        try:
+            reply = accept_reply(message, partition, spec, self.transport, check_examples, self.simulated)
+        except ReplyRefusedError:
+            raise
+        except Exception as error:
+            logger.info("client %d: its reply cannot be checked:", partition, exc_info=error)
+            raise ReplyRefusedError(f"{type(error).__name__}: {error}") from error
+        self._count(reply)
+        return reply
+
+    def _count(self, reply: Reply) -> None:
         """Count the bytes of an accepted reply, and store its number of steps."""
         self._accounting.bytes_up += reply.num_bytes
         steps = reply.number("steps")

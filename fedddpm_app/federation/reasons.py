@@ -32,17 +32,18 @@ def one_line(text: str, longest: int = LONGEST_REASON) -> str:
     return line if len(line) <= longest else line[: longest - 3] + "..."
 
 
-def reason_of(error: Error) -> str:
+def reason_of(error: Error, simulated: bool = False) -> str:
     """Return a client's exception as ``X: message``, out of the forms in which Flower and Ray report it.
 
     Flower writes ``<class 'X'>:<'message'>``. In a simulation X is Ray's ``RayTaskError``, and its message is a
-    traceback whose first exception is the client's.
+    traceback whose first exception is the client's. ``simulated`` says that Ray may report an actor as killed; in a
+    deployment, such a text is the client's own.
     """
     text = _COLOUR.sub("", (error.reason or "")[:_LONGEST_TEXT])
     found = _FLOWERS_FORM.match(text)
     if found is None:
         return one_line(text) or "the client failed without a reason"
-    if found[1] in _KILLED:
+    if simulated and found[1] in _KILLED:
         return DEAD_ACTOR
     name, message = found[1].rpartition(".")[2], text[found.end() :].removesuffix("'>")
     if "RayTaskError" in found[1]:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Message, MetricRecord, MetricRecordValues, RecordDict
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import MAX_CLASSES
@@ -22,6 +22,7 @@ from fedddpm_app.weights import Weights
 
 _LONGEST_VALUE = 100  # characters of a client's texts that are quoted
 _LARGEST_NORM = 1e30  # of a tensor; a larger one overflows in a mean, or when a difference is scaled up
+_LARGEST_METRIC = 1e15  # of a declared one, such as a loss: squared errors of large targets are smaller
 
 GONE = "its node is gone or did not answer in time"
 
@@ -46,6 +47,8 @@ class Reply:
         The checked weights by record name; empty if the ``ReplySpec`` has none.
     update_norm : float or None
         The L2 norm of the client's change of the weights; None if the reply has no weights.
+    record_norms : mapping of str to float
+        The L2 norm of each further record's floating-point tensors, by record name.
     """
 
     partition_id: int
@@ -53,6 +56,7 @@ class Reply:
     metrics: MetricRecord
     payloads: Mapping[str, Payload]
     update_norm: float | None = None
+    record_norms: Mapping[str, float] = field(default_factory=dict)
 
     def load(self, record: str = ARRAYS) -> Weights:
         """Decode a record (by default the client's weights). Do not change the result, and preferably do not keep it.
@@ -123,6 +127,7 @@ def accept_reply(
     spec: ReplySpec,
     transport: Transport,
     check_examples: Callable[[int], None] | None = None,
+    simulated: bool = False,
 ) -> Reply:
     """Check a reply.
 
@@ -138,13 +143,15 @@ def accept_reply(
         Receives its weights.
     check_examples : callable, optional
         Raises ``ReplyRefusedError`` for a ``num-examples`` that cannot be true.
+    simulated : bool
+        Whether the run is a simulation, whose error replies may be Ray's.
 
     Raises
     ------
     ReplyRefusedError
         With the reason.
     """
-    _check_answered(message)
+    _check_answered(message, simulated)
     metrics = message.content.metric_records.get(METRICS)
     if metrics is None:
         raise ReplyRefusedError(f"it has no MetricRecord {METRICS!r}")
@@ -154,20 +161,21 @@ def accept_reply(
     payloads = {
         name: _take(message, name, expected, partition_id, transport) for name, expected in spec.records.items()
     }
-    update_norm = _check_weights(payloads)
+    norms = {name: _norm(name, payload) for name, payload in payloads.items()}
+    update_norm = norms.pop(ARRAYS) if ARRAYS in norms and payloads[ARRAYS].expected.has_start else None
     kept = [NUM_EXAMPLES, *spec.metrics] if spec.counts_examples else spec.metrics
     message.content = RecordDict({METRICS: MetricRecord({key: metrics[key] for key in kept})})
-    reply = Reply(partition_id, message, metrics, payloads, update_norm)
+    reply = Reply(partition_id, message, metrics, payloads, update_norm, norms)
     if spec.check is not None:
         spec.check(reply)
     return reply
 
 
-def _check_answered(message: Message) -> None:
+def _check_answered(message: Message, simulated: bool) -> None:
     """Raise for an error in place of a reply: the client's own, or Flower's report that no reply will arrive."""
     if message.has_error():
         gone = message.error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
-        raise ReplyRefusedError(GONE if gone else reason_of(message.error))
+        raise ReplyRefusedError(GONE if gone else reason_of(message.error, simulated))
 
 
 def _take(message: Message, name: str, expected: Expected, partition_id: int, transport: Transport) -> Payload:
@@ -180,18 +188,17 @@ def _take(message: Message, name: str, expected: Expected, partition_id: int, tr
         raise ReplyRefusedError(str(error)) from error
 
 
-def _check_weights(payloads: Mapping[str, Payload]) -> float | None:
-    """Refuse weights that are not finite; return the norm of the client's change of them, from the same reading."""
-    update_norm = None
-    for name, payload in payloads.items():
-        if name == ARRAYS and payload.expected.has_start:
-            update_norm = payload.update_norm()
-            finite = update_norm < _LARGEST_NORM
-        else:
-            finite = weights_module.is_finite(payload.sent, below=_LARGEST_NORM)
-        if not finite:
-            raise ReplyRefusedError("its weights are not finite")
-    return update_norm
+def _norm(name: str, payload: Payload) -> float:
+    """Return the norm of a record, or of the client's change of the weights; refuse values that are not finite."""
+    if name == ARRAYS and payload.expected.has_start:
+        norm = payload.update_norm()
+        finite = norm < _LARGEST_NORM
+    else:
+        norms = weights_module.tensor_norms(payload.sent)
+        norm, finite = math.hypot(*norms), all(norm < _LARGEST_NORM for norm in norms)
+    if not finite:
+        raise ReplyRefusedError("its weights are not finite")
+    return norm
 
 
 def _check_metrics(metrics: MetricRecord, spec: ReplySpec) -> None:
@@ -209,17 +216,24 @@ def _check_metrics(metrics: MetricRecord, spec: ReplySpec) -> None:
         values = metrics.get(key)
         if not isinstance(values, list) or len(values) != length:
             raise ReplyRefusedError(f"metric {key} is not a list of {length} numbers")
+    averaged = {*spec.metrics, *spec.lists}
     for key, value in metrics.items():
-        if any(not math.isfinite(v) for v in (value if isinstance(value, list) else [value])):
-            raise ReplyRefusedError(f"metric {key} is {str(value)[:_LONGEST_VALUE]}")
-    declared = {SERVER_ROUND, NUM_EXAMPLES, *spec.metrics, *spec.lists}
+        most, numbers = _LARGEST_METRIC if key in averaged else _LARGEST_NORM, _numbers_of(value)
+        if not all(abs(number) < most for number in numbers):
+            large = f", which is not between -{most:.0e} and {most:.0e}" if all(map(math.isfinite, numbers)) else ""
+            raise ReplyRefusedError(f"metric {key} is {str(value)[:_LONGEST_VALUE]}{large}")
+    declared = {SERVER_ROUND, NUM_EXAMPLES, *averaged}
     others = {key: value for key, value in metrics.items() if key not in declared}
-    numbers = sum(len(value) if isinstance(value, list) else 1 for value in others.values())
-    if numbers > MAX_CLASSES or any(len(key) > _LONGEST_VALUE for key in others):  # one number per class is usual
+    count = sum(len(_numbers_of(value)) for value in others.values())
+    if count > MAX_CLASSES or any(len(key) > _LONGEST_VALUE for key in others):  # one number per class is usual
         raise ReplyRefusedError(
-            f"its {len(others)} metrics that are not declared have {numbers} numbers: at most {MAX_CLASSES} numbers, "
+            f"its {len(others)} metrics that are not declared have {count} numbers: at most {MAX_CLASSES} numbers, "
             f"and names of {_LONGEST_VALUE} characters, are accepted"
         )
+
+
+def _numbers_of(value: MetricRecordValues) -> Sequence[float]:
+    return value if isinstance(value, list) else [value]
 
 
 def _check_num_examples(num_examples: object) -> None:

@@ -1,7 +1,9 @@
 """The replies of one exchange, which are checked as they arrive and yielded one by one in a fixed order."""
 
 import functools
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+import math
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +14,7 @@ from fedddpm_app import weights as weights_module
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.records import ARRAYS, METRICS
-from fedddpm_app.federation.replies import GONE, Reply, ReplyRefusedError, ReplySpec, accept_reply
+from fedddpm_app.federation.replies import GONE, Reply, ReplyRefusedError, ReplySpec
 from fedddpm_app.progress import ProgressEvent, logger, report
 
 if TYPE_CHECKING:
@@ -53,6 +55,7 @@ class ReplyStream:
         self._awaited = awaited
         self._name = name
         self._spec = spec
+        self._first: dict[str, list[float]] = {}  # by further record, the norms that the first ones are compared with
         self.refused: dict[int, str] = {}
         self.on_close: Callable[[], None] = lambda: None
 
@@ -71,7 +74,7 @@ class ReplyStream:
         return {f"{phase}/left_out": reasons} if reasons else {}
 
     def as_they_come(self) -> Iterator[Reply]:
-        """Yield the accepted replies in the order of arrival; no change of the weights is judged by its norm."""
+        """Yield the accepted replies in the order of arrival; neither weights nor records are judged by their norms."""
         for _, reply in self._settled():
             if reply is not None:
                 yield reply
@@ -79,18 +82,24 @@ class ReplyStream:
         self._close()
 
     def answers(self) -> list[Reply]:
-        """Return the accepted replies in the order of the partition ids, all in memory: for replies without weights.
+        """Return the accepted replies in the order of the partition ids, all in memory.
 
-        The order makes sums over them independent of the scheduling.
+        The order makes sums over them independent of the scheduling. Their weights and further records are judged
+        together, see ``Admission.judge_together``.
         """
-        return sorted(self.as_they_come(), key=lambda reply: reply.partition_id)
+        replies = sorted((r for _, r in self._settled() if r is not None), key=lambda reply: reply.partition_id)
+        too_large = self._clients.admission.judge_together(replies, lambda: self.own_norm)
+        self.refused |= {partition: one_line(reason) for partition, reason in too_large.items()}
+        self._close()
+        return [reply for reply in replies if reply.partition_id not in too_large]
 
     def by_partition(self, folder: Path) -> Iterator[Reply]:
         """Yield the accepted replies in the order of the partition ids, whatever the order of arrival.
 
         A reply that arrives before its turn waits. A few of these replies stay in memory, the others wait in
         ``folder``: memory does not grow with the number of clients. When it is its turn, a reply with weights is
-        judged by the norm of its change, see ``Admission.judge``.
+        judged by the norms of its change and of its further records, see ``Admission.judge``. The first replies with
+        a further record wait for each other.
         """
         todo, settled, waiting = sorted(self._awaited), set[int](), dict[int, Reply]()
         for partition, reply in self._settled():
@@ -99,11 +108,21 @@ class ReplyStream:
                 in_memory = partition == todo[0] or len(waiting) < _WAITING_IN_MEMORY
                 waiting[partition] = reply if in_memory else _on_disk(reply, folder)
             del reply
-            while todo and todo[0] in settled:
+            while todo and todo[0] in settled and self._can_judge(waiting, todo, settled):
                 yield from self._judged(waiting, todo.pop(0))
+        self._can_judge(waiting, todo, todo)
         for partition in todo:
             yield from self._judged(waiting, partition)
         self._close()
+
+    def _can_judge(self, waiting: Mapping[int, Reply], todo: Sequence[int], settled: Container[int]) -> bool:
+        """Return whether the further records of the next reply can be compared with those of others."""
+        further = self._spec.records.keys() - {ARRAYS}
+        if further and not self._first:
+            in_turn = itertools.takewhile(settled.__contains__, todo)
+            norms = [waiting[partition].record_norms for partition in in_turn if partition in waiting]
+            self._first = self._clients.admission.first_norms(further, norms)
+        return bool(self._first) or not further
 
     def refuse(self, partition: int, reason: str) -> None:
         """Leave out a client whose reply was accepted, for a reason that became known later."""
@@ -122,7 +141,7 @@ class ReplyStream:
             return
         reply = waiting.pop(partition)
         try:
-            self._clients.admission.judge(reply, lambda: self.own_norm)
+            self._clients.admission.judge(reply, lambda: self.own_norm, self._first)
         except ReplyRefusedError as error:
             self.refused[partition] = one_line(str(error))
         else:
@@ -144,20 +163,12 @@ class ReplyStream:
             refused[partition] = GONE
 
     def _accepted(self, message: Message, partition: int) -> Reply | None:
-        """Check a reply; store the reason if it is refused. No reply raises, whatever a client sends."""
-        clients, spec = self._clients, self._spec
-        check_examples = functools.partial(clients.admission.check_examples, partition, held_out=spec.held_out)
+        """Check a reply; store the reason if it is refused."""
         try:
-            reply = accept_reply(message, partition, spec, clients.transport, check_examples)
+            return self._clients.accept(message, partition, self._spec)
         except ReplyRefusedError as error:
             self.refused[partition] = one_line(str(error))
-        except Exception as error:  # noqa: BLE001 - for example of a check that a strategy adds
-            logger.info("client %d: its reply cannot be checked:", partition, exc_info=error)
-            self.refused[partition] = one_line(f"{type(error).__name__}: {error}")
-        else:
-            clients.count_reply(reply)
-            return reply
-        return None
+            return None
 
     def _close(self) -> None:
         """Report the clients left out, after the last reply."""
@@ -173,7 +184,8 @@ def with_progress(
 ) -> Iterator[Reply]:
     """Yield replies, and report each client as done: in a deployment, a client's log lines stay on its host."""
     for reply in replies:
-        steps, loss = int(reply.number("steps")), reply.number("loss")
+        count, loss = reply.number("steps"), reply.number("loss")
+        steps = 0 if math.isnan(count) else int(count)  # an algorithm need not have this metric
         report(ProgressEvent(phase, steps, steps, 0, loss, reply.partition_id, server_round, num_rounds))
         yield reply
         del reply

@@ -14,7 +14,8 @@ from fedddpm_app.federation.streaming import ReplyStream
 def survey_sites(clients: Clients, grid: Grid, config: Config, recorder: Recorder) -> None:
     """Have every client load its images; write the numbers of images, and the failed clients, to ``stats.jsonl``.
 
-    A client that fails may still be sampled in every round: its site may repair the data. A resumed run has the line of
+    A client that fails may still be sampled in every round: its site may repair the data. The number of images that it
+    may then claim is limited, see ``Admission.check_examples``. A resumed run has the line of
     its first start.
     """
     partitions, timeout = clients.participants.present, config.waiting.round_timeout
@@ -23,6 +24,7 @@ def survey_sites(clients: Clients, grid: Grid, config: Config, recorder: Recorde
     stream = ReplyStream(clients, replies, partitions, "the check of the data", ReplySpec(metrics=()))
     for reply in stream.as_they_come():
         clients.admission.learn_size(reply)
+    clients.admission.finish_count()
     sizes = clients.admission.sizes
     in_order = [sizes.get(partition) for partition in range(config.data.num_clients)]
     if not any(row["phase"] == "data" for row in recorder.stats):

@@ -52,7 +52,8 @@ class InProcessGrid(Grid):
         self._run.primary_task_type = TaskType.SIMULATION
         self._ids = itertools.count(1)
         self._waiting: dict[str, Message] = {}
-        self._failures: dict[str, BaseException] = {}
+        self._logged: set[str] = set()
+        self._failure: tuple[str, BaseException] | None = None  # the last one alone: its frames hold a model and data
         self.contexts = {
             _FIRST_NODE + partition: Context(
                 run_id=run_id,
@@ -124,8 +125,8 @@ class InProcessGrid(Grid):
         try:
             yield
         except RoundFailedError as error:
-            quoted = (failure for text, failure in self._failures.items() if text and text in str(error))
-            raise error from next(quoted, error.__cause__)
+            text, failure = self._failure or ("", None)
+            raise error from (failure if text and text in str(error) else error.__cause__)
 
     def _answer(self, message: Message) -> Message:
         context = self.contexts[message.metadata.dst_node_id]
@@ -140,11 +141,12 @@ class InProcessGrid(Grid):
             if isinstance(error, SystemExit) and type(error) is not SystemExit:
                 raise  # not the client's own sys.exit
             text = one_line(str(error))
-            if text not in self._failures:  # log its traceback once, not for every client and round
+            self._failure = text, error
+            if text not in self._logged:  # log its traceback once, not for every client and round
                 partition = context.node_config.get(PARTITION_ID, context.node_id)
                 trace = "".join(traceback.format_exception(error))
                 logger.info("client %s failed:\n%s", partition, trace[:_LONGEST_TRACE])
-                self._failures[text] = error
+                self._logged.add(text)
             return Message(Error(_CLIENT_FAILED, f"{type(error)}:<'{error}'>"), reply_to=message)  # Flower's form
         finally:
             TaskIdentity.node_id = server

@@ -53,11 +53,11 @@ def needing_room(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def optional(path: Path) -> Iterator[None]:
-    """Log a warning in place of the errors of the body, which writes pictures to ``path``."""
+    """Log a warning in place of the errors of the body, which writes pictures to ``path``: no picture ends a run."""
     try:
         yield
-    except OSError as error:
-        logger.warning("%s: pictures cannot be written: %s", path, error.strerror or error)
+    except Exception as error:  # noqa: BLE001 - for example of Matplotlib, for values that it has no axis for
+        logger.warning("%s: pictures cannot be written: %s", path, getattr(error, "strerror", None) or error)
 
 
 def write_json(path: Path, content: Mapping[str, object]) -> None:

@@ -26,6 +26,7 @@ HEAT_MAP = "Blues"
 DPI = 120
 MAX_MARKED_ROUNDS = 40  # with more rounds, the markers would hide the curve
 _MAX_NAME = 24  # characters of a class name
+_LARGEST = 1e100  # Matplotlib has no axis up to the largest floats
 _FONTS = (
     "DejaVu Sans",  # part of matplotlib
     *("Noto Sans CJK SC", "Noto Sans CJK JP", "Noto Sans SC", "Noto Sans JP", "Noto Sans KR", "WenQuanYi Zen Hei"),
@@ -88,8 +89,8 @@ def plain_log_axis(axes: Axes) -> None:
 
 
 def number(value: object) -> float:
-    """Return a number of ``stats.jsonl``; NaN for null and for everything that is not a number."""
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else math.nan
+    """Return a number of ``stats.jsonl``; NaN for null, for all that is not a number, and for one too large to plot."""
+    return float(value) if isinstance(value, int | float) and abs(value) < _LARGEST else math.nan
 
 
 def printable(text: str, limit: int = _MAX_NAME) -> str | None:

@@ -202,7 +202,7 @@ def test_a_stopped_generation_on_nodes_goes_on_where_it_was(plan, calls, monkeyp
     whole = plan().run()
     monkeypatch.setattr(generation, "_MESSAGES_IN_FLIGHT", 1)
     with monkeypatch.context() as patch:
-        stop_after(patch, generation, "accept_reply", 1)
+        stop_after(patch, Clients, "accept", 1)
         with pytest.raises(KeyboardInterrupt):
             plan(auxiliary_generation="nodes").run()
     calls.clear()

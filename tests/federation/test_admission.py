@@ -1,5 +1,6 @@
 """What a client may claim, and how far its change of the weights may reach."""
 
+import contextlib
 import itertools
 import logging
 import math
@@ -20,7 +21,9 @@ from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.transport import Transport
 from fedddpm_app.transport.carriers import Expected, Payload
 from fedddpm_app.transport.wire import get_wire
-from tests.federation.test_streaming import reply, stream
+from tests.federation.test_streaming import clients, reply, stream
+
+__all__ = ["clients"]
 
 
 @pytest.fixture
@@ -54,9 +57,9 @@ def test_the_first_updates_are_measured_by_the_models_own_norm(admission):
 def test_later_updates_are_measured_by_the_median_of_the_accepted(admission):
     made = admission()
     assert judged(made, 2.0, 3.0, 4.0, 299.0, 400.0, own=10.0) == [2.0, 3.0, 4.0, 299.0]
-    assert made.history == [2.0, 3.0, 4.0, 299.0]
+    assert made.history == {"arrays": [2.0, 3.0, 4.0, 299.0]}
     again = admission()
-    again.history = list(made.history)
+    again.load_state_dict(made.state_dict())
     assert judged(again, 349.0, 410.0, own=10.0) == [349.0]  # the median is 3.5, then 4
 
 
@@ -72,9 +75,7 @@ def test_weights_and_changes_of_zero_are_no_measure(admission):
     assert judged(admission(), 5.0, 6.0, own=0.0) == [5.0, 6.0]
 
 
-@pytest.mark.parametrize(
-    ("limit", "accepted"), [("25.0", [24.0]), ("", [24.0, 26.0, 1e9]), ("0", [24.0, 26.0, 1e9]), ("3e1", [24.0, 26.0])]
-)
+@pytest.mark.parametrize(("limit", "accepted"), [("25.0", [24.0]), ("", [24.0, 26.0, 1e9]), ("3e1", [24.0, 26.0])])
 def test_the_limit_may_be_a_norm_or_off(admission, limit, accepted):
     assert judged(admission(limit), 24.0, 26.0, 1e9, own=1e-3) == accepted
 
@@ -86,7 +87,7 @@ def test_pretrained_models_are_judged_together(admission):
     assert list(admission().too_large({0: 2.0, 1: 1e10}, lambda: 1.0)) == [1]
 
 
-@pytest.mark.parametrize("value", ["100X", "x", "-1", "nan", "ten", "100 x", "inf"])
+@pytest.mark.parametrize("value", ["100X", "x", "-1", "nan", "ten", "100 x", "inf", "0x", "0", "0.0e3x"])
 def test_another_limit_is_an_error_that_shows_the_forms(run_config, value):
     with pytest.raises(ConfigError, match=r'max-update-norm = .* cannot be used: it should be a multiple .* "100x"'):
         load_config(run_config | {"max-update-norm": value})
@@ -96,7 +97,7 @@ def test_the_history_is_bounded(admission, monkeypatch):
     monkeypatch.setattr(module, "_LONGEST_HISTORY", 5)
     made = admission()
     judged(made, *map(float, range(1, 20)))
-    assert made.history == [15.0, 16.0, 17.0, 18.0, 19.0]
+    assert made.history == {"arrays": [1.0, 2.0, 3.0, 18.0, 19.0]}  # the first ones stay, as a measure
 
 
 @pytest.mark.parametrize("order", [*itertools.islice(itertools.permutations(range(6)), 0, 720, 149)])
@@ -104,13 +105,76 @@ def test_verdicts_do_not_depend_on_the_order_of_arrival(config, grid, tmp_path, 
     transport = Transport(replace(config.transport, transport="flat", wire_dtype="fp32"))
     made = Clients(Participants({p: 100 + p for p in range(6)}), Accounting(), transport, Admission(config), None)
     values = {0: 1.0, 1: 2.0, 2: 1e6, 3: 3.0, 4: 90.0, 5: 500.0}
-    made.admission.history = [1.0, 1.0]
+    made.admission.history = {"arrays": [1.0, 1.0]}
     messages = [reply(made, p, value=values[p]) for p in order]
     seen = stream(made, messages)
     assert [r.partition_id for r in seen.by_partition(tmp_path)] == [0, 1, 3, 4]
     assert list(seen.refused) == [2, 5]
-    assert made.admission.history[2:] == pytest.approx([v * math.sqrt(3) for v in (1.0, 2.0, 3.0, 90.0)])
+    assert made.admission.history["arrays"][2:] == pytest.approx([v * math.sqrt(3) for v in (1.0, 2.0, 3.0, 90.0)])
     assert not list(tmp_path.iterdir())
+
+
+# ---- further records ----------------------------------------------------------------------------
+
+
+def with_record(made, norms, first=None):
+    """The norms of a further record that are accepted, in their order."""
+    accepted = []
+    for norm in norms:
+        with contextlib.suppress(ReplyRefusedError):
+            made.judge(Reply(0, None, None, {}, 1.0, {"extra": norm}), lambda: 100.0, first or {})
+            accepted.append(norm)
+    return accepted
+
+
+def test_a_further_record_is_measured_by_the_accepted_ones_or_by_the_first_ones(admission):
+    made = admission()
+    assert with_record(made, [5.0, 7.0, 6.0, 1e10, 599.0, 5e3]) == [5.0, 7.0, 6.0, 599.0]
+    later = [*[1e-3] * 30, 599.0, 601.0]  # a client that takes part for the first time changes more than the others
+    assert with_record(made, later) == [*[1e-3] * 30, 599.0]
+    assert with_record(admission(), [1e-3, 1e10]) == [1e-3, 1e10]  # fewer than three cannot be compared
+    assert with_record(admission(), [1e-3, 1e10], first={"extra": [1e-3, 1e10, 2e-3]}) == [1e-3]
+    assert with_record(admission(), [0.0, 0.0, 0.0, 0.0, 5.0]) == [0.0, 0.0, 0.0, 0.0, 5.0]
+
+
+@pytest.mark.parametrize(("limit", "most"), [("100x", 99.0), ("7.5x", 7.0), ("25.0", 99.0), ("", 1e9)])
+def test_the_key_also_limits_further_records(admission, limit, most):
+    made = admission(limit)
+    with_record(made, [1.0, 1.0, 1.0])
+    assert with_record(made, [7.0, 99.0, 1e9]) == [each for each in (7.0, 99.0, 1e9) if each <= most]
+
+
+def test_the_reason_names_the_record_and_the_key(admission):
+    text = (
+        r'its record extra has the norm 1e\+10, more than 100 times the median, which is 2 \(max-update-norm = "100x"\)'
+    )
+    with pytest.raises(ReplyRefusedError, match=f"^{text}$"):
+        admission().judge(Reply(0, None, None, {}, None, {"extra": 1e10}), lambda: 1.0, {"extra": [2.0, 2.0, 1e10]})
+
+
+@pytest.mark.parametrize("order", [*itertools.islice(itertools.permutations(range(6)), 0, 720, 149)])
+def test_verdicts_on_further_records_do_not_depend_on_the_order_of_arrival(clients, tmp_path, order):
+    values = {0: 1e10, 1: 2.0, 2: float("nan"), 3: 1.0, 4: 90.0, 5: 500.0}
+    seen = stream(clients, [reply(clients, p, value=1.0, extra=values[p]) for p in order], extra=True)
+    assert [r.partition_id for r in seen.by_partition(tmp_path)] == [1, 3, 4]
+    assert list(seen.refused) == [2, 0, 5]
+    assert clients.admission.history["extra"] == pytest.approx([v * math.sqrt(3) for v in (2.0, 1.0, 90.0)])
+    again = [reply(clients, p, value=1.0, extra=1e10 if p == 0 else 1.0) for p in order]  # now each one has a measure
+    assert [r.partition_id for r in stream(clients, again, extra=True).by_partition(tmp_path)] == [1, 2, 3, 4, 5]
+    assert not list(tmp_path.iterdir())
+
+
+def test_two_clients_with_further_records_need_not_wait(clients, tmp_path):
+    replies = [reply(clients, p, extra=1.0) for p in (1, 0)]
+    assert [r.partition_id for r in stream(clients, replies, [0, 1], extra=True).by_partition(tmp_path)] == [0, 1]
+
+
+def test_the_answers_of_an_action_are_judged_together(clients):
+    replies = [reply(clients, p, value=1.0, extra=1e10 if p == 0 else 1.0) for p in range(5)]
+    replies += [reply(clients, 5, value=1e6, extra=1.0)]
+    seen = stream(clients, replies, extra=True)
+    assert [r.partition_id for r in seen.answers()] == [1, 2, 3, 4]
+    assert set(seen.refused) == set(clients.refusals) == {0, 5}
 
 
 @pytest.mark.parametrize("wire", ["fp32", "bf16", "int8-delta"])
@@ -150,6 +214,32 @@ def test_a_client_claims_no_more_images_than_it_has(admission, count, says):
     made.check_examples(1, 360)
     with pytest.raises(ReplyRefusedError, match=f"num-examples is {count}, .*{says}"):
         made.check_examples(0, count)
+
+
+@pytest.fixture
+def of_sites(config):
+    """The admission of a run whose clients say how many images they have."""
+    return Admission(replace(config, data=replace(config.data, partition="sites")))
+
+
+def test_a_site_that_adds_images_during_a_run_takes_part_with_them(of_sites):
+    of_sites.sizes = {0: 359}
+    of_sites.check_examples(0, 718)
+    with pytest.raises(
+        ReplyRefusedError, match=r"719, but it had 359 images at the start: at most 718 .*resume the run"
+    ):
+        of_sites.check_examples(0, 719)
+    of_sites.load_state_dict({"sizes": {0: 5, 1: 7}, "history": {}})  # a resumed run has counted again
+    assert of_sites.sizes == {0: 359, 1: 7}
+
+
+def test_a_client_that_was_not_counted_claims_no_more_than_all_others_have(of_sites):
+    of_sites.check_examples(3, 10**6)  # in the check of the data itself
+    of_sites.sizes = {0: 300, 1: 200}
+    of_sites.finish_count()
+    of_sites.check_examples(3, 500)
+    with pytest.raises(ReplyRefusedError, match=r"501, but it did not pass the check of the data: at most 500 images"):
+        of_sites.check_examples(3, 501)
 
 
 @pytest.mark.parametrize("share", [0.0, 0.01, 0.1, 0.5, 0.9, 0.99])

@@ -149,6 +149,10 @@ def test_only_what_is_known_goes_on_to_the_aggregation(reply, accept):
         {"num-examples": 10**12},
         {"loss": float("nan")},
         {"loss": [1.0]},
+        {"loss": 1e300},
+        {"loss": -1.1e15},
+        {"mine": -1e31},
+        {"mine": [0.0, 1e308]},
     ],
 )
 def test_impossible_metrics_are_refused(reply, accept, config, metrics):
@@ -171,7 +175,9 @@ def test_a_dead_actor_is_named_and_what_follows():
     """The form in which Flower's simulation reports an actor that was killed (recorded with Ray 2.55)."""
     text = "The actor died unexpectedly before finishing this task.\n\tclass_name: ClientAppActor\n\tpid: 1\nnot alive"
     for name in ("ActorDiedError", "OutOfMemoryError"):
-        assert reason_of(Error(0, f"<class 'ray.exceptions.{name}'>:<'{text}'>")) == DEAD_ACTOR
+        error = Error(0, f"<class 'ray.exceptions.{name}'>:<'{text}'>")
+        assert reason_of(error, simulated=True) == DEAD_ACTOR
+        assert reason_of(error).startswith(f"{name}: The actor died")  # in a deployment this is the client's text
     assert reason_of(Error(2, "<class 'torch.OutOfMemoryError'>:<'CUDA'>")) == "OutOfMemoryError: CUDA"
     assert "stop the run" in DEAD_ACTOR
 

@@ -16,7 +16,7 @@ from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.replies import ReplySpec
-from fedddpm_app.federation.streaming import ReplyStream
+from fedddpm_app.federation.streaming import ReplyStream, with_progress
 from fedddpm_app.transport import ClientEnd, Payload, Transport
 from tests.algorithms.problems import make_clients, run
 
@@ -29,18 +29,22 @@ def clients(grid, config):
     return Clients(Participants({p: 100 + p for p in range(6)}), Accounting(), transport, Admission(config), None)
 
 
-def reply(clients, partition, value=None, error=None, steps=1):
+def reply(clients, partition, value=None, error=None, steps=1, extra=None):
     request = Message(RecordDict(), dst_node_id=100 + partition, message_type="train")
     if error:
         return Message(Error(2, error), reply_to=request)
     weights = {"w": torch.full((3,), float(partition if value is None else value))}
-    record = ClientEnd(clients.transport.pack(WEIGHTS).record, "fp32", partition).pack(weights).record
+    end = ClientEnd(clients.transport.pack(WEIGHTS).record, "fp32", partition)
+    records = {"arrays": end.pack(weights).record}
+    if extra is not None:
+        records["extra"] = end.pack({"w": torch.full((3,), extra)}).record
     metrics = MetricRecord({"server-round": 0, "num-examples": 10, "loss": 0.5, "steps": steps})
-    return Message(RecordDict({"arrays": record, "metrics": metrics}), reply_to=request)
+    return Message(RecordDict({**records, "metrics": metrics}), reply_to=request)
 
 
-def stream(clients, messages, awaited=range(6)):
-    asked = ReplySpec({"arrays": clients.transport.expect(WEIGHTS)}, ("loss", "steps"))
+def stream(clients, messages, awaited=range(6), extra=False):
+    records = dict.fromkeys(["arrays", *["extra"] * extra], clients.transport.expect(WEIGHTS))
+    asked = ReplySpec(records, ("loss", "steps"))
     return ReplyStream(clients, messages, list(awaited), "round 1", asked)
 
 
@@ -131,6 +135,15 @@ def test_equal_work_goes_in_the_order_of_folding(clients):
 def addressed(clients, message_type):
     messages = clients.address(range(6), message_type, {}, 1, 10.0)
     return [message.metadata.dst_node_id - 100 for message in messages]
+
+
+def test_the_progress_of_an_algorithm_without_steps_is_reported(clients):
+    """In a deployment; the number of steps is a metric that an algorithm may leave out."""
+    replies = [reply(clients, 0)]
+    del replies[0].content["metrics"]["steps"]
+    spec = ReplySpec({"arrays": clients.transport.expect(WEIGHTS)}, ("loss",))
+    seen = ReplyStream(clients, replies, [0], "round 1", spec)
+    assert [r.partition_id for r in with_progress(seen.as_they_come(), "train", 1, 1)] == [0]
 
 
 def test_no_more_messages_are_under_way_than_asked_for(grid):
