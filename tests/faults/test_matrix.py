@@ -130,7 +130,7 @@ def test_the_whole_table(run_with, phase, transport):
     if phase in ("train", "evaluate"):
         plan = over_rounds(faults, phase, 2)
         rounds = max(number for _, _, number in plan) + 1
-        check(run_with(plan, num_rounds=rounds, algorithm="fedavg", transport=transport), plan)
+        check(run_with(plan, num_rounds=rounds, algorithm="scaffold", transport=transport), plan)
         return
     where = {"generate": "nodes", "pretrain": "server"}[phase]
     num_runs = math.ceil(len(faults) / (CLIENTS - 1))

@@ -110,6 +110,14 @@ def _metrics(name: str, **metrics: float | list[float]) -> None:
     _after(name, lambda content: content["metrics"].update({k.replace("_", "-"): v for k, v in metrics.items()}))
 
 
+def _further_record(content: RecordDict) -> None:
+    """Scale the answer's last record of arrays, if it has more than one."""
+    _, *others = content.array_records
+    for key in others[-1:]:
+        scaled = {name: tensor * 1e10 for name, tensor in read_record(content[key]).items()}
+        content[key] = pack_flat(scaled).record
+
+
 def _floats(change: Callable[[torch.Tensor], torch.Tensor]) -> Callable:
     return lambda ws: {name: change(w) if w.is_floating_point() else w for name, w in ws.items()}
 
@@ -176,6 +184,8 @@ for _count in ("1e12", "1e7", "1e6", "-1", "0"):
 _metrics("examples-nan", num_examples=float("nan"))
 _metrics("many-numbers", mine=[0.5] * 200_000)
 _metrics("long-name", **{"n" * 100_000: 1.0})
+_metrics("loss-1e300", loss=1e300)
+_after("record-x1e10", _further_record)
 FAULTS["stale"] = _stale
 _after("empty", lambda content: content.clear())
 _after("no-metrics", lambda content: content.pop("metrics"))

@@ -72,7 +72,8 @@ def test_the_classes_are_plotted_by_any_name(tmp_path, classes):
 def test_curves_of_no_one_and_many_rounds_with_nan(tmp_path):
     many = [{"round": k, "eval/loss": 1 / k, "eval/metrics": [metric(value=None, floor=math.nan)]} for k in (1, 2, 3)]
     lost = {"round": 4, "eval/loss": math.nan, "eval/ema_loss": None, "correct/loss": 0.1, "correct/steps": 3}
-    for rows in ([], [lost], many[:1], [{"round": 0, "eval/loss": 9.0}, *many, lost]):
+    huge = {"round": 5, "eval/loss": 1e308, "train/loss": -1e308}
+    for rows in ([], [lost], many[:1], [huge], [{"round": 0, "eval/loss": 9.0}, *many, lost]):
         plot_losses(rows, tmp_path / "losses.png", "a_$run$")
         assert opened(tmp_path / "losses.png").width > 500
     plot_metrics([lost], tmp_path / "metrics.png")
