@@ -221,6 +221,7 @@ def _check_metrics(metrics: MetricRecord, spec: ReplySpec) -> None:
         most, numbers = _LARGEST_METRIC if key in averaged else _LARGEST_NORM, _numbers_of(value)
         if not all(abs(number) < most for number in numbers):
             large = f", which is not between -{most:.0e} and {most:.0e}" if all(map(math.isfinite, numbers)) else ""
+            large += ": a loss of this size means that its training diverged" if large and key in averaged else ""
             raise ReplyRefusedError(f"metric {key} is {str(value)[:_LONGEST_VALUE]}{large}")
     declared = {SERVER_ROUND, NUM_EXAMPLES, *averaged}
     others = {key: value for key, value in metrics.items() if key not in declared}

@@ -43,7 +43,7 @@ _COUNTS = {
     "examples--1": "^num-examples is -1, not a positive whole number$",
     "examples-0": "^num-examples is 0, not a positive whole number$",
     "examples-nan": "^num-examples is nan, not a positive whole number$",
-    "loss-1e300": "^metric loss is 1e[+]300, which is not between -1e[+]15 and 1e[+]15$",
+    "loss-1e300": "^metric loss is 1e[+]300, which is not between -1e[+]15 and 1e[+]15: a loss of this size ",
 }
 _FORMS = {
     "shape": LAYOUT,
