@@ -5,8 +5,8 @@ https://arxiv.org/abs/2503.06426. The paper's abstract says that FedDDPM+ reduce
 instances of slow model learning and performing a one-shot correction with the auxiliary set. The detector below is
 [our reading]; no number comes from the paper.
 
-    Signal      s_r = the median of the clients' training losses ("train-loss"), or the loss of wbar on a fixed part
-                of D_aux with fixed t and noise ("probe-loss")
+    Signal      s_r = the clients' mean training loss ("train-loss"), or the loss of wbar on a fixed part of D_aux
+                with fixed t and noise ("probe-loss")
     Slow        (s_{r-W} - s_r) / |s_{r-W}| < delta
     Detection   p slow rounds in a row -> w <- K_s steps on D_aux from wbar; then the window restarts
     Limit       at most ``max-corrections`` corrections; 1 is the one-shot, 0 means no limit
@@ -14,11 +14,9 @@ instances of slow model learning and performing a one-shot correction with the a
 Symbols: W -> plus-window, delta -> plus-threshold, p -> plus-patience, K_s -> correction-steps, wbar -> weights.
 Deviations: with the train-loss signal, pretraining and D_aux are postponed until the first correction is due
 (``plus-auxiliary``): a run that is never slow has no cost for them, and the set is the same, bit for bit, whatever the
-time of its generation. The probe-loss signal needs the set from the start. The train-loss signal is a median, not a
-mean, so that one client cannot cause or prevent a correction by the loss that it reports.
+time of its generation. The probe-loss signal needs the set from the start.
 """
 
-import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -118,7 +116,7 @@ class FedDDPMPlus(FedDDPM):
     def signal(self, server_round: int, weights: Weights) -> float:
         """Return s_r, the value of ``plus-signal``."""
         if self.config.plus.signal == "train-loss":
-            return statistics.median(self.round_log.client_loss.values())
+            return self.train_loss
         probe = Subset.spread(self.ensure_auxiliary(), self.config.plus.probe_images)
         return self.trainer.mean_loss(weights, probe, derive_seed(self.config.run.seed, "probe"))
 

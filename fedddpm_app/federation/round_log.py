@@ -23,14 +23,11 @@ class RoundLog:
         The current round, from 1; 0 before the first.
     span : Span
         The round's cost so far.
-    client_loss : dict of int to float
-        The loss of each client whose training was accepted in the last round, by partition.
     """
 
     def __init__(self, accounting: Accounting) -> None:
         self.server_round = 0
         self.span = Span(accounting)
-        self.client_loss: dict[int, float] = {}
         self._accounting = accounting
         self._stats: dict[str, object] = {}
 
@@ -48,12 +45,11 @@ class RoundLog:
 
     def add_replies(self, replies: Sequence[Reply], metrics: MetricRecord) -> None:
         """Add the losses of the clients' training; ``metrics`` are their means, weighted by examples."""
-        self.client_loss = {reply.partition_id: reply.number("loss") for reply in replies}
         self.add(
             {
                 "train/loss": metrics["loss"],
                 "train/final_loss": metrics["final-loss"],
-                "train/client_loss": {str(partition): loss for partition, loss in self.client_loss.items()},
+                "train/client_loss": {str(reply.partition_id): reply.number("loss") for reply in replies},
                 "train/num_examples": sum(reply.num_examples for reply in replies),
             }
         )
