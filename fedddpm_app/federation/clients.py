@@ -74,7 +74,8 @@ class Clients:
 
     def forget(self, grid: Grid, timeout: float) -> None:
         """Ask all connected clients to remove the state that they keep for this run."""
-        for _ in exchange(grid, self.address(self.present(), FORGET, {}, 0, timeout), timeout):
+        messages = self.address(self.present(), FORGET, {}, 0, timeout)
+        for _ in exchange(grid, messages, timeout, self.participants.under_way):
             continue
 
     def address(
@@ -92,16 +93,17 @@ class Clients:
         are short. A new client is treated as one of the longest. Clients with equal steps are in the order of the
         partitions, in which replies are folded: a reply that arrives before its turn may have to wait on disk.
 
-        ``timeout`` (seconds) is the time that the server waits for the replies. It sets the messages' time to live:
-        Flower drops a message after that time, which is 12 hours by default, however long the sender waits.
+        ``timeout`` (seconds) is the messages' time limit, see ``deadlines``. It also sets their time to live: Flower
+        drops a message after that time, which is 12 hours by default, however long the sender waits.
         ``state_rounds`` holds the round of each client's last accepted reply, see ``ClientState``; a client that is
         missing there has no such reply.
         """
         arrays = {name: packed.record for name, packed in records.items()}
         asked = {state_rounds.get(p, 0) for p in partitions}
-        contents = {r: request(arrays, server_round, r, self.state_run) for r in asked}
+        contents = {r: request(arrays, server_round, r, self.state_run, timeout) for r in asked}
         self._accounting.bytes_down += sum(packed.num_bytes for packed in records.values()) * len(partitions)
-        node_of, ttl = self.participants.node_of, time_to_live(timeout)
+        node_of, under_way = self.participants.node_of, self.participants.under_way
+        ttl = time_to_live(timeout, 0 if under_way is None else max(under_way, len(partitions)))
         steps = self._steps.get(message_type, {})
         longest = max(steps.values(), default=0.0)
         return [

@@ -6,6 +6,7 @@ arrive until the time limit. The time of a node's last activation shows this cas
 a message was sent, the message is given up.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -32,7 +33,8 @@ def exchange(
     The source of a reply is the node that the message went to, whatever the reply says.
     """
     requests = ((message.metadata.dst_node_id, message) for message in messages)
-    for node, reply in exchange_about(grid, lambda: next(requests, None), timeout, under_way):
+    in_turn = under_way is not None
+    for node, reply in exchange_about(grid, lambda: next(requests, None), timeout, under_way, in_turn=in_turn):
         set_source(reply, node)
         yield reply
         del reply
@@ -43,6 +45,8 @@ def exchange_about(
     next_request: Callable[[], tuple[About, Message] | None],
     timeout: float,
     under_way: int | None = None,
+    *,
+    in_turn: bool = False,
 ) -> Iterator[tuple[About, Message]]:
     """Push messages and yield their replies in the order of arrival, each with the subject of its message.
 
@@ -58,16 +62,23 @@ def exchange_about(
     under_way : int, optional
         The largest number of messages without a reply: the next message is sent when a reply was consumed. A simulation
         then works in the order of the messages, and replies do not pile up. None sends all messages at once.
+    in_turn : bool
+        Whether messages wait for a free process. The timeout is then counted anew from each reply: with it a process
+        is free, and within the timeout the next one answers or is stopped. A client that hangs therefore costs its own
+        reply, and not those of the clients behind it.
     """
     pending: dict[str, _Sent[About]] = {}
     activations = _Activations(grid)
-    deadline, pause = time.monotonic() + timeout, _FIRST_POLL_SECONDS
+    wait, pause = _Wait(timeout), _FIRST_POLL_SECONDS
     while True:
-        _push(grid, next_request, pending, activations, under_way)
-        if not pending or time.monotonic() > deadline:
+        if not wait.is_over():
+            _push(grid, next_request, pending, activations, under_way)
+        if not pending or wait.ends(len(pending)):
             return
         polled = list(pending)[:_PULL_AT_ONCE]
         arrived = list(grid.pull_messages(set(polled)))
+        if arrived and in_turn:
+            wait = _Wait(timeout)
         for message_id in polled:  # move to the end, so that others are polled next
             pending[message_id] = pending.pop(message_id)
         pause = _FIRST_POLL_SECONDS if arrived else min(_LONGEST_POLL_SECONDS, pause * _POLL_GROWTH)
@@ -77,7 +88,8 @@ def exchange_about(
             if sent is not None:  # else it is a second reply to the same message
                 yield sent.about, reply
             del reply
-            _push(grid, next_request, pending, activations, under_way)
+            if not wait.is_over():
+                _push(grid, next_request, pending, activations, under_way)
         for message_id in [key for key, sent in pending.items() if activations.of(sent.node) != sent.activated]:
             sent = pending.pop(message_id)
             yield sent.about, _lost(sent.node)
@@ -92,6 +104,33 @@ class _Sent(Generic[About]):
     about: About
     node: int
     activated: str
+
+
+class _Wait:
+    """The time for which replies are awaited; after it, each message is polled once more: its reply may have arrived.
+
+    Parameters
+    ----------
+    seconds : float
+        The time.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._end = time.monotonic() + seconds
+        self._polls_left: int | None = None
+
+    def is_over(self) -> bool:
+        """Return whether the time is over."""
+        return time.monotonic() > self._end
+
+    def ends(self, num_pending: int) -> bool:
+        """Return whether the time is over and all pending messages were polled since; called before each poll."""
+        if not self.is_over():
+            return False
+        if self._polls_left is None:
+            self._polls_left = math.ceil(num_pending / _PULL_AT_ONCE)
+        self._polls_left -= 1
+        return self._polls_left < 0
 
 
 class _Activations:

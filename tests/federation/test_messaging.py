@@ -71,6 +71,36 @@ def test_messages_that_cannot_be_pushed_or_are_not_answered_are_given_up(grid):
     assert 0.3 <= time.monotonic() - began < 2.0
 
 
+def in_turn(grid, hung, seconds):
+    """Have one process answer, message by message; a client that hangs is stopped after ``seconds``."""
+    pull, began = grid.pull_messages, {}
+
+    def pull_next(ids):
+        first = min(ids, key=lambda message_id: int(message_id.rpartition("-")[2]))
+        busy = seconds if first.endswith(str(hung)) else seconds / 10
+        if time.monotonic() - began.setdefault(first, time.monotonic()) < busy:
+            return []
+        return pull({first})
+
+    grid.pull_messages = pull_next
+
+
+def test_a_client_that_hangs_does_not_cost_the_replies_of_those_behind_it(grid):
+    """With one process and one deadline for all, the first client would use up the time of the others."""
+    in_turn(grid, hung=1, seconds=0.2)
+    assert len(list(exchange(grid, queries(grid), timeout=0.22, under_way=4))) == 4
+
+
+def test_a_reply_that_is_there_when_time_is_over_counts(grid):
+    """The server may be busy with an earlier reply at that moment."""
+    pull, limits = grid.pull_messages, iter([1])
+    grid.pull_messages = lambda ids: pull(set([*ids][: next(limits, None)]))
+    replies = exchange(grid, queries(grid), timeout=0.1)
+    next(replies)
+    time.sleep(0.15)
+    assert len(list(replies)) == 3
+
+
 def test_what_a_node_had_taken_before_it_was_started_anew_is_given_up(grid, monkeypatch):
     """Flower would say nothing of it until the time to live is over."""
     monkeypatch.setattr(messaging, "_NODES_SECONDS", 0.0)
