@@ -179,9 +179,8 @@ class Generation:
         """Have each client sample its own model; the server later generates images that are missing or refused."""
         call = self._strategy.action_call("generate", self._config.pretrain.timeout)
         requests = Requests(self._shares, lambda share, indices: self._request(call, share, indices))
-        room = self._strategy.clients.participants.under_way
-        under_way, in_turn = min(room or _MESSAGES_IN_FLIGHT, _MESSAGES_IN_FLIGHT), room is not None
-        replies = exchange_about(self._strategy.grid, requests.next, call.timeout, under_way, in_turn=in_turn)
+        under_way = min(self._strategy.clients.participants.under_way or _MESSAGES_IN_FLIGHT, _MESSAGES_IN_FLIGHT)
+        replies = exchange_about(self._strategy.grid, requests.next, call.timeout, under_way)
         try:
             for request, reply in replies:
                 self._take(call, request, reply, requests)

@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from flwr.app import Context, Message, RecordDict
 
-from fedddpm_app.federation.deadlines import seconds_left, time_limit
+from fedddpm_app.federation.deadlines import seconds_left, seconds_to_work, time_limit
 
 _START_SECONDS = 600.0  # for the imports of a process; then it hangs, and is replaced
 _EXIT_SECONDS = 10.0  # for a process that closed its connection to exit; a large one needs a moment
@@ -103,13 +103,13 @@ class ClientProcess:
             The app's own exception, with its class name and text. If the app cannot be created, a new child tries again
             with the next message.
         """
-        limit, left = time_limit(message), seconds_left(message)
-        if left <= 0:
+        limit = time_limit(message)
+        if seconds_left(message) <= 0:
             raise ClientProcessError("it waited for a free actor, and did not start before its message was too old")
         try:
-            outcome = self._outcome(message, context, time.monotonic() + left)
-        except TimeoutError as error:  # the imports go on, for the next message
-            raise ClientProcessError(f"its process had not started within {limit:g} s") from error
+            outcome = self._outcome(message, context)
+        except TimeoutError:  # the imports go on, for the next message
+            raise ClientProcessError(f"its process had not started within {limit:g} s") from None
         except (OSError, EOFError, pickle.UnpicklingError):
             was_late, reason = self._child.is_late, self._replace()
             late = f"its process did not answer within {limit:g} s, and was stopped"
@@ -124,17 +124,17 @@ class ClientProcess:
         self._child.kill()
         self._child.end()
 
-    def _outcome(self, message: Message, context: Context, until: float) -> Answer | Failure:
+    def _outcome(self, message: Message, context: Context) -> Answer | Failure:
         """Have the child answer, and replace it if it cannot answer another message."""
         if not self._child.is_alive():
             self._replace()
         try:
-            outcome = self._child.ask(message, context, until)
+            outcome = self._child.ask(message, context)
         except NotStartedError:  # it was about to end already
             if self._child.is_late:
                 raise
             self._replace()
-            outcome = self._child.ask(message, context, until)
+            outcome = self._child.ask(message, context)
         if not self._child.is_ready:  # it could not create the app, which may be repaired before the next message
             self.stop()
         elif self._child.is_late or (isinstance(outcome, Failure) and outcome.is_final):
@@ -186,15 +186,10 @@ class _Child:
             self.end()
         return self._process.poll() is None
 
-    def ask(self, message: Message, context: Context, until: float) -> Answer | Failure:
+    def ask(self, message: Message, context: Context) -> Answer | Failure:
         """Send a message and return its outcome, or the failure to create the app.
 
-        Parameters
-        ----------
-        message, context
-            For the app.
-        until : float
-            A time of ``time.monotonic``; then the process is killed.
+        A process that has not answered in time is killed.
 
         Raises
         ------
@@ -205,10 +200,10 @@ class _Child:
         OSError, EOFError, pickle.UnpicklingError
             If the process ended before it answered.
         """
-        failure = self._wait_until_ready(until)
+        failure = self._wait_until_ready(min(time_limit(message), seconds_left(message)))
         if failure is not None:
             return failure
-        timer = threading.Timer(until - time.monotonic(), self._stop_late)
+        timer = threading.Timer(seconds_to_work(message), self._stop_late)
         timer.daemon = True
         timer.start()
         try:
@@ -222,11 +217,11 @@ class _Child:
             timer.cancel()
         return outcome
 
-    def _wait_until_ready(self, until: float) -> Failure | None:
+    def _wait_until_ready(self, seconds: float) -> Failure | None:
         """Wait until the process has created the app, and return None, or the reason why it could not."""
         if self.is_ready:
             return None
-        if not select.select([self._socket], [], [], max(0.0, until - time.monotonic()))[0]:
+        if not select.select([self._socket], [], [], max(0.0, seconds))[0]:
             raise TimeoutError
         failure: Failure | None = receive(self._answers)
         self.is_ready = failure is None

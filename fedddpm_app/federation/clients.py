@@ -2,6 +2,7 @@
 
 import types
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -10,6 +11,7 @@ from fedddpm_app.config import Config
 from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.deadlines import time_to_live
+from fedddpm_app.federation.errors import ActorLostError
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.records import FORGET, request
@@ -75,8 +77,9 @@ class Clients:
     def forget(self, grid: Grid, timeout: float) -> None:
         """Ask all connected clients to remove the state that they keep for this run."""
         messages = self.address(self.present(), FORGET, {}, 0, timeout)
-        for _ in exchange(grid, messages, timeout, self.participants.under_way):
-            continue
+        with suppress(ActorLostError):  # at the end of the run, which is complete
+            for _ in exchange(grid, messages, timeout, self.participants.under_way):
+                continue
 
     def address(
         self,
@@ -103,7 +106,7 @@ class Clients:
         contents = {r: request(arrays, server_round, r, self.state_run, timeout) for r in asked}
         self._accounting.bytes_down += sum(packed.num_bytes for packed in records.values()) * len(partitions)
         node_of, under_way = self.participants.node_of, self.participants.under_way
-        ttl = time_to_live(timeout, 0 if under_way is None else max(under_way, len(partitions)))
+        ttl = time_to_live(timeout, max(under_way, len(partitions)) if under_way else 0)
         steps = self._steps.get(message_type, {})
         longest = max(steps.values(), default=0.0)
         return [

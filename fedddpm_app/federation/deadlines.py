@@ -1,14 +1,13 @@
 """The time limit of a message: the seconds for a client's work. This module imports no torch.
 
-Where every client has a process of its own, all of them begin at once: the server waits for the time limit. In a
-simulation with fewer processes than clients, a message waits for a free process. Its time limit counts from the start
-of the work, so that a client that hangs does not use up the time of the clients behind it. The server then waits as
-long as replies arrive within the time limit of each other: see ``exchange_about``.
+In a deployment, all clients begin at once, and the server waits for the time limit. In a simulation, a message may wait
+for a free process, and for the start of a process after a death or a hang. There, the time limit counts from the start
+of the work: a client that hangs does not use up the time of the clients behind it. The server then waits as long as
+replies follow each other, see ``exchange``.
 
 Flower drops a message when its time to live is over, so a message lives a margin longer than the server may wait.
 """
 
-import math
 import time
 
 from flwr.app import Message
@@ -18,38 +17,41 @@ _MARGIN_SECONDS = 60.0
 _LEAD_SECONDS, _LEAD_SHARE = 5.0, 0.1  # a client stops earlier, so that its reason arrives while the server waits
 
 
-def time_to_live(timeout: float, ahead: int = 0) -> float:
+def time_to_live(timeout: float, queue: int = 0) -> float:
     """Return the time to live of a message, in seconds.
 
     Parameters
     ----------
     timeout : float
         Its time limit, in seconds.
-    ahead : int
-        The largest number of messages that may have to be answered before it.
+    queue : int
+        The largest number of messages that one process answers, this one included; 0 if none has to wait.
     """
-    return timeout * (1 + ahead) + _MARGIN_SECONDS
+    return timeout * max(1, 2 * queue) + _MARGIN_SECONDS  # twice: a process may have to start before it works
 
 
 def time_limit(message: Message) -> float:
-    """Return the time limit of a message, in seconds.
-
-    A message without one, such as the first query, must be answered within its time to live, less the margin.
-    """
+    """Return the time limit of a message, in seconds; without one, as in the first query, its time to live counts."""
     named = _named_limit(message)
     return _seconds_to_live(message) if named is None else named
 
 
 def seconds_left(message: Message) -> float:
-    """Return the seconds in which a client that starts to work now must answer; at most 0 if it is too late.
+    """Return the seconds in which a client must answer that starts its process now; at most 0 if it is too late.
 
     The clocks of the server's and the client's hosts must agree.
     """
-    named = _named_limit(message)
-    limit = time_limit(message)
-    lead = min(_LEAD_SECONDS, _LEAD_SHARE * limit)
-    until_dropped = message.metadata.created_at + _seconds_to_live(message) - lead - time.time()
-    return min(math.inf if named is None else named - lead, until_dropped)
+    lives = _seconds_to_live(message) if _named_limit(message) is None else message.metadata.ttl
+    return message.metadata.created_at + lives - _lead(message) - time.time()
+
+
+def seconds_to_work(message: Message) -> float:
+    """Return the seconds in which a client must answer that starts to work now."""
+    return min(time_limit(message) - _lead(message), seconds_left(message))
+
+
+def _lead(message: Message) -> float:
+    return min(_LEAD_SECONDS, _LEAD_SHARE * time_limit(message))
 
 
 def _named_limit(message: Message) -> float | None:

@@ -17,8 +17,10 @@ from flwr.supercore.exit.exit_handler import registered_exit_handlers
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.utils import get_flwr_home
+from google.protobuf.message import DecodeError
 
 __all__ = [
+    "UNREADABLE",
     "ErrorCode",
     "NodeInfo",
     "Run",
@@ -30,6 +32,11 @@ __all__ = [
     "set_message_id",
     "set_source",
 ]
+
+
+# what a grid of a deployment raises while it decodes the objects of a reply, which are a client's bytes; errors of the
+# connection to the SuperLink are other classes
+UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, DecodeError)
 
 
 def set_source(message: Message, node: int) -> None:

@@ -4,38 +4,58 @@ Flower delivers a message to its node once. If the node then disconnects, Flower
 if the node is disconnected at the moment of polling. For a node that reconnects before that moment, no reply would
 arrive until the time limit. The time of a node's last activation shows this case: if the node was activated again after
 a message was sent, the message is given up.
+
+In a deployment, Flower decodes the objects of a reply when it is pulled. These are a client's bytes, and a malformed
+object raises. Replies are therefore pulled one by one, and such a reply becomes an error of its node alone.
 """
 
-import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from flwr.app import Error, Message, RecordDict
+from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
-from fedddpm_app.federation.flower_internals import ErrorCode, set_source
+from fedddpm_app.federation.errors import ActorLostError
+from fedddpm_app.federation.flower_internals import UNREADABLE, ErrorCode, set_source
+from fedddpm_app.federation.participants import is_deployed
+from fedddpm_app.federation.reasons import DEAD_ACTOR, is_dead_actor, one_line
 
 _FIRST_POLL_SECONDS = 0.005
 _LONGEST_POLL_SECONDS = 0.1
 _POLL_GROWTH = 1.3
 _NODES_SECONDS = 2.0  # between updates of the list of nodes
-_PULL_AT_ONCE = 8  # in a deployment, a pull loads every reply that is ready into memory
+_PULLS = 8  # between two pauses: in a deployment, each one is a request to the SuperLink
+_LAST_PULLS_SECONDS = 1.0  # after the deadline, for the replies that arrived before it
 About = TypeVar("About")
+
+
+def pull_reply(grid: Grid, message_id: str, node: int) -> Message | None:
+    """Return the reply of a node to one message, or None if there is none yet.
+
+    Its source is the node that the message went to, whatever the reply says. A reply that Flower cannot decode, or that
+    has no records, becomes an error of that node.
+    """
+    try:
+        reply = next(iter(grid.pull_messages({message_id})), None)
+        if reply is None:
+            return None
+        if not reply.has_error() and not isinstance(reply.content, RecordDict):
+            raise TypeError(f"its content is not a RecordDict: {type(reply.content).__name__}")
+    except UNREADABLE as error:
+        reason = one_line(f"its reply cannot be decoded: {type(error).__name__}: {error}")
+        return _error_of(node, ErrorCode.UNKNOWN, reason)
+    set_source(reply, node)
+    return reply
 
 
 def exchange(
     grid: Grid, messages: Iterable[Message], timeout: float, under_way: int | None = None
 ) -> Iterator[Message]:
-    """Push messages and yield their replies in the order of arrival, with few in memory; see ``exchange_about``.
-
-    The source of a reply is the node that the message went to, whatever the reply says.
-    """
+    """Push messages and yield their replies in the order of arrival, one in memory; see ``exchange_about``."""
     requests = ((message.metadata.dst_node_id, message) for message in messages)
-    in_turn = under_way is not None
-    for node, reply in exchange_about(grid, lambda: next(requests, None), timeout, under_way, in_turn=in_turn):
-        set_source(reply, node)
+    for _, reply in exchange_about(grid, lambda: next(requests, None), timeout, under_way):
         yield reply
         del reply
 
@@ -45,8 +65,6 @@ def exchange_about(
     next_request: Callable[[], tuple[About, Message] | None],
     timeout: float,
     under_way: int | None = None,
-    *,
-    in_turn: bool = False,
 ) -> Iterator[tuple[About, Message]]:
     """Push messages and yield their replies in the order of arrival, each with the subject of its message.
 
@@ -58,43 +76,71 @@ def exchange_about(
         Called when there is room for a message; returns the subject of the next message, and the message. It returns
         None if there is none, or none yet: it is called again after each reply.
     timeout : float
-        Seconds after which the replies still missing are given up.
+        Seconds after which the replies still missing are given up. In a simulation, they are a client's time limit,
+        and a client that hangs does not cost the replies of the clients behind it: the server waits for twice as long,
+        and anew after each reply. With that reply a process was free, which may have to start again.
     under_way : int, optional
         The largest number of messages without a reply: the next message is sent when a reply was consumed. A simulation
         then works in the order of the messages, and replies do not pile up. None sends all messages at once.
-    in_turn : bool
-        Whether messages wait for a free process. The timeout is then counted anew from each reply: with it a process
-        is free, and within the timeout the next one answers or is stopped. A client that hangs therefore costs its own
-        reply, and not those of the clients behind it.
+
+    Raises
+    ------
+    ActorLostError
+        In a simulation, if the process of an actor died.
     """
     pending: dict[str, _Sent[About]] = {}
     activations = _Activations(grid)
-    wait, pause = _Wait(timeout), _FIRST_POLL_SECONDS
-    while True:
-        if not wait.is_over():
-            _push(grid, next_request, pending, activations, under_way)
-        if not pending or wait.ends(len(pending)):
+    in_turn, pause = not is_deployed(grid.run), _FIRST_POLL_SECONDS
+    patience = 2 * timeout if in_turn else timeout
+    deadline = time.monotonic() + patience
+    while time.monotonic() < deadline:
+        _push(grid, next_request, pending, activations, under_way)
+        if not pending:
             return
-        polled = list(pending)[:_PULL_AT_ONCE]
-        arrived = list(grid.pull_messages(set(polled)))
-        if arrived and in_turn:
-            wait = _Wait(timeout)
-        for message_id in polled:  # move to the end, so that others are polled next
-            pending[message_id] = pending.pop(message_id)
-        pause = _FIRST_POLL_SECONDS if arrived else min(_LONGEST_POLL_SECONDS, pause * _POLL_GROWTH)
-        while arrived:
-            reply = arrived.pop(0)
-            sent = pending.pop(reply.metadata.reply_to_message_id, None)
-            if sent is not None:  # else it is a second reply to the same message
-                yield sent.about, reply
+        pause = min(_LONGEST_POLL_SECONDS, pause * _POLL_GROWTH)
+        for message_id in [*pending][:_PULLS]:
+            sent = pending.pop(message_id)
+            reply = _pull(grid, message_id, sent.node)
+            if reply is None:
+                pending[message_id] = sent  # at the end, so that others are pulled next
+                continue
+            pause = _FIRST_POLL_SECONDS
+            yield sent.about, reply
             del reply
-            if not wait.is_over():
-                _push(grid, next_request, pending, activations, under_way)
+            if in_turn:
+                deadline = time.monotonic() + patience
+            _push(grid, next_request, pending, activations, under_way)
         for message_id in [key for key, sent in pending.items() if activations.of(sent.node) != sent.activated]:
             sent = pending.pop(message_id)
-            yield sent.about, _lost(sent.node)
+            yield sent.about, _error_of(sent.node, ErrorCode.NODE_UNAVAILABLE, "its node was restarted in the meantime")
         if pending:
             time.sleep(pause)
+    yield from _last_replies(grid, pending)
+
+
+def _pull(grid: Grid, message_id: str, node: int) -> Message | None:
+    """Return the reply to a message, or None; ``ActorLostError`` if a simulation's actor died instead."""
+    reply = pull_reply(grid, message_id, node)
+    if reply is not None and reply.has_error() and not is_deployed(grid.run) and is_dead_actor(reply.error):
+        raise ActorLostError(DEAD_ACTOR)
+    return reply
+
+
+def _last_replies(grid: Grid, pending: "dict[str, _Sent[About]]") -> Iterator[tuple[About, Message]]:
+    """Yield the replies that arrived between the last pull and the deadline.
+
+    The time is bounded: in-process, a pull is the work of a client.
+    """
+    left = _LAST_PULLS_SECONDS
+    for message_id, sent in pending.items():
+        began = time.monotonic()
+        reply = _pull(grid, message_id, sent.node)
+        left -= time.monotonic() - began
+        if reply is not None:
+            yield sent.about, reply
+            del reply
+        if left < 0:
+            return
 
 
 @dataclass(frozen=True)
@@ -104,33 +150,6 @@ class _Sent(Generic[About]):
     about: About
     node: int
     activated: str
-
-
-class _Wait:
-    """The time for which replies are awaited; after it, each message is polled once more: its reply may have arrived.
-
-    Parameters
-    ----------
-    seconds : float
-        The time.
-    """
-
-    def __init__(self, seconds: float) -> None:
-        self._end = time.monotonic() + seconds
-        self._polls_left: int | None = None
-
-    def is_over(self) -> bool:
-        """Return whether the time is over."""
-        return time.monotonic() > self._end
-
-    def ends(self, num_pending: int) -> bool:
-        """Return whether the time is over and all pending messages were polled since; called before each poll."""
-        if not self.is_over():
-            return False
-        if self._polls_left is None:
-            self._polls_left = math.ceil(num_pending / _PULL_AT_ONCE)
-        self._polls_left -= 1
-        return self._polls_left < 0
 
 
 class _Activations:
@@ -149,12 +168,10 @@ class _Activations:
         return self._known.get(node, "")
 
 
-def _lost(node: int) -> Message:
-    """Return Flower's error for an unavailable node, with that node as its source."""
-    reply = Message(
-        Error(ErrorCode.NODE_UNAVAILABLE, "its node was restarted in the meantime"),
-        reply_to=Message(RecordDict(), dst_node_id=node, message_type="query"),
-    )
+def _error_of(node: int, code: int, reason: str) -> Message:
+    """Return an error in place of a reply, with a node as its source."""
+    request = Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY)
+    reply = Message(Error(code, reason), reply_to=request)
     set_source(reply, node)
     return reply
 

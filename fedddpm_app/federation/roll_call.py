@@ -13,6 +13,7 @@ from fedddpm_app.config import ConfigError, shown
 from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.flower_internals import ErrorCode
+from fedddpm_app.federation.messaging import pull_reply
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.reasons import reason_of
 from fedddpm_app.federation.records import METRICS, NUM_PARTITIONS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
@@ -148,10 +149,11 @@ class RollCall:
 
     def _read_answers(self) -> None:
         """Read the answers that have arrived."""
-        for reply in list(self._grid.pull_messages(set(self._pending))) if self._pending else []:
-            node = self._pending.pop(reply.metadata.reply_to_message_id, None)
-            if node is None:  # a second answer to the same message
+        for message_id, node in list(self._pending.items()):
+            reply = pull_reply(self._grid, message_id, node)
+            if reply is None:
                 continue
+            del self._pending[message_id]
             if reply.has_error() and reply.error.code in _GONE:
                 self._queried.discard(node)
                 continue

@@ -67,10 +67,10 @@ FAULTS = {
 }
 
 
-def message_of(fault, timeout=100.0, ahead=0):
+def message_of(fault, timeout=100.0, queue=0):
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 1
     content = RecordDict({"config": ConfigRecord({"fault": fault})})
-    return Message(content, dst_node_id=1000, message_type="train", ttl=time_to_live(timeout, ahead))
+    return Message(content, dst_node_id=1000, message_type="train", ttl=time_to_live(timeout, queue))
 
 
 def create():

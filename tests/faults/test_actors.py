@@ -3,6 +3,7 @@
 import re
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -53,11 +54,11 @@ def run_with_faults(tmp_path):
     (folder / "client_app.py").write_text(CLIENT_APP)
     shutil.copyfile(ROOT / "tests" / "faults" / "wrapper.py", folder / "wrapper.py")
 
-    def run(faults, actors, code=0, **overrides):
-        arguments = command(
-            *("--app", str(folder), "--federation-config", f"init-args-num-cpus={actors}"),
-            **{"output_dir": "out", "run_name": "sim", "algorithm": "fedddpm", "algorithm_options": ""} | overrides,
-        )
+    def run(faults, actors, code=0, resume=False, **overrides):
+        places = ("--app", str(folder), "--federation-config", f"init-args-num-cpus={actors}")
+        fixed = {"output_dir": "out", "run_name": "sim", "algorithm": "fedddpm", "algorithm_options": ""}
+        resumed = [sys.executable, "-m", "fedddpm_app.cli", "run", *places, "--resume", str(tmp_path / "out" / "sim")]
+        arguments = resumed if resume else command(*places, **fixed | overrides)
         environment = marked(tmp_path) | {VARIABLE: faults, "RAY_memory_usage_threshold": "0.01"}  # Ray kills no actor
         done = subprocess.run(
             [*within, *arguments],
@@ -140,3 +141,15 @@ def test_other_faults_in_other_phases(run_with_faults):
 def test_faults_do_not_cost_the_only_actor_nor_the_replies_of_the_clients_behind_it(run_with_faults):
     faults = "pretrain:0:0:hang generate:1:0:hang train:1:1:kill train:0:2:hang evaluate:0:3:hang"
     check(run_with_faults(faults, actors=1, num_rounds=4, **NODES), faults)
+
+
+@pytest.mark.slow
+@pytest.mark.long
+@pytest.mark.timeout(420)
+def test_a_killed_actor_ends_the_run_which_continues_without_a_loss(run_with_faults):
+    """Flower would give each later message to the dead actor first."""
+    run = run_with_faults("train:1:2:kill-actor", actors=2, code=1, num_rounds=3)
+    assert run.summary["status"] == "failed"
+    assert "a Ray actor was killed" in run.summary["error"]
+    assert [row["round"] for row in run.rounds()] == [1]
+    check(run_with_faults("", actors=2, resume=True), "")

@@ -9,13 +9,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, MetricRecord, RecordDict
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fedddpm_app.auxiliary.pretraining import PRETRAIN
 from fedddpm_app.cli.fetch import FetchError, FileReceiver
 from fedddpm_app.config import ConfigError
+from fedddpm_app.federation.messaging import exchange
+from fedddpm_app.federation.reasons import reason_of
 from fedddpm_app.federation.replies import ReplyRefusedError, ReplySpec, accept_reply
 from fedddpm_app.federation.roll_call import RollCall
 from fedddpm_app.inprocess.grid import InProcessGrid
@@ -28,6 +30,7 @@ from fedddpm_app.transport.reference import FileReference
 from fedddpm_app.transport.shared import SharedDirectory, map_file, write_file
 from fedddpm_app.transport.wire import get_wire
 from tests.faults.mutations import MANY, blobs, bounded, edited, json_texts
+from tests.federation.flower_grid import deployed_grid
 
 WEIGHTS = {"conv.weight": torch.ones(3, 2), "norm.bias": torch.ones(4), "steps": torch.tensor(7)}
 LAYOUT = Layout(WEIGHTS)
@@ -216,6 +219,36 @@ def test_a_reply(config, grid, directory, spec):
 def grid(config):
     """Flower's identity of this process, without which no message can be made."""
     return InProcessGrid(lambda message, context: message, 2, {})
+
+
+def test_the_objects_of_a_message(monkeypatch):
+    """A node of a deployment sends them; Flower's grid decodes them."""
+
+    @MANY
+    @given(st.data())
+    def check(data):
+        def spoil(node, objects):
+            if node == 1001:
+                key = data.draw(st.sampled_from(sorted(objects, key=objects.__getitem__)))
+                head, _, body = objects[key].partition(b"\0")
+                form = data.draw(st.integers(0, 2))
+                objects[key] = data.draw((edited(objects[key]), edited(head).map(lambda h: h + b"\0" + body),
+                                          edited(body).map(lambda b: head + b"\0" + b))[form])  # fmt: skip
+
+        def answer(node, message):
+            content = {"metrics": MetricRecord({"node": node, "list": [1.5]}), "config": ConfigRecord({"a": str(node)})}
+            content["arrays"] = one_array(FLAT, b"%d" % node)  # equal objects would be one object of both nodes
+            return Message(RecordDict(content), reply_to=message)
+
+        grid = deployed_grid(monkeypatch, [1000, 1001], answer, spoil)
+        asked = [Message(RecordDict(), dst_node_id=node, message_type="train") for node in (1000, 1001)]
+        replies = {reply.metadata.src_node_id: reply for reply in exchange(grid, asked, 5.0)}
+        assert replies.keys() == {1000, 1001}
+        assert replies[1000].content["metrics"]["node"] == 1000
+        if replies[1001].has_error():
+            check_reason(reason_of(replies[1001].error))
+
+    check()
 
 
 IDENTITY = {"partition-id": 0, "worker": 1, "shares-memory": 0}

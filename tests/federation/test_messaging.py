@@ -1,13 +1,19 @@
 import time
+from contextlib import nullcontext
 from functools import partial
 
-from flwr.app import Message, RecordDict
+import httpx
+import pytest
+from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
 from fedddpm_app.federation import messaging
-from fedddpm_app.federation.flower_internals import set_source
+from fedddpm_app.federation.errors import ActorLostError
+from fedddpm_app.federation.flower_internals import TaskType, set_source
 from fedddpm_app.federation.messaging import exchange, exchange_about
+from fedddpm_app.federation.roll_call import RollCall
+from tests.federation.flower_grid import deployed_grid
 
 
 def queries(grid):
@@ -34,6 +40,72 @@ def test_a_node_cannot_answer_in_anothers_name(grid):
     replies = exchange(grid, queries(grid), timeout=5.0)
     partitions = {m.metadata.src_node_id: m.content["metrics"]["partition-id"] for m in replies}
     assert partitions == {1000: 0, 1001: 1, 1002: 2, 1003: 3}
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        ("RecordDict", b"no json"),
+        ("RecordDict", b"[1]"),
+        ("RecordDict", b"[" * 100_000),
+        ("MetricRecord", b"\xff\xff"),
+        ("Message", b"\n\xff"),
+    ],
+)
+def test_a_malformed_object_of_a_node_costs_that_node_alone(monkeypatch, kind, body):
+    """Flower's grid of a deployment decodes them when they are pulled."""
+
+    def spoil(node, objects):
+        for key in [key for key, content in objects.items() if content.startswith(kind.encode()) and node == 1001]:
+            head = objects[key].partition(b"\0")[0].rpartition(b" ")[0]
+            objects[key] = head + f" {len(body)}".encode() + b"\0" + body
+
+    def answer(node, message):
+        return Message(RecordDict({"metrics": MetricRecord({"partition-id": node - 1000})}), reply_to=message)
+
+    grid = deployed_grid(monkeypatch, [1000, 1001, 1002], answer, spoil)
+    assert RollCall(grid, 3, 0.2).start(2).present == [0, 2]
+    replies = {reply.metadata.src_node_id: reply for reply in exchange(grid, queries(grid), timeout=5.0)}
+    assert replies[1001].error.reason.startswith("its reply cannot be decoded: ")
+    partitions = {node: reply.content["metrics"]["partition-id"] for node, reply in replies.items() if node != 1001}
+    assert partitions == {1000: 0, 1002: 2}
+
+
+def test_a_reply_belongs_to_the_message_that_it_was_pulled_for(monkeypatch):
+    """The id that it names is the node's text: node 1001 answers the message to node 1002, and nothing else."""
+    asked = {}
+
+    def answer(node, message):
+        asked[node] = message
+        reply = Message(RecordDict({"metrics": MetricRecord({"node": node})}), reply_to=message)
+        if node == 1001:
+            reply.metadata.__dict__["_reply_to_message_id"] = asked[1002].metadata.message_id
+        return reply
+
+    grid = deployed_grid(monkeypatch, [1002, 1001], answer)
+    replies = [(m.metadata.src_node_id, m.content["metrics"]["node"]) for m in exchange(grid, queries(grid), 5.0)]
+    assert sorted(replies) == [(1001, 1001), (1002, 1002)]
+
+
+def test_an_error_of_the_connection_is_not_a_nodes_error(monkeypatch):
+    grid = deployed_grid(monkeypatch, [1000], lambda node, message: Message(RecordDict(), reply_to=message))
+    asked = queries(grid)
+
+    def unreachable(ids):
+        raise httpx.ConnectError("the SuperLink is gone")
+
+    monkeypatch.setattr(grid, "pull_messages", unreachable)
+    with pytest.raises(httpx.ConnectError):
+        list(exchange(grid, asked, 5.0))
+
+
+def test_a_reply_that_arrives_just_before_the_deadline_counts(grid, monkeypatch):
+    """The last pause may be longer than the time that is left."""
+    began, pull = time.monotonic(), grid.pull_messages
+    monkeypatch.setattr(messaging, "_LONGEST_POLL_SECONDS", 0.4)
+    monkeypatch.setattr(messaging, "_FIRST_POLL_SECONDS", 0.4)
+    grid.pull_messages = lambda ids: pull(ids) if time.monotonic() > began + 0.15 else []
+    assert len(list(exchange(grid, queries(grid), timeout=0.2))) == 4
 
 
 def test_missing_replies_are_given_up_after_the_timeout(grid):
@@ -71,6 +143,17 @@ def test_messages_that_cannot_be_pushed_or_are_not_answered_are_given_up(grid):
     assert 0.3 <= time.monotonic() - began < 2.0
 
 
+@pytest.mark.parametrize("deployed", [False, True])
+def test_a_dead_actor_ends_a_simulation_and_a_node_cannot_pretend_one(grid, deployed):
+    if deployed:
+        grid.run.primary_task_type = TaskType.SERVER_APP
+    died = Error(0, "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly'>")
+    sent = queries(grid)
+    grid.pull_messages = lambda ids: [Message(died, reply_to=sent[0])]
+    with nullcontext() if deployed else pytest.raises(ActorLostError, match="can be resumed"):
+        assert all(reply.has_error() for reply in exchange(grid, sent, timeout=5.0))
+
+
 def in_turn(grid, hung, seconds):
     """Have one process answer, message by message; a client that hangs is stopped after ``seconds``."""
     pull, began = grid.pull_messages, {}
@@ -88,7 +171,7 @@ def in_turn(grid, hung, seconds):
 def test_a_client_that_hangs_does_not_cost_the_replies_of_those_behind_it(grid):
     """With one process and one deadline for all, the first client would use up the time of the others."""
     in_turn(grid, hung=1, seconds=0.2)
-    assert len(list(exchange(grid, queries(grid), timeout=0.22, under_way=4))) == 4
+    assert len(list(exchange(grid, queries(grid), timeout=0.12, under_way=4))) == 4
 
 
 def test_a_reply_that_is_there_when_time_is_over_counts(grid):
