@@ -24,7 +24,7 @@ from typing import IO, Any
 
 from flwr.app import Context, Message, RecordDict
 
-from fedddpm_app.federation.deadlines import seconds_left, seconds_to_work, time_limit
+from fedddpm_app.federation.deadlines import START_SECONDS, seconds_left, seconds_to_work, time_limit
 
 _START_SECONDS = 600.0  # for the imports of a process; then it hangs, and is replaced
 _EXIT_SECONDS = 10.0  # for a process that closed its connection to exit; a large one needs a moment
@@ -109,7 +109,7 @@ class ClientProcess:
         try:
             outcome = self._outcome(message, context)
         except TimeoutError:  # the imports go on, for the next message
-            raise ClientProcessError(f"its process had not started within {limit:g} s") from None
+            raise ClientProcessError("its process had not started in time") from None
         except (OSError, EOFError, pickle.UnpicklingError):
             was_late, reason = self._child.is_late, self._replace()
             late = f"its process did not answer within {limit:g} s, and was stopped"
@@ -200,7 +200,7 @@ class _Child:
         OSError, EOFError, pickle.UnpicklingError
             If the process ended before it answered.
         """
-        failure = self._wait_until_ready(min(time_limit(message), seconds_left(message)))
+        failure = self._wait_until_ready(min(START_SECONDS, seconds_left(message)))
         if failure is not None:
             return failure
         timer = threading.Timer(seconds_to_work(message), self._stop_late)

@@ -13,7 +13,7 @@ from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.errors import ActorLostError
 from fedddpm_app.federation.messaging import exchange
-from fedddpm_app.federation.participants import Participants
+from fedddpm_app.federation.participants import Participants, is_deployed
 from fedddpm_app.federation.records import FORGET, request
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.roll_call import RollCall
@@ -40,6 +40,8 @@ class Clients:
     ----------
     refusals : dict of int to str
         By partition, the reason why its last reply was refused or is missing.
+    simulated : bool
+        Whether messages may wait for a free process.
     state_run : str
         The id of the run that the clients' states belong to: of a resumed run, the first one.
     """
@@ -56,6 +58,7 @@ class Clients:
         self.transport = transport
         self.admission = admission
         self.refusals: dict[int, str] = {}
+        self.simulated = False
         self.state_run = ""
         self._roll_call = roll_call
         self._accounting = accounting
@@ -67,7 +70,9 @@ class Clients:
         waiting = config.waiting
         roll_call = RollCall(grid, config.data.num_clients, waiting.node_timeout, transport.probe())
         found = roll_call.start(waiting.min_available_nodes)
-        return cls(found, accounting, transport, Admission(config), roll_call)
+        clients = cls(found, accounting, transport, Admission(config), roll_call)
+        clients.simulated = not is_deployed(grid.run)
+        return clients
 
     def present(self, at_least: int = 0) -> list[int]:
         """Return the partitions of the connected clients; wait a bounded time for ``at_least`` of them."""
@@ -106,7 +111,7 @@ class Clients:
         contents = {r: request(arrays, server_round, r, self.state_run, timeout) for r in asked}
         self._accounting.bytes_down += sum(packed.num_bytes for packed in records.values()) * len(partitions)
         node_of, under_way = self.participants.node_of, self.participants.under_way
-        ttl = time_to_live(timeout, max(under_way, len(partitions)) if under_way else 0)
+        ttl = time_to_live(timeout, max(under_way or 1, len(partitions)) if self.simulated else 0)
         steps = self._steps.get(message_type, {})
         longest = max(steps.values(), default=0.0)
         return [

@@ -13,6 +13,7 @@ import time
 from flwr.app import Message
 
 TIME_LIMIT = "time-limit"  # in a message's config
+START_SECONDS = 300.0  # for a process to start: seconds of imports, but Ray gives its processes a low priority
 _MARGIN_SECONDS = 60.0
 _LEAD_SECONDS, _LEAD_SHARE = 5.0, 0.1  # a client stops earlier, so that its reason arrives while the server waits
 
@@ -25,9 +26,14 @@ def time_to_live(timeout: float, queue: int = 0) -> float:
     timeout : float
         Its time limit, in seconds.
     queue : int
-        The largest number of messages that one process answers, this one included; 0 if none has to wait.
+        In a simulation, the largest number of messages that one process answers, this one included; 0 otherwise.
     """
-    return timeout * max(1, 2 * queue) + _MARGIN_SECONDS  # twice: a process may have to start before it works
+    return (patience(timeout) * queue if queue else timeout) + _MARGIN_SECONDS
+
+
+def patience(timeout: float) -> float:
+    """Return the seconds in which a simulation's process answers or stops a client, even if it has to start first."""
+    return timeout + START_SECONDS
 
 
 def time_limit(message: Message) -> float:
@@ -37,7 +43,7 @@ def time_limit(message: Message) -> float:
 
 
 def seconds_left(message: Message) -> float:
-    """Return the seconds in which a client must answer that starts its process now; at most 0 if it is too late.
+    """Return the seconds in which a message must be answered; at most 0 if it is too late.
 
     The clocks of the server's and the client's hosts must agree.
     """

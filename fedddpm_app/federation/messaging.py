@@ -17,6 +17,7 @@ from typing import Any, Generic, TypeVar
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fedddpm_app.federation.deadlines import patience
 from fedddpm_app.federation.errors import ActorLostError
 from fedddpm_app.federation.flower_internals import UNREADABLE, ErrorCode, set_source
 from fedddpm_app.federation.participants import is_deployed
@@ -77,8 +78,8 @@ def exchange_about(
         None if there is none, or none yet: it is called again after each reply.
     timeout : float
         Seconds after which the replies still missing are given up. In a simulation, they are a client's time limit,
-        and a client that hangs does not cost the replies of the clients behind it: the server waits for twice as long,
-        and anew after each reply. With that reply a process was free, which may have to start again.
+        and a client that hangs does not cost the replies of the clients behind it: the server waits anew after each
+        reply, which made a process free, and also for the start of such a process.
     under_way : int, optional
         The largest number of messages without a reply: the next message is sent when a reply was consumed. A simulation
         then works in the order of the messages, and replies do not pile up. None sends all messages at once.
@@ -91,8 +92,8 @@ def exchange_about(
     pending: dict[str, _Sent[About]] = {}
     activations = _Activations(grid)
     in_turn, pause = not is_deployed(grid.run), _FIRST_POLL_SECONDS
-    patience = 2 * timeout if in_turn else timeout
-    deadline = time.monotonic() + patience
+    seconds = patience(timeout) if in_turn else timeout
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         _push(grid, next_request, pending, activations, under_way)
         if not pending:
@@ -108,7 +109,7 @@ def exchange_about(
             yield sent.about, reply
             del reply
             if in_turn:
-                deadline = time.monotonic() + patience
+                deadline = time.monotonic() + seconds
             _push(grid, next_request, pending, activations, under_way)
         for message_id in [key for key, sent in pending.items() if activations.of(sent.node) != sent.activated]:
             sent = pending.pop(message_id)

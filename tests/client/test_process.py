@@ -131,7 +131,7 @@ def test_a_process_that_dies_unnoticed_between_messages_costs_none(ask, process,
 
 def test_a_start_that_takes_longer_than_a_message_goes_on_for_the_next(context):
     process = ClientProcess("tests.client.faulty:slow")
-    with pytest.raises(ClientProcessError, match=r"its process had not started within 0.5 s"):
+    with pytest.raises(ClientProcessError, match=r"its process had not started in time"):
         process.answer(message_of("", timeout=0.5), context)
     asked = time.time()
     pid = process.answer(message_of(""), context).content["metrics"]["pid"]
@@ -155,9 +155,9 @@ def test_the_time_limit_is_the_servers(context):
 
 def test_the_time_limit_counts_from_the_start_of_the_work(process, context, monkeypatch):
     """Else the messages that wait behind a client that hangs would have no time left."""
-    message = message_of("", timeout=10.0, queue=4)
+    message = message_of("", timeout=10.0, queue=1)
     message.content["config"][TIME_LIMIT] = 10.0
-    for waited, left in ((0, 9.0), (130, 9.0), (135, 4.0), (141, -2.0)):
+    for waited, left in ((0, 9.0), (360, 9.0), (365, 4.0), (371, -2.0)):
         began = message.metadata.created_at + waited
         monkeypatch.setattr("fedddpm_app.federation.deadlines.time.time", lambda began=began: began)
         assert seconds_to_work(message) == pytest.approx(left)
