@@ -60,6 +60,7 @@ def run_with_faults(tmp_path):
         resumed = [sys.executable, "-m", "fedddpm_app.cli", "run", *places, "--resume", str(tmp_path / "out" / "sim")]
         arguments = resumed if resume else command(*places, **fixed | overrides)
         environment = marked(tmp_path) | {VARIABLE: faults, "RAY_memory_usage_threshold": "0.01"}  # Ray kills no actor
+        environment["RAY_worker_niceness"] = "0"  # beside other tests, actors would hardly run
         done = subprocess.run(
             [*within, *arguments],
             cwd=tmp_path,
