@@ -8,7 +8,7 @@ import itertools
 import json
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -29,8 +29,9 @@ from fedddpm_app.config import Config, default_run_config, load_config
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.inprocess.simulate import MemoryRecorder
+from fedddpm_app.recording.checkpoints import CheckpointWriter
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
-from fedddpm_app.weights import num_bytes, snapshot
+from fedddpm_app.weights import Weights, num_bytes, snapshot
 
 VARIABLE = "FEDDDPM_ECHO"
 STOCK = "stock"
@@ -38,7 +39,10 @@ STOCK = "stock"
 
 @dataclass(frozen=True)
 class Echo:
-    """One federation: ``kind`` is ``stock`` or a value of the ``transport`` key; ``result`` is the results' file."""
+    """One federation: ``kind`` is ``stock`` or a value of the ``transport`` key; ``result`` is the results' file.
+
+    With ``checkpoints``, ours writes one after each round, into ``scratch``.
+    """
 
     kind: str
     clients: int
@@ -48,6 +52,7 @@ class Echo:
     wire_dtype: str = "fp32"
     clients_per_round: int = 0
     model: str = LARGE
+    checkpoints: bool = False
 
     def to_environment(self) -> dict[str, str]:
         """Return the environment variable that the apps read this object from."""
@@ -96,6 +101,28 @@ class Strict(FedAvg):
         return super().aggregate_train(server_round, replies)
 
 
+class CheckpointRecorder(MemoryRecorder):
+    """Writes the checkpoints of a run, and keeps its other records in memory."""
+
+    def __init__(self, scratch: Path) -> None:
+        super().__init__(scratch)
+        self._writer = CheckpointWriter(scratch)
+
+    def save_checkpoint(
+        self,
+        server_round: int,
+        models: Mapping[str, Weights],
+        state: Mapping[str, object],
+        is_kept: Callable[[int], bool],
+    ) -> None:
+        """Write a checkpoint in the background."""
+        self._writer.save(server_round, models, state, {}, is_kept)
+
+    def check_checkpoint(self) -> None:
+        """Wait for the last checkpoint, and raise its error."""
+        self._writer.check()
+
+
 server_app = ServerApp()
 
 
@@ -116,7 +143,8 @@ def serve(grid: Grid, context: Context) -> None:
         Strict(**everyone).start(grid, ArrayRecord(dict(weights)), num_rounds=echo.rounds, evaluate_fn=stamp)
         moved = 0.0
     else:
-        strategy = FederatedAveraging(echo.config, MemoryRecorder(Path(echo.scratch)), DiffusionTask(echo.config))
+        recorder = (CheckpointRecorder if echo.checkpoints else MemoryRecorder)(Path(echo.scratch))
+        strategy = FederatedAveraging(echo.config, recorder, DiffusionTask(echo.config))
         strategy.start(grid, to_arrays(weights), num_rounds=echo.rounds, evaluate_fn=stamp)
         if strategy.clients.refusals:
             raise RuntimeError(f"clients failed: {strategy.clients.refusals}")

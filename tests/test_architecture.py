@@ -8,7 +8,7 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "fedddpm_app"
-GROUND = {"apportion", "config", "device", "owned", "progress", "seeding", "weights"}
+GROUND = {"apportion", "config", "device", "disk", "progress", "seeding", "weights"}
 INTERNALS = "federation/flower_internals"
 MAY_IMPORT = {  # the longest prefix of a module's path counts
     "config": set(),
@@ -16,7 +16,7 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "weights": set(),
     "progress": set(),
     "apportion": set(),
-    "owned": set(),
+    "disk": set(),
     "device": {"config"},
     "diffusion": GROUND,
     "training": GROUND,
@@ -36,14 +36,14 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "apps": GROUND | {"algorithms", "client", "data", "experiment", "federation", "recording"},
     "inprocess": GROUND | {"algorithms", "client", "federation", "training"},
     "launch": GROUND | {INTERNALS, "recording", "transport/shared"},
-    "launch/guardian": {"launch/homes", "owned"},  # it waits beside a run, and stays light
+    "launch/guardian": {"disk/owned", "launch/homes"},  # it waits beside a run, and stays light
     "launch/delivery": set(),  # it is sent to another host alone
     "__init__": None,
     "cli": None,
 }
 WITHOUT_FLOWER = (
-    *("apportion", "auxiliary/sampler", "client/worker", "config", "data", "device", "diffusion", "evaluation"),
-    *("experiment/evaluators", "experiment/task", "owned", "progress", "seeding", "training", "weights"),
+    *("apportion", "auxiliary/sampler", "client/worker", "config", "data", "device", "diffusion", "disk"),
+    *("evaluation", "experiment/evaluators", "experiment/task", "progress", "seeding", "training", "weights"),
 )
 TRACKED = subprocess.run(
     ["git", "ls-files", "fedddpm_app"], cwd=ROOT, capture_output=True, text=True, check=False

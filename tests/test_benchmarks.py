@@ -25,6 +25,7 @@ from tests.conftest import ROOT
 CPU = torch.device("cpu")
 
 
+@pytest.mark.slow
 def test_the_step_is_measured_without_flower():
     code = "import sys, benchmarks.train_step; print(any(m.split('.')[0] in ('flwr', 'ray') for m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)

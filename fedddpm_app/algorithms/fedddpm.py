@@ -26,12 +26,12 @@ from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
 from fedddpm_app.auxiliary.generation import GENERATE, Generation
 from fedddpm_app.auxiliary.pretraining import PRETRAIN, PretrainedModel, collect_pretrained
+from fedddpm_app.auxiliary.stored_set import StoredSet
 from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup, keys_of_algorithms
 from fedddpm_app.device import cpu_threads
-from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.unet import is_denoiser
-from fedddpm_app.federation.errors import RoundFailedError, check_finite
-from fedddpm_app.federation.phases import finish_phase, finished_phase, replay_phase
+from fedddpm_app.federation.errors import check_finite
+from fedddpm_app.federation.phases import finish_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.seeding import derive_seed
@@ -63,7 +63,7 @@ class FedDDPM(FederatedStrategy):
         self.auxiliary_data: TrainingData | None = None
         self._pretrained: list[PretrainedModel] = []
         self._left_out: dict[str, object] = {}
-        self._known_digest = ""
+        self._stored = StoredSet(self)
         self._remove_batch_files: Callable[[], None] = lambda: None
 
     # ---- the three methods to override ----------------------------------------------------------
@@ -183,20 +183,17 @@ class FedDDPM(FederatedStrategy):
 
     def state(self) -> dict[str, Any]:
         """Add the digest of D_aux."""
-        return super().state() | {"auxiliary": self.recorder.auxiliary_digest}
+        return super().state() | {"auxiliary": self._stored.digest}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Read D_aux again; if it was not stored, or is damaged, it is built when the next correction is due."""
         super().load_state(state)
-        self._known_digest = state["auxiliary"]
-        if self._known_digest and self.auxiliary_data is None:
-            stored = self.recorder.load_auxiliary()
-            self._check_digest()
-            self.auxiliary_data = None if stored is None else stored.to(self.trainer.device)
+        if self.auxiliary_data is None:
+            self.auxiliary_data = self._stored.load_again(state["auxiliary"])
 
     def after_checkpoint(self, server_round: int) -> None:
         """Remove the pretrained models, if no later correction and no resumed run needs them."""
-        stored = self.auxiliary_data is not None and self.recorder.auxiliary_digest
+        stored = self.auxiliary_data is not None and self._stored.digest
         if stored or server_round == self.config.run.num_rounds or self.config.correction.steps == 0:
             self._drop_pretrained()
 
@@ -220,7 +217,7 @@ class FedDDPM(FederatedStrategy):
         that is built later is the same, bit for bit. A resumed run reads the D_aux that was stored before.
         """
         if self.auxiliary_data is None:
-            self.auxiliary_data = self._stored_auxiliary()
+            self.auxiliary_data = self._stored.load()
         if self.auxiliary_data is None:
             self._check_generates()
             if not self._pretrained:
@@ -228,41 +225,13 @@ class FedDDPM(FederatedStrategy):
             with self.round_log.own_phase() as span:
                 with self.accounting.timed("auxiliary"), cpu_threads(self.config.run.server_threads):
                     self.auxiliary_data = self.build_auxiliary(self._pretrained)
-                self._check_stored(self.auxiliary_data)
+                self._stored.check(self.auxiliary_data)
                 size = {"aux/num_images": len(self.auxiliary_data)}
                 row = {"phase": "auxiliary", **size, **self._left_out, **span.spent("time/phase_s")}
                 finish_phase(self.recorder, row)
             self._remove_batch_files()
             self._remove_batch_files = lambda: None
         return self.auxiliary_data
-
-    def _check_stored(self, data: TrainingData) -> None:
-        """Discard the stored set if it is not ``data``: a subclass may change the set that it inherits."""
-        digest = self.recorder.auxiliary_digest
-        if digest and not (isinstance(data, ImageTensors) and data.digest() == digest):
-            self.recorder.discard_auxiliary()
-        self._check_digest()
-
-    def _check_digest(self) -> None:
-        """Raise ``RoundFailedError`` if the stored D_aux is not that of the checkpoint of a resumed run."""
-        digest = self.recorder.auxiliary_digest
-        if self._known_digest and digest and digest != self._known_digest:
-            raise RoundFailedError(
-                "the auxiliary set differs from the one that the checkpoint was made with: restore the folder "
-                "auxiliary of the run from a backup, or start a new run."
-            )
-
-    def _stored_auxiliary(self) -> TrainingData | None:
-        """Return the D_aux that an earlier process of this run stored; None if there is none."""
-        if not finished_phase(self.recorder, "auxiliary"):
-            return None
-        stored = self.recorder.load_auxiliary()
-        if stored is None:
-            return None
-        with self.round_log.own_phase():
-            for phase in ("pretrain", "auxiliary"):
-                replay_phase(self.recorder, self.accounting, phase)
-        return stored.to(self.trainer.device)
 
     def _check_generates(self) -> None:
         """Raise, before pretraining, if the model cannot generate a set."""

@@ -27,6 +27,8 @@ MAY_CHANGE = (
     *("node-timeout", "round-timeout", "pretrain-timeout", "min-available-nodes", "min-replies", "max-round-retries"),
     *("checkpoint-every", "checkpoint-keep", "preview-", "eval-", "inception-weights", "memorization-"),
 )
+_MEASURING = ("eval-", "inception-weights", "memorization-")  # their values must be the same along a curve
+_NOT_MEASURING = ("eval-every", "eval-batch-size", "eval-final-")
 
 
 def open_run(
@@ -66,7 +68,10 @@ def open_run(
         remove_checkpoints(directory, lambda server_round: server_round <= checkpoint.server_round)
     recorder = RunRecorder.resume(directory, checkpoint, cache_folder(config.data))
     with recorder:
-        recorder.add_to_config(run_config, run, checkpoint.server_round if checkpoint else None)
+        changed = recorder.add_to_config(run_config, run, checkpoint.server_round if checkpoint else None)
+    if measured := [key for key in changed if key.startswith(_MEASURING) and not key.startswith(_NOT_MEASURING)]:
+        text = "the metrics of the new rounds are measured with another %s: they do not continue the same curves"
+        logger.warning(text, ", ".join(measured))
     note(f"resumed after round {checkpoint.server_round}" if checkpoint else "resumed from the start: no checkpoint")
     return recorder, checkpoint
 
@@ -79,14 +84,16 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
     ConfigError
         If the folder is not that of a run with the same config that is still to be finished.
     """
-    saved = _check_config(directory, config, run_config)
+    saved = _read_config(directory, config)
+    _check_equal(directory, saved, run_config)
     status = read_status(directory)
     if status.state == RUNNING and is_locked(directory):  # of a host that is gone, such as a container, it is free
-        raise ConfigError(f"resume: {directory} is still running, by {status.summary.get('owner')}; stop it first.")
+        raise ConfigError(f"resume: {directory} is still running, by {status.owner}; stop it first.")
     checkpoint = find_checkpoint(directory, previous=config.run.resume_previous)
     if checkpoint is None:
         _check_nothing_is_lost(directory)
         return None
+    _check_equal(directory, checkpoint.run["run_config"], run_config)  # config.json may have been edited since
     done, wanted = checkpoint.server_round, config.run.num_rounds
     if done > wanted:
         raise ConfigError(
@@ -94,25 +101,38 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
         )
     if status.state == COMPLETED and done == wanted:
         raise ConfigError(f"resume: {directory} is complete, with {done} rounds; give a num-rounds above {done}.")
-    if done == saved.get("num-rounds") and wanted > done and get_algorithm(config).hook.keeps_state:
+    if done == saved.get("num-rounds") and wanted > done and (owner := _keeper_of_states(config)):
         raise ConfigError(
-            f'resume: {directory} has all its {done} rounds, and its clients have removed the state that algorithm = "'
-            f'{config.run.algorithm}" keeps between rounds; start a new run with more rounds.'
+            f"resume: {directory} has all its {done} rounds, and its clients have removed the state that {owner} keeps "
+            "between rounds; start a new run with more rounds."
         )
     return checkpoint
 
 
-def _check_config(directory: Path, config: Config, run_config: Mapping[str, Scalar]) -> dict[str, Any]:
-    """Return the run config of a run, if only keys differ that may change."""
+def _keeper_of_states(config: Config) -> str:
+    """Return the setting that has clients keep a state between rounds; empty if there is none."""
+    if get_algorithm(config).hook.keeps_state:
+        return f'algorithm = "{config.run.algorithm}"'
+    return f'wire-dtype = "{config.transport.wire_dtype}"' if config.transport.keeps_residuals else ""
+
+
+def _read_config(directory: Path, config: Config) -> dict[str, Any]:
+    """Return the run config in a run's ``config.json``."""
     try:
-        saved = read_run_config(directory)
+        return read_run_config(directory)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f'resume = "{config.run.resume}": {directory / CONFIG} cannot be read '
             f"({getattr(error, 'strerror', None) or error}); give the folder of a run."
         ) from error
+
+
+def _check_equal(directory: Path, saved: Mapping[str, Any], run_config: Mapping[str, Scalar]) -> None:
+    """Raise ``ConfigError`` if keys differ that may not change."""
     different = [
-        f"{key} was {saved.get(key)!r} and is {run_config.get(key)!r}"
+        f"{key} was {saved[key]!r} and is {run_config[key]!r}"
+        if key in saved and key in run_config
+        else f"{key} is a key of {'this' if key in run_config else 'that'} version only"
         for key in sorted(saved.keys() | run_config.keys())
         if saved.get(key) != run_config.get(key) and not key.startswith(MAY_CHANGE)
     ]
@@ -122,7 +142,6 @@ def _check_config(directory: Path, config: Config, run_config: Mapping[str, Scal
             f"resume: {directory} was made with another config: {'; '.join(different)}. Use the same values, or start "
             f"a new run. Only these keys may change: {may_change}."
         )
-    return saved
 
 
 def _check_nothing_is_lost(directory: Path) -> None:

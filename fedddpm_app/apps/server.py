@@ -1,12 +1,12 @@
 """The ServerApp: config -> data for evaluation -> strategy -> start."""
 
-from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 from fedddpm_app.algorithms import get_algorithm
+from fedddpm_app.apps.ending import RunEnding
 from fedddpm_app.apps.resuming import open_run
 from fedddpm_app.config import Config, load_config
 from fedddpm_app.data.settings import given_keys, misfit, read_auto
@@ -15,17 +15,13 @@ from fedddpm_app.device import resolve_device
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.experiment.monitor import Monitor
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.federation.flower_internals import at_exit_of_flower
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.federation.server_state import MODEL
 from fedddpm_app.federation.start_notes import start_notes
-from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import configure_logging, logger, note
-from fedddpm_app.recording.files import RecordingError, needing_room
+from fedddpm_app.recording.files import needing_room
 from fedddpm_app.recording.provenance import caller_directory
-from fedddpm_app.recording.recorder import RunRecorder
-from fedddpm_app.recording.status import STOP_SIGNAL, name_of_stop
 from fedddpm_app.weights import snapshot
 
 
@@ -40,15 +36,14 @@ def diffusion_server_app() -> ServerApp:
 def run_experiment(grid: Grid, context: Context) -> None:
     """Run the configured algorithm, and write its run directory."""
     try:
-        with ExitStack() as ends:
-            _run(grid, context, ends)
+        _run(grid, context)
     except Exception as error:
         logger.error("the run failed: %s", error)
         raise
 
 
-def _run(grid: Grid, context: Context, ends: ExitStack) -> None:
-    """Run the algorithm; ``ends`` marks a run as failed that an error ends before its first round."""
+def _run(grid: Grid, context: Context) -> None:
+    """Check the config and the data, then run in the run directory."""
     run_config = {**context.run_config, **read_auto(context.run_config)}
     config = load_config(run_config)
     algorithm = get_algorithm(config)
@@ -57,25 +52,22 @@ def _run(grid: Grid, context: Context, ends: ExitStack) -> None:
     test_data = task.data.test
     evaluator = create_evaluator(config) if config.evaluation.measures_images else None
     recorder, checkpoint = open_run(config, run_config, _base_directory(config, grid), grid.run)
-    ends.enter_context(recorder)
-    logger.info("run directory: %s", recorder.directory)
-    if unfit := misfit(config, given_keys(run_config, grid.run.override_config)):
-        logger.warning("%s", unfit)
-    if test_data is None:
-        note(f'dataset = "{config.data.dataset}": there is no test split on this host, so no eval/loss')
-    for text in start_notes(algorithm, config, run_config):
-        note(text)
-    if config.data.partition != SITES and not recorder.stats:  # with sites, each site reports these numbers
-        recorder.save_partition(task.data.label_table, task.data.class_names, task.data.num_unassigned)
-
-    strategy = algorithm(config, recorder, task)
-    monitor = Monitor(config, strategy, recorder, task, evaluator)
-    initial = snapshot(task.create_model())
-    if checkpoint is not None:
-        strategy.resume(checkpoint.server_round, checkpoint.models, checkpoint.state)
-        monitor.latest = checkpoint.models[MODEL]
-    at_exit_of_flower(lambda: _stop(strategy, recorder))
-    try:
+    with RunEnding(recorder) as ending:
+        logger.info("run directory: %s", recorder.directory)
+        if unfit := misfit(config, given_keys(run_config, grid.run.override_config)):
+            logger.warning("%s", unfit)
+        if test_data is None:
+            note(f'dataset = "{config.data.dataset}": there is no test split on this host, so no eval/loss')
+        for text in start_notes(algorithm, config, run_config):
+            note(text)
+        if config.data.partition != SITES and not recorder.stats:  # with sites, each site reports these numbers
+            recorder.save_partition(task.data.label_table, task.data.class_names, task.data.num_unassigned)
+        strategy = ending.strategy = algorithm(config, recorder, task)
+        monitor = Monitor(config, strategy, recorder, task, evaluator)
+        initial = snapshot(task.create_model())
+        if checkpoint is not None:
+            strategy.resume(checkpoint.server_round, checkpoint.models, checkpoint.state)
+            monitor.latest = checkpoint.models[MODEL]
         with needing_room(recorder.scratch):
             strategy.start(
                 grid,
@@ -86,42 +78,8 @@ def _run(grid: Grid, context: Context, ends: ExitStack) -> None:
             )
             metrics = [metric.to_dict() for metric in monitor.finish()]
         recorder.keep_checkpoints(strategy.checkpoints.is_permanent)
-        recorder.finish("completed", {**_metrics(strategy, recorder), "metrics": metrics})
-    except (KeyboardInterrupt, SystemExit) as stop:
-        recorder.finish("interrupted", _metrics(strategy, recorder), stopped_by=name_of_stop(stop))
-        raise
-    except BaseException as error:
-        with suppress(RecordingError):  # the first error counts
-            recorder.finish("failed", _metrics(strategy, recorder), error=str(error) or repr(error))
-        logger.info('continue the run with resume = "%s"', recorder.directory)
-        raise
+        ending.complete(metrics)
     logger.info("run directory: %s", recorder.directory)
-
-
-def _stop(strategy: FederatedStrategy, recorder: RunRecorder) -> None:
-    """End a run whose process gets a stop signal; after the end of the run, do nothing."""
-    with suppress(RecordingError):
-        recorder.end("interrupted", _metrics(strategy, recorder), stopped_by=STOP_SIGNAL)
-    if transport := getattr(strategy, "transport", None):
-        transport.close()
-
-
-def _metrics(strategy: FederatedStrategy, recorder: RunRecorder) -> dict[str, object]:
-    """Return the metrics of ``summary.json``: the last value of every loss, and the costs of the run."""
-    losses = {
-        key: value
-        for row in recorder.stats
-        for key, value in row.items()
-        if key.endswith("loss") and isinstance(value, float)
-    }
-    auxiliary = next((row["aux/num_images"] for row in recorder.stats if "aux/num_images" in row), 0)
-    return {
-        **losses,
-        "images/auxiliary": auxiliary,
-        "images/preview": recorder.generated["preview"],
-        "images/evaluation": recorder.generated["evaluation"],
-        **strategy.accounting.summary(),
-    }
 
 
 def _base_directory(config: Config, grid: Grid) -> Path:

@@ -2,7 +2,6 @@
 
 import contextlib
 import hashlib
-import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from fedddpm_app.disk.durable import replacing
 from fedddpm_app.progress import logger
 
 _IMAGES, _DIGEST = "images", "sha256"
@@ -46,11 +46,10 @@ class BatchFiles:
 
     def save(self, key: str, images: Tensor) -> None:
         """Write a batch; if that fails, log a warning: a restarted run then generates the batch again."""
-        work = self._path(key).with_suffix(f".{os.getpid()}.partial")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            save_file({_IMAGES: images.contiguous()}, work, {_DIGEST: _digest(images)})
-            work.replace(self._path(key))
+            with replacing(self._path(key)) as work:
+                save_file({_IMAGES: images.contiguous()}, work, {_DIGEST: _digest(images)})
         except (OSError, SafetensorError) as error:
             logger.warning("auxiliary images cannot be kept for a restart of the run: %s", error)
 

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
+from fedddpm_app.disk.durable import digest_of, partial_of, publish
 from fedddpm_app.federation.accounting import Span
 from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES
 from fedddpm_app.federation.admission import warn_of_decisive
@@ -195,7 +196,7 @@ def _judge(
 
 
 def _keep(strategy: FederatedStrategy, reply: Reply, seconds: float) -> PretrainedModel:
-    """Write a reply's model to disk; the file is complete or absent."""
+    """Write a reply's model to disk; the file is complete or absent, and its name ends in its SHA-256."""
     counts: Any = reply.metrics[_LABEL_COUNTS] if strategy.config.data.class_conditional else []
     about: dict[str, Any] = {
         "partition_id": reply.partition_id,
@@ -206,10 +207,11 @@ def _keep(strategy: FederatedStrategy, reply: Reply, seconds: float) -> Pretrain
         "num_bytes": reply.num_bytes,
         "seconds": seconds,
     }
-    path = strategy.recorder.unfinished / f"{_MODEL}{reply.partition_id:04d}.safetensors"
-    work = path.with_suffix(".partial")
+    name = f"{_MODEL}{reply.partition_id:04d}"
+    work = partial_of(strategy.recorder.unfinished / name)
     save_file(reply.load(), work, {_ABOUT: json.dumps(about)})
-    work.replace(path)
+    path = work.with_name(f"{name}-{digest_of(work)}.safetensors")
+    publish(work, path)
     return PretrainedModel(path=path, **about)
 
 
@@ -220,6 +222,8 @@ def _files(folder: Path) -> list[Path]:
 def _read(path: Path) -> PretrainedModel | None:
     """Return a model that an earlier process of this run wrote; None, with a warning, if its file is damaged."""
     try:
+        if digest_of(path) != path.stem.rpartition("-")[2]:
+            raise ValueError("its SHA-256 differs")
         with safe_open(path, framework="pt") as file:
             return PretrainedModel(path=path, **json.loads((file.metadata() or {})[_ABOUT]))
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:

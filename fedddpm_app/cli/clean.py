@@ -27,7 +27,7 @@ def clean(runs: Path, yes: bool, resumable: bool, headless: bool) -> None:
     kept = [item for item in found if item.is_resumable and not resumable]
     chosen = [item for item in found if item not in kept]
     _show("left by dead runs", chosen)
-    _show("kept, because the run can be resumed (--resumable removes it)", kept)
+    _show("kept, because a resumed run continues from it (--resumable removes it)", kept)
     if not chosen:
         say("nothing to remove")
     elif yes or typer.confirm(f"Remove these {len(chosen)}?"):

@@ -17,11 +17,12 @@ from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import print_summary
 from fedddpm_app.cli.options import LARGEST_MB
 from fedddpm_app.config import ConfigError, Scalar
+from fedddpm_app.disk.durable import partial_of
+from fedddpm_app.disk.owned import OwnedFolder
 from fedddpm_app.launch import delivery
 from fedddpm_app.launch.connection import check_connection
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, has_ended, write_app
 from fedddpm_app.launch.leftovers import DELIVERY_PREFIX
-from fedddpm_app.owned import OwnedFolder
 from fedddpm_app.recording.directory import check_is_new, make_directory
 from fedddpm_app.recording.files import RecordingError, writing
 from fedddpm_app.recording.reading import read_object
@@ -173,13 +174,13 @@ class FileReceiver:
         if kind == "file":
             path = self._path(about["path"])
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._file, self._digest = path.with_name(f"{path.name}.partial").open("wb"), hashlib.sha256()
+            self._file, self._digest = partial_of(path).open("wb"), hashlib.sha256()
         elif kind == "done" and self._file is not None:
             self._file.close()
             if self._digest.hexdigest() != about["sha256"]:
                 raise FetchError(f"{about['path']} did not arrive as it was sent; try again.")
             path = self._path(about["path"])
-            path.with_name(f"{path.name}.partial").replace(path)
+            partial_of(path).replace(path)
             self._file, self._received = None, self._received + 1
         elif kind == "left":
             self.left[str(about["path"])] = int(about["bytes"])

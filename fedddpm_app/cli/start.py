@@ -46,4 +46,6 @@ def _resumed_config(resume: str, previous: bool, *, on_this_host: bool) -> dict[
         return {**read_run_config(directory), "resume": str(directory), "resume-previous": previous}
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        raise ConfigError(f"--resume = {resume}: {directory / 'config.json'} cannot be read ({reason}).") from error
+        raise ConfigError(
+            f"--resume = {resume}: {directory / 'config.json'} cannot be read ({reason}); give the folder of a run."
+        ) from error

@@ -11,8 +11,6 @@ state of the last accepted round and the newest state.
 """
 
 import contextlib
-import hashlib
-import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -21,6 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedddpm_app.config import Config
+from fedddpm_app.disk.durable import digest_of, partial_of, publish
 from fedddpm_app.federation.flower_internals import get_flwr_home
 from fedddpm_app.weights import Weights
 
@@ -83,7 +82,7 @@ class ClientState(Mapping[str, Weights]):
         path = self._path(self._round, digest)
         if not path.is_file():
             raise ClientStateError(f"{state} is lost: {path} does not exist; {fix}.")
-        if _digest(path) != digest:
+        if digest_of(path) != digest:
             raise ClientStateError(f"{state} has changed: {path} has another SHA-256 than when it was written; {fix}.")
         try:
             return _unflatten(load_file(path))
@@ -97,11 +96,11 @@ class ClientState(Mapping[str, Weights]):
         removed.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = self.folder / f"{self._prefix}.{os.getpid()}.partial"
+        partial = partial_of(self.folder / self._prefix)
         save_file(_flatten(state), partial)
         before = self._digests().get(str(self._round)) or self._digest_by_name()
-        kept = ({str(self._round): before} if self._round else {}) | {str(server_round): _digest(partial)}
-        partial.replace(self._path(server_round, kept[str(server_round)]))
+        kept = ({str(self._round): before} if self._round else {}) | {str(server_round): digest_of(partial)}
+        publish(partial, self._path(server_round, kept[str(server_round)]))
         self._context.state[_MARKER] = ConfigRecord(dict(kept))
         self._remove_all_but(
             {self._path(int(key), digest) for key, digest in kept.items()} | self._earlier(server_round)
@@ -150,11 +149,6 @@ def default_folder() -> Path:
 
 def _round_of(path: Path) -> int:
     return int(path.stem.rsplit("-", 2)[1])
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _flatten(state: Mapping[str, Weights]) -> Weights:

@@ -24,6 +24,7 @@ from fedddpm_app.data.sites import SITES, fingerprint, load_splits
 from fedddpm_app.data.sources import LOCAL
 from fedddpm_app.data.splits import Split
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.disk.durable import PARTIAL, partial_of, publish
 from fedddpm_app.progress import ItemReporter, logger
 
 SPLITS = ("train", "test")
@@ -138,16 +139,16 @@ def _key(config: DataConfig) -> str:
 
 def _build(folder: Path, config: DataConfig) -> None:
     source = load_splits(config)
-    for left_behind in folder.parent.glob(f"{folder.name}.*.partial"):  # by a process that was killed
+    for left_behind in folder.parent.glob(f"{folder.name}.*{PARTIAL}"):  # by a process that was killed
         shutil.rmtree(left_behind, ignore_errors=True)
-    work = folder.with_name(f"{folder.name}.{os.getpid()}.partial")
+    work = partial_of(folder)
     work.mkdir()
     try:
         about: dict[str, object] = {"dataset": config.dataset, "image_size": config.image_size}
         about["splits"] = {split: asdict(_store(work, split, part, config)) for split, part in source.items()}
         (work / _ABOUT).write_text(json.dumps(about, indent=2), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
-        work.rename(folder)
+        publish(work, folder)
     finally:
         shutil.rmtree(work, ignore_errors=True)
 

@@ -80,7 +80,7 @@ class Assessment:
         class_names = self.evaluator.reference.real.class_names
         for name, evaluation in evaluations.items():
             if evaluation.classes:
-                self.recorder.save_classes(evaluation.classes.to_dict(), class_names, name)
+                self.recorder.pictures.save_classes(evaluation.classes.to_dict(), class_names, name)
             if evaluation.pairs:
                 self._save_pairs(evaluation.pairs, "samples", name)
         if auxiliary is not None:
@@ -122,7 +122,7 @@ class Assessment:
 
     def _save_pairs(self, pairs: Pairs, folder: str, name: str = "") -> None:
         threshold = self.evaluator.detector.threshold
-        self.recorder.save_pairs(pairs.generated, pairs.train, pairs.ratio, threshold, folder, name)
+        self.recorder.pictures.save_pairs(pairs.generated, pairs.train, pairs.ratio, threshold, folder, name)
 
 
 def labels_like(labels: Tensor | None, count: int) -> Tensor | None:

@@ -165,7 +165,7 @@ class Monitor:
         about = f"{self._weights_name} weights, {preview.sampler}, {preview.sampler_steps} steps"
         known = self.task.data.has_train  # with sites, the server may have no images
         names = self.task.data.class_names if known else data.classes
-        self.recorder.save_samples(images, server_round, about, labels=labels, class_names=names, name=name)
+        self.recorder.pictures.save_samples(images, server_round, about, labels=labels, class_names=names, name=name)
 
 
 @contextmanager

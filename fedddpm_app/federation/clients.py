@@ -1,8 +1,8 @@
 """The run's clients: messages to them, the order of the messages, and the count of bytes."""
 
-import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from typing import Any
 
 from flwr.app import Message
 from flwr.serverapp import Grid
@@ -44,6 +44,8 @@ class Clients:
         Whether messages may wait for a free process.
     state_run : str
         The id of the run that the clients' states belong to: of a resumed run, the first one.
+    state_rounds : dict of int to int
+        By partition, the round of its last accepted reply, see ``ClientState``; a client without one is missing.
     """
 
     def __init__(
@@ -60,6 +62,7 @@ class Clients:
         self.refusals: dict[int, str] = {}
         self.simulated = False
         self.state_run = ""
+        self.state_rounds: dict[int, int] = {}
         self._roll_call = roll_call
         self._accounting = accounting
         self._steps: dict[str, dict[int, float]] = {}
@@ -72,7 +75,19 @@ class Clients:
         found = roll_call.start(waiting.min_available_nodes)
         clients = cls(found, accounting, transport, Admission(config), roll_call)
         clients.simulated = not is_deployed(grid.run)
+        clients.state_run = str(grid.run.run_id)
         return clients
+
+    def state_dict(self) -> dict[str, object]:
+        """Return what is known of the clients so far, for a checkpoint."""
+        states = {"state_run": self.state_run, "state_rounds": dict(self.state_rounds)}
+        return {"admission": self.admission.state_dict(), **states}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with what a checkpoint knows."""
+        self.admission.load_state_dict(state["admission"])
+        self.state_run = state["state_run"]
+        self.state_rounds = {**state["state_rounds"]}
 
     def present(self, at_least: int = 0) -> list[int]:
         """Return the partitions of the connected clients; wait a bounded time for ``at_least`` of them."""
@@ -93,7 +108,7 @@ class Clients:
         records: Mapping[str, Packed],
         server_round: int,
         timeout: float,
-        state_rounds: Mapping[int, int] = types.MappingProxyType({}),
+        with_states: bool = False,
     ) -> list[Message]:
         """Return one message with the records for each partition, and count its bytes.
 
@@ -103,19 +118,18 @@ class Clients:
 
         ``timeout`` (seconds) is the messages' time limit, see ``deadlines``. It also sets their time to live: Flower
         drops a message after that time, which is 12 hours by default, however long the sender waits.
-        ``state_rounds`` holds the round of each client's last accepted reply, see ``ClientState``; a client that is
-        missing there has no such reply.
+        With ``with_states``, a message names the round whose state its client continues from (``state_rounds``).
         """
         arrays = {name: packed.record for name, packed in records.items()}
-        asked = {state_rounds.get(p, 0) for p in partitions}
-        contents = {r: request(arrays, server_round, r, self.state_run, timeout) for r in asked}
+        state_rounds = {p: self.state_rounds.get(p, 0) if with_states else 0 for p in partitions}
+        contents = {r: request(arrays, server_round, r, self.state_run, timeout) for r in {*state_rounds.values()}}
         self._accounting.bytes_down += sum(packed.num_bytes for packed in records.values()) * len(partitions)
         node_of, under_way = self.participants.node_of, self.participants.under_way
         ttl = time_to_live(timeout, max(under_way or 1, len(partitions)) if self.simulated else 0)
         steps = self._steps.get(message_type, {})
         longest = max(steps.values(), default=0.0)
         return [
-            Message(contents[state_rounds.get(p, 0)], dst_node_id=node_of[p], message_type=message_type, ttl=ttl)
+            Message(contents[state_rounds[p]], dst_node_id=node_of[p], message_type=message_type, ttl=ttl)
             for p in sorted(partitions, key=lambda p: (-steps.get(p, longest), p))
         ]
 

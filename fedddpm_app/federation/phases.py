@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from fedddpm_app.disk.durable import replacing
 from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.progress import note
@@ -13,9 +14,8 @@ from fedddpm_app.progress import note
 def finish_phase(recorder: Recorder, row: Mapping[str, object]) -> None:
     """Write the line of a finished phase to ``stats.jsonl``, once, and keep it for a resumed run."""
     path = _path(recorder, str(row["phase"]))
-    work = path.with_suffix(".partial")
-    work.write_text(json.dumps(row), encoding="utf-8")
-    work.replace(path)
+    with replacing(path) as work:
+        work.write_text(json.dumps(row), encoding="utf-8")
     if not _is_written(recorder, str(row["phase"])):
         recorder.append(row)
 

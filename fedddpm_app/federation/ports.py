@@ -53,8 +53,8 @@ class Recorder(Protocol):
         and lists and mappings of them.
         """
 
-    def wait_for_checkpoint(self) -> None:
-        """Wait until the last checkpoint is stored, or has failed with a warning."""
+    def wait_for_checkpoint(self) -> bool:
+        """Wait until the last checkpoint is stored, or has failed with a warning; return whether it is stored."""
 
     def check_checkpoint(self) -> None:
         """Wait for the last checkpoint; raise an ``OSError`` if it could not be stored."""

@@ -81,7 +81,7 @@ class Rounds:
                 aggregated, metrics = strategy.aggregate_train(server_round, replies)
                 return arrays if aggregated is None else aggregated, metrics
             except TooFewRepliesError as error:
-                strategy.abandon_round(server_round, str(error))
+                strategy.abandon_round(str(error))
                 if attempt == retries:
                     raise
                 text = "round %d is abandoned, and repeated (%d of max-round-retries = %d): %s"

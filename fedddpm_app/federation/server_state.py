@@ -66,7 +66,17 @@ class Checkpoints:
         return server_round > 0 and is_due(every, server_round, num_rounds)
 
     def save(self, server_round: int, weights: Weights) -> None:
-        """Store a checkpoint, if one is due; that of round 0 is complete when this returns."""
+        """Store a checkpoint, if one is due, and call ``after_checkpoint``.
+
+        The checkpoints of round 0 and of the last round are complete when this returns, except if they have failed:
+        then ``after_checkpoint`` is not called, because the run may be resumed from an earlier time.
+        """
+        self._start_to_save(server_round, weights)
+        ends_a_phase = server_round in (0, self._config.run.num_rounds)
+        if not ends_a_phase or self._strategy.recorder.wait_for_checkpoint():
+            self._strategy.after_checkpoint(server_round)
+
+    def _start_to_save(self, server_round: int, weights: Weights) -> None:
         keep = self._config.recording.checkpoint_keep
         if not keep and not self.is_permanent(server_round):
             return
@@ -77,5 +87,3 @@ class Checkpoints:
             strategy.state(),
             lambda other: self.is_permanent(other) or server_round - keep < other <= server_round,
         )
-        if server_round == 0:
-            strategy.recorder.wait_for_checkpoint()

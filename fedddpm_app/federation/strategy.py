@@ -6,28 +6,28 @@ from contextlib import closing
 from functools import cached_property
 from typing import Any, ClassVar
 
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import Config, ConfigError, is_due, keys_of_algorithms
+from fedddpm_app.config import Config, ConfigError, keys_of_algorithms
 from fedddpm_app.device import cpu_threads
-from fedddpm_app.federation.accounting import Accounting, Span
+from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES, ActionCall
-from fedddpm_app.federation.admission import Admission, warn_of_decisive
+from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.aggregation import AggregationRule, check_rule
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError, check_finite
+from fedddpm_app.federation.exchanges import Evaluation, Training
 from fedddpm_app.federation.messaging import StreamingGrid
-from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.records import ARRAYS, to_arrays, to_weights
-from fedddpm_app.federation.replies import Reply, ReplySpec
+from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.round_log import RoundLog
 from fedddpm_app.federation.rounds import Rounds
 from fedddpm_app.federation.server_state import Checkpoints, load_models, load_named_state, named_state
-from fedddpm_app.federation.streaming import ReplyStream, collecting, with_progress
+from fedddpm_app.federation.streaming import ReplyStream
 from fedddpm_app.federation.survey import survey_sites
 from fedddpm_app.progress import logger
 from fedddpm_app.training.actions import ClientAction, Value
@@ -97,6 +97,8 @@ class FederatedStrategy(FedAvg):
         The clients' mean loss over the round's steps, weighted by their examples; set after ``aggregate``.
     transport : Transport
         Carries the weights; available while ``start`` runs.
+    outbox : Outbox
+        Packs the weights for the clients, once for all of them; available while ``start`` runs.
     accounting : Accounting
         Bytes and seconds spent so far.
     round_log : RoundLog
@@ -107,15 +109,14 @@ class FederatedStrategy(FedAvg):
     client_actions: ClassVar[Mapping[str, ClientAction]] = types.MappingProxyType({})
     key_prefix: ClassVar[str] = ""
     uses_keys: ClassVar[Sequence[str]] = ()
-    state_attributes: ClassVar[Sequence[str]] = (
-        *("train_loss", "accounting", "_admission", "_rule", "_state_rounds", "_state_run"),
-    )
+    state_attributes: ClassVar[Sequence[str]] = (*("train_loss", "accounting", "clients", "_rule"),)
     own_aggregation: ClassVar[str] = ""
     trains_on_clients: ClassVar[bool] = True
     train_metrics: Sequence[str] = ("loss", "final-loss", "steps", "seconds")
     evaluate_metrics: Sequence[str] = ("loss",)
     clients: Clients
     transport: Transport
+    outbox: Outbox
 
     def __init__(self, config: Config, recorder: Recorder, task: Task, **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -131,8 +132,6 @@ class FederatedStrategy(FedAvg):
         self.attempt = 0
         self.round_log = RoundLog(self.accounting)
         self.checkpoints = Checkpoints(self)
-        self._state_rounds: dict[int, int] = {}
-        self._state_run = ""
         self._rule = AggregationRule(config)
         self._resumed: tuple[int, Mapping[str, Weights], Mapping[str, Any]] | None = None
 
@@ -306,10 +305,6 @@ class FederatedStrategy(FedAvg):
         declared = self.client_actions[action]
         return ActionCall(action, declared, self.grid, self.clients, self.transport, self.round_log.server_round, wait)
 
-    @property
-    def _admission(self) -> Admission:
-        return self.clients.admission
-
     # ---- Flower's loop --------------------------------------------------------------------------
 
     def start(
@@ -329,13 +324,10 @@ class FederatedStrategy(FedAvg):
         self.initial_weights = to_weights(initial_arrays)
         self.reply_references[ARRAYS] = self.initial_weights
         self.transport = Transport(self.config.transport)
-        self._outbox = Outbox(self.transport)
-        self._state_run = str(grid.run.run_id)
+        self.outbox = Outbox(self.transport)
         with cpu_threads(self.config.run.server_threads), closing(self.transport):
             self._find_clients(grid)
-            self.clients.state_run = self._state_run
             first, weights = self._begin(grid)
-            self.clients.state_run = self._state_run
             streaming: Any = StreamingGrid(grid, self.clients.participants.under_way)
             configs = (train_config or ConfigRecord(), evaluate_config or ConfigRecord())
             result = Rounds(self, streaming, timeout, *configs).run(
@@ -364,15 +356,11 @@ class FederatedStrategy(FedAvg):
             return server_round + 1, weights
         weights = self.prepare(grid, self.initial_weights)
         self.checkpoints.save(0, weights)
-        self.after_checkpoint(0)
         return 1, weights
 
-    def abandon_round(self, server_round: int, reason: str) -> None:
+    def abandon_round(self, reason: str) -> None:
         """Undo and record an attempt at a round that got too few replies."""
-        load_named_state(self, self._before_round)
-        self._admission.history = self._history_before
-        row = self.round_log.close() | {"phase": "abandoned", "round": server_round, "attempt": self.attempt}
-        self.recorder.append(row | {"reason": reason})
+        self._training.abandon(reason)
 
     def configure_train(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
@@ -380,29 +368,16 @@ class FederatedStrategy(FedAvg):
         """Return the messages with the weights for the round's clients."""
         self._arrays = arrays
         self.__dict__.pop("global_weights", None)
-        self._before_round = {
-            name: value
-            for name, value in ((name, getattr(self, name, None)) for name in self.state_attributes)
-            if not hasattr(value, "load_state_dict")
-        }
-        self._history_before = self._admission.history
-        run, participants = self.config.run, self.clients.participants
-        self.round_log.begin(server_round, [], [])
-        quorum = self.config.waiting.quorum(run.clients_per_round or self.config.data.num_clients)
-        self.clients.present(quorum if self.trains_on_clients else 0)
-        self.sampled = participants.sample(run.clients_per_round, run.seed, server_round, self.attempt)
-        self.round_log.begin(server_round, self.sampled, participants.absent(self.config.data.num_clients))
-        if not self.trains_on_clients:
-            return []
-        return self._address(MessageType.TRAIN, self.sampled, arrays, self.broadcast(server_round), server_round)
+        self._training = Training(self, server_round)
+        return self._training.messages(arrays)
 
     def aggregate_train(
         self, server_round: int, replies: Iterable[Message]
     ) -> tuple[ArrayRecord | None, MetricRecord | None]:
         """Check the replies, aggregate them, and call ``after_aggregation``."""
-        weights, metrics = (
-            self._aggregate_clients(server_round, replies) if self.trains_on_clients else (self.global_weights, None)
-        )
+        weights, metrics = self.global_weights, None
+        if self.trains_on_clients:
+            weights, metrics = self._training.aggregate(replies)
         self.accounting.seconds["train"] += self.round_log.span.spent("s")["s"]
         try:
             weights = self.after_aggregation(server_round, weights)
@@ -416,20 +391,12 @@ class FederatedStrategy(FedAvg):
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the round's clients for their held-out loss, if an evaluation is due."""
-        due = is_due(self.config.evaluation.eval_every, server_round, self.config.run.num_rounds)
-        wanted = due and self.config.data.held_out_fraction > 0
-        self._evaluated = [p for p in self.clients.present() if p in self.sampled] if wanted else []
-        self._evaluate_span = Span(self.accounting)
-        return self._address(MessageType.EVALUATE, self._evaluated, arrays, {}, server_round)
+        self._evaluation = Evaluation(self, server_round)
+        return self._evaluation.messages(arrays)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:
         """Average the clients' held-out losses."""
-        spec = ReplySpec(metrics=self.evaluate_metrics, held_out=True, server_round=server_round)
-        stream = ReplyStream(self.clients, replies, self._evaluated, f"evaluation of round {server_round}", spec)
-        accepted = stream.answers()
-        self.round_log.add(stream.left_out("client-eval"))
-        self.accounting.seconds["evaluate"] += self._evaluate_span.spent("s")["s"]
-        metrics = super().aggregate_evaluate(server_round, [reply.message for reply in accepted])
+        metrics = super().aggregate_evaluate(server_round, self._evaluation.accepted(replies))
         if metrics is not None:
             self.round_log.add({"client-eval/loss": metrics["loss"]})
         return metrics
@@ -451,56 +418,6 @@ class FederatedStrategy(FedAvg):
         if self.trains_on_clients and type(self).aggregate is FederatedStrategy.aggregate:
             self._rule.log_memory(self.initial_weights, per_round)
 
-    def _address(
-        self,
-        message_type: str,
-        partitions: Sequence[int],
-        arrays: ArrayRecord,
-        extra: Mapping[str, Weights],
-        server_round: int,
-    ) -> list[Message]:
-        """Return one message for each partition, with the weights and the ``extra`` records."""
-        if not partitions:
-            return []
-        records = {ARRAYS: self._outbox.pack(ARRAYS, arrays, to_weights(arrays))}
-        records |= {name: self._outbox.pack(name, weights, weights) for name, weights in extra.items()}
-        timeout = self.config.waiting.round_timeout
-        return self.clients.address(partitions, message_type, records, server_round, timeout, self._state_rounds)
-
-    def _aggregate_clients(self, server_round: int, replies: Iterable[Message]) -> tuple[Weights, MetricRecord]:
-        """Return the aggregated weights and the mean metrics of the accepted replies."""
-        exchange_name, expect = f"round {server_round}", self.transport.expect
-        records = {
-            name: expect(reference, self.global_weights if name == ARRAYS else None)
-            for name, reference in self.reply_references.items()
-        }
-        spec = ReplySpec(records, self.train_metrics, self.check_reply, server_round=server_round)
-        stream = ReplyStream(self.clients, replies, self.sampled, exchange_name, spec)
-        accepted: list[Reply] = []
-        in_order = self._with_quorum(collecting(stream.by_partition(self.recorder.scratch), accepted), stream, accepted)
-        if is_deployed(self.grid.run):
-            in_order = with_progress(in_order, "train", server_round, self.config.run.num_rounds)
-        weights = self.aggregate(server_round, in_order)
-        for _ in in_order:  # replies that the algorithm did not read are checked and counted too
-            continue
-        metrics = self.train_metrics_aggr_fn([reply.message.content for reply in accepted], self.weighted_by_key)
-        self.train_loss = float(metrics["loss"])  # type: ignore[arg-type]
-        self._state_rounds = self._state_rounds | {reply.partition_id: server_round for reply in accepted}
-        self.round_log.add_replies(accepted, metrics)
-        self.round_log.add(stream.left_out("train"))
-        return weights_module.cast_like(weights, self.initial_weights), metrics
-
-    def _with_quorum(self, replies: Iterator[Reply], stream: ReplyStream, accepted: list[Reply]) -> Iterator[Reply]:
-        """Yield the replies; after the last one, raise ``TooFewRepliesError`` if they are fewer than ``min-replies``.
-
-        ``aggregate`` thus does not change the algorithm's state in a round that is abandoned.
-        """
-        yield from replies
-        quorum = self.config.waiting.quorum(len(self.sampled))
-        if len(accepted) < quorum:
-            self.round_log.add(stream.left_out("train"))
-            raise stream.too_few(len(accepted), quorum)
-
     def _update_ema(self, server_round: int, weights: Weights) -> None:
         """Fold the round into the EMA, which starts at the weights of round 1."""
         training = self.config.training
@@ -519,5 +436,4 @@ class FederatedStrategy(FedAvg):
         self.round_log.add(metrics or {})
         self.recorder.append(self.round_log.close())
         self.checkpoints.save(server_round, to_weights(arrays))
-        self.after_checkpoint(server_round)
         return metrics

@@ -13,7 +13,7 @@ from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
 from fedddpm_app.config import ConfigError, packaged_app
-from fedddpm_app.owned import OwnedFolder
+from fedddpm_app.disk.owned import OwnedFolder
 
 BUNDLE_PREFIX = "fedddpm-app-"
 _PACKAGE = Path(__file__).resolve().parent.parent

@@ -13,7 +13,7 @@ from typing import Any
 import click
 
 from fedddpm_app.config import ConfigError, Scalar
-from fedddpm_app.owned import OwnedFolder
+from fedddpm_app.disk.owned import OwnedFolder
 
 CONFIG_PREFIX = "fedddpm-config-"
 COMPLETED = "finished:completed"

@@ -8,7 +8,7 @@ import sys
 import time
 from pathlib import Path
 
-from fedddpm_app.owned import LOCK, is_held
+from fedddpm_app.disk.owned import LOCK, is_held
 
 _POLL_SECONDS = 2.0
 _ATTEMPTS = 10  # then the next run or `fedddpm clean` removes the home
@@ -16,7 +16,7 @@ _ATTEMPTS = 10  # then the next run or `fedddpm clean` removes the home
 
 def guard(home: Path, poll_seconds: float = _POLL_SECONDS) -> None:
     """Wait until the command of a home has ended, then until its run has ended, and remove the home."""
-    while (home / LOCK).exists() and is_held(home / LOCK):
+    while is_held(home / LOCK):
         time.sleep(poll_seconds)
     if not home.exists():
         return

@@ -14,8 +14,9 @@ from pathlib import Path
 
 import psutil
 
-from fedddpm_app.owned import OwnedFolder, abandoned, remove_abandoned, taken_over
+from fedddpm_app.disk.owned import OwnedFolder, abandoned, remove_abandoned, taken_over
 from fedddpm_app.progress import logger
+from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import Status, read_status
 from fedddpm_app.transport.shared import PREFIX as SHARED_PREFIX
 from fedddpm_app.transport.shared import ROOT as SHARED_MEMORY
@@ -39,8 +40,8 @@ def create_home(directory: Path | None) -> OwnedFolder:
 def status_of(home: Path) -> Status | None:
     """Return the status of a home's run; None if it has no run directory yet."""
     try:
-        directory = json.loads((home / _RUN).read_text(encoding="utf-8"))["directory"]
-    except (OSError, ValueError, LookupError, TypeError):
+        directory = read_object(home / _RUN)["directory"]
+    except (OSError, ValueError, LookupError):
         return None
     return read_status(Path(directory)) if directory else None
 

@@ -5,32 +5,42 @@ that they belong to has ended.
 """
 
 import contextlib
-import json
+import os
 import re
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import psutil
 
+from fedddpm_app.disk.durable import PARTIAL
+from fedddpm_app.disk.owned import LOCK, OwnerLock, abandoned, taken_over
 from fedddpm_app.federation.flower_internals import get_flwr_home
 from fedddpm_app.launch.app_folder import BUNDLE_PREFIX
 from fedddpm_app.launch.flower_run import CONFIG_PREFIX
 from fedddpm_app.launch.homes import PREFIX as HOME_PREFIX
 from fedddpm_app.launch.homes import end_home, headless
-from fedddpm_app.owned import abandoned, taken_over
 from fedddpm_app.recording.directory import CONFIG
-from fedddpm_app.recording.status import COMPLETED, read_status
+from fedddpm_app.recording.reading import read_object
+from fedddpm_app.recording.status import COMPLETED, Status, read_status
+from fedddpm_app.recording.status_file import RESERVE
 from fedddpm_app.transport.shared import PREFIX as SHARED_PREFIX
 from fedddpm_app.transport.shared import ROOT as SHARED_MEMORY
 
 DELIVERY_PREFIX = "fedddpm-delivery-"
 HOME = "Flower home and its processes"
 _STATE_FOLDER = "fedddpm-state"
-_PARTIAL_SECONDS = 3600.0  # a younger file may belong to a process of another container
-_OF_PROCESS = re.compile(r"\.(\d+)\.partial$")
+_PARTIAL_SECONDS = 3600.0
+_OF_PROCESS = re.compile(rf"\.(\d+){re.escape(PARTIAL)}$")
+_OF_RUNS = (  # kind, pattern in the run directory, whether a resumed run needs it
+    ("clients' models and replies", "scratch", True),
+    ("finished pieces of a phase", "unfinished", True),
+    ("unfinished checkpoint", "checkpoints/partial-*", False),
+    ("unfinished auxiliary set", f"auxiliary/*{PARTIAL}", False),
+    ("file", RESERVE, False),
+)
 
 
 @dataclass(frozen=True)
@@ -66,20 +76,34 @@ class LeftOver:
 
     @property
     def age_s(self) -> float:
-        """The seconds since it was last changed."""
-        try:
-            return time.time() - self.path.lstat().st_mtime
-        except OSError:
-            return 0.0
+        """The seconds since it, or a file in it, was last changed."""
+        changes = []
+        for path in [self.path, *self.path.rglob("*")]:
+            with contextlib.suppress(OSError):
+                changes.append(path.lstat().st_mtime)
+        return time.time() - max(changes, default=time.time())
 
     def remove(self) -> bool:
         """Remove it, and return whether it is gone; a run that is resumed in between keeps it."""
         if self.kind == HOME:
             return end_home(self.path)
-        if self.run is None:
-            with taken_over(self.path) if self.path.is_dir() else contextlib.nullcontext(True) as ours:
-                return ours and _remove(self.path)
-        return read_status(self.run).is_final and _remove(self.path)
+        if self.run is not None:
+            return self._remove_from(self.run)
+        with taken_over(self.path) if self.path.is_dir() else contextlib.nullcontext(True) as ours:
+            return ours and _remove(self.path)
+
+    def _remove_from(self, run: Path) -> bool:
+        """Remove it from a run that has ended; nobody can resume the run meanwhile."""
+        lock = OwnerLock(run / LOCK)
+        try:
+            if not lock.acquire():
+                return False
+        except OSError:  # a file system without locks; the status remains
+            pass
+        try:
+            return read_status(run).is_final and _remove(self.path)
+        finally:
+            lock.release(remove=True)
 
 
 def find_left_overs(runs: Path | None = None) -> list[LeftOver]:
@@ -98,11 +122,18 @@ def find_left_overs(runs: Path | None = None) -> list[LeftOver]:
 
 
 def run_directories(runs: Path | None) -> list[Path]:
-    """Return the run directories in a folder."""
+    """Return the run directories of this user in a folder."""
     try:
-        return sorted(path.parent for path in runs.glob(f"*/{CONFIG}")) if runs else []
+        return sorted(path.parent for path in runs.glob(f"*/{CONFIG}") if _is_ours(path.parent)) if runs else []
     except OSError:
         return []
+
+
+def _is_ours(path: Path) -> bool:
+    try:
+        return path.stat().st_uid == os.getuid()
+    except OSError:
+        return False
 
 
 def _of_run(directory: Path) -> Iterator[LeftOver]:
@@ -112,33 +143,39 @@ def _of_run(directory: Path) -> Iterator[LeftOver]:
         return
     resumable = status.state != COMPLETED
     about = f"of the {status.state} run {directory.name}"
-    working = [path for path in (directory / "scratch", directory / "reserve.bin") if path.exists()]
-    for path in [*working, *directory.glob("*.partial")]:
-        kind = "clients' models and replies" if path.is_dir() else "file"
-        yield LeftOver(f"{kind} {about}", path, directory, resumable)
-    folder = _state_folder(directory)
+    for kind, pattern, is_needed in _OF_RUNS:
+        for path in sorted(directory.glob(pattern)):
+            yield LeftOver(f"{kind} {about}", path, directory, resumable and is_needed)
+    yield from (replace(item, kind=f"{item.kind} {about}") for item in partial_files(directory))
+    folder = _state_folder(directory, status)
     if folder is not None and folder.is_dir():
         yield LeftOver(f"client states {about}", folder, directory, resumable)
 
 
-def _state_folder(directory: Path) -> Path | None:
-    """Return the folder of the states of a run's clients on this host."""
+def _state_folder(directory: Path, status: Status) -> Path | None:
+    """Return the folder of the states of a run's clients on this host; a copy of a run directory has none."""
     try:
-        about = json.loads((directory / CONFIG).read_text(encoding="utf-8"))
+        if not directory.samefile(str(status.summary["directory"])):
+            return None
+        about = read_object(directory / CONFIG)
         run_id, given = int(about["run_id"]), str(about["run_config"].get("state-dir", ""))
         parent = Path(given).expanduser() if given else get_flwr_home() / _STATE_FOLDER
-    except (OSError, ValueError, LookupError, TypeError, RuntimeError):
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
         return None
     return parent / f"run-{run_id}"
 
 
 def partial_files(folder: Path) -> list[LeftOver]:
-    """Return the unfinished files in a folder whose names have the number of a process that has ended."""
+    """Return the unfinished files in a folder whose names have the number of a process that has ended.
+
+    In a container, processes have other numbers. A file that was changed in the last hour is therefore kept.
+    """
     found = []
-    for path in folder.rglob("*.partial"):
+    for path in folder.rglob(f"*{PARTIAL}"):
         writer = _OF_PROCESS.search(path.name)
         item = LeftOver("unfinished file", path)
-        if writer and not psutil.pid_exists(int(writer[1])) and item.age_s > _PARTIAL_SECONDS:
+        is_dead = writer is not None and not psutil.pid_exists(int(writer[1]))
+        if is_dead and _is_ours(path) and item.age_s > _PARTIAL_SECONDS:
             found.append(item)
     return found
 

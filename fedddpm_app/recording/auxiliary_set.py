@@ -1,6 +1,5 @@
 """D_aux in the run directory: an Arrow data set with a digest, from which a resumed run reads it again."""
 
-import json
 import shutil
 from pathlib import Path
 
@@ -12,8 +11,10 @@ from PIL import Image as PillowImage
 from torch import Tensor
 
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.disk.durable import publish
 from fedddpm_app.progress import logger
-from fedddpm_app.recording.files import flush, write_json, writing
+from fedddpm_app.recording.files import write_json, writing
+from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.sheets import to_pil
 
 _DATASET, _ABOUT = "dataset", "dataset.json"
@@ -36,9 +37,7 @@ def save_auxiliary_set(folder: Path, data: ImageTensors, clients: list[int]) -> 
         shutil.rmtree(partial, ignore_errors=True)
         shutil.rmtree(folder / _DATASET, ignore_errors=True)
         Dataset.from_dict(columns, features=Features(features)).save_to_disk(str(partial))
-        for path in partial.iterdir():
-            flush(path)
-        partial.replace(folder / _DATASET)
+        publish(partial, folder / _DATASET)
     write_json(folder / _ABOUT, {"sha256": digest, "num_images": len(data)})
     return digest
 
@@ -53,7 +52,7 @@ def load_auxiliary_set(folder: Path) -> tuple[ImageTensors, str] | None:
     if not (folder / _ABOUT).exists():
         return None
     try:
-        known = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))["sha256"]
+        known = read_object(folder / _ABOUT)["sha256"]
         table = datasets.load_from_disk(str(folder / _DATASET))
         images = torch.stack([_pixels(image) for image in table["image"]])
         labels = torch.tensor(table["label"], dtype=torch.int64) if "label" in table.column_names else None

@@ -6,7 +6,6 @@ of each of these files. Round 0 is the end of the phases before the rounds. A fo
 is written under another name, flushed to the disk, and then renamed.
 """
 
-import hashlib
 import json
 import re
 import shutil
@@ -21,8 +20,9 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedddpm_app.config import shown
+from fedddpm_app.disk.durable import digest_of, publish
 from fedddpm_app.progress import logger
-from fedddpm_app.recording.files import flush, writing
+from fedddpm_app.recording.files import writing
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.trees import join, split
 from fedddpm_app.weights import Weights
@@ -31,7 +31,7 @@ FOLDER = "checkpoints"
 _MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "state.safetensors"
 _NAME = re.compile(r"([\w-]{1,100}/)?[\w-]{1,100}\.(safetensors|json)")
 _ROUND = re.compile(r"round-(\d{4,9})")
-_FORMAT = 1
+_FORMAT = 2
 _PARTIAL = "partial-"
 
 
@@ -96,11 +96,12 @@ class CheckpointWriter:
         files = {name: dict(weights) for name, weights in models.items()}
         self._pending = self._pool.submit(self._write, server_round, files, content, tensors, is_kept)
 
-    def wait(self) -> None:
-        """Wait until the last checkpoint is complete, or has failed."""
+    def wait(self) -> bool:
+        """Wait until the last checkpoint is complete, or has failed; return whether it is complete."""
         if self._pending is not None:
             pending, self._pending = self._pending, None
             pending.result()
+        return self._error is None
 
     def check(self) -> None:
         """Wait for the last checkpoint; raise its error, mostly a ``RecordingError``, if it could not be written."""
@@ -125,8 +126,7 @@ class CheckpointWriter:
                 work.mkdir(parents=True)
                 _write_files(work, models, content, tensors)
                 _remove(final)  # of a run that was resumed from an earlier checkpoint
-                work.replace(final)
-                flush(self.folder)
+                publish(work, final)
         except Exception as error:  # noqa: BLE001 - it is raised by ``check``, if no later checkpoint is written
             shutil.rmtree(work, ignore_errors=True)
             logger.warning("the checkpoint of round %d is missing, and the run continues: %s", server_round, error)
@@ -136,7 +136,7 @@ class CheckpointWriter:
 
 
 def _write_files(folder: Path, models: dict[str, Weights], content: object, tensors: dict[str, Tensor]) -> None:
-    """Write the files of a checkpoint, flush them to the disk, and write their digests last."""
+    """Write the files of a checkpoint, and their digests last."""
     names = []
     for name, weights in models.items():
         path = folder / f"{name}.safetensors"
@@ -148,11 +148,8 @@ def _write_files(folder: Path, models: dict[str, Weights], content: object, tens
     if tensors:
         save_file(tensors, folder / _TENSORS)
         names.append(_TENSORS)
-    digests = {name: _digest(folder / name) for name in names}
+    digests = {name: digest_of(folder / name) for name in names}
     (folder / _MANIFEST).write_text(json.dumps(digests, indent=2), encoding="utf-8")
-    for path in folder.rglob("*"):
-        flush(path)
-    flush(folder)
 
 
 def rounds_of(directory: Path) -> list[int]:
@@ -209,7 +206,7 @@ def _check(folder: Path, name: str, digest: object) -> None:
         raise CheckpointError(f"{folder / _MANIFEST} has a name that is not a file of a checkpoint: {shown(name)}")
     path = folder / name
     try:
-        found = _digest(path)
+        found = digest_of(path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     if found != digest:
@@ -225,8 +222,3 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _name(server_round: int) -> str:
     return f"round-{server_round:04d}"
-
-
-def _digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -12,6 +12,7 @@ from typing import IO
 from safetensors import SafetensorError
 
 from fedddpm_app.config import first_line
+from fedddpm_app.disk.durable import replacing
 from fedddpm_app.progress import logger
 
 _BLOCK_BYTES = 1 << 16
@@ -67,17 +68,10 @@ def write_json(path: Path, content: Mapping[str, object]) -> None:
     RecordingError
         When it cannot be written.
     """
-    work = path.with_name(f"{path.name}.partial")
     with writing(path):
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as work:
             work.write_text(_to_text(content), encoding="utf-8")
-            with work.open("rb") as file:
-                os.fsync(file.fileno())
-            work.replace(path)
-        except OSError:
-            work.unlink(missing_ok=True)
-            raise
 
 
 def keep_lines(path: Path, count: int) -> list[dict[str, object]]:
@@ -97,15 +91,6 @@ def keep_lines(path: Path, count: int) -> list[dict[str, object]]:
         return [json.loads(line) for line in lines]
     except ValueError as error:
         raise RecordingError(f"{path} has fewer than {count} complete lines: restore it from a backup.") from error
-
-
-def flush(path: Path) -> None:
-    """Flush a file or a folder to the disk, so that a failure of the machine does not lose it."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def rewrite_json(path: Path, content: Mapping[str, object]) -> None:

@@ -7,7 +7,6 @@ final metrics), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``aux
 ``unfinished/`` holds the pieces of a phase that is not finished, for a run that is resumed.
 """
 
-import json
 import resource
 import shutil
 import sys
@@ -20,26 +19,25 @@ from typing import Any
 
 from torch import Tensor
 
-from fedddpm_app.config import ConfigError, Scalar
+from fedddpm_app.config import Scalar
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.federation.flower_internals import Run
 from fedddpm_app.recording.auxiliary_set import discard_auxiliary_set, load_auxiliary_set, save_auxiliary_set
 from fedddpm_app.recording.checkpoints import Checkpoint, CheckpointWriter, remove_checkpoints
-from fedddpm_app.recording.curves import plot_losses, plot_metrics
 from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
-from fedddpm_app.recording.files import RecordingError, append_line, keep_lines, optional, write_json, writing
-from fedddpm_app.recording.plots import plot_classes, plot_partition
+from fedddpm_app.recording.files import append_line, keep_lines, write_json
+from fedddpm_app.recording.pictures import RunPictures
 from fedddpm_app.recording.provenance import describe_environment
-from fedddpm_app.recording.samples import round_sheet, save_auxiliary_sheets, save_rounds, save_samples
-from fedddpm_app.recording.sheets import save_pairs
-from fedddpm_app.recording.status import StatusFile
+from fedddpm_app.recording.reading import read_object
+from fedddpm_app.recording.status import COMPLETED, FAILED, INTERRUPTED, name_of_stop
+from fedddpm_app.recording.status_file import StatusFile
 from fedddpm_app.weights import Weights
 
 STATS = "stats.jsonl"
 
 
 class RunRecorder:
-    """Writes a run directory; a context manager, which marks a run as failed that an error ends without ``finish``.
+    """Writes a run directory; a context manager, which finishes a run that an exception ends.
 
     Parameters
     ----------
@@ -52,6 +50,8 @@ class RunRecorder:
     ----------
     stats : list of dict
         The lines of ``stats.jsonl``.
+    pictures : RunPictures
+        Its plots and sheets of images.
     generated : Counter of str
         The number of generated images by purpose.
     auxiliary_digest : str
@@ -75,6 +75,8 @@ class RunRecorder:
         self.stats: list[dict[str, object]] = []
         self.generated: Counter[str] = Counter()
         self.auxiliary_digest = ""
+        self._run_config: dict[str, Scalar] = {}
+        self.pictures = RunPictures(directory)
         self._checkpoints = CheckpointWriter(directory)
         self._status = StatusFile(directory)
 
@@ -86,12 +88,12 @@ class RunRecorder:
         """
         recorder = cls.__new__(cls)
         recorder._open(directory, durable)
-        if not recorder._status.begin():
-            raise ConfigError(f"resume: {directory} is still running: another process holds it; stop it first.")
-        run: Mapping[str, Any] = checkpoint.run if checkpoint else {}
-        recorder.stats = keep_lines(directory / STATS, int(run.get("num_stats", 0)))
-        recorder.generated.update(run.get("generated", {}))
-        recorder.began -= float(run.get("seconds", 0.0))
+        recorder._status.begin()
+        with recorder:
+            run: Mapping[str, Any] = checkpoint.run if checkpoint else {}
+            recorder.stats = keep_lines(directory / STATS, int(run.get("num_stats", 0)))
+            recorder.generated.update(run.get("generated", {}))
+            recorder.began -= float(run.get("seconds", 0.0))
         return recorder
 
     def __enter__(self) -> "RunRecorder":
@@ -99,8 +101,7 @@ class RunRecorder:
 
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         if error is not None:
-            with suppress(RecordingError):  # the first error counts
-                self.end("failed", {}, str(error) or repr(error))
+            self.finish_after(error, {})
 
     @property
     def scratch(self) -> Path:
@@ -118,25 +119,31 @@ class RunRecorder:
 
     def write_config(self, run_config: Mapping[str, Scalar], run: Run) -> None:
         """Write ``config.json``; the run that writes it first owns the folder."""
-        about = {"run_config": dict(run_config), "run_id": str(run.run_id), "fab_hash": run.fab_hash}
+        self._run_config = dict(run_config)
+        about = {"run_config": self._run_config, "run_id": str(run.run_id), "fab_hash": run.fab_hash}
         path = self.directory / CONFIG
         try:
-            with path.open("x", encoding="utf-8") as file, writing(path):
-                json.dump(about | describe_environment(), file, indent=2)
+            path.touch(exist_ok=False)
         except FileExistsError:
             check_is_new(self.directory)
             raise
         self._status.begin()
+        with self:
+            write_json(path, about | describe_environment())
 
-    def add_to_config(self, run_config: Mapping[str, Scalar], run: Run, server_round: int | None) -> None:
-        """Add to ``config.json`` that the run was resumed after ``server_round``; None is its start."""
+    def add_to_config(self, run_config: Mapping[str, Scalar], run: Run, server_round: int | None) -> list[str]:
+        """Add to ``config.json`` that the run was resumed after ``server_round`` (None is its start).
+
+        Return the keys of the run config that have changed.
+        """
         path = self.directory / CONFIG
-        about = json.loads(path.read_text(encoding="utf-8"))
+        about = read_object(path)
         changed = {key: value for key, value in run_config.items() if about["run_config"].get(key) != value}
         entry = {"after_round": server_round, "run_id": str(run.run_id), "changed": changed, **describe_environment()}
         about["resumed"] = [*about.get("resumed", []), entry]
-        about["run_config"] = dict(run_config)
+        about["run_config"] = self._run_config = dict(run_config)
         write_json(path, about)
+        return sorted(changed)
 
     def append(self, stats: Mapping[str, object]) -> None:
         """Append one object to ``stats.jsonl`` and add the peak memory of this process; NaN becomes null."""
@@ -151,15 +158,13 @@ class RunRecorder:
         """
         sizes = {"data/num_examples": counts.sum(1).tolist(), "data/num_unassigned": num_unassigned}
         self.append({"phase": "data", **sizes, "data/label_counts": counts.tolist(), "data/classes": [*class_names]})
-        with optional(self.directory / "plots"):
-            plot_partition(counts, class_names, self.directory / "plots" / "partition.png")
+        self.pictures.save_partition(counts, class_names)
 
     def save_auxiliary(self, data: ImageTensors, clients: list[int]) -> None:
         """Write D_aux: an Arrow data set with ``image``, ``client`` (and ``label``), and a sheet per client."""
         folder = self.directory / "auxiliary"
         self.auxiliary_digest = save_auxiliary_set(folder, data, clients)
-        with optional(folder):
-            save_auxiliary_sheets(data.images, clients, folder, self.directory.name)
+        self.pictures.save_auxiliary(data.images, clients)
 
     def load_auxiliary(self) -> ImageTensors | None:
         """Read D_aux on the CPU; None if there is none, or if it is damaged."""
@@ -172,42 +177,6 @@ class RunRecorder:
         discard_auxiliary_set(self.directory / "auxiliary")
         self.auxiliary_digest = ""
 
-    def save_samples(
-        self,
-        images: Tensor,
-        server_round: int,
-        about: str,
-        *,
-        labels: Tensor | None = None,
-        class_names: Sequence[str] = (),
-        name: str = "",
-    ) -> None:
-        """Write a round's sheet of generated images, and the strip over the rounds.
-
-        ``about`` is the part of the caption about weights and sampler; ``name`` identifies one of several models.
-        """
-        folder = self.directory / "samples"
-        owner = f"{self.directory.name}{name and ', '}{name}"
-        caption = f"{owner}, round {server_round}: {about}"
-        with optional(folder):
-            save_samples(images, round_sheet(folder, server_round, name), caption, labels, class_names)
-            save_rounds(folder, f"{owner}, {about}", name)
-
-    def save_classes(self, metric: Mapping[str, object], class_names: Sequence[str], name: str = "") -> None:
-        """Plot the classes of the metric ``class-tv``; ``name`` identifies the model if a run has several."""
-        path = self.directory / "plots" / f"classes{name and '-'}{name}.png"
-        with optional(path):
-            plot_classes(metric, class_names, path, name)
-
-    def save_pairs(
-        self, generated: Tensor, train: Tensor, ratios: Tensor, threshold: float, folder: str, name: str = ""
-    ) -> None:
-        """Write a sheet of images above their closest training images into ``samples`` or ``auxiliary``."""
-        path = self.directory / folder / f"closest-pairs{name and '-'}{name}.png"
-        with optional(path):
-            kind = "auxiliary set" if folder == "auxiliary" else f"final model{name and ' of '}{name}"
-            save_pairs(generated, train, ratios, threshold, path, f"{self.directory.name}, {kind}")
-
     def save_checkpoint(
         self,
         server_round: int,
@@ -217,15 +186,16 @@ class RunRecorder:
     ) -> None:
         """Write a checkpoint in the background, see ``CheckpointWriter``; it covers the lines of ``stats`` so far."""
         about = {
+            "run_config": self._run_config,
             "num_stats": len(self.stats),
             "generated": dict(self.generated),
             "seconds": time.time() - self.began,
         }
         self._checkpoints.save(server_round, models, state, about, is_kept)
 
-    def wait_for_checkpoint(self) -> None:
-        """Wait until the last checkpoint is on the disk, or has failed with a warning."""
-        self._checkpoints.wait()
+    def wait_for_checkpoint(self) -> bool:
+        """Wait until the last checkpoint is on the disk, or has failed with a warning; return whether it is there."""
+        return self._checkpoints.wait()
 
     def check_checkpoint(self) -> None:
         """Wait for the last checkpoint; raise ``RecordingError`` if it could not be written."""
@@ -239,12 +209,17 @@ class RunRecorder:
         """Write ``summary.json`` as ``end`` does, then the plots of losses and metrics."""
         self._checkpoints.wait()
         self.end(status, metrics, error, stopped_by)
-        if status == "completed":
+        if status == COMPLETED:
             shutil.rmtree(self.directory / "unfinished", ignore_errors=True)
-        with optional(self.directory / "plots"):
-            if self.stats:
-                plot_losses(self.stats, self.directory / "plots" / "losses.png", self.directory.name)
-                plot_metrics(self.stats, self.directory / "plots" / "metrics.png", self.directory.name)
+        self.pictures.save_curves(self.stats)
+
+    def finish_after(self, error: BaseException, metrics: Mapping[str, object]) -> None:
+        """Finish a run that an error, or the exception of a stop, ends; this exception counts, not a full disk."""
+        with suppress(OSError):
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                self.finish(INTERRUPTED, metrics, stopped_by=name_of_stop(error))
+            else:
+                self.finish(FAILED, metrics, error=str(error) or repr(error))
 
     def end(self, status: str, metrics: Mapping[str, object], error: str = "", stopped_by: str = "") -> None:
         """Write ``summary.json``; only the first call counts.

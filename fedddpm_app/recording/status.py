@@ -1,36 +1,27 @@
 """The status of a run in its ``summary.json``, which stays true although its process may end at any time.
 
 A run is ``running`` from its start; at its end it is ``completed``, ``failed`` (``error`` has the reason) or
-``interrupted`` (``stopped_by`` has the cause). ``owner`` names the server's process: ``pid``, ``started`` and ``host``.
-This process holds the lock of the folder while it runs. Whoever reads ``running`` without a living process on this host
-corrects it to ``failed``.
+``interrupted`` (``stopped_by`` has the cause). ``owner`` names the server's process, see ``owner``. Whoever reads
+``running`` without a living process on this machine corrects it to ``failed``.
 """
 
 import contextlib
-import json
-import os
 import signal
-import socket
-import threading
-import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
-import psutil
-
-from fedddpm_app.owned import LOCK, OwnerLock
-from fedddpm_app.recording.files import RecordingError, rewrite_json, write_json
+from fedddpm_app.disk.owned import LOCK, is_held
+from fedddpm_app.recording.files import RecordingError, rewrite_json
+from fedddpm_app.recording.owner import describe, has_died
+from fedddpm_app.recording.reading import read_object
 
 SUMMARY = "summary.json"
 RUNNING, COMPLETED, FAILED, INTERRUPTED, UNKNOWN = "running", "completed", "failed", "interrupted", "unknown"
 STOP_SIGNAL = "Flower: `flwr stop`, a signal to the server's process, or a crash of the simulation"
-_RESERVE = "reserve.bin"  # room for the last summary on a disk that is full by then
-_RESERVE_BYTES = 64 * 1024
-_ATTEMPTS = 20
 _SIGNAL_CODES = 128  # added to the number of a signal that ended a process
-_SAME_START_SECONDS = 1.0  # the clock of a process's start has a coarse resolution
 
 
 @dataclass(frozen=True)
@@ -62,6 +53,11 @@ class Status:
         return str(self.summary.get("error", ""))
 
     @property
+    def owner(self) -> str:
+        """The server's process of a running run, such as ``pid 7 on server``."""
+        return describe(self.summary.get("owner"))
+
+    @property
     def ended(self) -> datetime | None:
         """The time of the end, with its time zone; None if it is unknown."""
         try:
@@ -86,24 +82,21 @@ def read_status(directory: Path, has_ended: bool = False) -> Status:
         Whether Flower reports that the run has ended, for the copy of a run directory of another host.
     """
     summary = _read(directory)
-    if summary.get("status") == RUNNING and (has_ended or _has_died(directory, summary)):
+    if summary.get("status") == RUNNING and (has_ended or has_died(directory, summary.get("owner"))):
         summary = _read(directory)  # the run may have ended in between
         if summary.get("status") == RUNNING:
-            summary |= {"status": FAILED, "error": _without_a_word(summary.pop("owner", None)), "ended": now()}
+            summary |= {"status": FAILED, "error": _without_a_message(summary.pop("owner", None)), "ended": now()}
             with contextlib.suppress(RecordingError):  # then the next reader corrects it
                 rewrite_json(directory / SUMMARY, summary)
     return Status(directory, str(summary.get("status", UNKNOWN)), summary)
 
 
 def is_locked(directory: Path) -> bool:
-    """Return whether a process holds a run's folder, on this or another host; True without locks that would say so."""
-    lock = OwnerLock(directory / LOCK)
+    """Return whether a process holds a run's folder; True if its lock cannot be read."""
     try:
-        free = lock.acquire()
+        return is_held(directory / LOCK)
     except OSError:
         return True
-    lock.release()
-    return not free
 
 
 def mark_interrupted(directory: Path, stopped_by: str, since: datetime) -> None:
@@ -138,114 +131,15 @@ def now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
 
 
-class StatusFile:
-    """The server's half: it marks the run as running, and at its end, once, as ended.
-
-    Parameters
-    ----------
-    directory : Path
-        The run directory.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self.directory = directory
-        self._lock = OwnerLock(directory / LOCK)
-        self._writing = threading.RLock()  # a signal handler may end the run in another thread, or in this one
-        self._ended = False
-
-    def begin(self) -> bool:
-        """Take the folder, keep some room for the last summary, and write the status ``running``.
-
-        It returns False, and writes nothing, if another process holds the folder.
-
-        Raises
-        ------
-        RecordingError
-            When the folder cannot be written.
-        """
-        with contextlib.suppress(OSError):  # a file system without locks; the process id remains
-            if not self._take():
-                return False
-        process = psutil.Process()
-        owner = {"pid": process.pid, "started": process.create_time(), "host": socket.gethostname()}
-        about = {"status": RUNNING, "owner": owner, "directory": str(self.directory)}
-        write_json(self.directory / SUMMARY, about)
-        with contextlib.suppress(OSError):
-            (self.directory / _RESERVE).write_bytes(os.urandom(_RESERVE_BYTES))  # no file system stores it in less
-        return True
-
-    def _take(self) -> bool:
-        """Take the lock; a reader of the status holds it for an instant, so try for a second."""
-        for _ in range(_ATTEMPTS):
-            if self._lock.acquire():
-                return True
-            time.sleep(1 / _ATTEMPTS)
-        return False
-
-    def end(self, summary: Mapping[str, object]) -> None:
-        """Write the last summary, and release the folder; only the first call counts.
-
-        Raises
-        ------
-        RecordingError
-            When it cannot be written; a shorter summary then says that the run failed, if there is room for that.
-        """
-        with self._writing:
-            if self._ended:
-                return
-            (self.directory / _RESERVE).unlink(missing_ok=True)
-            about = {"ended": now(), "directory": str(self.directory)}
-            try:
-                rewrite_json(self.directory / SUMMARY, {**summary, **about})
-            except RecordingError as error:
-                first = str(summary.get("error") or error)
-                with contextlib.suppress(RecordingError):
-                    rewrite_json(self.directory / SUMMARY, {"status": FAILED, "error": first, **about})
-                raise
-            finally:
-                self._ended = True
-                self._lock.release()
-                self._lock.path.unlink(missing_ok=True)
-
-
-def _read(directory: Path) -> dict[str, object]:
+def _read(directory: Path) -> dict[str, Any]:
     try:
-        summary = json.loads((directory / SUMMARY).read_text(encoding="utf-8"))
+        return read_object(directory / SUMMARY)
     except (OSError, ValueError):  # missing, or not complete
         return {}
-    return summary if isinstance(summary, dict) else {}
 
 
-def _has_died(directory: Path, summary: Mapping[str, object]) -> bool:
-    """Return whether the owner of a running run was on this host, and has ended."""
-    owner = summary.get("owner")
-    if not isinstance(owner, dict) or owner.get("host") != socket.gethostname():
-        return False
-    if summary.get("directory") == str(directory) and (directory / LOCK).exists():
-        lock = OwnerLock(directory / LOCK)
-        try:
-            free = lock.acquire()
-            lock.release()
-        except OSError:  # no locks on this file system, or the folder of another user
-            return not _lives(owner)
-        return free
-    return not _lives(owner)  # a copy of the folder, or a folder that was moved
-
-
-def _lives(owner: Mapping[str, object]) -> bool:
-    try:
-        process = psutil.Process(int(str(owner["pid"])))
-        same = abs(process.create_time() - float(str(owner["started"]))) < _SAME_START_SECONDS
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.AccessDenied:
-        return True
-    except (psutil.Error, LookupError, ValueError):
-        return False
-
-
-def _without_a_word(owner: object) -> str:
-    about = f"pid {owner.get('pid')} on {owner.get('host')}" if isinstance(owner, dict) else "unknown"
+def _without_a_message(owner: object) -> str:
     return (
-        f"the server's process ended without a word (killed, or out of memory?): {about}; see log.txt, and the "
-        "system's log for an out-of-memory kill."
+        f"the server's process ended without a message (killed, or out of memory?): {describe(owner)}; see log.txt, "
+        "and the system's log for an out-of-memory kill."
     )

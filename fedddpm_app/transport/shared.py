@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
-from fedddpm_app.owned import OwnedFolder, remove_abandoned
+from fedddpm_app.disk.owned import OwnedFolder, remove_abandoned
 from fedddpm_app.transport.layout import Blob, PayloadError
 from fedddpm_app.transport.reference import FileReference
 

@@ -256,6 +256,7 @@ def rounds_of(path):
     return [row for row in map(json.loads, lines) if row["phase"] == "round"]
 
 
+@pytest.mark.long
 def test_a_supernode_that_is_killed_in_a_round_is_left_out_and_comes_back(started, certificates, laptop, tmp_path):
     """With its key it is the same node again: no error comes for what it had taken, unless one looks closely."""
     stack = started("compose.tls.yml")

@@ -19,7 +19,7 @@ from fedddpm_app.evaluation.evaluator import Evaluator
 from fedddpm_app.experiment import assessment, monitor
 from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.evaluators import create_evaluator
-from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.recording.pictures import RunPictures
 from tests.evaluation.test_evaluator import FIELDS, NAMES
 
 EVAL = {"eval_images": 20, "eval_final_images": 30}
@@ -142,7 +142,7 @@ def test_labels_are_those_of_the_reference(run_app, config, monkeypatch):
 
 def test_the_sheet_of_pairs_shows_generated_images_over_training_images(run_app, config, monkeypatch):
     shown = {}
-    monkeypatch.setattr(RunRecorder, "save_pairs", lambda _, *args: shown.update({args[4]: args[:2]}))
+    monkeypatch.setattr(RunPictures, "save_pairs", lambda _, *args: shown.update({args[4]: args[:2]}))
     run = run_app(num_rounds=1, eval_final_images=30)
     training = {tuple(i.flatten().tolist()) for i in open_dataset(config.data, 0).train.images}
     for folder in ("samples", "auxiliary"):

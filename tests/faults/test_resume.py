@@ -19,8 +19,8 @@ import server_app
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.auxiliary.pretraining import PRETRAIN, pretrain
 from fedddpm_app.config import ConfigError
+from fedddpm_app.disk.owned import LOCK, OwnerLock
 from fedddpm_app.inprocess.grid import run_inprocess
-from fedddpm_app.owned import LOCK, OwnerLock
 from fedddpm_app.recording import checkpoints
 from fedddpm_app.recording.files import RecordingError, write_json
 from fedddpm_app.recording.recorder import RunRecorder
@@ -42,6 +42,7 @@ OTHERS = {
     "centralized": {"algorithm": "centralized"},
     "aux-only": {"algorithm": "aux-only"},
     "int8-delta": {"algorithm": "fedavg", "wire-dtype": "int8-delta"},
+    "halved": {"algorithm": "tests.faults.test_resume:Halved"},
 }
 FEW_PICTURES = {"eval-every": 0, "preview-every": 0}
 _SLOW = {"marks": pytest.mark.slow}
@@ -157,7 +158,10 @@ def stopped(settings):
     return make
 
 
-@pytest.mark.parametrize("algorithm", [*list(OTHERS)[:2], *(pytest.param(name, **_SLOW) for name in list(OTHERS)[2:])])
+@pytest.mark.parametrize(
+    "algorithm",
+    ["feddyn", "halved", *(pytest.param(name, **_SLOW) for name in OTHERS if name not in ("feddyn", "halved"))],
+)
 def test_every_state_is_resumed(settings, stopped, algorithm):
     more = {"num-rounds": 3}
     resumed = run_here(stopped(algorithm, 1, **more))
@@ -167,7 +171,8 @@ def test_every_state_is_resumed(settings, stopped, algorithm):
     assert [entry["after_round"] for entry in about["resumed"]] == [1]
 
 
-@pytest.mark.parametrize("algorithm", ["fedddpm", pytest.param("init-from-pretrained", **_SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["fedddpm", "init-from-pretrained"])
 def test_a_run_is_resumed_twice(settings, stopped, algorithm):
     """What one process has read from a checkpoint is in the next checkpoint, also if it was not used."""
     more = {"num-rounds": 4, "correction-keep-optimizer": True, "plus-max-corrections": 0}
@@ -189,16 +194,10 @@ def test_a_complete_run_with_an_auxiliary_set_gets_more_rounds_without_a_new_set
 
 
 class Halved(FedDDPM):
-    """Uses a part of the set that it inherits."""
+    """Uses a part of the set that it inherits: a resumed run builds it again."""
 
     def build_auxiliary(self, models):
         return super().build_auxiliary(models).select(torch.arange(0, 12, 2))
-
-
-def test_a_set_that_a_subclass_changes_is_built_again(settings, stopped, monkeypatch):
-    monkeypatch.setitem(OTHERS, "halved", {"algorithm": "tests.faults.test_resume:Halved"})
-    resumed = run_here(stopped("halved", 1))
-    check_equal(resumed, run_here(settings("halved", "whole")))
 
 
 def test_rounds_without_a_checkpoint_are_not_thrown_away(stopped):
@@ -262,13 +261,18 @@ def test_another_config_is_refused_with_the_differences(stopped):
         with pytest.raises(ConfigError, match=says):
             run_here(resume | changed)
         assert contents(folder_of(resume)) == before
+    config = folder_of(resume) / "config.json"
+    config.write_text(config.read_text().replace('"learning-rate": 0.003', '"learning-rate": 0.5'))
+    with pytest.raises(ConfigError, match=r"learning-rate was 0\.003 and is 0\.5"):
+        run_here(resume | {"learning-rate": 0.5})
 
 
 def contents(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_that_goes_on_is_refused_and_one_of_a_host_that_is_gone_is_not(stopped):
+def test_a_run_that_goes_on_is_refused_and_one_of_a_host_that_is_gone_is_not(stopped, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
     resume = stopped("fedadam", 3)
     folder = folder_of(resume)
     write_json(folder / "summary.json", {"status": "running", "owner": {"pid": 1, "started": 0.0, "host": "container"}})
@@ -277,7 +281,8 @@ def test_a_run_that_goes_on_is_refused_and_one_of_a_host_that_is_gone_is_not(sto
     with pytest.raises(ConfigError, match=r"is still running, by .*container.*; stop it first"):
         run_here(resume)
     lock.release()
-    assert run_here(resume).summary["status"] == "completed"
+    assert run_here(resume | {"eval-draws": 2, "eval-every": 3}).summary["status"] == "completed"
+    assert "the metrics of the new rounds are measured with another eval-draws: they do not continue" in caplog.text
 
 
 def test_a_complete_run_gets_more_rounds(settings):
@@ -289,9 +294,13 @@ def test_a_complete_run_gets_more_rounds(settings):
         run_here(resume)
     more = run_here(resume | {"num-rounds": 4})
     check_equal(more, run_here(settings("fedadam", "whole", **evaluated)))
-    stateful = settings("scaffold", "stateful", **{"num-rounds": 1, "clients-per-round": 0})
+
+
+@pytest.mark.parametrize(("algorithm", "keeper"), [("scaffold", "algorithm"), ("int8-delta", "wire-dtype")])
+def test_a_complete_run_whose_clients_removed_their_states_is_refused(settings, algorithm, keeper):
+    stateful = settings(algorithm, "stateful", **{"num-rounds": 1, "clients-per-round": 0})
     run_here(stateful)
-    with pytest.raises(ConfigError, match="its clients have removed the state"):
+    with pytest.raises(ConfigError, match=f'its clients have removed the state that {keeper} = "{algorithm}" keeps'):
         run_here(stateful | {"resume": str(folder_of(stateful)), "num-rounds": 2})
 
 
@@ -338,13 +347,17 @@ def test_a_checkpoint_on_a_full_disk_is_missing_and_the_run_goes_on(settings, mo
     assert "No space left on device" in caplog.text
 
 
-@pytest.mark.parametrize("algorithm", ["scaffold", pytest.param("fedadam", **_SLOW)])
+@pytest.mark.parametrize("algorithm", ["scaffold", *(pytest.param(name, **_SLOW) for name in ("fedadam", "halved"))])
 def test_the_last_checkpoint_on_a_full_disk_fails_the_run(settings, monkeypatch, algorithm):
-    """The clients keep their states then: the run is resumed from the round before."""
+    """The clients keep their states then, and the server the pretrained models: the round before is resumed."""
     fill_disk_at(4, monkeypatch)
-    config = settings(algorithm, "stopped")
+    more = {"num-rounds": 4}
+    config = settings(algorithm, "stopped", **more)
     with pytest.raises(RecordingError, match="round-0004 cannot be written"):
         run_here(config)
     monkeypatch.undo()
     assert json.loads((folder_of(config) / "summary.json").read_text())["status"] == "failed"
-    check_equal(run_here(config | {"resume": str(folder_of(config))}), run_here(settings(algorithm, "whole")))
+    whole = run_here(settings(algorithm, "whole", **more))
+    with monkeypatch.context() as patch:
+        patch.setitem(FedDDPM.client_actions, "pretrain", replace(PRETRAIN, run=None))
+        check_equal(run_here(config | {"resume": str(folder_of(config))}), whole)

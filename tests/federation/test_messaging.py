@@ -183,17 +183,6 @@ def test_a_client_that_hangs_does_not_cost_the_replies_of_those_behind_it(grid, 
     assert len(list(exchange(grid, queries(grid), timeout=0.25, under_way=4))) == 4
 
 
-@pytest.mark.usefixtures("deployed")
-def test_a_reply_that_is_there_when_time_is_over_counts(grid):
-    """The server may be busy with an earlier reply at that moment."""
-    pull, limits = grid.pull_messages, iter([1])
-    grid.pull_messages = lambda ids: pull(set([*ids][: next(limits, None)]))
-    replies = exchange(grid, queries(grid), timeout=0.1)
-    next(replies)
-    time.sleep(0.15)
-    assert len(list(replies)) == 3
-
-
 def test_what_a_node_had_taken_before_it_was_started_anew_is_given_up(grid, monkeypatch):
     """Flower would say nothing of it until the time to live is over."""
     monkeypatch.setattr(messaging, "_NODES_SECONDS", 0.0)

@@ -80,6 +80,7 @@ def test_a_server_cannot_choose_the_folder(there, flower_home, tmp_path, monkeyp
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setattr(FlowerRun, "log", lambda self: iter([f"run directory: {there}"]))
+    monkeypatch.setattr(FlowerRun, "status", lambda self: COMPLETED)
     done = runner.invoke(app, ["fetch", "12"])
     assert done.exit_code == 1
     assert not list((tmp_path / "here").iterdir())

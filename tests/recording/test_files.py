@@ -46,7 +46,7 @@ def test_the_summary_is_written_although_the_plots_cannot_be(tmp_path, monkeypat
     def full(*_):
         raise FULL
 
-    monkeypatch.setattr("fedddpm_app.recording.recorder.plot_losses", full)
+    monkeypatch.setattr("fedddpm_app.recording.pictures.plot_losses", full)
     recorder = RunRecorder(tmp_path / "run")
     recorder.append({"phase": "round", "round": 1})
     recorder.finish("completed", {})

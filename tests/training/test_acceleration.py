@@ -81,7 +81,7 @@ def test_without_a_compiler_auto_runs_and_on_is_refused_with_the_fix(config, mon
 
 @pytest.mark.parametrize(
     "algorithm",
-    [name if name in ("fedddpm", "moon") else pytest.param(name, marks=pytest.mark.slow) for name in REGISTRY],
+    [name if name == "fedddpm" else pytest.param(name, marks=pytest.mark.slow) for name in REGISTRY],
 )
 def test_every_algorithm_does_the_same_when_accelerated(run_app, graphs, algorithm):
     settings = {"algorithm": algorithm, "optimizer": "sgd", "gradient_clip": 0.0, "eval_every": 0, "preview_every": 0}

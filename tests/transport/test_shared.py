@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from fedddpm_app import owned
+from fedddpm_app.disk import owned
 from fedddpm_app.transport import shared
 from fedddpm_app.transport.layout import PayloadError
 from fedddpm_app.transport.reference import FileReference

@@ -1,6 +1,5 @@
 """Weights that are computed once per data set, in safetensors files that several runs may share."""
 
-import os
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -8,6 +7,7 @@ from filelock import FileLock
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from fedddpm_app.disk.durable import replacing
 from fedddpm_app.weights import Weights
 
 
@@ -41,10 +41,9 @@ def load_or_create(path: Path, create: Callable[[], Weights], holds: Collection[
         weights = _read(path)
         if weights is None or not weights.keys() >= set(holds):
             weights = create()
-            partial = path.with_suffix(f".{os.getpid()}.partial")
-            save_file(weights, partial)
-            partial.chmod(0o644)  # safetensors creates it with access only for its owner
-            partial.replace(path)
+            with replacing(path) as work:
+                save_file(weights, work)
+                work.chmod(0o644)  # safetensors creates it with access only for its owner
     return weights
 
 

@@ -45,20 +45,24 @@ class OwnerLock:
         file = os.fdopen(os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600), "wb")
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        except OSError as error:
+            file.close()
+            if isinstance(error, BlockingIOError):
+                return False
+            raise
+        if os.fstat(file.fileno()).st_nlink == 0:  # its owner removed it after this object had opened it
             file.close()
             return False
-        except OSError:
-            file.close()
-            raise
         self._file = file
         return True
 
-    def release(self) -> None:
-        """Release the lock."""
+    def release(self, *, remove: bool = False) -> None:
+        """Release the lock, and before that remove its file if wanted."""
         if self._file is not None:
-            self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            with file:
+                if remove:
+                    self.path.unlink(missing_ok=True)
 
 
 class OwnedFolder:
@@ -128,17 +132,23 @@ def abandoned(prefix: str, parent: Path | None = None) -> list[Path]:
 
 
 def is_held(path: Path) -> bool:
-    """Return whether a process holds a lock.
+    """Return whether a process holds a lock; it may be on a file system that is mounted read-only.
 
     Raises
     ------
     OSError
         When the file cannot be opened, or the file system has no locks.
     """
-    lock = OwnerLock(path)
-    free = lock.acquire()
-    lock.release()
-    return not free
+    try:
+        file = os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb")
+    except FileNotFoundError:
+        return False
+    with file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)  # shared: two that look do not see each other
+        except BlockingIOError:
+            return True
+        return False
 
 
 @contextlib.contextmanager

@@ -1,0 +1,1 @@
+"""Files and folders that survive the failure of a process: written whole, or owned by a lock."""

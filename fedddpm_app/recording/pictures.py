@@ -1,0 +1,80 @@
+"""The pictures of a run directory: plots and sheets of images. A picture that cannot be written gives a warning."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from fedddpm_app.recording.curves import plot_losses, plot_metrics
+from fedddpm_app.recording.files import optional
+from fedddpm_app.recording.plots import plot_classes, plot_partition
+from fedddpm_app.recording.samples import round_sheet, save_auxiliary_sheets, save_rounds, save_samples
+from fedddpm_app.recording.sheets import save_pairs
+
+
+class RunPictures:
+    """Writes the pictures of a run.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory; its name is part of the captions.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._plots = directory / "plots"
+
+    def save_partition(self, counts: Tensor, class_names: Sequence[str]) -> None:
+        """Plot the clients' training images per class; ``counts`` is int64 of shape (clients, classes)."""
+        with optional(self._plots):
+            plot_partition(counts, class_names, self._plots / "partition.png")
+
+    def save_auxiliary(self, images: Tensor, clients: list[int]) -> None:
+        """Write a sheet per client of its images in D_aux; ``clients`` holds the partition id of each image."""
+        folder = self._directory / "auxiliary"
+        with optional(folder):
+            save_auxiliary_sheets(images, clients, folder, self._directory.name)
+
+    def save_samples(
+        self,
+        images: Tensor,
+        server_round: int,
+        about: str,
+        *,
+        labels: Tensor | None = None,
+        class_names: Sequence[str] = (),
+        name: str = "",
+    ) -> None:
+        """Write a round's sheet of generated images, and the strip over the rounds.
+
+        ``about`` is the part of the caption about weights and sampler; ``name`` identifies one of several models.
+        """
+        folder = self._directory / "samples"
+        owner = f"{self._directory.name}{name and ', '}{name}"
+        caption = f"{owner}, round {server_round}: {about}"
+        with optional(folder):
+            save_samples(images, round_sheet(folder, server_round, name), caption, labels, class_names)
+            save_rounds(folder, f"{owner}, {about}", name)
+
+    def save_classes(self, metric: Mapping[str, object], class_names: Sequence[str], name: str = "") -> None:
+        """Plot the classes of the metric ``class-tv``; ``name`` identifies the model if a run has several."""
+        path = self._plots / f"classes{name and '-'}{name}.png"
+        with optional(path):
+            plot_classes(metric, class_names, path, name)
+
+    def save_pairs(
+        self, generated: Tensor, train: Tensor, ratios: Tensor, threshold: float, folder: str, name: str = ""
+    ) -> None:
+        """Write a sheet of images above their closest training images into ``samples`` or ``auxiliary``."""
+        path = self._directory / folder / f"closest-pairs{name and '-'}{name}.png"
+        with optional(path):
+            kind = "auxiliary set" if folder == "auxiliary" else f"final model{name and ' of '}{name}"
+            save_pairs(generated, train, ratios, threshold, path, f"{self._directory.name}, {kind}")
+
+    def save_curves(self, stats: Sequence[Mapping[str, object]]) -> None:
+        """Plot the losses and the metrics in the lines of ``stats.jsonl``."""
+        with optional(self._plots):
+            if stats:
+                plot_losses(stats, self._plots / "losses.png", self._directory.name)
+                plot_metrics(stats, self._plots / "metrics.png", self._directory.name)
