@@ -18,18 +18,17 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from functools import cache
-from typing import IO, Any
+from typing import IO
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 
+from fedddpm_app.client.outcomes import Answer, Failure, receive, send
 from fedddpm_app.federation.deadlines import START_SECONDS, seconds_left, seconds_to_work, time_limit
 
 _START_SECONDS = 600.0  # for the imports of a process; then it hangs, and is replaced
 _EXIT_SECONDS = 10.0  # for a process that closed its connection to exit; a large one needs a moment
 _SERVE = "import sys; sys.path = {!r}\nfrom fedddpm_app.client.serving import serve; serve({!r}, {!r})"
-_PICKLE = 5  # a large buffer is written as it is, without a copy
 
 
 class ClientProcessError(RuntimeError):
@@ -38,38 +37,6 @@ class ClientProcessError(RuntimeError):
 
 class NotStartedError(EOFError):
     """The process ended before it began to work on a message."""
-
-
-class ForwardedError(Exception):
-    """Base of the exceptions of the process, which are raised again under their own names."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The reply to a message, and the client's state after it."""
-
-    reply: Message
-    state: RecordDict
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An exception of the app, as text: its class may be importable only in the process.
-
-    ``is_final`` says that the process may not be fit for another message: memory ran out, or the GPU failed.
-    """
-
-    module: str
-    name: str
-    text: str
-    trace: str
-    is_final: bool
-
-    def as_exception(self) -> Exception:
-        """Return an exception with the same class name and text, and the original traceback as a note."""
-        error: Exception = type(self.name, (ForwardedError,), {"__module__": self.module})(self.text)
-        error.add_note(self.trace)
-        return error
 
 
 @cache
@@ -165,6 +132,7 @@ class _Child:
     def __init__(self, app: str) -> None:
         self.is_late = False
         self.is_ready = False
+        self._ended = ""
         self._began = time.monotonic()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -229,6 +197,10 @@ class _Child:
 
     def end(self) -> str:
         """Return why the process has ended, after closing the connection and, if need be, killing the process."""
+        self._ended = self._ended or self._end()
+        return self._ended
+
+    def _end(self) -> str:
         closed = "its process closed the connection to its actor"
         try:
             code: int | None = self._process.wait(_EXIT_SECONDS)
@@ -251,17 +223,6 @@ class _Child:
     def _stop_late(self) -> None:
         self.is_late = True
         self.kill()
-
-
-def send(content: object, file: IO[bytes]) -> None:
-    """Write an object to the other end."""
-    pickle.dump(content, file, _PICKLE)
-    file.flush()
-
-
-def receive(file: IO[bytes]) -> Any:
-    """Read an object from the other end; ``EOFError`` if that has ended."""
-    return pickle.load(file)
 
 
 def _describe(code: int) -> str:

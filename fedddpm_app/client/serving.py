@@ -11,7 +11,7 @@ import traceback
 from flwr.app import Context, Message
 
 from fedddpm_app.client.forwarding import Call, call_app, create_app
-from fedddpm_app.client.process import Answer, Failure, receive, send
+from fedddpm_app.client.outcomes import Answer, Failure, receive, send
 from fedddpm_app.federation.flower_internals import TaskIdentity
 
 _FINAL = {"MemoryError", "OutOfMemoryError", "AcceleratorError"}  # after the last, a CUDA context remains unusable
