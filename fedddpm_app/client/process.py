@@ -18,54 +18,25 @@ import subprocess
 import sys
 import threading
 import time
-from dataclasses import dataclass
 from functools import cache
-from typing import IO, Any
+from typing import IO
 
-from flwr.app import Context, Message, RecordDict
+from flwr.app import Context, Message
 
-from fedddpm_app.federation.deadlines import seconds_left, time_limit
+from fedddpm_app.client.outcomes import Answer, Failure, receive, send
+from fedddpm_app.federation.deadlines import START_SECONDS, seconds_left, seconds_to_work, time_limit
 
 _START_SECONDS = 600.0  # for the imports of a process; then it hangs, and is replaced
 _EXIT_SECONDS = 10.0  # for a process that closed its connection to exit; a large one needs a moment
 _SERVE = "import sys; sys.path = {!r}\nfrom fedddpm_app.client.serving import serve; serve({!r}, {!r})"
-_PICKLE = 5  # a large buffer is written as it is, without a copy
 
 
 class ClientProcessError(RuntimeError):
     """The process did not answer a message: it died, or was stopped at the time limit."""
 
 
-class ForwardedError(Exception):
-    """Base of the exceptions of the process, which are raised again under their own names."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """The reply to a message, and the client's state after it."""
-
-    reply: Message
-    state: RecordDict
-
-
-@dataclass(frozen=True)
-class Failure:
-    """An exception of the app, as text: its class may be importable only in the process.
-
-    ``is_final`` says that the process may not be fit for another message: memory ran out, or the GPU failed.
-    """
-
-    module: str
-    name: str
-    text: str
-    trace: str
-    is_final: bool
-
-    def as_exception(self) -> Exception:
-        """Return an exception with the same class name and text, and the original traceback as a note."""
-        error: Exception = type(self.name, (ForwardedError,), {"__module__": self.module})(self.text)
-        error.add_note(self.trace)
-        return error
+class NotStartedError(EOFError):
+    """The process ended before it began to work on a message."""
 
 
 @cache
@@ -85,7 +56,7 @@ class ClientProcess:
 
     def __init__(self, app: str) -> None:
         self._app = app
-        self._child: _Child | None = None
+        self._child = _Child(app)
 
     def answer(self, message: Message, context: Context) -> Message:
         """Return the reply, and replace ``context.state`` by the client's new state.
@@ -96,39 +67,51 @@ class ClientProcess:
             If the child dies or does not answer in time. A new child is then started at once, so that its imports
             are under way when the next message arrives; also after an exception that is final.
         Exception
-            The app's own exception, with its class name and text.
+            The app's own exception, with its class name and text. If the app cannot be created, a new child tries again
+            with the next message.
         """
-        limit, left = time_limit(message), seconds_left(message)
-        if left <= 0:
-            raise ClientProcessError(f"it waited for a free actor for all of its {limit:g} s, and did not start")
-        child = self._child = self._child if self._child and self._child.is_alive() else _Child(self._app)
+        limit = time_limit(message)
+        if seconds_left(message) <= 0:
+            raise ClientProcessError("it waited for a free actor, and did not start before its message was too old")
         try:
-            left -= child.wait_until_ready(left)
-            outcome = child.ask(message, context, left)
-        except TimeoutError as error:  # the imports go on, for the next message
-            raise ClientProcessError(f"its process had not started within {limit:g} s") from error
+            outcome = self._outcome(message, context)
+        except TimeoutError:  # the imports go on, for the next message
+            raise ClientProcessError("its process had not started in time") from None
         except (OSError, EOFError, pickle.UnpicklingError):
-            reason = self._replace(child)
+            was_late, reason = self._child.is_late, self._replace()
             late = f"its process did not answer within {limit:g} s, and was stopped"
-            raise ClientProcessError(late if child.is_late else reason) from None
-        if child.is_late or (isinstance(outcome, Failure) and outcome.is_final):
-            child.kill()  # one that is late was stopped just after its answer
-            self._replace(child)
+            raise ClientProcessError(late if was_late else reason) from None
         if isinstance(outcome, Failure):
             raise outcome.as_exception()
         context.state = outcome.state
         return outcome.reply
 
     def stop(self) -> None:
-        """Stop the child, if there is one; the next message starts another one."""
-        if self._child is not None:
-            self._child.kill()
-            self._child.end()
-            self._child = None
+        """Stop the child; the next message starts another one."""
+        self._child.kill()
+        self._child.end()
 
-    def _replace(self, child: "_Child") -> str:
+    def _outcome(self, message: Message, context: Context) -> Answer | Failure:
+        """Have the child answer, and replace it if it cannot answer another message."""
+        if not self._child.is_alive():
+            self._replace()
+        try:
+            outcome = self._child.ask(message, context)
+        except NotStartedError:  # it was about to end already
+            if self._child.is_late:
+                raise
+            self._replace()
+            outcome = self._child.ask(message, context)
+        if not self._child.is_ready:  # it could not create the app, which may be repaired before the next message
+            self.stop()
+        elif self._child.is_late or (isinstance(outcome, Failure) and outcome.is_final):
+            self._child.kill()  # one that is late was stopped just after its answer
+            self._replace()
+        return outcome
+
+    def _replace(self) -> str:
         """Start a new child in place of one that ended, and return why it ended."""
-        reason = child.end()
+        reason = self._child.end()
         self._child = _Child(self._app)
         return reason
 
@@ -140,13 +123,16 @@ class _Child:
 
     Attributes
     ----------
+    is_ready : bool
+        Whether it has created the app.
     is_late : bool
         Whether it was stopped at a time limit.
     """
 
     def __init__(self, app: str) -> None:
         self.is_late = False
-        self._ready = False
+        self.is_ready = False
+        self._ended = ""
         self._began = time.monotonic()
         ours, theirs = socket.socketpair()
         with theirs:
@@ -163,35 +149,58 @@ class _Child:
     def is_alive(self) -> bool:
         """Return whether the process is running, and has not hung in its imports."""
         starting = time.monotonic() - self._began
-        if not self._ready and starting > _START_SECONDS:
+        if self._process.poll() is None and not self.is_ready and starting > _START_SECONDS:
             self.kill()
             self.end()
         return self._process.poll() is None
 
-    def wait_until_ready(self, seconds: float) -> float:
-        """Wait until the process has imported the app, and return the time in seconds; ``TimeoutError`` if too long."""
-        began = time.monotonic()
-        if not self._ready:
-            if not select.select([self._socket], [], [], seconds)[0]:
-                raise TimeoutError
-            receive(self._answers)
-            self._ready = True
-        return time.monotonic() - began
+    def ask(self, message: Message, context: Context) -> Answer | Failure:
+        """Send a message and return its outcome, or the failure to create the app.
 
-    def ask(self, message: Message, context: Context, seconds: float) -> Answer | Failure:
-        """Send a message and return its outcome; after ``seconds`` the process is killed, and ``EOFError`` follows."""
-        timer = threading.Timer(seconds, self._stop_late)
+        A process that has not answered in time is killed.
+
+        Raises
+        ------
+        TimeoutError
+            If the app is not created in time; the process goes on.
+        NotStartedError
+            If the process ended before it had the message.
+        OSError, EOFError, pickle.UnpicklingError
+            If the process ended before it answered.
+        """
+        failure = self._wait_until_ready(min(START_SECONDS, seconds_left(message)))
+        if failure is not None:
+            return failure
+        timer = threading.Timer(seconds_to_work(message), self._stop_late)
         timer.daemon = True
         timer.start()
         try:
-            send((message, context), self._requests)
+            try:
+                send((message, context), self._requests)
+                receive(self._answers)  # it has the message
+            except (OSError, EOFError) as error:
+                raise NotStartedError from error
             outcome: Answer | Failure = receive(self._answers)
         finally:
             timer.cancel()
         return outcome
 
+    def _wait_until_ready(self, seconds: float) -> Failure | None:
+        """Wait until the process has created the app, and return None, or the reason why it could not."""
+        if self.is_ready:
+            return None
+        if not select.select([self._socket], [], [], max(0.0, seconds))[0]:
+            raise TimeoutError
+        failure: Failure | None = receive(self._answers)
+        self.is_ready = failure is None
+        return failure
+
     def end(self) -> str:
         """Return why the process has ended, after closing the connection and, if need be, killing the process."""
+        self._ended = self._ended or self._end()
+        return self._ended
+
+    def _end(self) -> str:
         closed = "its process closed the connection to its actor"
         try:
             code: int | None = self._process.wait(_EXIT_SECONDS)
@@ -214,17 +223,6 @@ class _Child:
     def _stop_late(self) -> None:
         self.is_late = True
         self.kill()
-
-
-def send(content: object, file: IO[bytes]) -> None:
-    """Write an object to the other end."""
-    pickle.dump(content, file, _PICKLE)
-    file.flush()
-
-
-def receive(file: IO[bytes]) -> Any:
-    """Read an object from the other end; ``EOFError`` if that has ended."""
-    return pickle.load(file)
 
 
 def _describe(code: int) -> str:

@@ -11,14 +11,18 @@ import traceback
 from flwr.app import Context, Message
 
 from fedddpm_app.client.forwarding import Call, call_app, create_app
-from fedddpm_app.client.process import Answer, Failure, receive, send
+from fedddpm_app.client.outcomes import Answer, Failure, receive, send
 from fedddpm_app.federation.flower_internals import TaskIdentity
 
 _FINAL = {"MemoryError", "OutOfMemoryError", "AcceleratorError"}  # after the last, a CUDA context remains unusable
+_FINAL_TEXTS = ("can't allocate memory", "CUDA error", "device-side assert", "an illegal memory access", "cuDNN error")
 
 
 def serve(descriptor: int, app: str) -> None:
     """Answer the messages that arrive on a socket until it is closed.
+
+    It sends None when the app is created, and again for each message that has arrived, before the outcome. If the app
+    cannot be created, it sends the failure and ends.
 
     Parameters
     ----------
@@ -33,28 +37,20 @@ def serve(descriptor: int, app: str) -> None:
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]
     with socket.socket(fileno=descriptor) as connection:
         requests, answers = connection.makefile("rb"), connection.makefile("wb")
-        call = _prepare(app)
-        send("ready", answers)
+        try:
+            call = create_app(app)
+        except Exception as error:  # noqa: BLE001 - code of a user
+            send(_failure(error), answers)
+            return
+        send(None, answers)
         while True:
             try:
                 message, context = receive(requests)
             except EOFError:
                 return
+            send(None, answers)
             send(_outcome(call, message, context), answers)
             del message, context
-
-
-def _prepare(app: str) -> Call:
-    """Create the app before the first message; an exception is kept, and answers every message."""
-    try:
-        return create_app(app)
-    except Exception as error:  # noqa: BLE001 - code of a user
-        failed, trace = error, error.__traceback__
-
-    def fail(message: Message, context: Context) -> Message:
-        raise failed.with_traceback(trace)
-
-    return fail
 
 
 def _outcome(call: Call, message: Message, context: Context) -> Answer | Failure:
@@ -62,14 +58,22 @@ def _outcome(call: Call, message: Message, context: Context) -> Answer | Failure
     try:
         return Answer(call_app(call, message, context), context.state)
     except Exception as error:  # noqa: BLE001 - a client's exception becomes its reply
-        kind = type(error)
-        return Failure(kind.__module__, kind.__qualname__, str(error), traceback.format_exc(), _is_final(error))
+        return _failure(error)
 
 
-def _is_final(error: Exception) -> bool:
-    """Return whether memory ran out, or a GPU failed, by the names of the classes: this module imports no torch."""
+def _failure(error: Exception) -> Failure:
+    kind = type(error)
+    trace = "".join(traceback.format_exception(error))
+    return Failure(kind.__module__, kind.__qualname__, str(error), trace, _is_final(error, trace))
+
+
+def _is_final(error: Exception, trace: str) -> bool:
+    """Return whether memory ran out, or a GPU failed, by names and texts: this module imports no torch.
+
+    The trace also has the exceptions that led to this one.
+    """
     names = {kind.__name__ for kind in type(error).__mro__}
-    return not names.isdisjoint(_FINAL) or "can't allocate memory" in str(error)  # torch, on a CPU
+    return not names.isdisjoint(_FINAL) or any(text in trace for text in _FINAL_TEXTS)
 
 
 def _end_with_parent() -> None:

@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 from flwr.app import Message
@@ -11,6 +12,7 @@ from fedddpm_app.config import Config
 from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.deadlines import time_to_live
+from fedddpm_app.federation.errors import ActorLostError
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants, is_deployed
 from fedddpm_app.federation.records import FORGET, request
@@ -41,7 +43,7 @@ class Clients:
     refusals : dict of int to str
         By partition, the reason why its last reply was refused or is missing.
     simulated : bool
-        Whether the clients are those of a simulation.
+        Whether messages may wait for a free process.
     state_run : str
         The id of the run that the clients' states belong to: of a resumed run, the first one.
     state_rounds : dict of int to int
@@ -96,8 +98,10 @@ class Clients:
 
     def forget(self, grid: Grid, timeout: float) -> None:
         """Ask all connected clients to remove the state that they keep for this run."""
-        for _ in exchange(grid, self.address(self.present(), FORGET, {}, 0, timeout), timeout):
-            continue
+        messages = self.address(self.present(), FORGET, {}, 0, timeout)
+        with suppress(ActorLostError):  # at the end of the run, which is complete
+            for _ in exchange(grid, messages, timeout, self.participants.under_way):
+                continue
 
     def address(
         self,
@@ -114,15 +118,16 @@ class Clients:
         are short. A new client is treated as one of the longest. Clients with equal steps are in the order of the
         partitions, in which replies are folded: a reply that arrives before its turn may have to wait on disk.
 
-        ``timeout`` (seconds) is the time that the server waits for the replies. It sets the messages' time to live:
-        Flower drops a message after that time, which is 12 hours by default, however long the sender waits.
+        ``timeout`` (seconds) is the messages' time limit, see ``deadlines``. It also sets their time to live: Flower
+        drops a message after that time, which is 12 hours by default, however long the sender waits.
         With ``with_states``, a message names the round whose state its client continues from (``state_rounds``).
         """
         arrays = {name: packed.record for name, packed in records.items()}
         state_rounds = {p: self.state_rounds.get(p, 0) if with_states else 0 for p in partitions}
-        contents = {r: request(arrays, server_round, r, self.state_run) for r in {*state_rounds.values()}}
+        contents = {r: request(arrays, server_round, r, self.state_run, timeout) for r in {*state_rounds.values()}}
         self._accounting.bytes_down += sum(packed.num_bytes for packed in records.values()) * len(partitions)
-        node_of, ttl = self.participants.node_of, time_to_live(timeout)
+        node_of, under_way = self.participants.node_of, self.participants.under_way
+        ttl = time_to_live(timeout, max(under_way or 1, len(partitions)) if self.simulated else 0)
         steps = self._steps.get(message_type, {})
         longest = max(steps.values(), default=0.0)
         return [
@@ -137,7 +142,7 @@ class Clients:
         """
         check_examples = functools.partial(self.admission.check_examples, partition, held_out=spec.held_out)
         try:
-            reply = accept_reply(message, partition, spec, self.transport, check_examples, self.simulated)
+            reply = accept_reply(message, partition, spec, self.transport, check_examples)
         except ReplyRefusedError:
             raise
         except Exception as error:

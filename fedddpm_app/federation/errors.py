@@ -12,6 +12,10 @@ class TooFewRepliesError(RoundFailedError):
     """Fewer clients than ``min-replies`` returned a usable reply; the round can be repeated."""
 
 
+class ActorLostError(RoundFailedError):
+    """A process that Ray keeps for clients died: the run would lose clients in every later round."""
+
+
 def check_finite(weights: Weights, subject: str, fix: str) -> None:
     """Raise ``RoundFailedError`` if weights are NaN or infinite, before they are sent to the clients."""
     if not weights_module.is_finite(weights):

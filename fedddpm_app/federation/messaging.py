@@ -17,8 +17,11 @@ from typing import Any, Generic, TypeVar
 from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
+from fedddpm_app.federation.deadlines import patience
+from fedddpm_app.federation.errors import ActorLostError
 from fedddpm_app.federation.flower_internals import UNREADABLE, ErrorCode, set_source
-from fedddpm_app.federation.reasons import one_line
+from fedddpm_app.federation.participants import is_deployed
+from fedddpm_app.federation.reasons import DEAD_ACTOR, is_dead_actor, one_line
 
 _FIRST_POLL_SECONDS = 0.005
 _LONGEST_POLL_SECONDS = 0.1
@@ -74,14 +77,23 @@ def exchange_about(
         Called when there is room for a message; returns the subject of the next message, and the message. It returns
         None if there is none, or none yet: it is called again after each reply.
     timeout : float
-        Seconds after which the replies still missing are given up.
+        Seconds after which the replies still missing are given up. In a simulation, they are a client's time limit,
+        and a client that hangs does not cost the replies of the clients behind it: the server waits anew after each
+        reply, which made a process free, and also for the start of such a process.
     under_way : int, optional
         The largest number of messages without a reply: the next message is sent when a reply was consumed. A simulation
         then works in the order of the messages, and replies do not pile up. None sends all messages at once.
+
+    Raises
+    ------
+    ActorLostError
+        In a simulation, if the process of an actor died.
     """
     pending: dict[str, _Sent[About]] = {}
     activations = _Activations(grid)
-    deadline, pause = time.monotonic() + timeout, _FIRST_POLL_SECONDS
+    in_turn, pause = not is_deployed(grid.run), _FIRST_POLL_SECONDS
+    seconds = patience(timeout) if in_turn else timeout
+    deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         _push(grid, next_request, pending, activations, under_way)
         if not pending:
@@ -89,13 +101,15 @@ def exchange_about(
         pause = min(_LONGEST_POLL_SECONDS, pause * _POLL_GROWTH)
         for message_id in [*pending][:_PULLS]:
             sent = pending.pop(message_id)
-            reply = pull_reply(grid, message_id, sent.node)
+            reply = _pull(grid, message_id, sent.node)
             if reply is None:
                 pending[message_id] = sent  # at the end, so that others are pulled next
                 continue
             pause = _FIRST_POLL_SECONDS
             yield sent.about, reply
             del reply
+            if in_turn:
+                deadline = time.monotonic() + seconds
             _push(grid, next_request, pending, activations, under_way)
         for message_id in [key for key, sent in pending.items() if activations.of(sent.node) != sent.activated]:
             sent = pending.pop(message_id)
@@ -103,6 +117,14 @@ def exchange_about(
         if pending:
             time.sleep(pause)
     yield from _last_replies(grid, pending)
+
+
+def _pull(grid: Grid, message_id: str, node: int) -> Message | None:
+    """Return the reply to a message, or None; ``ActorLostError`` if a simulation's actor died instead."""
+    reply = pull_reply(grid, message_id, node)
+    if reply is not None and reply.has_error() and not is_deployed(grid.run) and is_dead_actor(reply.error):
+        raise ActorLostError(DEAD_ACTOR)
+    return reply
 
 
 def _last_replies(grid: Grid, pending: "dict[str, _Sent[About]]") -> Iterator[tuple[About, Message]]:
@@ -113,7 +135,7 @@ def _last_replies(grid: Grid, pending: "dict[str, _Sent[About]]") -> Iterator[tu
     left = _LAST_PULLS_SECONDS
     for message_id, sent in pending.items():
         began = time.monotonic()
-        reply = pull_reply(grid, message_id, sent.node)
+        reply = _pull(grid, message_id, sent.node)
         left -= time.monotonic() - began
         if reply is not None:
             yield sent.about, reply

@@ -8,8 +8,8 @@ import re
 from flwr.app import Error
 
 DEAD_ACTOR = (
-    "its Ray actor was killed, and Flower continues to send messages to dead actors, so that later rounds lose clients "
-    "too: stop the run, and resume it"
+    "a Ray actor was killed. Flower continues to send messages to dead actors, and every later round would lose "
+    "clients: the run ends here, and can be resumed"
 )
 LONGEST_REASON = 300  # characters
 _LONGEST_TEXT = 65_536  # characters of a client's text that are read; a traceback fits
@@ -32,19 +32,16 @@ def one_line(text: str, longest: int = LONGEST_REASON) -> str:
     return line if len(line) <= longest else line[: longest - 3] + "..."
 
 
-def reason_of(error: Error, simulated: bool = False) -> str:
+def reason_of(error: Error) -> str:
     """Return a client's exception as ``X: message``, out of the forms in which Flower and Ray report it.
 
     Flower writes ``<class 'X'>:<'message'>``. In a simulation X is Ray's ``RayTaskError``, and its message is a
-    traceback whose first exception is the client's. ``simulated`` says that Ray may report an actor as killed; in a
-    deployment, such a text is the client's own.
+    traceback whose first exception is the client's.
     """
     text = _COLOUR.sub("", (error.reason or "")[:_LONGEST_TEXT])
     found = _FLOWERS_FORM.match(text)
     if found is None:
         return one_line(text) or "the client failed without a reason"
-    if simulated and found[1] in _KILLED:
-        return DEAD_ACTOR
     name, message = found[1].rpartition(".")[2], text[found.end() :].removesuffix("'>")
     if "RayTaskError" in found[1]:
         raised = _raised_in(message)
@@ -52,6 +49,12 @@ def reason_of(error: Error, simulated: bool = False) -> str:
         name, message = (typed[1], raised[typed.end() :]) if typed else ("RayTaskError", raised)
     message = message.strip().removeprefix(_WRAPPERS).strip()
     return one_line(message if name.endswith(_OWN) else f"{name}: {message}")
+
+
+def is_dead_actor(error: Error) -> bool:
+    """Return whether an error of a simulation is Ray's for an actor whose process ended."""
+    found = _FLOWERS_FORM.match((error.reason or "")[:_LONGEST_TEXT])
+    return found is not None and found[1] in _KILLED
 
 
 def _raised_in(traceback: str) -> str:

@@ -5,6 +5,7 @@ from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
+from fedddpm_app.federation.deadlines import TIME_LIMIT
 from fedddpm_app.weights import Weights
 
 ARRAYS = "arrays"
@@ -100,7 +101,10 @@ def to_weights(arrays: ArrayRecord) -> Weights:
     return arrays.weights if isinstance(arrays, WeightsRecord) else dict(arrays.to_torch_state_dict())
 
 
-def request(records: Mapping[str, ArrayRecord], server_round: int, state_round: int, state_run: str) -> RecordDict:
+def request(
+    records: Mapping[str, ArrayRecord], server_round: int, state_round: int, state_run: str, time_limit: float
+) -> RecordDict:
     """Return the content of a message; ``state_round`` and ``state_run`` are as in ``ClientState``."""
     config = ConfigRecord({SERVER_ROUND: server_round, STATE_ROUND: state_round, STATE_RUN: state_run})
+    config[TIME_LIMIT] = float(time_limit)
     return RecordDict({**records, CONFIG: config})

@@ -127,7 +127,6 @@ def accept_reply(
     spec: ReplySpec,
     transport: Transport,
     check_examples: Callable[[int], None] | None = None,
-    simulated: bool = False,
 ) -> Reply:
     """Check a reply.
 
@@ -143,15 +142,13 @@ def accept_reply(
         Receives its weights.
     check_examples : callable, optional
         Raises ``ReplyRefusedError`` for a ``num-examples`` that cannot be true.
-    simulated : bool
-        Whether the run is a simulation, whose error replies may be Ray's.
 
     Raises
     ------
     ReplyRefusedError
         With the reason.
     """
-    _check_answered(message, simulated)
+    _check_answered(message)
     metrics = message.content.metric_records.get(METRICS)
     if metrics is None:
         raise ReplyRefusedError(f"it has no MetricRecord {METRICS!r}")
@@ -171,11 +168,11 @@ def accept_reply(
     return reply
 
 
-def _check_answered(message: Message, simulated: bool) -> None:
+def _check_answered(message: Message) -> None:
     """Raise for an error in place of a reply: the client's own, or Flower's report that no reply will arrive."""
     if message.has_error():
         gone = message.error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
-        raise ReplyRefusedError(GONE if gone else reason_of(message.error, simulated))
+        raise ReplyRefusedError(GONE if gone else reason_of(message.error))
 
 
 def _take(message: Message, name: str, expected: Expected, partition_id: int, transport: Transport) -> Payload:

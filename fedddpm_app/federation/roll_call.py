@@ -14,7 +14,7 @@ from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.flower_internals import ErrorCode
 from fedddpm_app.federation.messaging import pull_reply
-from fedddpm_app.federation.participants import Participants, is_deployed
+from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.reasons import reason_of
 from fedddpm_app.federation.records import METRICS, NUM_PARTITIONS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
 from fedddpm_app.progress import logger
@@ -158,9 +158,7 @@ class RollCall:
                 self._queried.discard(node)
                 continue
             if reply.has_error():
-                reason = (
-                    f"a node could not report its partition: {reason_of(reply.error, not is_deployed(self._grid.run))}"
-                )
+                reason = f"a node could not report its partition: {reason_of(reply.error)}"
             else:
                 reason = self._register(node, reply.content.metric_records.get(METRICS, MetricRecord()))
             if not reason:

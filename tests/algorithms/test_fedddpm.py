@@ -18,6 +18,7 @@ from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation import deadlines
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.records import to_arrays, to_weights
 from fedddpm_app.inprocess.grid import InProcessGrid
@@ -216,9 +217,9 @@ def test_messages_outlive_flowers_default_where_the_answers_are_waited_for(start
 
     overrides = {"pretrain_timeout": 200_000.0, "round_timeout": 100_000.0, "num_rounds": 1}
     start(grid=Spy(client_app.app, 4, run_config), **overrides)
-    assert lifetimes["train.pretrain"] > 200_000
-    assert lifetimes["train"] > 100_000
-    assert lifetimes["evaluate"] > 100_000
+    assert lifetimes["train.pretrain"] > 4 * 200_000, "in a simulation, a message may wait for all others"
+    assert lifetimes["train"] > 4 * 100_000
+    assert lifetimes["evaluate"] > 4 * 100_000
 
 
 def test_a_reply_that_would_break_flowers_aggregation_leaves_its_client_out(start, run_config):
@@ -268,7 +269,9 @@ def test_a_client_that_claims_too_many_images_is_left_out(start, run_config):
     assert set(strategy.recorder.stats[-1]["train/client_loss"]) == {"0", "2", "3"}
 
 
-def test_pretraining_is_waited_for_as_long_as_configured(start, run_config):
+def test_pretraining_is_waited_for_as_long_as_configured(start, run_config, monkeypatch):
+    monkeypatch.setattr(deadlines, "START_SECONDS", 0.0)
+
     class Slow(InProcessGrid):
         """Answers no pretraining."""
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
@@ -35,6 +36,13 @@ def diverge():
     raise RuntimeError("its training diverged")
 
 
+def break_gpu():
+    try:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+    except RuntimeError as error:
+        raise RuntimeError("the step failed") from error
+
+
 def raise_unpicklable():
     raise UnpicklableError("it holds a lock")
 
@@ -52,16 +60,17 @@ FAULTS = {
     "hold": hold_the_interpreter,
     "allocate": allocate,
     "diverge": diverge,
+    "gpu": break_gpu,
     "unpicklable": raise_unpicklable,
     "print": lambda: sys.stdout.write("a line of the client\n"),
     "start": start_process,
 }
 
 
-def message_of(fault, timeout=100.0):
+def message_of(fault, timeout=100.0, queue=0):
     TaskIdentity.run_id, TaskIdentity.node_id, TaskIdentity.task_id = 7, 1, 1
     content = RecordDict({"config": ConfigRecord({"fault": fault})})
-    return Message(content, dst_node_id=1000, message_type="train", ttl=time_to_live(timeout))
+    return Message(content, dst_node_id=1000, message_type="train", ttl=time_to_live(timeout, queue))
 
 
 def create():
@@ -88,6 +97,11 @@ def create():
 
 def broken():
     raise ImportError("no such package")
+
+
+def needy():
+    with Path(os.environ["NEEDED"]).open():
+        return create()
 
 
 def slow():

@@ -14,7 +14,7 @@ from flwr.app import Context, Message, RecordDict
 
 from fedddpm_app.client.forwarding import ForwardingClientApp
 from fedddpm_app.client.process import ClientProcess, ClientProcessError
-from fedddpm_app.federation.deadlines import seconds_left, time_limit
+from fedddpm_app.federation.deadlines import TIME_LIMIT, seconds_left, seconds_to_work, time_limit
 from tests.client.faulty import FAULTS, message_of
 from tests.conftest import ROOT
 
@@ -85,8 +85,10 @@ RAISED = {
     "diverge": ("RuntimeError", "its training diverged"),
     "allocate": ("MemoryError", ""),
     "unpicklable": ("UnpicklableError", "it holds a lock"),
+    "gpu": ("RuntimeError", "the step failed"),
     "none": ("TypeError", "its ClientApp returned NoneType, not a Message"),
 }
+FINAL = {"allocate", "gpu"}  # memory ran out, or the GPU cannot be used any more
 
 
 def test_an_exception_keeps_its_class_name_and_its_text(ask, context):
@@ -97,7 +99,7 @@ def test_an_exception_keeps_its_class_name_and_its_text(ask, context):
         assert type(caught.value).__name__ == name
         assert "Traceback" in caught.value.__notes__[0]
         before, pid = pid, ask()["pid"]
-        assert (pid == before) == (fault != "allocate"), "a process that ran out of memory is replaced"
+        assert (pid != before) == (fault in FINAL), fault
     assert context.state["seen"]["count"] == 1 + len(RAISED)
 
 
@@ -106,16 +108,30 @@ def test_an_app_that_cannot_be_created_answers_with_the_reason(context):
         "tests.client.faulty:broken": "no such package",
         "no_such_module:create": "no_such_module",
     }.items():
-        process = ClientProcess(app)
-        for _ in range(2):
-            with pytest.raises(Exception, match=reason):
-                process.answer(message_of(""), context)
-        process.stop()
+        with pytest.raises(Exception, match=reason):
+            ClientProcess(app).answer(message_of(""), context)
+
+
+def test_an_app_that_could_not_be_created_is_created_for_the_next_message(context, tmp_path, monkeypatch):
+    monkeypatch.setenv("NEEDED", str(tmp_path / "needed"))
+    process = ClientProcess("tests.client.faulty:needy")
+    with pytest.raises(Exception, match=r"No such file.*needed"):
+        process.answer(message_of(""), context)
+    (tmp_path / "needed").touch()
+    assert process.answer(message_of(""), context).content["metrics"]["count"] == 1
+    process.stop()
+
+
+def test_a_process_that_dies_unnoticed_between_messages_costs_none(ask, process, monkeypatch):
+    pid = ask()["pid"]
+    monkeypatch.setattr(process._child, "is_alive", lambda: True)  # a large process takes a while to end
+    os.kill(pid, signal.SIGKILL)
+    assert ask()["pid"] != pid
 
 
 def test_a_start_that_takes_longer_than_a_message_goes_on_for_the_next(context):
     process = ClientProcess("tests.client.faulty:slow")
-    with pytest.raises(ClientProcessError, match=r"its process had not started within 0.5 s"):
+    with pytest.raises(ClientProcessError, match=r"its process had not started in time"):
         process.answer(message_of("", timeout=0.5), context)
     asked = time.time()
     pid = process.answer(message_of(""), context).content["metrics"]["pid"]
@@ -126,7 +142,7 @@ def test_a_start_that_takes_longer_than_a_message_goes_on_for_the_next(context):
 def test_a_message_that_waited_too_long_is_not_started(process, context):
     late = message_of("", timeout=0.01)
     time.sleep(0.02)
-    with pytest.raises(ClientProcessError, match=r"waited for a free actor for all of its 0.01 s"):
+    with pytest.raises(ClientProcessError, match=r"waited for a free actor, and did not start before"):
         process.answer(late, context)
 
 
@@ -137,7 +153,20 @@ def test_the_time_limit_is_the_servers(context):
     assert time_limit(Message(RecordDict(), dst_node_id=1, message_type="query", ttl=10.0)) == 10.0
 
 
-def test_what_the_client_prints_is_seen_and_what_it_starts_ends_with_it(ask, capfd):
+def test_the_time_limit_counts_from_the_start_of_the_work(process, context, monkeypatch):
+    """Else the messages that wait behind a client that hangs would have no time left."""
+    message = message_of("", timeout=10.0, queue=1)
+    message.content["config"][TIME_LIMIT] = 10.0
+    for waited, left in ((0, 9.0), (360, 9.0), (365, 4.0), (371, -2.0)):
+        began = message.metadata.created_at + waited
+        monkeypatch.setattr("fedddpm_app.federation.deadlines.time.time", lambda began=began: began)
+        assert seconds_to_work(message) == pytest.approx(left)
+    with pytest.raises(ClientProcessError, match=r"waited for a free actor, and did not start before"):
+        process.answer(message, context)
+
+
+def test_what_the_client_prints_is_seen_and_what_it_starts_ends_with_it(process, ask, capfd):
+    process.stop()  # the next one has the output that is captured here
     ask("print")
     assert capfd.readouterr().out == "a line of the client\n"
     started = int(ask("start")["value"])

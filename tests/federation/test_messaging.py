@@ -1,14 +1,16 @@
 import time
+from contextlib import nullcontext
 from functools import partial
 
 import httpx
 import pytest
-from flwr.app import Message, MetricRecord, RecordDict
+from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
-from fedddpm_app.federation import messaging
-from fedddpm_app.federation.flower_internals import set_source
+from fedddpm_app.federation import deadlines, messaging
+from fedddpm_app.federation.errors import ActorLostError
+from fedddpm_app.federation.flower_internals import TaskType, set_source
 from fedddpm_app.federation.messaging import exchange, exchange_about
 from fedddpm_app.federation.roll_call import RollCall
 from tests.federation.flower_grid import deployed_grid
@@ -16,6 +18,12 @@ from tests.federation.flower_grid import deployed_grid
 
 def queries(grid):
     return [Message(RecordDict(), dst_node_id=node, message_type="query") for node in grid.get_node_ids()]
+
+
+@pytest.fixture
+def deployed(grid):
+    """Nodes that may not answer; in a simulation, each message has an answer."""
+    grid.run.primary_task_type = TaskType.SERVER_APP
 
 
 def test_replies_come_one_by_one(grid):
@@ -106,6 +114,7 @@ def test_a_reply_that_arrives_just_before_the_deadline_counts(grid, monkeypatch)
     assert len(list(exchange(grid, queries(grid), timeout=0.2))) == 4
 
 
+@pytest.mark.usefixtures("deployed")
 def test_missing_replies_are_given_up_after_the_timeout(grid):
     pull = grid.pull_messages
     grid.pull_messages = lambda ids: [m for m in pull(ids) if m.metadata.src_node_id != 1001]
@@ -131,6 +140,7 @@ def test_few_messages_are_on_their_way_at_a_time(grid):
     assert partitions == {0: 0, 1: 1, 2: 2, 3: 3}
 
 
+@pytest.mark.usefixtures("deployed")
 def test_messages_that_cannot_be_pushed_or_are_not_answered_are_given_up(grid):
     push, pull = grid.push_messages, grid.pull_messages
     grid.push_messages = lambda messages: [None] if messages[0].metadata.dst_node_id == 1000 else push(messages)
@@ -139,6 +149,38 @@ def test_messages_that_cannot_be_pushed_or_are_not_answered_are_given_up(grid):
     answered = [k for k, _ in exchange_about(grid, partial(next, asked, None), timeout=0.3, under_way=2)]
     assert answered == [2, 3]
     assert 0.3 <= time.monotonic() - began < 2.0
+
+
+@pytest.mark.parametrize("deployed", [False, True])
+def test_a_dead_actor_ends_a_simulation_and_a_node_cannot_pretend_one(grid, deployed):
+    if deployed:
+        grid.run.primary_task_type = TaskType.SERVER_APP
+    died = Error(0, "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly'>")
+    sent = queries(grid)
+    grid.pull_messages = lambda ids: [Message(died, reply_to=sent[0])]
+    with nullcontext() if deployed else pytest.raises(ActorLostError, match="can be resumed"):
+        assert all(reply.has_error() for reply in exchange(grid, sent, timeout=5.0))
+
+
+def in_turn(grid, hung, seconds):
+    """Have one process answer, message by message; a client that hangs is stopped after ``seconds``."""
+    pull, began = grid.pull_messages, {}
+
+    def pull_next(ids):
+        first = min(ids, key=lambda message_id: int(message_id.rpartition("-")[2]))
+        busy = seconds if first.endswith(str(hung)) else seconds / 10
+        if time.monotonic() - began.setdefault(first, time.monotonic()) < busy:
+            return []
+        return pull({first})
+
+    grid.pull_messages = pull_next
+
+
+def test_a_client_that_hangs_does_not_cost_the_replies_of_those_behind_it(grid, monkeypatch):
+    """With one process and one deadline for all, the first client would use up the time of the others."""
+    monkeypatch.setattr(deadlines, "START_SECONDS", 0.0)
+    in_turn(grid, hung=1, seconds=0.2)
+    assert len(list(exchange(grid, queries(grid), timeout=0.25, under_way=4))) == 4
 
 
 def test_what_a_node_had_taken_before_it_was_started_anew_is_given_up(grid, monkeypatch):
@@ -156,6 +198,7 @@ def test_what_a_node_had_taken_before_it_was_started_anew_is_given_up(grid, monk
     assert lost.error.code == ErrorCode.NODE_UNAVAILABLE
 
 
+@pytest.mark.usefixtures("deployed")
 def test_a_node_that_is_away_is_left_to_flower(grid, monkeypatch):
     monkeypatch.setattr(messaging, "_NODES_SECONDS", 0.0)
     asked = queries(grid)
