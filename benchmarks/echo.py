@@ -113,10 +113,11 @@ class CheckpointRecorder(MemoryRecorder):
         server_round: int,
         models: Mapping[str, Weights],
         state: Mapping[str, object],
-        is_kept: Callable[[int], bool],
+        newest: int,
+        is_permanent: Callable[[int], bool],
     ) -> None:
         """Write a checkpoint in the background."""
-        self._writer.save(server_round, models, state, {}, is_kept)
+        self._writer.save(server_round, models, state, {}, newest, is_permanent)
 
     def check_checkpoint(self) -> None:
         """Wait for the last checkpoint, and raise its error."""

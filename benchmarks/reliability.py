@@ -127,7 +127,7 @@ def checkpoint_seconds(models: Mapping[str, Weights], repeats: int) -> dict[str,
         writer = CheckpointWriter(Path(name))
         for server_round in range(repeats):
             began = time.perf_counter()
-            writer.save(server_round, models, {}, {}, lambda other, newest=server_round: other == newest)
+            writer.save(server_round, models, {}, {}, 1, lambda _: False)
             waits.append(time.perf_counter() - began)
             writer.check()
             wholes.append(time.perf_counter() - began)

@@ -44,9 +44,12 @@ class RunEnding:
         self._recorder.finish(COMPLETED, {**self._metrics(), "metrics": [*metrics]})
 
     def _stop(self) -> None:
-        """Finish a run whose process gets a stop signal; after the end of the run, do nothing."""
+        """Finish a run whose process gets a stop signal; after the end of the run, do nothing.
+
+        The process may go on for some seconds, and its last checkpoint with it: until then nobody may resume the run.
+        """
         with suppress(RecordingError):
-            self._recorder.end(INTERRUPTED, self._metrics(), stopped_by=STOP_SIGNAL)
+            self._recorder.end(INTERRUPTED, self._metrics(), stopped_by=STOP_SIGNAL, releases=False)
         if transport := getattr(self.strategy, "transport", None):
             transport.close()
 

@@ -13,10 +13,9 @@ from fedddpm_app.recording.checkpoints import (
     Checkpoint,
     CheckpointError,
     load_checkpoint,
-    remove_checkpoints,
     rounds_of,
 )
-from fedddpm_app.recording.directory import CONFIG, run_directory
+from fedddpm_app.recording.directory import CLIENT_STATE, CONFIG, run_directory
 from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.recording.recorder import STATS, RunRecorder
 from fedddpm_app.recording.status import COMPLETED, RUNNING, is_locked, read_status
@@ -64,8 +63,6 @@ def open_run(
         return recorder, None
     directory = (base / Path(config.run.resume).expanduser()).resolve()
     checkpoint = find_resumable(directory, config, run_config)
-    if checkpoint is not None:  # later ones are damaged, or not wanted
-        remove_checkpoints(directory, lambda server_round: server_round <= checkpoint.server_round)
     recorder = RunRecorder.resume(directory, checkpoint, cache_folder(config.data))
     with recorder:
         changed = recorder.add_to_config(run_config, run, checkpoint.server_round if checkpoint else None)
@@ -88,7 +85,10 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
     _check_equal(directory, saved, run_config)
     status = read_status(directory)
     if status.state == RUNNING and is_locked(directory):  # of a host that is gone, such as a container, it is free
-        raise ConfigError(f"resume: {directory} is still running, by {status.owner}; stop it first.")
+        raise ConfigError(
+            f"resume: {directory} is still running, by {status.owner}; stop it first. If that host is "
+            f'gone, and the folder has no locks, set the status in its summary.json to "failed".'
+        )
     checkpoint = find_checkpoint(directory, previous=config.run.resume_previous)
     if checkpoint is None:
         _check_nothing_is_lost(directory)
@@ -101,11 +101,14 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
         )
     if status.state == COMPLETED and done == wanted:
         raise ConfigError(f"resume: {directory} is complete, with {done} rounds; give a num-rounds above {done}.")
-    if done == saved.get("num-rounds") and wanted > done and (owner := _keeper_of_states(config)):
-        raise ConfigError(
-            f"resume: {directory} has all its {done} rounds, and its clients have removed the state that {owner} keeps "
-            "between rounds; start a new run with more rounds."
-        )
+    if keeper := _keeper_of_states(config):
+        all_done = rounds_of(directory)[-1] == saved.get("num-rounds")
+        if all_done and wanted > done:
+            raise ConfigError(
+                f"resume: {directory} has all its {saved.get('num-rounds')} rounds, after which its clients remove the "
+                f"state that {keeper} keeps between rounds; start a new run with more rounds."
+            )
+        _check_state_folder(directory, saved, run_config)
     return checkpoint
 
 
@@ -114,6 +117,16 @@ def _keeper_of_states(config: Config) -> str:
     if get_algorithm(config).hook.keeps_state:
         return f'algorithm = "{config.run.algorithm}"'
     return f'wire-dtype = "{config.transport.wire_dtype}"' if config.transport.keeps_residuals else ""
+
+
+def _check_state_folder(directory: Path, saved: Mapping[str, Any], run_config: Mapping[str, Scalar]) -> None:
+    """Raise ``ConfigError`` if the clients would look for their states in another folder than before."""
+    before, now = str(saved.get("state-dir", "")), str(run_config.get("state-dir", ""))
+    if before and now not in (before, str(directory / CLIENT_STATE)):
+        raise ConfigError(
+            f'resume: state-dir was "{before}" and is "{now}": the clients of {directory} have their states in the '
+            f'first folder; use state-dir = "{before}".'
+        )
 
 
 def _read_config(directory: Path, config: Config) -> dict[str, Any]:
@@ -140,7 +153,8 @@ def _check_equal(directory: Path, saved: Mapping[str, Any], run_config: Mapping[
         may_change = ", ".join(f"{key}*" if key.endswith("-") else key for key in MAY_CHANGE)
         raise ConfigError(
             f"resume: {directory} was made with another config: {'; '.join(different)}. Use the same values, or start "
-            f"a new run. Only these keys may change: {may_change}."
+            "a new run; a run of another version continues with that version, which its config.json names. Only these "
+            f"keys may change: {may_change}."
         )
 
 
@@ -150,7 +164,7 @@ def _check_nothing_is_lost(directory: Path) -> None:
     if stats.exists() and '"phase": "round"' in stats.read_text(encoding="utf-8", errors="replace"):
         raise ConfigError(
             f"resume: {directory} has rounds in {STATS}, but no checkpoint to continue from: restore its checkpoints, "
-            "or start a new run."
+            f"start a new run, or remove {STATS} to start this one again with its finished pretraining."
         )
 
 

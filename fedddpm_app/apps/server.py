@@ -77,6 +77,7 @@ def _run(grid: Grid, context: Context) -> None:
                 evaluate_fn=monitor,
             )
             metrics = [metric.to_dict() for metric in monitor.finish()]
+        recorder.check_checkpoint()  # before the earlier ones are removed
         recorder.keep_checkpoints(strategy.checkpoints.is_permanent)
         ending.complete(metrics)
     logger.info("run directory: %s", recorder.directory)

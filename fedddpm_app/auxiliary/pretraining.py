@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
-from fedddpm_app.disk.durable import digest_of, partial_of, publish
+from fedddpm_app.disk.durable import digest_of, publish, unfinished
 from fedddpm_app.federation.accounting import Span
 from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES
 from fedddpm_app.federation.admission import warn_of_decisive
@@ -179,6 +179,8 @@ def _collect(
         error = stream.too_few(sum(partition in models for partition in missing), quorum)
         if attempt == waiting.max_round_retries:
             raise error
+        row = {"phase": "abandoned", "round": 0, "attempt": attempt, "reason": str(error)}
+        strategy.recorder.append(row | stream.left_out("pretrain"))
         text = "pretraining is repeated on the clients without a model (%d of max-round-retries = %d): %s"
         logger.warning(text, attempt + 1, waiting.max_round_retries, error)
     return stream.left_out("pretrain")
@@ -208,10 +210,10 @@ def _keep(strategy: FederatedStrategy, reply: Reply, seconds: float) -> Pretrain
         "seconds": seconds,
     }
     name = f"{_MODEL}{reply.partition_id:04d}"
-    work = partial_of(strategy.recorder.unfinished / name)
-    save_file(reply.load(), work, {_ABOUT: json.dumps(about)})
-    path = work.with_name(f"{name}-{digest_of(work)}.safetensors")
-    publish(work, path)
+    with unfinished(strategy.recorder.unfinished / name) as work:
+        save_file(reply.load(), work, {_ABOUT: json.dumps(about)})
+        path = work.with_name(f"{name}-{digest_of(work)}.safetensors")
+        publish(work, path)
     return PretrainedModel(path=path, **about)
 
 

@@ -31,7 +31,7 @@ from fedddpm_app.launch.flower_run import COMPLETED
 from fedddpm_app.launch.resources import crowding, simulation_resources
 from fedddpm_app.launch.simulation import SimulationRun, Stopped, leaving_in_order
 from fedddpm_app.progress import logging_to
-from fedddpm_app.recording.directory import CONFIG, output_folder
+from fedddpm_app.recording.directory import CLIENT_STATE, CONFIG, output_folder
 from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.log import RunLog
 from fedddpm_app.recording.status import COMPLETED as RUN_COMPLETED
@@ -94,7 +94,7 @@ def _run_here(
         _say_how_to_resume(directory)
         raise
     with suppress(OSError):  # the clients' states, which they removed at the end; missing if they keep none
-        (directory / "client-state").rmdir()
+        (directory / CLIENT_STATE).rmdir()
     print_summary(directory, console)
 
 
@@ -150,7 +150,7 @@ def _places(directory: Path, config: Config) -> dict[str, Scalar]:
 
     The states of a run that plain `flwr run` started are in the user's Flower home, where this command has its own.
     """
-    state = directory / "client-state"
+    state = directory / CLIENT_STATE
     if config.run.state_dir and not state.exists():
         state = Path(config.run.state_dir)
     elif config.run.resume and not state.exists():

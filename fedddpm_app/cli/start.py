@@ -5,6 +5,7 @@ from pathlib import Path
 from fedddpm_app.cli.common import FEDERATION_CONFIG, find_app, read_config, refuse
 from fedddpm_app.cli.options import Engine
 from fedddpm_app.config import ConfigError, Scalar, read_overrides
+from fedddpm_app.recording.directory import CLIENT_STATE
 from fedddpm_app.recording.reading import read_run_config
 
 
@@ -43,9 +44,14 @@ def _resumed_config(resume: str, previous: bool, *, on_this_host: bool) -> dict[
         return {"resume": resume, "resume-previous": previous}
     directory = Path(resume).expanduser().absolute()
     try:
-        return {**read_run_config(directory), "resume": str(directory), "resume-previous": previous}
+        config = read_run_config(directory)
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(
             f"--resume = {resume}: {directory / 'config.json'} cannot be read ({reason}); give the folder of a run."
         ) from error
+    before = Path(str(config.get("output-dir"))) / str(config.get("run-name"))  # it may have been moved since
+    places: dict[str, Scalar] = {"output-dir": str(directory.parent), "run-name": directory.name}
+    if config.get("state-dir") == str(before / CLIENT_STATE):
+        places["state-dir"] = str(directory / CLIENT_STATE)
+    return {**config, **places, "resume": str(directory), "resume-previous": previous}

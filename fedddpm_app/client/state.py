@@ -19,7 +19,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedddpm_app.config import Config
-from fedddpm_app.disk.durable import digest_of, partial_of, publish
+from fedddpm_app.disk.durable import digest_of, publish, unfinished
 from fedddpm_app.federation.flower_internals import get_flwr_home
 from fedddpm_app.weights import Weights
 
@@ -51,7 +51,7 @@ class ClientState(Mapping[str, Weights]):
     def __init__(self, config: Config, context: Context, run_id: str, partition_id: int, state_round: int = 0) -> None:
         parent = Path(config.run.state_dir).expanduser() if config.run.state_dir else default_folder()
         self.folder = parent.resolve() / f"run-{int(run_id)}"
-        self._num_kept = config.recording.checkpoint_keep
+        self._recording = config.recording
         self._context = context
         self._prefix = f"client-{partition_id:04d}"
         self._round = state_round
@@ -92,15 +92,14 @@ class ClientState(Mapping[str, Weights]):
     def save(self, server_round: int, state: Mapping[str, Weights]) -> None:
         """Write and mark the state of a round; keep it and the state of ``state_round``.
 
-        As many earlier states are kept as the server keeps checkpoints, for a run that is resumed. Other states are
-        removed.
+        Earlier states to which a checkpoint of the server may return are kept too. Other states are removed.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        partial = partial_of(self.folder / self._prefix)
-        save_file(_flatten(state), partial)
         before = self._digests().get(str(self._round)) or self._digest_by_name()
-        kept = ({str(self._round): before} if self._round else {}) | {str(server_round): digest_of(partial)}
-        publish(partial, self._path(server_round, kept[str(server_round)]))
+        with unfinished(self.folder / self._prefix) as work:
+            save_file(_flatten(state), work)
+            kept = ({str(self._round): before} if self._round else {}) | {str(server_round): digest_of(work)}
+            publish(work, self._path(server_round, kept[str(server_round)]))
         self._context.state[_MARKER] = ConfigRecord(dict(kept))
         self._remove_all_but(
             {self._path(int(key), digest) for key, digest in kept.items()} | self._earlier(server_round)
@@ -132,9 +131,19 @@ class ClientState(Mapping[str, Weights]):
         return self.folder / f"{self._prefix}-round-{server_round:04d}-{digest}.safetensors"
 
     def _earlier(self, server_round: int) -> set[Path]:
-        """Return the newest states of earlier rounds: one more than the server has complete checkpoints."""
-        before = [path for path in self.folder.glob(f"{self._prefix}-round-*") if _round_of(path) < server_round]
-        return set(sorted(before, key=_round_of, reverse=True)[: self._num_kept + 1])
+        """Return the states of earlier rounds that a checkpoint of the server may name.
+
+        They are the newest ones, one more than the server keeps checkpoints, and those of its last two permanent
+        checkpoints.
+        """
+        files = self.folder.glob(f"{self._prefix}-round-*")
+        before = sorted((p for p in files if _round_of(p) < server_round), key=_round_of, reverse=True)
+        kept = set(before[: self._recording.checkpoint_keep + 1])
+        if every := self._recording.checkpoint_every:
+            last = (server_round - 1) // every * every
+            for permanent in (last, last - every):
+                kept |= {*[path for path in before if _round_of(path) <= permanent][:1]}
+        return kept
 
     def _remove_all_but(self, kept: set[Path]) -> None:
         for path in self.folder.glob(f"{self._prefix}-round-*"):

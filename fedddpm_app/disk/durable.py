@@ -15,13 +15,19 @@ def replacing(path: Path) -> Iterator[Path]:
 
     If the body raises, or the file cannot be flushed, it is removed, and a file that had the name before stays.
     """
+    with unfinished(path) as work:
+        yield work
+        publish(work, path)
+
+
+@contextmanager
+def unfinished(path: Path) -> Iterator[Path]:
+    """Yield the path of a file that the body writes, and names by ``publish``; otherwise it is removed in the end."""
     work = partial_of(path)
     try:
         yield work
-        publish(work, path)
-    except BaseException:
+    finally:
         work.unlink(missing_ok=True)
-        raise
 
 
 def partial_of(path: Path) -> Path:
@@ -31,10 +37,15 @@ def partial_of(path: Path) -> Path:
 
 def publish(work: Path, path: Path) -> None:
     """Flush a file or a folder with its files to the disk, and rename it to ``path``."""
-    for item in [*work.rglob("*"), work] if work.is_dir() else [work]:
-        flush(item)
+    flush_all(work)
     work.replace(path)
     flush(path.parent)
+
+
+def flush_all(path: Path) -> None:
+    """Flush a file, or a folder and all that is in it, to the disk."""
+    for item in [*path.rglob("*"), path] if path.is_dir() else [path]:
+        flush(item)
 
 
 def flush(path: Path) -> None:

@@ -45,9 +45,10 @@ class Recorder(Protocol):
         server_round: int,
         models: Mapping[str, Weights],
         state: Mapping[str, object],
-        is_kept: Callable[[int], bool],
+        newest: int,
+        is_permanent: Callable[[int], bool],
     ) -> None:
-        """Start to store a checkpoint; then remove those of rounds for which ``is_kept`` returns False.
+        """Start to store a checkpoint; then remove all except the ``newest``, and those for which ``is_permanent``.
 
         ``models`` holds weights that do not change afterwards. ``state`` consists of tensors, arrays, numbers, texts,
         and lists and mappings of them.

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-from fedddpm_app.config import is_due
-from fedddpm_app.weights import Weights
+from fedddpm_app.config import ConfigError, is_due
+from fedddpm_app.weights import Weights, WeightsMismatchError, check_match
 
 if TYPE_CHECKING:
     from fedddpm_app.federation.strategy import FederatedStrategy
@@ -36,7 +36,21 @@ def models_of(strategy: "FederatedStrategy", weights: Weights) -> dict[str, Weig
 
 
 def load_models(strategy: "FederatedStrategy", models: Mapping[str, Weights], like: Weights) -> Weights:
-    """Set a strategy's models from a checkpoint, and return the global weights; ``like`` gives the order of names."""
+    """Set a strategy's models from a checkpoint, and return the global weights; ``like`` gives the order of names.
+
+    Raises
+    ------
+    ConfigError
+        When the models are not of the run's architecture.
+    """
+    for name, weights in models.items():
+        try:
+            check_match(like, weights)
+        except WeightsMismatchError as error:
+            raise ConfigError(
+                f"resume: the checkpoint's {name} does not fit the model of this run: {error}; use the model and the "
+                "version of the app that the run was started with."
+            ) from error
     ordered = {name: {key: weights[key] for key in like} for name, weights in models.items()}
     strategy.client_models = {
         int(name.removeprefix(_CLIENT).removesuffix(f"/{MODEL}")): weights
@@ -59,6 +73,7 @@ class Checkpoints:
     def __init__(self, strategy: "FederatedStrategy") -> None:
         self._strategy = strategy
         self._config = strategy.config
+        self._failures = 0  # checkpoints in a row that could not be stored
 
     def is_permanent(self, server_round: int) -> bool:
         """Return whether a round's checkpoint is still kept after the end of the run."""
@@ -66,24 +81,25 @@ class Checkpoints:
         return server_round > 0 and is_due(every, server_round, num_rounds)
 
     def save(self, server_round: int, weights: Weights) -> None:
-        """Store a checkpoint, if one is due, and call ``after_checkpoint``.
+        """Store a checkpoint, if one is due, and then call ``after_checkpoint``.
 
         The checkpoints of round 0 and of the last round are complete when this returns, except if they have failed:
         then ``after_checkpoint`` is not called, because the run may be resumed from an earlier time.
-        """
-        self._start_to_save(server_round, weights)
-        ends_a_phase = server_round in (0, self._config.run.num_rounds)
-        if not ends_a_phase or self._strategy.recorder.wait_for_checkpoint():
-            self._strategy.after_checkpoint(server_round)
 
-    def _start_to_save(self, server_round: int, weights: Weights) -> None:
-        keep = self._config.recording.checkpoint_keep
+        Raises
+        ------
+        OSError
+            When clients keep states, and would remove those of the last checkpoint that could be stored.
+        """
+        strategy, keep = self._strategy, self._config.recording.checkpoint_keep
         if not keep and not self.is_permanent(server_round):
             return
-        strategy = self._strategy
+        self._failures = 0 if strategy.recorder.wait_for_checkpoint() else self._failures + 1
+        if strategy.hook.keeps_state and self._failures >= max(1, keep):
+            strategy.recorder.check_checkpoint()
         strategy.recorder.save_checkpoint(
-            server_round,
-            models_of(strategy, weights),
-            strategy.state(),
-            lambda other: self.is_permanent(other) or server_round - keep < other <= server_round,
+            server_round, models_of(strategy, weights), strategy.state(), keep, self.is_permanent
         )
+        ends_a_phase = server_round in (0, self._config.run.num_rounds)
+        if not ends_a_phase or strategy.recorder.wait_for_checkpoint():
+            strategy.after_checkpoint(server_round)

@@ -35,7 +35,7 @@ _STATE_FOLDER = "fedddpm-state"
 _PARTIAL_SECONDS = 3600.0
 _OF_PROCESS = re.compile(rf"\.(\d+){re.escape(PARTIAL)}$")
 _OF_RUNS = (  # kind, pattern in the run directory, whether a resumed run needs it
-    ("clients' models and replies", "scratch", True),
+    ("clients' models and replies", "scratch", False),
     ("finished pieces of a phase", "unfinished", True),
     ("unfinished checkpoint", "checkpoints/partial-*", False),
     ("unfinished auxiliary set", f"auxiliary/*{PARTIAL}", False),

@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedddpm_app.config import shown
-from fedddpm_app.disk.durable import digest_of, publish
+from fedddpm_app.disk.durable import digest_of, flush_all, publish
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import writing
 from fedddpm_app.recording.reading import read_object
@@ -31,7 +31,7 @@ FOLDER = "checkpoints"
 _MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "state.safetensors"
 _NAME = re.compile(r"([\w-]{1,100}/)?[\w-]{1,100}\.(safetensors|json)")
 _ROUND = re.compile(r"round-(\d{4,9})")
-_FORMAT = 2
+_FORMAT = 3
 _PARTIAL = "partial-"
 
 
@@ -84,17 +84,18 @@ class CheckpointWriter:
         models: Mapping[str, Weights],
         state: Mapping[str, object],
         run: Mapping[str, object],
-        is_kept: Callable[[int], bool],
+        newest: int,
+        is_permanent: Callable[[int], bool],
     ) -> None:
         """Start to write a checkpoint, after the previous one is complete.
 
-        ``models`` must not change afterwards; ``state`` may. After the checkpoint is complete, the checkpoints of
-        rounds for which ``is_kept`` returns False are removed.
+        ``models`` must not change afterwards; ``state`` may. After the checkpoint is complete, others are removed,
+        except the ``newest`` ones and those of rounds for which ``is_permanent`` returns True.
         """
         self.wait()
         content, tensors = split({"format": _FORMAT, "server_round": server_round, "state": state, "run": run})
         files = {name: dict(weights) for name, weights in models.items()}
-        self._pending = self._pool.submit(self._write, server_round, files, content, tensors, is_kept)
+        self._pending = self._pool.submit(self._write, server_round, files, content, tensors, newest, is_permanent)
 
     def wait(self) -> bool:
         """Wait until the last checkpoint is complete, or has failed; return whether it is complete."""
@@ -115,7 +116,8 @@ class CheckpointWriter:
         models: dict[str, Weights],
         content: object,
         tensors: dict[str, Tensor],
-        is_kept: Callable[[int], bool],
+        newest: int,
+        is_permanent: Callable[[int], bool],
     ) -> None:
         work = self.folder / f"{_PARTIAL}{_name(server_round)}"
         final = self.folder / _name(server_round)
@@ -125,6 +127,7 @@ class CheckpointWriter:
                 shutil.rmtree(work, ignore_errors=True)
                 work.mkdir(parents=True)
                 _write_files(work, models, content, tensors)
+                flush_all(work)
                 _remove(final)  # of a run that was resumed from an earlier checkpoint
                 publish(work, final)
         except Exception as error:  # noqa: BLE001 - it is raised by ``check``, if no later checkpoint is written
@@ -132,7 +135,7 @@ class CheckpointWriter:
             logger.warning("the checkpoint of round %d is missing, and the run continues: %s", server_round, error)
             self._error = error
         else:
-            remove_checkpoints(self.folder.parent, is_kept)
+            remove_checkpoints(self.folder.parent, is_permanent, newest)
 
 
 def _write_files(folder: Path, models: dict[str, Weights], content: object, tensors: dict[str, Tensor]) -> None:
@@ -158,11 +161,18 @@ def rounds_of(directory: Path) -> list[int]:
     return sorted(int(found[1]) for found in names if found)
 
 
-def remove_checkpoints(directory: Path, is_kept: Callable[[int], bool]) -> None:
-    """Remove the checkpoints of rounds for which ``is_kept`` returns False, and unfinished ones."""
-    for server_round in rounds_of(directory):
+def remove_checkpoints(directory: Path, is_kept: Callable[[int], bool], newest: int = 0) -> None:
+    """Remove unfinished checkpoints, and all except the ``newest`` ones and those for which ``is_kept`` returns True.
+
+    A checkpoint that cannot be removed stays, with a warning.
+    """
+    rounds = rounds_of(directory)
+    for server_round in rounds[: len(rounds) - newest]:
         if not is_kept(server_round):
-            _remove(directory / FOLDER / _name(server_round))
+            try:
+                _remove(directory / FOLDER / _name(server_round))
+            except OSError as error:
+                logger.warning("the checkpoint of round %d cannot be removed: %s", server_round, error)
     for path in (directory / FOLDER).glob(f"{_PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
 
@@ -194,7 +204,10 @@ def load_checkpoint(directory: Path, server_round: int) -> Checkpoint:
         stems = [name.removesuffix(".safetensors") for name in digests if name not in (_STATE, _TENSORS)]
         models = {stem: load_file(folder / f"{stem}.safetensors") for stem in stems}
         if content["format"] != _FORMAT or content["server_round"] != server_round:
-            raise ValueError(f"it has format {content['format']} and round {content['server_round']}")
+            raise ValueError(
+                f"it has format {content['format']} and round {content['server_round']}, not {_FORMAT} and "
+                f"{server_round}; continue the run with the version of the app that its config.json names"
+            )
         return Checkpoint(server_round, models, content["state"], content["run"])
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error

@@ -8,6 +8,7 @@ from pathlib import Path
 from fedddpm_app.config import Config, ConfigError
 
 CONFIG = "config.json"
+CLIENT_STATE = "client-state"  # of the simulated clients of `fedddpm run`
 
 
 def check_is_new(directory: Path) -> None:

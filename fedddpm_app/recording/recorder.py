@@ -84,12 +84,16 @@ class RunRecorder:
     def resume(cls, directory: Path, checkpoint: Checkpoint | None, durable: Path | None = None) -> "RunRecorder":
         """Continue the folder of a run after a checkpoint, or, without one, from the start of the run.
 
-        The lines of ``stats.jsonl`` that the checkpoint does not cover are removed: they are written again.
+        Later checkpoints, which are damaged or not wanted, are removed, and the lines of ``stats.jsonl`` that the
+        checkpoint does not cover: they are written again.
         """
         recorder = cls.__new__(cls)
         recorder._open(directory, durable)
         recorder._status.begin()
         with recorder:
+            if checkpoint is not None:
+                remove_checkpoints(directory, lambda server_round: server_round <= checkpoint.server_round)
+            shutil.rmtree(directory / "scratch", ignore_errors=True)
             run: Mapping[str, Any] = checkpoint.run if checkpoint else {}
             recorder.stats = keep_lines(directory / STATS, int(run.get("num_stats", 0)))
             recorder.generated.update(run.get("generated", {}))
@@ -142,6 +146,8 @@ class RunRecorder:
         entry = {"after_round": server_round, "run_id": str(run.run_id), "changed": changed, **describe_environment()}
         about["resumed"] = [*about.get("resumed", []), entry]
         about["run_config"] = self._run_config = dict(run_config)
+        if server_round is None:
+            about["run_id"] = str(run.run_id)  # which names the states of its clients
         write_json(path, about)
         return sorted(changed)
 
@@ -182,7 +188,8 @@ class RunRecorder:
         server_round: int,
         models: Mapping[str, Weights],
         state: Mapping[str, object],
-        is_kept: Callable[[int], bool],
+        newest: int,
+        is_permanent: Callable[[int], bool],
     ) -> None:
         """Write a checkpoint in the background, see ``CheckpointWriter``; it covers the lines of ``stats`` so far."""
         about = {
@@ -191,7 +198,7 @@ class RunRecorder:
             "generated": dict(self.generated),
             "seconds": time.time() - self.began,
         }
-        self._checkpoints.save(server_round, models, state, about, is_kept)
+        self._checkpoints.save(server_round, models, state, about, newest, is_permanent)
 
     def wait_for_checkpoint(self) -> bool:
         """Wait until the last checkpoint is on the disk, or has failed with a warning; return whether it is there."""
@@ -221,16 +228,24 @@ class RunRecorder:
             else:
                 self.finish(FAILED, metrics, error=str(error) or repr(error))
 
-    def end(self, status: str, metrics: Mapping[str, object], error: str = "", stopped_by: str = "") -> None:
+    def end(
+        self,
+        status: str,
+        metrics: Mapping[str, object],
+        error: str = "",
+        stopped_by: str = "",
+        releases: bool = True,
+    ) -> None:
         """Write ``summary.json``; only the first call counts.
 
-        ``error`` is the reason of a failed run, ``stopped_by`` the cause of an interrupted run.
+        ``error`` is the reason of a failed run, ``stopped_by`` the cause of an interrupted run. Without ``releases``,
+        nobody can resume the run before the end of this process.
         """
         with suppress(OSError):  # it is not empty if the run stopped in the middle of its work
             (self.directory / "scratch").rmdir()
         reasons = {"error": error, "stopped_by": stopped_by}
         summary = {"status": status, **metrics, "time/total_s": round(time.time() - self.began, 1)}
-        self._status.end(summary | {name: reason for name, reason in reasons.items() if reason})
+        self._status.end(summary | {name: reason for name, reason in reasons.items() if reason}, releases)
 
 
 def _peak_rss_mb() -> float:

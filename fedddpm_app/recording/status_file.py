@@ -63,8 +63,8 @@ class StatusFile:
             time.sleep(1 / _ATTEMPTS)
         return False
 
-    def end(self, summary: Mapping[str, object]) -> None:
-        """Write the last summary, and release the folder; only the first call counts.
+    def end(self, summary: Mapping[str, object], releases: bool = True) -> None:
+        """Write the last summary; only the first call counts. Release the folder, or keep it until this process ends.
 
         Raises
         ------
@@ -88,4 +88,5 @@ class StatusFile:
                 raise
             finally:
                 self._ended = True
-                self._lock.release(remove=True)
+                if releases:
+                    self._lock.release(remove=True)

@@ -64,7 +64,7 @@ def test_bad_input_is_one_sentence_and_exit_code_2(override, says, tmp_path, mon
 
 @pytest.mark.slow
 def test_a_stopped_run_is_continued_by_the_command(tmp_path, monkeypatch):
-    """With its own keys, its clients' states and its log; a relative path is that of the caller."""
+    """With its own keys, its clients' states and its log, also after it was moved; relative paths are the caller's."""
 
     def save(self, server_round, *arguments):
         original(self, server_round, *arguments)
@@ -81,12 +81,14 @@ def test_a_stopped_run_is_continued_by_the_command(tmp_path, monkeypatch):
         stopped = run("--engine", "inprocess", "-c", tiny, "-c", "run-name=stopped")
     assert stopped.exit_code == 1
     assert f"continue it: fedddpm run --resume {tmp_path}/here/stopped" in stopped.stdout
-    refused = run("--engine", "inprocess", "--resume", "here/stopped", "-c", "local-steps=5")
+    (tmp_path / "here" / "stopped").rename(tmp_path / "moved")
+    refused = run("--engine", "inprocess", "--resume", "moved", "-c", "local-steps=5")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert "local-steps was 4 and is 5" in refused.stderr
-    done = run("--engine", "inprocess", "--resume", "here/stopped", "-c", "round-timeout=60.0")
+    done = run("--engine", "inprocess", "--resume", "moved", "-c", "round-timeout=60.0")
     assert done.exit_code == 0, done.output
-    runs = [RunDirectory(tmp_path / "here" / name) for name in ("whole", "stopped")]
+    runs = [RunDirectory(tmp_path / "here" / "whole"), RunDirectory(tmp_path / "moved")]
+    assert not (tmp_path / "here" / "stopped").exists()
     assert runs[0].losses() == runs[1].losses()
     assert not (runs[1].path / "client-state").exists()
     log = (runs[1].path / "log.txt").read_text()

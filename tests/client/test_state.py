@@ -10,7 +10,7 @@ import client_app
 from fedddpm_app.algorithms import REGISTRY, get_algorithm
 from fedddpm_app.algorithms.scaffold import VARIATE_CHANGE, Scaffold, ScaffoldHook
 from fedddpm_app.client.state import ClientState, ClientStateError
-from fedddpm_app.config import load_config
+from fedddpm_app.config import default_run_config, load_config
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.records import to_arrays
@@ -114,6 +114,16 @@ def test_a_client_goes_on_from_the_round_that_the_server_accepted(open_state):
     with pytest.raises(ClientStateError, match="round 1 is lost"):
         open_state(1)["dual"]
     assert float(open_state(2)["dual"]["b"]) == 2.0
+
+
+def test_the_states_of_permanent_checkpoints_are_kept(config, context):
+    config = load_config(default_run_config() | {"checkpoint-keep": 0, "checkpoint-every": 4})
+    state_round = 0
+    for server_round in (1, 2, 3, 6, 7, 9, 10, 11):  # it was not sampled in the others
+        ClientState(config, context, "7", 3, state_round).save(server_round, make(float(server_round)))
+        state_round = server_round
+    folder = ClientState(config, context, "7", 3).folder
+    assert sorted(int(path.name.split("-")[3]) for path in folder.iterdir()) == [3, 7, 10, 11]
 
 
 def test_forgetting_removes_the_files_and_the_marker(open_state, context):

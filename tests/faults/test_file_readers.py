@@ -89,7 +89,7 @@ def checkpoint(tmp_path_factory):
     """A run directory with a checkpoint of round 1."""
     writer = CheckpointWriter(tmp_path_factory.mktemp("run"))
     state = {"attributes": {"variate": {"a": torch.ones(2)}, "rounds": {0: 1}, "m": np.ones(3)}, "trainer": {}}
-    writer.save(1, {"model": {"a": torch.ones(2, 3)}}, state, {"num_stats": 3}, lambda _: True)
+    writer.save(1, {"model": {"a": torch.ones(2, 3)}}, state, {"num_stats": 3}, 1, lambda _: True)
     writer.check()
     return writer.folder
 

@@ -57,7 +57,7 @@ def test_clean_shows_asks_and_keeps_what_a_resumed_run_needs(tmp_path, temporary
     kept = shown.output.partition("kept, because a resumed run continues from it")[2]
     assert "finished pieces of a phase" in kept
     assert (done / "scratch").exists()
-    assert "removed 5 of 5" in runner.invoke(app, ["clean", str(parent), "--yes"]).output
+    assert "removed 6 of 6" in runner.invoke(app, ["clean", str(parent), "--yes"]).output
     assert names_in(done) & {"scratch", "unfinished", "owner.lock"} == set()
     assert [names_in(directory / "checkpoints") for directory in (done, stopped)] == [set(), set()]
     assert all((directory / "unfinished").exists() for directory in (stopped, alive))

@@ -298,10 +298,13 @@ def test_a_complete_run_gets_more_rounds(settings):
 
 @pytest.mark.parametrize(("algorithm", "keeper"), [("scaffold", "algorithm"), ("int8-delta", "wire-dtype")])
 def test_a_complete_run_whose_clients_removed_their_states_is_refused(settings, algorithm, keeper):
-    stateful = settings(algorithm, "stateful", **{"num-rounds": 1, "clients-per-round": 0})
+    stateful = settings(algorithm, "stateful", **{"num-rounds": 2, "clients-per-round": 0, "checkpoint-every": 1})
     run_here(stateful)
-    with pytest.raises(ConfigError, match=f'its clients have removed the state that {keeper} = "{algorithm}" keeps'):
-        run_here(stateful | {"resume": str(folder_of(stateful)), "num-rounds": 2})
+    resume = stateful | {"resume": str(folder_of(stateful))}
+    for more in ({"num-rounds": 3}, {"resume-previous": True}):
+        with pytest.raises(ConfigError, match=f'its clients remove the state that {keeper} = "{algorithm}" keeps'):
+            run_here(resume | more)
+    assert rounds_in(folder_of(stateful)) == ["round-0001", "round-0002"]
 
 
 def test_clients_that_have_pretrained_do_not_pretrain_again(settings, monkeypatch):
@@ -324,11 +327,11 @@ def test_clients_that_have_pretrained_do_not_pretrain_again(settings, monkeypatc
     assert trained == [0, 1, 2, 2, 3]
 
 
-def fill_disk_at(server_round, monkeypatch):
-    """Have no checkpoint of a round fit on the disk."""
+def fill_disk_at(rounds, monkeypatch):
+    """Have no checkpoint of these rounds fit on the disk."""
 
     def write(folder, *arguments):
-        if folder.name.endswith(f"{server_round:04d}"):
+        if int(folder.name.rpartition("-")[2]) in rounds:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         original(folder, *arguments)
 
@@ -339,18 +342,20 @@ def fill_disk_at(server_round, monkeypatch):
 def test_a_checkpoint_on_a_full_disk_is_missing_and_the_run_goes_on(settings, monkeypatch, caplog):
     monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
 
-    fill_disk_at(1, monkeypatch)
-    run = run_here(settings("fedadam", "whole", **{"checkpoint-every": 1}))
+    fill_disk_at([2], monkeypatch)
+    kept = []
+    monkeypatch.setattr(RunRecorder, "keep_checkpoints", lambda self, _: kept.extend(rounds_in(self.directory)))
+    run = run_here(settings("fedadam", "whole", **{"num-rounds": 3}))
     assert run.summary["status"] == "completed"
-    assert rounds_in(run.path) == ["round-0002", "round-0003", "round-0004"]
-    assert "the checkpoint of round 1 is missing, and the run continues" in caplog.text
+    assert kept == ["round-0001", "round-0003"]  # the two newest ones, whatever their rounds
+    assert "the checkpoint of round 2 is missing, and the run continues" in caplog.text
     assert "No space left on device" in caplog.text
 
 
 @pytest.mark.parametrize("algorithm", ["scaffold", *(pytest.param(name, **_SLOW) for name in ("fedadam", "halved"))])
 def test_the_last_checkpoint_on_a_full_disk_fails_the_run(settings, monkeypatch, algorithm):
     """The clients keep their states then, and the server the pretrained models: the round before is resumed."""
-    fill_disk_at(4, monkeypatch)
+    fill_disk_at([4], monkeypatch)
     more = {"num-rounds": 4}
     config = settings(algorithm, "stopped", **more)
     with pytest.raises(RecordingError, match="round-0004 cannot be written"):
@@ -361,3 +366,25 @@ def test_the_last_checkpoint_on_a_full_disk_fails_the_run(settings, monkeypatch,
     with monkeypatch.context() as patch:
         patch.setitem(FedDDPM.client_actions, "pretrain", replace(PRETRAIN, run=None))
         check_equal(run_here(config | {"resume": str(folder_of(config))}), whole)
+
+
+def test_clients_do_not_outlive_the_checkpoints_that_need_their_states(settings, monkeypatch):
+    """A run whose checkpoints fail again and again would go on to where no checkpoint can be resumed."""
+    fill_disk_at(range(2, 20), monkeypatch)
+    config = settings("scaffold", "stopped", **{"num-rounds": 8})
+    with pytest.raises(RecordingError, match="round-0003 cannot be written"):
+        run_here(config)
+    monkeypatch.undo()
+    resume = config | {"resume": str(folder_of(config))}
+    with pytest.raises(ConfigError, match=r'state-dir was ".*" and is "/elsewhere": the clients .* use state-dir = "'):
+        run_here(resume | {"state-dir": "/elsewhere"})
+    check_equal(run_here(resume), run_here(settings("scaffold", "whole", **{"num-rounds": 8})))
+
+
+def test_a_checkpoint_of_another_model_is_refused(settings, stopped, monkeypatch):
+    resume = stopped("fedadam", 1)
+    monkeypatch.setattr("fedddpm_app.apps.resuming._check_equal", lambda *_: None)
+    with pytest.raises(
+        ConfigError, match=r"the checkpoint's model does not fit the model of this run: .* use the model"
+    ):
+        run_here(resume | {"unet-channels": "16,32"})
