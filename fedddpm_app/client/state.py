@@ -6,8 +6,8 @@ run. ``context.state`` holds only a marker (the SHA-256 of each round's file), w
 restarted node has lost the marker; then the SHA-256 in the file's name replaces it.
 
 The server names the round of the last reply that it accepted, and the client continues from that round's state. A
-refused or lost reply therefore changes nothing on either side. For this reason the client keeps two states: the
-state of the last accepted round and the newest state.
+refused or lost reply therefore changes nothing on either side. For this reason the client keeps the state of the last
+accepted round beside the newest one, and earlier ones for a run that is resumed from an earlier checkpoint.
 """
 
 import contextlib
