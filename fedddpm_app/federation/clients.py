@@ -128,7 +128,7 @@ class Clients:
         self._accounting.bytes_down += sum(packed.num_bytes for packed in records.values()) * len(partitions)
         node_of, under_way = self.participants.node_of, self.participants.under_way
         ttl = time_to_live(timeout, max(under_way or 1, len(partitions)) if self.simulated else 0)
-        steps = self._steps.get(message_type, {})
+        steps = self._steps.setdefault(message_type, {})
         longest = max(steps.values(), default=0.0)
         return [
             Message(contents[state_rounds[p]], dst_node_id=node_of[p], message_type=message_type, ttl=ttl)
@@ -155,5 +155,6 @@ class Clients:
         """Count the bytes of an accepted reply, and store its number of steps."""
         self._accounting.bytes_up += reply.num_bytes
         steps = reply.number("steps")
-        if steps >= 0:
-            self._steps.setdefault(reply.message.metadata.message_type, {})[reply.partition_id] = steps
+        message_type = reply.message.metadata.message_type  # a client's text
+        if steps >= 0 and message_type in self._steps:
+            self._steps[message_type][reply.partition_id] = steps
