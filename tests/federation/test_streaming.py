@@ -119,6 +119,7 @@ def test_a_stranger_and_one_that_was_not_asked_are_passed_over(clients, tmp_path
 
 def test_long_work_is_sent_first(clients):
     """Steps of the last round, the most first, with whoever is new; ties by partition."""
+    addressed(clients, "train")
     for partition, steps in ((0, 5), (1, 50), (2, 5), (4, 500)):
         list(stream(clients, [reply(clients, partition, steps=steps)], [partition]).as_they_come())
     assert addressed(clients, "train") == [3, 4, 5, 1, 0, 2]
