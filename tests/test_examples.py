@@ -106,7 +106,7 @@ def test_an_action_of_an_outside_algorithm_is_answered_and_used(shared_run):
 
 def test_the_mean_is_weighted_by_examples_and_losses_within_bounds(run_app, run_config, monkeypatch):
     """One round, transcribed; a client that answers an absurd loss counts twice at most."""
-    losses = {0: [1.0] * 4, 1: [2.0] * 4, 2: [-4e30] * 4, 3: [1e39] * 4}  # the median is 1
+    losses = {0: [1.0] * 4, 1: [2.0] * 4, 2: [-4e14] * 4, 3: [9e14] * 4}  # the median is 1
     answers = lambda self, action, partition_id, *rest: ActionAnswer({"losses": losses[partition_id]})  # noqa: E731
     monkeypatch.setattr(client_worker.Worker, "act", answers)
     algorithm = {"algorithm": "examples.loss_weighted:LossWeighted", "algorithm_options": "q=2"}
