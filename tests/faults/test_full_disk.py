@@ -99,7 +99,8 @@ for kb in map(int, sys.argv[3:]):
     run = folder / "run"
     [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
     summary = json.loads((run / "summary.json").read_text())
-    print(kb, summary["status"], summary.get("error", ""), flush=True)
+    whole = (run / "checkpoints/round-0002/manifest.json").exists() and (run / "pipeline/model_index.json").exists()
+    print(kb, summary["status"], whole, summary.get("error", ""), flush=True)
     subprocess.run(["umount", "-l", folder], check=True)
 """
 
@@ -121,6 +122,9 @@ def test_a_disk_that_fills_up_at_any_point_ends_the_run_as_failed_with_the_reaso
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=200)
     if any(text in done.stderr for text in ("Operation not permitted", "Permission denied", "unshare failed")):
         pytest.skip("file systems cannot be mounted here")
-    ends = [line.split(maxsplit=2) for line in done.stdout.splitlines() if line.split(" ")[0] in sizes]
+    ends = [line.split(" ", 3) for line in done.stdout.splitlines() if line.split(" ")[0] in sizes]
     assert len(ends) == len(sizes), done.stdout + done.stderr
-    assert all(status == "failed" and "cannot be written (" in error for _, status, error in ends), ends
+    failed = [status == "failed" and "cannot be written (" in error for _, status, _, error in ends]
+    assert failed[:3] == [True] * 3, ends
+    # with the most room it depends on the time of the checkpoints in the background whether all required files fit
+    assert failed[3] or ends[3][1:3] == ["completed", "True"], ends
