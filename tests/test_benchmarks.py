@@ -100,6 +100,7 @@ def abandoned(since):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_transport_benchmark_runs_in_its_short_form(tmp_path):
     command = [sys.executable, "-m", "benchmarks.transport", "--short", "--json", str(tmp_path / "t.json")]
     began = time.time()
@@ -118,6 +119,7 @@ def test_the_reliability_benchmark_runs_in_its_short_form():
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_flat_weights_go_through_a_superlink_and_supernodes():
     metrics = run_deployed("flat", "int8-delta", rounds=1)
     assert metrics["moved_mb"] < 2 * 1.4 * metrics["model_mb"]
