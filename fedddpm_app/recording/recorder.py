@@ -122,16 +122,11 @@ class RunRecorder:
         return folder
 
     def write_config(self, run_config: Mapping[str, Scalar], run: Run) -> None:
-        """Write ``config.json``; the run that writes it first owns the folder."""
+        """Write ``config.json``, which makes the folder that of a run; the run that takes the folder first owns it."""
         self._run_config = dict(run_config)
         about = {"run_config": self._run_config, "run_id": str(run.run_id), "fab_hash": run.fab_hash}
         path = self.directory / CONFIG
-        try:
-            path.touch(exist_ok=False)
-        except FileExistsError:
-            check_is_new(self.directory)
-            raise
-        self._status.begin()
+        self._status.begin(lambda: check_is_new(self.directory))  # another run may have been faster
         with self:
             write_json(path, about | describe_environment())
 

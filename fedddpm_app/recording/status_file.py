@@ -4,7 +4,7 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from fedddpm_app.config import ConfigError
@@ -33,8 +33,10 @@ class StatusFile:
         self._writing = threading.RLock()  # a signal handler may end the run in another thread, or in this one
         self._ended = False
 
-    def begin(self) -> None:
+    def begin(self, check: Callable[[], None] = lambda: None) -> None:
         """Take the folder, keep some room for the last summary, and write the status ``running``.
+
+        ``check`` is called while nobody else can take the folder; if it raises, nothing is written.
 
         Raises
         ------
@@ -48,8 +50,9 @@ class StatusFile:
                 raise ConfigError(f"{self.directory} is still running: another process holds it; stop it first.")
         about = {"status": RUNNING, "owner": this_process(self.directory), "directory": str(self.directory)}
         try:
+            check()
             write_json(self.directory / SUMMARY, about)
-        except RecordingError:
+        except (ConfigError, RecordingError):
             self._lock.release(remove=True)
             raise
         with contextlib.suppress(OSError):

@@ -20,6 +20,7 @@ from fedddpm_app.recording.directory import run_directory
 from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.log import RunLog
 from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.recording.status import read_status
 from tests.conftest import ROOT, TINY, RunDirectory
 
 runner = CliRunner()
@@ -240,8 +241,26 @@ def test_names_of_runs_never_collide(run_config, tmp_path):
         RunLog(made[0])
     first, second = RunRecorder(made[0]), RunRecorder(made[0])
     first.write_config({}, Run.create_empty(1))
+    with pytest.raises(ConfigError, match="is still running: another process holds it"):
+        second.write_config({}, Run.create_empty(2))
+    first.end("completed", {})
     with pytest.raises(ConfigError, match="holds a run already"):
         second.write_config({}, Run.create_empty(2))
+    assert read_status(made[0]).state == "completed"
+
+
+def test_a_folder_is_that_of_a_run_once_its_config_is_complete(tmp_path, monkeypatch):
+    """A run that is killed before that can be started again under its name."""
+
+    def killed(path, content):
+        assert not path.exists()
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("fedddpm_app.recording.recorder.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            RunRecorder(tmp_path / "run").write_config({}, Run.create_empty(1))
+    RunRecorder(tmp_path / "run").write_config({}, Run.create_empty(2))
 
 
 def test_the_folder_of_a_class_from_outside_has_a_plain_name(run_config, tmp_path):
