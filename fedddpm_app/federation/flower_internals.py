@@ -5,6 +5,7 @@ A new minor version of Flower may move any of it. Only this file then needs to c
 
 import os
 import threading
+import time
 from collections.abc import Callable
 
 from flwr.app import Message
@@ -31,6 +32,7 @@ __all__ = [
     "parse_config_args",
     "set_message_id",
     "set_source",
+    "wait_for_stop",
 ]
 
 
@@ -60,6 +62,18 @@ def at_exit_of_flower(function: Callable[[], None]) -> None:
     if registered_exit_handlers:
         add_exit_handler(function, run_before_force_exit=True)
         threading.Thread(target=_after_main_thread, args=(function, threading.current_thread())).start()
+
+
+def wait_for_stop(seconds: float) -> None:
+    """Wait for a stop of this process that may be under way: it ends the main thread, and then the process.
+
+    Without a stop, this returns after ``seconds``; in the main thread it returns at once.
+    """
+    main = threading.main_thread()
+    if threading.current_thread() is not main:
+        main.join(seconds)
+        if not main.is_alive():
+            time.sleep(2 * FORCE_EXIT_TIMEOUT_SECONDS)
 
 
 def _after_main_thread(function: Callable[[], None], server: threading.Thread) -> None:

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid
 
 from fedddpm_app.federation.deadlines import patience
 from fedddpm_app.federation.errors import ActorLostError
-from fedddpm_app.federation.flower_internals import UNREADABLE, ErrorCode, set_source
+from fedddpm_app.federation.flower_internals import UNREADABLE, ErrorCode, set_source, wait_for_stop
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.reasons import DEAD_ACTOR, is_dead_actor, one_line
 
@@ -28,7 +28,7 @@ _LONGEST_POLL_SECONDS = 0.1
 _POLL_GROWTH = 1.3
 _NODES_SECONDS = 2.0  # between updates of the list of nodes
 _PULLS = 8  # between two pauses: in a deployment, each one is a request to the SuperLink
-_STOP_SECONDS = 3.0  # a stop of the whole run ends its actors first, and is then the reason
+_STOP_SECONDS = 15.0  # a stop of the whole run ends its actors first, and is then the reason
 _LAST_PULLS_SECONDS = 1.0  # after the deadline, for the replies that arrived before it
 About = TypeVar("About")
 
@@ -124,7 +124,7 @@ def _pull(grid: Grid, message_id: str, node: int) -> Message | None:
     """Return the reply to a message, or None; ``ActorLostError`` if a simulation's actor died instead."""
     reply = pull_reply(grid, message_id, node)
     if reply is not None and reply.has_error() and not is_deployed(grid.run) and is_dead_actor(reply.error):
-        time.sleep(_STOP_SECONDS)
+        wait_for_stop(_STOP_SECONDS)
         raise ActorLostError(DEAD_ACTOR)
     return reply
 

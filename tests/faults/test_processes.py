@@ -159,7 +159,7 @@ def test_a_server_that_ends_early_ends_the_command(tmp_path, simulation_under_wa
     output = command.stdout.read()
     assert command.wait(60) == 1
     status = read_status(tmp_path / "run")
-    assert (status.state, reason in f"{status.error}{status.summary.get('stopped_by')}") == (state, True)
+    assert (status.state, reason in f"{status.error}{status.summary.get('stopped_by')}") == (state, True), status
     assert reason in output
     assert f"run directory: {tmp_path / 'run'}" in output
     until(lambda: not living(started), 10)

@@ -153,7 +153,6 @@ def test_messages_that_cannot_be_pushed_or_are_not_answered_are_given_up(grid):
 
 @pytest.mark.parametrize("deployed", [False, True])
 def test_a_dead_actor_ends_a_simulation_and_a_node_cannot_pretend_one(grid, deployed, monkeypatch):
-    monkeypatch.setattr(messaging, "_STOP_SECONDS", 0.0)
     if deployed:
         grid.run.primary_task_type = TaskType.SERVER_APP
     died = Error(0, "<class 'ray.exceptions.ActorDiedError'>:<'The actor died unexpectedly'>")
