@@ -4,6 +4,7 @@ A new minor version of Flower may move any of it. Only this file then needs to c
 """
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -36,6 +37,8 @@ __all__ = [
 ]
 
 
+_WATCH_SECONDS = 0.2
+
 # what a grid of a deployment raises while it decodes the objects of a reply, which are a client's bytes; errors of the
 # connection to the SuperLink are other classes
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, DecodeError)
@@ -55,13 +58,19 @@ def at_exit_of_flower(function: Callable[[], None]) -> None:
     """Call a function when Flower ends this process, at the end of the run or by a stop signal.
 
     A simulation's ServerApp runs in a thread, which no signal reaches. The main thread gets the signals, also that of
-    `flwr stop`; either Flower calls the function, or Ray ends the main thread at once. If the thread that called this
-    then goes on, it waits for clients that are gone: the process ends without it. Outside of Flower's processes this
+    `flwr stop`; either Flower calls the function, or Ray ends the main thread, which first ends the simulation. If the
+    thread that called this then goes on, it waits for clients that are gone: the process ends without it. Outside of Flower's processes this
     does nothing.
     """
     if registered_exit_handlers:
         add_exit_handler(function, run_before_force_exit=True)
         threading.Thread(target=_after_main_thread, args=(function, threading.current_thread())).start()
+
+
+def _ray_runs() -> bool:
+    """Return whether this process is connected to Ray; without an import of Ray, it is not."""
+    is_initialized = getattr(sys.modules.get("ray"), "is_initialized", None)
+    return is_initialized is not None and bool(is_initialized())
 
 
 def wait_for_stop(seconds: float) -> None:
@@ -77,7 +86,15 @@ def wait_for_stop(seconds: float) -> None:
 
 
 def _after_main_thread(function: Callable[[], None], server: threading.Thread) -> None:
-    threading.main_thread().join()
+    main, has_run = threading.main_thread(), False
+    while main.is_alive():
+        main.join(_WATCH_SECONDS)
+        runs = _ray_runs()
+        if (
+            has_run and not runs
+        ):  # Flower ends the simulation; the main thread may then wait for threads that wait for Ray
+            break
+        has_run = runs
     function()
     if server is not threading.main_thread():
         server.join(FORCE_EXIT_TIMEOUT_SECONDS)
