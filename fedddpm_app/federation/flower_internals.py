@@ -59,8 +59,8 @@ def at_exit_of_flower(function: Callable[[], None]) -> None:
 
     A simulation's ServerApp runs in a thread, which no signal reaches. The main thread gets the signals, also that of
     `flwr stop`; either Flower calls the function, or Ray ends the main thread, which first ends the simulation. If the
-    thread that called this then goes on, it waits for clients that are gone: the process ends without it. Outside of Flower's processes this
-    does nothing.
+    thread that called this then goes on, it waits for clients that are gone: the process ends without it. Outside of
+    Flower's processes this does nothing.
     """
     if registered_exit_handlers:
         add_exit_handler(function, run_before_force_exit=True)
