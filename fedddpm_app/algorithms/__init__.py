@@ -41,6 +41,8 @@ REGISTRY = Registry(
     {
         "fedddpm": "fedddpm:FedDDPM",
         "fedddpm-plus": "fedddpm_plus:FedDDPMPlus",
+        "fedddpm-kd": "fedddpm_kd:FedDDPMKD",
+        "fedddpm-late": "fedddpm_late:FedDDPMLate",
         "fedavg": "fedavg:FederatedAveraging",
         "fedprox": "fedprox:FedProx",
         "scaffold": "scaffold:Scaffold",
@@ -50,6 +52,7 @@ REGISTRY = Registry(
         "centralized": "centralized:Centralized",
         "local-only": "local_only:LocalOnly",
         "aux-only": "aux_only:AuxiliaryOnly",
+        "kd-only": "kd_only:DistillationOnly",
     }
 )
 

@@ -1,10 +1,12 @@
 """Auxiliary-only training: a control that shows whether FedDDPM is more than training on its generated set.
 
     Pretraining, auxiliary set   as FedDDPM
-    Round r                      w <- K_s steps on L(.; D_aux) from w, on the server; clients do not train
+    Round r                      w <- K_s + K_r steps on L(.; D_aux) from w, on the server; clients do not train
 
-Symbols: as in ``fedddpm``. The server takes the same steps, with the same seeds and settings, as FedDDPM's
-corrections: the difference in results is the contribution of FedDDPM's rounds.
+Symbols: as in ``fedddpm``; K_r -> the steps of the round's clients together, as steps of ``correction-batch-size``
+images. A run therefore costs as much compute as a FedDDPM run with the same config: the difference in results is the
+contribution of the clients' training in the rounds. With ``num-rounds = 1``, the learning-rate schedule spans the whole
+run.
 Deviations: none; it is our control.
 """
 
@@ -18,11 +20,26 @@ class AuxiliaryOnly(FedDDPM):
     own_aggregation = "the control trains only on the server's auxiliary set and aggregates nothing"
     trains_on_clients = False
 
+    def steps_of_correction(self) -> int:
+        """Add the steps that the round's clients would have taken."""
+        config = self.config
+        sizes = [self.clients.admission.sizes[partition] for partition in self.sampled]
+        images = sum(self.hook.training_images(config, size, config.training.steps_for(size)) for size in sizes)
+        per_step = (config.correction.batch_size or config.auxiliary.size) * self.images_per_image
+        return config.correction.steps + round(images / per_step)
+
+    @classmethod
+    def total_steps(cls, config: Config, client_steps: int) -> int:
+        """Add the clients' steps, which the server takes."""
+        batch, server_batch = config.training.batch_size, config.correction.batch_size
+        as_server_steps = batch / server_batch / cls.images_per_image if batch and server_batch else 1.0
+        return super().total_steps(config, client_steps) + round(client_steps * as_server_steps)
+
     @classmethod
     def keys_without_effect(cls, config: Config) -> dict[str, str]:
-        """Add the keys of the clients' training in the rounds."""
+        """Add the keys of the clients' training in the rounds, except those that set its compute."""
         reason = 'with algorithm = "aux-only" clients do not train in the rounds'
-        local = ("local-steps", "local-epochs", "learning-rate", "learning-rate-schedule", "wire-dtype")
+        local = ("learning-rate", "learning-rate-schedule", "wire-dtype")
         return dict.fromkeys(local, reason) | super().keys_without_effect(config)
 
     @classmethod

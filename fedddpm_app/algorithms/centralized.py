@@ -33,5 +33,6 @@ class Centralized(FederatedStrategy):
                 keep_optimizer=True,
                 on_report=progress.reporter("train", server_round=server_round, num_rounds=run.num_rounds),
             )
+        self.accounting.images += result.steps * (self.config.training.batch_size or len(self.task.pooled_data()))
         self.record(**{"train/loss": result.loss, "train/final_loss": result.final_loss, "train/steps": result.steps})
         return result.weights

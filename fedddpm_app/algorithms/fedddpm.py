@@ -9,6 +9,9 @@ were not available: [our reading] marks each part that goes beyond the abstract,
     Round r       wbar = sum_{i in S_r} n_i w_i / sum n_i, as FedAvg
     Correction    w <- K_s steps on L(.; D_aux) from wbar with step size eta_s                         [our choice]
 
+With ``pretrain-from = "global"`` (our option), pretraining starts from the clients' mean of the round in which the
+first correction is due, and not from the initial w.
+
 Symbols: w -> weights, n_i -> num_examples, m_i -> share, M -> auxiliary.size, K_s -> correction.steps,
 eta_s -> correction.learning_rate, D_aux -> auxiliary_data.
 Deviations: clients upload the EMA of their pretrained weights (``ema-decay = 0`` uploads them raw). With a
@@ -17,26 +20,26 @@ correction, and pretraining is skipped. The correction's optimiser restarts in e
 ``correction-keep-optimizer`` is true.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 from flwr.serverapp import Grid
 
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
-from fedddpm_app.auxiliary.generation import GENERATE, Generation
-from fedddpm_app.auxiliary.pretraining import PRETRAIN, PretrainedModel, collect_pretrained
-from fedddpm_app.auxiliary.stored_set import StoredSet
+from fedddpm_app.auxiliary.generation import GENERATE
+from fedddpm_app.auxiliary.phase import AuxiliaryPhase
+from fedddpm_app.auxiliary.pretraining import PRETRAIN, PretrainedModel
 from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup, keys_of_algorithms
 from fedddpm_app.device import cpu_threads
-from fedddpm_app.diffusion.unet import is_denoiser
+from fedddpm_app.federation.cost import FORWARD, Cost, of_images
 from fedddpm_app.federation.errors import check_finite
-from fedddpm_app.federation.phases import finish_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ClientAction
-from fedddpm_app.training.task import TrainingData
+from fedddpm_app.training.hooks import TrainResult
+from fedddpm_app.training.task import LossFn, TrainingData
 from fedddpm_app.weights import Weights
 
 _PRETRAINING = ("pretrain-", "ema-decay")
@@ -50,21 +53,35 @@ class FedDDPM(FederatedStrategy):
 
     Attributes
     ----------
-    auxiliary_data : TrainingData or None
-        D_aux on the server's device; None until it is built. Set it before ``start`` to use your own set:
-        clients then do not pretrain for it.
+    keeps_pretrained : bool
+        Whether the pretrained models are needed until the end of the run, and not only for D_aux.
+    images_per_image : float
+        The cost of an image of D_aux in the server's training, in images that go forward and backward.
+    auxiliary : AuxiliaryPhase
+        Pretraining, and D_aux.
     """
 
     client_actions: ClassVar[Mapping[str, ClientAction]] = {"pretrain": PRETRAIN, "generate": GENERATE}
+    keeps_pretrained: ClassVar[bool] = False
+    images_per_image: ClassVar[float] = 1.0
     uses_keys = (*_PRETRAINING, *_CORRECTING, "init-from-pretrained")
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.auxiliary_data: TrainingData | None = None
-        self._pretrained: list[PretrainedModel] = []
-        self._left_out: dict[str, object] = {}
-        self._stored = StoredSet(self)
-        self._remove_batch_files: Callable[[], None] = lambda: None
+        generates = type(self).build_auxiliary is FedDDPM.build_auxiliary
+        self.auxiliary = AuxiliaryPhase(self, self.build_auxiliary, generates=generates)
+
+    @property
+    def auxiliary_data(self) -> TrainingData | None:
+        """D_aux on the server's device; None until it is built.
+
+        Set it before ``start`` to use your own set: clients then do not pretrain for it.
+        """
+        return self.auxiliary.data
+
+    @auxiliary_data.setter
+    def auxiliary_data(self, data: TrainingData) -> None:
+        self.auxiliary.data = data
 
     # ---- the three methods to override ----------------------------------------------------------
 
@@ -81,12 +98,7 @@ class FedDDPM(FederatedStrategy):
         TrainingData
             Here M images, uint8 (M, C, H, W), with labels int64 (M,) if the model is class-conditional.
         """
-        generation = Generation(self, models)
-        data = generation.run()
-        self._left_out = generation.left_out()
-        self.recorder.save_auxiliary(data, generation.clients)
-        self._remove_batch_files = generation.remove_batch_files
-        return data.to(self.trainer.device)
+        return self.auxiliary.generate(models)
 
     def should_correct(self, server_round: int, weights: Weights) -> bool:
         """Return whether to correct ``weights``, the clients' mean of ``server_round``; FedDDPM always does."""
@@ -102,48 +114,77 @@ class FedDDPM(FederatedStrategy):
         weights : Weights
             wbar, the clients' mean, float32 on the CPU; not changed.
         """
+        result = self.train_on_auxiliary(weights, self.steps_of_correction(), "correct", server_round)
+        self.record(**{"correct/loss": result.loss, "correct/steps": result.steps})
+        return result.weights
+
+    # ---- the server's training on D_aux ---------------------------------------------------------
+
+    def steps_of_correction(self) -> int:
+        """Return the optimiser steps of a correction, K_s."""
+        return self.config.correction.steps
+
+    def objective(self, auxiliary: TrainingData) -> tuple[TrainingData, LossFn | None]:
+        """Return the data and the loss of a training on D_aux (here: D_aux and the task's loss, which None means)."""
+        return auxiliary, None
+
+    def train_on_auxiliary(self, weights: Weights, steps: int, purpose: str, server_round: int) -> TrainResult:
+        """Train on D_aux with the settings of the correction; ``purpose`` and the round determine the seed."""
         settings, run = self.config.correction, self.config.run
         if self.auxiliary_data is None:
-            raise RuntimeError("there is no auxiliary set for the correction: ensure_auxiliary() builds it.")
+            raise RuntimeError("there is no auxiliary set for the correction: auxiliary.ensure() builds it.")
+        data, loss_fn = self.objective(self.auxiliary_data)
         result = self.trainer.train(
             weights,
-            self.auxiliary_data,
-            steps=settings.steps,
-            seed=derive_seed(run.seed, "correct", server_round),
+            data,
+            steps=steps,
+            seed=derive_seed(run.seed, purpose, server_round),
             learning_rate=settings.learning_rate,
             learning_rate_schedule=settings.learning_rate_schedule,
             batch_size=settings.batch_size,
+            loss_fn=loss_fn,
             keep_optimizer=settings.keep_optimizer,
-            on_report=progress.reporter("correct", server_round=server_round, num_rounds=run.num_rounds),
+            on_report=progress.reporter(purpose, server_round=server_round, num_rounds=run.num_rounds),
         )
-        self.record(**{"correct/loss": result.loss, "correct/steps": result.steps})
-        return result.weights
+        self.accounting.images += steps * (settings.batch_size or len(data)) * self.images_per_image
+        return result
 
     # ---- the base strategy's hooks --------------------------------------------------------------
 
     @classmethod
+    def pretrains(cls, config: Config) -> bool:
+        """Return whether the run uses pretrained models."""
+        return config.correction.steps > 0 or config.fedddpm.init_from_pretrained
+
+    @classmethod
     def builds_at_start(cls, config: Config) -> bool:
         """Return whether D_aux is built before round 1; if not, it is built when the first correction is due."""
-        return config.correction.steps > 0
+        return config.correction.steps > 0 and config.fedddpm.pretrain_from == "initial"
 
     @classmethod
     def check_config(cls, config: Config) -> None:
         """Check the keys of pretraining, of the auxiliary set and of the correction, if the run uses them."""
         super().check_config(config)
         pretrain_steps, correction_steps = config.pretrain.steps, config.correction.steps
-        if _pretrains(config):
+        if cls.pretrains(config):
             check_warmup(f"pretrain-steps = {pretrain_steps}", pretrain_steps, config.training.warmup_steps)
         if correction_steps:
             check_warmup(f"correction-steps = {correction_steps}", correction_steps, config.training.warmup_steps)
             auxiliary, diffusion_steps = config.auxiliary, config.diffusion.diffusion_steps
             check_sampler("auxiliary-sampler-steps", auxiliary.sampler, auxiliary.sampler_steps, diffusion_steps)
+        if config.fedddpm.init_from_pretrained and config.fedddpm.pretrain_from != "initial":
+            raise ConfigError(
+                f"init-from-pretrained = true needs pretrained models before round 1, but pretrain-from = "
+                f'"{config.fedddpm.pretrain_from}" trains them later: use pretrain-from = "initial", or '
+                "init-from-pretrained = false."
+            )
 
     @classmethod
     def keys_without_effect(cls, config: Config) -> dict[str, str]:
         """Add the keys of the auxiliary set, the correction and pretraining, if the run does not use them."""
         unused = super().keys_without_effect(config)
         if config.correction.steps == 0:
-            idle = (*_CORRECTING, "plus-", *(() if _pretrains(config) else _PRETRAINING))
+            idle = (*_CORRECTING, "plus-", "kd-", *(() if cls.pretrains(config) else _PRETRAINING))
             idle_keys = [key for key in keys_of_algorithms() if key.startswith(idle) and key != "correction-steps"]
             unused = {**dict.fromkeys(idle_keys, "correction-steps = 0"), **unused}
         elif cls.num_corrections(config) < 2:
@@ -153,15 +194,31 @@ class FedDDPM(FederatedStrategy):
     @classmethod
     def averages(cls, config: Config) -> dict[str, tuple[int, str]]:
         """Add the average of a pretrained model."""
-        pretraining = {"ema-decay": (config.pretrain.steps, "step")} if _pretrains(config) else {}
+        pretraining = {"ema-decay": (config.pretrain.steps, "step")} if cls.pretrains(config) else {}
         return super().averages(config) | pretraining
 
     @classmethod
     def total_steps(cls, config: Config, client_steps: int) -> int:
         """Add the steps of pretraining, on every client, and of the corrections."""
-        pretraining = config.data.num_clients * config.pretrain.steps if _pretrains(config) else 0
+        pretraining = config.data.num_clients * config.pretrain.steps if cls.pretrains(config) else 0
         in_rounds = client_steps if cls.trains_on_clients else 0
         return in_rounds + pretraining + cls.num_corrections(config) * config.correction.steps
+
+    @classmethod
+    def cost(cls, config: Config, sizes: Sequence[int]) -> Cost:
+        """Add pretraining on every client, the generation of D_aux, and the corrections."""
+        auxiliary, correction = config.auxiliary, config.correction
+        cost = super().cost(config, sizes)
+        if cls.pretrains(config):
+            models = config.data.num_clients
+            batches = sum(config.training.batch_size or size for size in sizes)
+            cost += of_images(config, config.pretrain.steps * batches) + Cost(0.0, models, models)
+        if correction.steps:
+            generated = auxiliary.size * auxiliary.sampler_steps * FORWARD
+            steps = cls.num_corrections(config) * correction.steps
+            trained = steps * (correction.batch_size or auxiliary.size) * cls.images_per_image
+            cost += of_images(config, generated + trained)
+        return cost
 
     @classmethod
     def num_corrections(cls, config: Config) -> int:
@@ -171,85 +228,37 @@ class FedDDPM(FederatedStrategy):
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Have every client pretrain, and build D_aux, if that is needed before round 1."""
         if self.builds_at_start(self.config) and self.auxiliary_data is None:
-            self._check_generates()
+            self.auxiliary.check_generates()
         if self.config.fedddpm.init_from_pretrained:
-            self._pretrained = collect_pretrained(self, weights)
-            weights = weights_module.weighted_mean((m.load(), m.num_examples) for m in self._pretrained)
+            weights = weights_module.weighted_mean((m.load(), m.num_examples) for m in self.auxiliary.pretrained())
         if self.builds_at_start(self.config):
-            self.ensure_auxiliary()
+            self.auxiliary.ensure()
         elif self.config.correction.steps == 0:
             logger.info("correction-steps = 0: there is no correction, so no auxiliary set is built")
         return weights
 
     def state(self) -> dict[str, Any]:
         """Add the digest of D_aux."""
-        return super().state() | {"auxiliary": self._stored.digest}
+        return super().state() | {"auxiliary": self.auxiliary.digest}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Read D_aux again; if it was not stored, or is damaged, it is built when the next correction is due."""
         super().load_state(state)
-        if self.auxiliary_data is None:
-            self.auxiliary_data = self._stored.load_again(state["auxiliary"])
+        self.auxiliary.load_again(state["auxiliary"])
 
     def after_checkpoint(self, server_round: int) -> None:
         """Remove the pretrained models, if no later correction and no resumed run needs them."""
-        stored = self.auxiliary_data is not None and self._stored.digest
+        stored = self.auxiliary.is_stored and not self.keeps_pretrained
         if stored or server_round == self.config.run.num_rounds or self.config.correction.steps == 0:
-            self._drop_pretrained()
+            self.auxiliary.drop_models()
 
     def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
         """Correct the clients' mean if ``should_correct`` returns True."""
         if self.config.correction.steps == 0 or not self.should_correct(server_round, weights):
             return weights
-        self.ensure_auxiliary()
+        self.auxiliary.ensure(weights if self.config.fedddpm.pretrain_from == "global" else None)
         with self.accounting.timed("correct"), cpu_threads(self.config.run.server_threads):
             corrected = self.correct(server_round, weights)
         fix = f"lower correction-learning-rate = {self.config.correction.learning_rate}"
         check_finite(corrected, f"the weights of round {server_round} after their correction", fix)
         return corrected
-
-    # ---- the auxiliary set ----------------------------------------------------------------------
-
-    def ensure_auxiliary(self) -> TrainingData:
-        """Return D_aux, after pretraining and building it if that is still to be done.
-
-        Pretraining always starts from the run's initial weights, and its seeds do not depend on the round: a D_aux
-        that is built later is the same, bit for bit. A resumed run reads the D_aux that was stored before.
-        """
-        if self.auxiliary_data is None:
-            self.auxiliary_data = self._stored.load()
-        if self.auxiliary_data is None:
-            self._check_generates()
-            if not self._pretrained:
-                self._pretrained = collect_pretrained(self, self.initial_weights)
-            with self.round_log.own_phase() as span:
-                with self.accounting.timed("auxiliary"), cpu_threads(self.config.run.server_threads):
-                    self.auxiliary_data = self.build_auxiliary(self._pretrained)
-                self._stored.check(self.auxiliary_data)
-                size = {"aux/num_images": len(self.auxiliary_data)}
-                row = {"phase": "auxiliary", **size, **self._left_out, **span.spent("time/phase_s")}
-                finish_phase(self.recorder, row)
-            self._remove_batch_files()
-            self._remove_batch_files = lambda: None
-        return self.auxiliary_data
-
-    def _check_generates(self) -> None:
-        """Raise, before pretraining, if the model cannot generate a set."""
-        model = self.trainer.model
-        if type(self).build_auxiliary is FedDDPM.build_auxiliary and not is_denoiser(model):
-            raise ConfigError(
-                f"correction-steps = {self.config.correction.steps}: a {type(model).__name__} is not a UNet2DModel, "
-                "so it cannot generate an auxiliary set; give auxiliary_data, override build_auxiliary, or use "
-                "correction-steps = 0."
-            )
-
-    def _drop_pretrained(self) -> None:
-        """Remove the pretrained models, which are no longer needed."""
-        for model in self._pretrained:
-            model.path.unlink(missing_ok=True)
-        self._pretrained = []
-
-
-def _pretrains(config: Config) -> bool:
-    """Return whether the run uses pretrained models."""
-    return config.correction.steps > 0 or config.fedddpm.init_from_pretrained

@@ -17,11 +17,12 @@ Deviations: with the train-loss signal, pretraining and D_aux are postponed unti
 time of its generation. The probe-loss signal needs the set from the start.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.federation.cost import FORWARD, Cost, of_images
 from fedddpm_app.progress import note
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.task import Subset
@@ -117,7 +118,8 @@ class FedDDPMPlus(FedDDPM):
         """Return s_r, the value of ``plus-signal``."""
         if self.config.plus.signal == "train-loss":
             return self.train_loss
-        probe = Subset.spread(self.ensure_auxiliary(), self.config.plus.probe_images)
+        probe = Subset.spread(self.auxiliary.ensure(), self.config.plus.probe_images)
+        self.accounting.images += len(probe) * FORWARD
         return self.trainer.mean_loss(weights, probe, derive_seed(self.config.run.seed, "probe"))
 
     @classmethod
@@ -131,11 +133,24 @@ class FedDDPMPlus(FedDDPM):
     def check_config(cls, config: Config) -> None:
         """Refuse a lazy auxiliary set if the signal is measured on it."""
         super().check_config(config)
+        if config.fedddpm.pretrain_from == "global" and cls.builds_at_start(config):
+            raise ConfigError(
+                'pretrain-from = "global" postpones pretraining until the first correction is due, but '
+                f'plus-auxiliary = "{config.plus.auxiliary}" with plus-signal = "{config.plus.signal}" needs the '
+                'auxiliary set before round 1: use pretrain-from = "initial", or plus-auxiliary = "auto" with '
+                'plus-signal = "train-loss".'
+            )
         if config.plus.signal == "probe-loss" and config.plus.auxiliary == "lazy":
             raise ConfigError(
                 'plus-auxiliary = "lazy" does not work with plus-signal = "probe-loss": the probe is a part of '
                 'the auxiliary set; use plus-auxiliary = "auto", or plus-signal = "train-loss".'
             )
+
+    @classmethod
+    def cost(cls, config: Config, sizes: Sequence[int]) -> Cost:
+        """Add the probe's forward passes."""
+        probed = config.run.num_rounds * config.plus.probe_images if config.plus.signal == "probe-loss" else 0
+        return super().cost(config, sizes) + of_images(config, probed * FORWARD)
 
     @classmethod
     def keys_without_effect(cls, config: Config) -> dict[str, str]:

@@ -42,6 +42,12 @@ class ScaffoldHook(TrainingHook):
 
     keeps_state = True
 
+    @classmethod
+    def training_images(cls, config: Config, num_examples: int, steps: int) -> float:
+        """Add Option I's gradient over all images."""
+        own = num_examples if option_of(config) == "I" else 0
+        return super().training_images(config, num_examples, steps) + own
+
     def initial_variate(self) -> Weights:
         """Return c_i before the client's first round: zero."""
         return weights_module.zeros_like(self.round.received[VARIATE])
@@ -85,6 +91,7 @@ class Scaffold(FederatedStrategy):
     hook = ScaffoldHook
     key_prefix = "scaffold-"
     state_attributes = ("server_variate",)
+    models_per_exchange = 2  # with c, and with the change of c_i
     own_aggregation = "SCAFFOLD's server moves weights and control variate together, by the mean of all clients"
 
     @classmethod

@@ -23,6 +23,7 @@ from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied
 from fedddpm_app.diffusion.sampling import SampleBatch, image_seeds, split_batches
 from fedddpm_app.federation.actions import ActionCall
+from fedddpm_app.federation.cost import FORWARD
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messaging import exchange_about
 from fedddpm_app.federation.reasons import one_line
@@ -88,6 +89,8 @@ class Generation:
                 fix = f"lower pretrain-learning-rate = {self._config.pretrain.learning_rate}"
                 raise RoundFailedError(f"the auxiliary images of client {partition}: {reason}; {fix}")
             self._divide(usable)
+        images = len(self._images) * self._config.auxiliary.sampler_steps
+        self._strategy.accounting.images += images * FORWARD
         labels = [share.labels for share in self._shares if share.labels is not None]
         return ImageTensors(self._images, torch.cat(labels) if labels else None)
 

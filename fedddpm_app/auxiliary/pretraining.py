@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from fedddpm_app.disk.durable import digest_of, publish, unfinished
 from fedddpm_app.federation.accounting import Span
 from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES
 from fedddpm_app.federation.admission import warn_of_decisive
+from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.phases import finish_phase, finished_phase, replay_phase
 from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
@@ -26,6 +28,7 @@ from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
 from fedddpm_app.weights import Weights
 
+HELD_OUT_LOSS = "held-out-loss"
 _LABEL_COUNTS = "label-counts"
 _MODEL, _ABOUT = "pretrained-", "about"
 
@@ -52,6 +55,8 @@ class PretrainedModel:
         The time from the start of the phase to its arrival.
     update_norm : float
         The L2 norm of the change from the initial weights.
+    held_out_loss : float or None
+        Denoising loss of the model on the client's held-out images, if the client reported it.
     """
 
     partition_id: int
@@ -62,6 +67,7 @@ class PretrainedModel:
     num_bytes: int = 0
     seconds: float = 0.0
     update_norm: float = 0.0
+    held_out_loss: float | None = None
 
     def load(self) -> Weights:
         """Read the weights."""
@@ -76,21 +82,27 @@ def pretrain(request: ActionRequest) -> ActionAnswer:
 
     The label counts are added only for a class-conditional model: a client reveals no more than is needed.
     """
+    answer = train_own_model(request, request.config.pretrain.steps, "pretrain")
+    label_counts = request.task.label_counts(request.partition_id)
+    metrics = {**answer.metrics} | ({_LABEL_COUNTS: label_counts} if label_counts else {})
+    return ActionAnswer(metrics, answer.records)
+
+
+def train_own_model(request: ActionRequest, steps: int, purpose: str) -> ActionAnswer:
+    """Train a local model with the settings of pretraining; ``purpose`` and the client determine the seed."""
     config, partition_id = request.config, request.partition_id
     data = request.task.train_data(partition_id)
     result = request.trainer.train(
         request.weights,
         data,
-        steps=config.pretrain.steps,
-        seed=derive_seed(config.run.seed, "pretrain", partition_id),
+        steps=steps,
+        seed=derive_seed(config.run.seed, purpose, partition_id),
         learning_rate=config.pretrain.learning_rate,
         learning_rate_schedule=config.pretrain.learning_rate_schedule,
         ema_decay=config.training.ema_decay,
-        on_report=progress.reporter("pretrain", partition_id),
+        on_report=progress.reporter(purpose, partition_id),
     )
-    label_counts = request.task.label_counts(partition_id)
-    metrics = {**result.metrics(), NUM_EXAMPLES: len(data)} | ({_LABEL_COUNTS: label_counts} if label_counts else {})
-    return ActionAnswer(metrics, {ARRAYS: result.weights})
+    return ActionAnswer({**result.metrics(), NUM_EXAMPLES: len(data)}, {ARRAYS: result.weights})
 
 
 PRETRAIN = ClientAction(pretrain, metrics=(NUM_EXAMPLES, "loss", "final-loss", "steps"), records=(ARRAYS,))
@@ -99,7 +111,7 @@ PRETRAIN = ClientAction(pretrain, metrics=(NUM_EXAMPLES, "loss", "final-loss", "
 # ---- the server half -------------------------------------------------------------------------
 
 
-def collect_pretrained(strategy: FederatedStrategy, weights: Weights) -> list[PretrainedModel]:
+def collect_pretrained(strategy: FederatedStrategy, weights: Weights | None) -> list[PretrainedModel]:
     """Have every client pretrain from ``weights``; each model goes to disk as it arrives.
 
     A client that fails, returns an unusable reply, or does not reply within ``pretrain-timeout`` is named in a warning
@@ -109,8 +121,8 @@ def collect_pretrained(strategy: FederatedStrategy, weights: Weights) -> list[Pr
     ----------
     strategy : FederatedStrategy
         Its ``client_actions`` include ``pretrain``.
-    weights : Weights
-        The weights that pretraining starts from.
+    weights : Weights or None
+        The weights that pretraining starts from; None if they are not known any more.
 
     Returns
     -------
@@ -121,6 +133,8 @@ def collect_pretrained(strategy: FederatedStrategy, weights: Weights) -> list[Pr
     ------
     TooFewRepliesError
         If fewer than ``min-replies`` clients returned a usable model, also after ``max-round-retries`` repetitions.
+    RoundFailedError
+        When models are missing, and the weights that they start from are not known.
     """
     recorder = strategy.recorder
     models = {model.partition_id: model for model in map(_read, _files(recorder.unfinished)) if model is not None}
@@ -129,10 +143,16 @@ def collect_pretrained(strategy: FederatedStrategy, weights: Weights) -> list[Pr
         if row is not None and set(row["pretrain/clients"]) <= models.keys():
             replay_phase(recorder, strategy.accounting, "pretrain")
             return _known(strategy, [models[partition] for partition in row["pretrain/clients"]])
+        if weights is None:
+            raise RoundFailedError(
+                "the pretrained models are missing or damaged, and the weights that they were trained from are those "
+                "of an earlier round: restore the folder unfinished of the run from a backup, or start a new run."
+            )
         if models:
             logger.info("pretraining: the models of the clients %s are kept from before", sorted(models))
             strategy.accounting.bytes_up += sum(model.num_bytes for model in models.values())
             strategy.accounting.bytes_down += sum(model.num_bytes for model in models.values())
+            strategy.accounting.images += sum(_images(strategy, model) for model in models.values())
             strategy.accounting.seconds["pretrain"] += max(model.seconds for model in models.values())
         with strategy.accounting.timed("pretrain"):
             left_out = _collect(strategy, weights, models, span)
@@ -171,7 +191,8 @@ def _collect(
         stream = call.ask(missing, weights, NO_VALUES, NO_RECORDS, functools.partial(_check, strategy))
         answers = stream.as_they_come()
         for reply in with_progress(answers, "pretrain") if is_deployed(strategy.grid.run) else answers:
-            models[reply.partition_id] = _keep(strategy, reply, span.spent("s")["s"])
+            model = models[reply.partition_id] = _keep(strategy, reply, span.spent("s")["s"])
+            strategy.accounting.images += _images(strategy, model)
             del reply
         _judge(strategy, weights, models, stream)
         if len(models) >= quorum:
@@ -206,6 +227,7 @@ def _keep(strategy: FederatedStrategy, reply: Reply, seconds: float) -> Pretrain
         "label_counts": [*counts],
         "loss": reply.number("final-loss"),
         "update_norm": reply.update_norm or 0.0,
+        "held_out_loss": _finite(reply.metrics.get(HELD_OUT_LOSS)),
         "num_bytes": reply.num_bytes,
         "seconds": seconds,
     }
@@ -215,6 +237,16 @@ def _keep(strategy: FederatedStrategy, reply: Reply, seconds: float) -> Pretrain
         path = work.with_name(f"{name}-{digest_of(work)}.safetensors")
         publish(work, path)
     return PretrainedModel(path=path, **about)
+
+
+def _finite(value: object) -> float | None:
+    """Return a reported number; None if it is not there, or is not a finite number."""
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+
+
+def _images(strategy: FederatedStrategy, model: PretrainedModel) -> float:
+    """Return the compute of a client's pretraining, in training images."""
+    return strategy.config.pretrain.steps * (strategy.config.training.batch_size or model.num_examples)
 
 
 def _files(folder: Path) -> list[Path]:

@@ -14,10 +14,16 @@ class StoredSet:
     ----------
     strategy : FederatedStrategy
         Its recorder stores the set.
+
+    Attributes
+    ----------
+    clients : list of int
+        The partition of the client whose model generated each image of the set that was read.
     """
 
     def __init__(self, strategy: FederatedStrategy) -> None:
         self._strategy = strategy
+        self.clients: list[int] = []
         self._digest_of_checkpoint = ""
 
     @property
@@ -58,7 +64,10 @@ class StoredSet:
 
     def _read(self) -> TrainingData | None:
         stored = self._strategy.recorder.load_auxiliary()
-        return None if stored is None else stored.to(self._strategy.trainer.device)
+        if stored is None:
+            return None
+        images, self.clients = stored
+        return images.to(self._strategy.trainer.device)
 
     def _check_digest(self) -> None:
         if self._digest_of_checkpoint and self.digest and self.digest != self._digest_of_checkpoint:

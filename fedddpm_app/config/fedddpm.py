@@ -20,9 +20,10 @@ class PretrainConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class FedDDPMConfig:
-    """FedDDPM's other use of the pretrained models: the initial weights."""
+    """The weights that pretraining starts from, and those that the rounds start from."""
 
     PREFIX: ClassVar[str] = ""
+    pretrain_from: Literal["initial", "global"]
     init_from_pretrained: bool
 
 

@@ -12,6 +12,7 @@ from fedddpm_app.config.aggregator import AggregatorConfig
 from fedddpm_app.config.baselines import Baselines
 from fedddpm_app.config.data import DataConfig
 from fedddpm_app.config.diffusion import DiffusionConfig
+from fedddpm_app.config.distillation import KDConfig, LateConfig
 from fedddpm_app.config.evaluation import EvaluationConfig, PreviewConfig, RecordingConfig
 from fedddpm_app.config.fedddpm import AuxiliaryConfig, CorrectionConfig, FedDDPMConfig, PretrainConfig
 from fedddpm_app.config.fedddpm_plus import PlusConfig
@@ -37,6 +38,8 @@ class Config(Baselines):
     auxiliary: AuxiliaryConfig
     correction: CorrectionConfig
     plus: PlusConfig
+    kd: KDConfig
+    late: LateConfig
     aggregator: AggregatorConfig
     preview: PreviewConfig
     evaluation: EvaluationConfig

@@ -7,23 +7,33 @@ from contextlib import contextmanager
 from typing import Any
 
 _MB = 1e6
+_COMPUTE = "compute/steps"
 _TOTALS = ("time/phase_s", "time/round_s")
 
 
 class Accounting:
     """Running totals of a run.
 
+    Parameters
+    ----------
+    images_per_step : int
+        The images of the gradient step in which compute is reported.
+
     Attributes
     ----------
     bytes_up, bytes_down : int
         Array payload from and to the clients, including pretraining uploads.
+    images : float
+        Compute in training images, see ``cost``.
     seconds : dict of str to float
         Wall time by phase: ``pretrain``, ``auxiliary``, ``train``, ``correct``, ``evaluate``, ...
     """
 
-    def __init__(self) -> None:
+    def __init__(self, images_per_step: int = 1) -> None:
         self.bytes_up = 0
         self.bytes_down = 0
+        self.images = 0.0
+        self._images_per_step = images_per_step
         self.seconds: dict[str, float] = defaultdict(float)
 
     @contextmanager
@@ -37,11 +47,12 @@ class Accounting:
 
     def state_dict(self) -> dict[str, object]:
         """Return the totals, for a checkpoint."""
-        return {"bytes_up": self.bytes_up, "bytes_down": self.bytes_down, "seconds": dict(self.seconds)}
+        totals = {"bytes_up": self.bytes_up, "bytes_down": self.bytes_down, "images": self.images}
+        return totals | {"seconds": dict(self.seconds)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the totals of a checkpoint."""
-        self.bytes_up, self.bytes_down = state["bytes_up"], state["bytes_down"]
+        self.bytes_up, self.bytes_down, self.images = state["bytes_up"], state["bytes_down"], state["images"]
         self.seconds = defaultdict(float, state["seconds"])
 
     def add(self, spent: Mapping[str, object]) -> None:
@@ -52,13 +63,24 @@ class Accounting:
                     self.bytes_up += round(value * _MB)
                 elif key == "comm/down_mb":
                     self.bytes_down += round(value * _MB)
+                elif key == _COMPUTE:
+                    self.images += value * self._images_per_step
                 elif key.startswith("time/") and key not in _TOTALS:
                     self.seconds[key.removeprefix("time/").removesuffix("_s")] += value
 
     def summary(self) -> dict[str, float]:
-        """Return the totals with their units in the keys: MB (10^6 bytes) and seconds."""
+        """Return the totals with their units in the keys: MB (10^6 bytes), gradient steps and seconds."""
         times = {f"time/{phase}_s": round(seconds, 3) for phase, seconds in self.seconds.items()}
-        return {"comm/up_mb": self.bytes_up / _MB, "comm/down_mb": self.bytes_down / _MB, **times}
+        return {
+            "comm/up_mb": self.bytes_up / _MB,
+            "comm/down_mb": self.bytes_down / _MB,
+            _COMPUTE: self.steps(self.images),
+            **times,
+        }
+
+    def steps(self, images: float) -> float:
+        """Return training images as gradient steps, rounded to 6 digits, because sums of thirds are not exact."""
+        return round(images / self._images_per_step, 6)
 
 
 class Span:
@@ -66,7 +88,7 @@ class Span:
 
     def __init__(self, accounting: Accounting) -> None:
         self._accounting = accounting
-        self._up, self._down = accounting.bytes_up, accounting.bytes_down
+        self._up, self._down, self._images = accounting.bytes_up, accounting.bytes_down, accounting.images
         self._seconds = dict(accounting.seconds)
         self._began = time.perf_counter()
 
@@ -75,12 +97,13 @@ class Span:
         now = self._accounting
         self._up += now.bytes_up - inner._up
         self._down += now.bytes_down - inner._down
+        self._images += now.images - inner._images
         for phase, seconds in now.seconds.items():
             self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds - inner._seconds.get(phase, 0.0)
         self._began += time.perf_counter() - inner._began
 
     def spent(self, total_key: str) -> dict[str, float]:
-        """Return bytes and seconds since the span began; ``total_key`` is the key of the total wall time."""
+        """Return bytes, compute and seconds since the span began; ``total_key`` is the key of the total wall time."""
         now = self._accounting
         spent = {
             f"time/{phase}_s": round(seconds - self._seconds.get(phase, 0.0), 3)
@@ -90,6 +113,7 @@ class Span:
         return {
             "comm/up_mb": (now.bytes_up - self._up) / _MB,
             "comm/down_mb": (now.bytes_down - self._down) / _MB,
+            _COMPUTE: now.steps(now.images - self._images),
             **spent,
             total_key: round(time.perf_counter() - self._began, 3),
         }

@@ -72,6 +72,7 @@ class Training:
         contents = [reply.message.content for reply in accepted]
         metrics = strategy.train_metrics_aggr_fn(contents, strategy.weighted_by_key)
         strategy.train_loss = float(metrics["loss"])  # type: ignore[arg-type]
+        strategy.accounting.images += sum(self._images(reply) for reply in accepted)
         strategy.clients.state_rounds |= {reply.partition_id: server_round for reply in accepted}
         strategy.round_log.add_replies(accepted, metrics)
         strategy.round_log.add(stream.left_out("train"))
@@ -84,6 +85,12 @@ class Training:
         strategy.clients.admission.history = self._norms_before
         row = strategy.round_log.close() | {"phase": "abandoned", "round": self._round, "attempt": strategy.attempt}
         strategy.recorder.append(row | {"reason": reason})
+
+    def _images(self, reply: Reply) -> float:
+        """Return a client's compute; it cannot claim more steps than the config has."""
+        config, size = self._strategy.config, reply.num_examples
+        steps = min(max(0, int(reply.number("steps"))), config.training.steps_for(size))
+        return self._strategy.hook.training_images(config, size, steps)
 
     def _with_quorum(self, replies: Iterator[Reply], stream: ReplyStream, accepted: list[Reply]) -> Iterator[Reply]:
         """Yield the replies; after the last one, raise ``TooFewRepliesError`` if they are fewer than ``min-replies``.

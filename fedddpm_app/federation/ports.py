@@ -37,8 +37,8 @@ class Recorder(Protocol):
     def save_auxiliary(self, data: ImageTensors, clients: list[int]) -> None:
         """Store D_aux; ``clients`` holds the partition id of each image."""
 
-    def load_auxiliary(self) -> ImageTensors | None:
-        """Return the stored D_aux on the CPU; None if there is none."""
+    def load_auxiliary(self) -> tuple[ImageTensors, list[int]] | None:
+        """Return the stored D_aux on the CPU, with the partition id of each image; None if there is none."""
 
     def save_checkpoint(
         self,

@@ -18,6 +18,7 @@ from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES, ActionCall
 from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.aggregation import AggregationRule, check_rule
 from fedddpm_app.federation.clients import Clients
+from fedddpm_app.federation.cost import Cost, images_per_step, mean_over_participants, of_images
 from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError, check_finite
 from fedddpm_app.federation.exchanges import Evaluation, Training
 from fedddpm_app.federation.messaging import StreamingGrid
@@ -78,6 +79,8 @@ class FederatedStrategy(FedAvg):
         The reason why another ``aggregator`` cannot replace the algorithm's server step; empty if it can.
     trains_on_clients : bool
         Whether clients train in a round; if not, a round is ``after_aggregation`` alone.
+    models_per_exchange : int
+        The models' worth of weights that travel in each direction between the server and a client of a round.
     train_metrics, evaluate_metrics : sequence of str
         The metrics that every reply must have; Flower averages them, weighted by ``num-examples``.
     clients : Clients
@@ -112,6 +115,7 @@ class FederatedStrategy(FedAvg):
     state_attributes: ClassVar[Sequence[str]] = (*("train_loss", "accounting", "clients", "_rule"),)
     own_aggregation: ClassVar[str] = ""
     trains_on_clients: ClassVar[bool] = True
+    models_per_exchange: ClassVar[int] = 1
     train_metrics: Sequence[str] = ("loss", "final-loss", "steps", "seconds")
     evaluate_metrics: Sequence[str] = ("loss",)
     clients: Clients
@@ -123,7 +127,7 @@ class FederatedStrategy(FedAvg):
         self.config = config
         self.recorder = recorder
         self.task = task
-        self.accounting = Accounting()
+        self.accounting = Accounting(images_per_step(config))
         self.ema_weights: Weights | None = None
         self.train_loss = float("nan")
         self.client_models: dict[int, Weights] = {}
@@ -182,6 +186,23 @@ class FederatedStrategy(FedAvg):
         """Return a run's optimiser steps, to estimate its time; ``client_steps`` of them are in the clients' rounds."""
         return client_steps
 
+    @classmethod
+    def cost(cls, config: Config, sizes: Sequence[int]) -> Cost:
+        """Return the expected cost of a complete run, to compare algorithms at equal cost.
+
+        Parameters
+        ----------
+        config : Config
+            The run's config.
+        sizes : sequence of int
+            Every client's number of training images.
+        """
+        rounds = config.run.num_rounds
+        steps_for, images_of = config.training.steps_for, cls.hook.training_images
+        images = mean_over_participants(config, [images_of(config, size, steps_for(size)) for size in sizes])
+        models = rounds * mean_over_participants(config, [cls.models_per_exchange]) if cls.trains_on_clients else 0
+        return of_images(config, rounds * images) + Cost(0.0, models, models)
+
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Do the work before round 1; return the weights that round 1 starts from (here: unchanged).
 
@@ -231,6 +252,15 @@ class FederatedStrategy(FedAvg):
     def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
         """Return the round's global weights, given the result of ``aggregate`` (here: unchanged)."""
         return weights
+
+    def average(self, server_round: int, weights: Weights) -> Weights:
+        """Return the EMA over the rounds up to this round, whose global weights are ``weights``.
+
+        It starts at the weights of round 1; a run's samples and metrics are of the EMA.
+        """
+        training = self.config.training
+        decay = training.ema_decay_at(training.server_ema_decay, server_round)
+        return weights_module.lerp(self.ema_weights or weights, weights, 1.0 - decay)
 
     # ---- to use ---------------------------------------------------------------------------------
 
@@ -384,7 +414,7 @@ class FederatedStrategy(FedAvg):
         except TooFewRepliesError as error:  # the round cannot be repeated: its replies have changed the state
             raise RoundFailedError(str(error)) from error
         check_finite(weights, f"the global weights of round {server_round}", "lower the learning rates")
-        self._update_ema(server_round, weights)
+        self.ema_weights = self.average(server_round, weights)
         return to_arrays(weights), metrics
 
     def configure_evaluate(
@@ -417,12 +447,6 @@ class FederatedStrategy(FedAvg):
         warn_of_decisive(self.clients.admission.sizes)
         if self.trains_on_clients and type(self).aggregate is FederatedStrategy.aggregate:
             self._rule.log_memory(self.initial_weights, per_round)
-
-    def _update_ema(self, server_round: int, weights: Weights) -> None:
-        """Fold the round into the EMA, which starts at the weights of round 1."""
-        training = self.config.training
-        decay = training.ema_decay_at(training.server_ema_decay, server_round)
-        self.ema_weights = weights_module.lerp(self.ema_weights or weights, weights, 1.0 - decay)
 
     def _finish_round(
         self, server_round: int, arrays: ArrayRecord, evaluate_fn: EvaluateFn | None

@@ -1,7 +1,10 @@
 """D_aux in the run directory: an Arrow data set with a digest, from which a resumed run reads it again."""
 
+import hashlib
+import json
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -38,7 +41,7 @@ def save_auxiliary_set(folder: Path, data: ImageTensors, clients: list[int]) -> 
         shutil.rmtree(folder / _DATASET, ignore_errors=True)
         Dataset.from_dict(columns, features=Features(features)).save_to_disk(str(partial))
         publish(partial, folder / _DATASET)
-    write_json(folder / _ABOUT, {"sha256": digest, "num_images": len(data)})
+    write_json(folder / _ABOUT, {"sha256": digest, "clients_sha256": _digest(clients), "num_images": len(data)})
     return digest
 
 
@@ -47,22 +50,34 @@ def discard_auxiliary_set(folder: Path) -> None:
     (folder / _ABOUT).unlink(missing_ok=True)
 
 
-def load_auxiliary_set(folder: Path) -> tuple[ImageTensors, str] | None:
-    """Return D_aux and its digest; None if it is not there, and, with a warning, if it is damaged."""
+class StoredAuxiliary(NamedTuple):
+    """A stored D_aux, the partition id of each image, and the digest of the images and labels."""
+
+    data: ImageTensors
+    clients: list[int]
+    digest: str
+
+
+def load_auxiliary_set(folder: Path) -> StoredAuxiliary | None:
+    """Return D_aux; None if it is not there, and, with a warning, if it is damaged."""
     if not (folder / _ABOUT).exists():
         return None
     try:
-        known = read_object(folder / _ABOUT)["sha256"]
+        about = read_object(folder / _ABOUT)
         table = datasets.load_from_disk(str(folder / _DATASET))
         images = torch.stack([_pixels(image) for image in table["image"]])
         labels = torch.tensor(table["label"], dtype=torch.int64) if "label" in table.column_names else None
-        data = ImageTensors(images, labels)
-        if data.digest() != known:
+        data, clients = ImageTensors(images, labels), [int(client) for client in table["client"]]
+        if (data.digest(), _digest(clients)) != (about["sha256"], about["clients_sha256"]):
             raise ValueError("its SHA-256 differs")
     except Exception as error:  # noqa: BLE001 - a damaged Arrow file raises errors of many types
         logger.warning("the auxiliary set in %s is damaged (%s): it is generated again", folder, error)
         return None
-    return data, known
+    return StoredAuxiliary(data, clients, data.digest())
+
+
+def _digest(clients: list[int]) -> str:
+    return hashlib.sha256(json.dumps(clients).encode()).hexdigest()
 
 
 def _pixels(image: PillowImage.Image) -> Tensor:

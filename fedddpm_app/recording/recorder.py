@@ -167,11 +167,11 @@ class RunRecorder:
         self.auxiliary_digest = save_auxiliary_set(folder, data, clients)
         self.pictures.save_auxiliary(data.images, clients)
 
-    def load_auxiliary(self) -> ImageTensors | None:
-        """Read D_aux on the CPU; None if there is none, or if it is damaged."""
+    def load_auxiliary(self) -> tuple[ImageTensors, list[int]] | None:
+        """Read D_aux on the CPU, with the partition id of each image; None if there is none, or if it is damaged."""
         found = load_auxiliary_set(self.directory / "auxiliary")
-        self.auxiliary_digest = found[1] if found else ""
-        return found[0] if found else None
+        self.auxiliary_digest = found.digest if found else ""
+        return (found.data, found.clients) if found else None
 
     def discard_auxiliary(self) -> None:
         """Do not use the stored D_aux for a resumed run: it is not the set that the run uses."""

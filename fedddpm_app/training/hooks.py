@@ -103,6 +103,14 @@ class TrainingHook:
         self.sent: dict[str, Weights] = {}
         self.metrics: dict[str, float] = {}
 
+    @classmethod
+    def training_images(cls, config: Config, num_examples: int, steps: int) -> float:
+        """Return the cost of a client's round of ``steps`` steps, in images that go forward and backward.
+
+        An image that only goes forward counts 1/3. This number is for accounting; it changes no result.
+        """
+        return steps * (config.training.batch_size or num_examples)
+
     def start_weights(self) -> Weights:
         """Return the weights that training starts from and evaluation uses (here: the global weights)."""
         return self.round.global_weights

@@ -1,7 +1,7 @@
 """The learning task: a model, its loss and the clients' data. Algorithms depend only on this."""
 
-from collections.abc import Callable
-from typing import Any, Protocol
+from collections.abc import Callable, Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +21,14 @@ class TrainingData(Protocol):
 
     def batch(self, index: Tensor) -> Batch:
         """Return the batch at ``index``, int64 of shape (B,)."""
+
+
+@runtime_checkable
+class StreamedData(TrainingData, Protocol):
+    """Training data that prepare several batches at a time."""
+
+    def stream(self, order: Iterator[Tensor], steps: int, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield ``steps`` batches, at the indices that ``order`` yields; random numbers come from ``generator``."""
 
 
 class Subset:

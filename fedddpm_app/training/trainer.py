@@ -23,7 +23,7 @@ from fedddpm_app.seeding import split_seed
 from fedddpm_app.training.acceleration import PLAIN, Acceleration, choose, compiled, is_watched
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.training.optimization import create_optimizer, create_schedule, learning_rate_factor, reset_optimizer
-from fedddpm_app.training.task import Batch, LossFn, Task, TrainingData
+from fedddpm_app.training.task import Batch, LossFn, StreamedData, Task, TrainingData
 from fedddpm_app.weights import Weights
 
 
@@ -53,6 +53,11 @@ def shuffled_batches(
             pending = torch.cat([pending, torch.randperm(count, generator=generator).to(pending.device)])
         yield pending[:batch_size]
         pending = pending[batch_size:]
+
+
+def _batches(data: TrainingData, order: Iterator[Tensor], steps: int, generator: torch.Generator) -> Iterator[Batch]:
+    """Return the batches of a training; see ``StreamedData`` for data that arrange their own."""
+    return data.stream(order, steps, generator) if isinstance(data, StreamedData) else map(data.batch, order)
 
 
 class Trainer:
@@ -110,6 +115,7 @@ class Trainer:
         learning_rate: float | None = None,
         learning_rate_schedule: LearningRateSchedule | None = None,
         batch_size: int | None = None,
+        loss_fn: LossFn | None = None,
         hook: TrainingHook | None = None,
         ema_decay: float = 0.0,
         keep_optimizer: bool = False,
@@ -129,6 +135,8 @@ class Trainer:
             Determines the order of the batches, t, noise and dropout.
         learning_rate, learning_rate_schedule, batch_size : optional
             Replace the config's values. The warm-up is always the config's. A batch size of 0 means all of ``data``.
+        loss_fn : callable, optional
+            Replaces the trainer's loss.
         hook : TrainingHook, optional
             The algorithm's hook.
         ema_decay : float
@@ -156,8 +164,9 @@ class Trainer:
         ema = self._create_ema(ema_decay) if ema_decay else None
         began = time.perf_counter()
         with self._random_streams(seed) as (order, noise):
-            batches = shuffled_batches(len(data), size, order, data.device)
-            losses = self._loop(data, steps, batches, noise, hook, schedule, ema, StepReporter(steps, on_report))
+            batches = _batches(data, shuffled_batches(len(data), size, order, data.device), steps, noise)
+            loss = loss_fn or self.loss_fn
+            losses = self._loop(loss, steps, batches, noise, hook, schedule, ema, StepReporter(steps, on_report))
         if ema is not None and steps > 0:
             ema.copy_to(self.parameters)
         factors = [learning_rate_factor(step, *plan) for step in range(steps)]
@@ -232,9 +241,9 @@ class Trainer:
 
     def _loop(
         self,
-        data: TrainingData,
+        loss_fn: LossFn,
         steps: int,
-        batches: Iterator[Tensor],
+        batches: Iterator[Batch],
         noise: torch.Generator,
         hook: TrainingHook | None,
         schedule: LambdaLR,
@@ -245,10 +254,10 @@ class Trainer:
         model = self.model if is_watched(self.model) else self._compiled
         losses = torch.zeros(steps, device=self.device, dtype=self.parameters[0].dtype)
         for step in range(steps):
-            batch = data.batch(next(batches))
+            batch = next(batches)
             self.optimizer.zero_grad(set_to_none=True)
             with autocast(self.device, self.acceleration.precision):
-                loss = self.loss_fn(model, batch, noise)
+                loss = loss_fn(model, batch, noise)
                 total = hook.add_to_loss(loss, self.model, batch) if hook else loss
             total.backward()  # type: ignore[no-untyped-call]
             if hook:

@@ -12,6 +12,8 @@ ONE = {"num-rounds": 1}
 FEDAVG = {"algorithm": "fedavg"}
 LOCAL = FEDAVG | ONE  # where one round of the clients' own training shows it, and nothing else can
 PLUS = {"algorithm": "fedddpm-plus", "plus-threshold": 1e9}
+KD = {"algorithm": "fedddpm-kd"}
+LATE = {"algorithm": "fedddpm-late"}
 PROBE = PLUS | {"plus-signal": "probe-loss"}
 CHEAP = LOCAL | {"eval-images": 20}
 FINAL = LOCAL | {"eval-final-images": 30}
@@ -61,6 +63,7 @@ KNOBS = [
     ("ema-decay", [0.0, 0.999], ONE),
     ("server-ema-decay", [0.0, 0.9], FEDAVG),
     ("ema-warmup", [1.0, 4.0], FEDAVG | {"server-ema-decay": 0.9, "ema-warmup": 2.0}),
+    ("pretrain-from", ["global"], ONE),
     ("pretrain-steps", [2, 4], ONE),
     ("pretrain-learning-rate", [0.001, 0.05], ONE),
     ("pretrain-learning-rate-schedule", ["constant"], ONE),
@@ -80,6 +83,8 @@ KNOBS = [
     ("plus-max-corrections", [0, 2], PLUS | {"num-rounds": 4}),
     ("plus-probe-images", [5, 8], PROBE | {"plus-probe-images": 6}),
     ("plus-auxiliary", ["eager"], PLUS),
+    ("kd-warmup-steps", [1], KD | ONE),
+    ("late-teacher", ["local", "mean"], LATE | ONE),
     ("aggregator-learning-rate", [0.001, 0.1], LOCAL | {"aggregator": "fedadam", "aggregator-learning-rate": 0.01}),
     ("aggregator-momentum", [0.1, 0.99], FEDAVG | {"aggregator": "fedavgm"}),
     ("aggregator-beta-2", [0.5, 0.999], FEDAVG | {"aggregator": "fedyogi"}),
