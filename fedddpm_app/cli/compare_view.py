@@ -1,0 +1,142 @@
+"""The output of `fedddpm compare`: the plan, and the progress of its cells."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from datetime import timedelta
+
+from rich import box
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress_bar import ProgressBar
+from rich.table import Table
+from rich.text import Text
+
+from fedddpm_app.compare.cells import Cell, Setting, State
+from fedddpm_app.compare.plan import Plan, remarks, unit
+from fedddpm_app.compare.pool import Running
+from fedddpm_app.compare.progress import GridProgress, place_of
+
+_BAR_WIDTH = 40
+
+
+class GridView:
+    """Shows the progress of a grid: a live table on a terminal, elsewhere a line per event.
+
+    Parameters
+    ----------
+    progress : GridProgress
+        Counts the cells.
+    console : Console
+        The console to print to.
+    on_end : callable
+        Called after the end of each cell.
+    """
+
+    def __init__(self, progress: GridProgress, console: Console, on_end: Callable[[], object]) -> None:
+        self._progress, self._console, self._on_end = progress, console, on_end
+        self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
+        self._running: list[Running] = []
+
+    def __enter__(self) -> "GridView":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._live:
+            self._live.stop()
+
+    def started(self, running: Running) -> None:
+        """Count a cell that starts."""
+        self._progress.started(running.cell)
+        self._running.append(running)
+        if not self._live:
+            self._print(f"started: {running.cell.name}")
+
+    def ended(self, running: Running, exit_code: int | None) -> None:
+        """Count a cell that ended, and print how."""
+        self._running.remove(running)
+        reason = self._progress.ended(running.cell, exit_code)
+        took = _time(running.seconds())
+        self._print(f"{self._counts()} {running.cell.name}: {f'failed: {reason}' if reason else f'done in {took}'}")
+        self._on_end()
+
+    def tick(self, running: Sequence[Running]) -> None:
+        """Redraw the table of a terminal."""
+        if self._live:
+            self._live.update(self._table(), refresh=True)
+
+    def _counts(self) -> str:
+        progress = self._progress
+        failed = f", {len(progress.failed)} failed" if progress.failed else ""
+        left = progress.seconds_left(self._running)
+        rest = f", about {_time(left)} left" if left else ""
+        return f"[{progress.completed}/{progress.total}{failed}{rest}]"
+
+    def _table(self) -> Group:
+        """Return the bar of the grid, and a line for each running cell."""
+        done = self._progress.completed + len(self._progress.failed)
+        bar = Table.grid(padding=(0, 1))
+        bar.add_row(ProgressBar(total=self._progress.total, completed=done, width=_BAR_WIDTH), Text(self._counts()))
+        cells = Table.grid(padding=(0, 2))
+        for each in self._running:
+            cells.add_row(Text(each.cell.name), Text(place_of(each.cell)), Text(_time(each.seconds())))
+        return Group(bar, cells)
+
+    def _print(self, line: str) -> None:
+        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def print_plan(plan: Plan, states: Mapping[Cell, State], jobs: int, console: Console) -> None:
+    """Print the rows with their solved keys and costs, and the number of cells."""
+    spec = plan.spec
+    equal = {"rounds": "equal rounds", "steps": "equal gradient steps", "bytes": "equal bytes"}[spec.match]
+    title = f"{spec.title or spec.name}: {equal}; reference: {spec.reference}"
+    table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    for column in ("row", "conditions", "solved"):
+        table.add_column(column, overflow="fold")
+    for column in ("steps", "up", "down", *(["budget"] if spec.match != "rounds" else [])):
+        table.add_column(column, justify="right", no_wrap=True)
+    for settings in _together(plan.settings):
+        table.add_row(*_row(plan, settings))
+    console.print(table)
+    meaning = "Expected cost of a run: gradient steps; models from the clients (up) and to them (down)."
+    for sentence in (meaning, *remarks(plan)):
+        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    counts = Counter(states.values())
+    parts = [f"{counts[state]} {word}" for state, word in _WORDS.items() if counts[state]]
+    rows, conditions = len({s.line for s in plan.settings}), len(spec.conditions)
+    console.print(
+        f"{rows} rows x {conditions} conditions x {len(spec.seeds)} seeds = {len(states)} cells: {', '.join(parts)}; "
+        f"{jobs} at a time; folder: {plan.folder}",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+_WORDS = {State.COMPLETED: "complete", State.STARTED: "to resume", State.NEW: "to run"}
+
+
+def _together(settings: Sequence[Setting]) -> list[list[Setting]]:
+    """Return the settings of each line, those with the same solved key and cost together."""
+    groups: dict[object, list[Setting]] = {}
+    for each in settings:
+        groups.setdefault((each.line, str(each.solved), each.cost, each.budget), []).append(each)
+    return list(groups.values())
+
+
+def _row(plan: Plan, settings: Sequence[Setting]) -> list[Text]:
+    first, names = settings[0], [each.condition for each in settings]
+    where = "all" if len(names) == len(plan.spec.conditions) else ", ".join(names)
+    solved = ", ".join(f"{key} = {value}" for key, value in first.solved.items())
+    cost = first.cost
+    amount = cost.models_up + cost.models_down if unit(plan.spec) == "models exchanged" else cost.steps
+    costs = [f"{value:,.6g}" for value in (cost.steps, cost.models_up, cost.models_down)]
+    share = [f"{amount / first.budget:.1%}"] if first.budget else []
+    return [Text(text) for text in (first.line.label, where, solved, *costs, *share)]
+
+
+def _time(seconds: float) -> str:
+    """Return a time such as 0:01:20."""
+    return str(timedelta(seconds=round(seconds)))
