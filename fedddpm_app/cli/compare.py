@@ -3,7 +3,8 @@
 import shlex
 import sys
 import time
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 import typer
@@ -42,16 +43,11 @@ def compare(
     sys.path.insert(0, str(folder))  # for the user's own algorithms
     try:
         plan = _plan(grid, run_config, folder, out)
-        states = {cell: state_of(cell, plan.defaults) for cell in plan.cells}
-        jobs = jobs or _jobs(plan)
-        print_plan(plan, states, jobs, console)
-        if dry_run:
-            return
-        lock = _lock(plan.folder)
-        try:
-            failed = _run(plan, states, jobs, folder, publish)
-        finally:
-            lock.release()
+        with nullcontext() if dry_run else _locked(plan.folder):
+            states = {cell: state_of(cell, plan.defaults) for cell in plan.cells}
+            jobs = jobs or _jobs(plan)
+            print_plan(plan, states, jobs, console)
+            failed = {} if dry_run else _run(plan, states, jobs, folder, publish)
     except ConfigError as error:
         refuse(str(error))
     except RecordingError as error:
@@ -98,8 +94,9 @@ def _jobs(plan: Plan) -> int:
     return max(1, usable_cpus() // max(max(run.client_threads, run.server_threads) for run in configs))
 
 
-def _lock(folder: Path) -> OwnerLock:
-    """Take the grid's folder, which only one command at a time may work in."""
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the grid's folder in the body: only one command at a time may work in it."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         lock = OwnerLock(folder / LOCK)
@@ -108,11 +105,16 @@ def _lock(folder: Path) -> OwnerLock:
         raise ConfigError(f"--out = {folder} cannot be used ({error.strerror}): give a writable folder.") from error
     if not taken:
         raise ConfigError(f"--out = {folder}: another `fedddpm compare` works in it; wait for its end, or stop it.")
-    return lock
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _run(plan: Plan, states: dict[Cell, State], jobs: int, app_dir: Path, publish: Path | None) -> dict[Cell, str]:
     """Run the cells that are not complete, and write the results; return the reasons of failed cells."""
+    if running := [str(cell.directory) for cell, state in states.items() if state is State.RUNNING]:
+        raise ConfigError(f"{', '.join(running)}: another process still runs it; wait for its end, or stop it.")
     progress = GridProgress(states, jobs)
     outputs = Outputs(plan, shlex.join(["fedddpm", *sys.argv[1:]]))
     cells = [cell for cell, state in states.items() if state is not State.COMPLETED]
@@ -132,7 +134,7 @@ def _run(plan: Plan, states: dict[Cell, State], jobs: int, app_dir: Path, publis
     sentences = write()
     outputs.draw()
     published = publish_results(plan.folder, publish) if publish is not None else []
-    failed = [f"failed: {cell.name}: {reason}; its output: {cell.log}" for cell, reason in progress.failed.items()]
+    failed = [f"failed: {cell.name}: {reason} (its output: {cell.log})" for cell, reason in progress.failed.items()]
     for sentence in (*sentences, *(f"published: {path}" for path in published), *failed):
         say(sentence)
     say(f"results: {plan.folder / 'table.md'}")

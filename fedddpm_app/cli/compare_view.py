@@ -107,7 +107,7 @@ def print_plan(plan: Plan, states: Mapping[Cell, State], jobs: int, console: Con
     parts = [f"{counts[state]} {word}" for state, word in _WORDS.items() if counts[state]]
     rows, conditions = len({s.line for s in plan.settings}), len(spec.conditions)
     console.print(
-        f"{rows} rows x {conditions} conditions x {len(spec.seeds)} seeds = {len(states)} cells: {', '.join(parts)}; "
+        f"{len(states)} cells (rows: {rows}, conditions: {conditions}, seeds: {len(spec.seeds)}): {', '.join(parts)}; "
         f"{jobs} at a time; folder: {plan.folder}",
         markup=False,
         highlight=False,
@@ -115,7 +115,7 @@ def print_plan(plan: Plan, states: Mapping[Cell, State], jobs: int, console: Con
     )
 
 
-_WORDS = {State.COMPLETED: "complete", State.STARTED: "to resume", State.NEW: "to run"}
+_WORDS = {State.COMPLETED: "complete", State.RUNNING: "running", State.STARTED: "to resume", State.NEW: "to run"}
 
 
 def _together(settings: Sequence[Setting]) -> list[list[Setting]]:

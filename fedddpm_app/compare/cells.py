@@ -22,6 +22,7 @@ class State(StrEnum):
 
     NEW = "new"
     STARTED = "started"
+    RUNNING = "running"
     COMPLETED = "completed"
 
 
@@ -122,7 +123,7 @@ def state_of(cell: Cell, defaults: Mapping[str, Scalar]) -> State:
     Raises
     ------
     ConfigError
-        When its folder holds a run with another config, or a run that another process works on.
+        When its folder holds a run with another config.
     """
     directory = cell.directory
     if not (directory / CONFIG).exists():
@@ -147,7 +148,7 @@ def state_of(cell: Cell, defaults: Mapping[str, Scalar]) -> State:
         )
     status = read_status(directory)
     if status.state == RUNNING and is_locked(directory):
-        raise ConfigError(f"{directory} is still running, by {status.owner}: wait for its end, or stop it.")
+        return State.RUNNING
     return State.COMPLETED if status.state == COMPLETED else State.STARTED
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from fedddpm_app.compare.outputs import RESULTS, TABLE
-from fedddpm_app.compare.table import cost_note, measured_note, note_on_statistics, sentences_of, table_of
+from fedddpm_app.compare.table import NOTE_ON_STATISTICS, cost_note, measured_note, number, sentences_of, table_of
 from fedddpm_app.config import ConfigError
 from fedddpm_app.disk.durable import replacing
 from fedddpm_app.recording.files import write_json, writing
@@ -72,13 +72,13 @@ def section(results_folder: Path) -> str:
     ConfigError
         When a file cannot be read.
     """
-    parts = [BEGIN]
+    parts = []
     for path in sorted(results_folder.glob("*.json")):
         try:
             parts.append(_part(read_object(path), results_folder.name))
         except (OSError, ValueError, LookupError, TypeError) as error:
             raise ConfigError(f"{path} cannot be read ({error!r}): publish the grid again.") from error
-    return "\n\n".join([*parts, *([_NONE] if len(parts) == 1 else []), END])
+    return "\n\n".join([BEGIN, *([NOTE_ON_STATISTICS, *parts] if parts else [_NONE]), END])
 
 
 def _part(results: Mapping[str, Any], folder: str) -> str:
@@ -88,7 +88,7 @@ def _part(results: Mapping[str, Any], folder: str) -> str:
     return "\n\n".join(
         [
             f"### {results['title'] or name}",
-            f"{metric}. {note_on_statistics(results)} {cost_note(results)} {measured_note(results, metric)}{others}",
+            f"{metric}: {measured_note(results, metric)} {cost_note(results)}{others}",
             table_of(results, metric),
             "\n".join(f"- {sentence}" for sentence in sentences_of(results, metric)),
             f"![{metric}]({folder}/{name}/claim.png)",
@@ -109,7 +109,7 @@ def _origin(results: Mapping[str, Any], folder: str) -> str:
     complete = sum(cell["status"] == "completed" for cell in results["cells"])
     missing = "" if complete == len(results["cells"]) else f" {complete} of {len(results['cells'])} cells are complete."
     return (
-        f"Run by {commands}, commit {commits}{dirty}, on {machines}, in {hours:.1f} hours.{missing} "
+        f"Run by {commands}, commit {commits}{dirty}, on {machines}, in {number(hours)} hours.{missing} "
         f"Everything: [`{folder}/{results['name']}.json`]({folder}/{results['name']}.json)."
     )
 

@@ -24,41 +24,32 @@ def table_of(results: Results, metric: str) -> str:
 def sentences_of(results: Results, metric: str) -> list[str]:
     """Return the sentences that follow from the intervals of a metric's differences to the reference."""
     reference, better = results["reference"], results["measured"].get(metric, {}).get("better", "")
-    sentences, undecided = [], {}
-    for label in labels_of(results):
-        sides: dict[int, list[str]] = {-1: [], 0: [], 1: []}
-        for each in results["settings"]:
-            difference = each["metrics"].get(metric, {}).get("difference")
-            if each["label"] == label and difference:
-                sides[_side(difference)].append(each["condition"])
-        for side, word in ((-1, "lower"), (1, "higher")):
-            if sides[side]:
-                verdict = f" ({'better' if word == better else 'worse'})" if better else ""
-                where = ", ".join(sides[side])
-                sentences.append(f"{label}: {metric} is {word}{verdict} than that of {reference} on {where}.")
-        if sides[0]:
-            undecided[label] = sides[0]
-    if undecided:
-        named = "; ".join(f"{label} ({', '.join(where)})" for label, where in undecided.items())
-        sentences.append(f"No difference to {reference} is shown for: {named}.")
-    return sentences
+    sides: dict[int, dict[str, list[str]]] = {-1: {}, 1: {}, 0: {}}
+    for each in results["settings"]:
+        difference = each["metrics"].get(metric, {}).get("difference")
+        if difference and difference["n"]:
+            sides[_side(difference)].setdefault(each["label"], []).append(each["condition"])
+    sentences = []
+    for side, word in ((-1, "lower"), (1, "higher")):
+        verdict = f" ({'better' if word == better else 'worse'})" if better else ""
+        sentences.append(f"{metric} is {word}{verdict} than that of {reference}, and the interval excludes zero: ")
+    sentences.append(f"No difference to {reference} is shown, because the interval contains zero: ")
+    named = ["; ".join(f"{label} ({', '.join(where)})" for label, where in found.items()) for found in sides.values()]
+    return [f"{start}{lines}." for start, lines in zip(sentences, named, strict=True) if lines]
 
 
-def note_on_statistics(results: Results) -> str:
-    """Return how the numbers of the tables were computed."""
-    seeds = results["seeds"]
-    shown = ", ".join(map(str, seeds))
-    return (
-        f"Mean ± standard deviation over {len(seeds)} seeds ({shown}). In parentheses: the mean paired difference to "
-        f"{results['reference']} over the seeds, with its 95 % t interval. A sentence below names a difference only if "
-        "its interval excludes zero; the intervals are not corrected for the number of comparisons."
-    )
+NOTE_ON_STATISTICS = (
+    "A table has the mean ± the standard deviation over the seeds. In parentheses is the mean paired difference to the "
+    "reference over the seeds that both have, with its 95 % t interval. The intervals are not corrected for the number "
+    "of comparisons. Gradient steps, MB and minutes are the means of what the runs counted; models exchanged are what "
+    "the algorithm needs."
+)
 
 
 def page(results: Results) -> str:
     """Return ``table.md``: the tables of all metrics of a grid, and the sentences of the first."""
     metrics = results["metrics"]
-    parts = [f"# {results['title'] or results['name']}", note_on_statistics(results), cost_note(results)]
+    parts = [f"# {results['title'] or results['name']}", NOTE_ON_STATISTICS, cost_note(results)]
     for metric in metrics:
         parts += [f"## {metric}", measured_note(results, metric), table_of(results, metric)]
         parts += ["\n".join(f"- {sentence}" for sentence in sentences_of(results, metric))]
@@ -70,14 +61,15 @@ def page(results: Results) -> str:
 
 
 def cost_note(results: Results) -> str:
-    """Return what is equal for all rows."""
-    match, budgets = results["match"], {each["expected"]["budget"] for each in results["settings"]} - {None}
+    """Return the number of seeds, and what is equal for all rows."""
+    seeds, match = results["seeds"], results["match"]
+    named = f"Reference: {results['reference']}. Seeds: {', '.join(map(str, seeds))}."
     if match == "rounds":
-        return "All rows have the same number of rounds."
+        return f"{named} All rows have the same number of rounds."
+    budgets = [each["expected"]["budget"] for each in results["settings"]]
     what = "gradient steps" if match == "steps" else "models exchanged (up and down)"
-    amount = " to ".join(number(budget) for budget in sorted({min(budgets), max(budgets)})) if budgets else "the same"
     rest = " An image that only goes forward counts 1/3 of a training image." if match == "steps" else ""
-    return f"All rows have a budget of {amount} {what}.{rest}"
+    return f"{named} All rows have a budget of {_range(budgets)} {what}.{rest}"
 
 
 def measured_note(results: Results, metric: str) -> str:
