@@ -29,13 +29,14 @@ def sentences_of(results: Results, metric: str) -> list[str]:
         difference = each["metrics"].get(metric, {}).get("difference")
         if difference and difference["n"]:
             sides[_side(difference)].setdefault(each["label"], []).append(each["condition"])
-    sentences = []
-    for side, word in ((-1, "lower"), (1, "higher")):
-        verdict = f" ({'better' if word == better else 'worse'})" if better else ""
-        sentences.append(f"{metric} is {word}{verdict} than that of {reference}, and the interval excludes zero: ")
-    sentences.append(f"No difference to {reference} is shown, because the interval contains zero: ")
+    verdicts = {word: f" ({'better' if word == better else 'worse'})" if better else "" for word in ("lower", "higher")}
+    starts = [
+        f"{metric} is {word}{verdict} than that of {reference}, and the interval excludes zero: "
+        for word, verdict in verdicts.items()
+    ]
+    starts.append(f"No difference to {reference} is shown, because the interval contains zero: ")
     named = ["; ".join(f"{label} ({', '.join(where)})" for label, where in found.items()) for found in sides.values()]
-    return [f"{start}{lines}." for start, lines in zip(sentences, named, strict=True) if lines]
+    return [f"{start}{lines}." for start, lines in zip(starts, named, strict=True) if lines]
 
 
 NOTE_ON_STATISTICS = (
