@@ -172,7 +172,7 @@ def test_each_clients_share_is_drawn_from_the_model_it_uploaded(start, run_confi
 def test_pretraining_may_start_from_the_first_rounds_mean(start, shared_run, run_config):
     """The first image of D_aux comes from the model that client 0 trains from FedAvg's first mean."""
     strategy, _ = start(num_rounds=1, pretrain_from="global")
-    mean = final_weights(shared_run(algorithm="fedavg"), 1)
+    mean = final_weights(shared_run(algorithm="fedavg", num_rounds=1), 1)
     config = load_config(run_config)
     upload = Worker(config, DiffusionTask(config)).act(PRETRAIN, 0, 0, mean, {})
     model = create_unet(config.unet, config.data, seed=5)
