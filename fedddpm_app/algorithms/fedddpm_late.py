@@ -45,7 +45,7 @@ _STEPS = "steps"
 def fine_tune(request: ActionRequest) -> ActionAnswer:
     """Fine-tune the federated model; if the clients vote, add the loss on the held-out images."""
     answer = pretrain(request)
-    if request.config.late.teacher != "vote":
+    if not _votes(request.config):
         return answer
     loss, _ = _held_out_loss(request, answer.records[ARRAYS])
     return ActionAnswer({**answer.metrics, HELD_OUT_LOSS: loss}, answer.records)
@@ -60,6 +60,11 @@ def vote(request: ActionRequest) -> ActionAnswer:
 def anneal(request: ActionRequest) -> ActionAnswer:
     """Fine-tune the received weights once more, for a number of steps that the server sets."""
     return train_own_model(request, int(str(request.values[_STEPS])), "anneal")
+
+
+def _votes(config: Config) -> bool:
+    """Return whether the clients vote; without a distillation there is nothing to choose."""
+    return config.late.teacher == "vote" and config.correction.steps > 0
 
 
 def _held_out_loss(request: ActionRequest, weights: Weights) -> tuple[float, int]:
@@ -82,7 +87,7 @@ class FedDDPMLate(FedDDPMKD):
     def check_config(cls, config: Config) -> None:
         """Refuse a vote without held-out images, and models that are trained before the rounds."""
         super().check_config(config)
-        if config.late.teacher == "vote" and config.data.held_out_fraction == 0:
+        if _votes(config) and config.data.held_out_fraction == 0:
             raise ConfigError(
                 'late-teacher = "vote" compares models on held-out images, but held-out-fraction = 0: use '
                 'held-out-fraction = 0.1, or late-teacher = "local".'
@@ -119,7 +124,7 @@ class FedDDPMLate(FedDDPMKD):
     def cost(cls, config: Config, sizes: Sequence[int]) -> Cost:
         """Add the vote, for which one more model goes to each client, and that of a second fine-tuning."""
         models = config.data.num_clients
-        votes = config.late.teacher == "vote"
+        votes = _votes(config)
         share = config.data.held_out_fraction
         held_out = sum(size * share / (1.0 - share) for size in sizes) if votes else 0.0
         voting = of_images(config, 2 * held_out * config.evaluation.eval_draws * FORWARD)
@@ -135,6 +140,7 @@ class FedDDPMLate(FedDDPMKD):
         """After the last round, replace the federated model by the distilled one, or by the clients' mean."""
         if server_round < self.config.run.num_rounds:
             return weights
+        self.auxiliary.renew()  # a complete run that gets more rounds has an earlier one
         models = self.auxiliary.pretrained(weights)
         mean = weights_module.weighted_mean((model.load(), model.num_examples) for model in models)
         if self.config.correction.steps == 0:

@@ -62,6 +62,11 @@ class AuxiliaryPhase:
             self.data = self._stored.load_again(digest)
             self.clients = self._stored.clients
 
+    def renew(self) -> None:
+        """Forget a D_aux that is not the work of this run's current phase, so that ``ensure`` builds another one."""
+        self.data, self.clients = None, []
+        self._stored = StoredSet(self._strategy)
+
     def pretrained(self, start: Weights | None = None) -> list[PretrainedModel]:
         """Return the pretrained models; the clients train them now if that is still to be done.
 

@@ -38,7 +38,7 @@ class DistillationBatch(NamedTuple):
 def distillation_loss(model: nn.Module, batch: DistillationBatch, generator: torch.Generator) -> Tensor:
     """Return the mean squared difference of a model's predictions from those of the teachers, a scalar."""
     prediction = predict(model, batch.x_t, batch.t, batch.labels)
-    return F.mse_loss(prediction.float(), batch.target)
+    return F.mse_loss(prediction.to(batch.target.dtype), batch.target)
 
 
 class DistillationSet:

@@ -1,17 +1,30 @@
-"""The auxiliary-only control: FedDDPM's corrections without its rounds."""
+"""The auxiliary-only control: FedDDPM's compute on its auxiliary set, without its rounds."""
 
 import pytest
 
 from fedddpm_app.algorithms.aux_only import AuxiliaryOnly
 from fedddpm_app.config import ConfigError, load_config
-from tests.algorithms.problems import RATE, ROUNDS, gradient, gradient_steps, make_clients, run, same, start
+from tests.algorithms.problems import (
+    CLIENTS,
+    RATE,
+    ROUNDS,
+    STEPS,
+    gradient,
+    gradient_steps,
+    make_clients,
+    run,
+    same,
+    start,
+)
 
 AUXILIARY = make_clients(4, seed=9)[0]
 
 
 def test_it_is_gradient_descent_on_the_auxiliary_set():
-    ended = run("aux-only", auxiliary_data=AUXILIARY, correction_steps=3)
-    assert same(ended, gradient_steps(start(), ROUNDS * 3, RATE, lambda x: gradient(AUXILIARY, x)), 1e-12)
+    """By full batches: the round's clients go through 10 images in each of 4 steps, the set has 4 images."""
+    ended = run("aux-only", auxiliary_data=AUXILIARY, correction_steps=3, auxiliary_size=4)
+    steps = 3 + STEPS * sum(len(a) for a, _ in CLIENTS) // 4
+    assert same(ended, gradient_steps(start(), ROUNDS * steps, RATE, lambda x: gradient(AUXILIARY, x)), 1e-12)
 
 
 def test_fedddpm_is_a_round_of_fedavg_and_then_the_same_steps():
@@ -27,7 +40,7 @@ def test_it_builds_fedddpms_set_and_trains_on_no_client(shared_run):
     assert [p.read_bytes() for p in sheets[0]] == [p.read_bytes() for p in sheets[1]]
     for row in control.rounds():
         assert row["comm/up_mb"] == 0
-        assert row["correct/steps"] == 2
+        assert row["correct/steps"] == 2 + 4 * 3
         assert "train/loss" not in row
 
 
@@ -36,6 +49,6 @@ def test_a_run_that_would_train_nothing_is_refused():
         run("aux-only", auxiliary_data=AUXILIARY, correction_steps=0)
 
 
-def test_the_progress_counts_no_client_steps(run_config):
-    config = load_config(run_config)
-    assert AuxiliaryOnly.total_steps(config, 1000) == 4 * 3 + 2 * 2
+def test_the_progress_counts_the_clients_steps_as_the_servers(run_config):
+    config = load_config(run_config | {"correction-batch-size": 16})
+    assert AuxiliaryOnly.total_steps(config, 1000) == 4 * 3 + 2 * 2 + 500

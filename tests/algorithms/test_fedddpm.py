@@ -13,7 +13,7 @@ from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.apportion import largest_remainder
 from fedddpm_app.auxiliary.pretraining import PRETRAIN
 from fedddpm_app.client.worker import Worker
-from fedddpm_app.config import load_config
+from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.diffusion.unet import create_unet
@@ -167,6 +167,33 @@ def test_each_clients_share_is_drawn_from_the_model_it_uploaded(start, run_confi
             assert strategy.auxiliary_data.labels[offset : offset + share].tolist() == labels.tolist()
         offset += share
     assert offset == 13 == len(strategy.auxiliary_data)
+
+
+def test_pretraining_may_start_from_the_first_rounds_mean(start, shared_run, run_config):
+    """The first image of D_aux comes from the model that client 0 trains from FedAvg's first mean."""
+    strategy, _ = start(num_rounds=1, pretrain_from="global")
+    mean = final_weights(shared_run(algorithm="fedavg", num_rounds=1), 1)
+    config = load_config(run_config)
+    upload = Worker(config, DiffusionTask(config)).act(PRETRAIN, 0, 0, mean, {})
+    model = create_unet(config.unet, config.data, seed=5)
+    load_into(model, upload.records["arrays"])
+    count = strategy.auxiliary.clients.count(0)
+    expected = sample_images(
+        model,
+        create_noise_scheduler(config.diffusion),
+        sampler="ddim",
+        steps=2,
+        seeds=image_seeds(config.run.seed, "auxiliary", count, 0),
+        shape=(1, 8, 8),
+    )
+    assert torch.equal(strategy.auxiliary_data.images[:count], expected)
+    assert [row["phase"] for row in strategy.recorder.stats if row["phase"] != "data"][:2] == ["initial", "pretrain"]
+
+
+def test_late_pretraining_cannot_give_the_initial_weights(run_config):
+    odd = {"pretrain-from": "global", "init-from-pretrained": True}
+    with pytest.raises(ConfigError, match='use pretrain-from = "initial", or init-from-pretrained = false'):
+        FedDDPM.check_config(load_config(run_config | odd))
 
 
 @pytest.mark.parametrize(("warmup", "decays"), [(0.0, [0.0, 0.5, 0.5]), (3.0, [0.0, 1 / 4, 2 / 5])])

@@ -214,6 +214,13 @@ def test_the_probe_is_the_loss_of_the_clients_mean_on_the_auxiliary_set():
     assert signals(probe_images=2)[0] == loss_after(1, ends)
 
 
+@pytest.mark.parametrize("needed", [{"plus-signal": "probe-loss"}, {"plus-auxiliary": "eager"}], ids=str)
+def test_a_set_that_is_needed_early_cannot_come_from_a_later_model(run_config, needed):
+    odd = {"algorithm": "fedddpm-plus", "pretrain-from": "global"} | needed
+    with pytest.raises(ConfigError, match='pretrain-from = "global" postpones pretraining'):
+        FedDDPMPlus.check_config(load_config(run_config | odd))
+
+
 def test_a_lazy_set_cannot_be_probed(run_config):
     odd = {"algorithm": "fedddpm-plus", "plus-signal": "probe-loss", "plus-auxiliary": "lazy"}
     with pytest.raises(ConfigError, match='plus-auxiliary = "lazy" does not work with plus-signal = "probe-loss"'):

@@ -42,6 +42,10 @@ OTHERS = {
     "centralized": {"algorithm": "centralized"},
     "aux-only": {"algorithm": "aux-only"},
     "int8-delta": {"algorithm": "fedavg", "wire-dtype": "int8-delta"},
+    "fedddpm-kd": {"algorithm": "fedddpm-kd", "kd-warmup-steps": 2},
+    "kd-only": {"algorithm": "kd-only"},
+    "fedddpm-late": {"algorithm": "fedddpm-late", "late-teacher": "local"},
+    "from-global": {"algorithm": "fedddpm-kd", "pretrain-from": "global"},
     "halved": {"algorithm": "tests.faults.test_resume:Halved"},
 }
 FEW_PICTURES = {"eval-every": 0, "preview-every": 0}

@@ -28,7 +28,7 @@ def notes_of(**overrides):
         ({"aggregator_tau": 0.5}, 'has no effect: aggregator = "fedavg" does not use it'),
         ({"eval_images": 0, "eval_sampler": "ddim"}, "has no effect: eval-images = 0 does not use it"),
         ({"correction_steps": 0, "auxiliary_size": 5}, "has no effect: correction-steps = 0"),
-        ({"algorithm": "aux-only", "local_steps": 50}, "clients do not train in the rounds"),
+        ({"algorithm": "aux-only", "learning_rate": 0.5}, "clients do not train in the rounds"),
         ({"algorithm": "local-only", "server_ema_decay": 0.5}, 'algorithm = "local-only" has no global model'),
         ({"algorithm": "moon", "moon_mu": 0.0, "moon_temperature": 2.0}, "has no effect: moon-mu = 0"),
         (

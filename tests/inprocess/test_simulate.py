@@ -125,7 +125,7 @@ def test_the_callers_model_and_data_are_left_alone():
     assert model[0].weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", [name for name in REGISTRY if name != "aux-only"])
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name not in ("aux-only", "kd-only")])
 def test_models_with_buffers_frozen_and_tied_parameters(name):
     class Tied(nn.Module):
         def __init__(self):
@@ -139,12 +139,18 @@ def test_models_with_buffers_frozen_and_tied_parameters(name):
             return self.second(self.norm(self.first(x))) * self.frozen
 
     torch.manual_seed(1)
-    more = {"correction_steps": 1, "auxiliary_data": make_regression(4, 9)} if "fedddpm" in name else {}
-    more |= {"threshold": 1e9} if name == "fedddpm-plus" else {}
+    corrected = {"correction_steps": 1, "auxiliary_data": make_regression(4, 9)}
+    special = {
+        "fedddpm": corrected,
+        "fedddpm-plus": corrected | {"threshold": 1e9},
+        "fedddpm-kd": {"correction_steps": 0},
+        "fedddpm-late": {"correction_steps": 0, "pretrain_steps": 1},
+    }
+    more = special.get(name, {})
     weights, _ = simulate(name, Tied(), regression, [make_regression(6, k) for k in range(3)], 3, 2, 0.05, **more)
     assert torch.equal(weights["frozen"], torch.ones(2, dtype=torch.float64))
     assert torch.equal(weights["first.weight"], weights["second.weight"])
-    steps = {"centralized": 18, "fedddpm": 9, "fedddpm-plus": 7}  # and 3 or 1 of the corrections
+    steps = {"centralized": 18, "fedddpm": 9, "fedddpm-plus": 7, "fedddpm-late": 7}  # with corrections or fine-tuning
     assert int(weights["norm.num_batches_tracked"]) == steps.get(name, 6)
     assert weights["norm.num_batches_tracked"].dtype == torch.int64
     assert all(torch.isfinite(value).all() for value in weights.values())

@@ -1,0 +1,122 @@
+"""Distillation: the loss, its gradient, and the batches with the teachers' predictions."""
+
+import itertools
+
+import pytest
+import torch
+from torch import nn
+
+from fedddpm_app.diffusion.distillation import DistillationBatch, DistillationSet, distillation_loss
+from fedddpm_app.diffusion.images import ImageTensors, to_unit_range
+from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
+
+TEACHERS = {3: 0.5, 7: -2.0, 9: 4.0}
+
+
+class Scale(nn.Module):
+    """Predicts a x_t."""
+
+    def __init__(self, a=1.0):
+        super().__init__()
+        self.a = nn.Parameter(torch.tensor(a, dtype=torch.float64))
+
+    def forward(self, x_t, t, return_dict=False, class_labels=None):
+        shift = 0.0 if class_labels is None else class_labels.view(-1, 1, 1, 1)
+        return ((self.a * x_t + shift).to(x_t.dtype),)
+
+
+@pytest.fixture
+def images():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randint(0, 256, (10, 1, 4, 4), dtype=torch.uint8, generator=generator)
+
+
+@pytest.fixture
+def make_set(config, images):
+    loaded = []
+
+    def load(teacher):
+        loaded.append(teacher)
+        return {"a": torch.tensor(TEACHERS[teacher], dtype=torch.float64)}
+
+    def make(labels=None, flip=False):
+        objective = DenoisingObjective(create_noise_scheduler(config.diffusion), flip)
+        clients = [3, 3, 3, 7, 7, 9, 9, 9, 9, 9]
+        made = DistillationSet(ImageTensors(images, labels), clients, load, Scale(), objective)
+        made.loaded = loaded
+        return made
+
+    return make
+
+
+def order(batch_size=4):
+    return (torch.arange(k, k + batch_size) % 10 for k in itertools.count(0, batch_size))
+
+
+def stream(made, steps, batch_size=4, seed=1):
+    return list(made.stream(order(batch_size), steps, torch.Generator().manual_seed(seed)))
+
+
+def test_the_gradient_is_its_closed_form():
+    """d/da mean (a x - y)^2 = 2 mean x (a x - y)."""
+    x, y = torch.randn(2, 5, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = Scale(0.7)
+    distillation_loss(model, DistillationBatch(x, torch.zeros(5, dtype=torch.int64), None, y), None).backward()
+    expected = 2 * (x * (0.7 * x - y)).mean()
+    assert torch.allclose(model.a.grad, expected, rtol=1e-12)
+
+
+def test_a_model_equal_to_its_teacher_has_neither_loss_nor_gradient():
+    x = torch.randn(5, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    model = Scale(0.5)
+    batch = DistillationBatch(x, torch.zeros(5, dtype=torch.int64), None, 0.5 * x)
+    loss = distillation_loss(model, batch, None)
+    loss.backward()
+    assert loss == 0
+    assert model.a.grad == 0
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_each_target_is_the_prediction_of_the_images_own_teacher(make_set, labelled):
+    labels = torch.arange(10) if labelled else None
+    made = make_set(labels)
+    for batch, index in zip(stream(made, 5), order(), strict=False):
+        scale = torch.tensor([TEACHERS[[3, 3, 3, 7, 7, 9, 9, 9, 9, 9][k]] for k in index.tolist()])
+        shift = torch.zeros(len(index)) if labels is None else labels[index]
+        expected = scale.view(-1, 1, 1, 1) * batch.x_t + shift.view(-1, 1, 1, 1)
+        assert torch.allclose(batch.target, expected, rtol=1e-6)
+        assert labels is None or torch.equal(batch.labels, labels[index])
+    assert made.loaded == [3, 7, 9], "each teacher is loaded once for many batches"
+
+
+def test_x_t_follows_the_forward_process(make_set, images, config):
+    """At small t it is nearly the image, and at the last t it is nearly noise, whatever the image."""
+    made = make_set()
+    abar = create_noise_scheduler(config.diffusion).alphas_cumprod
+    residuals, unit = [], to_unit_range(images)
+    for batch, index in zip(stream(made, 200), order(), strict=False):
+        a = abar[batch.t].view(-1, 1, 1, 1)
+        residuals.append(((batch.x_t - a.sqrt() * unit[index]) / (1 - a).sqrt()).flatten())
+    noise = torch.cat(residuals)
+    assert abs(noise.mean()) < 0.03
+    assert abs(noise.std() - 1) < 0.03
+
+
+def test_the_number_of_steps_does_not_change_the_batches_before_the_last_chunk(make_set, monkeypatch):
+    monkeypatch.setattr("fedddpm_app.diffusion.distillation._CHUNK", 8)
+    made = make_set()
+    long, short = stream(made, 6), stream(made, 4)
+    assert len(long) == 6
+    assert all(torch.equal(a.target, b.target) for a, b in zip(long, short, strict=False))
+    assert not torch.equal(long[0].x_t, stream(made, 1, seed=2)[0].x_t)
+
+
+def test_images_are_mirrored_as_in_training(make_set):
+    flipped, plain = stream(make_set(flip=True), 1), stream(make_set(), 1)
+    assert not torch.equal(flipped[0].x_t, plain[0].x_t)
+
+
+def test_every_image_needs_a_teacher(images, config):
+    objective = DenoisingObjective(create_noise_scheduler(config.diffusion))
+    with pytest.raises(ValueError, match="10 images have 2 teachers"):
+        DistillationSet(ImageTensors(images), [1, 2], lambda _: {}, Scale(), objective)
