@@ -9,7 +9,7 @@ from pathlib import Path
 
 import typer
 
-from fedddpm_app.cli.common import FAILED, RUN_CONFIG, console, find_app, read_config, refuse, say
+from fedddpm_app.cli.common import FAILED, RUN_CONFIG, find_app, read_config, refuse, say
 from fedddpm_app.cli.compare_view import GridView, print_plan
 from fedddpm_app.cli.options import Engine
 from fedddpm_app.cli.start import resumed_config
@@ -46,7 +46,7 @@ def compare(
         with nullcontext() if dry_run else _locked(plan.folder):
             states = {cell: state_of(cell, plan.defaults) for cell in plan.cells}
             jobs = jobs or _jobs(plan)
-            print_plan(plan, states, jobs, console)
+            print_plan(plan, states, jobs)
             failed = {} if dry_run else _run(plan, states, jobs, folder, publish)
     except ConfigError as error:
         refuse(str(error))
@@ -124,7 +124,7 @@ def _run(plan: Plan, states: dict[Cell, State], jobs: int, app_dir: Path, publis
         return outputs.write(progress.failed, (time.monotonic() - began) / 3600 if cells else 0.0)
 
     try:
-        with leaving_in_order(), GridView(progress, console, write) as view:
+        with leaving_in_order(), GridView(progress, write) as view:
             run_cells(cells, jobs, "fedddpm_app.cli.compare:run_cell", app_dir, view)
     except Stopped:
         say(f"stopped; the same command continues this grid: {plan.folder}")

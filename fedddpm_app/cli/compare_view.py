@@ -5,14 +5,15 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from fedddpm_app.cli.common import console, say
 from fedddpm_app.compare.cells import Cell, Setting, State
-from fedddpm_app.compare.plan import Plan, remarks, unit
+from fedddpm_app.compare.plan import Plan, amount_of, far_from_budget
 from fedddpm_app.compare.pool import Running
 from fedddpm_app.compare.progress import GridProgress, place_of
 
@@ -26,14 +27,12 @@ class GridView:
     ----------
     progress : GridProgress
         Counts the cells.
-    console : Console
-        The console to print to.
     on_end : callable
         Called after the end of each cell.
     """
 
-    def __init__(self, progress: GridProgress, console: Console, on_end: Callable[[], object]) -> None:
-        self._progress, self._console, self._on_end = progress, console, on_end
+    def __init__(self, progress: GridProgress, on_end: Callable[[], object]) -> None:
+        self._progress, self._on_end = progress, on_end
         self._live = Live(console=console, auto_refresh=False, transient=True) if console.is_terminal else None
         self._running: list[Running] = []
 
@@ -51,14 +50,14 @@ class GridView:
         self._progress.started(running.cell)
         self._running.append(running)
         if not self._live:
-            self._print(f"started: {running.cell.name}")
+            say(f"started: {running.cell.name}")
 
     def ended(self, running: Running, exit_code: int | None) -> None:
         """Count a cell that ended, and print how."""
         self._running.remove(running)
         reason = self._progress.ended(running.cell, exit_code)
         took = _time(running.seconds())
-        self._print(f"{self._counts()} {running.cell.name}: {f'failed: {reason}' if reason else f'done in {took}'}")
+        say(f"{self._counts()} {running.cell.name}: {f'failed: {reason}' if reason else f'done in {took}'}")
         self._on_end()
 
     def tick(self, running: Sequence[Running]) -> None:
@@ -83,15 +82,12 @@ class GridView:
             cells.add_row(Text(each.cell.name), Text(place_of(each.cell)), Text(_time(each.seconds())))
         return Group(bar, cells)
 
-    def _print(self, line: str) -> None:
-        self._console.print(line, markup=False, highlight=False, soft_wrap=True)
 
-
-def print_plan(plan: Plan, states: Mapping[Cell, State], jobs: int, console: Console) -> None:
+def print_plan(plan: Plan, states: Mapping[Cell, State], jobs: int) -> None:
     """Print the rows with their solved keys and costs, and the number of cells."""
     spec = plan.spec
     equal = {"rounds": "equal rounds", "steps": "equal gradient steps", "bytes": "equal bytes"}[spec.match]
-    title = f"{spec.title or spec.name}: {equal}; reference: {spec.reference}"
+    title = f"{spec.title or spec.name} ({equal}; reference: {spec.reference})"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
     for column in ("row", "conditions", "solved"):
         table.add_column(column, overflow="fold")
@@ -100,29 +96,28 @@ def print_plan(plan: Plan, states: Mapping[Cell, State], jobs: int, console: Con
     for settings in _together(plan.settings):
         table.add_row(*_row(plan, settings))
     console.print(table)
-    meaning = "Expected cost of a run: gradient steps; models from the clients (up) and to them (down)."
-    for sentence in (meaning, *remarks(plan)):
-        console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    say("Expected cost of a run: gradient steps; models from the clients (up) and to them (down).")
+    if far := far_from_budget(plan):
+        named = ", ".join(f"{label} {difference:+.1%}" for label, difference in far.items())
+        say(
+            f"More than 2 % from the budget: {named}. A second key in `solve` can use the rest, such as "
+            'solve = ["num-rounds", "local-steps"].'
+        )
     counts = Counter(states.values())
     parts = [f"{counts[state]} {word}" for state, word in _WORDS.items() if counts[state]]
-    rows, conditions = len({s.line for s in plan.settings}), len(spec.conditions)
-    console.print(
-        f"{len(states)} cells (rows: {rows}, conditions: {conditions}, seeds: {len(spec.seeds)}): {', '.join(parts)}; "
-        f"{jobs} at a time; folder: {plan.folder}",
-        markup=False,
-        highlight=False,
-        soft_wrap=True,
-    )
+    rows = len({setting.line for setting in plan.settings})
+    sizes = f"rows: {rows}, conditions: {len(spec.conditions)}, seeds: {len(spec.seeds)}"
+    say(f"{len(states)} cells ({sizes}): {', '.join(parts)}; {jobs} at a time; folder: {plan.folder}")
 
 
 _WORDS = {State.COMPLETED: "complete", State.RUNNING: "running", State.STARTED: "to resume", State.NEW: "to run"}
 
 
 def _together(settings: Sequence[Setting]) -> list[list[Setting]]:
-    """Return the settings of each line, those with the same solved key and cost together."""
+    """Return the settings of each line, those with the same solved keys together."""
     groups: dict[object, list[Setting]] = {}
     for each in settings:
-        groups.setdefault((each.line, str(each.solved), each.cost, each.budget), []).append(each)
+        groups.setdefault((each.line, str(each.solved)), []).append(each)
     return list(groups.values())
 
 
@@ -130,11 +125,15 @@ def _row(plan: Plan, settings: Sequence[Setting]) -> list[Text]:
     first, names = settings[0], [each.condition for each in settings]
     where = "all" if len(names) == len(plan.spec.conditions) else ", ".join(names)
     solved = ", ".join(f"{key} = {value}" for key, value in first.solved.items())
-    cost = first.cost
-    amount = cost.models_up + cost.models_down if unit(plan.spec) == "models exchanged" else cost.steps
-    costs = [f"{value:,.6g}" for value in (cost.steps, cost.models_up, cost.models_down)]
-    share = [f"{amount / first.budget:.1%}"] if first.budget else []
-    return [Text(text) for text in (first.line.label, where, solved, *costs, *share)]
+    costs = [[getattr(each.cost, part) for each in settings] for part in ("steps", "models_up", "models_down")]
+    shares = [100 * amount_of(plan.spec, each.cost) / each.budget for each in settings if each.budget]
+    texts = [first.line.label, where, solved, *map(_range, costs), *([f"{_range(shares, '.1f')} %"] if shares else [])]
+    return [Text(text) for text in texts]
+
+
+def _range(values: Sequence[float], digits: str = ",.5g") -> str:
+    """Return the smallest and the largest of some numbers, or one if they look the same."""
+    return "-".join(dict.fromkeys(f"{value:{digits}}" for value in (min(values), max(values))))
 
 
 def _time(seconds: float) -> str:

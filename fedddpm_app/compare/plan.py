@@ -7,14 +7,14 @@ from pathlib import Path
 
 from fedddpm_app.algorithms import find_algorithm, get_algorithm
 from fedddpm_app.compare.cells import Cell, Line, Setting
-from fedddpm_app.compare.solver import is_whole_number, solve, with_whole_number
+from fedddpm_app.compare.solver import solve, with_whole_number
 from fedddpm_app.compare.spec import GridSpec
 from fedddpm_app.config import Config, ConfigError, DataConfig, Scalar, load_config, shown
 from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.settings import read_auto
 from fedddpm_app.federation.cost import Cost
 
-_FAR = 0.02  # a cost that is further from the budget is reported
+_FAR = 0.02
 
 
 @dataclass(frozen=True)
@@ -70,6 +70,8 @@ def make_plan(spec: GridSpec, folder: Path, defaults: Mapping[str, Scalar], sour
     budgets: dict[tuple[str, Scalar | None], float] = {}
     found: dict[tuple[str, str, Scalar | None], Setting] = {}
     for row in sorted(spec.rows, key=lambda row: row != spec.reference):  # the reference first, for the budgets
+        if problems and not budgets and spec.budget is None:
+            break
         for line in _lines(spec, row, defaults):
             for condition in spec.conditions:
                 try:
@@ -80,7 +82,7 @@ def make_plan(spec: GridSpec, folder: Path, defaults: Mapping[str, Scalar], sour
                 else:
                     found[row, condition, line.value] = setting
                     if row == spec.reference:
-                        cost = _amount(spec, setting.cost)
+                        cost = amount_of(spec, setting.cost)
                         budgets[condition, line.value] = cost
                         budgets.setdefault((condition, None), cost)
     if problems:
@@ -97,19 +99,19 @@ def make_plan(spec: GridSpec, folder: Path, defaults: Mapping[str, Scalar], sour
     return Plan(spec, folder, defaults, settings, cells)
 
 
-def remarks(plan: Plan) -> list[str]:
-    """Return a sentence for each setting whose cost is not close to its budget."""
-    return [
-        f"{s.line.label}, {s.condition}: the cost of {amount:,.6g} is {abs(amount / s.budget - 1):.1%} "
-        f"{'below' if amount < s.budget else 'above'} the budget of {s.budget:,.6g} {unit(plan.spec)}"
-        for s in plan.settings
-        if s.budget and abs((amount := _amount(plan.spec, s.cost)) / s.budget - 1) > _FAR
-    ]
+def far_from_budget(plan: Plan) -> dict[str, float]:
+    """Return the lines with a cost that is more than 2 % from their budget, and the largest relative difference."""
+    found: dict[str, float] = {}
+    for each in plan.settings:
+        difference = amount_of(plan.spec, each.cost) / each.budget - 1 if each.budget else 0.0
+        if abs(difference) > max(_FAR, abs(found.get(each.line.label, 0.0))):
+            found[each.line.label] = difference
+    return found
 
 
-def unit(spec: GridSpec) -> str:
-    """Return the unit of the budget."""
-    return "models exchanged" if spec.match == "bytes" else "gradient steps"
+def amount_of(spec: GridSpec, cost: Cost) -> float:
+    """Return a cost in the unit of the budget: models exchanged, or gradient steps."""
+    return cost.models_up + cost.models_down if spec.match == "bytes" else cost.steps
 
 
 def _place(spec: GridSpec, setting: Setting) -> int:
@@ -139,7 +141,7 @@ def _setting(
     budgets: Mapping[tuple[str, Scalar | None], float],
 ) -> Setting:
     """Return a setting, after solving for its key."""
-    row, key = line.row, spec.solved_key(line.row)
+    row = line.row
     keys: dict[str, Scalar] = {**spec.base, **spec.conditions[condition], **spec.keys_of_row(row)}
     if line.value is not None:
         keys[line.key] = line.value
@@ -148,39 +150,31 @@ def _setting(
     if spec.match != "rounds" and budget is None:
         budget = budgets.get((condition, line.value), budgets.get((condition, None)))
     solved: dict[str, int] = {}
-    if key and budget is not None:
-        solved[key] = _solve(spec, config, key, budget)
-        keys |= solved
-        config = _load(defaults, {**keys, "seed": spec.seeds[0]})
+    for key in spec.solved_keys(row):
+        solved[key] = _solve(spec, config, key, budget or 0.0)
+        config = _load(defaults, {**keys, **solved, "seed": spec.seeds[0]})
+    keys |= solved
     get_algorithm(config)
     cost = _mean_cost(config, tuple(spec.seeds))
     if spec.match != "rounds" and budget is None:  # the reference row itself
-        budget = _amount(spec, cost)
+        budget = amount_of(spec, cost)
     return Setting(line, condition, keys, config, solved, cost, budget)
 
 
 def _solve(spec: GridSpec, config: Config, key: str, budget: float) -> int:
     """Return the value of a key, with the row's ``solve`` in the message of an error."""
-    given = f"solve = {shown(key)}"
-    if not is_whole_number(key):
-        raise ConfigError(f"{given}: this key does not take whole numbers; use num-rounds or a number of steps.")
     seeds = tuple(spec.seeds)
     try:
-        return solve(lambda value: _amount(spec, _mean_cost(with_whole_number(config, key, value), seeds)), budget)
+        return solve(lambda value: amount_of(spec, _mean_cost(with_whole_number(config, key, value), seeds)), budget)
     except ConfigError as error:
         raise ConfigError(
-            f'{given}: {error} {unit(spec)}; use another key, a larger budget, cheaper phases, or solve = "".'
+            f'solve = {shown(key)}: {error}; use another key, a larger budget, cheaper phases, or solve = "".'
         ) from error
 
 
 def _load(defaults: Mapping[str, Scalar], keys: Mapping[str, Scalar]) -> Config:
     values = {**defaults, **keys}
     return load_config({**values, **read_auto(values)})
-
-
-def _amount(spec: GridSpec, cost: Cost) -> float:
-    """Return a cost in the unit of the budget."""
-    return cost.models_up + cost.models_down if spec.match == "bytes" else cost.steps
 
 
 def _mean_cost(config: Config, seeds: tuple[int, ...]) -> Cost:

@@ -7,12 +7,12 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedddpm_app.compare.solver import is_whole_number
 from fedddpm_app.config import ConfigError, Scalar, known_keys, shown
 from fedddpm_app.config.toml_files import read_table
 from fedddpm_app.config.words import advice
 
-SOLVE, ALGORITHM = "solve", "algorithm"
-_SOLVED = "num-rounds"
+ALGORITHM = "algorithm"
 # Keys that name a run and its place: the command sets them.
 OWN_KEYS = ("seed", "output-dir", "run-name", "state-dir", "resume", "resume-previous")
 _NAME = r"^\w[\w.+-]{0,59}$"
@@ -29,6 +29,32 @@ class Sweep(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     key: str
     values: Annotated[list[Scalar], Field(min_length=1)]
+
+
+class Row(BaseModel):
+    """A row: run-config keys, and the keys that are solved for.
+
+    Attributes
+    ----------
+    solve : str or list of str
+        Whole-number keys; the first is as large as the budget allows, then the second, ... Empty to keep the row's
+        keys as they are.
+    """
+
+    model_config = ConfigDict(strict=True, extra="allow", frozen=True)
+    __pydantic_extra__: dict[str, Scalar]
+    solve: str | list[str] | None = None
+
+    @property
+    def given(self) -> Keys:
+        """The run-config keys."""
+        return dict(self.__pydantic_extra__)
+
+    @property
+    def solved(self) -> list[str]:
+        """The keys of ``solve``."""
+        named = "num-rounds" if self.solve is None else self.solve
+        return [named] if isinstance(named, str) and named else list(named)
 
 
 class GridSpec(BaseModel):
@@ -51,7 +77,7 @@ class GridSpec(BaseModel):
     metrics : list of str
         The columns of the table; the first is the metric of the claim.
     base, conditions, rows : dict
-        Run-config keys of every cell, of each condition, of each row. A row may have ``solve``.
+        Run-config keys of every cell, of each condition, of each row.
     sweep : Sweep, optional
         For an ablation.
     """
@@ -66,19 +92,18 @@ class GridSpec(BaseModel):
     metrics: Annotated[list[str], Field(min_length=1)]
     base: Keys = Field(default_factory=dict)
     conditions: Annotated[dict[Name, Keys], Field(min_length=1)]
-    rows: Annotated[dict[Name, Keys], Field(min_length=1)]
+    rows: Annotated[dict[Name, Row], Field(min_length=1)]
     sweep: Sweep | None = None
 
-    def solved_key(self, row: str) -> str:
-        """Return the key that is solved for in a row; empty if the row is left alone."""
+    def solved_keys(self, row: str) -> list[str]:
+        """Return the keys that are solved for in a row, in their order; none if the row is left alone."""
         if self.match == "rounds" or (row == self.reference and self.budget is None):
-            return ""
-        return str(self.rows[row].get(SOLVE, _SOLVED))
+            return []
+        return self.rows[row].solved
 
     def keys_of_row(self, row: str) -> Keys:
         """Return a row's run-config keys; the algorithm is the row's name if the row does not give it."""
-        keys = {key: value for key, value in self.rows[row].items() if key != SOLVE}
-        return keys if ALGORITHM in keys else {ALGORITHM: row, **keys}
+        return {ALGORITHM: row, **self.rows[row].given}
 
 
 def read_spec(path: Path, extra: Mapping[str, Scalar]) -> GridSpec:
@@ -148,9 +173,11 @@ def _problems(spec: GridSpec) -> list[str]:
         found.append(f'budget = {spec.budget:g} has no meaning with match = "rounds": leave it out.')
     tables = {"base": spec.base}
     tables |= {f"conditions.{name}": keys for name, keys in spec.conditions.items()}
-    tables |= {f"rows.{name}": keys for name, keys in spec.rows.items()}
+    tables |= {f"rows.{name}": row.given for name, row in spec.rows.items()}
     for table, keys in tables.items():
         found += [sentence for key in keys for sentence in _problems_of_key(spec, table, key, keys[key])]
+    for name, row in spec.rows.items():
+        found += _problems_of_solve(spec, f"rows.{name}.solve = {shown(row.solve)}", row)
     if spec.sweep:
         found += _problems_of_sweep(spec, spec.sweep)
     return found
@@ -159,25 +186,26 @@ def _problems(spec: GridSpec) -> list[str]:
 def _problems_of_key(spec: GridSpec, table: str, key: str, value: Scalar) -> list[str]:
     """Return what is wrong with a key of a table; its value is checked with the run config."""
     given, row = f"{table}.{key} = {shown(value)}", table.removeprefix("rows.")
-    if key == SOLVE and row != table:
-        return _problems_of_solve(spec, given, value)
     if key in OWN_KEYS:
         return [f"{given}: the command sets this key; leave it out (seeds and --out say where runs go)."]
     if key not in known_keys():
         return [f"{given}: there is no such key; {advice(key, known_keys())}"]
-    if row != table and key == spec.solved_key(row):
+    if row != table and [key] == spec.solved_keys(row)[:1]:
         return [f'{given}: the command solves for this key; leave it out, or set solve = "" to keep it.']
     return []
 
 
-def _problems_of_solve(spec: GridSpec, given: str, value: Scalar) -> list[str]:
-    if value == "":
+def _problems_of_solve(spec: GridSpec, given: str, row: Row) -> list[str]:
+    """Return what is wrong with the keys that are solved for."""
+    if not row.solve:
         return []
     if spec.match == "rounds":
         return [f'{given} has no meaning with match = "rounds": leave it out.']
-    if value not in known_keys():
-        return [f"{given}: there is no such key; {advice(str(value), known_keys())}"]
-    return []
+    unknown = [key for key in row.solved if key not in known_keys()]
+    if unknown:
+        return [f"{given}: {unknown[0]} is not a key; {advice(unknown[0], known_keys())}"]
+    whole = [key for key in row.solved if not is_whole_number(key)]
+    return [f"{given}: {key} does not take whole numbers; use num-rounds or a number of steps." for key in whole]
 
 
 def _problems_of_sweep(spec: GridSpec, sweep: Sweep) -> list[str]:
@@ -189,9 +217,9 @@ def _problems_of_sweep(spec: GridSpec, sweep: Sweep) -> list[str]:
     found = [
         f'{given} is solved for in [rows.{row}]: set solve to another key, or to "".'
         for row in spec.rows
-        if spec.solved_key(row) == sweep.key
+        if sweep.key in spec.solved_keys(row)
     ]
-    tables = [("base", spec.base), *spec.conditions.items(), *spec.rows.items()]
+    tables = [("base", spec.base), *spec.conditions.items(), *((name, row.given) for name, row in spec.rows.items())]
     found += [f"{given} is also a key of {name}: leave it out there." for name, keys in tables if sweep.key in keys]
     if len(set(map(folder_name, sweep.values))) < len(sweep.values):
         found.append(f"sweep.values = {shown(sweep.values)}: a value comes twice; give each once.")
