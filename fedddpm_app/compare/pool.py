@@ -20,7 +20,7 @@ from typing import Protocol
 
 from fedddpm_app.compare.cells import Cell
 
-_PRELOADED = ["fedddpm_app.apps.client", "fedddpm_app.apps.server", "fedddpm_app.inprocess.grid"]
+_PRELOADED = ["fedddpm_app.apps.client", "fedddpm_app.apps.server", "fedddpm_app.inprocess.grid", "flwr_datasets"]
 _LOOK_SECONDS = 0.5
 _LEAVE_SECONDS = 120.0  # for a step, and the files of a run that is stopped
 

@@ -146,6 +146,8 @@ def _sentence(key: str, place: list[str], kind: str, message: str, value: Any) -
         return f"{key} = {shown(value)}: there is no such key; {_advice(place[-1], known)}"
     if place[-1] == "[key]":
         return f"{place[0]}.{place[1]} cannot be a name: {_NAME_FIX}."
+    if place[-1] == "solve" or place[2:3] == ["solve"]:
+        return f"{key} = {shown(value)} cannot be used: it should be a key, a list of keys or an empty text."
     if place[0] in _TABLES and len(place) > (1 if place[0] == "base" else 2):
         return f"{key} = {shown(value)} is not a number, a text, true or false; write one of these."
     fix = GridSpec.model_fields[place[0]].description or message.replace("Input should", "it should")

@@ -104,8 +104,9 @@ def number(value: float | None) -> str:
         return "not defined"
     if value and not 1e-4 <= abs(value) < 1e15:
         return f"{value:.{_DIGITS - 1}e}"
-    places = _DIGITS - 1 - (math.floor(math.log10(abs(value))) if value else 0)
-    return f"{round(value, places):,.{max(0, places)}f}"
+    rounded = float(f"{value:.{_DIGITS - 1}e}")
+    places = _DIGITS - 1 - (math.floor(math.log10(abs(rounded))) if rounded else 0)
+    return f"{rounded:,.{max(0, places)}f}"
 
 
 def _cell(setting: Mapping[str, Any] | None, metric: str) -> str:
