@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
 
 from fedddpm_app.compare.history import AXES, History, Point
 from fedddpm_app.compare.statistics import deviation, interval
@@ -31,12 +32,24 @@ class _Look:
 
 
 def _looks(results: Results) -> dict[str, _Look]:
-    """Return the look of each line; the reference is black."""
-    labels = sorted(labels_of(results), key=lambda label: label != results["reference"])
-    return {
-        label: _Look(SERIES[k % len(SERIES)], _LINES[k // len(SERIES) % len(_LINES)], _MARKERS[k % len(_MARKERS)])
-        for k, label in enumerate(labels)
-    }
+    """Return the look of each line: the colour is the row's, and the reference alone is black."""
+    colours = _colours(results)
+    values: dict[str, list[str]] = {}
+    for each in results["settings"]:
+        if each["label"] not in values.setdefault(each["row"], []):
+            values[each["row"]].append(each["label"])
+    looks = {}
+    for k, row in enumerate(colours):
+        for v, label in enumerate(values[row]):
+            line = _LINES[(k // len(SERIES) + v) % len(_LINES)]
+            looks[label] = _Look(colours[row], line, _MARKERS[(k + v) % len(_MARKERS)])
+    return looks
+
+
+def _colours(results: Results) -> dict[str, str]:
+    """Return the colour of each row, the reference first."""
+    rows = sorted({each["row"]: None for each in results["settings"]}, key=lambda row: row != results["reference"])
+    return {row: SERIES[1 + (k - 1) % (len(SERIES) - 1)] if k else SERIES[0] for k, row in enumerate(rows)}
 
 
 def plot_curves(
@@ -67,6 +80,7 @@ def plot_curves(
                 for label, look in looks.items():
                     _curve(axes, axis, histories.get((label, condition), ()), look, label)
                 axes.set_xlabel(name)
+            row[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             row[0].set(ylabel=metric, title=condition)
             _scale(row[0], [p.value for (_, c), found in histories.items() if c == condition for p in _points(found)])
         legends = [axes.get_legend_handles_labels() for axes in grid.flat]
@@ -148,7 +162,6 @@ def _reference_lines(axes: Axes, results: Results, condition: str, metric: str) 
 def plot_sweep(results: Results, metric: str, path: Path) -> None:
     """Plot a metric against the values of the sweep's key: mean and interval, a line per row, a panel per condition."""
     conditions, sweep = conditions_of(results), results["grid"]["sweep"]
-    rows = sorted({each["row"]: None for each in results["settings"]}, key=lambda row: row != results["reference"])
     title = f"{_name(results, metric)}\nmean and 95 % interval over seeds"
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in sweep["values"])
     places = sweep["values"] if numeric else list(range(len(sweep["values"])))
@@ -156,9 +169,9 @@ def plot_sweep(results: Results, metric: str, path: Path) -> None:
         panels = figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0]
         for axes, condition in zip(panels, conditions, strict=True):
             shown = []
-            for k, row in enumerate(rows):
+            for row, colour in _colours(results).items():
                 settings = [e for e in results["settings"] if (e["row"], e["condition"]) == (row, condition)]
-                shown += _sweep_line(axes, settings, sweep, places, metric, SERIES[k % len(SERIES)], row)
+                shown += _sweep_line(axes, settings, sweep, places, metric, colour, row)
             axes.set(title=condition, xlabel=sweep["key"])
             if numeric and min(places) > 0 and max(places) > _WIDE * min(places):
                 axes.set_xscale("log")

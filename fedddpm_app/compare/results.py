@@ -9,9 +9,9 @@ from fedddpm_app.compare.cells import Cell, Setting
 from fedddpm_app.compare.plan import Plan
 from fedddpm_app.compare.statistics import deviation, interval, paired_difference
 from fedddpm_app.recording.reading import read_object
-from fedddpm_app.recording.status import COMPLETED, read_status
+from fedddpm_app.recording.status import COMPLETED, Status, read_status
 
-_OF_A_METRIC = ("value", "std", "floor", "floor_std", "n", "reference_n", "note")
+_OF_A_METRIC = ("value", "std", "floor", "floor_std", "note")  # ``measured`` has the rest
 _HOW = ("extractor", "extractor_digest", "reference", "reference_n", "reference_digest", "n", "sampler", "steps")
 _COSTS = {"steps": "compute/steps", "up_mb": "comm/up_mb", "down_mb": "comm/down_mb", "seconds": "time/total_s"}
 
@@ -32,15 +32,16 @@ def collect(plan: Plan, failed: Mapping[Cell, str]) -> dict[str, Any]:
         ``cells``: a dict per cell; ``settings``: a dict per line and condition, with ``metrics`` by name;
         ``measured``: how each metric was measured; ``commits``: of the cells.
     """
-    cells = {cell: _of_cell(plan, cell, failed.get(cell, "")) for cell in plan.cells}
+    statuses = {cell: read_status(cell.directory) for cell in plan.cells}
+    cells = {cell: _of_cell(cell, status, failed.get(cell, "")) for cell, status in statuses.items()}
     by_setting: dict[Setting, dict[int, dict[str, Any]]] = {}
     for cell, found in cells.items():
         if found["status"] == COMPLETED:
             by_setting.setdefault(cell.setting, {})[cell.seed] = found
     measured = {
         name: {key: metric.get(key) for key in (*_HOW, "better")}
-        for cell in plan.cells
-        for name, metric in _metrics_of(cell).items()
+        for status in statuses.values()
+        for name, metric in _metrics_of(status).items()
     }
     commits = dict.fromkeys(found["git_commit"] for found in cells.values() if found.get("git_commit"))
     return {
@@ -51,14 +52,16 @@ def collect(plan: Plan, failed: Mapping[Cell, str]) -> dict[str, Any]:
     }
 
 
-def _of_cell(plan: Plan, cell: Cell, reason: str) -> dict[str, Any]:
+def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
     """Return a cell's status, and its metrics and costs if it is complete."""
-    setting, status = cell.setting, read_status(cell.directory)
-    found: dict[str, Any] = {**_names(setting), "seed": cell.seed, "status": status.state}
+    found: dict[str, Any] = {**_names(cell.setting), "seed": cell.seed, "status": status.state}
     if status.state != COMPLETED:
         return found | ({"reason": reason} if reason else {})
     found |= {name: status.summary.get(key) for name, key in _COSTS.items()}
-    metrics = {n: {key: metric.get(key) for key in _OF_A_METRIC} for n, metric in _metrics_of(cell).items()}
+    metrics = {
+        name: {key: metric[key] for key in _OF_A_METRIC if metric.get(key) not in (None, "")}
+        for name, metric in _metrics_of(status).items()
+    }
     about = _about(cell)
     return found | {"metrics": metrics, "git_commit": about.get("git_commit"), "git_clean": about.get("git_clean")}
 
@@ -75,9 +78,9 @@ def _about(cell: Cell) -> dict[str, Any]:
         return {}
 
 
-def _metrics_of(cell: Cell) -> dict[str, dict[str, Any]]:
-    """Return the metrics of a cell's final evaluation by name; empty before its end."""
-    found = read_status(cell.directory).summary.get("metrics")
+def _metrics_of(status: Status) -> dict[str, dict[str, Any]]:
+    """Return the metrics of a run's final evaluation by name; empty before its end."""
+    found = status.summary.get("metrics")
     return {metric["name"]: metric for metric in found} if isinstance(found, list) else {}
 
 
@@ -106,7 +109,6 @@ def _of_setting(
         "solved": dict(setting.solved),
         "expected": {**asdict(setting.cost), "budget": setting.budget},
         **costs,
-        "keys": dict(setting.keys),
     }
 
 

@@ -1,10 +1,16 @@
 """A tiny grid with the real command: broken, repaired, finished, and called again. The tests run in this order."""
 
 import json
+import signal
+import subprocess
+import sys
+import time
 
 import pytest
 
 from fedddpm_app.disk.owned import LOCK, OwnerLock
+from tests.compare.conftest import Grid
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="module")
@@ -97,3 +103,25 @@ def test_a_second_command_on_the_same_folder_is_refused(grid, finished):
         lock.release()
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "another `fedddpm compare` works in it" in result.stderr
+
+
+@pytest.mark.slow
+def test_a_stopped_command_stops_its_cells_in_order_and_the_next_call_finishes_them(tmp_path):
+    grid = Grid(tmp_path)
+    arguments = ["--app", str(ROOT), "--out", str(grid.out), "--jobs", "2", "-c", "num-rounds=25 local-steps=10"]
+    command = [sys.executable, "-m", "fedddpm_app.cli", "compare", str(grid.file), *arguments]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+        until = time.monotonic() + 120
+        while not (list(grid.out.rglob("checkpoints/round-*")) or time.monotonic() > until):
+            time.sleep(0.1)
+        process.send_signal(signal.SIGTERM)
+        output = process.communicate(timeout=120)[0]
+    assert process.returncode == 128 + signal.SIGTERM, output
+    assert f"stopped; the same command continues this grid: {grid.out}" in output
+    states = [json.loads(path.read_text()) for path in grid.cells().values()]
+    assert [(state["status"], state["stopped_by"]) for state in states] == [("interrupted", "SIGTERM")] * 2
+    again = grid.call("-c", "num-rounds=25 local-steps=10")
+    assert again.exit_code == 0, again.output
+    assert "2 to resume, 2 to run" in again.output
+    assert "resumed after round" in "".join(path.read_text() for path in grid.out.rglob("log.txt"))
+    assert [cell["status"] for cell in grid.results()["cells"]] == ["completed"] * 4
