@@ -74,7 +74,7 @@ class FedDDPMKD(FedDDPM):
         with self.round_log.own_phase() as span:
             with self.accounting.timed(WARMUP), cpu_threads(self.config.run.server_threads):
                 result = self.train_on_auxiliary(weights, steps, WARMUP, 0)
-            row = {"phase": WARMUP, "correct/loss": result.loss, "correct/steps": result.steps}
+            row = {"phase": WARMUP, "round": 0, "correct/loss": result.loss, "correct/steps": result.steps}
             finish_phase(self.recorder, row | span.spent("time/phase_s"))
         fix = f"lower correction-learning-rate = {self.config.correction.learning_rate}"
         check_finite(result.weights, "the weights after the warm-up", fix)

@@ -14,21 +14,29 @@ https://arxiv.org/abs/1910.10252). Order, start and vote are this project's.
     Local wins    D_aux = union over i of m_i samples of w_i, m_i proportional to n_i, sum m_i = M
                   w <- K_s steps on L_KD from wbar, see ``fedddpm_kd``
     Mean wins     the steps that this saves go to the clients: a second fine-tuning, from wbar;  w <- its mean
+    Cycles        with c cycles, all of this follows on every R / c rounds
 
-Symbols: as in ``fedddpm``; E -> pretrain-steps, K_s -> correction-steps, wbar -> mean, vote -> late-teacher.
+Symbols: as in ``fedddpm``; E -> pretrain-steps, K_s -> correction-steps, wbar -> mean, vote -> late-teacher,
+c -> late-cycles.
 Deviations: none; it is our algorithm. Fine-tuning has the settings of pretraining. With K_s = 0 the result is wbar:
 FedAvg with an annealed and averaged last round. Both outcomes of the vote cost the same compute.
 """
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from flwr.serverapp import Grid
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.algorithms.fedddpm_kd import FedDDPMKD
 from fedddpm_app.auxiliary.generation import GENERATE
-from fedddpm_app.auxiliary.pretraining import HELD_OUT_LOSS, PRETRAIN, PretrainedModel, pretrain, train_own_model
+from fedddpm_app.auxiliary.pretraining import (
+    HELD_OUT_LOSS,
+    PRETRAIN,
+    PretrainedModel,
+    train_own_model,
+    with_label_counts,
+)
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.federation.cost import FORWARD, Cost, of_images
@@ -44,7 +52,8 @@ _STEPS = "steps"
 
 def fine_tune(request: ActionRequest) -> ActionAnswer:
     """Fine-tune the federated model; if the clients vote, add the loss on the held-out images."""
-    answer = pretrain(request)
+    steps = request.config.pretrain.steps
+    answer = with_label_counts(request, train_own_model(request, steps, "fine-tune", request.server_round))
     if not _votes(request.config):
         return answer
     loss, _ = _held_out_loss(request, answer.records[ARRAYS])
@@ -59,7 +68,7 @@ def vote(request: ActionRequest) -> ActionAnswer:
 
 def anneal(request: ActionRequest) -> ActionAnswer:
     """Fine-tune the received weights once more, for a number of steps that the server sets."""
-    return train_own_model(request, int(str(request.values[_STEPS])), "anneal")
+    return train_own_model(request, int(str(request.values[_STEPS])), "anneal", request.server_round)
 
 
 def _votes(config: Config) -> bool:
@@ -92,6 +101,11 @@ class FedDDPMLate(FedDDPMKD):
                 'late-teacher = "vote" compares models on held-out images, but held-out-fraction = 0: use '
                 'held-out-fraction = 0.1, or late-teacher = "local".'
             )
+        if config.late.cycles > config.run.num_rounds:
+            raise ConfigError(
+                f"late-cycles = {config.late.cycles} is more than num-rounds = {config.run.num_rounds}: use at most "
+                "one cycle per round."
+            )
         if config.fedddpm.init_from_pretrained:
             raise ConfigError(
                 'init-from-pretrained = true: with algorithm = "fedddpm-late" clients train own models after the '
@@ -117,18 +131,29 @@ class FedDDPMLate(FedDDPMKD):
 
     @classmethod
     def num_corrections(cls, config: Config) -> int:
-        """Return 1, the distillation."""
-        return 1
+        """Return the number of cycles, each of which has a distillation."""
+        return config.late.cycles
+
+    @classmethod
+    def total_steps(cls, config: Config, client_steps: int) -> int:
+        """Add the fine-tuning of further cycles."""
+        again = (config.late.cycles - 1) * config.data.num_clients * config.pretrain.steps
+        return super().total_steps(config, client_steps) + again
 
     @classmethod
     def cost(cls, config: Config, sizes: Sequence[int]) -> Cost:
-        """Add the vote, for which one more model goes to each client, and that of a second fine-tuning."""
-        models = config.data.num_clients
-        votes = _votes(config)
-        share = config.data.held_out_fraction
-        held_out = sum(size * share / (1.0 - share) for size in sizes) if votes else 0.0
-        voting = of_images(config, 2 * held_out * config.evaluation.eval_draws * FORWARD)
-        return super().cost(config, sizes) + voting + Cost(0.0, 0.0, models if votes else 0)
+        """Add the votes, for which one more model goes to each client, and further fine-tunings."""
+        cost, models, share = super().cost(config, sizes), config.data.num_clients, config.data.held_out_fraction
+        again = config.late.cycles - 1
+        batches = sum(config.training.batch_size or size for size in sizes)
+        cost += of_images(config, again * config.pretrain.steps * batches)
+        cost += of_images(config, again * cls._generated_images(config)) if config.correction.steps else Cost()
+        cost += Cost(0.0, again * models, again * models)
+        if _votes(config):
+            held_out = sum(size * share / (1.0 - share) for size in sizes)
+            images = config.late.cycles * 2 * held_out * config.evaluation.eval_draws
+            cost += of_images(config, images * FORWARD) + Cost(0.0, 0.0, config.late.cycles * models)
+        return cost
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Check the model; round 1 starts from the initial weights."""
@@ -137,10 +162,10 @@ class FedDDPMLate(FedDDPMKD):
         return FederatedStrategy.prepare(self, grid, weights)
 
     def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
-        """After the last round, replace the federated model by the distilled one, or by the clients' mean."""
-        if server_round < self.config.run.num_rounds:
+        """After a cycle's last round, replace the federated model by the distilled one, or by the clients' mean."""
+        if not self.ends_cycle(server_round):
             return weights
-        self.auxiliary.renew()  # a complete run that gets more rounds has an earlier one
+        self.auxiliary.renew()
         models = self.auxiliary.pretrained(weights)
         mean = weights_module.weighted_mean((model.load(), model.num_examples) for model in models)
         if self.config.correction.steps == 0:
@@ -155,9 +180,26 @@ class FedDDPMLate(FedDDPMKD):
         return distilled
 
     def average(self, server_round: int, weights: Weights) -> Weights:
-        """Return the weights of the last round as they are: those of earlier rounds are of another kind."""
-        last = server_round == self.config.run.num_rounds
-        return weights if last else super().average(server_round, weights)
+        """Return the result of a cycle as it is: the weights of its rounds are of another kind."""
+        return weights if self.ends_cycle(server_round) else super().average(server_round, weights)
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Continue from a checkpoint; D_aux is read only for the evaluation of a run whose rounds are complete."""
+        server_round = self.resumed_round
+        complete = server_round == self.config.run.num_rounds
+        super().load_state(state if complete else {**state, "auxiliary": ""})
+        if self.ends_cycle(server_round):
+            self.auxiliary.end()
+
+    def after_checkpoint(self, server_round: int) -> None:
+        """Remove the fine-tuned models at the end of a cycle."""
+        if self.ends_cycle(server_round):
+            self.auxiliary.end()
+
+    def ends_cycle(self, server_round: int) -> bool:
+        """Return whether fine-tuning and distillation follow on this round."""
+        cycles, rounds = self.config.late.cycles, self.config.run.num_rounds
+        return server_round in [cycle * rounds // cycles for cycle in range(1, cycles + 1)]
 
     def choose_local(self, models: Sequence[PretrainedModel], mean: Weights) -> bool:
         """Return whether the clients' own models teach; each vote is recorded.
@@ -201,7 +243,7 @@ class FedDDPMLate(FedDDPMKD):
             "anneal", mean, values={_STEPS: steps}, partitions=sorted(sizes), timeout=config.pretrain.timeout
         )
         annealed = RunningMean()
-        for reply in stream.answers():
+        for reply in stream.by_partition(self.recorder.scratch):
             annealed.fold(reply.load(), reply.num_examples)
             self.accounting.images += steps * (config.training.batch_size or reply.num_examples)
         if not annealed.total:
@@ -211,6 +253,11 @@ class FedDDPMLate(FedDDPMKD):
     @classmethod
     def _saved_images(cls, config: Config) -> float:
         """Return the compute of D_aux and of the distillation, in training images."""
-        auxiliary, correction = config.auxiliary, config.correction
-        distilled = correction.steps * (correction.batch_size or auxiliary.size) * cls.images_per_image
-        return auxiliary.size * auxiliary.sampler_steps * FORWARD + distilled
+        correction = config.correction
+        distilled = correction.steps * (correction.batch_size or config.auxiliary.size) * cls.images_per_image
+        return cls._generated_images(config) + distilled
+
+    @classmethod
+    def _generated_images(cls, config: Config) -> float:
+        """Return the compute of D_aux, in training images."""
+        return config.auxiliary.size * config.auxiliary.sampler_steps * FORWARD

@@ -3,12 +3,12 @@
 from collections.abc import Callable, Sequence
 
 from fedddpm_app.auxiliary.generation import Generation
-from fedddpm_app.auxiliary.pretraining import PretrainedModel, collect_pretrained
+from fedddpm_app.auxiliary.pretraining import PretrainedModel, collect_pretrained, discard_pretrained
 from fedddpm_app.auxiliary.stored_set import StoredSet
 from fedddpm_app.config import ConfigError
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.unet import is_denoiser
-from fedddpm_app.federation.phases import finish_phase
+from fedddpm_app.federation.phases import finish_phase, forget_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.task import TrainingData
 from fedddpm_app.weights import Weights
@@ -63,9 +63,15 @@ class AuxiliaryPhase:
             self.clients = self._stored.clients
 
     def renew(self) -> None:
-        """Forget a D_aux that is not the work of this run's current phase, so that ``ensure`` builds another one."""
+        """Start another phase: ``ensure`` builds another D_aux, or reads what an earlier process did of it."""
         self.data, self.clients = None, []
         self._stored = StoredSet(self._strategy)
+
+    def end(self) -> None:
+        """Remove the pretrained models, and forget that the phase is finished, so that another one can follow."""
+        self._models = []
+        discard_pretrained(self._strategy.recorder)
+        forget_phase(self._strategy.recorder, "auxiliary")
 
     def pretrained(self, start: Weights | None = None) -> list[PretrainedModel]:
         """Return the pretrained models; the clients train them now if that is still to be done.
@@ -93,7 +99,8 @@ class AuxiliaryPhase:
                     self.data = self._build(models)
                 self._stored.check(self.data)
                 left_out = self._generation.left_out() if self._generation else {}
-                row = {"phase": "auxiliary", "aux/num_images": len(self.data), **left_out}
+                now = strategy.round_log.server_round
+                row = {"phase": "auxiliary", "round": now, "aux/num_images": len(self.data), **left_out}
                 finish_phase(strategy.recorder, row | span.spent("time/phase_s"))
             if self._generation:
                 self._generation.remove_batch_files()

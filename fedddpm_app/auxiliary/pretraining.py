@@ -18,7 +18,8 @@ from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES
 from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.participants import is_deployed
-from fedddpm_app.federation.phases import finish_phase, finished_phase, replay_phase
+from fedddpm_app.federation.phases import finish_phase, finished_phase, forget_phase, replay_phase
+from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.federation.strategy import FederatedStrategy
@@ -78,25 +79,26 @@ class PretrainedModel:
 
 
 def pretrain(request: ActionRequest) -> ActionAnswer:
-    """Train a local model from the received weights; return its EMA weights.
+    """Train a local model from the received weights; return its EMA weights."""
+    return with_label_counts(request, train_own_model(request, request.config.pretrain.steps, "pretrain"))
 
-    The label counts are added only for a class-conditional model: a client reveals no more than is needed.
-    """
-    answer = train_own_model(request, request.config.pretrain.steps, "pretrain")
+
+def with_label_counts(request: ActionRequest, answer: ActionAnswer) -> ActionAnswer:
+    """Add the label counts if the model is class-conditional: a client reveals no more than is needed."""
     label_counts = request.task.label_counts(request.partition_id)
     metrics = {**answer.metrics} | ({_LABEL_COUNTS: label_counts} if label_counts else {})
     return ActionAnswer(metrics, answer.records)
 
 
-def train_own_model(request: ActionRequest, steps: int, purpose: str) -> ActionAnswer:
-    """Train a local model with the settings of pretraining; ``purpose`` and the client determine the seed."""
+def train_own_model(request: ActionRequest, steps: int, purpose: str, *indices: int) -> ActionAnswer:
+    """Train a local model with the settings of pretraining; ``purpose``, indices and client determine the seed."""
     config, partition_id = request.config, request.partition_id
     data = request.task.train_data(partition_id)
     result = request.trainer.train(
         request.weights,
         data,
         steps=steps,
-        seed=derive_seed(config.run.seed, purpose, partition_id),
+        seed=derive_seed(config.run.seed, purpose, *indices, partition_id),
         learning_rate=config.pretrain.learning_rate,
         learning_rate_schedule=config.pretrain.learning_rate_schedule,
         ema_decay=config.training.ema_decay,
@@ -161,6 +163,7 @@ def collect_pretrained(strategy: FederatedStrategy, weights: Weights | None) -> 
             recorder,
             {
                 "phase": "pretrain",
+                "round": strategy.round_log.server_round,
                 "pretrain/clients": [m.partition_id for m in ordered],
                 "pretrain/client_loss": {str(m.partition_id): m.loss for m in ordered},
                 **left_out,
@@ -168,6 +171,13 @@ def collect_pretrained(strategy: FederatedStrategy, weights: Weights | None) -> 
             },
         )
     return _known(strategy, ordered)
+
+
+def discard_pretrained(recorder: Recorder) -> None:
+    """Remove the models, and forget that pretraining is finished: it is due again in a later round."""
+    forget_phase(recorder, "pretrain")
+    for path in _files(recorder.unfinished):
+        path.unlink(missing_ok=True)
 
 
 def _known(strategy: FederatedStrategy, models: list[PretrainedModel]) -> list[PretrainedModel]:

@@ -4,7 +4,7 @@ from typing import ClassVar, Literal
 
 from pydantic.dataclasses import dataclass
 
-from fedddpm_app.config.fields import STRICT, CountOrZero
+from fedddpm_app.config.fields import STRICT, CountOrZero, PositiveInt
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -17,7 +17,8 @@ class KDConfig:
 
 @dataclass(frozen=True, config=STRICT)
 class LateConfig:
-    """The choice of the teachers after the rounds."""
+    """The choice of the teachers after the rounds, and the number of times that this happens."""
 
     PREFIX: ClassVar[str] = "late-"
     teacher: Literal["vote", "local", "mean"]
+    cycles: PositiveInt

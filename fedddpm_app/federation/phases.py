@@ -1,4 +1,7 @@
-"""Phases of a run that are done once: their lines are kept, so that a resumed run does not repeat the work."""
+"""Phases of a run beside its rounds: their lines are kept, so that a resumed run does not repeat the work.
+
+A line has the ``round`` in which the phase was done, 0 before the rounds.
+"""
 
 import json
 from collections.abc import Mapping
@@ -16,7 +19,7 @@ def finish_phase(recorder: Recorder, row: Mapping[str, object]) -> None:
     path = _path(recorder, str(row["phase"]))
     with replacing(path) as work:
         work.write_text(json.dumps(row), encoding="utf-8")
-    if not _is_written(recorder, str(row["phase"])):
+    if not _is_written(recorder, row):
         recorder.append(row)
 
 
@@ -32,14 +35,19 @@ def finished_phase(recorder: Recorder, phase: str) -> dict[str, Any] | None:
 def replay_phase(recorder: Recorder, accounting: Accounting, phase: str) -> None:
     """Write the line of a phase that an earlier process finished, and add its cost; not if it is written already."""
     row = finished_phase(recorder, phase)
-    if row is not None and not _is_written(recorder, phase):
+    if row is not None and not _is_written(recorder, row):
         note(f"{phase}: complete already, nothing is repeated")
         accounting.add(row)
         recorder.append(row)
 
 
-def _is_written(recorder: Recorder, phase: str) -> bool:
-    return any(line["phase"] == phase for line in recorder.stats)
+def forget_phase(recorder: Recorder, phase: str) -> None:
+    """Forget that a phase is finished: it is due again in a later round."""
+    _path(recorder, phase).unlink(missing_ok=True)
+
+
+def _is_written(recorder: Recorder, row: Mapping[str, object]) -> bool:
+    return any((line["phase"], line.get("round")) == (row["phase"], row["round"]) for line in recorder.stats)
 
 
 def _path(recorder: Recorder, phase: str) -> Path:

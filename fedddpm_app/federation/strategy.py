@@ -375,6 +375,11 @@ class FederatedStrategy(FedAvg):
         """Have ``start`` continue after a round of an earlier run, with the models and the state of its checkpoint."""
         self._resumed = (server_round, models, state)
 
+    @property
+    def resumed_round(self) -> int:
+        """The round of the checkpoint that ``start`` continues from; 0 for a new run."""
+        return self._resumed[0] if self._resumed else 0
+
     def _begin(self, grid: Grid) -> tuple[int, Weights]:
         """Return the first round to run, and the weights that it starts from."""
         if self._resumed is not None:

@@ -27,10 +27,10 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
-def fine_tuned(config, weights):
+def fine_tuned(config, weights, server_round=2):
     """Every client's own model and its number of images, without Flower."""
     worker = Worker(config, DiffusionTask(config))
-    answers = [worker.act(ClientAction(fine_tune), p, 2, weights, {}) for p in range(config.data.num_clients)]
+    answers = [worker.act(ClientAction(fine_tune), p, server_round, weights, {}) for p in range(config.data.num_clients)]
     return [(answer.records["arrays"], answer.metrics["num-examples"]) for answer in answers]
 
 
@@ -44,7 +44,7 @@ def test_one_client_ends_with_its_own_fine_tuned_model(shared_run, run_config):
     alone = {"num_clients": 1, "partition": "iid", "num_rounds": 1}
     rounds = final_weights(shared_run(algorithm="fedavg", **alone), 1)
     config = load_config(run_config | {"num-clients": 1, "partition": "iid"})
-    ((own, _),) = fine_tuned(config, rounds)
+    ((own, _),) = fine_tuned(config, rounds, 1)
     assert same(final_weights(shared_run(**LATE, correction_steps=0, **alone), 1), own)
 
 
@@ -124,9 +124,22 @@ def test_a_vote_is_recorded(shared_run):
     ]
 
 
+def test_cycles_repeat_all_of_it(shared_run, run_config):
+    """The first of two cycles is the run with one cycle and half the rounds."""
+    whole, half = shared_run(**LOCAL, late_cycles=2), shared_run(**LOCAL, num_rounds=1)
+    assert whole.phases() == ["initial", *(["pretrain", "auxiliary", "round"] * 2)]
+    assert whole.rounds()[0]["eval/loss"] == half.rounds()[0]["eval/loss"]
+    assert [row["round"] for row in whole.stats if row["phase"] == "pretrain"] == [1, 2]
+    assert not list(whole.path.rglob("pretrained-*"))
+    config = load_config(run_config | LATE | {"late-teacher": "local", "late-cycles": 2})
+    sizes = DiffusionTask(config).client_sizes()
+    assert whole.summary["compute/steps"] == pytest.approx(FedDDPMLate.cost(config, sizes).steps)
+
+
 @pytest.mark.parametrize(
     ("overrides", "fix"),
     [
+        ({"late-cycles": 3}, "late-cycles = 3 is more than num-rounds = 2"),
         ({"held-out-fraction": 0.0}, 'use held-out-fraction = 0.1, or late-teacher = "local"'),
         ({"init-from-pretrained": True}, "use init-from-pretrained = false"),
     ],

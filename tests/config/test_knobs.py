@@ -84,6 +84,7 @@ KNOBS = [
     ("plus-probe-images", [5, 8], PROBE | {"plus-probe-images": 6}),
     ("plus-auxiliary", ["eager"], PLUS),
     ("kd-warmup-steps", [1], KD | ONE),
+    ("late-cycles", [2], LATE),
     ("late-teacher", ["local", "mean"], LATE | ONE),
     ("aggregator-learning-rate", [0.001, 0.1], LOCAL | {"aggregator": "fedadam", "aggregator-learning-rate": 0.01}),
     ("aggregator-momentum", [0.1, 0.99], FEDAVG | {"aggregator": "fedavgm"}),

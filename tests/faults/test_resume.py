@@ -45,6 +45,7 @@ OTHERS = {
     "fedddpm-kd": {"algorithm": "fedddpm-kd", "kd-warmup-steps": 2},
     "kd-only": {"algorithm": "kd-only"},
     "fedddpm-late": {"algorithm": "fedddpm-late", "late-teacher": "local"},
+    "cycles": {"algorithm": "fedddpm-late", "late-teacher": "local", "late-cycles": 3},
     "from-global": {"algorithm": "fedddpm-kd", "pretrain-from": "global"},
     "halved": {"algorithm": "tests.faults.test_resume:Halved"},
 }
