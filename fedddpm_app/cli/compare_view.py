@@ -18,6 +18,7 @@ from fedddpm_app.compare.pool import Running
 from fedddpm_app.compare.progress import GridProgress, place_of
 
 _BAR_WIDTH = 40
+_WIDTH = 120  # of a plan that is not printed on a terminal
 
 
 class GridView:
@@ -89,13 +90,13 @@ def print_plan(plan: Plan, states: Mapping[Cell, State], jobs: int) -> None:
     equal = {"rounds": "equal rounds", "steps": "equal gradient steps", "bytes": "equal bytes"}[spec.match]
     title = f"{spec.title or spec.name} ({equal}; reference: {spec.reference})"
     table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
-    for column in ("row", "conditions", "solved"):
+    for column in ("row", *([spec.sweep.key] if spec.sweep else []), "conditions", "solved"):
         table.add_column(column, overflow="fold")
     for column in ("steps", "up", "down", *(["budget"] if spec.match != "rounds" else [])):
         table.add_column(column, justify="right", no_wrap=True)
     for settings in _together(plan.settings):
         table.add_row(*_row(plan, settings))
-    console.print(table)
+    console.print(table, width=None if console.is_terminal else _WIDTH)
     say("Expected cost of a run: gradient steps; models from the clients (up) and to them (down).")
     if far := far_from_budget(plan):
         named = ", ".join(f"{label} {difference:+.1%}" for label, difference in far.items())
@@ -124,10 +125,18 @@ def _together(settings: Sequence[Setting]) -> list[list[Setting]]:
 def _row(plan: Plan, settings: Sequence[Setting]) -> list[Text]:
     first, names = settings[0], [each.condition for each in settings]
     where = "all" if len(names) == len(plan.spec.conditions) else ", ".join(names)
-    solved = ", ".join(f"{key} = {value}" for key, value in first.solved.items())
+    solved = "\n".join(f"{key} = {value}" for key, value in first.solved.items())
     costs = [[getattr(each.cost, part) for each in settings] for part in ("steps", "models_up", "models_down")]
     shares = [100 * amount_of(plan.spec, each.cost) / each.budget for each in settings if each.budget]
-    texts = [first.line.label, where, solved, *map(_range, costs), *([f"{_range(shares, '.1f')} %"] if shares else [])]
+    value = ["all" if first.line.value is None else str(first.line.value)] if plan.spec.sweep else []
+    texts = [
+        first.line.row,
+        *value,
+        where,
+        solved,
+        *map(_range, costs),
+        *([f"{_range(shares, '.1f')} %"] if shares else []),
+    ]
     return [Text(text) for text in texts]
 
 

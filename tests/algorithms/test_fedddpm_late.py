@@ -30,7 +30,9 @@ def same(a, b):
 def fine_tuned(config, weights, server_round=2):
     """Every client's own model and its number of images, without Flower."""
     worker = Worker(config, DiffusionTask(config))
-    answers = [worker.act(ClientAction(fine_tune), p, server_round, weights, {}) for p in range(config.data.num_clients)]
+    answers = [
+        worker.act(ClientAction(fine_tune), p, server_round, weights, {}) for p in range(config.data.num_clients)
+    ]
     return [(answer.records["arrays"], answer.metrics["num-examples"]) for answer in answers]
 
 
