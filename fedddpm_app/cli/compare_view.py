@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 from rich import box
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
@@ -96,7 +96,7 @@ def print_plan(plan: Plan, states: Mapping[Cell, State], jobs: int) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for settings in _together(plan.settings):
         table.add_row(*_row(plan, settings))
-    console.print(table, width=None if console.is_terminal else _WIDTH)
+    (console if console.is_terminal else Console(width=_WIDTH)).print(table)
     say("Expected cost of a run: gradient steps; models from the clients (up) and to them (down).")
     if far := far_from_budget(plan):
         named = ", ".join(f"{label} {difference:+.1%}" for label, difference in far.items())

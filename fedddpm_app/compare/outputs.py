@@ -60,7 +60,8 @@ class Outputs:
         """Write the pictures of the last results; a picture that cannot be written gives a warning."""
         plan, folder, results = self._plan, self._plan.folder, self._results
         complete = [cell for cell in plan.cells if read_status(cell.directory).state == COMPLETED]
-        for metric in plan.spec.metrics:
+        measured = [metric for metric in plan.spec.metrics if metric in results["measured"]]
+        for metric in measured:
             histories: dict[tuple[str, str], list[Any]] = {}
             for cell in complete:
                 key = cell.setting.line.label, cell.setting.condition
@@ -70,7 +71,8 @@ class Outputs:
                 if plan.spec.sweep:
                     plot_sweep(results, metric, folder / f"sweep-{metric}.png")
         with optional(folder):
-            plot_claim(results, plan.spec.metrics[0], folder / "claim.png")
+            if measured:
+                plot_claim(results, measured[0], folder / "claim.png")
         for condition in plan.spec.conditions:
             same = [c for c in complete if c.setting.condition == condition and c.seed == plan.spec.seeds[0]]
             with optional(folder):

@@ -7,6 +7,7 @@ than a small run. Each process leaves in order when it gets SIGTERM, and when th
 import importlib
 import multiprocessing
 import os
+import pkgutil
 import signal
 import sys
 import threading
@@ -20,7 +21,8 @@ from typing import Protocol
 
 from fedddpm_app.compare.cells import Cell
 
-_PRELOADED = ["fedddpm_app.apps.client", "fedddpm_app.apps.server", "fedddpm_app.inprocess.grid", "flwr_datasets"]
+_PACKAGE = "fedddpm_app"
+_NOT_PRELOADED = (f"{_PACKAGE}.cli", f"{_PACKAGE}.compare", f"{_PACKAGE}.app_files")  # the first looks at its terminal
 _LOOK_SECONDS = 0.5
 _LEAVE_SECONDS = 120.0  # for a step, and the files of a run that is stopped
 
@@ -69,7 +71,7 @@ def run_cells(cells: Iterable[Cell], jobs: int, work: str, app_dir: Path, watche
         Follows the work.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(_PRELOADED)
+    context.set_forkserver_preload([*_modules(), "flwr_datasets"])
     waiting, running = iter(cells), list[Running]()
     try:
         while True:
@@ -89,6 +91,14 @@ def run_cells(cells: Iterable[Cell], jobs: int, work: str, app_dir: Path, watche
             watcher.tick(running)
     finally:
         _stop(running)
+
+
+def _modules() -> list[str]:
+    """Return the modules of this package for all cells, so that a change of its files does not reach later cells."""
+    names = [
+        module.name for module in pkgutil.walk_packages(importlib.import_module(_PACKAGE).__path__, f"{_PACKAGE}.")
+    ]
+    return [name for name in names if not name.startswith(_NOT_PRELOADED)]
 
 
 def _stop(running: Sequence[Running]) -> None:

@@ -15,7 +15,7 @@ def table_of(results: Results, metric: str) -> str:
     rows = []
     for label in labels_of(results):
         settings = {each["condition"]: each for each in results["settings"] if each["label"] == label}
-        cells = [_cell(settings.get(condition), metric) for condition in conditions]
+        cells = [_cell(settings.get(condition), metric, len(results["seeds"])) for condition in conditions]
         rows.append([_escaped(label), *cells, *_costs(list(settings.values()))])
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
@@ -42,8 +42,8 @@ def sentences_of(results: Results, metric: str) -> list[str]:
 NOTE_ON_STATISTICS = (
     "A table has the mean ± the standard deviation over the seeds. In parentheses is the mean paired difference to the "
     "reference over the seeds that both have, with its 95 % t interval. The intervals are not corrected for the number "
-    "of comparisons. Gradient steps, MB and minutes are the means of what the runs counted; models exchanged are what "
-    "the algorithm needs."
+    "of comparisons. Gradient steps, MB and minutes are the means of the runs' own counts; MB down include the models "
+    "that clients only evaluate. Models exchanged are those that the algorithm needs."
 )
 
 
@@ -109,8 +109,8 @@ def number(value: float | None) -> str:
     return f"{rounded:,.{max(0, places)}f}"
 
 
-def _cell(setting: Mapping[str, Any] | None, metric: str) -> str:
-    """Return a setting's mean ± deviation, and its difference to the reference."""
+def _cell(setting: Mapping[str, Any] | None, metric: str, seeds: int) -> str:
+    """Return a setting's mean ± deviation, its difference to the reference, and the number of seeds if some lack."""
     found = setting["metrics"].get(metric) if setting else None
     if not found or not found["n"]:
         return "–"
@@ -119,7 +119,7 @@ def _cell(setting: Mapping[str, Any] | None, metric: str) -> str:
     if difference and difference["n"]:
         limits = f" [{_signed(difference['low'])}, {_signed(difference['high'])}]" if difference["n"] > 1 else ""
         text += f" ({_signed(difference['mean'])}{limits})"
-    return text + ("" if found["n"] == setting["n"] else f", n = {found['n']}") if setting else text
+    return text if found["n"] == seeds else f"{text}, {found['n']} of {seeds} seeds"
 
 
 def _costs(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -17,6 +17,7 @@ def setting(row, condition, mean, difference=None):
 
 RESULTS = {
     "reference": "fedavg",
+    "seeds": [0, 1, 2],
     "measured": {"fd": {"better": "lower"}},
     "settings": [
         setting("fedavg", "skew", 16.25),
