@@ -19,6 +19,7 @@ from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import COMPLETED, now, read_status
 
 RESULTS, TABLE = "results.json", "table.md"
+_PICTURES = ("claim.png", "curves-*.png", "sweep-*.png", "samples-*.png")
 
 
 class Outputs:
@@ -59,6 +60,8 @@ class Outputs:
     def draw(self) -> None:
         """Write the pictures of the last results; a picture that cannot be written gives a warning."""
         plan, folder, results = self._plan, self._plan.folder, self._results
+        for old in (path for pattern in _PICTURES for path in folder.glob(pattern)):
+            old.unlink(missing_ok=True)
         complete = [cell for cell in plan.cells if read_status(cell.directory).state == COMPLETED]
         measured = [metric for metric in plan.spec.metrics if metric in results["measured"]]
         for metric in measured:

@@ -1,13 +1,13 @@
 import json
 from pathlib import Path
 
-import pytest
 from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
 from fedddpm_app.launch.flower_run import to_toml
 from tests.conftest import ROOT, TINY
 
+GRIDS = sorted((ROOT / "conf" / "compare").glob("*.toml"))
 GRID = """
 name = "tiny"
 reference = "fedavg"
@@ -52,7 +52,6 @@ class Grid:
         """The summaries of the cells, by row and seed."""
         return {f"{path.parts[-4]} {path.parts[-2]}": path for path in sorted(self.out.rglob("summary.json"))}
 
-
-@pytest.fixture(scope="module")
-def grid(tmp_path_factory: pytest.TempPathFactory) -> Grid:
-    return Grid(tmp_path_factory.mktemp("grid"))
+    def files(self) -> dict[str, tuple[int, int]]:
+        """The time of the last change, and the inode, of the cells' summaries."""
+        return {name: (path.stat().st_mtime_ns, path.stat().st_ino) for name, path in self.cells().items()}

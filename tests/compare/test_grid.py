@@ -1,4 +1,4 @@
-"""A tiny grid with the real command: broken, repaired, finished, and called again. The tests run in this order."""
+"""A tiny grid with the real command: broken, repaired, finished, and called again."""
 
 import json
 import signal
@@ -13,45 +13,41 @@ from tests.compare.conftest import Grid
 from tests.conftest import ROOT
 
 
-@pytest.fixture(scope="module")
-def broken(grid):
-    """The first call, while one row fails in its second round."""
+def test_a_grid_is_broken_repaired_finished_and_called_again(tmp_path):
+    """One test, because each of its steps needs the runs of the steps before."""
+    grid = Grid(tmp_path)
+    check_that_a_failed_cell_stops_no_other(grid)
+    check_that_the_next_call_resumes_failed_cells(grid)
+    check_the_results(grid)
+    check_that_a_finished_grid_runs_nothing_again(grid)
+    check_that_another_config_and_a_second_command_are_refused(grid)
+
+
+def check_that_a_failed_cell_stops_no_other(grid):
     grid.flag.touch()
-    return grid.call()
-
-
-@pytest.fixture(scope="module")
-def finished(grid, broken):
-    """The second call, after the repair, and the files of the cells that were complete before."""
-    before = {name: path.stat().st_mtime_ns for name, path in grid.cells().items()}
-    grid.flag.unlink()
-    return grid.call("--publish", str(grid.folder / "results")), before
-
-
-def test_a_failed_cell_does_not_stop_the_others_and_is_named(grid, broken):
-    assert broken.exit_code == 1, broken.output
-    assert broken.output.count("failed: the flag is set") == 2
-    assert f"(its output: {grid.out}/fragile/iid/seed-0.log)" in broken.output
+    result = grid.call()
+    assert result.exit_code == 1, result.output
+    assert result.output.count("failed: the flag is set") == 2
+    assert f"(its output: {grid.out}/fragile/iid/seed-0.log)" in result.output
     states = {name: json.loads(path.read_text())["status"] for name, path in grid.cells().items()}
-    assert states == {
-        "fedavg seed-0": "completed",
-        "fedavg seed-1": "completed",
-        "fragile seed-0": "failed",
-        "fragile seed-1": "failed",
-    }
+    completed = {"fedavg seed-0": "completed", "fedavg seed-1": "completed"}
+    assert states == completed | {"fragile seed-0": "failed", "fragile seed-1": "failed"}
     assert "RuntimeError: the flag is set" in (grid.out / "fragile" / "iid" / "seed-0.log").read_text()
+    assert "fragile, iid, seed 1: the flag is set" in (grid.out / "table.md").read_text()
 
 
-def test_the_next_call_resumes_failed_cells_and_skips_complete_ones(grid, finished):
-    result, before = finished
+def check_that_the_next_call_resumes_failed_cells(grid):
+    before = grid.files()
+    grid.flag.unlink()
+    result = grid.call("--publish", str(grid.folder / "results"))
     assert result.exit_code == 0, result.output
     assert "2 complete, 2 to resume" in result.output
-    after = {name: path.stat().st_mtime_ns for name, path in grid.cells().items()}
+    after = grid.files()
     assert {name for name in after if after[name] == before[name]} == {"fedavg seed-0", "fedavg seed-1"}
     assert "resumed after round 1" in (grid.out / "fragile" / "iid" / "seed-1" / "log.txt").read_text()
 
 
-def test_the_results_pair_the_seeds(grid, finished):
+def check_the_results(grid):
     """Both rows are the same algorithm, so their difference is zero for every seed."""
     results = grid.results()
     assert [cell["status"] for cell in results["cells"]] == ["completed"] * 4
@@ -64,37 +60,28 @@ def test_the_results_pair_the_seeds(grid, finished):
     assert first["metrics"]["fd-pixels-pca"]["difference"] is None
     assert second["steps"] == second["expected"]["steps"] == 2 * 2 * 3  # rounds x clients x local steps
     assert "| fragile |" in (grid.out / "table.md").read_text()
-
-
-def test_the_pictures_are_written(grid, finished):
-    names = {path.name for path in grid.out.glob("*.png")}
-    assert names == {"claim.png", "curves-fd-pixels-pca.png", "samples-iid.png"}
-
-
-def test_published_results_name_no_folder_of_this_machine(grid, finished):
+    assert {p.name for p in grid.out.glob("*.png")} == {"claim.png", "curves-fd-pixels-pca.png", "samples-iid.png"}
     published = grid.folder / "results"
     assert {path.name for path in (published / "tiny").iterdir()} >= {"claim.png", "table.md"}
-    assert str(grid.folder.parent) not in (published / "tiny.json").read_text()
-    assert str(grid.folder.parent) not in (published / "tiny" / "table.md").read_text()
+    for path in (published / "tiny.json", published / "tiny" / "table.md"):
+        assert str(grid.folder.parent) not in path.read_text()
 
 
-def test_a_finished_grid_runs_nothing_again(grid, finished):
-    before = {name: (path.stat().st_mtime_ns, path.stat().st_ino) for name, path in grid.cells().items()}
-    (grid.out / "results.json").unlink()
+def check_that_a_finished_grid_runs_nothing_again(grid):
+    before = grid.files()
+    (grid.out / "table.md").unlink()
     result = grid.call()
     assert result.exit_code == 0, result.output
     assert "started" not in result.output
-    assert {n: (p.stat().st_mtime_ns, p.stat().st_ino) for n, p in grid.cells().items()} == before
-    assert grid.results()["settings"][0]["n"] == 2
+    assert grid.files() == before
+    assert len(grid.results()["sessions"]) == 2
+    assert (grid.out / "table.md").exists()
 
 
-def test_a_changed_config_is_refused(grid, finished):
+def check_that_another_config_and_a_second_command_are_refused(grid):
     result = grid.call("-c", "local-steps=4")
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert "fedavg/iid/seed-0 was made with another config: local-steps was 3 and is 4." in result.stderr
-
-
-def test_a_second_command_on_the_same_folder_is_refused(grid, finished):
     lock = OwnerLock(grid.out / LOCK)
     assert lock.acquire()
     try:

@@ -7,8 +7,9 @@ import pytest
 from fedddpm_app.compare.cells import Line
 from fedddpm_app.compare.plan import far_from_budget, make_plan
 from fedddpm_app.compare.solver import solve
-from fedddpm_app.compare.spec import GridSpec
+from fedddpm_app.compare.spec import GridSpec, read_spec
 from fedddpm_app.config import ConfigError, default_run_config
+from tests.compare.conftest import GRIDS
 from tests.conftest import TINY
 
 
@@ -98,6 +99,15 @@ def test_a_sweep_runs_a_row_once_if_its_key_has_no_effect_there():
     ]
     assert found.reference_of(found.settings[2]) is found.settings[0]
     assert found.cells[1].directory == Path("/nowhere/fedddpm/pretrain-steps-2/iid/seed-3")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "path", [path for path in GRIDS if 'dataset = "digits"' in path.read_text()], ids=lambda p: p.stem
+)
+def test_the_grids_of_the_repository_fit_their_budgets(path):
+    found = make_plan(read_spec(path, {}), Path("/nowhere"), default_run_config(), path.name)
+    assert all(abs(difference) < 0.06 for difference in far_from_budget(found).values())
 
 
 @pytest.mark.parametrize(

@@ -2,9 +2,8 @@ import pytest
 
 from fedddpm_app.compare.spec import read_spec
 from fedddpm_app.config import ConfigError
-from tests.conftest import ROOT
+from tests.compare.conftest import GRIDS
 
-GRIDS = sorted((ROOT / "conf" / "compare").glob("*.toml"))
 GOOD = """
 name = "a"
 reference = "fedavg"
