@@ -41,7 +41,7 @@ class AuxiliaryOnly(FedDDPM):
     def keys_without_effect(cls, config: Config) -> dict[str, str]:
         """Add the keys of the clients' training in the rounds, except those that set its compute."""
         reason = f'with algorithm = "{config.run.algorithm}" clients do not train in the rounds'
-        local = ["learning-rate", "learning-rate-schedule", "pretrain-from"]
+        local = ["learning-rate", "learning-rate-schedule"]
         if config.transport.wire_dtype == "int8-delta":  # bf16 also rounds the pretrained models
             local.append("wire-dtype")
         return dict.fromkeys(local, reason) | super().keys_without_effect(config)

@@ -10,7 +10,7 @@ from fedddpm_app.federation.actions import NO_RECORDS
 from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.participants import is_deployed
-from fedddpm_app.federation.phases import finish_phase, finished_phase, forget_phase, replay_phase
+from fedddpm_app.federation.phases import START, finish_phase, finished_phase, forget_phase, replay_phase
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.federation.streaming import ReplyStream, with_progress
@@ -55,7 +55,7 @@ class Collection:
         models = self._files.read(self._start)
         row = finished_phase(strategy.recorder, name)
         with strategy.round_log.own_phase() as span:
-            if row and row[f"{name}/start"].startswith(self._start) and set(row[f"{name}/clients"]) <= models.keys():
+            if row and row[START].startswith(self._start) and set(row[f"{name}/clients"]) <= models.keys():
                 replay_phase(strategy.recorder, strategy.accounting, name)
                 return self._known([models[partition] for partition in row[f"{name}/clients"]])
             if self._weights is None:
@@ -71,7 +71,7 @@ class Collection:
             row = {
                 "phase": name,
                 "round": strategy.round_log.server_round,
-                f"{name}/start": self._start,
+                START: self._start,
                 f"{name}/clients": [m.partition_id for m in ordered],
                 f"{name}/client_loss": {str(m.partition_id): m.loss for m in ordered},
             }

@@ -11,7 +11,7 @@ from fedddpm_app.auxiliary.stored_set import StoredSet
 from fedddpm_app.config import ConfigError
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.unet import is_denoiser
-from fedddpm_app.federation.phases import finish_phase, forget_phase
+from fedddpm_app.federation.phases import START, finish_phase, forget_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.task import TrainingData
 from fedddpm_app.weights import Weights
@@ -118,7 +118,7 @@ class AuxiliaryPhase:
             self._stored.check(data)
             left_out = self._generation.left_out() if self._generation else {}
             row = {"phase": "auxiliary", "round": strategy.round_log.server_round, "aux/num_images": len(data)}
-            row |= {"aux/start": start}
+            row[START] = start
             finish_phase(strategy.recorder, row | left_out | span.spent("time/phase_s"))
         if self._generation:
             self._generation.remove_batch_files()

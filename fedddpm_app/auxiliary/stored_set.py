@@ -2,7 +2,7 @@
 
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.phases import finished_phase, replay_phase
+from fedddpm_app.federation.phases import START, finished_phase, replay_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.task import TrainingData
 
@@ -39,7 +39,7 @@ class StoredSet:
         """
         strategy = self._strategy
         row = finished_phase(strategy.recorder, "auxiliary")
-        if row is None or not str(row.get("aux/start", "")).startswith(start):
+        if row is None or not row[START].startswith(start):
             return None
         stored = self._read()
         if stored is not None:
