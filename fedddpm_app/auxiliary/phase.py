@@ -11,7 +11,7 @@ from fedddpm_app.auxiliary.stored_set import StoredSet
 from fedddpm_app.config import ConfigError
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.unet import is_denoiser
-from fedddpm_app.federation.phases import START, finish_phase, forget_phase
+from fedddpm_app.federation.phases import START, finish_phase, finished_phase, forget_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.task import TrainingData
 from fedddpm_app.weights import Weights
@@ -110,9 +110,13 @@ class AuxiliaryPhase:
     def _finish(self, models: Sequence[PretrainedModel], start: str) -> TrainingData:
         """Build D_aux, and write the line of the phase."""
         strategy = self._strategy
+        before = finished_phase(strategy.recorder, "auxiliary")
+        counted = strategy.accounting.images if before and before[START] == start else None
         with strategy.round_log.own_phase() as span:
             with strategy.accounting.timed("auxiliary"), cpu_threads(strategy.config.run.server_threads):
                 data = self._build(models)
+            if counted is not None:  # by the process that built it first, but could not store it
+                strategy.accounting.images = counted
             if data is not self._generated:
                 self.clients = []
             self._stored.check(data)
