@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: demo test check long lint bench mutants
+.PHONY: demo test check long lint bench mutants results-table
 
 demo: $(VENV)/.installed  ## FedDDPM on the embedded digits: about four minutes on 2 CPU cores
 	$(BIN)/fedddpm run
@@ -22,6 +22,9 @@ bench: $(VENV)/.installed  ## every benchmark in its short form; docs/performanc
 	for name in transport deployment train_step sampling federation_overhead scale reliability; do \
 		$(BIN)/python -m benchmarks.$$name --short || exit 1; \
 	done
+
+results-table: $(VENV)/.installed  ## the README's section of results, from results/*.json
+	$(BIN)/python -m fedddpm_app.compare.publish README.md results
 
 mutants: $(VENV)/.installed  ## mutation testing of the numerics: about 40 minutes; tests/mutants.json has the verdicts
 	$(BIN)/python -m tests.mutation run --label now --jobs 2

@@ -8,11 +8,11 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated
 
-import psutil
-import torch
 import typer
 from rich.console import Console
 from rich.table import Table
+
+from fedddpm_app.device import describe_machine
 
 _PACKAGES = ("torch", "flwr", "ray", "diffusers")
 
@@ -71,15 +71,8 @@ class Report:
 
 def machine() -> dict[str, object]:
     """Describe the machine and the package versions of the measurement."""
-    return {
-        "cpu": _cpu_name(),
-        "cores": psutil.cpu_count(logical=True),
-        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "memory_gb": round(psutil.virtual_memory().total / 1e9),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        **{package: _version(package) for package in _PACKAGES},
-    }
+    versions = {package: _version(package) for package in _PACKAGES}
+    return {**describe_machine(), "python": platform.python_version(), **versions}
 
 
 def main(measure: Callable[[bool], Report]) -> None:
@@ -114,11 +107,3 @@ def _version(package: str) -> str | None:
         return version(package)
     except PackageNotFoundError:
         return None
-
-
-def _cpu_name() -> str:
-    information = Path("/proc/cpuinfo")
-    names = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
-    return next(
-        (line.split(":", 1)[1].strip() for line in names if line.startswith("model name")), platform.processor()
-    )

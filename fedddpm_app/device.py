@@ -1,9 +1,12 @@
 """The hardware of training and sampling: device, precision, CPU threads."""
 
+import platform
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from typing import Literal
 
+import psutil
 import torch
 
 from fedddpm_app.config import ConfigError
@@ -47,3 +50,22 @@ def cpu_threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def describe_machine() -> dict[str, object]:
+    """Return the processor, the number of logical CPUs, the memory in GB, and the GPU (None without one)."""
+    return {
+        "cpu": _cpu_name(),
+        "cores": psutil.cpu_count(logical=True),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "memory_gb": round(psutil.virtual_memory().total / 1e9),
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _cpu_name() -> str:
+    information = Path("/proc/cpuinfo")
+    names = information.read_text(encoding="utf-8").splitlines() if information.exists() else []
+    return next(
+        (line.split(":", 1)[1].strip() for line in names if line.startswith("model name")), platform.processor()
+    )

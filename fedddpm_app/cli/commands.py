@@ -137,6 +137,32 @@ def evaluate(
 
 
 @app.command()
+@done_by("compare:compare")
+def compare(
+    grid: Annotated[Path, typer.Argument(metavar="GRID.toml", help="A grid file: see docs/comparing.md.")],
+    run_config: RunConfigOption = None,
+    app_dir: AppOption = None,
+    out: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Folder of the grid; default: runs/compare-NAME.")
+    ] = None,
+    jobs: Annotated[
+        int | None, typer.Option(min=1, metavar="N", help="Cells at a time; default: as many as the CPUs take.")
+    ] = None,
+    publish: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Also write NAME.json and small pictures to this folder.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
+) -> None:
+    """Compare algorithms: run a grid of rows x conditions x seeds at matched cost, and write its results.
+
+    The next call continues a grid that was stopped, tries failed cells again, and skips complete ones. Ctrl-C stops the
+    cells in order. The exit code is 1 if a cell failed, 2 for a bad grid file.
+
+    -c adds keys to [base] of the grid file, such as 'dataset="path:/data/mnist"'.
+    """
+
+
+@app.command()
 @done_by("fetch:fetch")
 def fetch(
     run_id: Annotated[str, typer.Argument(help="The run's number in `flwr run` or `flwr ls`.")],

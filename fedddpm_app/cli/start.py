@@ -22,7 +22,7 @@ def start(
     folder = find_app(app_dir)
     try:
         federation = read_overrides(FEDERATION_CONFIG, [federation_config], {})
-        base = _resumed_config(resume, resume_previous, on_this_host=not superlink)
+        base = resumed_config(resume, resume_previous, on_this_host=not superlink)
         config, overrides = read_config(
             folder, run_config, federation.problems, on_other_hosts=bool(superlink), base=base
         )
@@ -34,7 +34,7 @@ def start(
         refuse(str(error))
 
 
-def _resumed_config(resume: str, previous: bool, *, on_this_host: bool) -> dict[str, Scalar]:
+def resumed_config(resume: str, previous: bool, *, on_this_host: bool) -> dict[str, Scalar]:
     """Return the keys of the run to continue; empty for a new run. Those of a run on another host are not known."""
     if not resume:
         if previous:

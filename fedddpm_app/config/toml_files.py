@@ -3,6 +3,7 @@
 import re
 import tomllib
 from pathlib import Path
+from typing import Any
 
 from fedddpm_app.config.fields import Scalar
 
@@ -29,21 +30,25 @@ def find_file(text: str) -> tuple[str, str]:
     return "", text
 
 
-def read_file(option: str, path: str) -> tuple[dict[str, Scalar], list[str]]:
-    """Return the values of a TOML file, and the problems with it."""
+def read_table(option: str, path: str, wanted: str) -> tuple[dict[str, Any], list[str]]:
+    """Return the content of a TOML file, and the problem with it, whose fix is to give what is ``wanted``."""
     try:
         content = Path(path).expanduser().read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
         return {}, [f"{option} {path}: the file is not in UTF-8; save it as UTF-8."]
     except (OSError, RuntimeError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
-        return {}, [f"{option} {path}: the file cannot be read ({reason}); give a TOML file, or pairs 'key=value'."]
+        return {}, [f"{option} {path}: the file cannot be read ({reason}); give {wanted}."]
     try:
-        table = tomllib.loads(content)
+        return tomllib.loads(content), []
     except (ValueError, RecursionError) as error:
         return {}, [f"{option} {path} cannot be read: {_of_line(error, content)}."]
+
+
+def read_file(option: str, path: str) -> tuple[dict[str, Scalar], list[str]]:
+    """Return the values of a TOML file with one value per key, and the problems with it."""
+    table, problems = read_table(option, path, "a TOML file, or pairs 'key=value'")
     values: dict[str, Scalar] = {}
-    problems = []
     for key, value in table.items():
         if isinstance(value, dict):
             problems.append(f"{option} {path}: [{key}] is a table; write the keys without a heading above them.")

@@ -19,28 +19,33 @@ _PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 
 
 def describe_environment() -> dict[str, object]:
-    """Return the versions of Python and packages, the platform, and the git commit of the installed source."""
+    """Return the versions of Python and packages, the platform, and the git commit of the installed source.
+
+    ``git_clean`` is whether the tracked files are those of the commit.
+    """
     versions = {}
     for name in _PACKAGES:
         try:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "not installed"
+    commit = _git("rev-parse", "HEAD")
     return {
-        "git_commit": _git_commit(),
+        "git_commit": commit,
+        "git_clean": None if commit is None else not _git("status", "--porcelain", "--untracked-files=no"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": versions,
     }
 
 
-def _git_commit() -> str | None:
-    """Return the git commit of the source that pip installed as editable; None if there is no such source."""
+def _git(*arguments: str) -> str | None:
+    """Return the answer of git about the source that pip installed as editable; None if there is no such source."""
     try:
         origin = json.loads(metadata.distribution("fedddpm-app").read_text("direct_url.json") or "{}")
         source = str(origin.get("url", "")).removeprefix("file://")
         answer = subprocess.run(
-            ["git", "-C", source, "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", source, *arguments], capture_output=True, text=True, timeout=10, check=True
         )
     except (metadata.PackageNotFoundError, OSError, subprocess.SubprocessError, ValueError):
         return None

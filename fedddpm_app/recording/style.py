@@ -9,6 +9,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 import matplotlib
 from matplotlib import font_manager, style
@@ -21,6 +22,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 GENERATED, REAL, FLOOR = "#0072B2", "#8C8C8C", "#4D4D4D"
 CLIENTS, SERVER, TEST = "#0072B2", "#D55E00", "#009E73"
 WARNING = "#C00000"
+# Of the rows of a comparison; the first is the reference. The palette's yellow is too light for lines.
+SERIES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 HEAT_MAP = "Blues"
 
 DPI = 120
@@ -80,12 +83,13 @@ def count_rounds(axes: Axes, rounds: Sequence[int]) -> None:
         axes.set_xticks([rounds[0]])
 
 
-def plain_log_axis(axes: Axes) -> None:
-    """Make the y axis logarithmic, with decimals such as 0.05 instead of powers of ten."""
-    axes.set_yscale("log")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
-    axes.yaxis.set_minor_formatter(NullFormatter())
+def plain_log_axis(axes: Axes, which: Literal["x", "y"] = "y") -> None:
+    """Make an axis logarithmic, with decimals such as 0.05 instead of powers of ten."""
+    axes.set(**{f"{which}scale": "log"})
+    axis = axes.yaxis if which == "y" else axes.xaxis
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def number(value: object) -> float:

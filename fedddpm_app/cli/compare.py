@@ -1,0 +1,141 @@
+"""`fedddpm compare`: run a grid of rows, conditions and seeds, and write its results."""
+
+import shlex
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+
+import typer
+
+from fedddpm_app.cli.common import FAILED, RUN_CONFIG, find_app, read_config, refuse, say
+from fedddpm_app.cli.compare_view import GridView, print_plan
+from fedddpm_app.cli.options import Engine
+from fedddpm_app.cli.start import resumed_config
+from fedddpm_app.compare.cells import Cell, State, state_of
+from fedddpm_app.compare.outputs import Outputs
+from fedddpm_app.compare.plan import Plan, make_plan
+from fedddpm_app.compare.pool import run_cells
+from fedddpm_app.compare.progress import GridProgress
+from fedddpm_app.compare.publish import publish_results
+from fedddpm_app.compare.spec import read_spec
+from fedddpm_app.config import ConfigError, Scalar, default_run_config, kinds_of_keys, read_overrides
+from fedddpm_app.device import resolve_device
+from fedddpm_app.disk.owned import LOCK, OwnerLock
+from fedddpm_app.launch.resources import usable_cpus
+from fedddpm_app.launch.simulation import Stopped, leaving_in_order
+from fedddpm_app.recording.directory import CONFIG
+from fedddpm_app.recording.files import RecordingError
+
+
+def compare(
+    grid: Path,
+    run_config: list[str] | None,
+    app_dir: Path | None,
+    out: Path | None,
+    jobs: int | None,
+    publish: Path | None,
+    dry_run: bool,
+) -> None:
+    """Plan, run, write; ``commands.compare`` describes the arguments."""
+    folder = find_app(app_dir)
+    sys.path.insert(0, str(folder))  # for the user's own algorithms
+    try:
+        plan = _plan(grid, run_config, folder, out)
+        with nullcontext() if dry_run else _locked(plan.folder):
+            states = {cell: state_of(cell, plan.defaults) for cell in plan.cells}
+            jobs = jobs or _jobs(plan)
+            print_plan(plan, states, jobs)
+            failed = {} if dry_run else _run(plan, states, jobs, folder, publish)
+    except ConfigError as error:
+        refuse(str(error))
+    except RecordingError as error:
+        say(str(error))
+        raise typer.Exit(FAILED) from error
+    if failed:
+        raise typer.Exit(FAILED)
+
+
+def run_cell(app_dir: Path, overrides: dict[str, Scalar]) -> None:
+    """Run or resume a cell in this process, as `fedddpm run --engine inprocess` does; exit with its code."""
+    from fedddpm_app.cli.run import execute
+
+    directory = Path(str(overrides["output-dir"]), str(overrides["run-name"]))
+    try:
+        if (directory / CONFIG).exists():
+            overrides = resumed_config(str(directory), False, on_this_host=True)
+        else:
+            (directory / "log.txt").unlink(missing_ok=True)  # of a process that ended before the start of its run
+        config, given = read_config(app_dir, None, base=overrides)
+        execute(app_dir, config, given, {}, Engine.inprocess, "")
+    except ConfigError as error:
+        say(str(error))
+        sys.exit(2)
+    except typer.Exit as end:
+        sys.exit(end.exit_code)
+
+
+def _plan(grid: Path, run_config: list[str] | None, app_dir: Path, out: Path | None) -> Plan:
+    """Return the plan of a grid file with the keys of -c."""
+    extra = read_overrides(RUN_CONFIG, run_config or [], kinds_of_keys())
+    if extra.problems:
+        raise ConfigError("\n".join(extra.problems))
+    spec = read_spec(grid, extra.values)
+    folder = (out or Path("runs", f"compare-{spec.name}")).expanduser().absolute()
+    return make_plan(spec, folder, default_run_config(app_dir), str(grid))
+
+
+def _jobs(plan: Plan) -> int:
+    """Return how many cells fit on this machine: by the threads of a cell; on an accelerator 1."""
+    configs = [setting.config.run for setting in plan.settings]
+    if any(resolve_device(run.device).type != "cpu" for run in configs):
+        return 1
+    return max(1, usable_cpus() // max(max(run.client_threads, run.server_threads) for run in configs))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold the grid's folder in the body: only one command at a time may work in it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = OwnerLock(folder / LOCK)
+        taken = lock.acquire()
+    except OSError as error:
+        raise ConfigError(f"--out = {folder} cannot be used ({error.strerror}): give a writable folder.") from error
+    if not taken:
+        raise ConfigError(f"--out = {folder}: another `fedddpm compare` works in it; wait for its end, or stop it.")
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _run(plan: Plan, states: dict[Cell, State], jobs: int, app_dir: Path, publish: Path | None) -> dict[Cell, str]:
+    """Run the cells that are not complete, and write the results; return the reasons of failed cells."""
+    if running := [str(cell.directory) for cell, state in states.items() if state is State.RUNNING]:
+        raise ConfigError(f"{', '.join(running)}: another process still runs it; wait for its end, or stop it.")
+    progress = GridProgress(states, jobs)
+    outputs = Outputs(plan, shlex.join(["fedddpm", *sys.argv[1:]]))
+    cells = [cell for cell, state in states.items() if state is not State.COMPLETED]
+    began = time.monotonic()
+
+    def write() -> list[str]:
+        return outputs.write(progress.failed, (time.monotonic() - began) / 3600 if cells else 0.0)
+
+    try:
+        with leaving_in_order(), GridView(progress, write) as view:
+            run_cells(cells, jobs, "fedddpm_app.cli.compare:run_cell", app_dir, view)
+    except Stopped:
+        say(f"stopped; the same command continues this grid: {plan.folder}")
+        with suppress(RecordingError):
+            write()
+        raise
+    sentences = write()
+    outputs.draw()
+    published = publish_results(plan.folder, publish) if publish is not None else []
+    failed = [f"failed: {cell.name}: {reason} (its output: {cell.log})" for cell, reason in progress.failed.items()]
+    for sentence in (*sentences, *(f"published: {path}" for path in published), *failed):
+        say(sentence)
+    say(f"results: {plan.folder / 'table.md'}")
+    return progress.failed

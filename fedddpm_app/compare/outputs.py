@@ -1,0 +1,86 @@
+"""The files of a grid: ``results.json`` and ``table.md`` after every cell, the pictures at the end."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from fedddpm_app.compare.cells import Cell
+from fedddpm_app.compare.history import read_history
+from fedddpm_app.compare.plan import Plan
+from fedddpm_app.compare.plots import plot_claim, plot_curves, plot_sweep
+from fedddpm_app.compare.results import collect, missing_metrics
+from fedddpm_app.compare.samples import save_side_by_side
+from fedddpm_app.compare.table import page
+from fedddpm_app.device import describe_machine
+from fedddpm_app.disk.durable import replacing
+from fedddpm_app.recording.files import optional, without_nan, write_json, writing
+from fedddpm_app.recording.provenance import describe_environment
+from fedddpm_app.recording.reading import read_object
+from fedddpm_app.recording.status import COMPLETED, now, read_status
+
+RESULTS, TABLE = "results.json", "table.md"
+
+
+class Outputs:
+    """Writes the results of a grid into its folder.
+
+    Parameters
+    ----------
+    plan : Plan
+        The grid.
+    command : str
+        The command that was typed.
+    """
+
+    def __init__(self, plan: Plan, command: str) -> None:
+        self._plan = plan
+        self._began = now()
+        self._session = {"command": command, "machine": describe_machine(), **describe_environment()}
+        self._before = _sessions(plan.folder / RESULTS)
+        self._results: dict[str, Any] = {}
+
+    def write(self, failed: Mapping[Cell, str], hours: float) -> list[str]:
+        """Write ``results.json`` and ``table.md``; return sentences about what they lack.
+
+        ``hours`` is the time that this command has run cells; 0 if it had none to run.
+        """
+        spec = self._plan.spec
+        session = {**self._session, "started": self._began, "ended": now(), "wall_hours": hours}
+        sessions = [*self._before, *([session] if hours else [])]
+        grid = spec.model_dump(include={"base", "conditions", "rows", "sweep"})
+        about = spec.model_dump(include={"name", "title", "reference", "match", "budget", "seeds", "metrics"})
+        found = {**about, "grid": grid, "sessions": sessions, **collect(self._plan, failed)}
+        self._results = without_nan(found)  # type: ignore[assignment]
+        write_json(self._plan.folder / RESULTS, self._results)
+        with writing(self._plan.folder / TABLE), replacing(self._plan.folder / TABLE) as work:
+            work.write_text(page(self._results), encoding="utf-8")
+        return missing_metrics(self._plan, self._results)
+
+    def draw(self) -> None:
+        """Write the pictures of the last results; a picture that cannot be written gives a warning."""
+        plan, folder, results = self._plan, self._plan.folder, self._results
+        complete = [cell for cell in plan.cells if read_status(cell.directory).state == COMPLETED]
+        for metric in plan.spec.metrics:
+            histories: dict[tuple[str, str], list[Any]] = {}
+            for cell in complete:
+                key = cell.setting.line.label, cell.setting.condition
+                histories.setdefault(key, []).append(read_history(cell.directory, metric))
+            with optional(folder):
+                plot_curves(results, metric, histories, folder / f"curves-{metric}.png")
+                if plan.spec.sweep:
+                    plot_sweep(results, metric, folder / f"sweep-{metric}.png")
+        with optional(folder):
+            plot_claim(results, plan.spec.metrics[0], folder / "claim.png")
+        for condition in plan.spec.conditions:
+            same = [c for c in complete if c.setting.condition == condition and c.seed == plan.spec.seeds[0]]
+            with optional(folder):
+                save_side_by_side(same, folder / f"samples-{condition}.png")
+
+
+def _sessions(path: Path) -> list[Any]:
+    """Return the earlier commands that ran cells of this grid."""
+    try:
+        found = read_object(path).get("sessions")
+    except (OSError, ValueError):
+        return []
+    return found if isinstance(found, list) else []

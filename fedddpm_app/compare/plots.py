@@ -1,0 +1,225 @@
+"""The plots of a grid: curves over the cost, the claim, and the sweep of an ablation."""
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from matplotlib.axes import Axes
+from matplotlib.ticker import MaxNLocator
+
+from fedddpm_app.compare.history import AXES, History, Point
+from fedddpm_app.compare.statistics import deviation, interval
+from fedddpm_app.compare.table import conditions_of, labels_of
+from fedddpm_app.recording.style import FLOOR, MAX_MARKED_ROUNDS, SERIES, open_figure, plain_log_axis
+
+Results = Mapping[str, Any]
+_WIDE = 8.0  # a wider range gets a log axis
+_LINES = ("-", "--", ":")
+_MARKERS = "osD^vP*Xdph<>8"
+_LEGEND_COLUMNS = 5
+
+
+@dataclass(frozen=True)
+class _Look:
+    """The look of a line of the grid, the same in every plot."""
+
+    color: str
+    linestyle: str
+    marker: str
+
+
+def _looks(results: Results) -> dict[str, _Look]:
+    """Return the look of each line: the colour is the row's, and the reference alone is black."""
+    colours = _colours(results)
+    values: dict[str, list[str]] = {}
+    for each in results["settings"]:
+        if each["label"] not in values.setdefault(each["row"], []):
+            values[each["row"]].append(each["label"])
+    looks = {}
+    for k, row in enumerate(colours):
+        for v, label in enumerate(values[row]):
+            line = _LINES[(k // len(SERIES) + v) % len(_LINES)]
+            looks[label] = _Look(colours[row], line, _MARKERS[(k + v) % len(_MARKERS)])
+    return looks
+
+
+def _colours(results: Results) -> dict[str, str]:
+    """Return the colour of each row, the reference first."""
+    rows = sorted({each["row"]: None for each in results["settings"]}, key=lambda row: row != results["reference"])
+    return {row: SERIES[1 + (k - 1) % (len(SERIES) - 1)] if k else SERIES[0] for k, row in enumerate(rows)}
+
+
+def plot_curves(
+    results: Results, metric: str, histories: Mapping[tuple[str, str], Sequence[History]], path: Path
+) -> None:
+    """Plot a metric against rounds, gradient steps, MB and seconds; a row of panels per condition.
+
+    Parameters
+    ----------
+    results : mapping
+        As ``results.json``.
+    metric : str
+        Its name.
+    histories : mapping of (label, condition) to sequence of History
+        One for each complete seed.
+    path : Path
+        The PNG.
+    """
+    conditions, looks = conditions_of(results), _looks(results)
+    title = (
+        f"{_name(results, metric)}\n"
+        "line: during the rounds (few images), mean and deviation over seeds; large marker: final model, all images"
+    )
+    with open_figure(path, title, 16, 1.8 + 3.4 * len(conditions)) as figure:
+        grid = figure.subplots(len(conditions), len(AXES), squeeze=False, sharey="row")
+        for row, condition in zip(grid, conditions, strict=True):
+            for axes, (axis, name) in zip(row, AXES.items(), strict=True):
+                for label, look in looks.items():
+                    _curve(axes, axis, histories.get((label, condition), ()), look, label)
+                axes.set_xlabel(name)
+            row[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+            row[0].set(ylabel=metric, title=condition)
+            _scale(row[0], [p.value for (_, c), found in histories.items() if c == condition for p in _points(found)])
+        legends = [axes.get_legend_handles_labels() for axes in grid.flat]
+        handles = {text: handle for legend in legends for handle, text in zip(*legend, strict=True)}
+        if handles:
+            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=_LEGEND_COLUMNS)
+
+
+def _points(histories: Sequence[History]) -> list[Point]:
+    return [p for each in histories for p in [*each.points, *([each.final] if each.final else [])]]
+
+
+def _curve(axes: Axes, axis: str, histories: Sequence[History], look: _Look, label: str) -> None:
+    """Plot the mean over the seeds, with a band of one deviation, and the final model."""
+    same: dict[float, list[Point]] = {}
+    for history in histories:
+        for point in history.points:
+            same.setdefault(point.round, []).append(point)
+    places = [statistics.fmean(getattr(p, axis) for p in points) for points in same.values()]
+    means = [interval([p.value for p in points]).mean for points in same.values()]
+    spreads = [deviation([p.value for p in points]) or 0.0 for points in same.values()]
+    marker = look.marker if len(same) <= MAX_MARKED_ROUNDS else ""
+    if same:
+        axes.plot(places, means, color=look.color, linestyle=look.linestyle, marker=marker, markersize=3, linewidth=1.2)
+        low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
+        axes.fill_between(places, low, high, color=look.color, alpha=0.12, linewidth=0)
+    final = [each.final for each in histories if each.final]
+    if final:
+        place, value = (statistics.fmean(getattr(p, key) for p in final) for key in (axis, "value"))
+        big: dict[str, Any] = {"marker": look.marker, "markersize": 9, "markeredgecolor": "white"}
+        axes.plot([place], [value], color=look.color, linestyle=look.linestyle, label=label, **big)
+
+
+def plot_claim(results: Results, metric: str, path: Path) -> None:
+    """Plot a metric's points per seed, mean and interval: lines of the grid by conditions."""
+    conditions, labels, looks = conditions_of(results), labels_of(results), _looks(results)
+    title = (
+        f"{_name(results, metric)}\n"
+        "points: seeds; bar: mean and 95 % interval\n"
+        f"dotted: mean of {results['reference']}; dashed: floor (real images)"
+    )
+    with open_figure(path, title, 2.6 + 4.0 * len(conditions), 1.8 + 0.36 * len(labels)) as figure:
+        panels = figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0]
+        for axes, condition in zip(panels, conditions, strict=True):
+            shown = []
+            for place, label in enumerate(labels):
+                shown += _bar(axes, place, _values(results, label, condition, metric), looks[label].color)
+            _reference_lines(axes, results, condition, metric)
+            _scale(axes, shown, "x")
+            axes.set(title=condition, xlabel=metric)
+            axes.grid(visible=False, axis="y")
+        panels[0].set_yticks(range(len(labels)), labels)
+        panels[0].set_ylim(len(labels) - 0.5, -0.5)
+
+
+def _bar(axes: Axes, place: float, values: Sequence[float], colour: str) -> list[float]:
+    """Plot the values of a line, their mean and interval; return the values shown."""
+    found = interval(values)
+    if not found.n:
+        return []
+    axes.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.45, markeredgewidth=0)
+    axes.plot([found.mean] * 2, [place - 0.28, place + 0.28], color=colour, linewidth=2)
+    if found.low is not None and found.high is not None:
+        axes.plot([found.low, found.high], [place] * 2, color=colour, linewidth=1.4)
+        return [*values, found.low, found.high]
+    return [*values]
+
+
+def _reference_lines(axes: Axes, results: Results, condition: str, metric: str) -> None:
+    """Draw the reference's mean, and the floor."""
+    for each in results["settings"]:
+        found = each["metrics"].get(metric)
+        if each["condition"] == condition and each["row"] == results["reference"] and not each["sweep"] and found:
+            axes.axvline(found["mean"], color=SERIES[0], linestyle=":", linewidth=1)
+            if math.isfinite(found["floor"] or math.nan):
+                axes.axvline(found["floor"], color=FLOOR, linestyle="--", linewidth=1)
+
+
+def plot_sweep(results: Results, metric: str, path: Path) -> None:
+    """Plot a metric against the values of the sweep's key: mean and interval, a line per row, a panel per condition."""
+    conditions, sweep = conditions_of(results), results["grid"]["sweep"]
+    title = f"{_name(results, metric)}\nmean and 95 % interval over seeds"
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in sweep["values"])
+    places = sweep["values"] if numeric else list(range(len(sweep["values"])))
+    with open_figure(path, title, 1.5 + 4.2 * len(conditions), 4.6) as figure:
+        panels = figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0]
+        for axes, condition in zip(panels, conditions, strict=True):
+            shown = []
+            for row, colour in _colours(results).items():
+                settings = [e for e in results["settings"] if (e["row"], e["condition"]) == (row, condition)]
+                shown += _sweep_line(axes, settings, sweep, places, metric, colour, row)
+            axes.set(title=condition, xlabel=sweep["key"])
+            if numeric and min(places) > 0 and max(places) > _WIDE * min(places):
+                axes.set_xscale("log")
+            axes.set_xticks(places, [str(value) for value in sweep["values"]])
+            axes.minorticks_off()
+            _scale(axes, shown)
+        panels[0].set_ylabel(metric)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=_LEGEND_COLUMNS)
+
+
+def _sweep_line(
+    axes: Axes,
+    settings: Sequence[Mapping[str, Any]],
+    sweep: Mapping[str, Any],
+    places: Sequence[float],
+    metric: str,
+    colour: str,
+    row: str,
+) -> list[float]:
+    """Plot a row over the values, or as a level line where the key has no effect; return the values shown."""
+    by_value = {next(iter(each["sweep"].values()), None): each["metrics"].get(metric) for each in settings}
+    found = [by_value.get(value, by_value.get(None)) for value in sweep["values"]]
+    known = [(place, each) for place, each in zip(places, found, strict=True) if each and each["n"]]
+    if not known:
+        return []
+    where, means = [place for place, _ in known], [each["mean"] for _, each in known]
+    level = None in by_value
+    axes.plot(where, means, color=colour, linestyle="--" if level else "-", marker="" if level else "o", label=row)
+    low, high = ([each["mean"] if each[key] is None else each[key] for _, each in known] for key in ("low", "high"))
+    axes.fill_between(where, low, high, color=colour, alpha=0.15, linewidth=0)
+    return [*means, *low, *high]
+
+
+def _values(results: Results, label: str, condition: str, metric: str) -> list[float]:
+    """Return a metric's values of the complete seeds."""
+    cells = [each for each in results["cells"] if (each["label"], each["condition"]) == (label, condition)]
+    values = [each.get("metrics", {}).get(metric, {}).get("value") for each in cells]
+    return [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
+
+
+def _scale(axes: Axes, values: Sequence[float], which: Literal["x", "y"] = "y") -> None:
+    """Make an axis logarithmic if its values are positive and far apart."""
+    known = [value for value in values if math.isfinite(value)]
+    if known and min(known) > 0 and max(known) > _WIDE * min(known):
+        plain_log_axis(axes, which)
+
+
+def _name(results: Results, metric: str) -> str:
+    """Return the names of the grid and the metric, and whether a lower or a higher value is better."""
+    better = results["measured"].get(metric, {}).get("better")
+    return f"{results['title'] or results['name']}: {metric}{f' ({better} is better)' if better else ''}"

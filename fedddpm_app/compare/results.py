@@ -1,0 +1,132 @@
+"""The results of a grid: every cell, and every setting over its seeds, with its difference to the reference."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import Any
+
+from fedddpm_app.compare.cells import Cell, Setting
+from fedddpm_app.compare.plan import Plan
+from fedddpm_app.compare.statistics import deviation, interval, paired_difference
+from fedddpm_app.recording.reading import read_object
+from fedddpm_app.recording.status import COMPLETED, Status, read_status
+
+_OF_A_METRIC = ("value", "std", "floor", "floor_std", "note")  # ``measured`` has the rest
+_HOW = ("extractor", "extractor_digest", "reference", "reference_n", "reference_digest", "n", "sampler", "steps")
+_COSTS = {"steps": "compute/steps", "up_mb": "comm/up_mb", "down_mb": "comm/down_mb", "seconds": "time/total_s"}
+
+
+def collect(plan: Plan, failed: Mapping[Cell, str]) -> dict[str, Any]:
+    """Return the results of all cells so far, for ``results.json``.
+
+    Parameters
+    ----------
+    plan : Plan
+        The grid.
+    failed : mapping of Cell to str
+        The reasons of the cells that did not complete.
+
+    Returns
+    -------
+    dict
+        ``cells``: a dict per cell; ``settings``: a dict per line and condition, with ``metrics`` by name;
+        ``measured``: how each metric was measured; ``commits``: of the cells.
+    """
+    statuses = {cell: read_status(cell.directory) for cell in plan.cells}
+    cells = {cell: _of_cell(cell, status, failed.get(cell, "")) for cell, status in statuses.items()}
+    by_setting: dict[Setting, dict[int, dict[str, Any]]] = {}
+    for cell, found in cells.items():
+        if found["status"] == COMPLETED:
+            by_setting.setdefault(cell.setting, {})[cell.seed] = found
+    measured = {
+        name: {key: metric.get(key) for key in (*_HOW, "better")}
+        for status in statuses.values()
+        for name, metric in _metrics_of(status).items()
+    }
+    commits = dict.fromkeys(found["git_commit"] for found in cells.values() if found.get("git_commit"))
+    return {
+        "measured": measured,
+        "settings": [_of_setting(plan, setting, by_setting) for setting in plan.settings],
+        "cells": list(cells.values()),
+        "commits": list(commits),
+    }
+
+
+def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
+    """Return a cell's status, and its metrics and costs if it is complete."""
+    found: dict[str, Any] = {**_names(cell.setting), "seed": cell.seed, "status": status.state}
+    if status.state != COMPLETED:
+        return found | ({"reason": reason} if reason else {})
+    found |= {name: status.summary.get(key) for name, key in _COSTS.items()}
+    metrics = {
+        name: {key: metric[key] for key in _OF_A_METRIC if metric.get(key) not in (None, "")}
+        for name, metric in _metrics_of(status).items()
+    }
+    about = _about(cell)
+    return found | {"metrics": metrics, "git_commit": about.get("git_commit"), "git_clean": about.get("git_clean")}
+
+
+def _names(setting: Setting) -> dict[str, Any]:
+    value = {} if setting.line.value is None else {setting.line.key: setting.line.value}
+    return {"row": setting.line.row, "label": setting.line.label, "sweep": value, "condition": setting.condition}
+
+
+def _about(cell: Cell) -> dict[str, Any]:
+    try:
+        return read_object(cell.directory / "config.json")
+    except (OSError, ValueError):
+        return {}
+
+
+def _metrics_of(status: Status) -> dict[str, dict[str, Any]]:
+    """Return the metrics of a run's final evaluation by name; empty before its end."""
+    found = status.summary.get("metrics")
+    return {metric["name"]: metric for metric in found} if isinstance(found, list) else {}
+
+
+def _of_setting(
+    plan: Plan, setting: Setting, by_setting: Mapping[Setting, Mapping[int, Mapping[str, Any]]]
+) -> dict[str, Any]:
+    """Return the means over the seeds of a setting, and the differences to the reference."""
+    cells, reference = by_setting.get(setting, {}), plan.reference_of(setting)
+    compared = by_setting.get(reference, {}) if reference is not None and reference is not setting else {}
+    names = dict.fromkeys(name for cell in cells.values() for name in cell["metrics"])
+    metrics = {}
+    for name in names:
+        values, others = _values(cells, name), _values(compared, name)
+        mean = interval(list(values.values()))
+        metrics[name] = {
+            **asdict(mean),
+            "sd": deviation(list(values.values())),
+            "floor": interval(list(_values(cells, name, "floor").values())).mean,
+            "difference": asdict(paired_difference(values, others)) if others else None,
+        }
+    costs = {name: interval([_number(cell[name]) for cell in cells.values()]).mean for name in _COSTS}
+    return {
+        **_names(setting),
+        "n": len(cells),
+        "metrics": metrics,
+        "solved": dict(setting.solved),
+        "expected": {**asdict(setting.cost), "budget": setting.budget},
+        **costs,
+    }
+
+
+def _values(cells: Mapping[int, Mapping[str, Any]], name: str, key: str = "value") -> dict[int, float]:
+    """Return a metric's finite values by seed."""
+    values = {seed: _number(cell["metrics"].get(name, {}).get(key)) for seed, cell in cells.items()}
+    return {seed: value for seed, value in values.items() if math.isfinite(value)}
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def missing_metrics(plan: Plan, results: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each metric of the table that no cell has."""
+    known: Sequence[str] = list(results["measured"])
+    return [
+        f"metrics: {name} is not among the final metrics of the cells; they have {', '.join(known)}."
+        for name in plan.spec.metrics
+        if known and name not in known
+    ]

@@ -1,0 +1,159 @@
+"""The tables of a grid in Markdown, and the sentences that follow from its intervals."""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+Results = Mapping[str, Any]
+_DIGITS = 3
+
+
+def table_of(results: Results, metric: str) -> str:
+    """Return a Markdown table of a metric: a row per line of the grid, a column per condition, and the costs."""
+    conditions = conditions_of(results)
+    heading = ["", *conditions, "gradient steps", "models exchanged", "MB up, down", "minutes"]
+    rows = []
+    for label in labels_of(results):
+        settings = {each["condition"]: each for each in results["settings"] if each["label"] == label}
+        cells = [_cell(settings.get(condition), metric) for condition in conditions]
+        rows.append([_escaped(label), *cells, *_costs(list(settings.values()))])
+    lines = [heading, ["---"] * len(heading), *rows]
+    return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
+
+
+def sentences_of(results: Results, metric: str) -> list[str]:
+    """Return the sentences that follow from the intervals of a metric's differences to the reference."""
+    reference, better = results["reference"], results["measured"].get(metric, {}).get("better", "")
+    sides: dict[int, dict[str, list[str]]] = {-1: {}, 1: {}, 0: {}}
+    for each in results["settings"]:
+        difference = each["metrics"].get(metric, {}).get("difference")
+        if difference and difference["n"]:
+            sides[_side(difference)].setdefault(each["label"], []).append(each["condition"])
+    verdicts = {word: f" ({'better' if word == better else 'worse'})" if better else "" for word in ("lower", "higher")}
+    starts = [
+        f"{metric} is {word}{verdict} than that of {reference}, and the interval excludes zero: "
+        for word, verdict in verdicts.items()
+    ]
+    starts.append(f"No difference to {reference} is shown, because the interval contains zero: ")
+    named = ["; ".join(f"{label} ({', '.join(where)})" for label, where in found.items()) for found in sides.values()]
+    return [f"{start}{lines}." for start, lines in zip(starts, named, strict=True) if lines]
+
+
+NOTE_ON_STATISTICS = (
+    "A table has the mean ± the standard deviation over the seeds. In parentheses is the mean paired difference to the "
+    "reference over the seeds that both have, with its 95 % t interval. The intervals are not corrected for the number "
+    "of comparisons. Gradient steps, MB and minutes are the means of what the runs counted; models exchanged are what "
+    "the algorithm needs."
+)
+
+
+def page(results: Results) -> str:
+    """Return ``table.md``: the tables of all metrics of a grid, and the sentences of the first."""
+    metrics = results["metrics"]
+    parts = [f"# {results['title'] or results['name']}", NOTE_ON_STATISTICS, cost_note(results)]
+    for metric in metrics:
+        parts += [f"## {metric}", measured_note(results, metric), table_of(results, metric)]
+        parts += ["\n".join(f"- {sentence}" for sentence in sentences_of(results, metric))]
+    unfinished = [cell for cell in results["cells"] if cell["status"] != "completed"]
+    if unfinished:
+        parts += ["## Cells that are not complete"]
+        parts += ["\n".join(f"- {_cell_name(cell)}: {cell.get('reason', cell['status'])}" for cell in unfinished)]
+    return "\n\n".join(part for part in parts if part) + "\n"
+
+
+def cost_note(results: Results) -> str:
+    """Return the number of seeds, and what is equal for all rows."""
+    seeds, match = results["seeds"], results["match"]
+    named = f"Reference: {results['reference']}. Seeds: {', '.join(map(str, seeds))}."
+    if match == "rounds":
+        return f"{named} All rows have the same number of rounds."
+    budgets = [each["expected"]["budget"] for each in results["settings"]]
+    what = "gradient steps" if match == "steps" else "models exchanged (up and down)"
+    rest = " An image that only goes forward counts 1/3 of a training image." if match == "steps" else ""
+    return f"{named} All rows have a budget of {_range(budgets)} {what}.{rest}"
+
+
+def measured_note(results: Results, metric: str) -> str:
+    """Return how a metric was measured."""
+    about = results["measured"].get(metric)
+    if not about:
+        return "No cell has this metric."
+    floors = [each["metrics"][metric]["floor"] for each in results["settings"] if metric in each["metrics"]]
+    better = f" {about['better'].capitalize()} is better." if about["better"] else ""
+    return (
+        f"{about['n']:,} generated images ({about['sampler']}, {about['steps']} steps) against "
+        f"{about['reference_n']:,} of the {about['reference']} split (digest {about['reference_digest']}), extractor "
+        f"{about['extractor']} (digest {about['extractor_digest']}).{better} Floor, the same metric of real images: "
+        f"{_range(floors)}."
+    )
+
+
+def labels_of(results: Results) -> list[str]:
+    """Return the lines of the table."""
+    return list(dict.fromkeys(each["label"] for each in results["settings"]))
+
+
+def conditions_of(results: Results) -> list[str]:
+    """Return the columns of the table."""
+    return list(dict.fromkeys(each["condition"] for each in results["settings"]))
+
+
+def number(value: float | None) -> str:
+    """Return a number with 3 significant digits, without exponent for usual sizes."""
+    if value is None or not math.isfinite(value):
+        return "not defined"
+    if value and not 1e-4 <= abs(value) < 1e15:
+        return f"{value:.{_DIGITS - 1}e}"
+    rounded = float(f"{value:.{_DIGITS - 1}e}")
+    places = _DIGITS - 1 - (math.floor(math.log10(abs(rounded))) if rounded else 0)
+    return f"{rounded:,.{max(0, places)}f}"
+
+
+def _cell(setting: Mapping[str, Any] | None, metric: str) -> str:
+    """Return a setting's mean ± deviation, and its difference to the reference."""
+    found = setting["metrics"].get(metric) if setting else None
+    if not found or not found["n"]:
+        return "–"
+    text = number(found["mean"]) + (f" ± {number(found['sd'])}" if found["sd"] is not None else "")
+    difference = found["difference"]
+    if difference and difference["n"]:
+        limits = f" [{_signed(difference['low'])}, {_signed(difference['high'])}]" if difference["n"] > 1 else ""
+        text += f" ({_signed(difference['mean'])}{limits})"
+    return text + ("" if found["n"] == setting["n"] else f", n = {found['n']}") if setting else text
+
+
+def _costs(settings: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the costs of a line as texts; a range if conditions differ."""
+    models = [each["expected"]["models_up"] + each["expected"]["models_down"] for each in settings]
+    up, down = (_range([each[key] for each in settings]) for key in ("up_mb", "down_mb"))
+    minutes = _range([each["seconds"] / 60 if each["seconds"] is not None else None for each in settings])
+    return [_range([each["steps"] for each in settings]), _range(models), f"{up}, {down}", minutes]
+
+
+def _range(values: Sequence[float | None]) -> str:
+    known = sorted(value for value in values if value is not None and math.isfinite(value))
+    return "–".join(dict.fromkeys(_cost(value) for value in (known[0], known[-1]))) if known else "–"
+
+
+def _cost(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else number(value)
+
+
+def _signed(value: float | None) -> str:
+    text = number(value)
+    return text if text.startswith("not") else f"+{text}" if value and value > 0 else text.replace("-", "−")
+
+
+def _side(difference: Mapping[str, Any]) -> int:
+    low, high = difference["low"], difference["high"]
+    if low is None or high is None:
+        return 0
+    return -1 if high < 0 else 1 if low > 0 else 0
+
+
+def _cell_name(cell: Mapping[str, Any]) -> str:
+    return f"{cell['label']}, {cell['condition']}, seed {cell['seed']}"
+
+
+def _escaped(text: str) -> str:
+    return text.replace("|", "\\|").replace("_", "\\_")

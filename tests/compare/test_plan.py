@@ -1,0 +1,129 @@
+"""Costs are those of the algorithms; the data are the digits with 4 clients."""
+
+from pathlib import Path
+
+import pytest
+
+from fedddpm_app.compare.cells import Line
+from fedddpm_app.compare.plan import far_from_budget, make_plan
+from fedddpm_app.compare.solver import solve
+from fedddpm_app.compare.spec import GridSpec
+from fedddpm_app.config import ConfigError, default_run_config
+from tests.conftest import TINY
+
+
+@pytest.mark.parametrize(
+    ("cost", "budget", "value"),
+    [
+        (lambda v: 3 * v, 10, 3),
+        (lambda v: 3 * v, 9, 3),
+        (lambda v: v / 3, 1, 3),  # the cost of 3 is not exactly 1
+        (lambda v: 100 + v // 7, 101, 13),  # in steps
+        (lambda v: 2**20 * v, 2**40, 2**20),
+    ],
+)
+def test_the_largest_value_within_the_budget(cost, budget, value):
+    assert solve(cost, budget) == value
+
+
+def test_a_budget_that_fits_nothing_and_a_cost_without_the_key_are_errors():
+    with pytest.raises(ConfigError, match="it costs 3 even with the value 1, more than the budget of 2"):
+        solve(lambda v: 3 * v, 2)
+    with pytest.raises(ConfigError, match="its cost does not depend on this key"):
+        solve(lambda v: 3, 5)
+
+
+def plan(folder=Path("/nowhere"), **changes):
+    spec = {
+        "name": "a",
+        "reference": "fedavg",
+        "seeds": [3, 5],
+        "metrics": ["fd-classifier"],
+        "base": {"local-steps": 4, "batch-size": 8, "num-rounds": 6, "auxiliary-sampler-steps": 2},
+        "conditions": {"iid": {"partition": "iid"}, "disjoint": {"partition": "disjoint-classes"}},
+        "rows": {"fedavg": {}, "fedddpm": {"pretrain-steps": 3, "correction-steps": 2, "auxiliary-size": 12}},
+    }
+    defaults = default_run_config() | TINY
+    return make_plan(GridSpec.model_validate(spec | changes), folder, defaults, "grid.toml")
+
+
+def test_equal_steps():
+    """4 clients x 4 steps x 6 rounds = 96; FedDDPM: 12 + 12 * 2 / 3 / 8 = 13, and 18 per round."""
+    found = plan()
+    reference, other = found.settings[0], found.settings[2]
+    assert (reference.budget, reference.cost.steps, reference.solved) == (96, 96, {})
+    assert (other.budget, other.cost.steps, other.solved) == (96, 13 + 4 * 18, {"num-rounds": 4})
+    assert other.keys["num-rounds"] == other.config.run.num_rounds == 4
+    assert far_from_budget(found) == {"fedddpm": pytest.approx(85 / 96 - 1)}
+
+
+def test_a_second_key_uses_the_rest():
+    """After 4 rounds 11 steps are left: 2.75 more correction steps per round, so 2 more."""
+    rows = {
+        "fedavg": {},
+        "fedddpm": {"pretrain-steps": 3, "auxiliary-size": 12, "solve": ["num-rounds", "correction-steps"]},
+    }
+    other = plan(rows=rows).settings[2]
+    assert (other.solved, other.cost.steps) == ({"num-rounds": 4, "correction-steps": 4}, 13 + 4 * 20)
+
+
+def test_equal_bytes_and_a_given_budget():
+    """A round exchanges 4 models up and 4 down, pretraining once more; the budget allows 5 such exchanges."""
+    found = plan(match="bytes", budget=40.0)
+    assert [s.solved for s in found.settings[::2]] == [{"num-rounds": 5}, {"num-rounds": 4}]
+
+
+def test_equal_rounds_leave_every_row_alone():
+    assert [s.config.run.num_rounds for s in plan(match="rounds").settings] == [6, 6, 6, 6]
+
+
+def test_the_first_seed_of_all_rows_comes_first():
+    cells = [(c.seed, c.setting.condition, c.setting.line.row, c.directory) for c in plan().cells]
+    assert [cell[:3] for cell in cells[:4]] == [
+        (3, "iid", "fedavg"),
+        (3, "iid", "fedddpm"),
+        (3, "disjoint", "fedavg"),
+        (3, "disjoint", "fedddpm"),
+    ]
+    assert cells[-1] == (5, "disjoint", "fedddpm", Path("/nowhere/fedddpm/disjoint/seed-5"))
+
+
+def test_a_sweep_runs_a_row_once_if_its_key_has_no_effect_there():
+    rows = {"fedavg": {}, "fedddpm": {"correction-steps": 2, "auxiliary-size": 12}}
+    found = plan(rows=rows, sweep={"key": "pretrain-steps", "values": [2, 3]})
+    assert [s.line for s in found.settings[::2]] == [
+        Line("fedavg"),
+        Line("fedddpm", "pretrain-steps", 2),
+        Line("fedddpm", "pretrain-steps", 3),
+    ]
+    assert found.reference_of(found.settings[2]) is found.settings[0]
+    assert found.cells[1].directory == Path("/nowhere/fedddpm/pretrain-steps-2/iid/seed-3")
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (
+            {"budget": 20.0},
+            "grid.toml: row fedddpm, condition iid: solve = 'num-rounds': it costs 31 even with the value 1, more than "
+            "the budget of 20; use another key",
+        ),
+        (
+            {"rows": {"fedavg": {}, "fedprox": {"fedprox-mu": -1}}},
+            "grid.toml: row fedprox, condition iid: fedprox-mu = -1 cannot be used",
+        ),
+        (
+            {"rows": {"fedavg": {"algorithm": "fedavgg"}, "fedprox": {}}},
+            'grid.toml: row fedavg, condition iid: algorithm = "fedavgg" is not known',
+        ),
+        (
+            {"conditions": {"many": {"num-clients": 2000}}},
+            "grid.toml: row fedavg, condition many: ",
+        ),
+    ],
+)
+def test_a_cell_that_cannot_run_is_named_once(changes, says):
+    with pytest.raises(ConfigError) as error:
+        plan(**changes)
+    assert str(error.value).count("\n") == 0
+    assert says in str(error.value)

@@ -1,0 +1,84 @@
+import pytest
+
+from fedddpm_app.compare.publish import section, with_section, without_paths
+from fedddpm_app.compare.table import number, sentences_of, table_of
+from tests.conftest import ROOT
+
+
+def setting(row, condition, mean, difference=None):
+    low, high = (None, None) if difference is None else (difference - 1, difference + 1)
+    paired = None if difference is None else {"mean": difference, "low": low, "high": high, "n": 3}
+    metric = {"mean": mean, "low": mean - 1, "high": mean + 1, "n": 3, "sd": 0.5, "floor": 1.0, "difference": paired}
+    costs = {"steps": 640.0, "up_mb": 26.04, "down_mb": 26.04, "seconds": 90.0}
+    expected = {"steps": 640.0, "models_up": 40.0, "models_down": 40.0, "budget": 640.0}
+    names = {"row": row, "label": row, "sweep": {}, "condition": condition}
+    return {**names, "n": 3, "metrics": {"fd": metric}, "solved": {}, "expected": expected, **costs}
+
+
+RESULTS = {
+    "reference": "fedavg",
+    "measured": {"fd": {"better": "lower"}},
+    "settings": [
+        setting("fedavg", "skew", 16.25),
+        setting("fedavg", "iid", 4.0),
+        setting("late", "skew", 4.25, -12.0),
+        setting("late", "iid", 4.5, 0.5),
+        setting("worse", "skew", 20.0, 3.75),
+    ],
+}
+
+
+def test_the_readme_has_the_table_of_the_published_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert with_section(readme, section(ROOT / "results")) == readme, "run `make results-table`"
+
+
+def test_without_published_results_the_section_says_so(tmp_path):
+    assert "No grid is published yet." in section(tmp_path)
+
+
+def test_the_table_has_mean_deviation_and_paired_difference():
+    lines = table_of(RESULTS, "fd").splitlines()
+    assert lines[2] == "| fedavg | 16.2 ± 0.500 | 4.00 ± 0.500 | 640 | 80.0 | 26.0, 26.0 | 1.50 |"
+    assert lines[3].startswith("| late | 4.25 ± 0.500 (−12.0 [−13.0, −11.0]) | 4.50 ± 0.500 (+0.500 [−0.500, +1.50]) |")
+    assert lines[4].startswith("| worse | 20.0 ± 0.500 (+3.75 [+2.75, +4.75]) | – |")
+
+
+def test_only_intervals_that_exclude_zero_make_a_claim():
+    assert sentences_of(RESULTS, "fd") == [
+        "fd is lower (better) than that of fedavg, and the interval excludes zero: late (skew).",
+        "fd is higher (worse) than that of fedavg, and the interval excludes zero: worse (skew).",
+        "No difference to fedavg is shown, because the interval contains zero: late (iid).",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (3.14159, "3.14"),
+        (0.0123456, "0.0123"),
+        (1234.5, "1,230"),
+        (99.96, "100"),
+        (0.0, "0.00"),
+        (1e-9, "1.00e-09"),
+        (None, "not defined"),
+    ],
+)
+def test_numbers_have_three_significant_digits(value, text):
+    assert number(value) == text
+
+
+@pytest.mark.parametrize(
+    ("text", "left"),
+    [
+        ("fedddpm compare /home/me/a.toml --out /tmp/x", "fedddpm compare a.toml --out x"),
+        ('dataset="path:/data/mnist"', 'dataset="path:mnist"'),
+        ("~/runs/a.log: No such file", "a.log: No such file"),
+        (
+            "conf/compare/a.toml, 3 MB/s, https://arxiv.org/abs/1",
+            "conf/compare/a.toml, 3 MB/s, https://arxiv.org/abs/1",
+        ),
+    ],
+)
+def test_absolute_paths_are_reduced_to_their_last_name(text, left):
+    assert without_paths({"a": [text]}) == {"a": [left]}
