@@ -22,7 +22,6 @@ Deviations: none; it is our algorithm. Fine-tuning has the settings of pretraini
 FedAvg with an annealed and averaged last round. Both outcomes of the vote cost the same compute.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -32,54 +31,34 @@ from fedddpm_app import weights as weights_module
 from fedddpm_app.algorithms.fedddpm_kd import Distilling
 from fedddpm_app.auxiliary.collection import Collection
 from fedddpm_app.auxiliary.generation import GENERATE
-from fedddpm_app.auxiliary.models import HELD_OUT_LOSS, PretrainedModel
+from fedddpm_app.auxiliary.models import PretrainedModel
 from fedddpm_app.auxiliary.pretraining import PRETRAIN, OwnTraining, train_own_model, with_label_counts
+from fedddpm_app.auxiliary.vote import VOTE, own_models_win, voting_images, with_held_out_loss
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.federation.cost import FORWARD, Cost, of_images
+from fedddpm_app.federation.cost import Cost, of_images
 from fedddpm_app.federation.errors import TooFewRepliesError
-from fedddpm_app.federation.records import ARRAYS
 from fedddpm_app.federation.strategy import FederatedStrategy
-from fedddpm_app.progress import logger, note
+from fedddpm_app.progress import logger
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
 from fedddpm_app.weights import Weights
 
-_FINE_TUNE, _ANNEAL, _VOTE, _STEPS = "fine_tune", "anneal", "vote", "steps"
+_FINE_TUNE, _ANNEAL, _STEPS = "fine_tune", "anneal", "steps"
 
 
 # ---- the client half -------------------------------------------------------------------------
 
 
 def fine_tune(request: ActionRequest) -> ActionAnswer:
-    """Fine-tune the federated model; if the clients vote, add the loss on the held-out images, if there are any."""
+    """Fine-tune the federated model; if the clients vote, add the loss on the held-out images."""
     steps = request.config.pretrain.steps
     answer = with_label_counts(request, train_own_model(request, steps, _FINE_TUNE, request.server_round))
-    if not votes(request.config):
-        return answer
-    try:
-        loss = held_out_loss(request, answer.records[ARRAYS])
-    except ValueError:  # without held-out images, or with a loss that is not finite, the client does not vote
-        return answer
-    return ActionAnswer({**answer.metrics, HELD_OUT_LOSS: loss}, answer.records)
-
-
-def vote(request: ActionRequest) -> ActionAnswer:
-    """Return the loss of the received weights on the held-out images."""
-    return ActionAnswer({"loss": held_out_loss(request, request.weights)})
+    return with_held_out_loss(request, answer) if votes(request.config) else answer
 
 
 def anneal(request: ActionRequest) -> ActionAnswer:
     """Fine-tune the received weights once more, for a number of steps that the server sets."""
     steps = int(str(request.values[_STEPS]))
     return with_label_counts(request, train_own_model(request, steps, _ANNEAL, request.server_round))
-
-
-def held_out_loss(request: ActionRequest, weights: Weights) -> float:
-    """Return the loss of weights on the client's held-out images; raise ``ValueError`` if there is no finite one."""
-    weights_module.load_into(request.trainer.model, weights)
-    loss, _ = request.task.held_out_loss(request.trainer.model, request.partition_id)
-    if not math.isfinite(loss):
-        raise ValueError(f"the loss on the held-out images is {loss}")
-    return loss
 
 
 def votes(config: Config) -> bool:
@@ -96,7 +75,7 @@ class FedDDPMLate(Distilling):
     key_prefix = "late-"
     client_actions: ClassVar[Mapping[str, ClientAction]] = {
         _FINE_TUNE: ClientAction(fine_tune, metrics=PRETRAIN.metrics, records=PRETRAIN.records),
-        _VOTE: ClientAction(vote, metrics=("loss",)),
+        "vote": VOTE,
         _ANNEAL: ClientAction(anneal, metrics=PRETRAIN.metrics, records=PRETRAIN.records),
         "generate": GENERATE,
     }
@@ -178,7 +157,7 @@ class FedDDPMLate(Distilling):
             cost += cls.cost_of_own_models(config, sizes)
             cost += of_images(config, cls.generated_images(config) if config.correction.steps else 0.0)
         if votes(config):
-            voting = cycles * sum(cls._voting_images(config, size) for size in sizes)
+            voting = cycles * sum(voting_images(config, size) for size in sizes)
             cost += of_images(config, voting) + Cost(0.0, 0.0, cycles * models)
         elif config.correction.steps and config.late.teacher == "mean":
             cost += Cost(0.0, cycles * models, cycles * models)
@@ -227,38 +206,11 @@ class FedDDPMLate(Distilling):
         return server_round in [cycle * rounds // cycles for cycle in range(1, cycles + 1)]
 
     def choose_local(self, models: Sequence[PretrainedModel], mean: Weights) -> bool:
-        """Return whether the clients' own models teach; each vote is recorded.
-
-        A client without a loss of its own model, or without an answer, does not vote. With fewer votes than
-        ``min-replies`` the mean wins: too few clients have shown that their own models are better.
-        """
-        if self.config.late.teacher != "vote":
-            self.record(**{"late/teacher": self.config.late.teacher})
-            return self.config.late.teacher == "local"
-        own = {model.partition_id: model.held_out_loss for model in models if model.held_out_loss is not None}
-        sizes = {model.partition_id: model.num_examples for model in models}
-        with self.accounting.timed(_VOTE):
-            replies = self.ask_clients(_VOTE, mean, partitions=sorted(own)).answers() if own else []
-        losses = {reply.partition_id: reply.number("loss") for reply in replies}
-        self.accounting.images += sum(self._voting_images(self.config, sizes[client]) for client in losses)
-        local = [client for client, loss in losses.items() if own[client] < loss]
-        wins = 2 * sum(sizes[client] for client in local) > sum(sizes[client] for client in losses)
-        quorum = self.config.waiting.quorum(len(models))
-        if len(losses) < quorum:
-            wins = False
-            text = "vote: %d of %d clients voted, fewer than min-replies = %d"
-            logger.warning(text, len(losses), len(models), quorum)
-        teacher = "local" if wins else "mean"
-        self.record(
-            **{
-                "late/teacher": teacher,
-                "late/local_votes": local,
-                "late/local_loss": {str(client): own[client] for client in losses},
-                "late/mean_loss": {str(client): loss for client, loss in losses.items()},
-            }
-        )
-        note(f"vote: {len(local)} of {len(losses)} clients for their own model; teacher: {teacher}")
-        return wins
+        """Return whether the clients' own models teach, by ``late-teacher``; see ``own_models_win`` for the vote."""
+        chosen = self.config.late.teacher
+        local = own_models_win(self, models, mean) if chosen == "vote" else chosen == "local"
+        self.record(**{"late/teacher": "local" if local else "mean"})
+        return local
 
     def fine_tune_again(self, models: Sequence[PretrainedModel], mean: Weights) -> Weights:
         """Return the mean of a second fine-tuning from ``mean``, which costs as much as the distillation would.
@@ -282,9 +234,3 @@ class FedDDPMLate(Distilling):
 
     def _annealing(self, steps: int, mean: Weights | None) -> Collection:
         return Collection(self, OwnTraining(_ANNEAL, steps, {_STEPS: steps}), mean)
-
-    @staticmethod
-    def _voting_images(config: Config, num_examples: int) -> float:
-        """Return the compute of a client's vote, two losses on its held-out images, in training images."""
-        share = config.data.held_out_fraction
-        return 2.0 * FORWARD * config.evaluation.eval_draws * num_examples * share / (1.0 - share)

@@ -165,16 +165,14 @@ def failing_to_anneal(request, steps, purpose, server_round):
 
 def test_more_than_half_of_the_images_may_be_held_out(shared_run):
     row = shared_run(**LATE, held_out_fraction=0.7).rounds()[-1]
-    assert len(row["late/mean_loss"]) == 4
+    assert len(row["vote/mean_loss"]) == 4
     assert "vote/left_out" not in row
 
 
 def test_a_vote_is_recorded(shared_run):
     row = shared_run(**LATE).rounds()[-1]
-    assert set(row["late/local_loss"]) == set(row["late/mean_loss"]) == {"0", "1", "2", "3"}
-    assert row["late/local_votes"] == [
-        p for p in range(4) if row["late/local_loss"][str(p)] < row["late/mean_loss"][str(p)]
-    ]
+    assert set(row["vote/local_loss"]) == set(row["vote/mean_loss"]) == {"0", "1", "2", "3"}
+    assert row["vote/local"] == [p for p in range(4) if row["vote/local_loss"][str(p)] < row["vote/mean_loss"][str(p)]]
 
 
 def test_cycles_repeat_all_of_it(shared_run, run_config):
