@@ -4,6 +4,7 @@
 raises ``WeightsMismatchError`` when names, shapes or dtypes differ, and never broadcasts.
 """
 
+import hashlib
 import math
 from collections.abc import Iterable
 
@@ -58,6 +59,15 @@ def check_match(reference: Weights, other: Weights) -> None:
         mine, theirs = (tuple(tensor.shape), tensor.dtype), (tuple(other[name].shape), other[name].dtype)
         if mine != theirs:
             raise WeightsMismatchError(f"{name} is {theirs[1]} {theirs[0]} instead of {mine[1]} {mine[0]}")
+
+
+def digest(weights: Weights) -> str:
+    """Return the SHA-256 of the names, shapes, dtypes and values of weights on the CPU."""
+    found = hashlib.sha256()
+    for name, tensor in weights.items():
+        found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
+        found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
 
 
 def snapshot(model: nn.Module) -> Weights:

@@ -22,11 +22,13 @@ class AuxiliaryOnly(FedDDPM):
 
     def steps_of_correction(self) -> int:
         """Add the steps that the round's clients would have taken."""
-        config = self.config
-        sizes = [self.clients.admission.sizes[partition] for partition in self.sampled]
-        images = sum(self.hook.training_images(config, size, config.training.steps_for(size)) for size in sizes)
-        per_step = (config.correction.batch_size or config.auxiliary.size) * self.images_per_image
-        return config.correction.steps + round(images / per_step)
+        config, images = self.config, 0.0
+        known = self.clients.admission.sizes  # not that of a site that has not answered so far
+        for partition in self.sampled:
+            size = known.get(partition, round(sum(known.values()) / len(known)))
+            local = self.task.local_steps(partition) if self.task.client_sizes() else config.training.steps_for(size)
+            images += self.hook.training_images(config, size, local, is_first=False)
+        return config.correction.steps + round(images / self.images_of_steps(config, 1, len(self.auxiliary.ensure())))
 
     @classmethod
     def total_steps(cls, config: Config, client_steps: int) -> int:
@@ -38,8 +40,10 @@ class AuxiliaryOnly(FedDDPM):
     @classmethod
     def keys_without_effect(cls, config: Config) -> dict[str, str]:
         """Add the keys of the clients' training in the rounds, except those that set its compute."""
-        reason = 'with algorithm = "aux-only" clients do not train in the rounds'
-        local = ("learning-rate", "learning-rate-schedule", "wire-dtype")
+        reason = f'with algorithm = "{config.run.algorithm}" clients do not train in the rounds'
+        local = ["learning-rate", "learning-rate-schedule"]
+        if config.transport.wire_dtype == "int8-delta":  # bf16 also rounds the pretrained models
+            local.append("wire-dtype")
         return dict.fromkeys(local, reason) | super().keys_without_effect(config)
 
     @classmethod
@@ -47,4 +51,7 @@ class AuxiliaryOnly(FedDDPM):
         """Refuse a run without any training step."""
         super().check_config(config)
         if config.correction.steps == 0:
-            raise ConfigError('correction-steps = 0: algorithm = "aux-only" takes no other steps; use 1 or more.')
+            raise ConfigError(
+                f'correction-steps = 0 switches the auxiliary set off, which algorithm = "{config.run.algorithm}" '
+                "trains on; use 1 or more."
+            )

@@ -8,8 +8,12 @@ Deviations: the optimiser's state is kept over rounds, because rounds are only t
 server reads the clients' data itself: this needs one machine that may see all of them.
 """
 
+from collections.abc import Sequence
+
 from fedddpm_app import progress
+from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads
+from fedddpm_app.federation.cost import Cost
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.weights import Weights
@@ -20,6 +24,12 @@ class Centralized(FederatedStrategy):
 
     own_aggregation = "centralised training aggregates nothing"
     trains_on_clients = False
+
+    @classmethod
+    def cost(cls, config: Config, sizes: Sequence[int]) -> Cost:
+        """Return the clients' steps; without a batch size, each is a step on all images."""
+        cost = super().cost(config, sizes)
+        return cost if config.training.batch_size else Cost(cost.steps * len(sizes))
 
     def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
         """Train on the pooled data."""

@@ -28,8 +28,9 @@ from flwr.serverapp import Grid
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
 from fedddpm_app.auxiliary.generation import GENERATE
+from fedddpm_app.auxiliary.models import PretrainedModel
 from fedddpm_app.auxiliary.phase import AuxiliaryPhase
-from fedddpm_app.auxiliary.pretraining import PRETRAIN, PretrainedModel
+from fedddpm_app.auxiliary.pretraining import PRETRAIN, OwnTraining
 from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup, keys_of_algorithms
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.federation.cost import FORWARD, Cost, of_images
@@ -69,7 +70,8 @@ class FedDDPM(FederatedStrategy):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         generates = type(self).build_auxiliary is FedDDPM.build_auxiliary
-        self.auxiliary = AuxiliaryPhase(self, self.build_auxiliary, generates=generates)
+        training = self.own_training(self.config)
+        self.auxiliary = AuxiliaryPhase(self, training, self.build_auxiliary, generates=generates)
 
     @property
     def auxiliary_data(self) -> TrainingData | None:
@@ -146,15 +148,25 @@ class FedDDPM(FederatedStrategy):
             keep_optimizer=settings.keep_optimizer,
             on_report=progress.reporter(purpose, server_round=server_round, num_rounds=run.num_rounds),
         )
-        self.accounting.images += steps * (settings.batch_size or len(data)) * self.images_per_image
+        self.accounting.images += self.images_of_steps(self.config, steps, len(data))
         return result
 
     # ---- the base strategy's hooks --------------------------------------------------------------
 
     @classmethod
+    def own_training(cls, config: Config) -> OwnTraining:
+        """Return the training of the clients' own models."""
+        return OwnTraining("pretrain", config.pretrain.steps)
+
+    @classmethod
+    def builds(cls, config: Config) -> bool:
+        """Return whether a run can need D_aux."""
+        return config.correction.steps > 0 and (cls.num_corrections(config) > 0 or cls.builds_at_start(config))
+
+    @classmethod
     def pretrains(cls, config: Config) -> bool:
-        """Return whether the run uses pretrained models."""
-        return config.correction.steps > 0 or config.fedddpm.init_from_pretrained
+        """Return whether a run can need the clients' own models."""
+        return cls.builds(config) or config.fedddpm.init_from_pretrained
 
     @classmethod
     def builds_at_start(cls, config: Config) -> bool:
@@ -200,25 +212,37 @@ class FedDDPM(FederatedStrategy):
     @classmethod
     def total_steps(cls, config: Config, client_steps: int) -> int:
         """Add the steps of pretraining, on every client, and of the corrections."""
-        pretraining = config.data.num_clients * config.pretrain.steps if cls.pretrains(config) else 0
+        pretraining = config.data.num_clients * cls.own_training(config).steps if cls.pretrains(config) else 0
         in_rounds = client_steps if cls.trains_on_clients else 0
         return in_rounds + pretraining + cls.num_corrections(config) * config.correction.steps
 
     @classmethod
     def cost(cls, config: Config, sizes: Sequence[int]) -> Cost:
-        """Add pretraining on every client, the generation of D_aux, and the corrections."""
-        auxiliary, correction = config.auxiliary, config.correction
+        """Add pretraining on every client, the generation of D_aux (on the server), and the corrections."""
         cost = super().cost(config, sizes)
         if cls.pretrains(config):
-            models = config.data.num_clients
-            batches = sum(config.training.batch_size or size for size in sizes)
-            cost += of_images(config, config.pretrain.steps * batches) + Cost(0.0, models, models)
-        if correction.steps:
-            generated = auxiliary.size * auxiliary.sampler_steps * FORWARD
-            steps = cls.num_corrections(config) * correction.steps
-            trained = steps * (correction.batch_size or auxiliary.size) * cls.images_per_image
-            cost += of_images(config, generated + trained)
+            cost += cls.cost_of_own_models(config, sizes)
+        if cls.builds(config):
+            corrections = cls.num_corrections(config) * cls.images_of_steps(config, config.correction.steps)
+            cost += of_images(config, cls.generated_images(config) + corrections)
         return cost
+
+    @classmethod
+    def cost_of_own_models(cls, config: Config, sizes: Sequence[int]) -> Cost:
+        """Return the cost of one training of own models by all clients."""
+        images, models = cls.own_training(config).images, config.data.num_clients
+        return of_images(config, sum(images(config, size) for size in sizes)) + Cost(0.0, models, models)
+
+    @classmethod
+    def generated_images(cls, config: Config) -> float:
+        """Return the compute of the generation of D_aux, in training images."""
+        return config.auxiliary.size * config.auxiliary.sampler_steps * FORWARD
+
+    @classmethod
+    def images_of_steps(cls, config: Config, steps: int, size: int = 0) -> float:
+        """Return the compute of the server's ``steps`` on D_aux, of ``size`` images, in training images."""
+        batch = config.correction.batch_size or size or config.auxiliary.size
+        return steps * batch * cls.images_per_image
 
     @classmethod
     def num_corrections(cls, config: Config) -> int:
@@ -239,7 +263,7 @@ class FedDDPM(FederatedStrategy):
 
     def state(self) -> dict[str, Any]:
         """Add the digest of D_aux."""
-        return super().state() | {"auxiliary": self.auxiliary.digest}
+        return super().state() | {"auxiliary": self.auxiliary.digest if self.auxiliary_data is not None else ""}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Read D_aux again; if it was not stored, or is damaged, it is built when the next correction is due."""
@@ -257,6 +281,10 @@ class FedDDPM(FederatedStrategy):
         if self.config.correction.steps == 0 or not self.should_correct(server_round, weights):
             return weights
         self.auxiliary.ensure(weights if self.config.fedddpm.pretrain_from == "global" else None)
+        return self.corrected(server_round, weights)
+
+    def corrected(self, server_round: int, weights: Weights) -> Weights:
+        """Return the result of ``correct``, timed and checked."""
         with self.accounting.timed("correct"), cpu_threads(self.config.run.server_threads):
             corrected = self.correct(server_round, weights)
         fix = f"lower correction-learning-rate = {self.config.correction.learning_rate}"

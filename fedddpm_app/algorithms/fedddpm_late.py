@@ -28,75 +28,64 @@ from typing import Any, ClassVar
 from flwr.serverapp import Grid
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.algorithms.fedddpm_kd import FedDDPMKD
+from fedddpm_app.algorithms.fedddpm_kd import Distilling
+from fedddpm_app.auxiliary.collection import Collection
 from fedddpm_app.auxiliary.generation import GENERATE
-from fedddpm_app.auxiliary.pretraining import (
-    HELD_OUT_LOSS,
-    PRETRAIN,
-    PretrainedModel,
-    train_own_model,
-    with_label_counts,
-)
+from fedddpm_app.auxiliary.models import PretrainedModel
+from fedddpm_app.auxiliary.pretraining import PRETRAIN, OwnTraining, train_own_model, with_label_counts
+from fedddpm_app.auxiliary.vote import VOTE, own_models_win, voting_images, with_held_out_loss
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.device import cpu_threads
-from fedddpm_app.federation.cost import FORWARD, Cost, of_images
-from fedddpm_app.federation.errors import TooFewRepliesError, check_finite
-from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
+from fedddpm_app.federation.cost import Cost, of_images
+from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.strategy import FederatedStrategy
-from fedddpm_app.progress import note
+from fedddpm_app.progress import logger
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
-from fedddpm_app.weights import RunningMean, Weights
+from fedddpm_app.weights import Weights
 
-_STEPS = "steps"
+_FINE_TUNE, _ANNEAL, _STEPS = "fine_tune", "anneal", "steps"
+
+
+# ---- the client half -------------------------------------------------------------------------
 
 
 def fine_tune(request: ActionRequest) -> ActionAnswer:
     """Fine-tune the federated model; if the clients vote, add the loss on the held-out images."""
     steps = request.config.pretrain.steps
-    answer = with_label_counts(request, train_own_model(request, steps, "fine-tune", request.server_round))
-    if not _votes(request.config):
-        return answer
-    loss, _ = _held_out_loss(request, answer.records[ARRAYS])
-    return ActionAnswer({**answer.metrics, HELD_OUT_LOSS: loss}, answer.records)
-
-
-def vote(request: ActionRequest) -> ActionAnswer:
-    """Return the loss of the received weights on the held-out images, and their number."""
-    loss, num_images = _held_out_loss(request, request.weights)
-    return ActionAnswer({"loss": loss, NUM_EXAMPLES: num_images})
+    answer = with_label_counts(request, train_own_model(request, steps, _FINE_TUNE, request.server_round))
+    return with_held_out_loss(request, answer) if votes(request.config) else answer
 
 
 def anneal(request: ActionRequest) -> ActionAnswer:
     """Fine-tune the received weights once more, for a number of steps that the server sets."""
-    return train_own_model(request, int(str(request.values[_STEPS])), "anneal", request.server_round)
+    steps = int(str(request.values[_STEPS]))
+    return with_label_counts(request, train_own_model(request, steps, _ANNEAL, request.server_round))
 
 
-def _votes(config: Config) -> bool:
+def votes(config: Config) -> bool:
     """Return whether the clients vote; without a distillation there is nothing to choose."""
     return config.late.teacher == "vote" and config.correction.steps > 0
 
 
-def _held_out_loss(request: ActionRequest, weights: Weights) -> tuple[float, int]:
-    weights_module.load_into(request.trainer.model, weights)
-    return request.task.held_out_loss(request.trainer.model, request.partition_id)
+# ---- the server half -------------------------------------------------------------------------
 
 
-class FedDDPMLate(FedDDPMKD):
-    """FedAvg's rounds; after the last one fine-tuning, a vote, and distillation."""
+class FedDDPMLate(Distilling):
+    """FedAvg's rounds; after the last one of each cycle fine-tuning, a vote, and distillation."""
 
     key_prefix = "late-"
     client_actions: ClassVar[Mapping[str, ClientAction]] = {
-        "pretrain": ClientAction(fine_tune, metrics=PRETRAIN.metrics, records=PRETRAIN.records),
+        _FINE_TUNE: ClientAction(fine_tune, metrics=PRETRAIN.metrics, records=PRETRAIN.records),
+        "vote": VOTE,
+        _ANNEAL: ClientAction(anneal, metrics=PRETRAIN.metrics, records=PRETRAIN.records),
         "generate": GENERATE,
-        "vote": ClientAction(vote, metrics=("loss", NUM_EXAMPLES)),
-        "anneal": ClientAction(anneal, metrics=PRETRAIN.metrics, records=PRETRAIN.records),
     }
+    fixed_on_resume = ("num-rounds", "eval-draws")  # when a cycle ends, and the loss by which clients vote
 
     @classmethod
     def check_config(cls, config: Config) -> None:
         """Refuse a vote without held-out images, and models that are trained before the rounds."""
         super().check_config(config)
-        if _votes(config) and config.data.held_out_fraction == 0:
+        if votes(config) and config.data.held_out_fraction == 0:
             raise ConfigError(
                 'late-teacher = "vote" compares models on held-out images, but held-out-fraction = 0: use '
                 'held-out-fraction = 0.1, or late-teacher = "local".'
@@ -114,10 +103,27 @@ class FedDDPMLate(FedDDPMKD):
 
     @classmethod
     def keys_without_effect(cls, config: Config) -> dict[str, str]:
-        """Add the keys of what comes before round 1."""
-        reason = 'algorithm = "fedddpm-late" trains and distils the clients\' models after the rounds'
-        idle = ("kd-warmup-steps", "pretrain-from", "init-from-pretrained")
-        return super().keys_without_effect(config) | dict.fromkeys(idle, reason)
+        """Add the keys of pretraining before round 1, and those of a distillation that does not happen."""
+        unused = super().keys_without_effect(config)
+        reason = 'algorithm = "fedddpm-late" trains the clients\' own models after the rounds'
+        unused |= dict.fromkeys(("pretrain-from", "init-from-pretrained"), reason)
+        if config.correction.steps == 0:
+            unused["late-teacher"] = "correction-steps = 0"
+        elif config.late.teacher == "mean":
+            training = ("correction-learning-rate", "correction-learning-rate-schedule", "correction-keep-optimizer")
+            generation = ("auxiliary-sampler", "auxiliary-batch-size", "auxiliary-generation")
+            unused |= dict.fromkeys((*training, *generation), 'late-teacher = "mean"')
+        return unused
+
+    @classmethod
+    def averages(cls, config: Config) -> dict[str, tuple[int, str]]:
+        """Leave out the average over the rounds, in whose place the result of a cycle comes."""
+        return {key: value for key, value in super().averages(config).items() if key != "server-ema-decay"}
+
+    @classmethod
+    def own_training(cls, config: Config) -> OwnTraining:
+        """Return the fine-tuning."""
+        return OwnTraining(_FINE_TUNE, config.pretrain.steps)
 
     @classmethod
     def pretrains(cls, config: Config) -> bool:
@@ -131,7 +137,7 @@ class FedDDPMLate(FedDDPMKD):
 
     @classmethod
     def num_corrections(cls, config: Config) -> int:
-        """Return the number of cycles, each of which has a distillation."""
+        """Return the number of cycles, each of which has at most one distillation."""
         return config.late.cycles
 
     @classmethod
@@ -142,22 +148,26 @@ class FedDDPMLate(FedDDPMKD):
 
     @classmethod
     def cost(cls, config: Config, sizes: Sequence[int]) -> Cost:
-        """Add the votes, for which one more model goes to each client, and further fine-tunings."""
-        cost, models, share = super().cost(config, sizes), config.data.num_clients, config.data.held_out_fraction
-        again = config.late.cycles - 1
-        batches = sum(config.training.batch_size or size for size in sizes)
-        cost += of_images(config, again * config.pretrain.steps * batches)
-        cost += of_images(config, again * cls._generated_images(config)) if config.correction.steps else Cost()
-        cost += Cost(0.0, again * models, again * models)
-        if _votes(config):
-            held_out = sum(size * share / (1.0 - share) for size in sizes)
-            images = config.late.cycles * 2 * held_out * config.evaluation.eval_draws
-            cost += of_images(config, images * FORWARD) + Cost(0.0, 0.0, config.late.cycles * models)
+        """Add the votes, for which one more model goes to each client, and the other parts of further cycles.
+
+        If the mean wins, the compute is the same, but one more model goes to and comes from each client.
+        """
+        cost, cycles, models = super().cost(config, sizes), config.late.cycles, config.data.num_clients
+        for _ in range(cycles - 1):
+            cost += cls.cost_of_own_models(config, sizes)
+            cost += of_images(config, cls.generated_images(config) if config.correction.steps else 0.0)
+        if votes(config):
+            voting = cycles * sum(voting_images(config, size) for size in sizes)
+            cost += of_images(config, voting) + Cost(0.0, 0.0, cycles * models)
+        elif config.correction.steps and config.late.teacher == "mean":
+            cost += Cost(0.0, cycles * models, cycles * models)
         return cost
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Check the model; round 1 starts from the initial weights."""
-        if self.config.correction.steps and self.auxiliary_data is None:
+        if self.config.correction.steps and self.config.late.teacher != "mean":
+            if self.auxiliary_data is not None:
+                self.objective(self.auxiliary_data)  # refuses it
             self.auxiliary.check_generates()
         return FederatedStrategy.prepare(self, grid, weights)
 
@@ -173,11 +183,7 @@ class FedDDPMLate(FedDDPMKD):
         if not self.choose_local(models, mean):
             return self.fine_tune_again(models, mean)
         self.auxiliary.ensure(weights)
-        with self.accounting.timed("correct"), cpu_threads(self.config.run.server_threads):
-            distilled = self.correct(server_round, mean)
-        fix = f"lower correction-learning-rate = {self.config.correction.learning_rate}"
-        check_finite(distilled, "the weights after the distillation", fix)
-        return distilled
+        return self.corrected(server_round, mean)
 
     def average(self, server_round: int, weights: Weights) -> Weights:
         """Return the result of a cycle as it is: the weights of its rounds are of another kind."""
@@ -185,16 +191,14 @@ class FedDDPMLate(FedDDPMKD):
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint; D_aux is read only for the evaluation of a run whose rounds are complete."""
-        server_round = self.resumed_round
-        complete = server_round == self.config.run.num_rounds
+        complete = self.resumed_round == self.config.run.num_rounds
         super().load_state(state if complete else {**state, "auxiliary": ""})
-        if self.ends_cycle(server_round):
-            self.auxiliary.end()
 
     def after_checkpoint(self, server_round: int) -> None:
         """Remove the fine-tuned models at the end of a cycle."""
-        if self.ends_cycle(server_round):
+        if self.ends_cycle(server_round) and self.recorder.wait_for_checkpoint():
             self.auxiliary.end()
+            self._annealing(0, None).discard()
 
     def ends_cycle(self, server_round: int) -> bool:
         """Return whether fine-tuning and distillation follow on this round."""
@@ -202,62 +206,31 @@ class FedDDPMLate(FedDDPMKD):
         return server_round in [cycle * rounds // cycles for cycle in range(1, cycles + 1)]
 
     def choose_local(self, models: Sequence[PretrainedModel], mean: Weights) -> bool:
-        """Return whether the clients' own models teach; each vote is recorded.
-
-        A client without a loss of its own model, or without an answer, does not vote. Without any vote, the mean wins:
-        no client has shown that its own model is better.
-        """
-        if self.config.late.teacher != "vote":
-            self.record(**{"late/teacher": self.config.late.teacher})
-            return self.config.late.teacher == "local"
-        own = {model.partition_id: model.held_out_loss for model in models if model.held_out_loss is not None}
-        stream = self.ask_clients("vote", mean, partitions=sorted(own), timeout=self.config.pretrain.timeout)
-        answers = {reply.partition_id: reply for reply in stream.answers()}
-        images = sum(reply.num_examples for reply in answers.values()) * self.config.evaluation.eval_draws
-        self.accounting.images += 2 * images * FORWARD
-        losses = {client: reply.number("loss") for client, reply in answers.items()}
-        local = [client for client, loss in losses.items() if own[client] < loss]
-        sizes = {model.partition_id: model.num_examples for model in models}
-        wins = 2 * sum(sizes[client] for client in local) > sum(sizes[client] for client in losses)
-        teacher = "local" if wins else "mean"
-        self.record(
-            **{
-                "late/teacher": teacher,
-                "late/local_votes": local,
-                "late/local_loss": {str(client): own[client] for client in losses},
-                "late/mean_loss": {str(client): loss for client, loss in losses.items()},
-            }
-        )
-        note(f"vote: {len(local)} of {len(losses)} clients for their own model; teacher: {teacher}")
-        return wins
+        """Return whether the clients' own models teach, by ``late-teacher``; see ``own_models_win`` for the vote."""
+        chosen = self.config.late.teacher
+        local = own_models_win(self, models, mean) if chosen == "vote" else chosen == "local"
+        self.record(**{"late/teacher": "local" if local else "mean"})
+        return local
 
     def fine_tune_again(self, models: Sequence[PretrainedModel], mean: Weights) -> Weights:
-        """Return the mean of a second fine-tuning from ``mean``, which costs as much as the distillation would."""
-        config, sizes = self.config, {model.partition_id: model.num_examples for model in models}
-        batches = sum(config.training.batch_size or size for size in sizes.values())
-        steps = int(self._saved_images(config) / batches)
+        """Return the mean of a second fine-tuning from ``mean``, which costs as much as the distillation would.
+
+        If it would not be longer than the warm-up of its learning rate, or fails, the result is ``mean``.
+        """
+        config, one = self.config, OwnTraining(_ANNEAL, 1)
+        saved = self.generated_images(config) + self.images_of_steps(config, config.correction.steps)
+        steps = int(saved / sum(one.images(config, model.num_examples) for model in models))
+        if steps <= config.training.warmup_steps:
+            steps = 0
         self.record(**{"late/anneal_steps": steps})
         if steps == 0:
             return mean
-        stream = self.ask_clients(
-            "anneal", mean, values={_STEPS: steps}, partitions=sorted(sizes), timeout=config.pretrain.timeout
-        )
-        annealed = RunningMean()
-        for reply in stream.by_partition(self.recorder.scratch):
-            annealed.fold(reply.load(), reply.num_examples)
-            self.accounting.images += steps * (config.training.batch_size or reply.num_examples)
-        if not annealed.total:
-            raise TooFewRepliesError(f"anneal: none of the {len(sizes)} clients returned a usable reply")
-        return annealed.result()
+        try:
+            annealed = self._annealing(steps, mean).run()
+        except TooFewRepliesError as error:
+            logger.warning("%s; the result is the mean of the first fine-tuning", error)
+            return mean
+        return weights_module.weighted_mean((model.load(), model.num_examples) for model in annealed)
 
-    @classmethod
-    def _saved_images(cls, config: Config) -> float:
-        """Return the compute of D_aux and of the distillation, in training images."""
-        correction = config.correction
-        distilled = correction.steps * (correction.batch_size or config.auxiliary.size) * cls.images_per_image
-        return cls._generated_images(config) + distilled
-
-    @classmethod
-    def _generated_images(cls, config: Config) -> float:
-        """Return the compute of D_aux, in training images."""
-        return config.auxiliary.size * config.auxiliary.sampler_steps * FORWARD
+    def _annealing(self, steps: int, mean: Weights | None) -> Collection:
+        return Collection(self, OwnTraining(_ANNEAL, steps, {_STEPS: steps}), mean)

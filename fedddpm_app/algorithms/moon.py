@@ -39,9 +39,10 @@ class MoonHook(TrainingHook):
     _views: "list[Representation] | None" = None
 
     @classmethod
-    def training_images(cls, config: Config, num_examples: int, steps: int) -> float:
+    def training_images(cls, config: Config, num_examples: int, steps: int, *, is_first: bool) -> float:
         """Count the two frozen models as whole forward passes: an upper bound, as they stop at the representation."""
-        return super().training_images(config, num_examples, steps) * (5.0 / 3.0 if config.moon.mu else 1.0)
+        images = super().training_images(config, num_examples, steps, is_first=is_first)
+        return images if is_first or config.moon.mu == 0 else images * 5.0 / 3.0
 
     def on_start(self, model: nn.Module) -> None:
         """Register hooks on the model and on frozen copies of the global and the previous model."""

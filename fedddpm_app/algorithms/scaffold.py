@@ -43,10 +43,10 @@ class ScaffoldHook(TrainingHook):
     keeps_state = True
 
     @classmethod
-    def training_images(cls, config: Config, num_examples: int, steps: int) -> float:
+    def training_images(cls, config: Config, num_examples: int, steps: int, *, is_first: bool) -> float:
         """Add Option I's gradient over all images."""
         own = num_examples if option_of(config) == "I" else 0
-        return super().training_images(config, num_examples, steps) + own
+        return super().training_images(config, num_examples, steps, is_first=is_first) + own
 
     def initial_variate(self) -> Weights:
         """Return c_i before the client's first round: zero."""

@@ -1,6 +1,6 @@
 """The run directory of a ServerApp: a new one, or that of a run that is resumed from a checkpoint."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -81,8 +81,8 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
     ConfigError
         If the folder is not that of a run with the same config that is still to be finished.
     """
-    saved = _read_config(directory, config)
-    _check_equal(directory, saved, run_config)
+    saved, fixed = _read_config(directory, config), get_algorithm(config).fixed_on_resume
+    _check_equal(directory, saved, run_config, fixed)
     status = read_status(directory)
     if status.state == RUNNING and is_locked(directory):  # of a host that is gone, such as a container, it is free
         raise ConfigError(
@@ -93,7 +93,7 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
     if checkpoint is None:
         _check_nothing_is_lost(directory)
         return None
-    _check_equal(directory, checkpoint.run["run_config"], run_config)  # config.json may have been edited since
+    _check_equal(directory, checkpoint.run["run_config"], run_config, fixed)  # config.json may have been edited since
     done, wanted = checkpoint.server_round, config.run.num_rounds
     if done > wanted:
         raise ConfigError(
@@ -140,17 +140,20 @@ def _read_config(directory: Path, config: Config) -> dict[str, Any]:
         ) from error
 
 
-def _check_equal(directory: Path, saved: Mapping[str, Any], run_config: Mapping[str, Scalar]) -> None:
-    """Raise ``ConfigError`` if keys differ that may not change."""
+def _check_equal(
+    directory: Path, saved: Mapping[str, Any], run_config: Mapping[str, Scalar], fixed: Sequence[str]
+) -> None:
+    """Raise ``ConfigError`` if keys differ that may not change; the algorithm adds the ``fixed`` ones."""
     different = [
         f"{key} was {saved[key]!r} and is {run_config[key]!r}"
         if key in saved and key in run_config
         else f"{key} is a key of {'this' if key in run_config else 'that'} version only"
         for key in sorted(saved.keys() | run_config.keys())
-        if saved.get(key) != run_config.get(key) and not key.startswith(MAY_CHANGE)
+        if saved.get(key) != run_config.get(key) and (key in fixed or not key.startswith(MAY_CHANGE))
     ]
     if different:
-        may_change = ", ".join(f"{key}*" if key.endswith("-") else key for key in MAY_CHANGE)
+        may_change = ", ".join(f"{key}*" if key.endswith("-") else key for key in MAY_CHANGE if key not in fixed)
+        may_change += "".join(f", except {key}" for key in fixed if key not in MAY_CHANGE)
         raise ConfigError(
             f"resume: {directory} was made with another config: {'; '.join(different)}. Use the same values, or start "
             "a new run; a run of another version continues with that version, which its config.json names. Only these "

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from fedddpm_app.apportion import labels_by_share, largest_remainder
 from fedddpm_app.auxiliary.batch_files import BatchFiles
-from fedddpm_app.auxiliary.pretraining import PretrainedModel
+from fedddpm_app.auxiliary.models import PretrainedModel
 from fedddpm_app.auxiliary.requests import ClientShare, Request, Requests
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied

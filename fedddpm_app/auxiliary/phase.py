@@ -1,14 +1,17 @@
-"""FedDDPM's phase as a whole: pretraining, then D_aux, when it is first needed, once in a run."""
+"""FedDDPM's phase as a whole: the clients' own models, then D_aux, when it is first needed."""
 
 from collections.abc import Callable, Sequence
 
+from fedddpm_app import weights as weights_module
+from fedddpm_app.auxiliary.collection import Collection
 from fedddpm_app.auxiliary.generation import Generation
-from fedddpm_app.auxiliary.pretraining import PretrainedModel, collect_pretrained, discard_pretrained
+from fedddpm_app.auxiliary.models import PretrainedModel
+from fedddpm_app.auxiliary.pretraining import OwnTraining
 from fedddpm_app.auxiliary.stored_set import StoredSet
 from fedddpm_app.config import ConfigError
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.unet import is_denoiser
-from fedddpm_app.federation.phases import finish_phase, forget_phase
+from fedddpm_app.federation.phases import START, finish_phase, finished_phase, forget_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.task import TrainingData
 from fedddpm_app.weights import Weights
@@ -17,14 +20,16 @@ Build = Callable[[Sequence[PretrainedModel]], TrainingData]
 
 
 class AuxiliaryPhase:
-    """Has the clients pretrain, and builds D_aux; a resumed run reads both from its folder.
+    """Has the clients train own models, and builds D_aux; a resumed run reads both from its folder.
 
     Parameters
     ----------
     strategy : FederatedStrategy
-        Its ``client_actions`` include ``pretrain`` and ``generate``.
+        Its ``client_actions`` include ``generate`` and that of ``training``.
+    training : OwnTraining
+        The training of the own models.
     build : callable
-        Returns D_aux, given the pretrained models.
+        Returns D_aux, given the models.
     generates : bool
         Whether ``build`` generates D_aux by ``generate``, which only a diffusion model can do.
 
@@ -33,18 +38,20 @@ class AuxiliaryPhase:
     data : TrainingData or None
         D_aux on the server's device; None until it is built.
     clients : list of int
-        The partition of the client whose model generated each image of D_aux; empty if it was not generated here.
+        The partition of the client whose model generated each image of D_aux; empty if ``generate`` did not make it.
     """
 
-    def __init__(self, strategy: FederatedStrategy, build: Build, *, generates: bool) -> None:
+    def __init__(self, strategy: FederatedStrategy, training: OwnTraining, build: Build, *, generates: bool) -> None:
         self.data: TrainingData | None = None
         self.clients: list[int] = []
         self._strategy = strategy
+        self._training = training
         self._build = build
         self._generates = generates
         self._stored = StoredSet(strategy)
         self._models: list[PretrainedModel] = []
         self._generation: Generation | None = None
+        self._generated: TrainingData | None = None
 
     @property
     def digest(self) -> str:
@@ -64,48 +71,63 @@ class AuxiliaryPhase:
 
     def renew(self) -> None:
         """Start another phase: ``ensure`` builds another D_aux, or reads what an earlier process did of it."""
-        self.data, self.clients = None, []
+        self.data, self.clients, self._models = None, [], []
         self._stored = StoredSet(self._strategy)
 
     def end(self) -> None:
-        """Remove the pretrained models, and forget that the phase is finished, so that another one can follow."""
+        """Remove the files of the own models, and of what is finished of the phase."""
         self._models = []
-        discard_pretrained(self._strategy.recorder)
+        Collection(self._strategy, self._training, None).discard()
         forget_phase(self._strategy.recorder, "auxiliary")
 
     def pretrained(self, start: Weights | None = None) -> list[PretrainedModel]:
-        """Return the pretrained models; the clients train them now if that is still to be done.
+        """Return the clients' own models; the clients train them now if that is still to be done.
 
-        They start from ``start``, or else, with ``pretrain-from = "initial"``, from the run's initial weights. Their
-        seeds do not depend on the round.
+        They start from ``start``, or else, with ``pretrain-from = "initial"``, from the run's initial weights. The
+        seeds of pretraining do not depend on the round.
         """
         if not self._models:
-            strategy = self._strategy
-            if start is None and strategy.config.fedddpm.pretrain_from == "initial":
-                start = strategy.initial_weights
-            self._models = collect_pretrained(strategy, start)
+            self._models = Collection(self._strategy, self._training, self._start(start)).run()
         return self._models
 
     def ensure(self, start: Weights | None = None) -> TrainingData:
-        """Return D_aux, after pretraining (see ``pretrained``) and building it if that is still to be done."""
+        """Return D_aux, after ``pretrained`` and building it if that is still to be done."""
         if self.data is None:
-            self.data = self._stored.load()
+            known = self._start(start)
+            digest = weights_module.digest(known) if known else ""
+            self.data = self._stored.load(digest, self._training.name)
             self.clients = self._stored.clients
-        if self.data is None:
-            self.check_generates()
-            models, strategy = self.pretrained(start), self._strategy
-            with strategy.round_log.own_phase() as span:
-                with strategy.accounting.timed("auxiliary"), cpu_threads(strategy.config.run.server_threads):
-                    self.data = self._build(models)
-                self._stored.check(self.data)
-                left_out = self._generation.left_out() if self._generation else {}
-                now = strategy.round_log.server_round
-                row = {"phase": "auxiliary", "round": now, "aux/num_images": len(self.data), **left_out}
-                finish_phase(strategy.recorder, row | span.spent("time/phase_s"))
-            if self._generation:
-                self._generation.remove_batch_files()
-                self._generation = None
+            if self.data is None:
+                self.check_generates()
+                self.data = self._finish(self.pretrained(start), digest)
         return self.data
+
+    def _start(self, start: Weights | None) -> Weights | None:
+        if start is None and self._strategy.config.fedddpm.pretrain_from == "initial":
+            return self._strategy.initial_weights
+        return start
+
+    def _finish(self, models: Sequence[PretrainedModel], start: str) -> TrainingData:
+        """Build D_aux, and write the line of the phase."""
+        strategy = self._strategy
+        before = finished_phase(strategy.recorder, "auxiliary")
+        counted = strategy.accounting.images if before and before[START] == start else None
+        with strategy.round_log.own_phase() as span:
+            with strategy.accounting.timed("auxiliary"), cpu_threads(strategy.config.run.server_threads):
+                data = self._build(models)
+            if counted is not None:  # by the process that built it first, but could not store it
+                strategy.accounting.images = counted
+            if data is not self._generated:
+                self.clients = []
+            self._stored.check(data)
+            left_out = self._generation.left_out() if self._generation else {}
+            row = {"phase": "auxiliary", "round": strategy.round_log.server_round, "aux/num_images": len(data)}
+            row[START] = start
+            finish_phase(strategy.recorder, row | left_out | span.spent("time/phase_s"))
+        if self._generation:
+            self._generation.remove_batch_files()
+        self._generation = self._generated = None
+        return data
 
     def generate(self, models: Sequence[PretrainedModel]) -> TrainingData:
         """Generate and store D_aux, see ``Generation``."""
@@ -113,7 +135,8 @@ class AuxiliaryPhase:
         data = self._generation.run()
         self.clients = self._generation.clients
         self._strategy.recorder.save_auxiliary(data, self.clients)
-        return data.to(self._strategy.trainer.device)
+        self._generated = data.to(self._strategy.trainer.device)
+        return self._generated
 
     def check_generates(self) -> None:
         """Raise, before pretraining, if the model cannot generate a set."""
@@ -126,7 +149,7 @@ class AuxiliaryPhase:
             )
 
     def drop_models(self) -> None:
-        """Remove the pretrained models, which are no longer needed."""
+        """Remove the own models, which are no longer needed."""
         for model in self._models:
             model.path.unlink(missing_ok=True)
         self._models = []

@@ -2,7 +2,7 @@
 
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.phases import finished_phase, replay_phase
+from fedddpm_app.federation.phases import START, finished_phase, replay_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.task import TrainingData
 
@@ -31,15 +31,20 @@ class StoredSet:
         """The SHA-256 of the stored set; empty if there is none."""
         return self._strategy.recorder.auxiliary_digest
 
-    def load(self) -> TrainingData | None:
-        """Return the set that an earlier process of this run has finished, with its phases; None if there is none."""
+    def load(self, start: str, training: str) -> TrainingData | None:
+        """Return the set that an earlier process of this run has finished, with its phases; None if there is none.
+
+        ``start`` is the digest of the weights that the clients' ``training`` starts from; with another start, the set
+        is of an earlier phase. If it is empty, any set is returned.
+        """
         strategy = self._strategy
-        if not finished_phase(strategy.recorder, "auxiliary"):
+        row = finished_phase(strategy.recorder, "auxiliary")
+        if row is None or not row[START].startswith(start):
             return None
         stored = self._read()
         if stored is not None:
             with strategy.round_log.own_phase():
-                for phase in ("pretrain", "auxiliary"):
+                for phase in (training, "auxiliary"):
                     replay_phase(strategy.recorder, strategy.accounting, phase)
         return stored
 

@@ -20,7 +20,8 @@ from fedddpm_app.diffusion.images import ImageBatch, ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, flip_half, predict
 from fedddpm_app.weights import Weights
 
-_CHUNK = 4096  # images whose targets are computed together; the random numbers depend on it
+_CHUNK = 4096  # least number of images whose targets are computed together; the random numbers depend on it
+_IMAGES_PER_TEACHER = 16  # in a chunk, so that the teachers need not be read for a few images each
 
 
 class DistillationBatch(NamedTuple):
@@ -44,8 +45,7 @@ def distillation_loss(model: nn.Module, batch: DistillationBatch, generator: tor
 class DistillationSet:
     """Generated images, each with its teacher: training data that arrange their own batches.
 
-    Targets are computed for many batches at a time, teacher by teacher, so that only one teacher is in memory, and its
-    forward passes are large, whatever the number of teachers.
+    Targets are computed for many batches at a time, teacher by teacher, so that only one teacher is in memory.
 
     Parameters
     ----------
@@ -59,6 +59,8 @@ class DistillationSet:
         Takes the weights of one teacher after the other; not the model that is trained.
     objective : DenoisingObjective
         The forward process of the teachers, and whether images are mirrored.
+    batch_size : int
+        Images of a teacher's forward pass, at most.
     precision : {"fp32", "bf16"}
         Of the teachers' forward passes.
     """
@@ -70,6 +72,8 @@ class DistillationSet:
         load: Callable[[int], Weights],
         model: nn.Module,
         objective: DenoisingObjective,
+        *,
+        batch_size: int = 250,
         precision: Literal["fp32", "bf16"] = "fp32",
     ) -> None:
         if len(images) != len(teachers):
@@ -79,6 +83,8 @@ class DistillationSet:
         self._load = load
         self._model = model.to(images.device).eval().requires_grad_(False)
         self._objective = objective
+        self._batch_size = batch_size
+        self._chunk_size = max(_CHUNK, _IMAGES_PER_TEACHER * len(set(teachers)))
         self._precision: Literal["fp32", "bf16"] = precision
 
     def __len__(self) -> int:
@@ -97,7 +103,7 @@ class DistillationSet:
         """Yield one batch for each of ``steps`` index batches; t and noise come from ``generator``."""
         while steps > 0:
             first = next(order)
-            count = min(steps, max(1, _CHUNK // len(first)))
+            count = min(steps, max(1, self._chunk_size // len(first)))
             index = torch.cat([first, *(next(order) for _ in range(count - 1))])
             yield from self._chunk(index, len(first), generator)
             steps -= count
@@ -121,8 +127,8 @@ class DistillationSet:
         target = torch.empty_like(x_t)
         for teacher in sorted(set(teachers.tolist())):
             weights_module.load_into(self._model, self._load(teacher))
-            rows = (teachers == teacher).nonzero().flatten().to(x_t.device)
-            with autocast(self.device, self._precision):
-                found = predict(self._model, x_t[rows], t[rows], None if labels is None else labels[rows])
-            target[rows] = found.float()
+            for rows in (teachers == teacher).nonzero().flatten().to(x_t.device).split(self._batch_size):
+                with autocast(self.device, self._precision):
+                    found = predict(self._model, x_t[rows], t[rows], None if labels is None else labels[rows])
+                target[rows] = found.float()
         return target

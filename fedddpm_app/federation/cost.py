@@ -1,10 +1,10 @@
 """The expected cost of a complete run, by which runs of different algorithms are matched.
 
 Compute is counted in training images: an image that goes through the model forward and backward counts 1, an image
-that only goes forward counts 1/3, because a backward pass costs about two forward passes. Evaluation is not counted.
+that only goes forward counts 1/3, because a backward pass costs about two forward passes. Evaluation is not counted;
+nor are the models that travel for it, or for a generation on nodes.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from fedddpm_app.config import Config
@@ -41,9 +41,3 @@ def images_per_step(config: Config) -> int:
 def of_images(config: Config, images: float) -> Cost:
     """Return the cost of training images; see the module's text for images that only go forward."""
     return Cost(steps=images / images_per_step(config))
-
-
-def mean_over_participants(config: Config, images: Sequence[float]) -> float:
-    """Return the expected sum of a round's participants, given a number for every client."""
-    participants = config.run.clients_per_round or config.data.num_clients
-    return participants * sum(images) / len(images)

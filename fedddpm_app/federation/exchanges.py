@@ -1,5 +1,6 @@
 """The two exchanges of a round with its clients: their training, and the evaluation on their held-out images."""
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
@@ -72,7 +73,6 @@ class Training:
         contents = [reply.message.content for reply in accepted]
         metrics = strategy.train_metrics_aggr_fn(contents, strategy.weighted_by_key)
         strategy.train_loss = float(metrics["loss"])  # type: ignore[arg-type]
-        strategy.accounting.images += sum(self._images(reply) for reply in accepted)
         strategy.clients.state_rounds |= {reply.partition_id: server_round for reply in accepted}
         strategy.round_log.add_replies(accepted, metrics)
         strategy.round_log.add(stream.left_out("train"))
@@ -88,16 +88,21 @@ class Training:
 
     def _images(self, reply: Reply) -> float:
         """Return a client's compute; it cannot claim more steps than the config has."""
-        config, size = self._strategy.config, reply.num_examples
-        steps = min(max(0, int(reply.number("steps"))), config.training.steps_for(size))
-        return self._strategy.hook.training_images(config, size, steps)
+        strategy, size = self._strategy, reply.num_examples
+        most, claimed = strategy.config.training.steps_for(size), reply.number("steps")
+        steps = most if math.isnan(claimed) else int(min(max(0.0, claimed), most))
+        is_first = strategy.clients.state_rounds.get(reply.partition_id, 0) == 0
+        return strategy.hook.training_images(strategy.config, size, steps, is_first=is_first)
 
     def _with_quorum(self, replies: Iterator[Reply], stream: ReplyStream, accepted: list[Reply]) -> Iterator[Reply]:
         """Yield the replies; after the last one, raise ``TooFewRepliesError`` if they are fewer than ``min-replies``.
 
         ``aggregate`` thus does not change the algorithm's state in a round that is abandoned.
         """
-        yield from replies
+        for reply in replies:
+            self._strategy.accounting.images += self._images(reply)
+            yield reply
+            del reply
         quorum = self._strategy.config.waiting.quorum(len(self._strategy.sampled))
         if len(accepted) < quorum:
             self._strategy.round_log.add(stream.left_out("train"))

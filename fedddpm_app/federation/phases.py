@@ -1,6 +1,7 @@
 """Phases of a run beside its rounds: their lines are kept, so that a resumed run does not repeat the work.
 
-A line has the ``round`` in which the phase was done, 0 before the rounds.
+A line has the ``round`` in which the phase was done, 0 before the rounds, and, if clients trained in it, the digest of
+the weights that they started from.
 """
 
 import json
@@ -13,10 +14,18 @@ from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.progress import note
 
+START = "start_sha256"
+
 
 def finish_phase(recorder: Recorder, row: Mapping[str, object]) -> None:
-    """Write the line of a finished phase to ``stats.jsonl``, once, and keep it for a resumed run."""
+    """Write the line of a finished phase to ``stats.jsonl``, once, and keep it for a resumed run.
+
+    A phase that is repeated from the same weights, because its result was not stored, has its line already.
+    """
     path = _path(recorder, str(row["phase"]))
+    before = finished_phase(recorder, str(row["phase"]))
+    if before is not None and before.get(START) == row.get(START):
+        row = {**row, "round": before["round"]}
     with replacing(path) as work:
         work.write_text(json.dumps(row), encoding="utf-8")
     if not _is_written(recorder, row):

@@ -18,7 +18,7 @@ from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES, ActionCall
 from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.aggregation import AggregationRule, check_rule
 from fedddpm_app.federation.clients import Clients
-from fedddpm_app.federation.cost import Cost, images_per_step, mean_over_participants, of_images
+from fedddpm_app.federation.cost import Cost, images_per_step, of_images
 from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError, check_finite
 from fedddpm_app.federation.exchanges import Evaluation, Training
 from fedddpm_app.federation.messaging import StreamingGrid
@@ -75,6 +75,8 @@ class FederatedStrategy(FedAvg):
         The attributes that change over the rounds: checkpoints contain them, and a resumed run gets them back. Each is
         a tensor, array, number, text or None, a list or dict of them (such as weights), or an object with
         ``state_dict`` and ``load_state_dict``. Subclasses inherit them.
+    fixed_on_resume : sequence of str
+        The run-config keys that may not change when a run is resumed, in addition to those of all algorithms.
     own_aggregation : str
         The reason why another ``aggregator`` cannot replace the algorithm's server step; empty if it can.
     trains_on_clients : bool
@@ -113,6 +115,7 @@ class FederatedStrategy(FedAvg):
     key_prefix: ClassVar[str] = ""
     uses_keys: ClassVar[Sequence[str]] = ()
     state_attributes: ClassVar[Sequence[str]] = (*("train_loss", "accounting", "clients", "_rule"),)
+    fixed_on_resume: ClassVar[Sequence[str]] = ()
     own_aggregation: ClassVar[str] = ""
     trains_on_clients: ClassVar[bool] = True
     models_per_exchange: ClassVar[int] = 1
@@ -197,11 +200,17 @@ class FederatedStrategy(FedAvg):
         sizes : sequence of int
             Every client's number of training images.
         """
-        rounds = config.run.num_rounds
+        num_clients, rounds = config.data.num_clients, config.run.num_rounds
+        per_round = config.run.clients_per_round or num_clients
+        first = num_clients * (1.0 - (1.0 - per_round / num_clients) ** rounds)  # expected clients that take part
         steps_for, images_of = config.training.steps_for, cls.hook.training_images
-        images = mean_over_participants(config, [images_of(config, size, steps_for(size)) for size in sizes])
-        models = rounds * mean_over_participants(config, [cls.models_per_exchange]) if cls.trains_on_clients else 0
-        return of_images(config, rounds * images) + Cost(0.0, models, models)
+        of_first, of_later = (
+            sum(images_of(config, size, steps_for(size), is_first=is_first) for size in sizes) / len(sizes)
+            for is_first in (True, False)
+        )
+        images = first * of_first + (rounds * per_round - first) * of_later
+        models = rounds * per_round * cls.models_per_exchange if cls.trains_on_clients else 0
+        return of_images(config, images) + Cost(0.0, models, models)
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Do the work before round 1; return the weights that round 1 starts from (here: unchanged).

@@ -41,6 +41,7 @@ _PLAIN: dict[str, Scalar] = {
     "correction-batch-size": 0,
     "feddyn-alpha": 1.0,
     "moon-representation": "",
+    "late-teacher": "local",
     "held-out-fraction": 0.0,
     "ema-decay": 0.0,
     "server-ema-decay": 0.0,
@@ -97,7 +98,8 @@ def simulate(
     batch_size : int, optional
         None is the full batch. A batch larger than a client's data continues with its examples in a new order.
     auxiliary_data : optional
-        D_aux for ``fedddpm``, ``fedddpm-plus`` and ``aux-only``, in a form of ``client_datasets``. A model that is not
+        D_aux for ``fedddpm``, ``fedddpm-plus`` and ``aux-only`` (models that generate D_aux themselves teach in the
+        other algorithms), in a form of ``client_datasets``. A model that is not
         a diffusion model cannot generate D_aux. It is not needed with ``correction_steps=0`` or without corrections.
     **hyper
         Any run-config key with underscores; the prefix of the algorithm may be left out (``mu``, ``alpha``,

@@ -104,10 +104,11 @@ class TrainingHook:
         self.metrics: dict[str, float] = {}
 
     @classmethod
-    def training_images(cls, config: Config, num_examples: int, steps: int) -> float:
+    def training_images(cls, config: Config, num_examples: int, steps: int, *, is_first: bool) -> float:
         """Return the cost of a client's round of ``steps`` steps, in images that go forward and backward.
 
-        An image that only goes forward counts 1/3. This number is for accounting; it changes no result.
+        An image that only goes forward counts 1/3. ``is_first``: the client has no state of an earlier round. This
+        number is for accounting; it changes no result.
         """
         return steps * (config.training.batch_size or num_examples)
 

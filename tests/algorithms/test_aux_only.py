@@ -22,7 +22,7 @@ AUXILIARY = make_clients(4, seed=9)[0]
 
 def test_it_is_gradient_descent_on_the_auxiliary_set():
     """By full batches: the round's clients go through 10 images in each of 4 steps, the set has 4 images."""
-    ended = run("aux-only", auxiliary_data=AUXILIARY, correction_steps=3, auxiliary_size=4)
+    ended = run("aux-only", auxiliary_data=AUXILIARY, correction_steps=3)
     steps = 3 + STEPS * sum(len(a) for a, _ in CLIENTS) // 4
     assert same(ended, gradient_steps(start(), ROUNDS * steps, RATE, lambda x: gradient(AUXILIARY, x)), 1e-12)
 

@@ -374,7 +374,7 @@ def test_pretraining_uploads_are_counted_and_no_model_stays(start):
     strategy, _ = start(num_rounds=1)
     without, _ = start(num_rounds=1, correction_steps=0)
     assert strategy.accounting.bytes_up == 2 * without.accounting.bytes_up
-    assert not list(Path(strategy.recorder.directory).rglob("pretrained-*"))
+    assert not list(Path(strategy.recorder.directory).rglob("pretrain-*"))
 
 
 def test_starting_from_the_pretrained_average_changes_the_start(shared_run):

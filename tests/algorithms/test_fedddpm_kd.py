@@ -71,7 +71,7 @@ def test_the_warm_up_comes_before_round_one(shared_run):
 
 
 def test_the_teachers_files_are_removed_at_the_end(shared_run):
-    assert not list(shared_run(algorithm="fedddpm-kd").path.rglob("pretrained-*"))
+    assert not list(shared_run(algorithm="fedddpm-kd").path.rglob("pretrain-*"))
 
 
 def test_a_set_that_no_model_generated_is_refused():

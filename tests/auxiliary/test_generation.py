@@ -14,7 +14,7 @@ from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.auxiliary import generation, requests, sampler
 from fedddpm_app.auxiliary.batch_files import BatchFiles
 from fedddpm_app.auxiliary.generation import Generation
-from fedddpm_app.auxiliary.pretraining import PretrainedModel
+from fedddpm_app.auxiliary.models import PretrainedModel
 from fedddpm_app.auxiliary.requests import Request, Requests
 from fedddpm_app.config import load_config
 from fedddpm_app.diffusion.images import DivergedError

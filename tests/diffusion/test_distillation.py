@@ -102,9 +102,9 @@ def test_x_t_follows_the_forward_process(make_set, images, config):
     assert abs(noise.std() - 1) < 0.03
 
 
-def test_the_number_of_steps_does_not_change_the_batches_before_the_last_chunk(make_set, monkeypatch):
-    monkeypatch.setattr("fedddpm_app.diffusion.distillation._CHUNK", 8)
+def test_the_number_of_steps_does_not_change_the_batches_before_the_last_chunk(make_set):
     made = make_set()
+    made._chunk_size = 8
     long, short = stream(made, 6), stream(made, 4)
     assert len(long) == 6
     assert all(torch.equal(a.target, b.target) for a, b in zip(long, short, strict=False))

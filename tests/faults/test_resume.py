@@ -32,6 +32,7 @@ ALGORITHMS = {
     "fedddpm-plus": {"num-rounds": 4, "plus-threshold": 1e9, "plus-max-corrections": 2},
     "scaffold": {"num-rounds": 4, "clients-per-round": 3, "optimizer": "sgd", "gradient-clip": 0.0},
     "fedadam": {"algorithm": "fedavg", "aggregator": "fedadam", "num-rounds": 4},
+    "fedddpm-late": {"late-teacher": "local", "late-cycles": 2, "num-rounds": 4},
 }
 OTHERS = {
     "feddyn": {"algorithm": "feddyn"},
@@ -44,7 +45,7 @@ OTHERS = {
     "int8-delta": {"algorithm": "fedavg", "wire-dtype": "int8-delta"},
     "fedddpm-kd": {"algorithm": "fedddpm-kd", "kd-warmup-steps": 2},
     "kd-only": {"algorithm": "kd-only"},
-    "fedddpm-late": {"algorithm": "fedddpm-late", "late-teacher": "local"},
+    "late-mean": {"algorithm": "fedddpm-late", "late-teacher": "mean", "correction-steps": 20},
     "cycles": {"algorithm": "fedddpm-late", "late-teacher": "local", "late-cycles": 3},
     "from-global": {"algorithm": "fedddpm-kd", "pretrain-from": "global"},
     "halved": {"algorithm": "tests.faults.test_resume:Halved"},
@@ -80,7 +81,7 @@ def check_equal(resumed, whole):
     assert [row["phase"] for row in resumed.stats] == [row["phase"] for row in whole.stats]
     assert resumed.losses() == whole.losses()
     assert final_weights(resumed.path) == final_weights(whole.path)
-    same = ("comm/up_mb", "comm/down_mb", "images/preview", "images/auxiliary")
+    same = ("comm/up_mb", "comm/down_mb", "compute/steps", "images/preview", "images/auxiliary")
     assert {key: resumed.summary[key] for key in same} == {key: whole.summary[key] for key in same}
     assert not (resumed.path / "unfinished").exists()
 
@@ -192,7 +193,7 @@ def test_a_complete_run_with_an_auxiliary_set_gets_more_rounds_without_a_new_set
     first = settings("fedddpm", "first", **evaluated, **{"num-rounds": 1})
     run_here(first)
     resume = first | {"resume": str(folder_of(first)), "num-rounds": 3}
-    monkeypatch.setattr("fedddpm_app.auxiliary.phase.collect_pretrained", None)
+    monkeypatch.setattr("fedddpm_app.auxiliary.phase.Collection", None)
     more = run_here(resume)
     monkeypatch.undo()
     check_equal(more, run_here(settings("fedddpm", "whole", **evaluated)))
