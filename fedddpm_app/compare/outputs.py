@@ -36,7 +36,8 @@ class Outputs:
     def __init__(self, plan: Plan, command: str) -> None:
         self._plan = plan
         self._began = now()
-        self._session = {"command": command, "machine": describe_machine(), **describe_environment()}
+        environment = {key: value for key, value in describe_environment().items() if key != "platform"}
+        self._session = {"command": command, "machine": describe_machine(), **environment}
         self._before = _sessions(plan.folder / RESULTS)
         self._results: dict[str, Any] = {}
 

@@ -1,6 +1,6 @@
 import pytest
 
-from fedddpm_app.compare.publish import section, with_section, without_paths
+from fedddpm_app.compare.publish import section, with_section, without_places
 from fedddpm_app.compare.table import number, sentences_of, table_of
 from tests.conftest import ROOT
 
@@ -75,11 +75,12 @@ def test_numbers_have_three_significant_digits(value, text):
         ("fedddpm compare /home/me/a.toml --out /tmp/x", "fedddpm compare a.toml --out x"),
         ('dataset="path:/data/mnist"', 'dataset="path:mnist"'),
         ("~/runs/a.log: No such file", "a.log: No such file"),
+        ("killed: pid 7 on my-host.lan; see log.txt", "killed: pid 7; see log.txt"),
         (
             "conf/compare/a.toml, 3 MB/s, https://arxiv.org/abs/1",
             "conf/compare/a.toml, 3 MB/s, https://arxiv.org/abs/1",
         ),
     ],
 )
-def test_absolute_paths_are_reduced_to_their_last_name(text, left):
-    assert without_paths({"a": [text]}) == {"a": [left]}
+def test_absolute_paths_and_hosts_are_not_published(text, left):
+    assert without_places({"a": [text]}) == {"a": [left]}
