@@ -33,7 +33,7 @@ def run(*arguments):
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ('algorithm="fedavgg"', r'algorithm = "fedavgg" is not known: use one of fedddpm, fedddpm-plus, fedavg, '),
+        ('algorithm="fedavgg"', r'algorithm = "fedavgg" is not known: use one of fedddpm, fedddpm-plus, fedddpm-kd, '),
         ("batch-size=-1", "batch-size = -1"),
         ("batchsize=4", "did you mean batch-size"),
         ('prediction-type="eps"', "prediction-type = 'eps'"),

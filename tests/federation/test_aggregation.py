@@ -27,9 +27,18 @@ from tests.algorithms.problems import (
 )
 
 RULES = list(get_args(AggregatorName))
-COMPOSE = ["fedavg", "fedddpm", "fedddpm-plus", "fedprox", "moon"]
-CLIENTS = make_clients(3, 5, 2, 4, 6, 3, 2)
 AUXILIARY = make_clients(4, seed=9)[0]
+CORRECTED = {"auxiliary_data": AUXILIARY, "correction_steps": 2}
+COMPOSE = {
+    "fedavg": {},
+    "fedddpm": CORRECTED,
+    "fedddpm-plus": CORRECTED | {"threshold": 1e9},
+    "fedddpm-kd": {"correction_steps": 0},  # a point generates no images
+    "fedddpm-late": {"correction_steps": 0, "pretrain_steps": 2},
+    "fedprox": {},
+    "moon": {},
+}
+CLIENTS = make_clients(3, 5, 2, 4, 6, 3, 2)
 
 
 def trained(w):
@@ -43,9 +52,7 @@ def mean(w):
 @pytest.mark.parametrize("algorithm", COMPOSE)
 @pytest.mark.parametrize("rule", RULES)
 def test_every_rule_composes(algorithm, rule):
-    extra = {"auxiliary_data": AUXILIARY, "correction_steps": 2} if "fedddpm" in algorithm else {}
-    if algorithm == "fedddpm-plus":
-        extra["threshold"] = 1e9
+    extra = COMPOSE[algorithm]
     ended = run(algorithm, CLIENTS, rounds=3, aggregator=rule, **extra)
     assert np.isfinite(ended).all()
     assert ended.dtype == np.float64
@@ -135,7 +142,7 @@ def test_rules_with_memory_step_from_what_the_round_started_from(step, corrected
         w = step(w, memory, r)
         if corrected:
             w = gradient_steps(w, 2, RATE, lambda x: gradient(AUXILIARY, x))
-    extra = {"auxiliary_data": AUXILIARY, "correction_steps": 2} if corrected else {"correction_steps": 0}
+    extra = CORRECTED if corrected else {"correction_steps": 0}
     assert same(run("fedddpm", CLIENTS, rounds=3, aggregator=step.__name__, **extra), w)
 
 
