@@ -132,7 +132,7 @@ def _run(plan: Plan, states: dict[Cell, State], jobs: int, app_dir: Path, publis
             write()
         raise
     sentences = write()
-    outputs.draw()
+    outputs.save_pictures()
     published = publish_results(plan.folder, publish) if publish is not None else []
     failed = [f"failed: {cell.name}: {reason} (its output: {cell.log})" for cell, reason in progress.failed.items()]
     for sentence in (*sentences, *(f"published: {path}" for path in published), *failed):

@@ -62,7 +62,7 @@ class GridView:
         self._on_end()
 
     def tick(self, running: Sequence[Running]) -> None:
-        """Redraw the table of a terminal."""
+        """Refresh the table of a terminal."""
         if self._live:
             self._live.update(self._table(), refresh=True)
 

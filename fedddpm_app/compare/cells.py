@@ -1,4 +1,4 @@
-"""The cells of a grid: what is run, where, and how far it is."""
+"""The cells of a grid: their configs, their folders, and how far they are."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -91,7 +91,7 @@ class Cell:
     Attributes
     ----------
     setting, seed : Setting, int
-        What is run.
+        The config and the seed of the run.
     directory : Path
         Its run directory, an absolute path.
     """

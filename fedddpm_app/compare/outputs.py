@@ -42,7 +42,7 @@ class Outputs:
         self._results: dict[str, Any] = {}
 
     def write(self, failed: Mapping[Cell, str], hours: float) -> list[str]:
-        """Write ``results.json`` and ``table.md``; return sentences about what they lack.
+        """Write ``results.json`` and ``table.md``; return a sentence for each metric that is missing.
 
         ``hours`` is the time that this command has run cells; 0 if it had none to run.
         """
@@ -58,7 +58,7 @@ class Outputs:
             work.write_text(page(self._results), encoding="utf-8")
         return missing_metrics(self._plan, self._results)
 
-    def draw(self) -> None:
+    def save_pictures(self) -> None:
         """Write the pictures of the last results; a picture that cannot be written gives a warning."""
         plan, folder, results = self._plan, self._plan.folder, self._results
         for old in (path for pattern in _PICTURES for path in folder.glob(pattern)):

@@ -150,7 +150,7 @@ def _bar(axes: Axes, place: float, values: Sequence[float], colour: str) -> list
 
 
 def _reference_lines(axes: Axes, results: Results, condition: str, metric: str) -> None:
-    """Draw the reference's mean, and the floor."""
+    """Mark the reference's mean, and the floor."""
     for each in results["settings"]:
         found = each["metrics"].get(metric)
         if each["condition"] == condition and each["row"] == results["reference"] and not each["sweep"] and found:

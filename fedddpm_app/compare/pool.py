@@ -44,10 +44,10 @@ class Watcher(Protocol):
     """Follows the work."""
 
     def started(self, running: Running) -> None:
-        """Take note of a cell that starts."""
+        """Count a cell that starts."""
 
     def ended(self, running: Running, exit_code: int | None) -> None:
-        """Take note of a cell whose process has ended."""
+        """Count a cell whose process has ended."""
 
     def tick(self, running: Sequence[Running]) -> None:
         """Show the cells that are running; called about twice a second."""

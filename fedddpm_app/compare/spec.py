@@ -71,7 +71,7 @@ class GridSpec(BaseModel):
     seeds : list of int
         Every cell is run with each of them.
     match : {"rounds", "steps", "bytes"}
-        What is equal for all rows.
+        The cost that is equal for all rows.
     budget : float, optional
         Gradient steps, or models exchanged; by default the cost of the reference row.
     metrics : list of str
@@ -186,7 +186,7 @@ def _problems(spec: GridSpec) -> list[str]:
 
 
 def _problems_of_key(spec: GridSpec, table: str, key: str, value: Scalar) -> list[str]:
-    """Return what is wrong with a key of a table; its value is checked with the run config."""
+    """Return the problem with a key of a table; its value is checked with the run config."""
     given, row = f"{table}.{key} = {shown(value)}", table.removeprefix("rows.")
     if key in OWN_KEYS:
         return [f"{given}: the command sets this key; leave it out (seeds and --out say where runs go)."]
@@ -198,7 +198,7 @@ def _problems_of_key(spec: GridSpec, table: str, key: str, value: Scalar) -> lis
 
 
 def _problems_of_solve(spec: GridSpec, given: str, row: Row) -> list[str]:
-    """Return what is wrong with the keys that are solved for."""
+    """Return the problems with the keys that are solved for."""
     if not row.solve:
         return []
     if spec.match == "rounds":

@@ -62,15 +62,15 @@ def page(results: Results) -> str:
 
 
 def cost_note(results: Results) -> str:
-    """Return the number of seeds, and what is equal for all rows."""
+    """Return the reference, the seeds, and the cost that is equal for all rows."""
     seeds, match = results["seeds"], results["match"]
     named = f"Reference: {results['reference']}. Seeds: {', '.join(map(str, seeds))}."
     if match == "rounds":
         return f"{named} All rows have the same number of rounds."
     budgets = [each["expected"]["budget"] for each in results["settings"]]
-    what = "gradient steps" if match == "steps" else "models exchanged (up and down)"
+    unit = "gradient steps" if match == "steps" else "models exchanged (up and down)"
     rest = " An image that only goes forward counts 1/3 of a training image." if match == "steps" else ""
-    return f"{named} All rows have a budget of {_range(budgets)} {what}.{rest}"
+    return f"{named} All rows have a budget of {_range(budgets)} {unit}.{rest}"
 
 
 def measured_note(results: Results, metric: str) -> str:
