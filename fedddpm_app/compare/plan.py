@@ -1,6 +1,7 @@
 """The plan of a grid: every cell with its whole config, and every setting with its cost, before anything runs."""
 
 import functools
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -66,29 +67,8 @@ def make_plan(spec: GridSpec, folder: Path, defaults: Mapping[str, Scalar], sour
     ConfigError
         With a sentence for each problem: file, row, condition, key, value, fix.
     """
-    problems: dict[str, str] = {}  # each sentence once, with the first place
-    budgets: dict[tuple[str, Scalar | None], float] = {}
-    found: dict[tuple[str, str, Scalar | None], Setting] = {}
-    for row in sorted(spec.rows, key=lambda row: row != spec.reference):  # the reference first, for the budgets
-        if problems and not budgets and spec.budget is None:
-            break
-        for line in _lines(spec, row, defaults):
-            for condition in spec.conditions:
-                try:
-                    setting = _setting(spec, line, condition, defaults, budgets)
-                except ConfigError as error:
-                    for sentence in str(error).splitlines():
-                        problems.setdefault(sentence, f"{source}: row {line.label}, condition {condition}: {sentence}")
-                else:
-                    found[row, condition, line.value] = setting
-                    if row == spec.reference:
-                        cost = amount_of(spec, setting.cost)
-                        budgets[condition, line.value] = cost
-                        budgets.setdefault((condition, None), cost)
-    if problems:
-        raise ConfigError("\n".join(problems.values()))
-    settings = [s for row in spec.rows for key, s in found.items() if key[0] == row]
     conditions = list(spec.conditions)
+    settings = _all_settings(spec, defaults, source)
     settings.sort(key=lambda s: (list(spec.rows).index(s.line.row), _place(spec, s), conditions.index(s.condition)))
     by_condition = sorted(settings, key=lambda s: conditions.index(s.condition))
     cells = [
@@ -97,6 +77,31 @@ def make_plan(spec: GridSpec, folder: Path, defaults: Mapping[str, Scalar], sour
         for s in by_condition
     ]
     return Plan(spec, folder, defaults, settings, cells)
+
+
+def _all_settings(spec: GridSpec, defaults: Mapping[str, Scalar], source: str) -> list[Setting]:
+    """Return the settings of all rows, those of the reference first, because its costs may be the budgets."""
+    problems: dict[str, str] = {}  # each sentence once, with the first place
+    budgets: dict[tuple[str, Scalar | None], float] = {}
+    found = []
+    for row in sorted(spec.rows, key=lambda row: row != spec.reference):
+        if problems and not budgets and spec.budget is None:
+            break
+        for line, condition in itertools.product(_lines(spec, row, defaults), spec.conditions):
+            try:
+                setting = _setting(spec, line, condition, defaults, budgets)
+            except ConfigError as error:
+                for sentence in str(error).splitlines():
+                    problems.setdefault(sentence, f"{source}: row {line.label}, condition {condition}: {sentence}")
+                continue
+            found.append(setting)
+            if row == spec.reference:
+                cost = amount_of(spec, setting.cost)
+                budgets[condition, line.value] = cost
+                budgets.setdefault((condition, None), cost)
+    if problems:
+        raise ConfigError("\n".join(problems.values()))
+    return found
 
 
 def far_from_budget(plan: Plan) -> dict[str, float]:
