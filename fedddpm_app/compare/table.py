@@ -6,6 +6,8 @@ from typing import Any
 
 Results = Mapping[str, Any]
 _DIGITS = 3
+_LEAST_SEEDS = 3  # of a statement
+_FAR = 0.02  # a cost that is further from the budget is named
 
 
 def table_of(results: Results, metric: str) -> str:
@@ -22,19 +24,27 @@ def table_of(results: Results, metric: str) -> str:
 
 
 def sentences_of(results: Results, metric: str) -> list[str]:
-    """Return the sentences that follow from the intervals of a metric's differences to the reference."""
+    """Return the sentences that follow from the intervals of a metric's differences to the reference.
+
+    A difference of fewer than 3 seeds, or one that lacks seeds of the grid (a run that diverged has no metrics), allows
+    no statement. A run that did not cost the budget is named with its share.
+    """
     reference, better = results["reference"], results["measured"].get(metric, {}).get("better", "")
-    sides: dict[int, dict[str, list[str]]] = {-1: {}, 1: {}, 0: {}}
+    sides: dict[int | None, dict[str, list[str]]] = {-1: {}, 1: {}, 0: {}, None: {}}
     for each in results["settings"]:
         difference = each["metrics"].get(metric, {}).get("difference")
         if difference and difference["n"]:
-            sides[_side(difference)].setdefault(each["label"], []).append(each["condition"])
+            side = _side(difference) if difference["n"] == len(results["seeds"]) >= _LEAST_SEEDS else None
+            share = share_of_budget(results, each)
+            where = each["condition"] + ("" if share is None else f", at {share:.0%} of the budget")
+            sides[side].setdefault(each["label"], []).append(where)
     verdicts = {word: f" ({'better' if word == better else 'worse'})" if better else "" for word in ("lower", "higher")}
     starts = [
         f"{metric} is {word}{verdict} than that of {reference}, and the interval excludes zero: "
         for word, verdict in verdicts.items()
     ]
     starts.append(f"No difference to {reference} is shown, because the interval contains zero: ")
+    starts.append(f"No statement, because there are fewer than {_LEAST_SEEDS} seeds, or not all have the metric: ")
     named = ["; ".join(f"{label} ({', '.join(where)})" for label, where in found.items()) for found in sides.values()]
     return [f"{start}{lines}." for start, lines in zip(starts, named, strict=True) if lines]
 
@@ -66,11 +76,27 @@ def cost_note(results: Results) -> str:
     seeds, match = results["seeds"], results["match"]
     named = f"Reference: {results['reference']}. Seeds: {', '.join(map(str, seeds))}."
     if match == "rounds":
-        return f"{named} All rows have the same number of rounds."
+        return f"{named} The numbers of rounds are those of the grid file; gradient steps differ."
     budgets = [each["expected"]["budget"] for each in results["settings"]]
     unit = "gradient steps" if match == "steps" else "models exchanged (up and down)"
     rest = " An image that only goes forward counts 1/3 of a training image." if match == "steps" else ""
+    far = {
+        f"{each['label']} ({each['condition']}: {share:.0%})": None
+        for each in results["settings"]
+        if (share := share_of_budget(results, each)) is not None
+    }
+    rest += f" Not within 2 % of it: {', '.join(far)}." if far else ""
     return f"{named} All rows have a budget of {_range(budgets)} {unit}.{rest}"
+
+
+def share_of_budget(results: Results, setting: Mapping[str, Any]) -> float | None:
+    """Return a setting's cost, as counted (models: as expected), as a share of the budget if it is far from it."""
+    budget, steps = setting["expected"]["budget"], setting["steps"]
+    if results["match"] == "bytes":
+        steps = setting["expected"]["models_up"] + setting["expected"]["models_down"]
+    if results["match"] == "rounds" or not budget or steps is None or not math.isfinite(steps):
+        return None
+    return steps / budget if abs(steps / budget - 1.0) > _FAR else None
 
 
 def measured_note(results: Results, metric: str) -> str:

@@ -1,15 +1,15 @@
 import pytest
 
 from fedddpm_app.compare.publish import section, with_section, without_places
-from fedddpm_app.compare.table import number, sentences_of, table_of
+from fedddpm_app.compare.table import cost_note, number, sentences_of, table_of
 from tests.conftest import ROOT
 
 
-def setting(row, condition, mean, difference=None):
+def setting(row, condition, mean, difference=None, steps=640.0, seeds=3):
     low, high = (None, None) if difference is None else (difference - 1, difference + 1)
-    paired = None if difference is None else {"mean": difference, "low": low, "high": high, "n": 3}
+    paired = None if difference is None else {"mean": difference, "low": low, "high": high, "n": seeds}
     metric = {"mean": mean, "low": mean - 1, "high": mean + 1, "n": 3, "sd": 0.5, "floor": 1.0, "difference": paired}
-    costs = {"steps": 640.0, "up_mb": 26.04, "down_mb": 26.04, "seconds": 90.0}
+    costs = {"steps": steps, "up_mb": 26.04, "down_mb": 26.04, "seconds": 90.0}
     expected = {"steps": 640.0, "models_up": 40.0, "models_down": 40.0, "budget": 640.0}
     names = {"row": row, "label": row, "sweep": {}, "condition": condition}
     return {**names, "n": 3, "metrics": {"fd": metric}, "solved": {}, "expected": expected, **costs}
@@ -17,6 +17,7 @@ def setting(row, condition, mean, difference=None):
 
 RESULTS = {
     "reference": "fedavg",
+    "match": "steps",
     "seeds": [0, 1, 2],
     "measured": {"fd": {"better": "lower"}},
     "settings": [
@@ -51,6 +52,19 @@ def test_only_intervals_that_exclude_zero_make_a_claim():
         "fd is higher (worse) than that of fedavg, and the interval excludes zero: worse (skew).",
         "No difference to fedavg is shown, because the interval contains zero: late (iid).",
     ]
+
+
+def test_lost_seeds_allow_no_statement_and_a_cost_off_the_budget_is_named():
+    lost = setting("lost", "skew", 4.0, -12.0, seeds=2)
+    cheap = setting("cheap", "skew", 4.0, -12.0, steps=240.0)
+    results = RESULTS | {"settings": [RESULTS["settings"][0], lost, cheap]}
+    assert sentences_of(results, "fd") == [
+        "fd is lower (better) than that of fedavg, and the interval excludes zero: cheap (skew, at 38% of the budget).",
+        "No statement, because there are fewer than 3 seeds, or not all have the metric: lost (skew).",
+    ]
+    assert cost_note(results).endswith("Not within 2 % of it: cheap (skew: 38%).")
+    one = RESULTS | {"seeds": [0], "settings": [setting("late", "skew", 4.0, -12.0, seeds=1)]}
+    assert sentences_of(one, "fd")[0].startswith("No statement")
 
 
 @pytest.mark.parametrize(
