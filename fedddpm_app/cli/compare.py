@@ -115,6 +115,7 @@ def _run(plan: Plan, states: dict[Cell, State], jobs: int, app_dir: Path, publis
     """Run the cells that are not complete, and write the results; return the reasons of failed cells."""
     if running := [str(cell.directory) for cell, state in states.items() if state is State.RUNNING]:
         raise ConfigError(f"{', '.join(running)}: another process still runs it; wait for its end, or stop it.")
+    plan.solved.save()
     progress = GridProgress(states, jobs)
     outputs = Outputs(plan, shlex.join(["fedddpm", *sys.argv[1:]]))
     cells = [cell for cell, state in states.items() if state is not State.COMPLETED]

@@ -5,16 +5,20 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from fedddpm_app.algorithms import find_algorithm
 from fedddpm_app.compare.spec import folder_name
-from fedddpm_app.config import Config, ConfigError, Scalar, shown
+from fedddpm_app.config import Config, ConfigError, Scalar, keys_without_effect, shown
 from fedddpm_app.data.settings import read_auto
 from fedddpm_app.federation.cost import Cost
 from fedddpm_app.recording.directory import CONFIG
 from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.recording.status import COMPLETED, RUNNING, Status, is_locked, read_status
 
-# Keys of the place of a run's files, which may be moved.
-_PLACES = ("output-dir", "run-name", "state-dir", "cache-dir", "resume", "resume-previous")
+# Keys that change neither the weights nor the metrics of a run.
+_NEUTRAL = (
+    *("output-dir", "run-name", "state-dir", "cache-dir", "resume", "transport", "checkpoint-", "preview-"),
+    *("node-timeout", "round-timeout", "pretrain-timeout", "min-available-nodes", "min-replies", "max-round-retries"),
+)
 
 
 class State(StrEnum):
@@ -136,15 +140,17 @@ def state_of(cell: Cell, defaults: Mapping[str, Scalar]) -> State:
         ) from error
     planned = {**defaults, **cell.overrides}
     planned |= read_auto(planned)
+    config = cell.setting.config
+    idle = keys_without_effect(planned) | find_algorithm(config.run.algorithm).keys_without_effect(config)
     different = [
         f"{key} was {shown(saved.get(key, defaults.get(key)))} and is {shown(planned.get(key))}"
         for key in sorted(saved.keys() | planned.keys())
-        if key not in _PLACES and saved.get(key, defaults.get(key)) != planned.get(key)
+        if key not in idle and not key.startswith(_NEUTRAL) and saved.get(key, defaults.get(key)) != planned.get(key)
     ]
     if different:
         raise ConfigError(
-            f"{directory} was made with another config: {'; '.join(different)}. Use the same values, remove the "
-            "folder, or give another --out."
+            f"{directory} was made with another config: {'; '.join(different)}. Set the earlier values in the grid "
+            "file, remove the folder, or give another --out."
         )
     status = read_status(directory)
     if status.state == RUNNING and is_locked(directory):

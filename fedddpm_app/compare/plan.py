@@ -8,6 +8,7 @@ from pathlib import Path
 
 from fedddpm_app.algorithms import find_algorithm, get_algorithm
 from fedddpm_app.compare.cells import Cell, Line, Setting
+from fedddpm_app.compare.solved import SolvedValues
 from fedddpm_app.compare.solver import solve, with_whole_number
 from fedddpm_app.compare.spec import GridSpec
 from fedddpm_app.config import Config, ConfigError, DataConfig, Scalar, load_config, shown
@@ -34,6 +35,8 @@ class Plan:
         In the order of the file: rows, values, conditions.
     cells : list of Cell
         In the order of the work: all settings with the first seed, then with the second, ...
+    solved : SolvedValues
+        The solved values, to be saved when cells are run.
     """
 
     spec: GridSpec
@@ -41,6 +44,7 @@ class Plan:
     defaults: Mapping[str, Scalar]
     settings: list[Setting]
     cells: list[Cell]
+    solved: SolvedValues
 
     def reference_of(self, setting: Setting) -> Setting | None:
         """Return the setting of the reference row that a setting is compared with: of its value, or without one."""
@@ -68,7 +72,8 @@ def make_plan(spec: GridSpec, folder: Path, defaults: Mapping[str, Scalar], sour
         With a sentence for each problem: file, row, condition, key, value, fix.
     """
     conditions = list(spec.conditions)
-    settings = _all_settings(spec, defaults, source)
+    solved = SolvedValues(folder / "solved.json")
+    settings = _all_settings(spec, defaults, source, solved)
     settings.sort(key=lambda s: (list(spec.rows).index(s.line.row), _place(spec, s), conditions.index(s.condition)))
     by_condition = sorted(settings, key=lambda s: conditions.index(s.condition))
     cells = [
@@ -76,10 +81,10 @@ def make_plan(spec: GridSpec, folder: Path, defaults: Mapping[str, Scalar], sour
         for seed in spec.seeds
         for s in by_condition
     ]
-    return Plan(spec, folder, defaults, settings, cells)
+    return Plan(spec, folder, defaults, settings, cells, solved)
 
 
-def _all_settings(spec: GridSpec, defaults: Mapping[str, Scalar], source: str) -> list[Setting]:
+def _all_settings(spec: GridSpec, defaults: Mapping[str, Scalar], source: str, solved: SolvedValues) -> list[Setting]:
     """Return the settings of all rows, those of the reference first, because its costs may be the budgets."""
     problems: dict[str, str] = {}  # each sentence once, with the first place
     budgets: dict[tuple[str, Scalar | None], float] = {}
@@ -89,7 +94,7 @@ def _all_settings(spec: GridSpec, defaults: Mapping[str, Scalar], source: str) -
             break
         for line, condition in itertools.product(_lines(spec, row, defaults), spec.conditions):
             try:
-                setting = _setting(spec, line, condition, defaults, budgets)
+                setting = _setting(spec, line, condition, defaults, budgets, solved)
             except ConfigError as error:
                 for sentence in str(error).splitlines():
                     problems.setdefault(sentence, f"{source}: row {line.label}, condition {condition}: {sentence}")
@@ -144,8 +149,9 @@ def _setting(
     condition: str,
     defaults: Mapping[str, Scalar],
     budgets: Mapping[tuple[str, Scalar | None], float],
+    known: SolvedValues,
 ) -> Setting:
-    """Return a setting, after solving for its key."""
+    """Return a setting, after solving for its keys, unless they were solved for earlier."""
     row = line.row
     keys: dict[str, Scalar] = {**spec.base, **spec.conditions[condition], **spec.keys_of_row(row)}
     if line.value is not None:
@@ -154,10 +160,13 @@ def _setting(
     budget = spec.budget
     if spec.match != "rounds" and budget is None:
         budget = budgets.get((condition, line.value), budgets.get((condition, None)))
-    solved: dict[str, int] = {}
-    for key in spec.solved_keys(row):
-        solved[key] = _solve(spec, config, key, budget or 0.0)
+    name, wanted = (line.label, condition), spec.solved_keys(row)
+    solved = known.find(name, keys, wanted, budget or 0.0) or {}
+    for key in wanted:
+        solved[key] = solved.get(key) or _solve(spec, config, key, budget or 0.0)
         config = _load(defaults, {**keys, **solved, "seed": spec.seeds[0]})
+    if wanted:
+        known.add(name, keys, solved, budget or 0.0)
     keys |= solved
     get_algorithm(config)
     cost = _mean_cost(config, tuple(spec.seeds))

@@ -1,14 +1,17 @@
 """Costs are those of the algorithms; the data are the digits with 4 clients."""
 
+import json
 from pathlib import Path
 
 import pytest
 
-from fedddpm_app.compare.cells import Line
+from fedddpm_app.algorithms.fedddpm import FedDDPM
+from fedddpm_app.compare.cells import Line, State, state_of
 from fedddpm_app.compare.plan import far_from_budget, make_plan
 from fedddpm_app.compare.solver import solve
 from fedddpm_app.compare.spec import GridSpec, read_spec
 from fedddpm_app.config import ConfigError, default_run_config
+from fedddpm_app.federation.cost import Cost
 from tests.compare.conftest import GRIDS
 from tests.conftest import TINY
 
@@ -137,3 +140,46 @@ def test_a_cell_that_cannot_run_is_named_once(changes, says):
         plan(**changes)
     assert str(error.value).count("\n") == 0
     assert says in str(error.value)
+
+
+def test_solved_values_are_kept_when_the_expected_cost_changes(tmp_path, monkeypatch):
+    """A grid that takes several days continues with a version that counts another cost."""
+    before = plan(tmp_path, match="steps")
+    before.solved.save()
+    monkeypatch.setattr(FedDDPM, "cost_of_own_models", lambda *_: Cost(0.0))
+    kept, fresh = plan(tmp_path, match="steps"), plan(tmp_path / "new", match="steps")
+    assert [s.solved for s in kept.settings] == [s.solved for s in before.settings]
+    assert [s.solved for s in fresh.settings] != [s.solved for s in before.settings]
+    grown = plan(tmp_path, match="steps", seeds=[3, 5, 7])
+    assert [s.solved for s in grown.settings] == [s.solved for s in before.settings]
+    other = plan(tmp_path, match="steps", budget=200.0)
+    assert [s.solved for s in other.settings] != [s.solved for s in before.settings]
+
+
+def test_damaged_solved_values_are_solved_for_again(tmp_path):
+    (tmp_path / "solved.json").write_text('{"settings": [{"name": 3}, 7]')
+    assert [s.solved for s in plan(tmp_path, match="steps").settings] == [
+        s.solved for s in plan(match="steps").settings
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "state"),
+    [
+        ("moon-mu", 7.0, State.STARTED),  # fedavg does not use it
+        ("node-timeout", 7.0, State.STARTED),
+        ("learning-rate", 7.0, None),
+        ("eval-images", 7, None),
+    ],
+)
+def test_only_keys_with_an_effect_make_another_cell(tmp_path, key, value, state):
+    made = plan(tmp_path)
+    cell = made.cells[0]
+    cell.directory.mkdir(parents=True)
+    config = {**made.defaults, **cell.overrides, key: value}
+    (cell.directory / "config.json").write_text(json.dumps({"run_config": config}))
+    if state is None:
+        with pytest.raises(ConfigError, match=f"{key} was 7"):
+            state_of(cell, made.defaults)
+    else:
+        assert state_of(cell, made.defaults) is state

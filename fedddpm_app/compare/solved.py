@@ -1,0 +1,74 @@
+"""The solved values of a grid: they are kept, so that a grid that takes several days keeps its cells.
+
+The expected cost of an algorithm may change with the code, and with the seeds. A value that was solved for earlier is
+used again as long as the row, the condition and the budget are the same.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from fedddpm_app.config import Scalar
+from fedddpm_app.recording.files import write_json
+from fedddpm_app.recording.reading import read_object
+
+_SETTINGS = "settings"
+
+
+class SolvedValues:
+    """Solved values by setting.
+
+    Parameters
+    ----------
+    path : Path
+        The file that holds them; missing before the first run of the grid.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._before: list[dict[str, Any]] = []
+        self._now: list[dict[str, Any]] = []
+        try:
+            found = read_object(path).get(_SETTINGS)
+        except (OSError, ValueError):
+            return
+        self._before = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+
+    def find(
+        self, name: Sequence[str], given: Mapping[str, Scalar], keys: Sequence[str], budget: float
+    ) -> dict[str, int] | None:
+        """Return the values of ``keys`` that were solved earlier for the same setting; None if there are none.
+
+        Parameters
+        ----------
+        name : sequence of str
+            The line's label, and the condition.
+        given : mapping
+            The setting's run-config keys before solving.
+        keys : sequence of str
+            The keys to solve for.
+        budget : float
+            The budget.
+        """
+        wanted = {"name": [*name], "given": dict(given), "solve": [*keys], "budget": budget}
+        for each in self._before:
+            solved = each.get("solved")
+            same = {key: each.get(key) for key in wanted} == wanted
+            if same and isinstance(solved, dict) and solved.keys() == set(keys):
+                return {key: int(value) for key, value in solved.items()}
+        return None
+
+    def add(
+        self,
+        name: Sequence[str],
+        given: Mapping[str, Scalar],
+        solved: Mapping[str, int],
+        budget: float,
+    ) -> None:
+        """Note a setting's values for ``save``."""
+        keys = {"given": dict(given), "solve": [*solved], "budget": budget, "solved": dict(solved)}
+        self._now.append({"name": [*name], **keys})
+
+    def save(self) -> None:
+        """Write the values of this plan."""
+        write_json(self._path, {_SETTINGS: self._now})
