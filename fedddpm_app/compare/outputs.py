@@ -50,7 +50,9 @@ class Outputs:
         session = {**self._session, "started": self._began, "ended": now(), "wall_hours": hours}
         sessions = [*self._before, *([session] if hours else [])]
         grid = spec.model_dump(include={"base", "conditions", "rows", "sweep"})
-        about = spec.model_dump(include={"name", "title", "reference", "match", "budget", "seeds", "metrics"})
+        about = spec.model_dump(
+            include={"name", "title", "reference", "also_against", "match", "budget", "seeds", "metrics"}
+        )
         found = {**about, "grid": grid, "sessions": sessions, **collect(self._plan, failed)}
         self._results = without_nan(found)  # type: ignore[assignment]
         write_json(self._plan.folder / RESULTS, self._results)

@@ -46,9 +46,9 @@ class Plan:
     cells: list[Cell]
     solved: SolvedValues
 
-    def reference_of(self, setting: Setting) -> Setting | None:
-        """Return the setting of the reference row that a setting is compared with: of its value, or without one."""
-        same = [s for s in self.settings if s.line.row == self.spec.reference and s.condition == setting.condition]
+    def setting_of(self, row: str, setting: Setting) -> Setting | None:
+        """Return the setting of a row that another setting is compared with: of its value, or without one."""
+        same = [s for s in self.settings if s.line.row == row and s.condition == setting.condition]
         return next((s for s in same if s.line.value in (None, setting.line.value)), None)
 
 

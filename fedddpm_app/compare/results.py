@@ -1,4 +1,4 @@
-"""The results of a grid: every cell, and every setting over its seeds, with its difference to the reference."""
+"""The results of a grid: every cell, and every setting over its seeds, with its differences to others."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -87,19 +87,22 @@ def _metrics_of(status: Status) -> dict[str, dict[str, Any]]:
 def _of_setting(
     plan: Plan, setting: Setting, by_setting: Mapping[Setting, Mapping[int, Mapping[str, Any]]]
 ) -> dict[str, Any]:
-    """Return the means over the seeds of a setting, and the differences to the reference."""
-    cells, reference = by_setting.get(setting, {}), plan.reference_of(setting)
-    compared = by_setting.get(reference, {}) if reference is not None and reference is not setting else {}
+    """Return the means over the seeds of a setting, and the differences to the rows that it is compared with."""
+    cells, compared = by_setting.get(setting, {}), {}
+    for row in (plan.spec.reference, *plan.spec.also_against):
+        other = plan.setting_of(row, setting)
+        if other is not None and other is not setting:
+            compared[row] = by_setting.get(other, {})
     names = dict.fromkeys(name for cell in cells.values() for name in cell["metrics"])
     metrics = {}
     for name in names:
-        values, others = _values(cells, name), _values(compared, name)
+        values, others = _values(cells, name), {row: _values(found, name) for row, found in compared.items()}
         mean = interval(list(values.values()))
         metrics[name] = {
             **asdict(mean),
             "sd": deviation(list(values.values())),
             "floor": interval(list(_values(cells, name, "floor").values())).mean,
-            "difference": asdict(paired_difference(values, others)) if others else None,
+            "differences": {row: asdict(paired_difference(values, other)) for row, other in others.items() if other},
         }
     costs = {name: interval([_number(cell[name]) for cell in cells.values()]).mean for name in _COSTS}
     return {

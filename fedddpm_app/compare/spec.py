@@ -67,7 +67,9 @@ class GridSpec(BaseModel):
     title : str
         The heading of the results.
     reference : str
-        The row that others are compared with.
+        The row that others are compared with, and whose cost is the budget if none is given.
+    also_against : list of str
+        Further rows that all rows are compared with in sentences, such as controls.
     seeds : list of int
         Every cell is run with each of them.
     match : {"rounds", "steps", "bytes"}
@@ -86,6 +88,7 @@ class GridSpec(BaseModel):
     name: Name
     title: str = ""
     reference: str
+    also_against: list[str] = Field(default_factory=list)
     seeds: Annotated[list[Annotated[int, Field(ge=0, lt=2**32)]], Field(min_length=1)]
     match: Literal["rounds", "steps", "bytes"] = "steps"
     budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
@@ -168,6 +171,8 @@ def _problems(spec: GridSpec) -> list[str]:
     found = []
     if spec.reference not in spec.rows:
         found.append(f"reference = {shown(spec.reference)} is not a row: use one of {', '.join(spec.rows)}.")
+    if unknown := [row for row in spec.also_against if row not in spec.rows]:
+        found.append(f"also_against = {shown(unknown[0])} is not a row: use {', '.join(spec.rows)}.")
     for key, values in (("seeds", spec.seeds), ("metrics", spec.metrics)):
         if len(set(values)) < len(values):
             found.append(f"{key} = {shown(values)}: a value comes twice; give each once.")

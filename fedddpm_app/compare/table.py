@@ -17,7 +17,7 @@ def table_of(results: Results, metric: str) -> str:
     rows = []
     for label in labels_of(results):
         settings = {each["condition"]: each for each in results["settings"] if each["label"] == label}
-        cells = [_cell(settings.get(condition), metric, len(results["seeds"])) for condition in conditions]
+        cells = [_cell(settings.get(condition), metric, results) for condition in conditions]
         rows.append([_escaped(label), *cells, *_costs(list(settings.values()))])
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
@@ -29,10 +29,16 @@ def sentences_of(results: Results, metric: str) -> list[str]:
     A difference of fewer than 3 seeds, or one that lacks seeds of the grid (a run that diverged has no metrics), allows
     no statement. A run that did not cost the budget is named with its share.
     """
-    reference, better = results["reference"], results["measured"].get(metric, {}).get("better", "")
+    rows = (results["reference"], *results["also_against"])
+    return [sentence for row in rows for sentence in _sentences_against(results, metric, row)]
+
+
+def _sentences_against(results: Results, metric: str, reference: str) -> list[str]:
+    """Return the sentences that follow from the differences to a row."""
+    better = results["measured"].get(metric, {}).get("better", "")
     sides: dict[int | None, dict[str, list[str]]] = {-1: {}, 1: {}, 0: {}, None: {}}
     for each in results["settings"]:
-        difference = each["metrics"].get(metric, {}).get("difference")
+        difference = each["metrics"].get(metric, {}).get("differences", {}).get(reference)
         if difference and difference["n"]:
             side = _side(difference) if difference["n"] == len(results["seeds"]) >= _LEAST_SEEDS else None
             share = share_of_budget(results, each)
@@ -135,13 +141,13 @@ def number(value: float | None) -> str:
     return f"{rounded:,.{max(0, places)}f}"
 
 
-def _cell(setting: Mapping[str, Any] | None, metric: str, seeds: int) -> str:
+def _cell(setting: Mapping[str, Any] | None, metric: str, results: Results) -> str:
     """Return a setting's mean ± deviation, its difference to the reference, and the number of seeds if some lack."""
     found = setting["metrics"].get(metric) if setting else None
     if not found or not found["n"]:
         return "–"
     text = number(found["mean"]) + (f" ± {number(found['sd'])}" if found["sd"] is not None else "")
-    difference = found["difference"]
+    difference, seeds = found["differences"].get(results["reference"]), len(results["seeds"])
     if difference and difference["n"]:
         limits = f" [{_signed(difference['low'])}, {_signed(difference['high'])}]" if difference["n"] > 1 else ""
         text += f" ({_signed(difference['mean'])}{limits})"

@@ -56,8 +56,8 @@ def check_the_results(grid):
     assert (first["label"], first["n"], second["n"]) == ("fedavg", 2, 2)
     metric = second["metrics"]["fd-pixels-pca"]
     assert metric["mean"] == first["metrics"]["fd-pixels-pca"]["mean"] > metric["floor"] > 0
-    assert metric["difference"] == {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 2}
-    assert first["metrics"]["fd-pixels-pca"]["difference"] is None
+    assert metric["differences"] == {"fedavg": {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 2}}
+    assert first["metrics"]["fd-pixels-pca"]["differences"] == {}
     assert second["steps"] == second["expected"]["steps"] == 2 * 2 * 3  # rounds x clients x local steps
     assert "| fragile |" in (grid.out / "table.md").read_text()
     assert {p.name for p in grid.out.glob("*.png")} == {"claim.png", "curves-fd-pixels-pca.png", "samples-iid.png"}

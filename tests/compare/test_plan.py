@@ -100,7 +100,7 @@ def test_a_sweep_runs_a_row_once_if_its_key_has_no_effect_there():
         Line("fedddpm", "pretrain-steps", 2),
         Line("fedddpm", "pretrain-steps", 3),
     ]
-    assert found.reference_of(found.settings[2]) is found.settings[0]
+    assert found.setting_of("fedavg", found.settings[2]) is found.settings[0]
     assert found.cells[1].directory == Path("/nowhere/fedddpm/pretrain-steps-2/iid/seed-3")
 
 

@@ -8,7 +8,8 @@ from tests.conftest import ROOT
 def setting(row, condition, mean, difference=None, steps=640.0, seeds=3):
     low, high = (None, None) if difference is None else (difference - 1, difference + 1)
     paired = None if difference is None else {"mean": difference, "low": low, "high": high, "n": seeds}
-    metric = {"mean": mean, "low": mean - 1, "high": mean + 1, "n": 3, "sd": 0.5, "floor": 1.0, "difference": paired}
+    metric = {"mean": mean, "low": mean - 1, "high": mean + 1, "n": 3, "sd": 0.5, "floor": 1.0}
+    metric["differences"] = {} if paired is None else {"fedavg": paired, "worse": paired | {"low": -9.0, "high": 9.0}}
     costs = {"steps": steps, "up_mb": 26.04, "down_mb": 26.04, "seconds": 90.0}
     expected = {"steps": 640.0, "models_up": 40.0, "models_down": 40.0, "budget": 640.0}
     names = {"row": row, "label": row, "sweep": {}, "condition": condition}
@@ -17,6 +18,7 @@ def setting(row, condition, mean, difference=None, steps=640.0, seeds=3):
 
 RESULTS = {
     "reference": "fedavg",
+    "also_against": [],
     "match": "steps",
     "seeds": [0, 1, 2],
     "measured": {"fd": {"better": "lower"}},
@@ -52,6 +54,14 @@ def test_only_intervals_that_exclude_zero_make_a_claim():
         "fd is higher (worse) than that of fedavg, and the interval excludes zero: worse (skew).",
         "No difference to fedavg is shown, because the interval contains zero: late (iid).",
     ]
+
+
+def test_other_rows_may_be_compared_with_too():
+    sentences = sentences_of(RESULTS | {"also_against": ["worse"]}, "fd")
+    assert len(sentences) == 4
+    assert sentences[3].startswith(
+        "No difference to worse is shown, because the interval contains zero: late (skew, iid)"
+    )
 
 
 def test_lost_seeds_allow_no_statement_and_a_cost_off_the_budget_is_named():
