@@ -1,10 +1,13 @@
 """Checks of values that are valid alone but not together."""
 
+import math
+
 from fedddpm_app.config.errors import ConfigError
 from fedddpm_app.config.fields import Sampler
 from fedddpm_app.config.groups import Config, NotValidError
 
 MIN_ATTENTION_CHANNELS = 8  # one attention head of UNet2DModel
+_TRIED = 10**5  # divisors; the check of any number takes a few milliseconds
 
 
 def check_sampler(key: str, sampler: Sampler, steps: int, diffusion_steps: int) -> None:
@@ -15,7 +18,8 @@ def check_sampler(key: str, sampler: Sampler, steps: int, diffusion_steps: int) 
             "sampler steps."
         )
     if sampler == "ddim" and diffusion_steps % steps:
-        divisors = [d for d in range(1, diffusion_steps + 1) if diffusion_steps % d == 0]
+        small = range(1, min(math.isqrt(diffusion_steps), _TRIED) + 1)
+        divisors = {each for d in small if diffusion_steps % d == 0 for each in (d, diffusion_steps // d)}
         fits = sorted(sorted(divisors, key=lambda d: abs(d - steps))[:2])
         raise ConfigError(
             f"{key} = {steps} does not divide diffusion-steps = {diffusion_steps}, as DDIM requires: use "

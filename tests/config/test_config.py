@@ -142,3 +142,16 @@ def test_the_groups_follow_the_headings_of_pyproject():
     for group in loading.GROUPS.values():
         by_file.setdefault(group.__module__, set()).update(loading.keys_of(group))
     assert sorted(map(sorted, by_heading.values())) == sorted(map(sorted, by_file.values()))
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize(
+    ("steps", "fix"), [(1000, "use 40 or 50, or"), (2**31 - 1, "use 1 or 2147483647, or"), (10**30, "")]
+)
+def test_any_number_of_diffusion_steps_is_checked_at_once(run_config, steps, fix):
+    given = {"diffusion-steps": steps, "preview-sampler-steps": 64 if steps == 1000 else 50}
+    if not fix:
+        load_config(run_config | given)
+        return
+    with pytest.raises(ConfigError, match=f"does not divide diffusion-steps = {steps}, as DDIM requires: {fix}"):
+        load_config(run_config | given)
