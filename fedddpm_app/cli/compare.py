@@ -19,6 +19,7 @@ from fedddpm_app.compare.plan import Plan, make_plan
 from fedddpm_app.compare.pool import run_cells
 from fedddpm_app.compare.progress import GridProgress
 from fedddpm_app.compare.publish import publish_results
+from fedddpm_app.compare.shared import find_shared, link_shared
 from fedddpm_app.compare.spec import read_spec
 from fedddpm_app.config import ConfigError, Scalar, default_run_config, kinds_of_keys, read_overrides
 from fedddpm_app.device import resolve_device
@@ -45,9 +46,10 @@ def compare(
         plan = _plan(grid, run_config, folder, out)
         with nullcontext() if dry_run else _locked(plan.folder):
             states = {cell: state_of(cell, plan.defaults) for cell in plan.cells}
+            shared = find_shared(plan, [cell for cell, state in states.items() if state is State.NEW])
             jobs = jobs or _jobs(plan)
-            print_plan(plan, states, jobs)
-            failed = {} if dry_run else _run(plan, states, jobs, folder, publish)
+            print_plan(plan, states | dict.fromkeys(shared, State.SHARED), jobs)
+            failed = {} if dry_run else _run(plan, link_shared(states, shared), jobs, folder, publish)
     except ConfigError as error:
         refuse(str(error))
     except RecordingError as error:

@@ -111,7 +111,13 @@ def print_plan(plan: Plan, states: Mapping[Cell, State], jobs: int) -> None:
     say(f"{len(states)} cells ({sizes}): {', '.join(parts)}; {jobs} at a time; folder: {plan.folder}")
 
 
-_WORDS = {State.COMPLETED: "complete", State.RUNNING: "running", State.STARTED: "to resume", State.NEW: "to run"}
+_WORDS = {
+    State.COMPLETED: "complete",
+    State.SHARED: "complete in other grids",
+    State.RUNNING: "running",
+    State.STARTED: "to resume",
+    State.NEW: "to run",
+}
 
 
 def _together(settings: Sequence[Setting]) -> list[list[Setting]]:

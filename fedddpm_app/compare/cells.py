@@ -22,11 +22,12 @@ _NEUTRAL = (
 
 
 class State(StrEnum):
-    """How far a cell is."""
+    """How far a cell is; a shared one is a complete run of another grid."""
 
     NEW = "new"
     STARTED = "started"
     RUNNING = "running"
+    SHARED = "shared"
     COMPLETED = "completed"
 
 
@@ -140,12 +141,12 @@ def state_of(cell: Cell, defaults: Mapping[str, Scalar]) -> State:
         ) from error
     planned = {**defaults, **cell.overrides}
     planned |= read_auto(planned)
-    config = cell.setting.config
-    idle = keys_without_effect(planned) | find_algorithm(config.run.algorithm).keys_without_effect(config)
+    before = {**defaults, **saved}
+    compared = effective({**before, **planned}, cell.setting.config)
     different = [
-        f"{key} was {shown(saved.get(key, defaults.get(key)))} and is {shown(planned.get(key))}"
-        for key in sorted(saved.keys() | planned.keys())
-        if key not in idle and not key.startswith(_NEUTRAL) and saved.get(key, defaults.get(key)) != planned.get(key)
+        f"{key} was {shown(before.get(key))} and is {shown(planned.get(key))}"
+        for key in sorted(compared)
+        if before.get(key) != planned.get(key)
     ]
     if different:
         raise ConfigError(
@@ -156,6 +157,12 @@ def state_of(cell: Cell, defaults: Mapping[str, Scalar]) -> State:
     if status.state == RUNNING and is_locked(directory):
         return State.RUNNING
     return State.COMPLETED if status.state == COMPLETED else State.STARTED
+
+
+def effective(run_config: Mapping[str, Scalar], config: Config) -> dict[str, Scalar]:
+    """Return the keys of a run config that have an effect on its weights or metrics, given what it loads as."""
+    idle = keys_without_effect(run_config) | find_algorithm(config.run.algorithm).keys_without_effect(config)
+    return {key: value for key, value in run_config.items() if key not in idle and not key.startswith(_NEUTRAL)}
 
 
 def reason_of_end(cell: Cell, exit_code: int | None) -> str:

@@ -6,7 +6,7 @@ from typing import Any
 
 from fedddpm_app.compare.cells import Cell
 from fedddpm_app.compare.history import read_history
-from fedddpm_app.compare.plan import Plan
+from fedddpm_app.compare.plan import RESULTS, TABLE, Plan
 from fedddpm_app.compare.plots import plot_claim, plot_curves, plot_sweep
 from fedddpm_app.compare.results import collect, missing_metrics
 from fedddpm_app.compare.samples import save_side_by_side
@@ -18,7 +18,6 @@ from fedddpm_app.recording.provenance import describe_environment
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import COMPLETED, now, read_status
 
-RESULTS, TABLE = "results.json", "table.md"
 _PICTURES = ("claim.png", "curves-*.png", "sweep-*.png", "samples-*.png")
 
 

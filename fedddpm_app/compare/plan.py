@@ -16,6 +16,7 @@ from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.settings import read_auto
 from fedddpm_app.federation.cost import Cost
 
+RESULTS, TABLE = "results.json", "table.md"  # in the folder of a grid
 _FAR = 0.02
 
 

@@ -5,13 +5,14 @@
 
 import re
 import sys
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
-from fedddpm_app.compare.outputs import RESULTS, TABLE
+from fedddpm_app.compare.plan import RESULTS, TABLE
 from fedddpm_app.compare.table import NOTE_ON_STATISTICS, cost_note, measured_note, number, sentences_of, table_of
 from fedddpm_app.config import ConfigError
 from fedddpm_app.disk.durable import replacing
@@ -109,8 +110,10 @@ def _origin(results: Mapping[str, Any], folder: str) -> str:
     hours = sum(each["wall_hours"] for each in sessions)
     complete = sum(cell["status"] == "completed" for cell in results["cells"])
     missing = "" if complete == len(results["cells"]) else f" {complete} of {len(results['cells'])} cells are complete."
+    sources = Counter(cell["of_grid"] for cell in results["cells"] if "of_grid" in cell)
+    shared = "".join(f" {count} cells are runs of the grid {source}." for source, count in sources.items())
     return (
-        f"Run by {commands}, commit {commits}{dirty}, on {machines}, in {number(hours)} hours.{missing} "
+        f"Run by {commands}, commit {commits}{dirty}, on {machines}, in {number(hours)} hours.{shared}{missing} "
         f"Everything: [`{folder}/{results['name']}.json`]({folder}/{results['name']}.json)."
     )
 

@@ -7,6 +7,7 @@ from typing import Any
 
 from fedddpm_app.compare.cells import Cell, Setting
 from fedddpm_app.compare.plan import Plan
+from fedddpm_app.compare.shared import source_of
 from fedddpm_app.compare.statistics import deviation, interval, paired_difference
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import COMPLETED, Status, read_status
@@ -63,7 +64,8 @@ def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
         for name, metric in _metrics_of(status).items()
     }
     about = _about(cell)
-    return found | {"metrics": metrics, "git_commit": about.get("git_commit"), "git_clean": about.get("git_clean")}
+    found |= {"metrics": metrics, "git_commit": about.get("git_commit"), "git_clean": about.get("git_clean")}
+    return found | ({"of_grid": source} if (source := source_of(cell.directory)) else {})
 
 
 def _names(setting: Setting) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from tests.conftest import ROOT, TINY
 GRIDS = sorted((ROOT / "conf" / "compare").glob("*.toml"))
 GRID = """
 name = "tiny"
-reference = "fedavg"
+reference = "{reference}"
 seeds = [0, 1]
 match = "rounds"
 metrics = ["fd-pixels-pca"]
@@ -21,6 +21,9 @@ metrics = ["fd-pixels-pca"]
 [conditions.iid]
 partition = "iid"
 
+{rows}
+"""
+ROWS = """
 [rows.fedavg]
 
 [rows.fragile]
@@ -32,13 +35,15 @@ algorithm-options = "flag={flag}"
 class Grid:
     """A tiny grid in a folder, with the real command in this process."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, out: str = "out", rows: str = ROWS) -> None:
         self.folder = folder
-        self.out = folder / "out"
-        self.file = folder / "grid.toml"
+        self.out = folder / out
+        self.file = folder / f"{out}.toml"
         self.flag = folder / "flag"
         base = TINY | {"num-clients": 2, "eval-final-images": 20, "eval-extractor": "pixels-pca", "preview-every": 0}
-        self.file.write_text(GRID.format(base=to_toml(base), flag=self.flag))
+        rows = rows.format(flag=self.flag)
+        reference = rows.partition("[rows.")[2].partition("]")[0]
+        self.file.write_text(GRID.format(reference=reference, base=to_toml(base), rows=rows))
 
     def call(self, *arguments: str):
         return CliRunner().invoke(

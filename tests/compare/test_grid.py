@@ -20,6 +20,7 @@ def test_a_grid_is_broken_repaired_finished_and_called_again(tmp_path):
     check_that_the_next_call_resumes_failed_cells(grid)
     check_the_results(grid)
     check_that_a_finished_grid_runs_nothing_again(grid)
+    check_that_another_grid_shares_its_cells(grid)
     check_that_another_config_and_a_second_command_are_refused(grid)
 
 
@@ -76,6 +77,34 @@ def check_that_a_finished_grid_runs_nothing_again(grid):
     assert grid.files() == before
     assert len(grid.results()["sessions"]) == 2
     assert (grid.out / "table.md").exists()
+
+
+def check_that_another_grid_shares_its_cells(grid):
+    """Only the row is another one; its cells are links. The last seed is new, and the removed run is run again."""
+    before, first = grid.files(), grid.results()
+    other = Grid(grid.folder, "other", '[rows.base]\nalgorithm = "fedavg"\nmoon-mu = 7.0\n')
+    result = other.call()
+    assert result.exit_code == 0, result.output
+    assert "2 cells (rows: 1, conditions: 1, seeds: 2): 2 complete in other grids;" in result.output
+    assert "started" not in result.output
+    assert grid.files() == before
+    results = other.results()
+    assert [cell["of_grid"] for cell in results["cells"]] == ["out", "out"]
+    assert results["sessions"] == []
+    assert results["settings"][0]["metrics"] == {
+        name: metric | {"differences": {}} for name, metric in first["settings"][0]["metrics"].items()
+    }
+    (other.out / "base" / "iid" / "seed-1").unlink()
+    (other.out / "base" / "iid" / "seed-1").symlink_to("../../../removed/seed-1")
+    result = other.call("-c", "local-steps=4")
+    assert result.exit_code == 2
+    assert "base/iid/seed-0 was made with another config" in result.stderr
+    (other.out / "base" / "iid" / "seed-0").unlink()
+    result = other.call("-c", "local-steps=4")
+    assert result.exit_code == 0, result.output
+    assert "2 to run" in result.output
+    assert not (other.out / "base" / "iid" / "seed-1").is_symlink()
+    assert grid.files() == before
 
 
 def check_that_another_config_and_a_second_command_are_refused(grid):
