@@ -8,7 +8,7 @@ from fedddpm_app.compare.cells import Cell
 from fedddpm_app.compare.history import read_history
 from fedddpm_app.compare.plan import RESULTS, TABLE, Plan
 from fedddpm_app.compare.plots import plot_claim, plot_curves, plot_sweep
-from fedddpm_app.compare.results import collect, missing_metrics
+from fedddpm_app.compare.results import collect, problems_of
 from fedddpm_app.compare.samples import save_side_by_side
 from fedddpm_app.compare.table import page
 from fedddpm_app.device import describe_machine
@@ -41,7 +41,7 @@ class Outputs:
         self._results: dict[str, Any] = {}
 
     def write(self, failed: Mapping[Cell, str], hours: float) -> list[str]:
-        """Write ``results.json`` and ``table.md``; return a sentence for each metric that is missing.
+        """Write ``results.json`` and ``table.md``; return a sentence for each problem of the metrics.
 
         ``hours`` is the time that this command has run cells; 0 if it had none to run.
         """
@@ -57,7 +57,7 @@ class Outputs:
         write_json(self._plan.folder / RESULTS, self._results)
         with writing(self._plan.folder / TABLE), replacing(self._plan.folder / TABLE) as work:
             work.write_text(page(self._results), encoding="utf-8")
-        return missing_metrics(self._plan, self._results)
+        return problems_of(self._plan, self._results)
 
     def save_pictures(self) -> None:
         """Write the pictures of the last results; a picture that cannot be written gives a warning."""

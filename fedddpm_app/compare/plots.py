@@ -115,19 +115,25 @@ def _curve(axes: Axes, axis: str, histories: Sequence[History], look: _Look, lab
 
 
 def plot_claim(results: Results, metric: str, path: Path) -> None:
-    """Plot a metric's points per seed, mean and interval: lines of the grid by conditions."""
+    """Plot a metric's points per seed and mean, and the interval of the difference to the reference.
+
+    The interval is that of the table, from the mean of the reference: the sentences say "lower" or "higher" where it
+    does not cross the dotted line.
+    """
     conditions, labels, looks = conditions_of(results), labels_of(results), _looks(results)
     title = (
         f"{_name(results, metric)}\n"
-        "points: seeds; bar: mean and 95 % interval\n"
-        f"dotted: mean of {results['reference']}; dashed: floor (real images)"
+        f"points: seeds; tick: mean; line: 95 % interval of the paired difference to {results['reference']}\n"
+        f"dotted: mean of {results['reference']}, where the difference is zero; dashed: floor (real images)"
     )
     with open_figure(path, title, 2.6 + 4.0 * len(conditions), 1.8 + 0.36 * len(labels)) as figure:
         panels = figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0]
         for axes, condition in zip(panels, conditions, strict=True):
             shown = []
             for place, label in enumerate(labels):
-                shown += _bar(axes, place, _values(results, label, condition, metric), looks[label].color)
+                values = _values(results, label, condition, metric)
+                limits = limits_of(results, label, condition, metric)
+                shown += _bar(axes, place, values, limits, looks[label].color)
             _reference_lines(axes, results, condition, metric)
             _scale(axes, shown, "x")
             axes.set(title=condition, xlabel=metric)
@@ -136,17 +142,29 @@ def plot_claim(results: Results, metric: str, path: Path) -> None:
         panels[0].set_ylim(len(labels) - 0.5, -0.5)
 
 
-def _bar(axes: Axes, place: float, values: Sequence[float], colour: str) -> list[float]:
-    """Plot the values of a line, their mean and interval; return the values shown."""
-    found = interval(values)
-    if not found.n:
+def _bar(axes: Axes, place: float, values: Sequence[float], limits: Sequence[float], colour: str) -> list[float]:
+    """Plot the values of a line, their mean, and an interval if it has one; return the numbers shown."""
+    if not values:
         return []
     axes.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.45, markeredgewidth=0)
-    axes.plot([found.mean] * 2, [place - 0.28, place + 0.28], color=colour, linewidth=2)
-    if found.low is not None and found.high is not None:
-        axes.plot([found.low, found.high], [place] * 2, color=colour, linewidth=1.4)
-        return [*values, found.low, found.high]
-    return [*values]
+    axes.plot([statistics.fmean(values)] * 2, [place - 0.28, place + 0.28], color=colour, linewidth=2)
+    if limits:
+        axes.plot(limits, [place] * 2, color=colour, linewidth=1.4)
+    return [*values, *limits]
+
+
+def limits_of(results: Results, label: str, condition: str, metric: str) -> list[float]:
+    """Return the interval of a line's difference to the reference, from the reference's mean; empty without one."""
+    settings = [each for each in results["settings"] if each["condition"] == condition and metric in each["metrics"]]
+    of_line = next((each for each in settings if each["label"] == label), None)
+    others = [each for each in settings if each["row"] == results["reference"]]
+    reference = next((e for e in others if not e["sweep"] or (of_line and e["sweep"] == of_line["sweep"])), None)
+    if of_line is None or reference is None:
+        return []
+    difference = of_line["metrics"][metric]["differences"].get(results["reference"])
+    if difference is None or difference["low"] is None:
+        return []
+    return [reference["metrics"][metric]["mean"] + difference[key] for key in ("low", "high")]
 
 
 def _reference_lines(axes: Axes, results: Results, condition: str, metric: str) -> None:

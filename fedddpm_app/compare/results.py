@@ -13,6 +13,7 @@ from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import COMPLETED, Status, read_status
 
 _OF_A_METRIC = ("value", "std", "floor", "floor_std", "note")  # ``measured`` has the rest
+_DIGESTS = ("extractor_digest", "reference_digest")
 _HOW = ("extractor", "extractor_digest", "reference", "reference_n", "reference_digest", "n", "sampler", "steps")
 _COSTS = {"steps": "compute/steps", "up_mb": "comm/up_mb", "down_mb": "comm/down_mb", "seconds": "time/total_s"}
 
@@ -31,22 +32,25 @@ def collect(plan: Plan, failed: Mapping[Cell, str]) -> dict[str, Any]:
     -------
     dict
         ``cells``: a dict per cell; ``settings``: a dict per line and condition, with ``metrics`` by name;
-        ``measured``: how each metric was measured; ``commits``: of the cells.
+        ``measured``: how each metric was measured; ``measured_otherwise``: the cells that have no value of a metric,
+        because their digests are others than those of the first cell; ``commits``: of the cells.
     """
     statuses = {cell: read_status(cell.directory) for cell in plan.cells}
     cells = {cell: _of_cell(cell, status, failed.get(cell, "")) for cell, status in statuses.items()}
+    left_out = _leave_out_other_measures(cells, statuses)
     by_setting: dict[Setting, dict[int, dict[str, Any]]] = {}
     for cell, found in cells.items():
         if found["status"] == COMPLETED:
             by_setting.setdefault(cell.setting, {})[cell.seed] = found
     measured = {
         name: {key: metric.get(key) for key in (*_HOW, "better")}
-        for status in statuses.values()
+        for status in reversed(statuses.values())  # the first cell's stay
         for name, metric in _metrics_of(status).items()
     }
     commits = dict.fromkeys(found["git_commit"] for found in cells.values() if found.get("git_commit"))
     return {
         "measured": measured,
+        "measured_otherwise": left_out,
         "settings": [_of_setting(plan, setting, by_setting) for setting in plan.settings],
         "cells": list(cells.values()),
         "commits": list(commits),
@@ -66,6 +70,22 @@ def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
     about = _about(cell)
     found |= {"metrics": metrics, "git_commit": about.get("git_commit"), "git_clean": about.get("git_clean")}
     return found | ({"of_grid": source} if (source := source_of(cell.directory)) else {})
+
+
+def _leave_out_other_measures(cells: Mapping[Cell, dict[str, Any]], statuses: Mapping[Cell, Status]) -> list[str]:
+    """Remove metrics that cannot be paired, measured otherwise than in the first cell of condition and seed; name them.
+
+    Seeds may differ: the images that ``memorized-share`` compares with depend on the seed.
+    """
+    first: dict[tuple[str, int, str], list[object]] = {}
+    left_out = []
+    for cell, found in cells.items():
+        for name, metric in _metrics_of(statuses[cell]).items():
+            digests = [metric.get(key) for key in _DIGESTS]
+            expected = first.setdefault((cell.setting.condition, cell.seed, name), digests)
+            if digests != expected and found.get("metrics", {}).pop(name, None):
+                left_out.append(f"{cell.name}: {name}")
+    return left_out
 
 
 def _names(setting: Setting) -> dict[str, Any]:
@@ -127,10 +147,12 @@ def _number(value: object) -> float:
     return float(value) if isinstance(value, int | float) else math.nan
 
 
-def missing_metrics(plan: Plan, results: Mapping[str, Any]) -> list[str]:
-    """Return a sentence for each metric of the table that no cell has."""
+def problems_of(plan: Plan, results: Mapping[str, Any]) -> list[str]:
+    """Return a sentence for each metric of the table that no cell has, and for cells that measured otherwise."""
     known: Sequence[str] = list(results["measured"])
-    return [
+    left_out = "; ".join(results["measured_otherwise"])
+    otherwise = f"left out, because the digests of their measurement differ from those of the first cell: {left_out}"
+    return ([otherwise] if left_out else []) + [
         f"metrics: {name} is not among the final metrics of the cells; they have {', '.join(known)}."
         for name in plan.spec.metrics
         if known and name not in known

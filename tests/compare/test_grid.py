@@ -20,6 +20,7 @@ def test_a_grid_is_broken_repaired_finished_and_called_again(tmp_path):
     check_that_the_next_call_resumes_failed_cells(grid)
     check_the_results(grid)
     check_that_a_finished_grid_runs_nothing_again(grid)
+    check_that_another_measure_is_left_out(grid)
     check_that_another_grid_shares_its_cells(grid)
     check_that_another_config_and_a_second_command_are_refused(grid)
 
@@ -77,6 +78,24 @@ def check_that_a_finished_grid_runs_nothing_again(grid):
     assert grid.files() == before
     assert len(grid.results()["sessions"]) == 2
     assert (grid.out / "table.md").exists()
+
+
+def check_that_another_measure_is_left_out(grid):
+    """The digest of a cell's extractor differs from that of the first cell."""
+    summary = grid.cells()["fragile seed-1"]
+    before = summary.read_text()
+    found = json.loads(before)
+    found["metrics"][0]["extractor_digest"] = "another"
+    summary.write_text(json.dumps(found))
+    result = grid.call()
+    summary.write_text(before)
+    name = found["metrics"][0]["name"]
+    assert result.exit_code == 0, result.output
+    assert f"differ from those of the first cell: fragile | iid | seed 1: {name}" in result.output.replace("\n", " ")
+    results = grid.results()
+    assert [each["metrics"][name]["n"] for each in results["settings"]] == [2, 1]
+    assert results["settings"][1]["metrics"][name]["differences"]["fedavg"]["n"] == 1
+    assert results["measured"][name]["extractor_digest"] != "another"
 
 
 def check_that_another_grid_shares_its_cells(grid):

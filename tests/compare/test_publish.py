@@ -1,5 +1,6 @@
 import pytest
 
+from fedddpm_app.compare.plots import limits_of
 from fedddpm_app.compare.publish import section, with_section, without_places
 from fedddpm_app.compare.table import cost_note, number, sentences_of, table_of
 from tests.conftest import ROOT
@@ -54,6 +55,12 @@ def test_only_intervals_that_exclude_zero_make_a_claim():
         "fd is higher (worse) than that of fedavg, and the interval excludes zero: worse (skew).",
         "No difference to fedavg is shown, because the interval contains zero: late (iid).",
     ]
+
+
+def test_the_interval_in_the_picture_is_that_of_the_difference():
+    assert limits_of(RESULTS, "late", "skew", "fd") == [16.25 - 13, 16.25 - 11]
+    assert limits_of(RESULTS, "fedavg", "skew", "fd") == []
+    assert limits_of(RESULTS, "worse", "iid", "fd") == []
 
 
 def test_other_rows_may_be_compared_with_too():
