@@ -18,14 +18,16 @@ from fedddpm_app.recording.status import COMPLETED, read_status
 def find_shared(plan: Plan, cells: Iterable[Cell]) -> dict[Cell, Path]:
     """Return the complete runs, of the grids in the same parent folder, that have the config and the seed of a cell.
 
-    Runs of another version of the app whose config cannot be read are left out.
+    A user's own algorithm is not shared, because its code may have changed. Runs of another version of the app whose
+    config cannot be read are left out.
     """
+    cells = [cell for cell in cells if ":" not in cell.setting.config.run.algorithm]
     runs: dict[frozenset[tuple[str, Scalar]], Path] = {}
-    for directory in _runs_beside(plan.folder):
+    for directory in _runs_beside(plan.folder) if cells else ():
         with suppress(OSError, ValueError, ConfigError):
             if read_status(directory).state == COMPLETED:
                 runs.setdefault(_identity({**plan.defaults, **read_run_config(directory)}), directory)
-    wanted = {cell: _identity({**plan.defaults, **cell.overrides}) for cell in cells} if runs else {}
+    wanted = {cell: _identity({**plan.defaults, **cell.overrides}) for cell in cells}
     return {cell: runs[identity] for cell, identity in wanted.items() if identity in runs}
 
 

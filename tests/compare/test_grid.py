@@ -9,7 +9,7 @@ import time
 import pytest
 
 from fedddpm_app.disk.owned import LOCK, OwnerLock
-from tests.compare.conftest import Grid
+from tests.compare.conftest import ROWS, Grid
 from tests.conftest import ROOT
 
 
@@ -124,6 +124,8 @@ def check_that_another_grid_shares_its_cells(grid):
     assert "2 to run" in result.output
     assert not (other.out / "base" / "iid" / "seed-1").is_symlink()
     assert grid.files() == before
+    own = Grid(grid.folder, "own", ROWS[ROWS.index("[rows.fragile]") :])
+    assert "2 cells (rows: 1, conditions: 1, seeds: 2): 2 to run;" in own.call("--dry-run").output
 
 
 def check_that_another_config_and_a_second_command_are_refused(grid):
