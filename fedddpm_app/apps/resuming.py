@@ -91,7 +91,6 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
         )
     checkpoint = find_checkpoint(directory, previous=config.run.resume_previous)
     if checkpoint is None:
-        _check_nothing_is_lost(directory)
         return None
     _check_equal(directory, checkpoint.run["run_config"], run_config, fixed)  # config.json may have been edited since
     done, wanted = checkpoint.server_round, config.run.num_rounds
@@ -177,12 +176,13 @@ def find_checkpoint(directory: Path, *, previous: bool) -> Checkpoint | None:
     Raises
     ------
     ConfigError
-        When the newest one is damaged, or no earlier one is good.
+        When the newest one is damaged, no earlier one is good, or a run without checkpoints has rounds.
     """
     rounds = rounds_of(directory)
     if not rounds:
         if previous:
             raise ConfigError(f"resume-previous = true: {directory} has no checkpoint; leave it out.")
+        _check_nothing_is_lost(directory)
         return None
     if not previous:
         try:

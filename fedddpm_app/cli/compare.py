@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, suppress
+from itertools import count
 from pathlib import Path
 
 import typer
@@ -13,7 +14,7 @@ from fedddpm_app.cli.common import FAILED, RUN_CONFIG, find_app, read_config, re
 from fedddpm_app.cli.compare_view import GridView, print_plan
 from fedddpm_app.cli.options import Engine
 from fedddpm_app.cli.start import resumed_config
-from fedddpm_app.compare.cells import Cell, State, state_of
+from fedddpm_app.compare.cells import REFUSED, Cell, State, state_of
 from fedddpm_app.compare.outputs import Outputs
 from fedddpm_app.compare.plan import Plan, make_plan
 from fedddpm_app.compare.pool import run_cells
@@ -65,17 +66,37 @@ def run_cell(app_dir: Path, overrides: dict[str, Scalar]) -> None:
 
     directory = Path(str(overrides["output-dir"]), str(overrides["run-name"]))
     try:
-        if (directory / CONFIG).exists():
-            overrides = resumed_config(str(directory), False, on_this_host=True)
-        else:
-            (directory / "log.txt").unlink(missing_ok=True)  # of a process that ended before the start of its run
+        overrides = _continued(directory) or overrides
         config, given = read_config(app_dir, None, base=overrides)
         execute(app_dir, config, given, {}, Engine.inprocess, "")
     except ConfigError as error:
         say(str(error))
-        sys.exit(2)
+        sys.exit(REFUSED)
     except typer.Exit as end:
         sys.exit(end.exit_code)
+
+
+def _continued(directory: Path) -> dict[str, Scalar]:
+    """Return the keys of a started cell, to continue from its newest good checkpoint; empty to start it.
+
+    A cell that cannot continue is put aside.
+    """
+    from fedddpm_app.apps.resuming import find_checkpoint
+
+    if not (directory / CONFIG).exists():
+        (directory / "log.txt").unlink(missing_ok=True)  # of a process that ended before the start of its run
+        return {}
+    for previous in (False, True):
+        try:
+            find_checkpoint(directory, previous=previous)
+        except ConfigError as error:
+            say(str(error))
+        else:
+            return resumed_config(str(directory), previous, on_this_host=True)
+    aside = next(path for n in count(1) if not (path := directory.with_name(f"{directory.name}.damaged-{n}")).exists())
+    directory.rename(aside)
+    say(f"the cell starts again; what it had is in {aside}")
+    return {}
 
 
 def _plan(grid: Path, run_config: list[str] | None, app_dir: Path, out: Path | None) -> Plan:

@@ -14,6 +14,7 @@ from fedddpm_app.recording.directory import CONFIG
 from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.recording.status import COMPLETED, RUNNING, Status, is_locked, read_status
 
+REFUSED = 2  # the exit code of a cell that could not start or continue
 # Keys that change neither the weights nor the metrics of a run.
 _NEUTRAL = (
     *("output-dir", "run-name", "state-dir", "cache-dir", "resume", "transport", "checkpoint-", "preview-"),
@@ -168,7 +169,7 @@ def effective(run_config: Mapping[str, Scalar], config: Config) -> dict[str, Sca
 def reason_of_end(cell: Cell, exit_code: int | None) -> str:
     """Return the reason why a cell did not complete, from its status, its output, or the exit code of its process."""
     status: Status = read_status(cell.directory)
-    if status.error:
+    if status.error and exit_code != REFUSED:  # else it is the error of an earlier call
         return status.error
     if exit_code is not None and exit_code < 0:
         return f"its process was killed by signal {-exit_code} (out of memory?)"

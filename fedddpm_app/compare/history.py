@@ -9,12 +9,13 @@ from fedddpm_app.recording.recorder import STATS
 from fedddpm_app.recording.status import read_status
 from fedddpm_app.recording.style import number
 
-AXES = {"round": "round", "steps": "gradient steps", "mb": "MB exchanged", "seconds": "seconds"}
+AXES = {"round": "round", "steps": "gradient steps", "mb": "MB exchanged", "seconds": "seconds without evaluation"}
+_EVALUATION = ("time/server-evaluate_s", "time/evaluate_s")
 
 
 @dataclass(frozen=True)
 class Point:
-    """A metric, and the cost up to then: rounds, gradient steps, MB up and down, seconds of all phases and rounds."""
+    """A metric, and the cost up to then: rounds, gradient steps, MB up and down, seconds without evaluation."""
 
     round: float
     steps: float
@@ -37,11 +38,22 @@ def read_history(directory: Path, metric: str) -> History:
     for row in _rows(directory / STATS):
         spent["steps"] += _known(row, "compute/steps")
         spent["mb"] += _known(row, "comm/up_mb") + _known(row, "comm/down_mb")
-        spent["seconds"] += _known(row, "time/round_s") + _known(row, "time/phase_s")
+        spent["seconds"] += _seconds(row)
         spent["round"] = max(spent["round"], _known(row, "round"))
         points += [Point(**spent, value=value) for value in _values(row.get("eval/metrics"), metric)]
     final = _values(read_status(directory).summary.get("metrics"), metric)
     return History(points, Point(**spent, value=final[0]) if final else None)
+
+
+def read_seconds(directory: Path) -> float:
+    """Return the seconds of a cell's phases and rounds, without evaluation."""
+    return sum(map(_seconds, _rows(directory / STATS)))
+
+
+def _seconds(row: dict[str, Any]) -> float:
+    """Return the seconds of a phase or round; metrics are measured more often in some rows than in others."""
+    total = _known(row, "time/round_s") + _known(row, "time/phase_s")
+    return total - sum(_known(row, key) for key in _EVALUATION)
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

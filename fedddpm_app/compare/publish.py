@@ -105,17 +105,17 @@ def _origin(results: Mapping[str, Any], folder: str) -> str:
     commands = " · ".join(dict.fromkeys(f"`{each['command']}`" for each in sessions))
     named = [each["machine"] for each in sessions]
     machines = "; ".join(dict.fromkeys(f"{each['gpu'] or each['cpu']}, {each['cores']} CPUs" for each in named))
-    dirty = "" if all(cell.get("git_clean") for cell in results["cells"]) else " (with local changes)"
-    commits = ", ".join(commit[:10] for commit in results["commits"]) or "unknown"
+    clean = all(cell["git_clean"] for cell in results["cells"] if "git_clean" in cell)
+    commits = ", ".join(commit[:10] for commit in results["commits"])
+    source = f"commit {commits}{'' if clean else ' (with local changes)'}" if commits else "an unknown commit"
     hours = sum(each["wall_hours"] for each in sessions)
     complete = sum(cell["status"] == "completed" for cell in results["cells"])
     missing = "" if complete == len(results["cells"]) else f" {complete} of {len(results['cells'])} cells are complete."
     sources = Counter(cell["of_grid"] for cell in results["cells"] if "of_grid" in cell)
     shared = "".join(f" {count} cells are runs of the grid {source}." for source, count in sources.items())
-    return (
-        f"Run by {commands}, commit {commits}{dirty}, on {machines}, in {number(hours)} hours.{shared}{missing} "
-        f"Everything: [`{folder}/{results['name']}.json`]({folder}/{results['name']}.json)."
-    )
+    run = f"Run by {commands}, {source}, on {machines}, in {number(hours)} hours." if sessions else f"Run by {source}."
+    path = f"{folder}/{results['name']}.json"
+    return f"{run}{shared}{missing} Everything: [`{path}`]({path})."
 
 
 def with_section(readme: str, new: str) -> str:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fedddpm_app.compare.cells import Cell, Setting
+from fedddpm_app.compare.history import read_seconds
 from fedddpm_app.compare.plan import Plan
 from fedddpm_app.compare.shared import source_of
 from fedddpm_app.compare.statistics import deviation, interval, paired_difference
@@ -15,7 +16,7 @@ from fedddpm_app.recording.status import COMPLETED, Status, read_status
 _OF_A_METRIC = ("value", "std", "floor", "floor_std", "note")  # ``measured`` has the rest
 _DIGESTS = ("extractor_digest", "reference_digest")
 _HOW = ("extractor", "extractor_digest", "reference", "reference_n", "reference_digest", "n", "sampler", "steps")
-_COSTS = {"steps": "compute/steps", "up_mb": "comm/up_mb", "down_mb": "comm/down_mb", "seconds": "time/total_s"}
+_COSTS = {"steps": "compute/steps", "up_mb": "comm/up_mb", "down_mb": "comm/down_mb"}
 
 
 def collect(plan: Plan, failed: Mapping[Cell, str]) -> dict[str, Any]:
@@ -47,7 +48,7 @@ def collect(plan: Plan, failed: Mapping[Cell, str]) -> dict[str, Any]:
         for status in reversed(statuses.values())  # the first cell's stay
         for name, metric in _metrics_of(status).items()
     }
-    commits = dict.fromkeys(found["git_commit"] for found in cells.values() if found.get("git_commit"))
+    commits = dict.fromkeys(commit for found in cells.values() for commit in found.get("git_commits", ()) if commit)
     return {
         "measured": measured,
         "measured_otherwise": left_out,
@@ -63,12 +64,14 @@ def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
     if status.state != COMPLETED:
         return found | ({"reason": reason} if reason else {})
     found |= {name: status.summary.get(key) for name, key in _COSTS.items()}
+    found["seconds"] = round(read_seconds(cell.directory), 1)
     metrics = {
         name: {key: metric[key] for key in _OF_A_METRIC if metric.get(key) not in (None, "")}
         for name, metric in _metrics_of(status).items()
     }
-    about = _about(cell)
-    found |= {"metrics": metrics, "git_commit": about.get("git_commit"), "git_clean": about.get("git_clean")}
+    starts = [about := _about(cell), *about.get("resumed", [])]
+    commits = list(dict.fromkeys(start.get("git_commit") for start in starts))
+    found |= {"metrics": metrics, "git_commits": commits, "git_clean": all(start.get("git_clean") for start in starts)}
     return found | ({"of_grid": source} if (source := source_of(cell.directory)) else {})
 
 
@@ -126,7 +129,7 @@ def _of_setting(
             "floor": interval(list(_values(cells, name, "floor").values())).mean,
             "differences": {row: asdict(paired_difference(values, other)) for row, other in others.items() if other},
         }
-    costs = {name: interval([_number(cell[name]) for cell in cells.values()]).mean for name in _COSTS}
+    costs = {name: interval([_number(cell[name]) for cell in cells.values()]).mean for name in (*_COSTS, "seconds")}
     return {
         **_names(setting),
         "n": len(cells),

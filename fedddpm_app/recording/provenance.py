@@ -6,6 +6,8 @@ import platform
 import subprocess
 from importlib import metadata
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import click
 import psutil
@@ -19,8 +21,9 @@ _PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 
 
 def describe_environment() -> dict[str, object]:
-    """Return the versions of Python and packages, the platform, and the git commit of the installed source.
+    """Return the versions of Python and packages, the platform, and the git commit of the source that runs.
 
+    Code that is not in a clone (a copy that Flower made) has the commit of the source that pip installed as editable.
     ``git_clean`` is whether the tracked files are those of the commit.
     """
     versions = {}
@@ -40,16 +43,32 @@ def describe_environment() -> dict[str, object]:
 
 
 def _git(*arguments: str) -> str | None:
-    """Return the answer of git about the source that pip installed as editable; None if there is no such source."""
+    """Return the answer of git about the source; None if there is none."""
     try:
-        origin = json.loads(metadata.distribution("fedddpm-app").read_text("direct_url.json") or "{}")
-        source = str(origin.get("url", "")).removeprefix("file://")
+        source = source_folder()
         answer = subprocess.run(
             ["git", "-C", source, *arguments], capture_output=True, text=True, timeout=10, check=True
         )
     except (metadata.PackageNotFoundError, OSError, subprocess.SubprocessError, ValueError):
         return None
     return answer.stdout.strip()
+
+
+def source_folder(package: Path = Path(__file__).parents[1]) -> Path:
+    """Return the clone of a package, by default this one; the folder that pip installed if it is in no clone.
+
+    Raises
+    ------
+    ValueError
+        When pip installed no folder.
+    """
+    if (package.parent / ".git").exists():
+        return package.parent
+    origin = json.loads(metadata.distribution("fedddpm-app").read_text("direct_url.json") or "{}")
+    url = urlsplit(str(origin.get("url", "")))
+    if url.scheme != "file":
+        raise ValueError(f"fedddpm-app was not installed from a folder: {url.geturl()!r}")
+    return Path(url2pathname(url.path))
 
 
 def caller_directory(overrides: dict[str, Scalar]) -> Path | None:

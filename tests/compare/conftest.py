@@ -55,7 +55,7 @@ class Grid:
 
     def cells(self) -> dict[str, Path]:
         """The summaries of the cells, by row and seed."""
-        return {f"{path.parts[-4]} {path.parts[-2]}": path for path in sorted(self.out.rglob("summary.json"))}
+        return {f"{path.parts[-4]} {path.parts[-2]}": path for path in sorted(self.out.rglob("seed-?/summary.json"))}
 
     def files(self) -> dict[str, tuple[int, int]]:
         """The time of the last change, and the inode, of the cells' summaries."""

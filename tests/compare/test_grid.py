@@ -8,6 +8,7 @@ import time
 
 import pytest
 
+from fedddpm_app.compare.publish import section
 from fedddpm_app.disk.owned import LOCK, OwnerLock
 from tests.compare.conftest import ROWS, Grid
 from tests.conftest import ROOT
@@ -39,14 +40,21 @@ def check_that_a_failed_cell_stops_no_other(grid):
 
 
 def check_that_the_next_call_resumes_failed_cells(grid):
+    """The last checkpoint of seed 0 is damaged, and all of seed 1, which starts again, and keeps what it had."""
     before = grid.files()
     grid.flag.unlink()
+    first, second = (grid.out / "fragile" / "iid" / f"seed-{seed}" for seed in (0, 1))
+    for path in (first / "checkpoints" / "round-0001", *second.glob("checkpoints/round-*")):
+        (path / "model.safetensors").write_bytes(b"")
     result = grid.call("--publish", str(grid.folder / "results"))
     assert result.exit_code == 0, result.output
     assert "2 complete, 2 to resume" in result.output
     after = grid.files()
     assert {name for name in after if after[name] == before[name]} == {"fedavg seed-0", "fedavg seed-1"}
-    assert "resumed after round 1" in (grid.out / "fragile" / "iid" / "seed-1" / "log.txt").read_text()
+    assert "resumed after round 0" in (first / "log.txt").read_text()
+    assert "resumed" not in (second / "log.txt").read_text()
+    assert "the cell starts again" in second.with_name("seed-1.log").read_text()
+    assert "the flag is set" in (second.with_name("seed-1.damaged-1") / "log.txt").read_text()
 
 
 def check_the_results(grid):
@@ -61,12 +69,18 @@ def check_the_results(grid):
     assert metric["differences"] == {"fedavg": {"mean": 0.0, "low": 0.0, "high": 0.0, "n": 2}}
     assert first["metrics"]["fd-pixels-pca"]["differences"] == {}
     assert second["steps"] == second["expected"]["steps"] == 2 * 2 * 3  # rounds x clients x local steps
+    total = json.loads(grid.cells()["fedavg seed-0"].read_text())["time/total_s"]
+    assert 0 < results["cells"][0]["seconds"] < total
+    assert results["commits"] == results["cells"][0]["git_commits"]
     assert "| fragile |" in (grid.out / "table.md").read_text()
     assert {p.name for p in grid.out.glob("*.png")} == {"claim.png", "curves-fd-pixels-pca.png", "samples-iid.png"}
     published = grid.folder / "results"
     assert {path.name for path in (published / "tiny").iterdir()} >= {"claim.png", "table.md"}
     for path in (published / "tiny.json", published / "tiny" / "table.md"):
         assert str(grid.folder.parent) not in path.read_text()
+    text = section(published)
+    for part in ("### tiny", "| fragile |", "](results/tiny/claim.png)", "Run by `fedddpm ", "](results/tiny.json)."):
+        assert part in text
 
 
 def check_that_a_finished_grid_runs_nothing_again(grid):

@@ -4,7 +4,7 @@ import json
 import time
 from types import SimpleNamespace
 
-from fedddpm_app.compare.cells import Cell, Line, Setting, State
+from fedddpm_app.compare.cells import REFUSED, Cell, Line, Setting, State, reason_of_end
 from fedddpm_app.compare.pool import Running
 from fedddpm_app.compare.progress import GridProgress, place_of
 from fedddpm_app.federation.cost import Cost
@@ -32,6 +32,14 @@ def test_the_time_left_is_that_of_the_same_row_if_one_is_done(tmp_path):
     progress.started(left[1])
     assert progress.ended(left[1], -9) == "its process was killed by signal 9 (out of memory?)"
     assert list(progress.failed) == [left[1]]
+
+
+def test_a_cell_that_is_refused_has_its_new_reason_not_that_of_an_earlier_call(tmp_path):
+    failed = cell(tmp_path, "a", 100)
+    (failed.directory / "summary.json").write_text(json.dumps({"status": "failed", "error": "diverged"}))
+    failed.log.write_text("resume: the run was made with another config\n")
+    assert reason_of_end(failed, 1) == "diverged"
+    assert reason_of_end(failed, REFUSED) == "exit code 2: resume: the run was made with another config"
 
 
 def test_nothing_is_estimated_before_the_first_end(tmp_path):
