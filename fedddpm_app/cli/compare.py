@@ -8,6 +8,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
 from pathlib import Path
 
+import psutil
 import typer
 
 from fedddpm_app.cli.common import FAILED, RUN_CONFIG, find_app, read_config, refuse, say
@@ -29,6 +30,8 @@ from fedddpm_app.launch.resources import usable_cpus
 from fedddpm_app.launch.simulation import Stopped, leaving_in_order
 from fedddpm_app.recording.directory import CONFIG
 from fedddpm_app.recording.files import RecordingError
+
+_CELL_BYTES = 10**9  # the least memory of a cell
 
 
 def compare(
@@ -110,11 +113,12 @@ def _plan(grid: Path, run_config: list[str] | None, app_dir: Path, out: Path | N
 
 
 def _jobs(plan: Plan) -> int:
-    """Return how many cells fit on this machine: by the threads of a cell; on an accelerator 1."""
+    """Return how many cells fit on this machine: by the threads and the least memory of a cell; on an accelerator 1."""
     configs = [setting.config.run for setting in plan.settings]
     if any(resolve_device(run.device).type != "cpu" for run in configs):
         return 1
-    return max(1, usable_cpus() // max(max(run.client_threads, run.server_threads) for run in configs))
+    threads = max(max(run.client_threads, run.server_threads) for run in configs)
+    return max(1, min(usable_cpus() // threads, psutil.virtual_memory().available // _CELL_BYTES))
 
 
 @contextmanager

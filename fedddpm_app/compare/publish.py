@@ -86,12 +86,12 @@ def _part(results: Mapping[str, Any], folder: str) -> str:
     """Return the part of a grid: table, statements, and where it was run."""
     name, metric = results["name"], results["metrics"][0]
     picture = f"sweep-{metric}.png" if results["grid"]["sweep"] else "claim.png"
-    others = f" All metrics: [`{TABLE}`]({folder}/{name}/{TABLE})." if len(results["metrics"]) > 1 else ""
+    others = f" All metrics and costs: [`{TABLE}`]({folder}/{name}/{TABLE})."
     return "\n\n".join(
         [
             f"### {results['title'] or name}",
             f"{metric}: {measured_note(results, metric)} {cost_note(results)}{others}",
-            table_of(results, metric),
+            table_of(results, metric, with_costs=False),
             "\n".join(f"- {sentence}" for sentence in sentences_of(results, metric)),
             f"![{metric}]({folder}/{name}/{picture})",
             _origin(results, folder),

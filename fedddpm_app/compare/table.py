@@ -5,20 +5,21 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Results = Mapping[str, Any]
+_COSTS = ("gradient steps", "models exchanged", "MB up, down", "minutes")
 _DIGITS = 3
 _LEAST_SEEDS = 3  # of a statement
 _FAR = 0.02  # a cost that is further from the budget is named
 
 
-def table_of(results: Results, metric: str) -> str:
+def table_of(results: Results, metric: str, *, with_costs: bool = True) -> str:
     """Return a Markdown table of a metric: a row per line of the grid, a column per condition, and the costs."""
     conditions = conditions_of(results)
-    heading = ["", *conditions, "gradient steps", "models exchanged", "MB up, down", "minutes"]
+    heading = ["", *conditions, *(_COSTS if with_costs else ())]
     rows = []
     for label in labels_of(results):
         settings = {each["condition"]: each for each in results["settings"] if each["label"] == label}
         cells = [_cell(settings.get(condition), metric, results) for condition in conditions]
-        rows.append([_escaped(label), *cells, *_costs(list(settings.values()))])
+        rows.append([_escaped(label), *cells, *(_costs(list(settings.values())) if with_costs else ())])
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
 
@@ -58,8 +59,9 @@ def _sentences_against(results: Results, metric: str, reference: str) -> list[st
 NOTE_ON_STATISTICS = (
     "A table has the mean ± the standard deviation over the seeds. In parentheses is the mean paired difference to the "
     "reference over the seeds that both have, with its 95 % t interval. The intervals are not corrected for the number "
-    "of comparisons. Gradient steps, MB and minutes are the means of the runs' own counts; MB down include the models "
-    "that clients only evaluate. Models exchanged are those that the algorithm needs."
+    "of comparisons. Gradient steps, MB and minutes are the means of the runs' own counts. Minutes leave evaluation "
+    "out; the runs of a grid share a machine. MB down include the models that clients only evaluate. Models exchanged "
+    "are those that the algorithm needs."
 )
 
 
@@ -130,15 +132,19 @@ def conditions_of(results: Results) -> list[str]:
     return list(dict.fromkeys(each["condition"] for each in results["settings"]))
 
 
-def number(value: float | None) -> str:
-    """Return a number with 3 significant digits, without exponent for usual sizes."""
+def number(value: float | None, like: float | None = None) -> str:
+    """Return a number with 3 significant digits, without exponent for usual sizes.
+
+    With ``like``, it has as many decimal places as that number has.
+    """
     if value is None or not math.isfinite(value):
         return "not defined"
-    if value and not 1e-4 <= abs(value) < 1e15:
+    of_size = value if like is None else like
+    if of_size and not 1e-4 <= abs(of_size) < 1e15:
         return f"{value:.{_DIGITS - 1}e}"
-    rounded = float(f"{value:.{_DIGITS - 1}e}")
+    rounded = float(f"{of_size:.{_DIGITS - 1}e}")
     places = _DIGITS - 1 - (math.floor(math.log10(abs(rounded))) if rounded else 0)
-    return f"{rounded:,.{max(0, places)}f}"
+    return f"{float(f'{value:.{_DIGITS - 1}e}') if like is None else value:,.{max(0, places)}f}"
 
 
 def _cell(setting: Mapping[str, Any] | None, metric: str, results: Results) -> str:
@@ -146,11 +152,12 @@ def _cell(setting: Mapping[str, Any] | None, metric: str, results: Results) -> s
     found = setting["metrics"].get(metric) if setting else None
     if not found or not found["n"]:
         return "–"
-    text = number(found["mean"]) + (f" ± {number(found['sd'])}" if found["sd"] is not None else "")
+    mean = found["mean"]
+    text = number(mean) + (f" ± {number(found['sd'], mean)}" if found["sd"] is not None else "")
     difference, seeds = found["differences"].get(results["reference"]), len(results["seeds"])
     if difference and difference["n"]:
-        limits = f" [{_signed(difference['low'])}, {_signed(difference['high'])}]" if difference["n"] > 1 else ""
-        text += f" ({_signed(difference['mean'])}{limits})"
+        low, middle, high = (_signed(difference[key], mean) for key in ("low", "mean", "high"))
+        text += f" ({middle} [{low}, {high}])" if difference["n"] > 1 else f" ({middle})"
     return text if found["n"] == seeds else f"{text}, {found['n']} of {seeds} seeds"
 
 
@@ -171,8 +178,8 @@ def _cost(value: float) -> str:
     return f"{value:,.0f}" if value >= 100 else number(value)
 
 
-def _signed(value: float | None) -> str:
-    text = number(value)
+def _signed(value: float | None, like: float) -> str:
+    text = number(value, like)
     return text if text.startswith("not") else f"+{text}" if value and value > 0 else text.replace("-", "−")
 
 

@@ -44,9 +44,10 @@ def test_without_published_results_the_section_says_so(tmp_path):
 
 def test_the_table_has_mean_deviation_and_paired_difference():
     lines = table_of(RESULTS, "fd").splitlines()
-    assert lines[2] == "| fedavg | 16.2 ± 0.500 | 4.00 ± 0.500 | 640 | 80.0 | 26.0, 26.0 | 1.50 |"
-    assert lines[3].startswith("| late | 4.25 ± 0.500 (−12.0 [−13.0, −11.0]) | 4.50 ± 0.500 (+0.500 [−0.500, +1.50]) |")
-    assert lines[4].startswith("| worse | 20.0 ± 0.500 (+3.75 [+2.75, +4.75]) | – |")
+    assert lines[2] == "| fedavg | 16.2 ± 0.5 | 4.00 ± 0.50 | 640 | 80.0 | 26.0, 26.0 | 1.50 |"
+    assert lines[3].startswith("| late | 4.25 ± 0.50 (−12.00 [−13.00, −11.00]) | 4.50 ± 0.50 (+0.50 [−0.50, +1.50]) |")
+    assert lines[4].startswith("| worse | 20.0 ± 0.5 (+3.8 [+2.8, +4.8]) | – |")
+    assert table_of(RESULTS, "fd", with_costs=False).splitlines()[2] == "| fedavg | 16.2 ± 0.5 | 4.00 ± 0.50 |"
 
 
 def test_only_intervals_that_exclude_zero_make_a_claim():
