@@ -85,6 +85,7 @@ def test_decisions_and_images_drawn_by_the_actors_equal_the_inprocess_engine(tmp
     assert "the server generates" not in (run.path / "log.txt").read_text()
 
 
+@pytest.mark.slow
 def test_a_terminated_run_stops_everything_and_says_so(tmp_path):
     """SIGTERM, as a job scheduler or `timeout` sends it, in the middle of pretraining."""
     one_actor = ("--federation-config", "init-args-num-cpus=1")

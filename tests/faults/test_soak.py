@@ -92,6 +92,7 @@ def soak(run_config, num_rounds, num_clients):
     return clients
 
 
+@pytest.mark.slow
 def test_twenty_rounds_lose_no_good_reply(run_config):
     clients = soak(run_config, 20, 5)
     assert sum(map(len, clients.failed.values())) > 5
