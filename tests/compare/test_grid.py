@@ -79,7 +79,7 @@ def check_the_results(grid):
     for path in (published / "tiny.json", published / "tiny" / "table.md"):
         assert str(grid.folder.parent) not in path.read_text()
     text = section(published)
-    for part in ("### tiny", "| fragile |", "](results/tiny/claim.png)", "Run by `fedddpm ", "](results/tiny.json)."):
+    for part in ("### tiny", "| fragile |", "](results/tiny/claim.png)", "Run by `fedddpm", "](results/tiny.json)."):
         assert part in text
 
 
