@@ -113,7 +113,7 @@ def _origin(results: Mapping[str, Any], folder: str) -> str:
     missing = "" if complete == len(results["cells"]) else f" {complete} of {len(results['cells'])} cells are complete."
     sources = Counter(cell["of_grid"] for cell in results["cells"] if "of_grid" in cell)
     shared = "".join(f" {count} cells are runs of the grid {source}." for source, count in sources.items())
-    run = f"Run by {commands}, {source}, on {machines}, in {number(hours)} hours." if sessions else f"Run by {source}."
+    run = f"Run by {commands}, {source}, on {machines}, in {number(hours)} hours." if sessions else f"From {source}."
     path = f"{folder}/{results['name']}.json"
     return f"{run}{shared}{missing} Everything: [`{path}`]({path})."
 

@@ -135,16 +135,16 @@ def conditions_of(results: Results) -> list[str]:
 def number(value: float | None, like: float | None = None) -> str:
     """Return a number with 3 significant digits, without exponent for usual sizes.
 
-    With ``like``, it has as many decimal places as that number has.
+    With ``like``, it has as many decimal places as that number has; a zero has none of its own.
     """
     if value is None or not math.isfinite(value):
         return "not defined"
-    of_size = value if like is None else like
+    of_size = like or value
     if of_size and not 1e-4 <= abs(of_size) < 1e15:
         return f"{value:.{_DIGITS - 1}e}"
     rounded = float(f"{of_size:.{_DIGITS - 1}e}")
     places = _DIGITS - 1 - (math.floor(math.log10(abs(rounded))) if rounded else 0)
-    return f"{float(f'{value:.{_DIGITS - 1}e}') if like is None else value:,.{max(0, places)}f}"
+    return f"{value if like else rounded:,.{max(0, places)}f}"
 
 
 def _cell(setting: Mapping[str, Any] | None, metric: str, results: Results) -> str:
@@ -156,7 +156,7 @@ def _cell(setting: Mapping[str, Any] | None, metric: str, results: Results) -> s
     text = number(mean) + (f" ± {number(found['sd'], mean)}" if found["sd"] is not None else "")
     difference, seeds = found["differences"].get(results["reference"]), len(results["seeds"])
     if difference and difference["n"]:
-        low, middle, high = (_signed(difference[key], mean) for key in ("low", "mean", "high"))
+        low, middle, high = (_signed(difference[key], difference["mean"]) for key in ("low", "mean", "high"))
         text += f" ({middle} [{low}, {high}])" if difference["n"] > 1 else f" ({middle})"
     return text if found["n"] == seeds else f"{text}, {found['n']} of {seeds} seeds"
 

@@ -45,9 +45,15 @@ def test_without_published_results_the_section_says_so(tmp_path):
 def test_the_table_has_mean_deviation_and_paired_difference():
     lines = table_of(RESULTS, "fd").splitlines()
     assert lines[2] == "| fedavg | 16.2 ± 0.5 | 4.00 ± 0.50 | 640 | 80.0 | 26.0, 26.0 | 1.50 |"
-    assert lines[3].startswith("| late | 4.25 ± 0.50 (−12.00 [−13.00, −11.00]) | 4.50 ± 0.50 (+0.50 [−0.50, +1.50]) |")
-    assert lines[4].startswith("| worse | 20.0 ± 0.5 (+3.8 [+2.8, +4.8]) | – |")
+    assert lines[3].startswith("| late | 4.25 ± 0.50 (−12.0 [−13.0, −11.0]) | 4.50 ± 0.50 (+0.500 [−0.500, +1.500]) |")
+    assert lines[4].startswith("| worse | 20.0 ± 0.5 (+3.75 [+2.75, +4.75]) | – |")
     assert table_of(RESULTS, "fd", with_costs=False).splitlines()[2] == "| fedavg | 16.2 ± 0.5 | 4.00 ± 0.50 |"
+
+
+def test_a_deviation_or_a_difference_far_below_the_mean_does_not_look_like_zero():
+    assert (number(0.0123, 0.0), number(0.5, 16.25)) == ("0.0123", "0.5")
+    small = RESULTS | {"settings": [setting("late", "skew", 16.25, -0.04)]}
+    assert "(−0.0400 [−1.0400, +0.9600])" in table_of(small, "fd")
 
 
 def test_only_intervals_that_exclude_zero_make_a_claim():
