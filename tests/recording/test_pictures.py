@@ -1,7 +1,6 @@
 """The pictures of a run: plots, sheets and the strip over the rounds, also of extreme runs."""
 
 import math
-import warnings
 
 import pytest
 import torch
@@ -13,14 +12,10 @@ from fedddpm_app.recording.samples import MAX_ROUNDS, round_sheet, save_rounds, 
 from fedddpm_app.recording.sheets import Texts, read_tiles, save_pairs, save_sheet
 from fedddpm_app.recording.style import class_labels, printable
 
+# A test before may have left a file open; the garbage collector closes it, perhaps during a test of this file.
+pytestmark = pytest.mark.filterwarnings("error", "ignore::ResourceWarning")
+
 ODD_NAMES = ["$x_1$", "a_b", "猫", "", "line\nbreak", "$$", "\\$y^{", "\x00", "long " * 20]
-
-
-@pytest.fixture(autouse=True)
-def no_warnings():
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        yield
 
 
 def images(count, channels=1, size=8, seed=0):
