@@ -16,6 +16,7 @@ from fedddpm_app.recording.status import COMPLETED, Status, read_status
 _OF_A_METRIC = ("value", "std", "floor", "floor_std", "note")  # ``measured`` has the rest
 _DIGESTS = ("extractor_digest", "reference_digest")
 _HOW = ("extractor", "extractor_digest", "reference", "reference_n", "reference_digest", "n", "sampler", "steps")
+_GENERATED = ("n", "sampler", "steps")
 _COSTS = {"steps": "compute/steps", "up_mb": "comm/up_mb", "down_mb": "comm/down_mb"}
 
 
@@ -33,8 +34,9 @@ def collect(plan: Plan, failed: Mapping[Cell, str]) -> dict[str, Any]:
     -------
     dict
         ``cells``: a dict per cell; ``settings``: a dict per line and condition, with ``metrics`` by name;
-        ``measured``: how each metric was measured; ``measured_otherwise``: the cells that have no value of a metric,
-        because their digests are others than those of the first cell; ``commits``: of the cells.
+        ``measured``: how the first cell's metrics were measured, with ``others``, the other numbers of images,
+        samplers and steps; ``measured_otherwise``: the cells that have no value of a metric, because their digests are
+        others than those of the first cell; ``commits``: of the cells.
     """
     statuses = {cell: read_status(cell.directory) for cell in plan.cells}
     cells = {cell: _of_cell(cell, status, failed.get(cell, "")) for cell, status in statuses.items()}
@@ -43,14 +45,9 @@ def collect(plan: Plan, failed: Mapping[Cell, str]) -> dict[str, Any]:
     for cell, found in cells.items():
         if found["status"] == COMPLETED:
             by_setting.setdefault(cell.setting, {})[cell.seed] = found
-    measured = {
-        name: {key: metric.get(key) for key in (*_HOW, "better")}
-        for status in reversed(statuses.values())  # the first cell's stay
-        for name, metric in _metrics_of(status).items()
-    }
     commits = dict.fromkeys(commit for found in cells.values() for commit in found.get("git_commits", ()) if commit)
     return {
-        "measured": measured,
+        "measured": _measured(cells, statuses),
         "measured_otherwise": left_out,
         "settings": [_of_setting(plan, setting, by_setting) for setting in plan.settings],
         "cells": list(cells.values()),
@@ -89,6 +86,19 @@ def _leave_out_other_measures(cells: Mapping[Cell, dict[str, Any]], statuses: Ma
             if digests != expected and found.get("metrics", {}).pop(name, None):
                 left_out.append(f"{cell.name}: {name}")
     return left_out
+
+
+def _measured(cells: Mapping[Cell, dict[str, Any]], statuses: Mapping[Cell, Status]) -> dict[str, dict[str, Any]]:
+    """Return how the metrics were measured in the first cell, and in ``others`` how else images were generated."""
+    measured: dict[str, dict[str, Any]] = {}
+    for cell, found in cells.items():
+        for name in found.get("metrics", ()):
+            metric = _metrics_of(statuses[cell])[name]
+            about = measured.setdefault(name, {**{key: metric.get(key) for key in (*_HOW, "better")}, "others": []})
+            generated = {key: metric.get(key) for key in _GENERATED}
+            if generated not in ({key: about[key] for key in _GENERATED}, *about["others"]):
+                about["others"].append(generated)
+    return measured
 
 
 def _names(setting: Setting) -> dict[str, Any]:

@@ -113,13 +113,19 @@ def measured_note(results: Results, metric: str) -> str:
     if not about:
         return "No cell has this metric."
     floors = [each["metrics"][metric]["floor"] for each in results["settings"] if metric in each["metrics"]]
+    others = "; ".join(_generated(each) for each in about["others"])
+    others = f" Other cells: {others}." if others else ""
     better = f" {about['better'].capitalize()} is better." if about["better"] else ""
     return (
-        f"{about['n']:,} generated images ({about['sampler']}, {about['steps']} steps) against "
+        f"{_generated(about)} against "
         f"{about['reference_n']:,} of the {about['reference']} split (digest {about['reference_digest']}), extractor "
         f"{about['extractor']} (digest {about['extractor_digest']}).{better} Floor, the same metric of real images: "
-        f"{_range(floors)}."
+        f"{_range(floors)}.{others}"
     )
+
+
+def _generated(about: Mapping[str, Any]) -> str:
+    return f"{about['n']:,} generated images ({about['sampler']}, {about['steps']} steps)"
 
 
 def labels_of(results: Results) -> list[str]:

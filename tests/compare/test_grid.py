@@ -22,6 +22,7 @@ def test_a_grid_is_broken_repaired_finished_and_called_again(tmp_path):
     check_the_results(grid)
     check_that_a_finished_grid_runs_nothing_again(grid)
     check_that_another_measure_is_left_out(grid)
+    check_that_another_number_of_images_is_named(grid)
     check_that_another_grid_shares_its_cells(grid)
     check_that_another_config_and_a_second_command_are_refused(grid)
 
@@ -110,6 +111,17 @@ def check_that_another_measure_is_left_out(grid):
     assert [each["metrics"][name]["n"] for each in results["settings"]] == [2, 1]
     assert results["settings"][1]["metrics"][name]["differences"]["fedavg"]["n"] == 1
     assert results["measured"][name]["extractor_digest"] != "another"
+
+
+def check_that_another_number_of_images_is_named(grid):
+    summary = grid.cells()["fragile seed-1"]
+    before = summary.read_text()
+    found = json.loads(before)
+    found["metrics"][0]["n"] = 7
+    summary.write_text(json.dumps(found))
+    grid.call()
+    summary.write_text(before)
+    assert "Other cells: 7 generated images (" in (grid.out / "table.md").read_text()
 
 
 def check_that_another_grid_shares_its_cells(grid):
