@@ -15,8 +15,8 @@ from fedddpm_app.recording.status import COMPLETED, Status, read_status
 
 _OF_A_METRIC = ("value", "std", "floor", "floor_std", "note")  # ``measured`` has the rest
 _DIGESTS = ("extractor_digest", "reference_digest")
-_HOW = ("extractor", "extractor_digest", "reference", "reference_n", "reference_digest", "n", "sampler", "steps")
 _GENERATED = ("n", "sampler", "steps")
+_HOW = ("extractor", "extractor_digest", "reference", "reference_n", "reference_digest", *_GENERATED)
 _COSTS = {"steps": "compute/steps", "up_mb": "comm/up_mb", "down_mb": "comm/down_mb"}
 
 
@@ -92,10 +92,11 @@ def _measured(cells: Mapping[Cell, dict[str, Any]], statuses: Mapping[Cell, Stat
     """Return how the metrics were measured in the first cell, and in ``others`` how else images were generated."""
     measured: dict[str, dict[str, Any]] = {}
     for cell, found in cells.items():
+        metrics = _metrics_of(statuses[cell])
         for name in found.get("metrics", ()):
-            metric = _metrics_of(statuses[cell])[name]
-            about = measured.setdefault(name, {**{key: metric.get(key) for key in (*_HOW, "better")}, "others": []})
-            generated = {key: metric.get(key) for key in _GENERATED}
+            how = {key: metrics[name].get(key) for key in (*_HOW, "better")}
+            about = measured.setdefault(name, {**how, "others": []})
+            generated = {key: how[key] for key in _GENERATED}
             if generated not in ({key: about[key] for key in _GENERATED}, *about["others"]):
                 about["others"].append(generated)
     return measured
