@@ -149,7 +149,10 @@ def compare(
         int | None, typer.Option(min=1, metavar="N", help="Cells at a time; default: as many as the CPUs take.")
     ] = None,
     publish: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Also write NAME.json and small pictures to this folder.")
+        Path | None, typer.Option(metavar="DIR", help="Also write NAME.json, small pictures, and the cells' metrics.")
+    ] = None,
+    restore: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Take the cells that --publish wrote to this folder.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
 ) -> None:

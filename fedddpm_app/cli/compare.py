@@ -15,6 +15,7 @@ from fedddpm_app.cli.common import FAILED, RUN_CONFIG, find_app, read_config, re
 from fedddpm_app.cli.compare_view import GridView, print_plan
 from fedddpm_app.cli.options import Engine
 from fedddpm_app.cli.start import resumed_config
+from fedddpm_app.compare.archive import Archive
 from fedddpm_app.compare.cells import REFUSED, Cell, State, state_of
 from fedddpm_app.compare.outputs import Outputs
 from fedddpm_app.compare.plan import Plan, make_plan
@@ -41,19 +42,27 @@ def compare(
     out: Path | None,
     jobs: int | None,
     publish: Path | None,
+    restore: Path | None,
     dry_run: bool,
 ) -> None:
     """Plan, run, write; ``commands.compare`` describes the arguments."""
     folder = find_app(app_dir)
     sys.path.insert(0, str(folder))  # for the user's own algorithms
     try:
-        plan = _plan(grid, run_config, folder, out)
+        plan, archive = _plan(grid, run_config, folder, out, restore)
         with nullcontext() if dry_run else _locked(plan.folder):
             states = {cell: state_of(cell, plan.defaults) for cell in plan.cells}
+            published = archive.find(plan, states) if archive else []
+            states |= dict.fromkeys(published, State.PUBLISHED)
             shared = find_shared(plan, [cell for cell, state in states.items() if state is State.NEW])
             jobs = jobs or _jobs(plan)
             print_plan(plan, states | dict.fromkeys(shared, State.SHARED), jobs)
-            failed = {} if dry_run else _run(plan, link_shared(states, shared), jobs, folder, publish)
+            if dry_run:
+                return
+            if archive:
+                archive.restore(plan, published)
+            states |= dict.fromkeys(published, State.COMPLETED)
+            failed = _run(plan, link_shared(states, shared), jobs, folder, publish)
     except ConfigError as error:
         refuse(str(error))
     except RecordingError as error:
@@ -102,14 +111,18 @@ def _continued(directory: Path) -> dict[str, Scalar]:
     return {}
 
 
-def _plan(grid: Path, run_config: list[str] | None, app_dir: Path, out: Path | None) -> Plan:
-    """Return the plan of a grid file with the keys of -c."""
+def _plan(
+    grid: Path, run_config: list[str] | None, app_dir: Path, out: Path | None, restore: Path | None
+) -> tuple[Plan, Archive | None]:
+    """Return the plan of a grid file with the keys of -c, and the published cells to restore."""
     extra = read_overrides(RUN_CONFIG, run_config or [], kinds_of_keys())
     if extra.problems:
         raise ConfigError("\n".join(extra.problems))
     spec = read_spec(grid, extra.values)
     folder = (out or Path("runs", f"compare-{spec.name}")).expanduser().absolute()
-    return make_plan(spec, folder, default_run_config(app_dir), str(grid))
+    archive = Archive(restore, spec.name) if restore else None
+    solved = archive.solved if archive else {}
+    return make_plan(spec, folder, default_run_config(app_dir), str(grid), solved), archive
 
 
 def _jobs(plan: Plan) -> int:
@@ -161,7 +174,7 @@ def _run(plan: Plan, states: dict[Cell, State], jobs: int, app_dir: Path, publis
         raise
     sentences = write()
     outputs.save_pictures()
-    published = publish_results(plan.folder, publish) if publish is not None else []
+    published = publish_results(plan, publish) if publish is not None else []
     failed = [f"failed: {cell.name}: {reason} (its output: {cell.log})" for cell, reason in progress.failed.items()]
     for sentence in (*sentences, *(f"published: {path}" for path in published), *failed):
         say(sentence)

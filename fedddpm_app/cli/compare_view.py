@@ -113,6 +113,7 @@ def print_plan(plan: Plan, states: Mapping[Cell, State], jobs: int) -> None:
 
 _WORDS = {
     State.COMPLETED: "complete",
+    State.PUBLISHED: "published",
     State.SHARED: "complete in other grids",
     State.RUNNING: "running",
     State.STARTED: "to resume",

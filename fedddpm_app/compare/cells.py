@@ -1,9 +1,10 @@
 """The cells of a grid: their configs, their folders, and how far they are."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 from fedddpm_app.algorithms import find_algorithm
 from fedddpm_app.compare.spec import folder_name
@@ -23,12 +24,13 @@ _NEUTRAL = (
 
 
 class State(StrEnum):
-    """How far a cell is; a shared one is a complete run of another grid."""
+    """How far a cell is; a shared one is a complete run of another grid, a published one can be restored."""
 
     NEW = "new"
     STARTED = "started"
     RUNNING = "running"
     SHARED = "shared"
+    PUBLISHED = "published"
     COMPLETED = "completed"
 
 
@@ -140,15 +142,7 @@ def state_of(cell: Cell, defaults: Mapping[str, Scalar]) -> State:
         raise ConfigError(
             f"{directory / CONFIG} cannot be read ({error}): remove the folder, or restore it."
         ) from error
-    planned = {**defaults, **cell.overrides}
-    planned |= read_auto(planned)
-    before = {**defaults, **saved}
-    compared = effective({**before, **planned}, cell.setting.config)
-    different = [
-        f"{key} was {shown(before.get(key))} and is {shown(planned.get(key))}"
-        for key in sorted(compared)
-        if before.get(key) != planned.get(key)
-    ]
+    different = other_values(saved, cell, defaults)
     if different:
         raise ConfigError(
             f"{directory} was made with another config: {'; '.join(different)}. Set the earlier values in the grid "
@@ -158,6 +152,23 @@ def state_of(cell: Cell, defaults: Mapping[str, Scalar]) -> State:
     if status.state == RUNNING and is_locked(directory):
         return State.RUNNING
     return State.COMPLETED if status.state == COMPLETED else State.STARTED
+
+
+def other_values(
+    saved: Mapping[str, Scalar], cell: Cell, defaults: Mapping[str, Scalar], as_seen: Callable[[Any], Any] = lambda v: v
+) -> list[str]:
+    """Return what differs between a saved run config and that of a cell, in words: keys that have an effect in it.
+
+    ``as_seen`` is applied to values before they are compared.
+    """
+    planned = {**defaults, **cell.overrides}
+    planned |= read_auto(planned)
+    before = {**defaults, **saved}
+    return [
+        f"{key} was {shown(before.get(key))} and is {shown(planned.get(key))}"
+        for key in sorted(effective({**before, **planned}, cell.setting.config))
+        if as_seen(before.get(key)) != as_seen(planned.get(key))
+    ]
 
 
 def effective(run_config: Mapping[str, Scalar], config: Config) -> dict[str, Scalar]:

@@ -35,7 +35,7 @@ class History:
 def read_history(directory: Path, metric: str) -> History:
     """Return the history of a complete cell; lines that cannot be read are left out."""
     points, spent = [], {"round": 0.0, "steps": 0.0, "mb": 0.0, "seconds": 0.0}
-    for row in _rows(directory / STATS):
+    for row in read_rows(directory / STATS):
         spent["steps"] += _known(row, "compute/steps")
         spent["mb"] += _known(row, "comm/up_mb") + _known(row, "comm/down_mb")
         spent["seconds"] += _seconds(row)
@@ -47,7 +47,7 @@ def read_history(directory: Path, metric: str) -> History:
 
 def read_seconds(directory: Path) -> float:
     """Return the seconds of a cell's phases and rounds, without evaluation."""
-    return sum(map(_seconds, _rows(directory / STATS)))
+    return sum(map(_seconds, read_rows(directory / STATS)))
 
 
 def _seconds(row: dict[str, Any]) -> float:
@@ -56,7 +56,8 @@ def _seconds(row: dict[str, Any]) -> float:
     return total - sum(_known(row, key) for key in _EVALUATION)
 
 
-def _rows(path: Path) -> list[dict[str, Any]]:
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a ``stats.jsonl``; lines that cannot be read are left out."""
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except OSError:

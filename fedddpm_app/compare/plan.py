@@ -5,6 +5,8 @@ import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 from fedddpm_app.algorithms import find_algorithm, get_algorithm
 from fedddpm_app.compare.cells import Cell, Line, Setting
@@ -16,7 +18,7 @@ from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.settings import read_auto
 from fedddpm_app.federation.cost import Cost
 
-RESULTS, TABLE = "results.json", "table.md"  # in the folder of a grid
+RESULTS, TABLE, SOLVED = "results.json", "table.md", "solved.json"  # in the folder of a grid
 _FAR = 0.02
 
 
@@ -53,7 +55,13 @@ class Plan:
         return next((s for s in same if s.line.value in (None, setting.line.value)), None)
 
 
-def make_plan(spec: GridSpec, folder: Path, defaults: Mapping[str, Scalar], source: str) -> Plan:
+def make_plan(
+    spec: GridSpec,
+    folder: Path,
+    defaults: Mapping[str, Scalar],
+    source: str,
+    solved_elsewhere: Mapping[str, Any] = MappingProxyType({}),
+) -> Plan:
     """Work out a grid's cells, solve for the key of each row, and check every config.
 
     Parameters
@@ -66,6 +74,8 @@ def make_plan(spec: GridSpec, folder: Path, defaults: Mapping[str, Scalar], sour
         The app's run config.
     source : str
         The grid file's name, for messages.
+    solved_elsewhere : mapping
+        The content of the ``solved.json`` of the published grid; values of the grid's folder count more.
 
     Raises
     ------
@@ -73,7 +83,7 @@ def make_plan(spec: GridSpec, folder: Path, defaults: Mapping[str, Scalar], sour
         With a sentence for each problem: file, row, condition, key, value, fix.
     """
     conditions = list(spec.conditions)
-    solved = SolvedValues(folder / "solved.json")
+    solved = SolvedValues(folder / SOLVED, solved_elsewhere)
     settings = _all_settings(spec, defaults, source, solved)
     settings.sort(key=lambda s: (list(spec.rows).index(s.line.row), _place(spec, s), conditions.index(s.condition)))
     by_condition = sorted(settings, key=lambda s: conditions.index(s.condition))

@@ -8,7 +8,7 @@ from typing import Any
 from fedddpm_app.compare.cells import Cell, Setting
 from fedddpm_app.compare.history import read_seconds
 from fedddpm_app.compare.plan import Plan
-from fedddpm_app.compare.shared import source_of
+from fedddpm_app.compare.shared import OF_GRID, source_of
 from fedddpm_app.compare.statistics import deviation, interval, paired_difference
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import COMPLETED, Status, read_status
@@ -69,7 +69,7 @@ def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
     starts = [about := _about(cell), *about.get("resumed", [])]
     commits = list(dict.fromkeys(start.get("git_commit") for start in starts))
     found |= {"metrics": metrics, "git_commits": commits, "git_clean": all(start.get("git_clean") for start in starts)}
-    return found | ({"of_grid": source} if (source := source_of(cell.directory)) else {})
+    return found | ({OF_GRID: source} if (source := source_of(cell.directory)) else {})
 
 
 def _leave_out_other_measures(cells: Mapping[Cell, dict[str, Any]], statuses: Mapping[Cell, Status]) -> list[str]:

@@ -10,6 +10,7 @@ from fedddpm_app.compare.cells import Cell
 from fedddpm_app.recording.samples import spread_out
 from fedddpm_app.recording.sheets import read_tiles, save_strip
 
+SHEETS = "samples"  # in a run directory
 _COLUMNS = 20
 _LARGEST_TILE = 64  # pixels
 _SHEET = re.compile(r"round-(\d+)(?:-(.+))?\.png")
@@ -29,9 +30,7 @@ def save_side_by_side(cells: Sequence[Cell], path: Path) -> bool:
     """
     rows: list[tuple[str, list[Image.Image]]] = []
     for cell in cells:
-        found = _last_sheet(cell.directory / "samples")
-        if found is not None:
-            sheet, name = found
+        for sheet, name in last_sheets(cell.directory)[:1]:
             rows.append((f"{cell.setting.line.label}{name and f' ({name})'}", read_tiles(sheet)))
     if not rows:
         return False
@@ -42,12 +41,10 @@ def save_side_by_side(cells: Sequence[Cell], path: Path) -> bool:
     return True
 
 
-def _last_sheet(folder: Path) -> tuple[Path, str] | None:
-    """Return the sheet of the last round and the name of its model, the first of several; None without a sheet."""
+def last_sheets(directory: Path) -> list[tuple[Path, str]]:
+    """Return the sheets of a run's last round, each with the name of its model if it has several; may be empty."""
+    folder = directory / SHEETS
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     found = [(int(match[1]), match[2] or "", path) for path in paths if (match := _SHEET.fullmatch(path.name))]
-    if not found:
-        return None
-    last = max(server_round for server_round, _, _ in found)
-    _, name, path = next(each for each in found if each[0] == last)
-    return path, name
+    last = max((server_round for server_round, _, _ in found), default=0)
+    return [(path, name) for server_round, name, path in found if server_round == last]

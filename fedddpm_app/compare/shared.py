@@ -11,8 +11,10 @@ from fedddpm_app.config import ConfigError, Scalar, load_config
 from fedddpm_app.data.settings import read_auto
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.directory import CONFIG
-from fedddpm_app.recording.reading import read_run_config
+from fedddpm_app.recording.reading import read_object, read_run_config
 from fedddpm_app.recording.status import COMPLETED, read_status
+
+ORIGIN, OF_GRID = "origin.json", "of_grid"
 
 
 def find_shared(plan: Plan, cells: Iterable[Cell]) -> dict[Cell, Path]:
@@ -52,7 +54,13 @@ def link_shared(states: Mapping[Cell, State], shared: Mapping[Cell, Path]) -> di
 
 
 def source_of(directory: Path) -> str:
-    """Return the name of the folder of the grid that a linked run belongs to; empty for a run of this grid."""
+    """Return the name of the folder of the grid that a linked run belongs to; empty for a run of this grid.
+
+    The file ``origin.json`` keeps it for a run that was published and restored.
+    """
+    with suppress(OSError, ValueError):
+        if source := read_object(directory / ORIGIN).get(OF_GRID):
+            return str(source)
     above = directory.resolve().parents if directory.is_symlink() else ()
     return next((folder.name for folder in above if (folder / RESULTS).exists()), "")
 

@@ -22,17 +22,20 @@ class SolvedValues:
     ----------
     path : Path
         The file that holds them; missing before the first run of the grid.
+    elsewhere : mapping
+        The content of such a file of another machine, for values that this one does not have.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, elsewhere: Mapping[str, Any]) -> None:
         self._path = path
-        self._before: list[dict[str, Any]] = []
         self._now: list[dict[str, Any]] = []
         try:
-            found = read_object(path).get(_SETTINGS)
+            own: Mapping[str, Any] = read_object(path)
         except (OSError, ValueError):
-            return
-        self._before = [each for each in found if isinstance(each, dict)] if isinstance(found, list) else []
+            own = {}
+        found = [content.get(_SETTINGS) for content in (own, elsewhere)]
+        lists = [settings for settings in found if isinstance(settings, list)]
+        self._before = [each for settings in lists for each in settings if isinstance(each, dict)]
 
     def find(
         self, name: Sequence[str], given: Mapping[str, Scalar], keys: Sequence[str], budget: float

@@ -1,10 +1,13 @@
 """A tiny grid with the real command: broken, repaired, finished, and called again."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
 import time
+import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -20,6 +23,7 @@ def test_a_grid_is_broken_repaired_finished_and_called_again(tmp_path):
     check_that_a_failed_cell_stops_no_other(grid)
     check_that_the_next_call_resumes_failed_cells(grid)
     check_the_results(grid)
+    check_that_published_cells_are_restored_elsewhere(grid)
     check_that_a_finished_grid_runs_nothing_again(grid)
     check_that_another_measure_is_left_out(grid)
     check_that_another_number_of_images_is_named(grid)
@@ -82,6 +86,35 @@ def check_the_results(grid):
     text = section(published)
     for part in ("### tiny", "| fragile |", "](results/tiny/claim.png)", "Run by `fedddpm", "](results/tiny.json)."):
         assert part in text
+
+
+def check_that_published_cells_are_restored_elsewhere(grid):
+    """On another machine, only the published files are there: nothing is run, and the results are the same."""
+    published, again, folder = grid.folder / "results", grid.folder / "again", grid.folder / "elsewhere"
+    folder.mkdir()
+    other = Grid(folder, rows=ROWS.replace("{flag}", str(grid.flag)))
+    plan = other.call("--restore", str(published), "--dry-run", "-c", "local-steps=4")
+    assert "4 cells (rows: 2, conditions: 1, seeds: 2): 4 to run;" in plan.output
+    assert not other.out.exists()
+    result = other.call("--restore", str(published), "--publish", str(again))
+    assert result.exit_code == 0, result.output
+    assert "4 cells (rows: 2, conditions: 1, seeds: 2): 4 published;" in result.output
+    assert "started" not in result.output
+    assert (again / "tiny.json").read_text() == (published / "tiny.json").read_text()
+    names = {path.name for path in (published / "tiny").iterdir()}
+    assert names == {"cells.zip", "claim.png", "curves-fd-pixels-pca.png", "samples-iid.png", "table.md"}
+    for name in names:
+        assert (again / "tiny" / name).read_bytes() == (published / "tiny" / name).read_bytes(), name
+    with zipfile.ZipFile(published / "tiny" / "cells.zip") as archive:
+        assert not any(str(grid.folder.parent).encode() in archive.read(name) for name in archive.namelist())
+        assert {Path(name).name for name in archive.namelist()} == {
+            *("solved.json", "origin.json", "config.json", "summary.json", "stats.jsonl", "round-0002.png")
+        }
+    (again / "tiny" / "cells.zip").write_bytes(b"PK")
+    shutil.rmtree(other.out)
+    result = other.call("--restore", str(again))
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"--restore = {again}: the cells of tiny cannot be read" in result.stderr
 
 
 def check_that_a_finished_grid_runs_nothing_again(grid):

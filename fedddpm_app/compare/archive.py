@@ -1,0 +1,159 @@
+"""The cells of a published grid in one zip file, so that another machine can continue the grid.
+
+It holds what results are made from: per cell ``config.json``, ``summary.json`` and ``stats.jsonl``, and with the first
+seed the last sheet of images. Weights, checkpoints and logs are left out, as are absolute paths and names of hosts.
+"""
+
+import json
+import shutil
+import zipfile
+import zlib
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from fedddpm_app.compare.cells import Cell, other_values
+from fedddpm_app.compare.history import read_rows
+from fedddpm_app.compare.places import without_places
+from fedddpm_app.compare.plan import RESULTS, SOLVED, Plan
+from fedddpm_app.compare.samples import SHEETS, last_sheets
+from fedddpm_app.compare.shared import OF_GRID, ORIGIN, source_of
+from fedddpm_app.config import ConfigError
+from fedddpm_app.disk.durable import partial_of, publish, replacing
+from fedddpm_app.recording.directory import CONFIG
+from fedddpm_app.recording.files import write_json, writing
+from fedddpm_app.recording.reading import read_object
+from fedddpm_app.recording.recorder import STATS
+from fedddpm_app.recording.status import COMPLETED, SUMMARY, read_status
+
+CELLS = "cells.zip"  # in the folder of a published grid
+_EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of all members, so that the same cells give the same bytes
+_LARGEST_MEMBER = 64 << 20  # bytes
+
+
+def save_cells(plan: Plan, path: Path) -> None:
+    """Write the complete cells of a grid, and its solved values.
+
+    Raises
+    ------
+    RecordingError
+        When the file cannot be written.
+    """
+    with writing(path), replacing(path) as work, zipfile.ZipFile(work, "w") as archive:
+        _add(archive, SOLVED, _json(read_object(plan.folder / SOLVED)))
+        for cell in plan.cells:
+            if read_status(cell.directory).state == COMPLETED:
+                for name, content in _members(cell, with_sheet=cell.seed == plan.spec.seeds[0]).items():
+                    _add(archive, f"{_place(cell, plan)}/{name}", content)
+
+
+def _members(cell: Cell, *, with_sheet: bool) -> dict[str, bytes]:
+    """Return the files of a cell that are kept, by their names in its folder."""
+    directory = cell.directory
+    found = {
+        ORIGIN: _json({OF_GRID: source_of(directory)}),
+        CONFIG: _json(read_object(directory / CONFIG)),
+        SUMMARY: _json(read_object(directory / SUMMARY)),
+        STATS: b"".join(map(_json, read_rows(directory / STATS))),
+    }
+    sheets = last_sheets(directory)[:1] if with_sheet else []
+    return found | {f"{SHEETS}/{sheet.name}": sheet.read_bytes() for sheet, _ in sheets}
+
+
+def _json(value: object) -> bytes:
+    return f"{json.dumps(without_places(value))}\n".encode()
+
+
+def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
+    member = zipfile.ZipInfo(name, _EPOCH)
+    member.external_attr = 0o644 << 16
+    archive.writestr(member, content, zipfile.ZIP_DEFLATED)
+
+
+def _place(cell: Cell, plan: Plan) -> str:
+    return cell.directory.relative_to(plan.folder).as_posix()
+
+
+class Archive:
+    """The published cells of a grid.
+
+    Parameters
+    ----------
+    target : Path
+        The folder that ``--publish`` wrote to.
+    name : str
+        The grid's name.
+
+    Raises
+    ------
+    ConfigError
+        When there are no such cells, or they cannot be read.
+    """
+
+    def __init__(self, target: Path, name: str) -> None:
+        path = target / name / CELLS
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = [member for member in archive.infolist() if member.file_size <= _LARGEST_MEMBER]
+                self._files = {member.filename: archive.read(member) for member in members}
+            self._results = read_object(target / f"{name}.json")
+        except (OSError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(
+                f"--restore = {target}: the cells of {name} cannot be read ({reason}; {path}): give the folder that "
+                "--publish wrote to, or leave --restore out."
+            ) from error
+
+    @property
+    def solved(self) -> dict[str, Any]:
+        """The solved values of the grid, as in its ``solved.json``."""
+        return self._object(SOLVED)
+
+    def find(self, plan: Plan, cells: Iterable[Cell]) -> list[Cell]:
+        """Return the cells that have no folder yet, and the config of a published one; paths count by last names."""
+        found = []
+        for cell in cells:
+            saved = self._object(f"{_place(cell, plan)}/{CONFIG}").get("run_config")
+            if isinstance(saved, dict) and not cell.directory.exists():
+                same = not other_values(saved, cell, plan.defaults, without_places)
+                found += [cell] if same else []
+        return found
+
+    def restore(self, plan: Plan, cells: Iterable[Cell]) -> None:
+        """Write cells into their folders, and the earlier commands of the grid into its results.
+
+        Raises
+        ------
+        RecordingError
+            When a file cannot be written.
+        """
+        for cell in cells:
+            prefix = f"{_place(cell, plan)}/"
+            work = partial_of(cell.directory)
+            with writing(cell.directory):
+                shutil.rmtree(work, ignore_errors=True)
+                (work / SHEETS).mkdir(parents=True)
+                for name in (ORIGIN, CONFIG, SUMMARY, STATS):
+                    (work / name).write_bytes(self._files.get(prefix + name, b""))
+                for name, content in self._files.items():
+                    if name.startswith(f"{prefix}{SHEETS}/"):
+                        (work / SHEETS / Path(name).name).write_bytes(content)
+                publish(work, cell.directory)
+        self._restore_commands(plan.folder / RESULTS)
+
+    def _restore_commands(self, path: Path) -> None:
+        """Put the published commands before those of this machine in a ``results.json``."""
+        try:
+            own = read_object(path)
+        except (OSError, ValueError):
+            own = {}
+        commands = [*self._results.get("sessions", []), *own.get("sessions", [])]
+        by_start = {each["started"]: each for each in commands}
+        write_json(path, {**self._results, **own, "sessions": list(by_start.values())})
+
+    def _object(self, name: str) -> dict[str, Any]:
+        try:
+            found = json.loads(self._files.get(name, b"{}"))
+        except ValueError:
+            found = {}
+        return found if isinstance(found, dict) else {}

@@ -1,0 +1,21 @@
+"""Published texts name no absolute path of a machine, and no host."""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+_ABSOLUTE = re.compile(r"(?<![\w./:~])~?(?:/[\w.+@-]+)*/([\w.+@-]+)/?|(?<=path:)(?:/[\w.+@-]+)*/([\w.+@-]+)/?")
+_HOST = re.compile(r"(pid \d+) on [^\s,;:]+")  # in the reason of a run whose process was killed
+
+
+def without_places(value: Any) -> Any:
+    """Return a JSON value without names of hosts and absolute paths: each path is reduced to its last name."""
+    if isinstance(value, str):
+        return _without_places(value)
+    if isinstance(value, Mapping):
+        return {key: without_places(item) for key, item in value.items()}
+    return [without_places(item) for item in value] if isinstance(value, list) else value
+
+
+def _without_places(text: str) -> str:
+    return _HOST.sub(r"\1", _ABSOLUTE.sub(lambda found: found[1] or found[2], text))
