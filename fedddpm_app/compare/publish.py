@@ -82,20 +82,22 @@ def _part(results: Mapping[str, Any], folder: str) -> str:
             table_of(results, metric, with_costs=False),
             "\n".join(f"- {sentence}" for sentence in sentences_of(results, metric)),
             f"![{metric}]({folder}/{name}/{picture})",
-            _origin(results, folder),
+            origin_of(results, folder),
         ]
     )
 
 
-def _origin(results: Mapping[str, Any], folder: str) -> str:
-    """Return the commands, the commit, the machine and the hours of a grid."""
+def origin_of(results: Mapping[str, Any], folder: str) -> str:
+    """Return the commands, the commits, the machines and the hours of a grid, for a file in ``folder``."""
     sessions = results["sessions"]
     commands = " · ".join(dict.fromkeys(f"`{each['command']}`" for each in sessions))
     named = [each["machine"] for each in sessions]
     machines = "; ".join(dict.fromkeys(f"{each['gpu'] or each['cpu']}, {each['cores']} CPUs" for each in named))
-    clean = all(cell["git_clean"] for cell in results["cells"] if "git_clean" in cell)
-    commits = ", ".join(commit[:10] for commit in results["commits"])
-    source = f"commit {commits}{'' if clean else ' (with local changes)'}" if commits else "an unknown commit"
+    clean = all(cell.get("git_clean", True) for cell in results["cells"])
+    unknown = any(None in cell.get("git_commits", ()) for cell in results["cells"]) or not results["commits"]
+    commits = [f"commit {', '.join(commit[:10] for commit in results['commits'])}"] if results["commits"] else []
+    source = " and ".join([*commits, *(["an unknown commit"] if unknown else [])])
+    source += "" if clean else " (with local changes)"
     hours = sum(each["wall_hours"] for each in sessions)
     complete = sum(cell["status"] == "completed" for cell in results["cells"])
     missing = "" if complete == len(results["cells"]) else f" {complete} of {len(results['cells'])} cells are complete."

@@ -68,7 +68,11 @@ def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
     }
     starts = [about := _about(cell), *about.get("resumed", [])]
     commits = list(dict.fromkeys(start.get("git_commit") for start in starts))
-    found |= {"metrics": metrics, "git_commits": commits, "git_clean": all(start.get("git_clean") for start in starts)}
+    found |= {
+        "metrics": metrics,
+        "git_commits": commits,
+        "git_clean": all(start.get("git_clean") is not False for start in starts),
+    }
     return found | ({OF_GRID: source} if (source := source_of(cell.directory)) else {})
 
 

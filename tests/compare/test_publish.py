@@ -1,7 +1,7 @@
 import pytest
 
 from fedddpm_app.compare.plots import limits_of
-from fedddpm_app.compare.publish import section, with_section, without_places
+from fedddpm_app.compare.publish import origin_of, section, with_section, without_places
 from fedddpm_app.compare.table import cost_note, number, sentences_of, table_of
 from tests.conftest import ROOT
 
@@ -89,6 +89,21 @@ def test_lost_seeds_allow_no_statement_and_a_cost_off_the_budget_is_named():
     assert cost_note(results).endswith("Not within 2 % of it: cheap (skew: 38%).")
     one = RESULTS | {"seeds": [0], "settings": [setting("late", "skew", 4.0, -12.0, seeds=1)]}
     assert sentences_of(one, "fd")[0].startswith("No statement")
+
+
+@pytest.mark.parametrize(
+    ("starts", "text"),
+    [
+        ([("a", True), ("b", True)], "From commit a, b."),
+        ([("a", True), ("b", False)], "From commit a, b (with local changes)."),
+        ([("a", True), (None, True)], "From commit a and an unknown commit."),
+        ([(None, True)], "From an unknown commit."),
+    ],
+)
+def test_cells_without_git_are_not_cells_with_local_changes(starts, text):
+    cells = [{"status": "completed", "git_commits": [commit], "git_clean": clean} for commit, clean in starts]
+    commits = [commit for commit, _ in starts if commit]
+    assert origin_of({"name": "a", "sessions": [], "cells": cells, "commits": commits}, "results").startswith(text)
 
 
 @pytest.mark.parametrize(
