@@ -37,11 +37,11 @@ def sentences_of(results: Results, metric: str) -> list[str]:
 def _sentences_against(results: Results, metric: str, reference: str) -> list[str]:
     """Return the sentences that follow from the differences to a row."""
     better = results["measured"].get(metric, {}).get("better", "")
-    sides: dict[int | None, dict[str, list[str]]] = {-1: {}, 1: {}, 0: {}, None: {}}
+    sides: dict[str, dict[str, list[str]]] = {"lower": {}, "higher": {}, "unclear": {}, "equal": {}, "unknown": {}}
     for each in results["settings"]:
         difference = each["metrics"].get(metric, {}).get("differences", {}).get(reference)
         if difference and difference["n"]:
-            side = _side(difference) if difference["n"] == len(results["seeds"]) >= _LEAST_SEEDS else None
+            side = _side(difference) if difference["n"] == len(results["seeds"]) >= _LEAST_SEEDS else "unknown"
             share = share_of_budget(results, each)
             where = each["condition"] + ("" if share is None else f", at {share:.0%} of the budget")
             sides[side].setdefault(each["label"], []).append(where)
@@ -51,6 +51,7 @@ def _sentences_against(results: Results, metric: str, reference: str) -> list[st
         for word, verdict in verdicts.items()
     ]
     starts.append(f"No difference to {reference} is shown, because the interval contains zero: ")
+    starts.append(f"{metric} is that of {reference}, with every seed: ")
     starts.append(f"No statement, because there are fewer than {_LEAST_SEEDS} seeds, or not all have the metric: ")
     named = ["; ".join(f"{label} ({', '.join(where)})" for label, where in found.items()) for found in sides.values()]
     return [f"{start}{lines}." for start, lines in zip(starts, named, strict=True) if lines]
@@ -189,11 +190,12 @@ def _signed(value: float | None, like: float) -> str:
     return text if text.startswith("not") else f"+{text}" if value and value > 0 else text.replace("-", "−")
 
 
-def _side(difference: Mapping[str, Any]) -> int:
+def _side(difference: Mapping[str, Any]) -> str:
+    """Return what a difference of at least two seeds shows."""
     low, high = difference["low"], difference["high"]
-    if low is None or high is None:
-        return 0
-    return -1 if high < 0 else 1 if low > 0 else 0
+    if low == high == 0:
+        return "equal"
+    return "lower" if high < 0 else "higher" if low > 0 else "unclear"
 
 
 def _cell_name(cell: Mapping[str, Any]) -> str:

@@ -78,6 +78,14 @@ def test_other_rows_may_be_compared_with_too():
     )
 
 
+def test_equal_values_with_every_seed_are_called_equal():
+    same = setting("same", "skew", 16.25, 0.0)
+    same["metrics"]["fd"]["differences"]["fedavg"] |= {"low": 0.0, "high": 0.0}
+    assert sentences_of(RESULTS | {"settings": [RESULTS["settings"][0], same]}, "fd") == [
+        "fd is that of fedavg, with every seed: same (skew)."
+    ]
+
+
 def test_lost_seeds_allow_no_statement_and_a_cost_off_the_budget_is_named():
     lost = setting("lost", "skew", 4.0, -12.0, seeds=2)
     cheap = setting("cheap", "skew", 4.0, -12.0, steps=240.0)
