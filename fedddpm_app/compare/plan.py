@@ -49,10 +49,22 @@ class Plan:
     cells: list[Cell]
     solved: SolvedValues
 
-    def setting_of(self, row: str, setting: Setting) -> Setting | None:
-        """Return the setting of a row that another setting is compared with: of its value, or without one."""
-        same = [s for s in self.settings if s.line.row == row and s.condition == setting.condition]
-        return next((s for s in same if s.line.value in (None, setting.line.value)), None)
+    def compared_with(self, setting: Setting) -> dict[str, Setting]:
+        """Return the settings that another one is compared with, by their names in its differences.
+
+        They have its condition. A row's line is that of its value, or the row's only one. The sweep's reference is a
+        line of its own row.
+        """
+        spec, line = self.spec, setting.line
+        lines = {row: (row, line.value) for row in (spec.reference, *spec.also_against)}
+        if spec.sweep and spec.sweep.reference is not None and line.value is not None:
+            lines[f"{spec.sweep.key} = {spec.sweep.reference}"] = (line.row, spec.sweep.reference)
+        found = {name: self._setting_of(row, value, setting.condition) for name, (row, value) in lines.items()}
+        return {name: other for name, other in found.items() if other is not None and other is not setting}
+
+    def _setting_of(self, row: str, value: Scalar | None, condition: str) -> Setting | None:
+        same = [s for s in self.settings if s.line.row == row and s.condition == condition]
+        return next((s for s in same if s.line.value in (None, value)), None)
 
 
 def make_plan(

@@ -128,11 +128,8 @@ def _of_setting(
     plan: Plan, setting: Setting, by_setting: Mapping[Setting, Mapping[int, Mapping[str, Any]]]
 ) -> dict[str, Any]:
     """Return the means over the seeds of a setting, and the differences to the rows that it is compared with."""
-    cells, compared = by_setting.get(setting, {}), {}
-    for row in (plan.spec.reference, *plan.spec.also_against):
-        other = plan.setting_of(row, setting)
-        if other is not None and other is not setting:
-            compared[row] = by_setting.get(other, {})
+    cells = by_setting.get(setting, {})
+    compared = {name: by_setting.get(other, {}) for name, other in plan.compared_with(setting).items()}
     names = dict.fromkeys(name for cell in cells.values() for name in cell["metrics"])
     metrics = {}
     for name in names:

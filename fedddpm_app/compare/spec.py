@@ -24,11 +24,20 @@ Name = Annotated[str, Field(pattern=_NAME, description=_NAME_FIX)]
 
 
 class Sweep(BaseModel):
-    """A key of the run config, and the values that every row that uses it is run with."""
+    """A key of the run config, and the values that every row that uses it is run with.
+
+    Attributes
+    ----------
+    key, values : str, list
+        Of the run config.
+    reference : bool, int, float or str, optional
+        One of the values: the lines of a row are also compared with its line of this value.
+    """
 
     model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
     key: str
     values: Annotated[list[Scalar], Field(min_length=1)]
+    reference: Scalar | None = None
 
 
 class Row(BaseModel):
@@ -230,6 +239,8 @@ def _problems_of_sweep(spec: GridSpec, sweep: Sweep) -> list[str]:
     found += [f"{given} is also a key of {name}: leave it out there." for name, keys in tables if sweep.key in keys]
     if len(set(map(folder_name, sweep.values))) < len(sweep.values):
         found.append(f"sweep.values = {shown(sweep.values)}: a value comes twice; give each once.")
+    if sweep.reference is not None and sweep.reference not in sweep.values:
+        found.append(f"sweep.reference = {shown(sweep.reference)} is not one of the values {shown(sweep.values)}.")
     return found
 
 

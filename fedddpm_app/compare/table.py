@@ -30,12 +30,18 @@ def sentences_of(results: Results, metric: str) -> list[str]:
     A difference of fewer than 3 seeds, or one that lacks seeds of the grid (a run that diverged has no metrics), allows
     no statement. A run that did not cost the budget is named with its share.
     """
-    rows = (results["reference"], *results["also_against"])
-    return [sentence for row in rows for sentence in _sentences_against(results, metric, row)]
+    names = (results["reference"], *results["also_against"], *_reference_of_sweep(results))
+    return [sentence for name in names for sentence in _sentences_against(results, metric, name)]
+
+
+def _reference_of_sweep(results: Results) -> list[str]:
+    """Return the name of the sweep's line that the others of its row are compared with, if there is one."""
+    sweep = results["grid"]["sweep"] or {}
+    return [] if sweep.get("reference") is None else [f"{sweep['key']} = {sweep['reference']}"]
 
 
 def _sentences_against(results: Results, metric: str, reference: str) -> list[str]:
-    """Return the sentences that follow from the differences to a row."""
+    """Return the sentences that follow from the differences to a line, by its name there."""
     better = results["measured"].get(metric, {}).get("better", "")
     sides: dict[str, dict[str, list[str]]] = {"lower": {}, "higher": {}, "unclear": {}, "equal": {}, "unknown": {}}
     for each in results["settings"]:
@@ -83,7 +89,8 @@ def page(results: Results) -> str:
 def cost_note(results: Results) -> str:
     """Return the reference, the seeds, and the cost that is equal for all rows."""
     seeds, match = results["seeds"], results["match"]
-    named = f"Reference: {results['reference']}. Seeds: {', '.join(map(str, seeds))}."
+    own = "".join(f" (for its own lines: {name})" for name in _reference_of_sweep(results))
+    named = f"Reference: {results['reference']}{own}. Seeds: {', '.join(map(str, seeds))}."
     if match == "rounds":
         return f"{named} The numbers of rounds are those of the grid file; gradient steps differ."
     budgets = [each["expected"]["budget"] for each in results["settings"]]
@@ -161,7 +168,10 @@ def _cell(setting: Mapping[str, Any] | None, metric: str, results: Results) -> s
         return "–"
     mean = found["mean"]
     text = number(mean) + (f" ± {number(found['sd'], mean)}" if found["sd"] is not None else "")
-    difference, seeds = found["differences"].get(results["reference"]), len(results["seeds"])
+    differences, seeds = found["differences"], len(results["seeds"])
+    difference = next(
+        (differences[n] for n in (results["reference"], *_reference_of_sweep(results)) if n in differences), None
+    )
     if difference and difference["n"]:
         low, middle, high = (_signed(difference[key], difference["mean"]) for key in ("low", "mean", "high"))
         text += f" ({middle} [{low}, {high}])" if difference["n"] > 1 else f" ({middle})"

@@ -94,13 +94,16 @@ def test_the_first_seed_of_all_rows_comes_first():
 
 def test_a_sweep_runs_a_row_once_if_its_key_has_no_effect_there():
     rows = {"fedavg": {}, "fedddpm": {"correction-steps": 2, "auxiliary-size": 12}}
-    found = plan(rows=rows, sweep={"key": "pretrain-steps", "values": [2, 3]})
+    found = plan(rows=rows, sweep={"key": "pretrain-steps", "values": [2, 3], "reference": 2})
     assert [s.line for s in found.settings[::2]] == [
         Line("fedavg"),
         Line("fedddpm", "pretrain-steps", 2),
         Line("fedddpm", "pretrain-steps", 3),
     ]
-    assert found.setting_of("fedavg", found.settings[2]) is found.settings[0]
+    reference, _, first, _, second, _ = found.settings
+    assert found.compared_with(reference) == {}
+    assert found.compared_with(first) == {"fedavg": reference}
+    assert found.compared_with(second) == {"fedavg": reference, "pretrain-steps = 2": first}
     assert found.cells[1].directory == Path("/nowhere/fedddpm/pretrain-steps-2/iid/seed-3")
 
 

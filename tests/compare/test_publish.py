@@ -22,6 +22,7 @@ RESULTS = {
     "also_against": [],
     "match": "steps",
     "seeds": [0, 1, 2],
+    "grid": {"sweep": None},
     "measured": {"fd": {"better": "lower"}},
     "settings": [
         setting("fedavg", "skew", 16.25),
@@ -84,6 +85,19 @@ def test_equal_values_with_every_seed_are_called_equal():
     assert sentences_of(RESULTS | {"settings": [RESULTS["settings"][0], same]}, "fd") == [
         "fd is that of fedavg, with every seed: same (skew)."
     ]
+
+
+def test_the_lines_of_a_swept_reference_are_compared_with_one_of_them():
+    more = setting("fedavg", "skew", 12.0) | {"label": "fedavg, local-steps = 80"}
+    more["metrics"]["fd"]["differences"] = {"local-steps = 40": {"mean": -4.25, "low": -5.25, "high": -3.25, "n": 3}}
+    sweep = {"key": "local-steps", "values": [40, 80], "reference": 40}
+    results = RESULTS | {"settings": [RESULTS["settings"][0], more], "grid": {"sweep": sweep}}
+    assert "| 12.0 ± 0.5 (−4.25 [−5.25, −3.25]) |" in table_of(results, "fd", with_costs=False)
+    assert sentences_of(results, "fd") == [
+        "fd is lower (better) than that of local-steps = 40, and the interval excludes zero: "
+        "fedavg, local-steps = 80 (skew)."
+    ]
+    assert cost_note(results).startswith("Reference: fedavg (for its own lines: local-steps = 40). Seeds:")
 
 
 def test_lost_seeds_allow_no_statement_and_a_cost_off_the_budget_is_named():
