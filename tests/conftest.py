@@ -14,6 +14,7 @@ import client_app
 import server_app
 from fedddpm_app.config import Config, Scalar, default_run_config, load_config
 from fedddpm_app.inprocess.grid import run_inprocess
+from fedddpm_app.recording.pictures import RunPictures
 
 ROOT = Path(__file__).parent.parent
 
@@ -65,6 +66,14 @@ def cache_dir(session_folder: Path) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_CACHE_HOME", str(folder))
         yield folder / "fedddpm"
+
+
+@pytest.fixture(autouse=True)
+def fewer_plots(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process leave out the plots that take a quarter of a tiny run, except with the marker ``plots``."""
+    if request.node.get_closest_marker("plots") is None:
+        for name in ("save_partition", "save_curves"):
+            monkeypatch.setattr(RunPictures, name, lambda *_: None)
 
 
 def tiny(folder: Path, cache_dir: Path) -> dict[str, Scalar]:
@@ -121,7 +130,8 @@ def run_app(run_config: dict[str, Scalar]) -> Callable[..., RunDirectory]:
 def shared_run(session_folder: Path, cache_dir: Path) -> Callable[..., RunDirectory]:
     """``run_app`` for tests that only read the run's directory: the same overrides are run once in a session.
 
-    Nothing of the app may be patched when it is called. The clients' ``state`` is beside the run's directory.
+    Nothing of the app may be patched when it is called, except what ``fewer_plots`` does. The clients' ``state`` is
+    beside the run's directory.
     """
     defaults = tiny(session_folder, cache_dir)
 

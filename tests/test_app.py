@@ -40,9 +40,17 @@ def test_a_run_leaves_what_the_contract_says(shared_run):
     assert run.summary["status"] == "completed"
     assert run.summary["images/auxiliary"] == 12
     assert run.summary["comm/up_mb"] == pytest.approx(sum(row.get("comm/up_mb", 0) for row in run.stats))
-    for name in ("samples/round-0001.png", "samples/round-0002.png", "plots/losses.png", "plots/partition.png"):
+    for name in ("samples/round-0001.png", "samples/round-0002.png"):
         assert Image.open(run.path / name).size[0] > 100
     assert not (run.path / "scratch").exists()
+
+
+@pytest.mark.plots
+def test_a_run_leaves_plots(run_app):
+    run = run_app(eval_images=20)
+    names = {path.name for path in (run.path / "plots").iterdir()}
+    assert names == {"losses.png", "metrics.png", "partition.png"}
+    assert all(Image.open(run.path / "plots" / name).size[0] > 100 for name in names)
 
 
 def test_the_auxiliary_set_on_disk_tells_each_images_client(run_app):

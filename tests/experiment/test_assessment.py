@@ -51,7 +51,6 @@ def test_a_run_has_cheap_metrics_after_every_round_and_the_full_ones_at_the_end(
     assert final["memorized-share"]["reference_n"] == sum(run.stats[0]["data/num_examples"])
     assert run.summary["images/evaluation"] == 2 * 20 + 30
     for picture in (
-        "plots/metrics.png",
         "plots/classes.png",
         "samples/rounds.png",
         "samples/closest-pairs.png",
