@@ -1,6 +1,7 @@
-"""Split a whole number in proportion to weights."""
+"""Split a whole number, or the images of several models, in proportion to weights."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -30,3 +31,61 @@ def labels_by_share(total: int, counts: Sequence[int]) -> Tensor:
     """Return ``total`` labels, int64 and ascending, with class shares proportional to ``counts`` (one per class)."""
     per_class = largest_remainder(total, counts)
     return torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
+
+
+class Shares:
+    """The parts of several models in the images that they generate together.
+
+    A model's part is proportional to its number of examples, and among the images of a class, to its examples of this
+    class. A class of which no model has an example is divided as images without a class are.
+
+    Attributes
+    ----------
+    num_examples : dict of int to int
+        By the model's number, ascending.
+    label_counts : dict of int to list of int
+        Examples per class, by the model's number; no entry for a model without labels.
+    """
+
+    def __init__(
+        self, num_examples: Mapping[int, int] | None = None, label_counts: Mapping[int, Sequence[int]] | None = None
+    ) -> None:
+        self.num_examples = dict(sorted((num_examples or {}).items()))
+        self.label_counts = {model: [*counts] for model, counts in sorted((label_counts or {}).items()) if counts}
+
+    def __bool__(self) -> bool:
+        """Return whether there are any models."""
+        return bool(self.num_examples)
+
+    def assign(self, count: int, labels: Tensor | None = None) -> dict[int, Tensor]:
+        """Return each model's images of ``count`` images, as ascending indices (int64), by largest remainder.
+
+        ``labels`` are the images' classes, int64, shape (count,). A model without any image has no entry.
+        """
+        images, weights = torch.arange(count), list(self.num_examples.values())
+        groups = [(images, weights)]
+        if labels is not None:
+            groups = [(images[labels == label], self._of_class(label)) for label in sorted(set(labels.tolist()))]
+        parts: dict[int, list[Tensor]] = {model: [] for model in self.num_examples}
+        for group, by in groups:
+            for model, part in zip(parts, torch.split(group, largest_remainder(len(group), by)), strict=True):
+                parts[model].append(part)
+        joined = {model: torch.cat(each).sort().values for model, each in parts.items()}
+        return {model: part for model, part in joined.items() if len(part)}
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the shares as dicts and lists."""
+        return {"num_examples": dict(self.num_examples), "label_counts": dict(self.label_counts)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over the result of ``state_dict``, also when JSON has made its keys texts."""
+        read = Shares(
+            {int(model): int(number) for model, number in state["num_examples"].items()},
+            {int(model): [int(number) for number in counts] for model, counts in state["label_counts"].items()},
+        )
+        self.num_examples, self.label_counts = read.num_examples, read.label_counts
+
+    def _of_class(self, label: int) -> list[int]:
+        counts = [self.label_counts.get(model, []) for model in self.num_examples]
+        found = [of_model[label] if label < len(of_model) else 0 for of_model in counts]
+        return found if any(found) else list(self.num_examples.values())

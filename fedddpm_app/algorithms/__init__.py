@@ -53,6 +53,7 @@ REGISTRY = Registry(
         "local-only": "local_only:LocalOnly",
         "aux-only": "aux_only:AuxiliaryOnly",
         "kd-only": "kd_only:DistillationOnly",
+        "mixture": "mixture:Mixture",
     }
 )
 

@@ -230,8 +230,7 @@ class FedDDPM(FederatedStrategy):
     @classmethod
     def cost_of_own_models(cls, config: Config, sizes: Sequence[int]) -> Cost:
         """Return the cost of one training of own models by all clients."""
-        images, models = cls.own_training(config).images, config.data.num_clients
-        return of_images(config, sum(images(config, size) for size in sizes)) + Cost(0.0, models, models)
+        return cls.own_training(config).cost(config, sizes)
 
     @classmethod
     def generated_images(cls, config: Config) -> float:

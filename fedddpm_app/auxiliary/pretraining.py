@@ -1,11 +1,12 @@
 """The training of a client's own model, which the client uploads: the client half, and the check of the upload."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedddpm_app import progress
 from fedddpm_app.auxiliary.models import LABEL_COUNTS
 from fedddpm_app.config import Config
+from fedddpm_app.federation.cost import Cost, of_images
 from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.seeding import derive_seed
@@ -33,6 +34,11 @@ class OwnTraining:
     def images(self, config: Config, num_examples: int) -> float:
         """Return the compute of a client, in training images."""
         return self.steps * (config.training.batch_size or num_examples)
+
+    def cost(self, config: Config, sizes: Sequence[int]) -> Cost:
+        """Return the cost of the training by all clients; ``sizes`` are their numbers of training images."""
+        models = config.data.num_clients
+        return of_images(config, sum(self.images(config, size) for size in sizes)) + Cost(0.0, models, models)
 
 
 def pretrain(request: ActionRequest) -> ActionAnswer:

@@ -62,6 +62,7 @@ class AuxiliarySampler:
                     sampler=self.config.auxiliary.sampler,
                     steps=self.config.auxiliary.sampler_steps,
                     shape=self.shape,
+                    eta=self.config.diffusion.ddim_eta,
                     precision=self.precision,
                 )
             yield images
@@ -72,7 +73,7 @@ class AuxiliarySampler:
         return {
             "model": dict(getattr(self.model, "config", {})),
             "forward": dict(self.scheduler.config),
-            "sampler": [auxiliary.sampler, auxiliary.sampler_steps],
+            "sampler": [auxiliary.sampler, auxiliary.sampler_steps, self.config.diffusion.ddim_eta],
             "precision": self.precision,
             "device": [self.device.type, torch.backends.cpu.get_cpu_capability()],
             "threads": self.config.run.server_threads,

@@ -96,6 +96,7 @@ def sample(
         str | None, typer.Option(help=f"{SAMPLERS} | pipeline (its own scheduler); default: dpm-solver++ if it fits.")
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: 25, or the pipeline's.")] = None,
+    eta: Annotated[float | None, typer.Option(min=0, max=1, help="Noise of ddim: 0 = none, the default.")] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: DeviceOption = "auto",
     out: Annotated[
@@ -118,6 +119,7 @@ def evaluate(
     ] = None,
     sampler: Annotated[str | None, typer.Option(help=f"{SAMPLERS} | pipeline (its own scheduler)")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
+    eta: Annotated[float | None, typer.Option(min=0, max=1, help="Noise of ddim; default: the run's ddim-eta.")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images generated per batch.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=_LARGEST_SEED)] = None,
     threads: Annotated[

@@ -20,18 +20,16 @@ from fedddpm_app.config import (
 )
 from fedddpm_app.data.probe import look_at
 from fedddpm_app.device import cpu_threads, resolve_device
-from fedddpm_app.diffusion.choice import choose_sampler
+from fedddpm_app.diffusion.choice import check_eta, choose_sampler
+from fedddpm_app.diffusion.ensemble import PipelineEnsemble, find_ensembles
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.pipelines import (
     OWN,
     default_steps,
-    find_pipelines,
     image_shape,
-    load_pipeline,
     num_classes,
-    pipeline_batches,
 )
-from fedddpm_app.diffusion.sampling import image_seeds
+from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
 from fedddpm_app.evaluation.metrics import SamplingInfo, mean_over_clients
 from fedddpm_app.experiment.assessment import labels_like
@@ -54,6 +52,7 @@ def evaluate(
     inception_weights: str | None,
     sampler: str | None,
     steps: int | None,
+    eta: float | None,
     batch_size: int | None,
     seed: int | None,
     threads: int | None,
@@ -67,12 +66,13 @@ def evaluate(
         "eval-extractor": extractor,
         "inception-weights": inception_weights,
         "eval-batch-size": batch_size,
+        "ddim-eta": eta,
         "device": device,
         "cache-dir": cache_dir,
     }
     try:
-        folders = find_pipelines(target)
-        if not folders:
+        ensembles = find_ensembles(target)
+        if not ensembles:
             raise ConfigError(
                 f"RUN_OR_PIPELINE = {target}: there is no pipeline in it; give the folder of a completed run or of a "
                 "pipeline."
@@ -80,17 +80,17 @@ def evaluate(
         run_config = _run_config(target)
         path = _writable(out or (target if run_config else Path()) / "evaluation.json")
         options = {key: value for key, value in given.items() if value is not None}
-        config = _config(run_config, load_pipeline(next(iter(folders.values()))), dataset, options, steps)
+        config = _config(run_config, next(iter(ensembles.values())).first(), dataset, options, steps)
         seed = config.run.seed if seed is None else seed
         sampler = sampler or (config.evaluation.eval_final_sampler if run_config else OWN)
+        check_eta(eta, sampler)
         threads = threads or (config.run.server_threads if run_config else None)
         evaluations = {}
         with WorkView(console), cpu_threads(threads) if threads else nullcontext():
             evaluator = create_evaluator(config)
-            for name, folder in folders.items():
-                pipeline = load_pipeline(folder).to(resolve_device(device))
-                weights = _weights(run_config, name)
-                evaluations[name] = _measure(evaluator, pipeline, config, num_images, sampler, steps, seed, weights)
+            for name, ensemble in ensembles.items():
+                weights = "pretrained" if ensemble.of_clients else _weights(run_config, name)
+                evaluations[name] = _measure(evaluator, ensemble, config, num_images, sampler, steps, seed, weights)
     except (ConfigError, DivergedError) as error:
         refuse(str(error))
     metrics = [metric.to_dict() for metric in mean_over_clients([each.metrics for each in evaluations.values()])]
@@ -164,7 +164,7 @@ def _weights(run_config: dict[str, Any], client: str) -> str:
 
 def _measure(
     evaluator: Evaluator,
-    pipeline: Any,
+    ensemble: PipelineEnsemble,
     config: Config,
     num_images: int,
     sampler: str,
@@ -173,17 +173,20 @@ def _measure(
     weights: str,
 ) -> Evaluation:
     """Generate images and measure them; only the features stay in memory."""
+    pipeline, eta = ensemble.first(), config.diffusion.ddim_eta
     ours, steps = choose_sampler(pipeline, sampler, steps, config.evaluation.eval_final_sampler_steps)
     conditional = num_classes(pipeline) is not None
-    batches = pipeline_batches(
-        pipeline,
+    batches = ensemble.sample(
+        resolve_device(config.run.device),
         sampler=ours,
         steps=steps,
         seeds=image_seeds(seed, "evaluate", num_images),
         labels=labels_like(evaluator.reference.images.labels, num_images) if conditional else None,
         batch_size=config.evaluation.eval_batch_size,
+        eta=eta,
     )
-    return evaluator.measure(reported(batches, "evaluate", num_images), SamplingInfo(ours or OWN, steps, weights))
+    sampling = SamplingInfo(sampler_name(ours, eta) if ours else OWN, steps, weights)
+    return evaluator.measure(reported((images for _, images in batches), "evaluate", num_images), sampling)
 
 
 def _save_pictures(evaluation: Evaluation, evaluator: Evaluator, path: Path, name: str) -> None:

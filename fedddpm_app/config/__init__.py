@@ -27,10 +27,11 @@ from fedddpm_app.config.overrides import Overrides, read_overrides
 from fedddpm_app.config.run import RunConfig
 from fedddpm_app.config.training import TrainingConfig
 from fedddpm_app.config.transport import TransportConfig
-from fedddpm_app.config.unused import keys_of_algorithms, keys_without_effect, report_unused
+from fedddpm_app.config.unused import SAMPLER_KEYS, keys_of_algorithms, keys_without_effect, report_unused
 
 __all__ = [
     "MAX_CLASSES",
+    "SAMPLER_KEYS",
     "AdmissionConfig",
     "AggregatorName",
     "Config",

@@ -10,7 +10,7 @@ from fedddpm_app.config.fields import STRICT
 
 @dataclass(frozen=True, config=STRICT)
 class DiffusionConfig:
-    """The forward process, and the prediction type of the model."""
+    """The forward process, the prediction type and the loss of the model, and the noise that DDIM adds."""
 
     PREFIX: ClassVar[str] = ""
     diffusion_steps: Annotated[int, Field(ge=2)]
@@ -18,3 +18,6 @@ class DiffusionConfig:
     beta_start: Annotated[float, Field(gt=0, lt=1)]
     beta_end: Annotated[float, Field(gt=0, lt=1)]
     prediction_type: Literal["epsilon", "v_prediction", "sample"]
+    loss: Literal["mse", "huber"]
+    loss_weighting: Literal["none", "sigmoid-log-snr"]
+    ddim_eta: Annotated[float, Field(ge=0, le=1)]

@@ -34,6 +34,7 @@ _NOT_WITH: _Conditions = types.MappingProxyType(  # key -> another key, and its 
     {
         "beta-start": ("beta-schedule", ["squaredcos_cap_v2"]),
         "beta-end": ("beta-schedule", ["squaredcos_cap_v2"]),
+        "loss-weighting": ("prediction-type", ["epsilon"]),
         "eval-sampler": ("eval-images", [0]),
         "eval-sampler-steps": ("eval-images", [0]),
         "eval-final-sampler": ("eval-final-images", [0]),
@@ -42,6 +43,7 @@ _NOT_WITH: _Conditions = types.MappingProxyType(  # key -> another key, and its 
         "memorization-rate": ("eval-final-images", [0]),
     }
 )
+SAMPLER_KEYS = ("auxiliary-sampler", "eval-sampler", "eval-final-sampler", "preview-sampler")
 _MEASURING = ("eval-extractor", "eval-reference", "eval-batch-size", "inception-weights")
 _FILES_OF_ALGORITHMS = ("fedddpm", "fedddpm_plus", "distillation", "baselines")
 

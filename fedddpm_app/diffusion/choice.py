@@ -7,6 +7,12 @@ from fedddpm_app.diffusion.pipelines import OWN, default_steps, is_plain, num_cl
 from fedddpm_app.diffusion.sampling import SAMPLERS
 
 
+def check_eta(eta: float | None, sampler: str) -> None:
+    """Raise ``ConfigError`` for an ``--eta`` that a sampler does not use."""
+    if eta is not None and sampler != "ddim":
+        raise ConfigError(f"--eta {eta:g} has no effect with --sampler {sampler}: use --sampler ddim.")
+
+
 def choose_sampler(pipeline: Any, name: str, steps: int | None, usual_steps: int) -> tuple[Sampler | None, int]:
     """Return the sampler and the number of steps for a pipeline.
 

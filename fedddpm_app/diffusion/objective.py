@@ -1,12 +1,22 @@
 """The denoising objective (Ho et al. 2020, eq. 14), with the scheduler's forward process.
 
-    L(w; x) = E_{t, noise} || target - model_w(x_t, t) ||^2,   x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise
+    L(w; x) = E_{t, noise} weight(t) || target - model_w(x_t, t) ||^2,   x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise
 
-The target is the noise (``epsilon``), the image (``sample``) or the velocity of Salimans and Ho 2022
-(``v_prediction``).
+The target is the noise (``epsilon``), the image (``sample``) or the velocity of Salimans and Ho 2022,
+v = sqrt(abar_t) noise - sqrt(1 - abar_t) x (``v_prediction``). ``loss = "huber"`` replaces the square of a pixel's
+error e by e^2 / 2 up to |e| = 1, and by |e| - 1 / 2 above (smooth L1, as in FedDiffuse, arXiv 2406.12575).
+
+``loss-weighting = "sigmoid-log-snr"`` is stated for the velocity (Tun et al. 2023,
+https://doi.org/10.1109/ATC58710.2023.10318858): weight(t) = sigmoid(log(abar_t / (1 - abar_t))) = abar_t. An error of
+the velocity is the error of the noise that it implies, divided by sqrt(abar_t), and this error is that of the image
+times sqrt(abar_t / (1 - abar_t)), so the same squared error has
+
+    weight(t) = abar_t for v_prediction,   abar_t / (1 - abar_t) for sample,   1 for epsilon:
+
+with ``loss = "mse"``, it is Ho's unweighted loss of the noise, whatever the network predicts.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -38,11 +48,24 @@ class DenoisingObjective:
         Supplies T, ``alphas_cumprod`` and the prediction type.
     horizontal_flip : bool
         Mirror each image with probability 1/2 in training.
+    loss : {"mse", "huber"}
+        The loss of a pixel.
+    weighting : {"none", "sigmoid-log-snr"}
+        The weight of a timestep; see the module's text.
     """
 
-    def __init__(self, scheduler: DDPMScheduler, horizontal_flip: bool = False) -> None:
+    def __init__(
+        self,
+        scheduler: DDPMScheduler,
+        horizontal_flip: bool = False,
+        *,
+        loss: Literal["mse", "huber"] = "mse",
+        weighting: Literal["none", "sigmoid-log-snr"] = "none",
+    ) -> None:
         self.scheduler = scheduler
         self.horizontal_flip = horizontal_flip
+        self._loss = F.mse_loss if loss == "mse" else F.smooth_l1_loss
+        self._is_weighted = weighting != "none"
         self.num_timesteps: int = scheduler.config.num_train_timesteps
 
     def target(self, x_start: Tensor, noise: Tensor, t: Tensor) -> Tensor:
@@ -56,8 +79,16 @@ class DenoisingObjective:
                 velocity: Tensor = self.scheduler.get_velocity(x_start, noise, t)
                 return velocity
 
+    def weight(self, t: Tensor) -> Tensor | None:
+        """Return each timestep's weight, shape (B,); None for weights of 1."""
+        kind = self.scheduler.config.prediction_type
+        if not self._is_weighted or kind == "epsilon":
+            return None
+        abar: Tensor = self.scheduler.alphas_cumprod.to(t.device)[t]
+        return abar if kind == "v_prediction" else abar / (1 - abar)
+
     def losses(self, model: nn.Module, batch: ImageBatch, t: Tensor, noise: Tensor) -> Tensor:
-        """Return each image's mean squared error over its pixels.
+        """Return each image's mean loss over its pixels, times the weight of its timestep.
 
         Parameters
         ----------
@@ -78,7 +109,9 @@ class DenoisingObjective:
         x_t = self.scheduler.add_noise(batch.images, noise, t)
         prediction = predict(model, x_t, t, batch.labels)
         target = self.target(batch.images, noise, t)
-        return F.mse_loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
+        losses: Tensor = self._loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
+        weight = self.weight(t)
+        return losses if weight is None else losses * weight
 
     def __call__(self, model: nn.Module, batch: ImageBatch, generator: torch.Generator) -> Tensor:
         """Return the loss of a batch, a scalar, with t uniform on {0, ..., T - 1} and noise from ``generator``.

@@ -63,7 +63,14 @@ def is_plain(pipeline: Any) -> bool:
 
 
 def pipeline_batches(
-    pipeline: Any, *, sampler: Sampler | None, steps: int, seeds: Sequence[int], labels: Tensor | None, batch_size: int
+    pipeline: Any,
+    *,
+    sampler: Sampler | None,
+    steps: int,
+    seeds: Sequence[int],
+    labels: Tensor | None,
+    batch_size: int,
+    eta: float = 0.0,
 ) -> Iterator[Tensor]:
     """Yield images, uint8 (B, C, H, W), one per seed.
 
@@ -81,6 +88,8 @@ def pipeline_batches(
         int64 (N,), for a class-conditional model; only with our samplers.
     batch_size : int
         Images per model call, >= 1.
+    eta : float
+        As of ``sample_batch``; only with our samplers.
     """
     if sampler is None:
         for start in range(0, len(seeds), batch_size):
@@ -95,6 +104,7 @@ def pipeline_batches(
         shape=image_shape(pipeline, steps),
         labels=labels,
         batch_size=batch_size,
+        eta=eta,
     )
 
 

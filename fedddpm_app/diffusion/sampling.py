@@ -36,6 +36,11 @@ SAMPLERS: dict[Sampler, tuple[type[Any], dict[str, Any]]] = {
 _MIN_LAMBDA = -5.1  # lowest log(alpha_t / sigma_t) where DPM-Solver++ starts; leaves out the cosine schedule's last t
 
 
+def sampler_name(sampler: Sampler, eta: float) -> str:
+    """Return the name of a sampler for captions and metrics, with ``eta`` if it adds noise by it."""
+    return f"{sampler}, eta = {eta:g}" if eta and sampler == "ddim" else sampler
+
+
 def create_sampler(scheduler: DDPMScheduler, sampler: Sampler) -> Any:
     """Create the sampling scheduler that reverses ``scheduler``'s forward process.
 
@@ -174,6 +179,7 @@ def sample_batch(
     sampler: Sampler,
     steps: int,
     shape: tuple[int, int, int],
+    eta: float = 0.0,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Tensor:
     """Sample the images of one batch.
@@ -187,12 +193,15 @@ def sample_batch(
     batch : SampleBatch
         The seeds and labels of the images.
     sampler : {"ddpm", "ddim", "dpm-solver++"}
-        ``ddpm`` is ancestral sampling (Ho et al. 2020), ``ddim`` is deterministic (Song et al. 2021,
-        eta = 0), ``dpm-solver++`` is the second-order multistep solver (Lu et al. 2022).
+        ``ddpm`` is ancestral sampling (Ho et al. 2020), ``ddim`` is that of Song et al. 2021, ``dpm-solver++`` is the
+        second-order multistep solver (Lu et al. 2022).
     steps : int
         Denoising steps, in [1, T]; for ``ddim`` a divisor of T.
     shape : (int, int, int)
         Channels, height, width of an image, pixels.
+    eta : float
+        In [0, 1], of ``ddim`` alone: the noise that a step adds has eta times the deviation of ancestral sampling
+        (Song et al. 2021, eq. 16). With 0 the image follows from the first noise.
     precision : {"fp32", "bf16"}
         ``bf16`` autocasts the model's calls; the sampler's arithmetic stays float32.
 
@@ -201,7 +210,7 @@ def sample_batch(
     Tensor
         uint8 on the CPU, shape (``batch.kept``, C, H, W).
     """
-    images = _reverse(model, create_sampler(scheduler, sampler), steps, batch, shape, precision)
+    images = _reverse(model, create_sampler(scheduler, sampler), steps, batch, shape, eta, precision)
     return to_uint8(images[: batch.kept]).cpu()
 
 
@@ -217,6 +226,7 @@ def _reverse(
     steps: int,
     batch: SampleBatch,
     shape: tuple[int, int, int],
+    eta: float,
     precision: Literal["fp32", "bf16"],
 ) -> Tensor:
     was_training = model.training
@@ -227,7 +237,9 @@ def _reverse(
     generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
     x_t: Tensor = randn_tensor((len(generators), *shape), generator=generators, device=device)
     x_t = x_t * sampler.init_noise_sigma
-    noise = {} if isinstance(sampler, DDIMScheduler) else {"generator": generators}
+    noise: dict[str, Any] = {"generator": generators}
+    if isinstance(sampler, DDIMScheduler):
+        noise = noise | {"eta": eta} if eta else {}
     for t, t_model in zip(sampler.timesteps, sampler.timesteps.to(device), strict=True):
         x_in = sampler.scale_model_input(x_t, t)
         with autocast(device, precision):

@@ -22,11 +22,12 @@ class SamplingInfo:
     Attributes
     ----------
     sampler : str
-        As ``eval-sampler``; "pipeline" for the sampler of a diffusers pipeline.
+        As ``eval-sampler``, with ``ddim-eta`` if it is not 0; "pipeline" for the sampler of a diffusers pipeline.
     steps : int
         Denoising steps.
     weights : str
-        ``ema`` or ``raw`` weights of the global model; ``stored`` for the weights of a pipeline folder.
+        ``ema`` or ``raw`` weights of the global model; ``pretrained`` for the clients' own models, which generate the
+        images together; ``stored`` for the weights of a pipeline folder.
     """
 
     sampler: str

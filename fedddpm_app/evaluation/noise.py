@@ -90,5 +90,5 @@ def noise_note(generated: PixelCorrelation, real: PixelCorrelation) -> str:
         return ""
     return (
         f"the images are still noise: their neighbouring pixels have {max(0.0, share):.0%} of the correlation of real "
-        f"images, less than {THRESHOLD:.0%}, so use more local-steps or num-rounds, or another learning-rate"
+        f"images, less than {THRESHOLD:.0%}, so train for more steps or rounds, or with another learning rate"
     )

@@ -7,17 +7,16 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from fedddpm_app import weights as weights_module
 from fedddpm_app.apportion import labels_by_share
 from fedddpm_app.config import Config, Sampler
-from fedddpm_app.diffusion.sampling import image_seeds, sample_batches
+from fedddpm_app.diffusion.ensemble import Ensemble
+from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.evaluation.copies import NAME as COPIES
 from fedddpm_app.evaluation.copies import Pairs
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
 from fedddpm_app.evaluation.metrics import Metric, SamplingInfo, mean_over_clients
 from fedddpm_app.progress import note, reported
 from fedddpm_app.recording.recorder import RunRecorder
-from fedddpm_app.weights import Weights
 
 _SHOWN = ("fid", "kid", "fd-", "kd-", "recall-", "coverage-", "class-tv")  # the metrics in a round's note
 
@@ -29,6 +28,12 @@ class Plan:
     images: int
     sampler: Sampler
     steps: int
+    eta: float
+
+    @property
+    def name(self) -> str:
+        """The sampler's name in notes and metrics."""
+        return sampler_name(self.sampler, self.eta)
 
 
 class Assessment:
@@ -56,25 +61,27 @@ class Assessment:
         self.evaluator = evaluator
         self.model = model
         self.scheduler = scheduler
+        self._eta = config.diffusion.ddim_eta
 
-    def after_round(self, server_round: int, models: Mapping[str, Weights], weights: str) -> list[Metric]:
-        """Return the cheap metrics of the models, which are given by name; ``weights`` is ``ema`` or ``raw``."""
+    def after_round(self, server_round: int, models: Mapping[str, Ensemble], weights: str) -> list[Metric]:
+        """Return the cheap metrics of models, by name; ``weights`` is their kind, see ``SamplingInfo``."""
         settings = self.config.evaluation
-        plan = Plan(settings.eval_images, settings.eval_sampler, settings.eval_sampler_steps)
+        plan = Plan(settings.eval_images, settings.eval_sampler, settings.eval_sampler_steps, self._eta)
         evaluations = [self._measure(each, plan, weights, find_copies=False) for each in models.values()]
         metrics = mean_over_clients([evaluation.metrics for evaluation in evaluations])
         shown = ", ".join(f"{m.name} {m.value:.4g} (floor {m.floor:.4g})" for m in metrics if m.name.startswith(_SHOWN))
         still = "; still noise" if any(evaluation.noise for evaluation in evaluations) else ""
-        note(f"round {server_round}: {shown}; n = {plan.images} by {plan.sampler} in {plan.steps} steps{still}")
+        note(f"round {server_round}: {shown}; n = {plan.images} by {plan.name} in {plan.steps} steps{still}")
         return metrics
 
-    def at_end(self, models: Mapping[str, Weights], weights: str, auxiliary: Tensor | None) -> list[Metric]:
+    def at_end(self, models: Mapping[str, Ensemble], weights: str, auxiliary: Tensor | None) -> list[Metric]:
         """Compute all metrics of the final models, and check the auxiliary set (uint8 (M, C, H, W)) for copies.
 
         The plots and sheets of the results are stored.
         """
         settings = self.config.evaluation
-        plan = Plan(settings.eval_final_images, settings.eval_final_sampler, settings.eval_final_sampler_steps)
+        steps = settings.eval_final_sampler_steps
+        plan = Plan(settings.eval_final_images, settings.eval_final_sampler, steps, self._eta)
         evaluations = {name: self._measure(each, plan, weights) for name, each in models.items()}
         metrics = mean_over_clients([evaluation.metrics for evaluation in evaluations.values()])
         class_names = self.evaluator.reference.real.class_names
@@ -87,18 +94,17 @@ class Assessment:
             metrics.append(self._check_auxiliary(auxiliary))
         return metrics
 
-    def _measure(self, weights: Weights, plan: Plan, kind: str, find_copies: bool = True) -> Evaluation:
-        weights_module.load_into(self.model, weights)
-        sampling = SamplingInfo(plan.sampler, plan.steps, kind)
-        return self.evaluator.measure(self._generate(plan), sampling, find_copies=find_copies)
+    def _measure(self, ensemble: Ensemble, plan: Plan, kind: str, find_copies: bool = True) -> Evaluation:
+        sampling = SamplingInfo(plan.name, plan.steps, kind)
+        return self.evaluator.measure(self._generate(ensemble, plan), sampling, find_copies=find_copies)
 
-    def _generate(self, plan: Plan) -> Iterator[Tensor]:
+    def _generate(self, ensemble: Ensemble, plan: Plan) -> Iterator[Tensor]:
         """Return a plan's images, batch by batch; a conditional model's labels have the reference's distribution."""
         data, labels = self.config.data, None
         if data.class_conditional:
             labels = labels_like(self.evaluator.reference.images.labels, plan.images)
         self.recorder.generated["evaluation"] += plan.images
-        batches = sample_batches(
+        batches = ensemble.sample(
             self.model,
             self.scheduler,
             sampler=plan.sampler,
@@ -106,9 +112,10 @@ class Assessment:
             seeds=image_seeds(self.config.run.seed, "evaluate", plan.images),
             shape=data.image_shape,
             labels=labels,
+            eta=plan.eta,
             batch_size=self.config.evaluation.eval_batch_size,
         )
-        return reported(batches, "evaluate", plan.images)
+        return reported((images for _, images in batches), "evaluate", plan.images)
 
     def _check_auxiliary(self, images: Tensor) -> Metric:
         detector, settings = self.evaluator.detector, self.config.auxiliary
@@ -116,9 +123,8 @@ class Assessment:
         for batch in torch.split(images, self.config.evaluation.eval_batch_size):
             search.add(batch)
         self._save_pairs(search.pairs, "auxiliary")
-        return search.metric(
-            "train", SamplingInfo(settings.sampler, settings.sampler_steps, "pretrained"), f"aux-{COPIES}"
-        )
+        name = sampler_name(settings.sampler, self._eta)
+        return search.metric("train", SamplingInfo(name, settings.sampler_steps, "pretrained"), f"aux-{COPIES}")
 
     def _save_pairs(self, pairs: Pairs, folder: str, name: str = "") -> None:
         threshold = self.evaluator.detector.threshold

@@ -1,6 +1,6 @@
 """Monitoring of the global model during training: test loss, sample sheets, the final pipeline."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -10,8 +10,9 @@ from flwr.app import ArrayRecord, MetricRecord
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, is_due
 from fedddpm_app.device import cpu_threads, resolve_device
+from fedddpm_app.diffusion.ensemble import SHARES, Ensemble, in_order, name_of
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors
-from fedddpm_app.diffusion.sampling import image_seeds, sample_images
+from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.evaluation.denoising import DenoisingLoss, band_edges, banded_denoising_loss
 from fedddpm_app.evaluation.evaluator import Evaluator
 from fedddpm_app.evaluation.metrics import Metric
@@ -20,7 +21,7 @@ from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.records import to_weights
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
-from fedddpm_app.recording.files import writing
+from fedddpm_app.recording.files import write_json, writing
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.weights import Weights
 
@@ -80,8 +81,8 @@ class Monitor:
                 losses |= self._metrics(server_round, models)
             if server_round and is_due(self.config.preview.every, server_round, num_rounds):
                 with _warn_on_failure(f"round {server_round}: no sheet of images"):
-                    for name, weights in models.items():
-                        self._preview(server_round, name, weights)
+                    for name, ensemble in self._ensembles(models).items():
+                        self._preview(server_round, name, ensemble)
         return MetricRecord({**losses})
 
     def finish(self) -> list[Metric]:
@@ -93,11 +94,13 @@ class Monitor:
         images = auxiliary.images.cpu() if isinstance(auxiliary, ImageTensors) else None
         models = self._models(self.strategy.ema_weights or self.latest)
         with self.strategy.accounting.timed("final-evaluate"), cpu_threads(self.config.run.server_threads):
-            return self.assessment.at_end(models, self._weights_name, images)
+            return self.assessment.at_end(self._ensembles(models), self._weights_name, images)
 
     @property
     def _weights_name(self) -> str:
-        """The kind of weights that generate images and are evaluated: ``ema`` or ``raw``."""
+        """The kind of weights that generate images and are evaluated; see ``SamplingInfo``."""
+        if self.strategy.shares:
+            return "pretrained"
         averaged = self.strategy.ema_weights is not None and not self.strategy.client_models
         return "ema" if averaged and self.config.training.server_ema_decay else "raw"
 
@@ -109,18 +112,28 @@ class Monitor:
             folder = self.recorder.directory / "pipeline" / name
             with writing(folder):
                 pipeline.save_pretrained(str(folder))
+        if self.strategy.shares:
+            path = self.recorder.directory / "pipeline" / SHARES
+            with writing(path):
+                write_json(path, self.strategy.shares.state_dict())
 
     def _models(self, weights: Weights) -> dict[str, Weights]:
         """Return the run's models by name: ``weights``, or every client's model if there is no global model."""
         clients = self.strategy.client_models
-        return {f"client-{partition:04d}": clients[partition] for partition in sorted(clients)} or {"": weights}
+        return {name_of(partition): clients[partition] for partition in sorted(clients)} or {"": weights}
+
+    def _ensembles(self, models: dict[str, Weights]) -> dict[str, Ensemble]:
+        """Return what generates images, by name: every model alone, or the clients' models together."""
+        if self.strategy.shares:
+            return {"": Ensemble(self.strategy.client_models, self.strategy.shares)}
+        return {name: Ensemble.of_one(weights) for name, weights in models.items()}
 
     def _metrics(self, server_round: int, models: dict[str, Weights]) -> dict[str, float]:
         """Return the cheap metrics of a round; a failure to compute them does not stop the round."""
         if not (server_round and self.assessment and self.config.evaluation.eval_images):
             return {}
         with _warn_on_failure(f"round {server_round}: no metrics"):
-            metrics = self.assessment.after_round(server_round, models, self._weights_name)
+            metrics = self.assessment.after_round(server_round, self._ensembles(models), self._weights_name)
             self.strategy.record(**{"eval/metrics": [metric.to_dict() for metric in metrics]})
             return flat(metrics)
         return {}
@@ -136,23 +149,23 @@ class Monitor:
         return {"eval/loss": mean, "eval/ema_loss": ema_mean, **named}
 
     def _loss(self, models: dict[str, Weights], data: ImageTensors) -> DenoisingLoss:
-        """Return the models' mean loss on the test split."""
+        """Return the models' mean loss on the test split, weighted by their shares of the images if they have any."""
         draws, losses = self.config.evaluation.eval_draws, []
+        factors = [*self.strategy.shares.num_examples.values()] or [1] * len(models)
         for weights in models.values():
             weights_module.load_into(self.model, weights)
             losses.append(banded_denoising_loss(self.model, self.task.loss_fn, data, draws))
-        bands = [sum(same) / len(losses) for same in zip(*(loss.bands for loss in losses), strict=True)]
-        return DenoisingLoss(sum(loss.mean for loss in losses) / len(losses), bands)
+        bands = [_mean(same, factors) for same in zip(*(loss.bands for loss in losses), strict=True)]
+        return DenoisingLoss(_mean([loss.mean for loss in losses], factors), bands)
 
-    def _preview(self, server_round: int, name: str, weights: Weights) -> None:
+    def _preview(self, server_round: int, name: str, ensemble: Ensemble) -> None:
         """Generate a sheet with fixed seeds; for a conditional model it has a row (or more) per class."""
-        data, preview = self.config.data, self.config.preview
-        weights_module.load_into(self.model, weights)
+        data, preview, eta = self.config.data, self.config.preview, self.config.diffusion.ddim_eta
         count, labels = preview.images, None
         if data.class_conditional:
             labels = class_rows(data.num_classes, preview.images)
             count = len(labels)
-        images = sample_images(
+        batches = ensemble.sample(
             self.model,
             self.task.scheduler,
             sampler=preview.sampler,
@@ -160,9 +173,11 @@ class Monitor:
             seeds=image_seeds(self.config.run.seed, "preview", count),
             shape=data.image_shape,
             labels=labels,
+            eta=eta,
         )
+        images = in_order(batches)
         self.recorder.generated["preview"] += count
-        about = f"{self._weights_name} weights, {preview.sampler}, {preview.sampler_steps} steps"
+        about = f"{self._weights_name} weights, {sampler_name(preview.sampler, eta)}, {preview.sampler_steps} steps"
         known = self.task.data.has_train  # with sites, the server may have no images
         names = self.task.data.class_names if known else data.classes
         self.recorder.pictures.save_samples(images, server_round, about, labels=labels, class_names=names, name=name)
@@ -175,6 +190,10 @@ def _warn_on_failure(missing: str) -> Iterator[None]:
         yield
     except (DivergedError, OSError) as error:
         logger.warning("%s: %s", missing, error)
+
+
+def _mean(values: Sequence[float], factors: Sequence[int]) -> float:
+    return sum(factor * value for factor, value in zip(factors, values, strict=True)) / sum(factors)
 
 
 def flat(metrics: list[Metric]) -> dict[str, float]:

@@ -42,7 +42,12 @@ class DiffusionTask:
         self.config = config
         self.data = open_dataset(config.data, config.run.seed, data_path)
         self.scheduler = create_noise_scheduler(config.diffusion)
-        self.loss_fn = DenoisingObjective(self.scheduler, config.data.horizontal_flip)
+        self.loss_fn = DenoisingObjective(
+            self.scheduler,
+            config.data.horizontal_flip,
+            loss=config.diffusion.loss,
+            weighting=config.diffusion.loss_weighting,
+        )
         self._parts: dict[tuple[str, int], TrainingData] = {}
 
     def create_model(self) -> nn.Module:

@@ -34,6 +34,8 @@ class AlgorithmDescription:
         The reason why another ``aggregator`` cannot replace the algorithm's server step; empty if it can.
     trains_on_clients : bool
         Whether clients train in a round; if not, a round is ``after_aggregation`` alone.
+    evaluates_on_clients : bool
+        Whether clients evaluate the global weights on their held-out images after a round.
     models_per_exchange : int
         The models' worth of weights that travel in each direction between the server and a client of a round.
     train_metrics, evaluate_metrics : sequence of str
@@ -48,6 +50,7 @@ class AlgorithmDescription:
     fixed_on_resume: ClassVar[Sequence[str]] = ()
     own_aggregation: ClassVar[str] = ""
     trains_on_clients: ClassVar[bool] = True
+    evaluates_on_clients: ClassVar[bool] = True
     models_per_exchange: ClassVar[int] = 1
     train_metrics: Sequence[str] = ("loss", "final-loss", "steps", "seconds")
     evaluate_metrics: Sequence[str] = ("loss",)

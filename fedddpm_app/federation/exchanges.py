@@ -123,7 +123,7 @@ class Evaluation:
     def __init__(self, strategy: "FederatedStrategy", server_round: int) -> None:
         config = strategy.config
         due = is_due(config.evaluation.eval_every, server_round, config.run.num_rounds)
-        wanted = due and config.data.held_out_fraction > 0
+        wanted = due and strategy.evaluates_on_clients and config.data.held_out_fraction > 0
         self._asked = [p for p in strategy.clients.present() if p in strategy.sampled] if wanted else []
         self._strategy = strategy
         self._round = server_round

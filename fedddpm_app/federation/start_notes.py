@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from fedddpm_app.config import Config, Scalar, TrainingConfig, keys_without_effect, report_unused
+from fedddpm_app.config import SAMPLER_KEYS, Config, Scalar, TrainingConfig, keys_without_effect, report_unused
 from fedddpm_app.federation.strategy import FederatedStrategy
 
 _LARGE_SHARE = 0.5
@@ -20,12 +20,14 @@ def start_notes(algorithm: type[FederatedStrategy], config: Config, run_config: 
     run_config : mapping
         The same config by key.
     """
-    reasons = algorithm.keys_without_effect(config)
+    reasons, unused = algorithm.keys_without_effect(config), keys_without_effect(run_config)
     averages = {key: (run_config[key], *update) for key, update in algorithm.averages(config).items()}
     used = {key: each for key, each in averages.items() if each[0] and key not in reasons}
     if not used:
         reasons = {"ema-warmup": "the run has no moving average", **reasons}
-    notes = report_unused(run_config, keys_without_effect(run_config) | reasons)
+    if not any(run_config[key] == "ddim" and key not in unused | reasons for key in SAMPLER_KEYS):
+        reasons = {"ddim-eta": 'no sampler of the run is "ddim"', **reasons}
+    notes = report_unused(run_config, unused | reasons)
     for key, (decay, count, unit) in used.items():
         notes += _note_on_average(config.training, key, float(decay), count, unit)
     return notes

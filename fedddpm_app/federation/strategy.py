@@ -10,6 +10,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Result
 
 from fedddpm_app import weights as weights_module
+from fedddpm_app.apportion import Shares
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.federation.accounting import Accounting
@@ -75,6 +76,9 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         Moving average of the global weights over the rounds; None before the first round.
     client_models : dict of int to Weights
         Models by partition id, for algorithms without a global model; otherwise empty.
+    shares : Shares
+        The parts of ``client_models`` in the run's images, if they generate them together; otherwise empty: each of
+        these models is then measured alone. An algorithm that sets it adds it to its ``state_attributes``.
     train_loss : float
         The clients' mean loss over the round's steps, weighted by their examples; set after ``aggregate``.
     transport : Transport
@@ -101,6 +105,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         self.ema_weights: Weights | None = None
         self.train_loss = float("nan")
         self.client_models: dict[int, Weights] = {}
+        self.shares = Shares()
         self.reply_references: dict[str, Weights] = {}
         self.sampled: list[int] = []
         self.attempt = 0

@@ -40,6 +40,7 @@ NEUTRAL = {
     "fedddpm-kd": {"correction_steps": 0},
     "fedddpm-late": None,  # it fine-tunes: test_fedddpm_late
     "kd-only": None,  # needs a diffusion model
+    "mixture": {"pretrain_steps": ROUNDS * STEPS},
 }
 # the algorithm with all that it adds
 FULL = {
@@ -57,6 +58,7 @@ FULL = {
     "fedddpm-kd": None,  # a point generates no images: test_fedddpm_kd
     "fedddpm-late": {"correction_steps": 0, "pretrain_steps": 3},
     "kd-only": None,
+    "mixture": {"pretrain_steps": 3},
 }
 ON_POINTS = [name for name, settings in FULL.items() if settings is not None]
 STEPS_COUNT_CLIENTS = {"centralized", "aux-only"}  # takes as many steps as all clients together

@@ -1,9 +1,13 @@
 """Every key of the run config reaches what it names: changing it changes the run."""
 
+import tomllib
+
 import pytest
+import torch
 
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.config import ConfigError, known_keys, load_config
+from fedddpm_app.config import ConfigError, default_run_config, known_keys, load_config
+from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.recording.sheets import read_tiles
 from tests.conftest import ROOT
@@ -50,6 +54,9 @@ KNOBS = [
     ("beta-start", [1e-5, 0.01], LOCAL | {"beta-schedule": "linear"}),
     ("beta-end", [0.01, 0.2], LOCAL | {"beta-schedule": "linear"}),
     ("prediction-type", ["v_prediction", "sample"], LOCAL),
+    ("loss", ["huber"], LOCAL),
+    ("loss-weighting", ["sigmoid-log-snr"], LOCAL | {"prediction-type": "v_prediction"}),
+    ("ddim-eta", [1.0, 0.5], LOCAL),
     ("local-steps", [2, 4], LOCAL),
     ("local-epochs", [1, 3], LOCAL | {"local-steps": 0, "local-epochs": 2, "batch-size": 256}),
     ("batch-size", [4, 16], LOCAL),
@@ -163,6 +170,8 @@ ELSEWHERE = {
     "resume-previous": "tests/faults/test_resume",
 }
 
+PUBLISHED = sorted((ROOT / "conf" / "published").glob("*.toml"))
+
 
 @pytest.fixture
 def outcome(shared_run):
@@ -207,7 +216,7 @@ def test_no_key_is_said_to_have_no_effect_where_it_has_one(run_config, key, valu
         assert not [note for note in notes if note.startswith(f"{key} = ") and "no effect" in note]
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "aux-only", "fedddpm-late"])
+@pytest.mark.parametrize("algorithm", ["fedavg", "aux-only", "fedddpm-late", "mixture"])
 def test_a_key_that_is_said_to_have_no_effect_has_none(outcome, run_config, algorithm):
     """All such keys at once, each with a value that changes another run."""
     given = {"algorithm": algorithm, "num-rounds": 1}
@@ -234,12 +243,23 @@ def test_every_key_is_in_the_list():
     assert len(listed) == len(set(listed))
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "conf").glob("*.toml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", [*sorted((ROOT / "conf").glob("*.toml")), *PUBLISHED], ids=lambda p: p.stem)
 def test_every_experiment_in_conf_is_a_valid_config(path):
     from flwr.common.config import parse_config_args
-
-    from fedddpm_app.config import default_run_config
 
     run_config = default_run_config(ROOT) | dict(parse_config_args([str(path)]))
     config = load_config(run_config)
     assert start_notes(get_algorithm(config), config, run_config) == []
+
+
+@pytest.mark.parametrize("path", [path for path in PUBLISHED if path.stem.startswith("tun2023")], ids=lambda p: p.stem)
+def test_the_linear_schedule_follows_the_log_snr_of_tun_et_al(path):
+    """log-SNR(t) = -log(expm1(1e-4 + 10 t^2)), t = k / T: off by at most 0.1 from t = 0.05 on, and 0.01 at the end."""
+    config = load_config(default_run_config(ROOT) | tomllib.loads(path.read_text()))
+    total = config.diffusion.diffusion_steps
+    t = torch.arange(1, total + 1, dtype=torch.float64) / total
+    expected = -torch.log(torch.expm1(1e-4 + 10 * t**2))
+    off = (torch.logit(create_noise_scheduler(config.diffusion).alphas_cumprod.double()) - expected).abs()
+    assert off[t > 0.05].max() < 0.1
+    assert off[-1] < 0.01
+    assert total % 300 == 0  # their sampling steps

@@ -12,6 +12,7 @@ from fedddpm_app.data.dataset import FederatedDataset, open_dataset
 from fedddpm_app.data.partitioning import partition_rows
 from fedddpm_app.diffusion.images import to_unit_range
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.seeding import derive_seed
 from tests.conftest import ROOT
 from tests.data.conftest import client_images, encoded, noise, table_of
 
@@ -88,6 +89,16 @@ def test_a_smaller_dirichlet_alpha_is_more_skewed(data_config):
         return float((shares - table.sum(0) / table.sum()).abs().sum())
 
     assert skew(0.1) > 2 * skew(10.0)
+
+
+def test_dirichlet_shares_are_sampled_class_by_class(data_config):
+    """The clients' images of class c are cut at c's own sample from Dirichlet(alpha), rounded down."""
+    data = data_config(partition="dirichlet", dirichlet_alpha=0.5, min_partition_size=1, held_out_fraction=0.0)
+    table = open_dataset(data, 0).label_table
+    generator = np.random.default_rng(derive_seed(0, "partition") % 2**32)
+    for of_class in table.T.tolist():
+        cuts = (generator.dirichlet([0.5] * 4).cumsum() * sum(of_class)).astype(int)[:-1]
+        assert np.diff(cuts, prepend=0, append=sum(of_class)).tolist() == of_class
 
 
 def test_quantity_skew_changes_sizes_and_not_classes(data_config):

@@ -73,7 +73,7 @@ def ddpm_variance(scheduler, steps):
     return variance
 
 
-def check_gaussian(scheduler, sampler, steps):
+def check_gaussian(scheduler, sampler, steps, eta=0.0):
     """1-D Gaussian data: exact model in, right mean and variance out."""
     images = sample_images(
         OptimalGaussianPredictor(scheduler),
@@ -83,9 +83,10 @@ def check_gaussian(scheduler, sampler, steps):
         seeds=image_seeds(0, "gaussian", 1500),
         shape=(1, 1, 1),
         batch_size=1500,
+        eta=eta,
     )
     values = to_unit_range(images).flatten()
-    variance = ddpm_variance(scheduler, steps) if sampler == "ddpm" else VARIANCE
+    variance = ddpm_variance(scheduler, steps) if sampler == "ddpm" or eta == 1 else VARIANCE
     expected = torch.randn(100_000, generator=torch.Generator().manual_seed(0)).mul(variance**0.5).clamp(-1, 1)
     assert variance == pytest.approx(VARIANCE, rel=0.2)
     assert float(values.mean()) == pytest.approx(0.0, abs=0.05)
@@ -112,6 +113,45 @@ def test_sampling_with_the_optimal_predictor_gives_the_data_distribution(config,
 def test_it_does_so_for_any_number_of_steps(config, sampler, steps, schedule):
     end = {"linear": 0.2}.get(schedule, 0.02)  # T = 100 needs larger betas to end in pure noise
     check_gaussian(gaussian_scheduler(config, beta_schedule=schedule, beta_end=end), sampler, steps)
+
+
+@pytest.mark.parametrize("steps", [50, 100])
+def test_ddim_with_the_noise_of_ancestral_sampling_has_its_distribution(config, steps):
+    check_gaussian(gaussian_scheduler(config, prediction_type="v_prediction"), "ddim", steps, eta=1.0)
+
+
+@pytest.mark.parametrize("steps", [20, 100])
+def test_ddim_with_eta_1_is_ancestral_sampling_image_by_image(config, steps):
+    """Song et al. 2021, section 4.1; where nothing is clipped, and for the same noise."""
+    scheduler = gaussian_scheduler(config, beta_schedule="linear", beta_end=0.2)
+    about = {"steps": steps, "seeds": image_seeds(0, "test", 40), "shape": (1, 4, 4)}
+    model = OptimalGaussianPredictor(scheduler)
+    ancestral = sample_images(model, scheduler, sampler="ddpm", **about)
+    noisy, half, plain = (sample_images(model, scheduler, sampler="ddim", eta=e, **about) for e in (1.0, 0.5, 0.0))
+    assert (noisy.int() - ancestral.int()).abs().max() <= 1
+    assert torch.equal(plain, sample_images(model, scheduler, sampler="ddim", **about))
+    assert not torch.equal(plain, half)
+    assert not torch.equal(half, noisy)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.3, 1.0])
+def test_the_noise_of_a_ddim_step_has_eta_times_the_ancestral_deviation(config, eta):
+    """Ho et al. 2020, eq. 7: beta~_t = (1 - abar_(t-1)) / (1 - abar_t) beta_t, for t = 60 of 100 steps."""
+    scheduler = gaussian_scheduler(config)
+    sampler = create_sampler(scheduler, "ddim")
+    set_timesteps(sampler, 100, torch.device("cpu"))
+    x_t, output = torch.zeros(20_000, 1, 1, 1), torch.ones(20_000, 1, 1, 1)
+    generator = torch.Generator().manual_seed(0)
+    after = sampler.step(output, 60, x_t, eta=eta, generator=generator, return_dict=False)[0]
+    abar, before = (float(scheduler.alphas_cumprod[t]) for t in (60, 59))
+    deviation = eta * ((1 - before) / (1 - abar) * (1 - abar / before)) ** 0.5
+    assert float(after.std()) == pytest.approx(deviation, rel=0.02, abs=1e-7)
+
+
+def test_with_noise_image_k_still_depends_on_its_own_seed_alone(model, config):
+    seeds = image_seeds(0, "test", 6)
+    together = draw(model, config, "ddim", seeds, batch_size=3, eta=1.0)
+    assert torch.equal(together, draw(model, config, "ddim", seeds[::-1], batch_size=3, eta=1.0).flip(0))
 
 
 @pytest.mark.parametrize("sampler", SAMPLERS)

@@ -72,6 +72,16 @@ def test_algorithms_with_state_equal_the_inprocess_engine(tmp_path, shared_run, 
 
 
 @pytest.mark.slow
+def test_models_that_generate_together_equal_the_inprocess_engine(tmp_path, shared_run):
+    settings = {"algorithm": "mixture", "eval_final_images": 30}
+    done = fedddpm_run(tmp_path, output_dir="out", run_name="sim", **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run, inprocess = RunDirectory(tmp_path / "out" / "sim"), shared_run(**settings)
+    assert run.losses() == inprocess.losses()
+    assert run.summary["metrics"] == inprocess.summary["metrics"]
+
+
+@pytest.mark.slow
 def test_decisions_and_images_drawn_by_the_actors_equal_the_inprocess_engine(tmp_path, shared_run):
     """Decisions go through the log to the terminal; the actors' images are the server's, bit for bit."""
     settings = {"algorithm": "fedddpm-plus", "plus_threshold": 1e9, "auxiliary_size": 30, "auxiliary_batch_size": 3}

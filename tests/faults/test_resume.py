@@ -45,6 +45,7 @@ OTHERS = {
     "int8-delta": {"algorithm": "fedavg", "wire-dtype": "int8-delta"},
     "fedddpm-kd": {"algorithm": "fedddpm-kd", "kd-warmup-steps": 2},
     "kd-only": {"algorithm": "kd-only"},
+    "mixture": {"algorithm": "mixture", "class-conditional": True},
     "late-mean": {"algorithm": "fedddpm-late", "late-teacher": "mean", "correction-steps": 20},
     "cycles": {"algorithm": "fedddpm-late", "late-teacher": "local", "late-cycles": 3},
     "from-global": {"algorithm": "fedddpm-kd", "pretrain-from": "global"},
@@ -175,6 +176,14 @@ def test_every_state_is_resumed(settings, stopped, algorithm):
     assert [row["round"] for row in resumed.rounds()] == [1, 2, 3]
     about = json.loads((resumed.path / "config.json").read_text())
     assert [entry["after_round"] for entry in about["resumed"]] == [1]
+
+
+@pytest.mark.parametrize("server_round", [0, 2])
+def test_models_that_generate_together_are_resumed_before_the_rounds_and_after_them(settings, stopped, server_round):
+    more = {"eval-final-images": 12}
+    resumed, whole = run_here(stopped("mixture", server_round, **more)), run_here(settings("mixture", "whole", **more))
+    check_equal(resumed, whole)
+    assert resumed.summary["metrics"] == whole.summary["metrics"]
 
 
 @pytest.mark.slow

@@ -35,6 +35,13 @@ def notes_of(**overrides):
             {"algorithm": "fedddpm-plus", "plus_window": 9, "plus_threshold": 0.5},
             "the first correction needs 10 rounds",
         ),
+        (
+            {"algorithm": "fedavg", "preview_sampler": "ddpm", "eval_final_sampler": "ddpm", "ddim_eta": 1.0},
+            'ddim-eta = 1.0 is set, but has no effect: no sampler of the run is "ddim"',  # fedavg has no D_aux
+        ),
+        ({"loss_weighting": "sigmoid-log-snr"}, 'has no effect: prediction-type = "epsilon" does not use it'),
+        ({"algorithm": "mixture", "local_steps": 3, "warmup_steps": 0}, "trains nothing in the rounds"),
+        ({"algorithm": "mixture", "auxiliary_size": 3}, 'algorithm = "mixture" does not use it'),
         ({"num_rounds": 1, "server_ema_decay": 0.9}, "with num-rounds = 1"),
         ({"server_ema_decay": 0.0, "ema_decay": 0.0, "ema_warmup": 3.0}, "the run has no moving average"),
         (
@@ -63,6 +70,8 @@ def test_a_setting_that_does_not_do_what_it_says_is_one_note(overrides, note):
         {"server_ema_decay": 0.25, "ema_warmup": 9.0, "ema_decay": 0.95},  # reached in the last round
         {"algorithm": "fedavg", "moon_mu": 1.0},  # the default
         {"algorithm": "moon", "moon_mu": 2.0},
+        {"ddim_eta": 1.0, "preview_sampler": "ddpm", "eval_final_sampler": "ddpm"},  # D_aux has it
+        {"loss_weighting": "sigmoid-log-snr", "prediction_type": "sample"},
         {"correction_steps": 0, "init_from_pretrained": True, "pretrain_steps": 700, "ema_decay": 0.9},
     ],
     ids=str,
