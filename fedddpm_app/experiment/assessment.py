@@ -61,11 +61,12 @@ class Assessment:
         """Return the cheap metrics of the models, which are given by name; ``weights`` is ``ema`` or ``raw``."""
         settings = self.config.evaluation
         plan = Plan(settings.eval_images, settings.eval_sampler, settings.eval_sampler_steps)
-        evaluations = [self._measure(each, plan, weights, find_copies=False) for each in models.values()]
-        metrics = mean_over_clients([evaluation.metrics for evaluation in evaluations])
+        evaluations = {name: self._measure(each, plan, weights, find_copies=False) for name, each in models.items()}
+        metrics = mean_over_clients({name: evaluation.metrics for name, evaluation in evaluations.items()})
         shown = ", ".join(f"{m.name} {m.value:.4g} (floor {m.floor:.4g})" for m in metrics if m.name.startswith(_SHOWN))
-        still = "; still noise" if any(evaluation.noise for evaluation in evaluations) else ""
-        note(f"round {server_round}: {shown}; n = {plan.images} by {plan.sampler} in {plan.steps} steps{still}")
+        still = "; still noise" if any(evaluation.noise for evaluation in evaluations.values()) else ""
+        over = "" if "" in models else f"; mean over the models of {len(models)} clients"
+        note(f"round {server_round}: {shown}; n = {plan.images} by {plan.sampler} in {plan.steps} steps{over}{still}")
         return metrics
 
     def at_end(self, models: Mapping[str, Weights], weights: str, auxiliary: Tensor | None) -> list[Metric]:
@@ -76,7 +77,7 @@ class Assessment:
         settings = self.config.evaluation
         plan = Plan(settings.eval_final_images, settings.eval_final_sampler, settings.eval_final_sampler_steps)
         evaluations = {name: self._measure(each, plan, weights) for name, each in models.items()}
-        metrics = mean_over_clients([evaluation.metrics for evaluation in evaluations.values()])
+        metrics = mean_over_clients({name: evaluation.metrics for name, evaluation in evaluations.items()})
         class_names = self.evaluator.reference.real.class_names
         for name, evaluation in evaluations.items():
             if evaluation.classes:

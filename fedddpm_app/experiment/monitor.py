@@ -1,11 +1,13 @@
-"""Monitoring of the global model during training: test loss, sample sheets, the final pipeline."""
+"""Monitoring of a run's models during training: test loss, sample sheets, the final pipelines."""
 
+import statistics
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from diffusers import DDPMPipeline
 from flwr.app import ArrayRecord, MetricRecord
+from torch import Tensor
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, is_due
@@ -23,6 +25,8 @@ from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import writing
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.weights import Weights
+
+_CLIENT = "client-"  # the beginning of the name of a client's model
 
 
 class Monitor:
@@ -71,17 +75,16 @@ class Monitor:
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate, and save sheets, if they are due; return the losses on the test split."""
         self.latest = to_weights(arrays)
-        num_rounds = self.config.run.num_rounds
-        models = self._models(self.strategy.ema_weights or self.latest)
+        num_rounds, evaluation = self.config.run.num_rounds, self.config.evaluation
         losses: dict[str, float] = {}
         with cpu_threads(self.config.run.server_threads):
-            if is_due(self.config.evaluation.eval_every, server_round, num_rounds):
-                losses |= self._losses(self._models(self.latest), models)
-                losses |= self._metrics(server_round, models)
+            measures = self.test_data is not None or self._measures_images(server_round)
+            if measures and is_due(evaluation.eval_every, server_round, num_rounds):
+                losses |= self._losses(server_round)
+                losses |= self._metrics(server_round)
             if server_round and is_due(self.config.preview.every, server_round, num_rounds):
                 with _warn_on_failure(f"round {server_round}: no sheet of images"):
-                    for name, weights in models.items():
-                        self._preview(server_round, name, weights)
+                    self._preview(server_round)
         return MetricRecord({**losses})
 
     def finish(self) -> list[Metric]:
@@ -91,33 +94,50 @@ class Monitor:
             return []
         auxiliary = getattr(self.strategy, "auxiliary_data", None)
         images = auxiliary.images.cpu() if isinstance(auxiliary, ImageTensors) else None
-        models = self._models(self.strategy.ema_weights or self.latest)
+        models = self._models(self.config.run.num_rounds)
+        if not models:
+            logger.warning("no client has a model to evaluate: there are no metrics")
+            return []
         with self.strategy.accounting.timed("final-evaluate"), cpu_threads(self.config.run.server_threads):
             return self.assessment.at_end(models, self._weights_name, images)
 
     @property
     def _weights_name(self) -> str:
         """The kind of weights that generate images and are evaluated: ``ema`` or ``raw``."""
-        averaged = self.strategy.ema_weights is not None and not self.strategy.client_models
+        averaged = self.strategy.ema_weights is not None and self._is_global
         return "ema" if averaged and self.config.training.server_ema_decay else "raw"
 
     def save_pipeline(self) -> None:
         """Write ``pipeline/`` with the EMA weights; without a global model, it contains one pipeline per client."""
-        for name, weights in self._models(self.strategy.ema_weights or self.latest).items():
+        for name, weights in self._models(self.config.run.num_rounds).items():
             weights_module.load_into(self.model, weights)
             pipeline = DDPMPipeline(unet=self.model.eval(), scheduler=self.task.scheduler)
             folder = self.recorder.directory / "pipeline" / name
             with writing(folder):
                 pipeline.save_pretrained(str(folder))
 
-    def _models(self, weights: Weights) -> dict[str, Weights]:
-        """Return the run's models by name: ``weights``, or every client's model if there is no global model."""
-        clients = self.strategy.client_models
-        return {f"client-{partition:04d}": clients[partition] for partition in sorted(clients)} or {"": weights}
+    @property
+    def _is_global(self) -> bool:
+        return self.strategy.has_global_model(self.config)
 
-    def _metrics(self, server_round: int, models: dict[str, Weights]) -> dict[str, float]:
+    def _models(self, server_round: int) -> dict[str, Weights]:
+        """Return a round's models by name: the EMA of the global model, or the models that stand for clients.
+
+        Before round 1, all clients have the initial weights. Without a global model, the result may be empty.
+        """
+        if self._is_global or server_round == 0:
+            return {"": self.strategy.ema_weights or self.latest}
+        clients = self.strategy.evaluated(server_round)
+        return {f"{_CLIENT}{partition:04d}": clients[partition] for partition in sorted(clients)}
+
+    def _measures_images(self, server_round: int) -> bool:
+        """Return whether a round has metrics of generated images."""
+        return bool(server_round and self.assessment and self.config.evaluation.eval_images)
+
+    def _metrics(self, server_round: int) -> dict[str, float]:
         """Return the cheap metrics of a round; a failure to compute them does not stop the round."""
-        if not (server_round and self.assessment and self.config.evaluation.eval_images):
+        models = self._models(server_round) if self._measures_images(server_round) else {}
+        if not (models and self.assessment):
             return {}
         with _warn_on_failure(f"round {server_round}: no metrics"):
             metrics = self.assessment.after_round(server_round, models, self._weights_name)
@@ -125,26 +145,46 @@ class Monitor:
             return flat(metrics)
         return {}
 
-    def _losses(self, raw: dict[str, Weights], ema: dict[str, Weights]) -> dict[str, float]:
-        """Return the mean loss on the test split, and the EMA's loss also by timestep; empty without a test split."""
-        if self.test_data is None:
+    def _losses(self, server_round: int) -> dict[str, float]:
+        """Return the mean loss on the test split, and the EMA's loss also by timestep; empty without a test split.
+
+        Without a global model, the losses are means over the clients' models, and the line of the round has each one.
+        """
+        data = self.test_data
+        models = self._models(server_round) if data is not None else {}
+        if data is None or not models:
             return {}
-        mean, _ = self._loss(raw, self.test_data)
-        ema_mean, bands = self._loss(ema, self.test_data)
+        ema_mean, bands = self._loss(models, data)
+        mean = self._loss({"": self.latest}, data).mean if "" in models else ema_mean
         edges = band_edges(self.task.loss_fn.num_timesteps)
         named = {f"eval/ema_loss_t{first}-{last}": loss for (first, last), loss in zip(edges, bands, strict=True)}
         return {"eval/loss": mean, "eval/ema_loss": ema_mean, **named}
 
     def _loss(self, models: dict[str, Weights], data: ImageTensors) -> DenoisingLoss:
-        """Return the models' mean loss on the test split."""
+        """Return the models' mean loss on the test split; record the losses and the median of clients' models."""
         draws, losses = self.config.evaluation.eval_draws, []
         for weights in models.values():
             weights_module.load_into(self.model, weights)
             losses.append(banded_denoising_loss(self.model, self.task.loss_fn, data, draws))
+        if "" not in models:
+            means = {str(int(name.removeprefix(_CLIENT))): loss.mean for name, loss in zip(models, losses, strict=True)}
+            self.strategy.record(**{"eval/client_losses": means, "eval/median_loss": statistics.median(means.values())})
         bands = [sum(same) / len(losses) for same in zip(*(loss.bands for loss in losses), strict=True)]
         return DenoisingLoss(sum(loss.mean for loss in losses) / len(losses), bands)
 
-    def _preview(self, server_round: int, name: str, weights: Weights) -> None:
+    def _preview(self, server_round: int) -> None:
+        """Write a sheet of each model; without a global model, also one with a row per client."""
+        models = self._models(server_round)
+        images = {name: self._sheet(server_round, name, weights) for name, weights in models.items()}
+        if images and "" not in images:
+            self.recorder.pictures.save_clients(images, server_round, self._about_preview)
+
+    @property
+    def _about_preview(self) -> str:
+        preview = self.config.preview
+        return f"{self._weights_name} weights, {preview.sampler}, {preview.sampler_steps} steps"
+
+    def _sheet(self, server_round: int, name: str, weights: Weights) -> Tensor:
         """Generate a sheet with fixed seeds; for a conditional model it has a row (or more) per class."""
         data, preview = self.config.data, self.config.preview
         weights_module.load_into(self.model, weights)
@@ -162,10 +202,12 @@ class Monitor:
             labels=labels,
         )
         self.recorder.generated["preview"] += count
-        about = f"{self._weights_name} weights, {preview.sampler}, {preview.sampler_steps} steps"
         known = self.task.data.has_train  # with sites, the server may have no images
         names = self.task.data.class_names if known else data.classes
-        self.recorder.pictures.save_samples(images, server_round, about, labels=labels, class_names=names, name=name)
+        self.recorder.pictures.save_samples(
+            images, server_round, self._about_preview, labels=labels, class_names=names, name=name
+        )
+        return images
 
 
 @contextmanager
