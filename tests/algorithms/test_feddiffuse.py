@@ -2,6 +2,7 @@
 
 import json
 import logging
+import tomllib
 from collections import Counter, defaultdict
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch import nn
 import client_app
 from fedddpm_app.algorithms import feddiffuse, get_algorithm
 from fedddpm_app.algorithms.feddiffuse import TRAVELS, FedDiffuse, assign_tasks, shares_of_parts
-from fedddpm_app.config import load_config
+from fedddpm_app.config import default_run_config, load_config
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.diffusion.parts import BOTTLENECK, DECODER, ENCODER, PARTS, parts
 from fedddpm_app.diffusion.unet import create_unet
@@ -23,6 +24,7 @@ from fedddpm_app.evaluation.denoising import denoising_loss
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.records import to_arrays
+from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.inprocess.simulate import simulate
 from fedddpm_app.recording.recorder import RunRecorder
@@ -45,6 +47,7 @@ from tests.algorithms.problems import (
     same,
     start,
 )
+from tests.conftest import ROOT
 from tests.data.conftest import client_images
 
 SPLITS = ["full", "usplit", "ulatdec", "udec"]
@@ -188,6 +191,13 @@ def test_a_late_client_gets_the_whole_model_of_the_server(split):
         assert (got[server_round, i] == server).all()
         stays = [part not in TRAVELS[split] for part in PART]
         assert ((got[server_round, i] == start()) == stays).all()
+
+
+def test_the_published_experiment_is_a_valid_config():
+    path = ROOT / "conf" / "published" / "feddiffuse-fashion.toml"
+    run_config = default_run_config(ROOT) | tomllib.loads(path.read_text())
+    config = load_config(run_config)
+    assert start_notes(get_algorithm(config), config, run_config) == []
 
 
 # ---- usplit: who returns which part -------------------------------------------------------------

@@ -305,7 +305,9 @@ def test_a_complete_run_gets_more_rounds(settings):
     check_equal(more, run_here(settings("fedadam", "whole", **evaluated)))
 
 
-@pytest.mark.parametrize(("algorithm", "keeper"), [("scaffold", "algorithm"), ("int8-delta", "wire-dtype"), ("feddiffuse", "algorithm")])
+@pytest.mark.parametrize(
+    ("algorithm", "keeper"), [("scaffold", "algorithm"), ("int8-delta", "wire-dtype"), ("feddiffuse", "algorithm")]
+)
 def test_a_complete_run_whose_clients_removed_their_states_is_refused(settings, algorithm, keeper):
     stateful = settings(algorithm, "stateful", **{"num-rounds": 2, "clients-per-round": 0, "checkpoint-every": 1})
     run_here(stateful)
