@@ -8,6 +8,7 @@ if TYPE_CHECKING:
     from fedddpm_app.algorithms.fedddpm_plus import FedDDPMPlus
     from fedddpm_app.config import Config, ConfigError, load_config
     from fedddpm_app.federation.errors import RoundFailedError
+    from fedddpm_app.federation.exchanged import Exchanged
     from fedddpm_app.federation.replies import Reply, ReplyRefusedError
     from fedddpm_app.federation.strategy import FederatedStrategy
     from fedddpm_app.inprocess.simulate import simulate
@@ -23,6 +24,7 @@ _MODULES = {
     "ClientAction": "training.actions",
     "Config": "config",
     "ConfigError": "config",
+    "Exchanged": "federation.exchanged",
     "FedDDPM": "algorithms.fedddpm",
     "FedDDPMPlus": "algorithms.fedddpm_plus",
     "FederatedStrategy": "federation.strategy",
@@ -44,6 +46,7 @@ __all__ = [
     "ClientAction",
     "Config",
     "ConfigError",
+    "Exchanged",
     "FedDDPM",
     "FedDDPMPlus",
     "FederatedStrategy",

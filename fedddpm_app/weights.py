@@ -139,6 +139,26 @@ def weighted_mean(models: Iterable[tuple[Weights, float]]) -> Weights:
     return mean.result()
 
 
+def mean_by_name(models: Iterable[tuple[Weights, float]], start: Weights) -> Weights:
+    """Return, for each name in ``start``, the ``RunningMean`` over those weights that have it.
+
+    A name that no weights have keeps its value in ``start``. With weights that all have all names, the result is that
+    of ``weighted_mean`` bit for bit.
+
+    Raises
+    ------
+    WeightsMismatchError
+        When weights have a name that ``start`` does not have.
+    """
+    means: dict[str, RunningMean] = {}
+    for weights, factor in models:
+        if unknown := sorted(weights.keys() - start.keys())[:3]:
+            raise WeightsMismatchError(f"parameter names are not known, for example {', '.join(unknown)}")
+        for name, tensor in weights.items():
+            means.setdefault(name, RunningMean()).fold({name: tensor}, factor)
+    return {name: means[name].result()[name] if name in means else tensor for name, tensor in start.items()}
+
+
 def num_bytes(weights: Weights) -> int:
     """Return the size of all values in bytes."""
     return sum(tensor.numel() * tensor.element_size() for tensor in weights.values())

@@ -46,3 +46,26 @@ def test_lerp_and_finiteness():
     assert W.is_finite(b)
     assert not W.is_finite({"x": torch.tensor([1.0, float("nan")])})
     assert not W.is_finite({"x": torch.tensor([float("inf"), 0.0])})
+
+
+def test_a_mean_by_name_is_over_those_that_have_the_name():
+    generator = torch.Generator().manual_seed(0)
+    models = [{n: torch.randn(4, generator=generator, dtype=torch.float64) for n in "abc"} for _ in range(3)]
+    start, sizes = {name: torch.zeros(4, dtype=torch.float64) for name in "abcd"}, (3, 5, 2)
+    parts = [(W.select(models[0], "ab"), 3), (W.select(models[1], "b"), 5), (W.select(models[2], "ab"), 2)]
+    found = W.mean_by_name(parts, start)
+    assert list(found) == list("abcd")
+    assert torch.allclose(found["a"], (3 * models[0]["a"] + 2 * models[2]["a"]) / 5, rtol=0, atol=1e-10)
+    expected = sum(n * m["b"] for n, m in zip(sizes, models, strict=True)) / 10
+    assert torch.allclose(found["b"], expected, rtol=0, atol=1e-10)
+    assert found["c"] is start["c"]
+    assert found["d"] is start["d"]
+    with pytest.raises(W.WeightsMismatchError, match="names are not known, for example e"):
+        W.mean_by_name([({"e": start["a"]}, 1)], start)
+
+
+def test_a_mean_by_name_of_whole_models_is_the_weighted_mean_bit_for_bit():
+    generator = torch.Generator().manual_seed(1)
+    models = [({n: torch.randn(7, generator=generator) for n in "ab"}, size) for size in (3, 5, 2)]
+    by_name, whole = W.mean_by_name(models, models[0][0]), W.weighted_mean(models)
+    assert all(torch.equal(by_name[name], whole[name]) for name in "ab")

@@ -50,6 +50,11 @@ class LocalOnly(FederatedStrategy):
         self._sizes: dict[int, int] = {}
 
     @classmethod
+    def has_global_model(cls, config: Config) -> bool:
+        """Return False: every client has a model of its own."""
+        return False
+
+    @classmethod
     def keys_without_effect(cls, config: Config) -> dict[str, str]:
         """Add the average of the global model, which does not exist."""
         reason = 'algorithm = "local-only" has no global model'

@@ -52,6 +52,11 @@ class Mixture(FederatedStrategy):
         return OwnTraining(_NAME, config.pretrain.steps)
 
     @classmethod
+    def has_global_model(cls, config: Config) -> bool:
+        """Return False: the clients' models generate the images."""
+        return False
+
+    @classmethod
     def check_config(cls, config: Config) -> None:
         """Refuse a warm-up that takes all of pretraining."""
         super().check_config(config)

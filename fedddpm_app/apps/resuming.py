@@ -113,7 +113,7 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
 
 def _keeper_of_states(config: Config) -> str:
     """Return the setting that has clients keep a state between rounds; empty if there is none."""
-    if get_algorithm(config).hook.keeps_state:
+    if get_algorithm(config).keeps_state(config):
         return f'algorithm = "{config.run.algorithm}"'
     return f'wire-dtype = "{config.transport.wire_dtype}"' if config.transport.keeps_residuals else ""
 

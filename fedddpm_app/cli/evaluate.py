@@ -1,6 +1,7 @@
 """`fedddpm evaluate`: all metrics of a run's final model, or of any diffusers pipeline."""
 
 import os
+from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -31,7 +32,7 @@ from fedddpm_app.diffusion.pipelines import (
 )
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
-from fedddpm_app.evaluation.metrics import SamplingInfo, mean_over_clients
+from fedddpm_app.evaluation.metrics import Metric, SamplingInfo, mean_over_clients
 from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
 from fedddpm_app.progress import reported
@@ -93,7 +94,7 @@ def evaluate(
                 evaluations[name] = _measure(evaluator, ensemble, config, num_images, sampler, steps, seed, weights)
     except (ConfigError, DivergedError) as error:
         refuse(str(error))
-    metrics = [metric.to_dict() for metric in mean_over_clients([each.metrics for each in evaluations.values()])]
+    metrics = [metric.to_dict() for metric in _means(evaluations)]
     print_metrics(metrics, console)
     about = {"target": str(target.resolve()), "dataset": config.data.dataset, "seed": seed}
     try:
@@ -105,6 +106,10 @@ def evaluate(
         say(str(error))
         raise typer.Exit(FAILED) from error
     say(f"metrics: {path.resolve()}")
+
+
+def _means(evaluations: Mapping[str, Evaluation]) -> list[Metric]:
+    return mean_over_clients({name: evaluation.metrics for name, evaluation in evaluations.items()})
 
 
 def _run_config(target: Path) -> dict[str, Any]:

@@ -10,16 +10,19 @@ from flwr.clientapp import ClientApp
 from fedddpm_app import weights as weights_module
 from fedddpm_app.client.state import ClientState, ClientStateError
 from fedddpm_app.client.worker import Worker, this_process
-from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.config import Config, ConfigError, WireDtype
 from fedddpm_app.federation.records import (
     ACTION,
     ARRAYS,
     CONFIG,
+    EXCHANGE,
     METRICS,
     NUM_EXAMPLES,
     NUM_PARTITIONS,
+    OWN_MODEL,
     PARTITION_ID,
     PROBE,
+    RETURNED,
     SERVER_ROUND,
     SHARES_MEMORY,
     STATE_ROUND,
@@ -132,8 +135,10 @@ def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
         )
     end = _end(setup, message, context)
     values: Any = dict(message.content.config_records.get(VALUES, ConfigRecord()))
-    answer = setup.worker.act(action, _partition(context), _number(message, SERVER_ROUND), end.unpack(), values)
-    return _reply(message, answer.metrics, {name: end.pack(record) for name, record in answer.records.items()})
+    state = _open_state(setup, message, context)
+    answer = setup.worker.act(action, _partition(context), _number(message, SERVER_ROUND), end.unpack(), values, state)
+    dtype: WireDtype | None = "fp32" if action.exact else None
+    return _reply(message, answer.metrics, {name: end.pack(record, dtype) for name, record in answer.records.items()})
 
 
 def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
@@ -143,29 +148,50 @@ def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
     result = setup.worker.train(hook)
     _check_finite(result.training, hook)
     residual = _residual(setup, context, state) if keeps_residual else {}
-    answer, lost = end.pack_trained(result.training.weights, hook.round.global_weights, residual)
+    trained = result.training.weights
+    answer, lost = _pack_trained(message, end, trained, hook.round.global_weights, residual)
     if isinstance(state, ClientState):
-        state.save(hook.round.server_round, {**hook.kept, **({RESIDUAL: lost} if keeps_residual else {})})
+        own = {OWN_MODEL: trained} if setup.strategy.keeps_model(setup.config) else {}
+        state.save(hook.round.server_round, {**hook.kept, **own, **({RESIDUAL: lost} if keeps_residual else {})})
     metrics = {**result.training.metrics(), NUM_EXAMPLES: result.num_examples, **hook.metrics}
     records = {ARRAYS: answer} | {name: end.pack(record) for name, record in hook.sent.items()}
     return _reply(message, metrics, records)
+
+
+def _pack_trained(
+    message: Message, end: ClientEnd, trained: Weights, base: Weights, residual: Weights
+) -> tuple[Packed, Weights]:
+    """Pack the weights that the message asks for; return them with all rounding errors, also of earlier replies."""
+    asked = message.content.config_records.get(EXCHANGE)
+    names: Any = list(trained) if asked is None else asked[RETURNED]
+    due = {name: error for name, error in residual.items() if name in names}
+    select = weights_module.select
+    answer, lost = end.pack_trained(select(trained, names), select(base, names), due)
+    return answer, residual | lost
 
 
 def _create_hook(setup: ClientSetup, message: Message, context: Context, state: Mapping[str, Weights]) -> TrainingHook:
     """Create the algorithm's hook for the message's round."""
     end = _end(setup, message, context)
     received = {name: end.unpack(arrays) for name, arrays in message.content.array_records.items() if name != ARRAYS}
-    server_round = _number(message, SERVER_ROUND)
-    return setup.strategy.hook(
-        LocalRound(setup.config, _partition(context), server_round, end.unpack(), received, state)
-    )
+    server_round, weights = _number(message, SERVER_ROUND), _with_own(setup, end.unpack(), state)
+    return setup.strategy.hook(LocalRound(setup.config, _partition(context), server_round, weights, received, state))
+
+
+def _with_own(setup: ClientSetup, sent: Weights, state: Mapping[str, Weights]) -> Weights:
+    """Return the weights that a client's round starts from: where none were sent, those of its own model."""
+    if not setup.strategy.keeps_model(setup.config):
+        return sent
+    names = list(setup.worker.trainer.model.state_dict())
+    own = state[OWN_MODEL] if len(sent) < len(names) else {}
+    return {name: sent[name] if name in sent else own[name] for name in names}
 
 
 def _open_state(
     setup: ClientSetup, message: Message, context: Context, keeps_residual: bool = False
 ) -> Mapping[str, Weights]:
     """Return the client's state of its last accepted round, which is read on first use; empty without state."""
-    if not (setup.strategy.hook.keeps_state or keeps_residual):
+    if not (setup.strategy.keeps_state(setup.config) or keeps_residual):
         return {}
     run_id, state_round = _text(message, STATE_RUN), _number(message, STATE_ROUND)
     return ClientState(setup.config, context, run_id, _partition(context), state_round)
@@ -176,7 +202,7 @@ def _residual(setup: ClientSetup, context: Context, state: Mapping[str, Weights]
     try:
         return state.get(RESIDUAL, {})
     except ClientStateError as error:
-        if setup.strategy.hook.keeps_state:
+        if setup.strategy.keeps_state(setup.config):
             raise
         logger.warning(
             "client %d: the rounding error of its last reply is lost, and the next reply does not correct it: %s",

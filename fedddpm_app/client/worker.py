@@ -6,6 +6,7 @@ and rounds (Ray reuses its actors). No state of one client reaches the next clie
 
 import os
 import socket
+import types
 import zlib
 from collections.abc import Mapping
 from contextlib import closing
@@ -77,9 +78,11 @@ class Worker:
         server_round: int,
         weights: Weights,
         values: Mapping[str, Value],
+        state: Mapping[str, Weights] = types.MappingProxyType({}),
     ) -> ActionAnswer:
         """Run one of the strategy's client actions; see ``ActionRequest``."""
-        request = ActionRequest(self.config, self.task, self.trainer, partition_id, server_round, weights, values)
+        given = (partition_id, server_round, weights, values, state)
+        request = ActionRequest(self.config, self.task, self.trainer, *given)
         with cpu_threads(self.config.run.client_threads):
             return action.run(request)
 

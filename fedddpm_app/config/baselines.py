@@ -43,6 +43,15 @@ class MoonConfig:
     representation: str
 
 
+@dataclass(frozen=True, config=STRICT)
+class FedDiffuseConfig:
+    """FedDiffuse's split of the model, and the collection of the clients' models for evaluation."""
+
+    PREFIX: ClassVar[str] = "feddiffuse-"
+    split: Literal["full", "usplit", "ulatdec", "udec"]
+    collect_models: bool
+
+
 @dataclasses.dataclass(frozen=True)
 class Baselines:
     """The groups of the baselines; ``Config`` inherits them."""
@@ -51,3 +60,4 @@ class Baselines:
     scaffold: ScaffoldConfig
     feddyn: FedDynConfig
     moon: MoonConfig
+    feddiffuse: FedDiffuseConfig

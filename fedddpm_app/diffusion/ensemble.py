@@ -135,7 +135,7 @@ def find_ensembles(folder: Path) -> dict[str, PipelineEnsemble]:
     if folders and "" not in folders:
         shares = _read_shares(folder, [*folders])
         if shares is not None:
-            return {"": PipelineEnsemble({_number_of(name): path for name, path in folders.items()}, shares, True)}
+            return {"": PipelineEnsemble({number_of(name): path for name, path in folders.items()}, shares, True)}
     return {name: PipelineEnsemble({0: path}, Shares({0: 1})) for name, path in folders.items()}
 
 
@@ -144,7 +144,8 @@ def name_of(number: int) -> str:
     return f"client-{number:04d}"
 
 
-def _number_of(name: str) -> int:
+def number_of(name: str) -> int:
+    """Return the number of the client that a name is about."""
     return int(name.removeprefix("client-"))
 
 
@@ -156,7 +157,7 @@ def _read_shares(folder: Path, names: Sequence[str]) -> Shares | None:
     shares = Shares()
     try:
         shares.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
-        if sorted(shares.num_examples) != sorted(_number_of(name) for name in names):
+        if sorted(shares.num_examples) != sorted(number_of(name) for name in names):
             raise ValueError(f"it is about the models {sorted(shares.num_examples)}")
         counts = [count for each in shares.label_counts.values() for count in each]
         if min(shares.num_examples.values()) < 1 or min(counts, default=0) < 0:

@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 CAVEAT = "; "  # between the caveats of a note
@@ -99,18 +99,19 @@ class Metric:
         return {**flat, "better": self.better, **dataclasses.asdict(self.sampling), **self.details}
 
 
-def mean_over_clients(metrics: Sequence[Sequence[Metric]]) -> list[Metric]:
-    """Return the mean of each metric over the clients' models, with the deviation and each model's value.
+def mean_over_clients(metrics: Mapping[str, Sequence[Metric]]) -> list[Metric]:
+    """Return the mean of each metric over the clients' models, with the deviation, the median and each model's value.
 
     Parameters
     ----------
-    metrics : sequence of sequence of Metric
-        For each client the same metrics in the same order; the metrics of a single model are returned unchanged.
+    metrics : mapping of str to sequence of Metric
+        By the model's name, the same metrics in the same order. The name of a global model is empty: its metrics are
+        returned unchanged. Those of a single client's model are a mean over one client.
     """
-    if len(metrics) == 1:
-        return list(metrics[0])
+    if "" in metrics:
+        return list(metrics[""])
     means = []
-    for same in zip(*metrics, strict=True):
+    for same in zip(*metrics.values(), strict=True):
         values = [metric.value for metric in same]
         known = [value for value in values if math.isfinite(value)]
         means.append(
@@ -119,7 +120,12 @@ def mean_over_clients(metrics: Sequence[Sequence[Metric]]) -> list[Metric]:
                 value=statistics.fmean(known) if known else math.nan,
                 std=statistics.stdev(known) if len(known) > 1 else None,
                 note=next((metric.note for metric in same if metric.note), ""),
-                details={"clients": values, "client_details": [metric.details for metric in same]},
+                details={
+                    "clients": values,
+                    "client_names": [*metrics],
+                    "median": statistics.median(known) if known else math.nan,
+                    "client_details": [metric.details for metric in same],
+                },
             )
         )
     return means

@@ -67,11 +67,12 @@ class Assessment:
         """Return the cheap metrics of models, by name; ``weights`` is their kind, see ``SamplingInfo``."""
         settings = self.config.evaluation
         plan = Plan(settings.eval_images, settings.eval_sampler, settings.eval_sampler_steps, self._eta)
-        evaluations = [self._measure(each, plan, weights, find_copies=False) for each in models.values()]
-        metrics = mean_over_clients([evaluation.metrics for evaluation in evaluations])
+        evaluations = {name: self._measure(each, plan, weights, find_copies=False) for name, each in models.items()}
+        metrics = mean_over_clients({name: evaluation.metrics for name, evaluation in evaluations.items()})
         shown = ", ".join(f"{m.name} {m.value:.4g} (floor {m.floor:.4g})" for m in metrics if m.name.startswith(_SHOWN))
-        still = "; still noise" if any(evaluation.noise for evaluation in evaluations) else ""
-        note(f"round {server_round}: {shown}; n = {plan.images} by {plan.name} in {plan.steps} steps{still}")
+        still = "; still noise" if any(evaluation.noise for evaluation in evaluations.values()) else ""
+        over = "" if "" in models else f"; mean over the models of {len(models)} clients"
+        note(f"round {server_round}: {shown}; n = {plan.images} by {plan.name} in {plan.steps} steps{over}{still}")
         return metrics
 
     def at_end(self, models: Mapping[str, Ensemble], weights: str, auxiliary: Tensor | None) -> list[Metric]:
@@ -83,7 +84,7 @@ class Assessment:
         steps = settings.eval_final_sampler_steps
         plan = Plan(settings.eval_final_images, settings.eval_final_sampler, steps, self._eta)
         evaluations = {name: self._measure(each, plan, weights) for name, each in models.items()}
-        metrics = mean_over_clients([evaluation.metrics for evaluation in evaluations.values()])
+        metrics = mean_over_clients({name: evaluation.metrics for name, evaluation in evaluations.items()})
         class_names = self.evaluator.reference.real.class_names
         for name, evaluation in evaluations.items():
             if evaluation.classes:

@@ -1,16 +1,18 @@
-"""Monitoring of the global model during training: test loss, sample sheets, the final pipeline."""
+"""Monitoring of a run's models during training: test loss, sample sheets, the final pipelines."""
 
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
 from diffusers import DDPMPipeline
 from flwr.app import ArrayRecord, MetricRecord
+from torch import Tensor
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, is_due
 from fedddpm_app.device import cpu_threads, resolve_device
-from fedddpm_app.diffusion.ensemble import SHARES, Ensemble, in_order, name_of
+from fedddpm_app.diffusion.ensemble import SHARES, Ensemble, in_order, name_of, number_of
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.evaluation.denoising import DenoisingLoss, band_edges, banded_denoising_loss
@@ -72,17 +74,16 @@ class Monitor:
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate, and save sheets, if they are due; return the losses on the test split."""
         self.latest = to_weights(arrays)
-        num_rounds = self.config.run.num_rounds
-        models = self._models(self.strategy.ema_weights or self.latest)
+        num_rounds, evaluation = self.config.run.num_rounds, self.config.evaluation
         losses: dict[str, float] = {}
         with cpu_threads(self.config.run.server_threads):
-            if is_due(self.config.evaluation.eval_every, server_round, num_rounds):
-                losses |= self._losses(self._models(self.latest), models)
-                losses |= self._metrics(server_round, models)
+            measures = self.test_data is not None or self._measures_images(server_round)
+            if measures and is_due(evaluation.eval_every, server_round, num_rounds):
+                losses |= self._losses(server_round)
+                losses |= self._metrics(server_round)
             if server_round and is_due(self.config.preview.every, server_round, num_rounds):
                 with _warn_on_failure(f"round {server_round}: no sheet of images"):
-                    for name, ensemble in self._ensembles(models).items():
-                        self._preview(server_round, name, ensemble)
+                    self._preview(server_round)
         return MetricRecord({**losses})
 
     def finish(self) -> list[Metric]:
@@ -92,7 +93,10 @@ class Monitor:
             return []
         auxiliary = getattr(self.strategy, "auxiliary_data", None)
         images = auxiliary.images.cpu() if isinstance(auxiliary, ImageTensors) else None
-        models = self._models(self.strategy.ema_weights or self.latest)
+        models = self._models(self.config.run.num_rounds)
+        if not models:
+            logger.warning("no client has a model to evaluate: there are no metrics")
+            return []
         with self.strategy.accounting.timed("final-evaluate"), cpu_threads(self.config.run.server_threads):
             return self.assessment.at_end(self._ensembles(models), self._weights_name, images)
 
@@ -101,12 +105,12 @@ class Monitor:
         """The kind of weights that generate images and are evaluated; see ``SamplingInfo``."""
         if self.strategy.shares:
             return "pretrained"
-        averaged = self.strategy.ema_weights is not None and not self.strategy.client_models
+        averaged = self.strategy.ema_weights is not None and self._is_global
         return "ema" if averaged and self.config.training.server_ema_decay else "raw"
 
     def save_pipeline(self) -> None:
         """Write ``pipeline/`` with the EMA weights; without a global model, it contains one pipeline per client."""
-        for name, weights in self._models(self.strategy.ema_weights or self.latest).items():
+        for name, weights in self._models(self.config.run.num_rounds).items():
             weights_module.load_into(self.model, weights)
             pipeline = DDPMPipeline(unet=self.model.eval(), scheduler=self.task.scheduler)
             folder = self.recorder.directory / "pipeline" / name
@@ -117,10 +121,9 @@ class Monitor:
             with writing(path):
                 write_json(path, self.strategy.shares.state_dict())
 
-    def _models(self, weights: Weights) -> dict[str, Weights]:
-        """Return the run's models by name: ``weights``, or every client's model if there is no global model."""
-        clients = self.strategy.client_models
-        return {name_of(partition): clients[partition] for partition in sorted(clients)} or {"": weights}
+    @property
+    def _is_global(self) -> bool:
+        return self.strategy.has_global_model(self.config)
 
     def _ensembles(self, models: dict[str, Weights]) -> dict[str, Ensemble]:
         """Return what generates images, by name: every model alone, or the clients' models together."""
@@ -128,9 +131,24 @@ class Monitor:
             return {"": Ensemble(self.strategy.client_models, self.strategy.shares)}
         return {name: Ensemble.of_one(weights) for name, weights in models.items()}
 
-    def _metrics(self, server_round: int, models: dict[str, Weights]) -> dict[str, float]:
+    def _models(self, server_round: int) -> dict[str, Weights]:
+        """Return a round's models by name: the EMA of the global model, or the models that stand for clients.
+
+        Before round 1, all clients have the initial weights. Without a global model, the result may be empty.
+        """
+        if self._is_global or server_round == 0:
+            return {"": self.strategy.ema_weights or self.latest}
+        clients = self.strategy.evaluated(server_round)
+        return {name_of(partition): clients[partition] for partition in sorted(clients)}
+
+    def _measures_images(self, server_round: int) -> bool:
+        """Return whether a round has metrics of generated images."""
+        return bool(server_round and self.assessment and self.config.evaluation.eval_images)
+
+    def _metrics(self, server_round: int) -> dict[str, float]:
         """Return the cheap metrics of a round; a failure to compute them does not stop the round."""
-        if not (server_round and self.assessment and self.config.evaluation.eval_images):
+        models = self._models(server_round) if self._measures_images(server_round) else {}
+        if not (models and self.assessment):
             return {}
         with _warn_on_failure(f"round {server_round}: no metrics"):
             metrics = self.assessment.after_round(server_round, self._ensembles(models), self._weights_name)
@@ -138,29 +156,53 @@ class Monitor:
             return flat(metrics)
         return {}
 
-    def _losses(self, raw: dict[str, Weights], ema: dict[str, Weights]) -> dict[str, float]:
-        """Return the mean loss on the test split, and the EMA's loss also by timestep; empty without a test split."""
-        if self.test_data is None:
+    def _losses(self, server_round: int) -> dict[str, float]:
+        """Return the mean loss on the test split, and the EMA's loss also by timestep; empty without a test split.
+
+        Without a global model, the losses are means over the clients' models, and the line of the round has each one.
+        """
+        data = self.test_data
+        models = self._models(server_round) if data is not None else {}
+        if data is None or not models:
             return {}
-        mean, _ = self._loss(raw, self.test_data)
-        ema_mean, bands = self._loss(ema, self.test_data)
+        ema_mean, bands = self._loss(models, data)
+        mean = self._loss({"": self.latest}, data).mean if "" in models else ema_mean
         edges = band_edges(self.task.loss_fn.num_timesteps)
         named = {f"eval/ema_loss_t{first}-{last}": loss for (first, last), loss in zip(edges, bands, strict=True)}
         return {"eval/loss": mean, "eval/ema_loss": ema_mean, **named}
 
     def _loss(self, models: dict[str, Weights], data: ImageTensors) -> DenoisingLoss:
-        """Return the models' mean loss on the test split, weighted by their shares of the images if they have any."""
+        """Return the models' mean loss on the test split; record the losses and the median of clients' models.
+
+        The mean is weighted by the models' shares of the images if they have any.
+        """
         draws, losses = self.config.evaluation.eval_draws, []
-        factors = [*self.strategy.shares.num_examples.values()] or [1] * len(models)
         for weights in models.values():
             weights_module.load_into(self.model, weights)
             losses.append(banded_denoising_loss(self.model, self.task.loss_fn, data, draws))
+        factors = [1] * len(models)
+        if "" not in models:
+            factors = [*self.strategy.shares.num_examples.values()] or factors
+            means = {str(number_of(name)): loss.mean for name, loss in zip(models, losses, strict=True)}
+            self.strategy.record(**{"eval/client_losses": means, "eval/median_loss": statistics.median(means.values())})
         bands = [_mean(same, factors) for same in zip(*(loss.bands for loss in losses), strict=True)]
         return DenoisingLoss(_mean([loss.mean for loss in losses], factors), bands)
 
-    def _preview(self, server_round: int, name: str, ensemble: Ensemble) -> None:
+    def _preview(self, server_round: int) -> None:
+        """Write a sheet of each model that generates alone; for clients' models, also one with a row per client."""
+        ensembles = self._ensembles(self._models(server_round))
+        images = {name: self._sheet(server_round, name, ensemble) for name, ensemble in ensembles.items()}
+        if images and "" not in images:
+            self.recorder.pictures.save_clients(images, server_round, self._about_preview)
+
+    @property
+    def _about_preview(self) -> str:
+        preview, eta = self.config.preview, self.config.diffusion.ddim_eta
+        return f"{self._weights_name} weights, {sampler_name(preview.sampler, eta)}, {preview.sampler_steps} steps"
+
+    def _sheet(self, server_round: int, name: str, ensemble: Ensemble) -> Tensor:
         """Generate a sheet with fixed seeds; for a conditional model it has a row (or more) per class."""
-        data, preview, eta = self.config.data, self.config.preview, self.config.diffusion.ddim_eta
+        data, preview = self.config.data, self.config.preview
         count, labels = preview.images, None
         if data.class_conditional:
             labels = class_rows(data.num_classes, preview.images)
@@ -173,14 +215,16 @@ class Monitor:
             seeds=image_seeds(self.config.run.seed, "preview", count),
             shape=data.image_shape,
             labels=labels,
-            eta=eta,
+            eta=self.config.diffusion.ddim_eta,
         )
         images = in_order(batches)
         self.recorder.generated["preview"] += count
-        about = f"{self._weights_name} weights, {sampler_name(preview.sampler, eta)}, {preview.sampler_steps} steps"
         known = self.task.data.has_train  # with sites, the server may have no images
         names = self.task.data.class_names if known else data.classes
-        self.recorder.pictures.save_samples(images, server_round, about, labels=labels, class_names=names, name=name)
+        self.recorder.pictures.save_samples(
+            images, server_round, self._about_preview, labels=labels, class_names=names, name=name
+        )
+        return images
 
 
 @contextmanager

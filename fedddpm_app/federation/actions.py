@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
+from fedddpm_app.config import WireDtype
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.records import ACTION, ARRAYS, NUM_EXAMPLES, VALUES
@@ -52,14 +53,21 @@ class ActionCall:
 
     def pack(self, weights: Weights) -> Packed:
         """Return weights as a record; pass it to ``Transport.release`` when all replies have arrived."""
-        return self.transport.pack(weights, "fp32" if self.action.exact else None)
+        return self.transport.pack(weights, self._dtype)
+
+    @property
+    def _dtype(self) -> WireDtype | None:
+        """The encoding of the weights both ways; None for the run's ``wire-dtype``."""
+        return "fp32" if self.action.exact else None
 
     def messages(
         self, partitions: Sequence[int], packed: Packed, values: Mapping[str, Value] = NO_VALUES
     ) -> list[Message]:
         """Return one message for each partition; its record of weights also says how the answer is to be packed."""
         message_type, records = ACTION + self.name, {ARRAYS: packed}
-        messages = self.clients.address(partitions, message_type, records, self.server_round, self.timeout)
+        messages = self.clients.address(
+            partitions, message_type, records, self.server_round, self.timeout, with_states=True
+        )
         if values:  # messages share their records, but each has its own content
             for message in messages:
                 message.content = RecordDict({**message.content, VALUES: ConfigRecord(dict(values))})
@@ -77,7 +85,7 @@ class ActionCall:
         if missing:
             raise KeyError(f'the action "{self.name}" returns {missing[0]!r}: give a reference for it in ``like``.')
         return ReplySpec(
-            {record: self.transport.expect(like[record]) for record in self.action.records},
+            {record: self.transport.expect(like[record], dtype=self._dtype) for record in self.action.records},
             [metric for metric in self.action.metrics if metric != NUM_EXAMPLES],
             check,
             lists=self.action.lists,

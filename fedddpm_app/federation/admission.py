@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fedddpm_app.config import AdmissionConfig, Config
-from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
+from fedddpm_app.federation.records import NUM_EXAMPLES
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.progress import logger
 
@@ -45,7 +45,8 @@ class Admission:
         the check of the sites' data, or from the client's first accepted reply. A site may add images during a run.
     history : dict of str to list of float
         By record name, the norms of what was accepted, in the order of the rounds and partitions: under ``arrays`` the
-        norms of the changes of the weights, otherwise the norms of the further records. It is replaced, not changed.
+        norms of the changes of the weights, under ``Exchanged.kind`` those of a part of them, otherwise the norms of
+        the further records. It is replaced, not changed.
     """
 
     def __init__(self, config: Config) -> None:
@@ -124,16 +125,16 @@ class Admission:
         reply : Reply
             The next reply, in the order of the partition ids.
         own_norm : callable
-            Returns the norm of the weights that the round started from.
+            Returns the norm of the weights that the change is measured from.
         first : mapping of str to list of float
             By further record, the norms to compare with while few are accepted, see ``first_norms``.
         """
         norms = dict(reply.record_norms)
         if reply.update_norm is not None:
-            norms[ARRAYS] = reply.update_norm
+            norms[reply.kind] = reply.update_norm
         for record, norm in norms.items():
             known = self.history.get(record, [])
-            if record == ARRAYS:
+            if record == reply.kind:
                 refusal = _refusal(self._limits, norm, known, own_norm)
             else:
                 refusal = _refusal_of_record(self._limits, record, norm, max(known, first.get(record, []), key=len))

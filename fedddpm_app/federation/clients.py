@@ -1,11 +1,13 @@
 """The run's clients: messages to them, the order of the messages, and the count of bytes."""
 
 import functools
+import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import ConfigRecord, Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedddpm_app.config import Config
@@ -15,11 +17,30 @@ from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.errors import ActorLostError
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants, is_deployed
-from fedddpm_app.federation.records import FORGET, request
+from fedddpm_app.federation.records import ARRAYS, EXCHANGE, FORGET, RETURNED, request
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError, ReplySpec, accept_reply
 from fedddpm_app.federation.roll_call import RollCall
 from fedddpm_app.progress import logger
 from fedddpm_app.transport import Packed, Transport
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """The weights for clients that do not exchange all of them.
+
+    Attributes
+    ----------
+    packed : Packed
+        The weights that they get.
+    returned : sequence of str
+        The names of the weights that they return; empty for all.
+    """
+
+    packed: Packed
+    returned: Sequence[str] = ()
+
+
+NO_PARTS: Mapping[int, Part] = types.MappingProxyType({})
 
 
 class Clients:
@@ -111,8 +132,11 @@ class Clients:
         server_round: int,
         timeout: float,
         with_states: bool = False,
+        parts: Mapping[int, Part] = NO_PARTS,
     ) -> list[Message]:
         """Return one message with the records for each partition, and count its bytes.
+
+        ``parts`` has the record ``arrays`` of each partition that does not exchange all weights.
 
         Clients that took the most steps for the last message of this type come first, so that the last ones to finish
         are short. A new client is treated as one of the longest. Clients with equal steps are in the order of the
@@ -122,16 +146,25 @@ class Clients:
         drops a message after that time, which is 12 hours by default, however long the sender waits.
         With ``with_states``, a message names the round whose state its client continues from (``state_rounds``).
         """
-        arrays = {name: packed.record for name, packed in records.items()}
-        state_rounds = {p: self.state_rounds.get(p, 0) if with_states else 0 for p in partitions}
-        contents = {r: request(arrays, server_round, r, self.state_run, timeout) for r in {*state_rounds.values()}}
-        self._accounting.bytes_down += sum(packed.num_bytes for packed in records.values()) * len(partitions)
+        contents: dict[int, RecordDict] = {}
+        shared: dict[tuple[int, Part | None], RecordDict] = {}  # most messages have equal content
+        for p in partitions:
+            part, state_round = parts.get(p), self.state_rounds.get(p, 0) if with_states else 0
+            packed = {**records, ARRAYS: part.packed} if part else records
+            self._accounting.bytes_down += sum(each.num_bytes for each in packed.values())
+            if (state_round, part) not in shared:
+                arrays = {name: each.record for name, each in packed.items()}
+                content = request(arrays, server_round, state_round, self.state_run, timeout)
+                if part and part.returned:
+                    content[EXCHANGE] = ConfigRecord({RETURNED: [*part.returned]})
+                shared[state_round, part] = content
+            contents[p] = shared[state_round, part]
         node_of, under_way = self.participants.node_of, self.participants.under_way
         ttl = time_to_live(timeout, max(under_way or 1, len(partitions)) if self.simulated else 0)
         steps = self._steps.setdefault(message_type, {})
         longest = max(steps.values(), default=0.0)
         return [
-            Message(contents[state_rounds[p]], dst_node_id=node_of[p], message_type=message_type, ttl=ttl)
+            Message(contents[p], dst_node_id=node_of[p], message_type=message_type, ttl=ttl)
             for p in sorted(partitions, key=lambda p: (-steps.get(p, longest), p))
         ]
 

@@ -67,6 +67,28 @@ class AlgorithmDescription:
                 raise TypeError(f'{cls.__name__}.client_actions: "{name}" must be a Python identifier.')
 
     @classmethod
+    def keeps_model(cls, config: Config) -> bool:
+        """Return whether a client keeps its trained model for its next round, and for evaluation.
+
+        A client can then get a part of the weights alone, see ``FederatedStrategy.exchanged``.
+        """
+        return False
+
+    @classmethod
+    def keeps_state(cls, config: Config) -> bool:
+        """Return whether a client keeps a state between its rounds."""
+        return cls.hook.keeps_state or cls.keeps_model(config)
+
+    @classmethod
+    def has_global_model(cls, config: Config) -> bool:
+        """Return whether there is one model for all clients, which the run evaluates.
+
+        Without it, clients evaluate their own models, which their states hold, and the run evaluates those of
+        ``FederatedStrategy.evaluated``.
+        """
+        return True
+
+    @classmethod
     def check_config(cls, config: Config) -> None:
         """Raise ``ConfigError`` for values that this algorithm cannot use."""
         if cls.own_aggregation and config.run.aggregator != "fedavg":
@@ -120,5 +142,15 @@ class AlgorithmDescription:
             for is_first in (True, False)
         )
         images = first * of_first + (rounds * per_round - first) * of_later
-        models = rounds * per_round * cls.models_per_exchange if cls.trains_on_clients else 0
-        return of_images(config, images) + Cost(0.0, models, models)
+        traffic = cls.traffic(config, first) if cls.trains_on_clients else Cost()
+        return of_images(config, images) + traffic
+
+    @classmethod
+    def traffic(cls, config: Config, first: float) -> Cost:
+        """Return the models' worth of weights that all rounds exchange.
+
+        ``first`` is the expected number of clients that take part; in its first round, a client has no state.
+        """
+        exchanges = config.run.num_rounds * (config.run.clients_per_round or config.data.num_clients)
+        models = exchanges * cls.models_per_exchange
+        return Cost(0.0, models, models)

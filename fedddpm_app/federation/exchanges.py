@@ -7,17 +7,22 @@ from typing import TYPE_CHECKING
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import is_due
+from fedddpm_app.config import ConfigError, is_due
 from fedddpm_app.federation.accounting import Span
+from fedddpm_app.federation.clients import NO_PARTS, Part
+from fedddpm_app.federation.exchanged import WHOLE, Exchanged, checked_exchanges, kind_of
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import ARRAYS, to_weights
 from fedddpm_app.federation.replies import Reply, ReplySpec
 from fedddpm_app.federation.server_state import load_named_state
 from fedddpm_app.federation.streaming import ReplyStream, collecting, with_progress
+from fedddpm_app.transport import Packed
 from fedddpm_app.weights import Weights
 
 if TYPE_CHECKING:
     from fedddpm_app.federation.strategy import FederatedStrategy
+
+_NOTHING = "nothing"  # the record in the place of the weights, where none are sent
 
 
 class Training:
@@ -50,18 +55,43 @@ class Training:
         strategy.round_log.begin(server_round, strategy.sampled, participants.absent(num_clients))
         if not strategy.trains_on_clients:
             return []
+        strategy.exchanges = self._exchanges()
         extra = strategy.broadcast(server_round)
-        return _address(strategy, MessageType.TRAIN, strategy.sampled, arrays, server_round, extra)
+        if not strategy.sampled:
+            return []
+        names, parts = _pack_parts(strategy, arrays)
+        records = {name: strategy.outbox.pack(name, each, each) for name, each in extra.items()}
+        if len(parts) < len(strategy.sampled):
+            records[ARRAYS] = strategy.outbox.pack(ARRAYS, arrays, to_weights(arrays))
+        strategy.outbox.keep_only({*records, *names})
+        return _address(strategy, MessageType.TRAIN, strategy.sampled, records, server_round, parts)
+
+    def _exchanges(self) -> dict[int, Exchanged]:
+        """Return what each client of the round exchanges.
+
+        Raises
+        ------
+        ConfigError
+            If parts are exchanged, and the run's ``aggregator`` cannot aggregate them.
+        """
+        strategy, rule = self._strategy, self._strategy.config.run.aggregator
+        asked = strategy.exchanged(self._round, strategy.sampled)
+        known = [partition for partition in strategy.sampled if strategy.has_model(partition)]
+        exchanges = checked_exchanges(asked, strategy.sampled, strategy.global_weights, known)
+        if rule != "fedavg" and not all(each.is_whole for each in exchanges.values()):
+            raise ConfigError(
+                f'aggregator = "{rule}" needs all weights of every client, but algorithm = '
+                f'"{strategy.config.run.algorithm}" exchanges parts: use aggregator = "fedavg".'
+            )
+        return exchanges
 
     def aggregate(self, replies: Iterable[Message]) -> tuple[Weights, MetricRecord]:
         """Return the aggregated weights and the mean metrics of the accepted replies."""
-        strategy, server_round, expect = self._strategy, self._round, self._strategy.transport.expect
-        records = {
-            name: expect(reference, strategy.global_weights if name == ARRAYS else None)
-            for name, reference in strategy.reply_references.items()
-        }
-        spec = ReplySpec(records, strategy.train_metrics, strategy.check_reply, server_round=server_round)
-        stream = ReplyStream(strategy.clients, replies, strategy.sampled, f"round {server_round}", spec)
+        strategy, server_round = self._strategy, self._round
+        by_exchange = {each: self._spec(each) for each in {WHOLE, *strategy.exchanges.values()}}
+        specs = {partition: by_exchange[each] for partition, each in strategy.exchanges.items()}
+        name = f"round {server_round}"
+        stream = ReplyStream(strategy.clients, replies, strategy.sampled, name, by_exchange[WHOLE], specs)
         accepted: list[Reply] = []
         in_order = collecting(stream.by_partition(strategy.recorder.scratch), accepted)
         in_order = self._with_quorum(in_order, stream, accepted)
@@ -77,6 +107,20 @@ class Training:
         strategy.round_log.add_replies(accepted, metrics)
         strategy.round_log.add(stream.left_out("train"))
         return weights_module.cast_like(weights, strategy.initial_weights), metrics
+
+    def _spec(self, exchange: Exchanged) -> ReplySpec:
+        """Return the specification of the replies of clients with this exchange."""
+        strategy, expect = self._strategy, self._strategy.transport.expect
+        start = strategy.global_weights
+        names = [name for name in start if exchange.returned is None or name in exchange.returned]
+        select, base = weights_module.select, weights_module.select(start, names)
+        records = {
+            name: expect(select(reference, names), base) if name == ARRAYS else expect(reference)
+            for name, reference in strategy.reply_references.items()
+        }
+        return ReplySpec(
+            records, strategy.train_metrics, strategy.check_reply, server_round=self._round, kind=exchange.kind
+        )
 
     def abandon(self, reason: str) -> None:
         """Undo and record the attempt, which got too few replies."""
@@ -125,13 +169,21 @@ class Evaluation:
         due = is_due(config.evaluation.eval_every, server_round, config.run.num_rounds)
         wanted = due and strategy.evaluates_on_clients and config.data.held_out_fraction > 0
         self._asked = [p for p in strategy.clients.present() if p in strategy.sampled] if wanted else []
+        self._is_global = strategy.has_global_model(config)
+        if not self._is_global:  # a client whose trainings have all failed has no model yet
+            trained = strategy.clients.state_rounds
+            self._asked = [partition for partition in self._asked if trained.get(partition, 0) > 0]
         self._strategy = strategy
         self._round = server_round
         self._span = Span(strategy.accounting)
 
     def messages(self, arrays: ArrayRecord) -> list[Message]:
-        """Return the messages with the weights for the round's clients."""
-        return _address(self._strategy, MessageType.EVALUATE, self._asked, arrays, self._round, {})
+        """Return the messages with the weights for the round's clients; without a global model, they have their own."""
+        if not self._asked:
+            return []
+        pack = self._strategy.outbox.pack
+        packed = pack(ARRAYS, arrays, to_weights(arrays)) if self._is_global else pack(_NOTHING, None, {})
+        return _address(self._strategy, MessageType.EVALUATE, self._asked, {ARRAYS: packed}, self._round)
 
     def accepted(self, replies: Iterable[Message]) -> list[Message]:
         """Return the checked replies, in the order of the partition ids."""
@@ -144,19 +196,33 @@ class Evaluation:
         return [reply.message for reply in accepted]
 
 
+def _pack_parts(strategy: "FederatedStrategy", arrays: ArrayRecord) -> tuple[set[str], dict[int, Part]]:
+    """Return the weights for each client that does not exchange all, and the names of their records in the outbox.
+
+    Weights that go to several clients are packed once.
+    """
+    weights, names = to_weights(arrays), set[str]()
+    by_exchange: dict[Exchanged, Part] = {}
+    for each in dict.fromkeys(strategy.exchanges[partition] for partition in strategy.sampled):
+        if not each.is_whole:
+            sent = [name for name in weights if each.sent is None or name in each.sent]
+            record = kind_of(each.sent)
+            part = weights if each.sent is None else weights_module.select(weights, sent)
+            packed = strategy.outbox.pack(record, arrays, part)
+            names.add(record)
+            by_exchange[each] = Part(packed, tuple(name for name in weights if name in (each.returned or ())))
+    exchanges = ((partition, strategy.exchanges[partition]) for partition in strategy.sampled)
+    return names, {partition: by_exchange[each] for partition, each in exchanges if not each.is_whole}
+
+
 def _address(
     strategy: "FederatedStrategy",
     message_type: str,
     partitions: list[int],
-    arrays: ArrayRecord,
+    records: Mapping[str, Packed],
     server_round: int,
-    extra: Mapping[str, Weights],
+    parts: Mapping[int, Part] = NO_PARTS,
 ) -> list[Message]:
-    """Return one message for each partition, with the weights and the ``extra`` records."""
-    if not partitions:
-        return []
-    pack = strategy.outbox.pack
-    records = {ARRAYS: pack(ARRAYS, arrays, to_weights(arrays))}
-    records |= {name: pack(name, weights, weights) for name, weights in extra.items()}
-    timeout = strategy.config.waiting.round_timeout
-    return strategy.clients.address(partitions, message_type, records, server_round, timeout, with_states=True)
+    """Return one message for each partition, with the packed records."""
+    timeout, address = strategy.config.waiting.round_timeout, strategy.clients.address
+    return address(partitions, message_type, records, server_round, timeout, with_states=True, parts=parts)

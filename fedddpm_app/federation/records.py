@@ -23,6 +23,9 @@ SHARES_MEMORY = "shares-memory"
 WORKER = "worker"
 ACTION = "train."  # prefix of the message type of a client action
 VALUES = "values"
+EXCHANGE = "exchange"  # config record of a message whose reply has not all weights
+RETURNED = "returned"  # the names of the weights that it has
+OWN_MODEL = "own-model"  # record in a client's state: its model after its last training
 FORGET = "query.forget"
 LOOK = "query.look"
 

@@ -49,6 +49,8 @@ class Reply:
         The L2 norm of the client's change of the weights; None if the reply has no weights.
     record_norms : mapping of str to float
         The L2 norm of each further record's floating-point tensors, by record name.
+    kind : str
+        The name under which the norms of such changes are compared with each other.
     """
 
     partition_id: int
@@ -57,9 +59,12 @@ class Reply:
     payloads: Mapping[str, Payload]
     update_norm: float | None = None
     record_norms: Mapping[str, float] = field(default_factory=dict)
+    kind: str = ARRAYS
 
     def load(self, record: str = ARRAYS) -> Weights:
-        """Decode a record (by default the client's weights). Do not change the result, and preferably do not keep it.
+        """Decode a record, by default the client's weights: those that it was to return.
+
+        Do not change the result, and preferably do not keep it.
 
         The weights may lie in the memory in which they arrived; it is freed with the last of them.
         """
@@ -110,6 +115,8 @@ class ReplySpec:
         Whether ``num-examples`` counts the images that a client evaluated on, not those that it trained on.
     server_round : int
         The round that it must answer; 0 before the rounds.
+    kind : str
+        As in ``Reply``.
     """
 
     records: Mapping[str, Expected] = field(default_factory=dict)
@@ -119,6 +126,7 @@ class ReplySpec:
     counts_examples: bool = True
     held_out: bool = False
     server_round: int = 0
+    kind: str = ARRAYS
 
 
 def accept_reply(
@@ -162,7 +170,7 @@ def accept_reply(
     update_norm = norms.pop(ARRAYS) if ARRAYS in norms and payloads[ARRAYS].expected.has_start else None
     kept = [NUM_EXAMPLES, *spec.metrics] if spec.counts_examples else spec.metrics
     message.content = RecordDict({METRICS: MetricRecord({key: metrics[key] for key in kept})})
-    reply = Reply(partition_id, message, metrics, payloads, update_norm, norms)
+    reply = Reply(partition_id, message, metrics, payloads, update_norm, norms, spec.kind)
     if spec.check is not None:
         spec.check(reply)
     return reply

@@ -95,7 +95,7 @@ class Checkpoints:
         if not keep and not self.is_permanent(server_round):
             return
         self._failures = 0 if strategy.recorder.wait_for_checkpoint() else self._failures + 1
-        if strategy.hook.keeps_state and self._failures >= max(1, keep):
+        if strategy.keeps_state(self._config) and self._failures >= max(1, keep):
             strategy.recorder.check_checkpoint()
         strategy.recorder.save_checkpoint(
             server_round, models_of(strategy, weights), strategy.state(), keep, self.is_permanent

@@ -21,6 +21,7 @@ from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.cost import images_per_step
 from fedddpm_app.federation.description import AlgorithmDescription
 from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError, check_finite
+from fedddpm_app.federation.exchanged import Exchanged
 from fedddpm_app.federation.exchanges import Evaluation, Training
 from fedddpm_app.federation.messaging import StreamingGrid
 from fedddpm_app.federation.ports import Recorder
@@ -75,10 +76,12 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
     ema_weights : Weights or None
         Moving average of the global weights over the rounds; None before the first round.
     client_models : dict of int to Weights
-        Models by partition id, for algorithms without a global model; otherwise empty.
+        Models by partition id, for algorithms without a global model; otherwise empty. Checkpoints contain them.
     shares : Shares
         The parts of ``client_models`` in the run's images, if they generate them together; otherwise empty: each of
         these models is then measured alone. An algorithm that sets it adds it to its ``state_attributes``.
+    exchanges : dict of int to Exchanged
+        What each client of the current round exchanges.
     train_loss : float
         The clients' mean loss over the round's steps, weighted by their examples; set after ``aggregate``.
     transport : Transport
@@ -106,6 +109,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         self.train_loss = float("nan")
         self.client_models: dict[int, Weights] = {}
         self.shares = Shares()
+        self.exchanges: dict[int, Exchanged] = {}
         self.reply_references: dict[str, Weights] = {}
         self.sampled: list[int] = []
         self.attempt = 0
@@ -141,6 +145,23 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         """Return the weights that clients receive in addition to the global weights, by name (here: none)."""
         return {}
 
+    def exchanged(self, server_round: int, partitions: Sequence[int]) -> Mapping[int, Exchanged]:
+        """Return the weights that the round exchanges with each client, both ways (here: all, with every client).
+
+        A client that is not named exchanges all weights. See ``Exchanged``, and ``checked_exchanges`` for the rules.
+        ``has_model`` says whether a client can get a part. ``aggregate`` then averages each weight over the clients
+        that return it, and a weight that no client returns stays as it is.
+        """
+        return {}
+
+    def evaluated(self, server_round: int) -> Mapping[int, Weights]:
+        """Return the models of a run without a global model that stand for a round, by partition id.
+
+        It is called when an evaluation, a sheet or the pipelines need them, maybe more than once, and again for the
+        last round after the end of ``start``. A client without a model is left out; without any model nothing is shown.
+        """
+        return self.client_models
+
     def check_reply(self, reply: Reply) -> None:
         """Raise ``ReplyRefusedError`` for a training reply that this algorithm cannot use."""
 
@@ -155,9 +176,12 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
             Checked, in the order of the partition ids; each is yielded as soon as it is its turn. After the last one,
             the iterator raises ``TooFewRepliesError`` if there were fewer than ``min-replies``: change the algorithm's
             state after the loop over the replies, because the round is then repeated.
-            ``reply.load()`` returns a client's weights. Read the replies in one pass and keep none
+            ``reply.load()`` returns a client's weights, see ``exchanged``. Read the replies in one pass and keep none
             (``weights.RunningMean`` folds their weights): memory then does not grow with the number of clients.
         """
+        if not all(each.is_whole for each in self.exchanges.values()):
+            parts = ((reply.load(), reply.num_examples) for reply in replies)
+            return weights_module.mean_by_name(parts, self.global_weights)
         parameters = self.parameters if self._rule.steps else ()
         aggregated = self._rule.aggregate(server_round, self.global_weights, replies, parameters, self.grid)
         return self.global_weights if aggregated is None else aggregated
@@ -191,6 +215,10 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
     def global_weights(self) -> Weights:
         """The weights that the current round started from."""
         return to_weights(self._arrays)
+
+    def has_model(self, partition: int) -> bool:
+        """Return whether a client has kept the model of an earlier round, see ``keeps_model``."""
+        return self.keeps_model(self.config) and self.clients.state_rounds.get(partition, 0) > 0
 
     def record(self, **stats: object) -> None:
         """Add values to the current round's line in ``stats.jsonl``."""
@@ -280,7 +308,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
                 lambda server_round, current: self._finish_round(server_round, current, evaluate_fn),
             )
             self.recorder.check_checkpoint()  # a resumed run then does not need the clients' states
-            if self.hook.keeps_state or self.config.transport.keeps_residuals:
+            if self.keeps_state(self.config) or self.config.transport.keeps_residuals:
                 self.clients.forget(grid, self.config.waiting.node_timeout)
             return result
 

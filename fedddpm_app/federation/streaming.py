@@ -1,8 +1,8 @@
 """The replies of one exchange, which are checked as they arrive and yielded one by one in a fixed order."""
 
-import functools
 import itertools
 import math
+import types
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,9 @@ class ReplyStream:
         The name of the exchange in warnings.
     spec : ReplySpec
         The specification of a reply.
+    specs : mapping of int to ReplySpec, optional
+        By partition, the specification of a reply with other weights than in ``spec``, but with the same further
+        records.
 
     Attributes
     ----------
@@ -48,13 +51,21 @@ class ReplyStream:
     """
 
     def __init__(
-        self, clients: "Clients", messages: Iterable[Message], awaited: Sequence[int], name: str, spec: ReplySpec
+        self,
+        clients: "Clients",
+        messages: Iterable[Message],
+        awaited: Sequence[int],
+        name: str,
+        spec: ReplySpec,
+        specs: Mapping[int, ReplySpec] = types.MappingProxyType({}),
     ) -> None:
         self._clients = clients
         self._messages = messages
         self._awaited = awaited
         self._name = name
         self._spec = spec
+        self._specs = specs
+        self._own_norms: dict[str, float] = {}
         self._first: dict[str, list[float]] = {}  # by further record, the norms that the first ones are compared with
         self.refused: dict[int, str] = {}
         self.on_close: Callable[[], None] = lambda: None
@@ -88,7 +99,7 @@ class ReplyStream:
         together, see ``Admission.judge_together``.
         """
         replies = sorted((r for _, r in self._settled() if r is not None), key=lambda reply: reply.partition_id)
-        too_large = self._clients.admission.judge_together(replies, lambda: self.own_norm)
+        too_large = self._clients.admission.judge_together(replies, lambda: self._own_norm(self._spec))
         self.refused |= {partition: one_line(reason) for partition, reason in too_large.items()}
         self._close()
         return [reply for reply in replies if reply.partition_id not in too_large]
@@ -130,10 +141,11 @@ class ReplyStream:
         self._clients.refusals[partition] = self.refused[partition]
         logger.warning("%s: client %d is left out: %s", self._name, partition, self.refused[partition])
 
-    @functools.cached_property
-    def own_norm(self) -> float:
-        """The norm of the weights that the clients started from."""
-        return weights_module.norm(self._spec.records[ARRAYS].start)
+    def _own_norm(self, spec: ReplySpec) -> float:
+        """Return the norm of the weights that the changes of such replies are measured from."""
+        if spec.kind not in self._own_norms:
+            self._own_norms[spec.kind] = weights_module.norm(spec.records[ARRAYS].start)
+        return self._own_norms[spec.kind]
 
     def _judged(self, waiting: dict[int, Reply], partition: int) -> Iterator[Reply]:
         """Yield a client's waiting reply if its change of the weights is not too large."""
@@ -141,7 +153,8 @@ class ReplyStream:
             return
         reply = waiting.pop(partition)
         try:
-            self._clients.admission.judge(reply, lambda: self.own_norm, self._first)
+            spec = self._specs.get(partition, self._spec)
+            self._clients.admission.judge(reply, lambda: self._own_norm(spec), self._first)
         except ReplyRefusedError as error:
             self.refused[partition] = one_line(str(error))
         else:
@@ -165,7 +178,7 @@ class ReplyStream:
     def _accepted(self, message: Message, partition: int) -> Reply | None:
         """Check a reply; store the reason if it is refused."""
         try:
-            return self._clients.accept(message, partition, self._spec)
+            return self._clients.accept(message, partition, self._specs.get(partition, self._spec))
         except ReplyRefusedError as error:
             self.refused[partition] = one_line(str(error))
             return None

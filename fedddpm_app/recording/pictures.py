@@ -8,7 +8,13 @@ from torch import Tensor
 from fedddpm_app.recording.curves import plot_losses, plot_metrics
 from fedddpm_app.recording.files import optional
 from fedddpm_app.recording.plots import plot_classes, plot_partition
-from fedddpm_app.recording.samples import round_sheet, save_auxiliary_sheets, save_rounds, save_samples
+from fedddpm_app.recording.samples import (
+    round_sheet,
+    save_auxiliary_sheets,
+    save_clients,
+    save_rounds,
+    save_samples,
+)
 from fedddpm_app.recording.sheets import save_pairs
 
 
@@ -56,6 +62,13 @@ class RunPictures:
         with optional(folder):
             save_samples(images, round_sheet(folder, server_round, name), caption, labels, class_names)
             save_rounds(folder, f"{owner}, {about}", name)
+
+    def save_clients(self, images: Mapping[str, Tensor], server_round: int, about: str) -> None:
+        """Write one sheet with a row for each client's model; ``images`` are uint8 (N, C, H, W), by model."""
+        folder = self._directory / "samples"
+        with optional(folder):
+            caption = f"{self._directory.name}, round {server_round}: {about}"
+            save_clients(images, round_sheet(folder, server_round, "clients"), caption)
 
     def save_classes(self, metric: Mapping[str, object], class_names: Sequence[str], name: str = "") -> None:
         """Plot the classes of the metric ``class-tv``; ``name`` identifies the model if a run has several."""

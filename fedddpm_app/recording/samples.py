@@ -7,9 +7,10 @@ shows all rounds at once, also on paper; an animation does not.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from fedddpm_app.recording.sheets import Texts, read_tiles, save_sheet, save_strip
@@ -81,6 +82,24 @@ def save_samples(images: Tensor, path: Path, about: str, labels: Tensor | None, 
     height, width = images.shape[2:]
     caption = f"{about}, {len(images)} images of {width}x{height} pixels."
     save_sheet(images, path, columns, Texts(caption, rows))
+
+
+def save_clients(images: Mapping[str, Tensor], path: Path, about: str) -> None:
+    """Write a sheet with a row for each client's model.
+
+    Parameters
+    ----------
+    images : mapping of str to Tensor
+        By the model's name, uint8, shape (N, C, H, W), generated from the same noise; a row has at most ``COLUMNS`` of
+        them, spread over all, and so over the classes.
+    path : Path
+        The PNG.
+    about : str
+        The origin of the images, for the caption.
+    """
+    rows = [generated[spread_out(len(generated), COLUMNS)] for generated in images.values()]
+    caption = f"{about}. Each row is one client's own model, and each column starts from the same noise."
+    save_sheet(torch.cat(rows), path, len(rows[0]), Texts(caption, [*images]))
 
 
 def save_auxiliary_sheets(images: Tensor, clients: Sequence[int], folder: Path, run: str) -> None:

@@ -36,6 +36,8 @@ class ActionRequest:
         The weights that the server sent, on the CPU; do not change them. Empty if it sent no weights.
     values : mapping of str to scalar or list
         Further values that the server sent.
+    state : mapping of str to Weights
+        The records that this client kept in its last accepted round; empty before it. An action does not change them.
     """
 
     config: Config
@@ -45,6 +47,7 @@ class ActionRequest:
     server_round: int
     weights: Weights = field(default_factory=dict)
     values: Mapping[str, Value] = field(default_factory=dict)
+    state: Mapping[str, Weights] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -79,7 +82,7 @@ class ClientAction:
         Names of tensor records. ``arrays`` must match the weights that were sent; the request gives the shapes of the
         others.
     exact : bool
-        Send the weights in full precision, for any ``wire-dtype``.
+        Send the weights in full precision, both ways, for any ``wire-dtype``.
     """
 
     run: Callable[[ActionRequest], ActionAnswer]

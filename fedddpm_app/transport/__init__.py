@@ -110,9 +110,12 @@ class Transport:
                 self._log_reason(f"it is full ({error.strerror})")
         return (pack_arrays if self.settings.transport == "arrays" else pack_flat)(sent)
 
-    def expect(self, reference: Weights, base: Weights | None = None) -> Expected:
-        """Return the expectation for a client's record like ``reference``; with ``base``, for differences from it."""
-        dtype: WireDtype = self.settings.wire_dtype
+    def expect(self, reference: Weights, base: Weights | None = None, dtype: WireDtype | None = None) -> Expected:
+        """Return the expectation for a client's record like ``reference``; with ``base``, for differences from it.
+
+        ``dtype`` replaces the run's ``wire-dtype``.
+        """
+        dtype = dtype or self.settings.wire_dtype
         return Expected(reference, dtype if base is not None else down_dtype(dtype), base)
 
     def receive(self, record: ArrayRecord, expected: Expected, partition_id: int) -> Payload:

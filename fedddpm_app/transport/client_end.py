@@ -39,9 +39,9 @@ class ClientEnd:
         rounded = torch.bfloat16 if self._dtype == "bf16" else None
         return {name: tensor.float() if tensor.dtype == rounded else tensor for name, tensor in sent.items()}
 
-    def pack(self, weights: Weights) -> Packed:
-        """Pack weights as they are, not as differences."""
-        sent = get_wire(down_dtype(self._dtype)).encode(weights, weights)
+    def pack(self, weights: Weights, dtype: WireDtype | None = None) -> Packed:
+        """Pack weights as they are, not as differences, in ``dtype`` or else in the run's ``wire-dtype``."""
+        sent = get_wire(dtype or down_dtype(self._dtype)).encode(weights, weights)
         return pack_answer(self._request, sent, self._partition_id)
 
     def pack_trained(self, weights: Weights, base: Weights, residual: Weights) -> tuple[Packed, Weights]:

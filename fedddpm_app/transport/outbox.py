@@ -1,5 +1,7 @@
 """The records that the server sent last, by name."""
 
+from collections.abc import Container
+
 from fedddpm_app.transport import Packed, Transport
 from fedddpm_app.weights import Weights
 
@@ -27,3 +29,8 @@ class Outbox:
         packed = self._transport.pack(weights)
         self._sent[name] = (source, packed)
         return packed
+
+    def keep_only(self, names: Container[str]) -> None:
+        """Release the records of all other names."""
+        for name in [name for name in self._sent if name not in names]:
+            self._transport.release(self._sent.pop(name)[1])

@@ -91,7 +91,8 @@ def test_metrics_are_means_over_the_clients_models(run_config, tmp_path):
 def test_pictures_checkpoints_and_pipelines_are_one_per_client(shared_run):
     run = shared_run(algorithm="local-only")
     names = [f"client-{k:04d}" for k in range(4)]
-    assert sorted(p.stem for p in (run.path / "samples").glob("round-0002*")) == [f"round-0002-{n}" for n in names]
+    sheets = [f"round-0002-{name}" for name in (*names, "clients")]
+    assert sorted(p.stem for p in (run.path / "samples").glob("round-0002*")) == sheets
     assert sorted(p.name for p in (run.path / "checkpoints" / "round-0002").iterdir() if p.is_dir()) == names
     pipelines = [DDPMPipeline.from_pretrained(run.path / "pipeline" / name) for name in names]
     first, second = (next(iter(p.unet.parameters())) for p in pipelines[:2])

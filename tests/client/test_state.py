@@ -22,7 +22,8 @@ from fedddpm_app.weights import snapshot
 from tests.algorithms.problems import CLIENTS, RATE, STEPS, Point, quadratic, run, same
 from tests.algorithms.test_scaffold import reference
 
-STATEFUL = [name for name, strategy in REGISTRY.items() if strategy.hook.keeps_state]
+DEFAULTS = default_run_config()
+STATEFUL = [n for n, kind in REGISTRY.items() if kind.keeps_state(load_config(DEFAULTS | {"algorithm": n}))]
 
 
 @pytest.fixture
@@ -238,7 +239,7 @@ def test_what_is_not_finite_is_neither_kept_nor_sent(where):
 
 
 def test_the_stateful_algorithms_are_known():
-    assert STATEFUL == ["scaffold", "feddyn", "moon", "local-only"]
+    assert STATEFUL == ["scaffold", "feddyn", "moon", "feddiffuse", "local-only"]
 
 
 def test_a_record_that_was_not_asked_for_is_told():

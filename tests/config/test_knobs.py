@@ -111,6 +111,8 @@ KNOBS = [
     ("moon-mu", [0.0, 5.0], {"algorithm": "moon"}),
     ("moon-temperature", [0.1, 2.0], {"algorithm": "moon"}),
     ("moon-representation", ["conv_in"], {"algorithm": "moon"}),
+    ("feddiffuse-split", ["full", "usplit", "ulatdec"], {"algorithm": "feddiffuse"}),
+    ("feddiffuse-collect-models", [False], {"algorithm": "feddiffuse"}),
     ("eval-every", [0, 2], FEDAVG | {"num-rounds": 3}),
     ("eval-draws", [2], LOCAL),
     ("eval-extractor", ["pixels-pca"], FINAL),

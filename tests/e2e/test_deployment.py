@@ -306,6 +306,27 @@ def test_a_server_that_is_killed_in_a_round_is_resumed(started, laptop, tmp_path
 
 
 SCAFFOLD = {"algorithm": "scaffold", "num_rounds": 3}
+UDEC = {"algorithm": "feddiffuse", "feddiffuse_split": "udec", "num_rounds": 2, "eval_every": 0, "preview_every": 0}
+
+
+@pytest.mark.long
+def test_parts_stay_at_the_sites_until_the_end_where_their_models_are_collected(started, laptop, tmp_path, run_app):
+    """The state of each site is in a file there; the run's result is one model per site, equal to the simulation's."""
+    stack = started("compose.yml")
+    laptop.connect(stack.published("superlink"))
+    process = laptop.run(settings_of(tmp_path, **UDEC))
+    output, _ = process.communicate(timeout=420)
+    assert process.returncode == 0, output + stack.logs()
+    here = RunDirectory(laptop.folder / "runs" / "deployed")
+    simulated = in_simulation(run_app, tmp_path, **UDEC, transport="flat")
+    assert here.losses() == simulated.losses()
+    for name in ("model", "client-0000/model", "client-0001/model"):
+        file = f"checkpoints/round-0002/{name}.safetensors"
+        assert (here.path / file).read_bytes() == (simulated.path / file).read_bytes()
+    assert sorted(path.name for path in (here.path / "pipeline").iterdir()) == ["client-0000", "client-0001"]
+    assert not any("eval/loss" in row for row in here.rounds()[:-1])
+    for key in ("comm/up_mb", "comm/down_mb", "comm/collected_mb"):
+        assert here.summary[key] == simulated.summary[key] > 0
 
 
 def kill_server(stack):

@@ -326,12 +326,15 @@ def metric(value, note=""):
 
 
 def test_the_mean_over_clients_has_its_spread_and_every_value():
-    assert mean_over_clients([[metric(3.0)]]) == [metric(3.0)]
-    (mean,) = mean_over_clients([[metric(1.0)], [metric(2.0)], [metric(6.0)]])
+    assert mean_over_clients({"": [metric(3.0)]}) == [metric(3.0)]  # of a global model
+    (mean,) = mean_over_clients({"a": [metric(1.0)], "b": [metric(2.0)], "c": [metric(6.0)]})
     assert mean.value == 3.0
     assert mean.std == pytest.approx(math.sqrt((4 + 1 + 9) / 2))
-    assert mean.details == {"clients": [1.0, 2.0, 6.0], "client_details": [{}, {}, {}]}
-    (part,) = mean_over_clients([[metric(1.0)], [metric(math.nan, "none")]])
+    of_models = {"clients": [1.0, 2.0, 6.0], "client_names": ["a", "b", "c"], "client_details": [{}, {}, {}]}
+    assert mean.details == of_models | {"median": 2.0}
+    (alone,) = mean_over_clients({"a": [metric(3.0)]})
+    assert (alone.value, alone.std, alone.details["client_names"]) == (3.0, None, ["a"])
+    (part,) = mean_over_clients({"a": [metric(1.0)], "b": [metric(math.nan, "none")]})
     assert (part.value, part.std, part.note) == (1.0, None, "none")
     assert dataclasses.replace(mean, value=1.0, std=None, details={}) == metric(1.0)
 

@@ -40,6 +40,8 @@ OTHERS = {
     "fedavgm": {"algorithm": "fedavg", "aggregator": "fedavgm"},
     "moon": {"algorithm": "moon"},
     "local-only": {"algorithm": "local-only"},
+    "feddiffuse": {"algorithm": "feddiffuse", "clients-per-round": 3},
+    "usplit": {"algorithm": "feddiffuse", "feddiffuse-split": "usplit", "wire-dtype": "int8-delta"},
     "centralized": {"algorithm": "centralized"},
     "aux-only": {"algorithm": "aux-only"},
     "int8-delta": {"algorithm": "fedavg", "wire-dtype": "int8-delta"},
@@ -84,6 +86,7 @@ def check_equal(resumed, whole):
     assert final_weights(resumed.path) == final_weights(whole.path)
     same = ("comm/up_mb", "comm/down_mb", "compute/steps", "images/preview", "images/auxiliary")
     assert {key: resumed.summary[key] for key in same} == {key: whole.summary[key] for key in same}
+    assert resumed.summary.get("comm/collected_mb") == whole.summary.get("comm/collected_mb")
     assert not (resumed.path / "unfinished").exists()
 
 
@@ -167,7 +170,7 @@ def stopped(settings):
 
 @pytest.mark.parametrize(
     "algorithm",
-    ["feddyn", "halved", *(pytest.param(name, **_SLOW) for name in OTHERS if name not in ("feddyn", "halved"))],
+    [pytest.param(name, **({} if name in ("feddyn", "feddiffuse", "halved") else _SLOW)) for name in OTHERS],
 )
 def test_every_state_is_resumed(settings, stopped, algorithm):
     more = {"num-rounds": 3}
@@ -311,7 +314,9 @@ def test_a_complete_run_gets_more_rounds(settings):
     check_equal(more, run_here(settings("fedadam", "whole", **evaluated)))
 
 
-@pytest.mark.parametrize(("algorithm", "keeper"), [("scaffold", "algorithm"), ("int8-delta", "wire-dtype")])
+@pytest.mark.parametrize(
+    ("algorithm", "keeper"), [("scaffold", "algorithm"), ("int8-delta", "wire-dtype"), ("feddiffuse", "algorithm")]
+)
 def test_a_complete_run_whose_clients_removed_their_states_is_refused(settings, algorithm, keeper):
     stateful = settings(algorithm, "stateful", **{"num-rounds": 2, "clients-per-round": 0, "checkpoint-every": 1})
     run_here(stateful)
