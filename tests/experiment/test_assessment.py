@@ -12,11 +12,11 @@ from diffusers import DDPMPipeline
 from PIL import Image
 
 from fedddpm_app.data.dataset import open_dataset
+from fedddpm_app.diffusion import ensemble
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.sampling import image_seeds, sample_batches, sample_images
 from fedddpm_app.evaluation.distances import frechet_distance
 from fedddpm_app.evaluation.evaluator import Evaluator
-from fedddpm_app.experiment import assessment, monitor
 from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.recording.pictures import RunPictures
@@ -134,7 +134,7 @@ def test_labels_are_those_of_the_reference(run_app, config, monkeypatch):
         asked.append(options["labels"])
         return sample_batches(*arguments, **options)
 
-    monkeypatch.setattr(assessment, "sample_batches", sampled)
+    monkeypatch.setattr(ensemble, "sample_batches", sampled)
     run_app(num_rounds=1, class_conditional=True, eval_final_images=360)
     assert torch.equal(asked[-1].bincount(), open_dataset(config.data, 0).test.labels.bincount())
 
@@ -157,8 +157,7 @@ def test_a_model_that_draws_nan_goes_on_without_pictures_and_says_so(run_app, mo
     def diverged(*_, **__):
         raise DivergedError("2 of 2 images hold NaN")
 
-    monkeypatch.setattr(assessment, "sample_batches", diverged)
-    monkeypatch.setattr(monitor, "sample_images", diverged)
+    monkeypatch.setattr(ensemble, "sample_batches", diverged)
     monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
     run = run_app(num_rounds=1, eval_images=20)
     assert run.summary["status"] == "completed"
