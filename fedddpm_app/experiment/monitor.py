@@ -95,7 +95,7 @@ class Monitor:
         images = auxiliary.images.cpu() if isinstance(auxiliary, ImageTensors) else None
         models = self._models(self.config.run.num_rounds)
         if not models:
-            logger.warning("no client has a model to evaluate: there are no metrics")
+            logger.warning("no model of a client was collected: there are no metrics")
             return []
         with self.strategy.accounting.timed("final-evaluate"), cpu_threads(self.config.run.server_threads):
             return self.assessment.at_end(self._ensembles(models), self._weights_name, images)
