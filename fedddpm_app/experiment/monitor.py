@@ -11,6 +11,7 @@ from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, is_due
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors
+from fedddpm_app.diffusion.pruned_unet import with_own_config
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.evaluation.denoising import DenoisingLoss, band_edges, banded_denoising_loss
 from fedddpm_app.evaluation.evaluator import Evaluator
@@ -22,6 +23,7 @@ from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import writing
 from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.shapes import fit_model
 from fedddpm_app.weights import Weights
 
 
@@ -71,6 +73,7 @@ class Monitor:
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate, and save sheets, if they are due; return the losses on the test split."""
         self.latest = to_weights(arrays)
+        fit_model(self.model, self.latest)
         num_rounds = self.config.run.num_rounds
         models = self._models(self.strategy.ema_weights or self.latest)
         losses: dict[str, float] = {}
@@ -86,6 +89,7 @@ class Monitor:
 
     def finish(self) -> list[Metric]:
         """Write the pipeline, then run the full evaluation; return its metrics."""
+        fit_model(self.model, self.latest)
         self.save_pipeline()
         if self.assessment is None or not self.config.evaluation.eval_final_images:
             return []
@@ -105,7 +109,7 @@ class Monitor:
         """Write ``pipeline/`` with the EMA weights; without a global model, it contains one pipeline per client."""
         for name, weights in self._models(self.strategy.ema_weights or self.latest).items():
             weights_module.load_into(self.model, weights)
-            pipeline = DDPMPipeline(unet=self.model.eval(), scheduler=self.task.scheduler)
+            pipeline = DDPMPipeline(unet=with_own_config(self.model.eval()), scheduler=self.task.scheduler)
             folder = self.recorder.directory / "pipeline" / name
             with writing(folder):
                 pipeline.save_pretrained(str(folder))

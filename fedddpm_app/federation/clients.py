@@ -1,11 +1,12 @@
 """The run's clients: messages to them, the order of the messages, and the count of bytes."""
 
 import functools
+import types
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
-from flwr.app import Message
+from flwr.app import Message, RecordDict
 from flwr.serverapp import Grid
 
 from fedddpm_app.config import Config
@@ -15,7 +16,7 @@ from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.errors import ActorLostError
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants, is_deployed
-from fedddpm_app.federation.records import FORGET, request
+from fedddpm_app.federation.records import ARRAYS, FORGET, request
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError, ReplySpec, accept_reply
 from fedddpm_app.federation.roll_call import RollCall
 from fedddpm_app.progress import logger
@@ -111,6 +112,7 @@ class Clients:
         server_round: int,
         timeout: float,
         with_states: bool = False,
+        own: Mapping[int, Packed] = types.MappingProxyType({}),
     ) -> list[Message]:
         """Return one message with the records for each partition, and count its bytes.
 
@@ -121,17 +123,25 @@ class Clients:
         ``timeout`` (seconds) is the messages' time limit, see ``deadlines``. It also sets their time to live: Flower
         drops a message after that time, which is 12 hours by default, however long the sender waits.
         With ``with_states``, a message names the round whose state its client continues from (``state_rounds``).
+        ``own`` has the record ``arrays`` of each partition that does not get that of ``records``.
         """
-        arrays = {name: packed.record for name, packed in records.items()}
-        state_rounds = {p: self.state_rounds.get(p, 0) if with_states else 0 for p in partitions}
-        contents = {r: request(arrays, server_round, r, self.state_run, timeout) for r in {*state_rounds.values()}}
-        self._accounting.bytes_down += sum(packed.num_bytes for packed in records.values()) * len(partitions)
+        contents: dict[int, RecordDict] = {}
+        shared: dict[tuple[int, int], RecordDict] = {}  # many messages have equal content
+        for p in partitions:
+            packed = {**records, ARRAYS: own[p]} if p in own else records
+            self._accounting.bytes_down += sum(each.num_bytes for each in packed.values())
+            state_round = self.state_rounds.get(p, 0) if with_states else 0
+            key = (state_round, id(own.get(p)))
+            if key not in shared:
+                arrays = {name: each.record for name, each in packed.items()}
+                shared[key] = request(arrays, server_round, state_round, self.state_run, timeout)
+            contents[p] = shared[key]
         node_of, under_way = self.participants.node_of, self.participants.under_way
         ttl = time_to_live(timeout, max(under_way or 1, len(partitions)) if self.simulated else 0)
         steps = self._steps.setdefault(message_type, {})
         longest = max(steps.values(), default=0.0)
         return [
-            Message(contents[state_rounds[p]], dst_node_id=node_of[p], message_type=message_type, ttl=ttl)
+            Message(contents[p], dst_node_id=node_of[p], message_type=message_type, ttl=ttl)
             for p in sorted(partitions, key=lambda p: (-steps.get(p, longest), p))
         ]
 

@@ -1,7 +1,9 @@
 """The two exchanges of a round with its clients: their training, and the evaluation on their held-out images."""
 
 import math
+import types
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
@@ -37,6 +39,7 @@ class Training:
         values = {name: getattr(strategy, name, None) for name in strategy.state_attributes}
         self._before = {name: value for name, value in values.items() if not hasattr(value, "load_state_dict")}
         self._norms_before = strategy.clients.admission.history
+        self._starts: Mapping[int, Weights] = {}
 
     def messages(self, arrays: ArrayRecord) -> list[Message]:
         """Sample the round's clients, and return the messages with the weights for them."""
@@ -50,8 +53,11 @@ class Training:
         strategy.round_log.begin(server_round, strategy.sampled, participants.absent(num_clients))
         if not strategy.trains_on_clients:
             return []
-        extra = strategy.broadcast(server_round)
-        return _address(strategy, MessageType.TRAIN, strategy.sampled, arrays, server_round, extra)
+        extra, starts = strategy.broadcast(server_round), strategy.start_weights(server_round)
+        self._starts = {p: starts[p] for p in strategy.sampled if p in starts}
+        for weights in self._starts.values():
+            weights_module.check_match(strategy.initial_weights, weights)
+        return _address(strategy, MessageType.TRAIN, strategy.sampled, arrays, server_round, extra, self._starts)
 
     def aggregate(self, replies: Iterable[Message]) -> tuple[Weights, MetricRecord]:
         """Return the aggregated weights and the mean metrics of the accepted replies."""
@@ -61,7 +67,8 @@ class Training:
             for name, reference in strategy.reply_references.items()
         }
         spec = ReplySpec(records, strategy.train_metrics, strategy.check_reply, server_round=server_round)
-        stream = ReplyStream(strategy.clients, replies, strategy.sampled, f"round {server_round}", spec)
+        specs = self._specs_of_starts(spec)
+        stream = ReplyStream(strategy.clients, replies, strategy.sampled, f"round {server_round}", spec, specs)
         accepted: list[Reply] = []
         in_order = collecting(stream.by_partition(strategy.recorder.scratch), accepted)
         in_order = self._with_quorum(in_order, stream, accepted)
@@ -77,6 +84,16 @@ class Training:
         strategy.round_log.add_replies(accepted, metrics)
         strategy.round_log.add(stream.left_out("train"))
         return weights_module.cast_like(weights, strategy.initial_weights), metrics
+
+    def _specs_of_starts(self, spec: ReplySpec) -> dict[int, ReplySpec]:
+        """Return what a reply must be, by partition, where a client's change is measured from its own start."""
+        reference = self._strategy.reply_references[ARRAYS]
+        distinct = {id(start): start for start in self._starts.values()}
+        specs = {
+            key: replace(spec, records={**spec.records, ARRAYS: self._strategy.transport.expect(reference, start)})
+            for key, start in distinct.items()
+        }
+        return {partition: specs[id(start)] for partition, start in self._starts.items()}
 
     def abandon(self, reason: str) -> None:
         """Undo and record the attempt, which got too few replies."""
@@ -151,12 +168,17 @@ def _address(
     arrays: ArrayRecord,
     server_round: int,
     extra: Mapping[str, Weights],
+    starts: Mapping[int, Weights] = types.MappingProxyType({}),
 ) -> list[Message]:
-    """Return one message for each partition, with the weights and the ``extra`` records."""
+    """Return one message for each partition, with the weights, or those of ``starts``, and the ``extra`` records."""
     if not partitions:
         return []
     pack = strategy.outbox.pack
-    records = {ARRAYS: pack(ARRAYS, arrays, to_weights(arrays))}
+    place = {key: place for place, key in enumerate(dict.fromkeys(id(start) for start in starts.values()))}
+    own = {p: pack(f"{ARRAYS}-{place[id(start)]}", start, start) for p, start in starts.items()}
+    all_own = len(own) == len(partitions)
+    records = {} if all_own else {ARRAYS: pack(ARRAYS, arrays, to_weights(arrays))}
     records |= {name: pack(name, weights, weights) for name, weights in extra.items()}
     timeout = strategy.config.waiting.round_timeout
-    return strategy.clients.address(partitions, message_type, records, server_round, timeout, with_states=True)
+    address = strategy.clients.address
+    return address(partitions, message_type, records, server_round, timeout, with_states=True, own=own)

@@ -16,6 +16,7 @@ from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES, ActionCall
 from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.aggregation import AggregationRule
+from fedddpm_app.federation.architecture import Reshape, follow_change, restore_architecture
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.cost import images_per_step
 from fedddpm_app.federation.description import AlgorithmDescription
@@ -73,6 +74,10 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         its reference.
     ema_weights : Weights or None
         Moving average of the global weights over the rounds; None before the first round.
+    initial_weights : Weights
+        The weights that the run started from, or those with which its present architecture began.
+    architecture : str
+        The digest of the present architecture, see ``shapes``; empty for the architecture that the run started with.
     client_models : dict of int to Weights
         Models by partition id, for algorithms without a global model; otherwise empty.
     train_loss : float
@@ -87,7 +92,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         The current round's line in ``stats.jsonl``.
     """
 
-    state_attributes: ClassVar[Sequence[str]] = ("train_loss", "accounting", "clients", "_rule")
+    state_attributes: ClassVar[Sequence[str]] = ("train_loss", "accounting", "clients", "_rule", "architecture")
     clients: Clients
     transport: Transport
     outbox: Outbox
@@ -99,6 +104,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         self.task = task
         self.accounting = Accounting(images_per_step(config))
         self.ema_weights: Weights | None = None
+        self.architecture = ""
         self.train_loss = float("nan")
         self.client_models: dict[int, Weights] = {}
         self.reply_references: dict[str, Weights] = {}
@@ -135,6 +141,25 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
     def broadcast(self, server_round: int) -> Mapping[str, Weights]:
         """Return the weights that clients receive in addition to the global weights, by name (here: none)."""
         return {}
+
+    def start_weights(self, server_round: int) -> Mapping[int, Weights]:
+        """Return the weights that clients start the round from in place of the global weights, by partition id.
+
+        Here it is empty: all clients start from the global weights. It is called once for each attempt at a round, when
+        ``sampled`` is known, and may ask clients. Clients with the same weights should get the same object: it is
+        packed once. A client's change is measured from its own start.
+        """
+        return {}
+
+    def change_architecture(self, server_round: int, weights: Weights) -> Reshape | None:
+        """Return how the shapes of the weights change from now on (here: None, they do not).
+
+        Called before round 1, with round 0, and after each round, with its global weights. The result is a function
+        from weights of the present shapes to weights of the new ones, with the same names. It is applied to the global
+        weights, their EMA and ``client_models``; an algorithm's own attributes are its own matter. The round's
+        evaluation and checkpoint are those of the new model.
+        """
+        return None
 
     def check_reply(self, reply: Reply) -> None:
         """Raise ``ReplyRefusedError`` for a training reply that this algorithm cannot use."""
@@ -175,12 +200,17 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
     @cached_property
     def trainer(self) -> Trainer:
         """The server's trainer of the task's model, for corrections and control algorithms."""
-        return create_trainer(self.config, self.task)
+        return create_trainer(self.config, self.task, self.initial_weights)
 
     @cached_property
     def parameters(self) -> ParameterNames:
         """Names of the weights that training changes by gradients; others, such as running means, are averaged."""
         return ParameterNames(self.task.create_model())
+
+    @property
+    def rule_keeps_momenta(self) -> bool:
+        """Whether the aggregation rule has momenta of the weights' shapes."""
+        return bool(self._rule.state_dict())
 
     @cached_property
     def global_weights(self) -> Weights:
@@ -292,12 +322,13 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         """Return the first round to run, and the weights that it starts from."""
         if self._resumed is not None:
             server_round, models, state = self._resumed
+            restore_architecture(self, models, state)
             weights = load_models(self, models, self.initial_weights)
             if server_round == 0:
                 self.ema_weights = None
             self.load_state(state)
             return server_round + 1, weights
-        weights = self.prepare(grid, self.initial_weights)
+        weights = follow_change(self, 0, self.prepare(grid, self.initial_weights))
         self.checkpoints.save(0, weights)
         return 1, weights
 
@@ -328,7 +359,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
             raise RoundFailedError(str(error)) from error
         check_finite(weights, f"the global weights of round {server_round}", "lower the learning rates")
         self.ema_weights = self.average(server_round, weights)
-        return to_arrays(weights), metrics
+        return to_arrays(follow_change(self, server_round, weights)), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -1,8 +1,8 @@
 """The replies of one exchange, which are checked as they arrive and yielded one by one in a fixed order."""
 
-import functools
 import itertools
 import math
+import types
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Message, MetricRecord
 
-from fedddpm_app import weights as weights_module
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.records import ARRAYS, METRICS
@@ -38,6 +37,8 @@ class ReplyStream:
         The name of the exchange in warnings.
     spec : ReplySpec
         The specification of a reply.
+    specs : mapping of int to ReplySpec, optional
+        By partition, the specification of a reply whose change is measured from other weights than in ``spec``.
 
     Attributes
     ----------
@@ -48,13 +49,20 @@ class ReplyStream:
     """
 
     def __init__(
-        self, clients: "Clients", messages: Iterable[Message], awaited: Sequence[int], name: str, spec: ReplySpec
+        self,
+        clients: "Clients",
+        messages: Iterable[Message],
+        awaited: Sequence[int],
+        name: str,
+        spec: ReplySpec,
+        specs: Mapping[int, ReplySpec] = types.MappingProxyType({}),
     ) -> None:
         self._clients = clients
         self._messages = messages
         self._awaited = awaited
         self._name = name
         self._spec = spec
+        self._specs = specs
         self._first: dict[str, list[float]] = {}  # by further record, the norms that the first ones are compared with
         self.refused: dict[int, str] = {}
         self.on_close: Callable[[], None] = lambda: None
@@ -88,7 +96,7 @@ class ReplyStream:
         together, see ``Admission.judge_together``.
         """
         replies = sorted((r for _, r in self._settled() if r is not None), key=lambda reply: reply.partition_id)
-        too_large = self._clients.admission.judge_together(replies, lambda: self.own_norm)
+        too_large = self._clients.admission.judge_together(replies, lambda: self._spec.records[ARRAYS].start_norm)
         self.refused |= {partition: one_line(reason) for partition, reason in too_large.items()}
         self._close()
         return [reply for reply in replies if reply.partition_id not in too_large]
@@ -130,18 +138,13 @@ class ReplyStream:
         self._clients.refusals[partition] = self.refused[partition]
         logger.warning("%s: client %d is left out: %s", self._name, partition, self.refused[partition])
 
-    @functools.cached_property
-    def own_norm(self) -> float:
-        """The norm of the weights that the clients started from."""
-        return weights_module.norm(self._spec.records[ARRAYS].start)
-
     def _judged(self, waiting: dict[int, Reply], partition: int) -> Iterator[Reply]:
         """Yield a client's waiting reply if its change of the weights is not too large."""
         if partition not in waiting:
             return
-        reply = waiting.pop(partition)
+        reply, records = waiting.pop(partition), self._specs.get(partition, self._spec).records
         try:
-            self._clients.admission.judge(reply, lambda: self.own_norm, self._first)
+            self._clients.admission.judge(reply, lambda: records[ARRAYS].start_norm, self._first)
         except ReplyRefusedError as error:
             self.refused[partition] = one_line(str(error))
         else:
@@ -165,7 +168,7 @@ class ReplyStream:
     def _accepted(self, message: Message, partition: int) -> Reply | None:
         """Check a reply; store the reason if it is refused."""
         try:
-            return self._clients.accept(message, partition, self._spec)
+            return self._clients.accept(message, partition, self._specs.get(partition, self._spec))
         except ReplyRefusedError as error:
             self.refused[partition] = one_line(str(error))
             return None
