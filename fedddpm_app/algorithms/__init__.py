@@ -49,6 +49,7 @@ REGISTRY = Registry(
         "feddyn": "feddyn:FedDyn",
         "fednova": "fednova:FedNova",
         "moon": "moon:Moon",
+        "fedphd": "fedphd:FedPhD",
         "centralized": "centralized:Centralized",
         "local-only": "local_only:LocalOnly",
         "aux-only": "aux_only:AuxiliaryOnly",

@@ -142,7 +142,7 @@ def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
     hook, end = _create_hook(setup, message, context, state), _end(setup, message, context)
     result = setup.worker.train(hook)
     _check_finite(result.training, hook)
-    residual = _residual(setup, context, state) if keeps_residual else {}
+    residual = _residual(setup, context, state, result.training.weights) if keeps_residual else {}
     answer, lost = end.pack_trained(result.training.weights, hook.round.global_weights, residual)
     if isinstance(state, ClientState):
         state.save(hook.round.server_round, {**hook.kept, **({RESIDUAL: lost} if keeps_residual else {})})
@@ -171,10 +171,11 @@ def _open_state(
     return ClientState(setup.config, context, run_id, _partition(context), state_round)
 
 
-def _residual(setup: ClientSetup, context: Context, state: Mapping[str, Weights]) -> Weights:
-    """Return the rounding error of the client's last reply; empty if it is unknown."""
+def _residual(setup: ClientSetup, context: Context, state: Mapping[str, Weights], like: Weights) -> Weights:
+    """Return the rounding error of the client's last reply, as far as it has the shapes of ``like``."""
     try:
-        return state.get(RESIDUAL, {})
+        known = state.get(RESIDUAL, {})
+        return {name: error for name, error in known.items() if error.shape == like[name].shape}
     except ClientStateError as error:
         if setup.strategy.hook.keeps_state:
             raise
