@@ -86,5 +86,5 @@ def _follow(module: nn.Module) -> None:
     elif isinstance(module, nn.modules.batchnorm._NormBase) and module.affine:
         module.num_features = len(module.weight)
     elif isinstance(convolution := getattr(module, "conv", None), nn.Conv2d) and hasattr(module, "channels"):
-        module.channels = convolution.in_channels  # diffusers' Downsample2D and Upsample2D check their input by it
-        module.out_channels = convolution.out_channels
+        # diffusers' Downsample2D and Upsample2D check their input by it
+        vars(module).update(channels=convolution.in_channels, out_channels=convolution.out_channels)

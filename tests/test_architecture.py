@@ -46,7 +46,17 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
 }
 WITHOUT_FLOWER = (
     *("apportion", "auxiliary/sampler", "client/worker", "config", "data", "device", "diffusion", "disk"),
-    *("evaluation", "experiment/evaluators", "experiment/task", "hierarchy", "progress", "seeding", "shapes", "training", "weights"),
+    *(
+        "evaluation",
+        "experiment/evaluators",
+        "experiment/task",
+        "hierarchy",
+        "progress",
+        "seeding",
+        "shapes",
+        "training",
+        "weights",
+    ),
 )
 TRACKED = subprocess.run(
     ["git", "ls-files", "fedddpm_app"], cwd=ROOT, capture_output=True, text=True, check=False

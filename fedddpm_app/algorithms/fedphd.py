@@ -20,18 +20,17 @@ Clients reveal their label counts to the server, which plays edges and cloud.
 Deviations: q_e + q_i pools counts. c = N / 5 and a = N are the authors' for CIFAR-10, here by data set. Their b is 0.
 An edge without clients since the last merge has no part in the merge. In their code its statistics are uniform, so that
 it has the highest score, and pulls the result back to the old model [our choice].
-Their rounds count from 0, and they merge after the first one; here a merge follows on the rounds G, 2 G, ..., and on
-the round of the pruning. The weights of every other round are those of a merge at that time, which no edge gets: losses,
-samples and their average mean the same in all rounds, and no round after the last merge is lost.
+Their rounds count from 0, and they merge after the first one; here the merges follow on the rounds G, 2 G, ..., and on
+the round of the pruning. After every other round, the last one included, the global weights are the merge at that time,
+which no edge gets: losses and samples mean the same in all rounds, and no round after the last merge is lost.
 Their sparse penalty is the sum of the norms of whole tensors; ours is by output channel [our choice: pruning removes
 channels]. Their round counter restarts at the pruning in mode B, so that batches and noise repeat; ours does not.
 Their code has one Adam for all clients, here each training has its own. With one edge there is no choice, and clients
-reveal nothing. A client whose counts are not known counts as without images in them, with the choice by q_e alone.
+reveal nothing. A client whose counts are not known chooses by q_e alone.
 """
 
 import functools
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,7 +39,7 @@ from torch import Tensor, nn
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, ConfigError, DataConfig, UNetConfig
-from fedddpm_app.diffusion.pruning import Pruning, channel_norms, check_prunable, prunable_weights, prune
+from fedddpm_app.diffusion.pruning import channel_norms, check_prunable, prunable_weights, prune
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.federation.architecture import Reshape
 from fedddpm_app.federation.cost import Cost
@@ -50,7 +49,6 @@ from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.hierarchy.edges import EdgeStatistics
 from fedddpm_app.progress import note
 from fedddpm_app.seeding import derive_seed
-from fedddpm_app.shapes import architecture
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
 from fedddpm_app.training.hooks import TrainingHook
 from fedddpm_app.training.task import Batch
@@ -65,7 +63,7 @@ COUNTS = "label-counts"
 class FedPhDHook(TrainingHook):
     """Adds the sparse penalty in the rounds up to the pruning."""
 
-    _layers: Sequence[nn.Parameter] = ()
+    _layers: Sequence[Tensor] = ()
 
     def on_start(self, model: nn.Module) -> None:
         """Find the layers that the penalty is for."""
@@ -87,8 +85,8 @@ def report_labels(request: ActionRequest) -> ActionAnswer:
 
 def _needs_labels(config: Config) -> str:
     return (
-        f'num-edges = {config.hierarchy.num_edges}: a client chooses its edge by labels, which dataset = '
-        f'"{config.data.dataset}" lacks: use a data set with labels, or num-edges = 1.'
+        f"num-edges = {config.hierarchy.num_edges}: a client chooses its edge by its labels, which the data lack: use "
+        "data with labels (simulate: class_counts), or num-edges = 1."
     )
 
 
@@ -210,10 +208,8 @@ class FedPhD(FederatedStrategy):
         if not ratio or server_round != self.config.prune.round:
             return None
         pruning = prune(self.task.create_model(), weights, ratio)
-        self.recorder.append(
-            {"phase": "prune", "round": server_round, **report_of(pruning, architecture(pruning.apply(weights)))}
-        )
-        note(text_of(pruning, ratio, server_round))
+        self.recorder.append({"phase": "prune", "round": server_round, **pruning.report()})
+        note(f"round {server_round}: {pruning.describe(ratio)}")
         return pruning.apply
 
     def merges(self, server_round: int) -> bool:
@@ -269,32 +265,10 @@ def check_counts(num_classes: int, reply: Reply) -> None:
     """Refuse label counts that are not one number per class, with the client's images as their sum."""
     counts: object = reply.metrics.get(COUNTS)
     fits = isinstance(counts, list) and len(counts) == num_classes and all(isinstance(n, int) for n in counts)
-    if not fits or min(counts) < 0 or sum(counts) != reply.num_examples:  # type: ignore[arg-type, call-overload]
+    if not fits or min(counts) < 0 or sum(counts) != reply.num_examples:  # type: ignore[call-overload]
         raise ReplyRefusedError(
             f"its label counts are not {num_classes} numbers that add up to its {reply.num_examples} images"
         )
-
-
-def report_of(pruning: Pruning, digest: str) -> dict[str, object]:
-    """Return the sizes before and after a pruning, and the removed shares of channels, for a line of stats.jsonl."""
-    sizes = {"": asdict(pruning.after), "_before": asdict(pruning.before)}
-    report = {f"prune/{name}{when}": value for when, size in sizes.items() for name, value in size.items()}
-    least, largest = pruning.removed
-    removed = {"prune/least_removed": least, "prune/largest_removed": largest}
-    return report | removed | {"prune/architecture": digest}
-
-
-def text_of(pruning: Pruning, ratio: float, server_round: int) -> str:
-    """Return a sentence about a pruning, which says if it is not the share that the config asks for."""
-    least, largest = pruning.removed
-    before, after = pruning.before.parameters, pruning.after.parameters
-    text = f"round {server_round}: pruned from {before} to {after} parameters"
-    if max(largest - ratio, ratio - least) < 0.005:
-        return f"{text}; every layer lost {ratio:.1%} of its channels"
-    return (
-        f"{text}; layers lost {least:.1%} to {largest:.1%} of their channels, not prune-ratio = {ratio}: each of the "
-        "unet-norm-groups loses whole channels; use a ratio that divides them, or fewer groups"
-    )
 
 
 @functools.lru_cache(maxsize=8)

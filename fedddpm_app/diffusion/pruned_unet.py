@@ -20,7 +20,7 @@ def _with_shapes(signature: inspect.Signature) -> inspect.Signature:
     return signature.replace(parameters=[*signature.parameters.values(), shapes])
 
 
-class PrunedUNet2DModel(UNet2DModel):
+class PrunedUNet2DModel(UNet2DModel):  # type: ignore[misc]
     """A ``UNet2DModel`` whose layers have fewer channels than its other settings say.
 
     Parameters
@@ -49,4 +49,4 @@ def with_own_config(model: UNet2DModel) -> UNet2DModel:
     settings = {key: value for key, value in model.config.items() if not key.startswith("_")}
     pruned = PrunedUNet2DModel({name: [*tensor.shape] for name, tensor in model.state_dict().items()}, **settings)
     pruned.load_state_dict(model.state_dict())
-    return pruned.to(model.device, model.dtype).train(model.training)
+    return pruned.to(model.device).train(model.training)

@@ -13,7 +13,7 @@ a quarter. A layer that would lose all its channels keeps them. ``Pruning.remove
 
 import copy
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -26,6 +26,7 @@ from fedddpm_app.shapes import fit_model
 from fedddpm_app.weights import Weights, load_into, num_bytes, snapshot
 
 _KEPT = "conv_out"
+_NEAR = 0.005  # shares of channels that are reported as equal
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,23 @@ class Pruning:
     def apply(self, weights: Weights) -> Weights:
         """Return the kept values of weights of the full model."""
         return {name: tensor.reshape(-1)[self.positions[name]] for name, tensor in weights.items()}
+
+    def report(self) -> dict[str, object]:
+        """Return sizes and shares for a line of ``stats.jsonl``."""
+        sizes = {"": asdict(self.after), "_before": asdict(self.before)}
+        report = {f"prune/{name}{when}": value for when, size in sizes.items() for name, value in size.items()}
+        return report | {"prune/least_removed": self.removed[0], "prune/largest_removed": self.removed[1]}
+
+    def describe(self, ratio: float) -> str:
+        """Return a sentence, which says so if the channels lost are not the share ``ratio`` of them."""
+        (least, largest), before, after = self.removed, self.before, self.after
+        text = f"pruned from {before.parameters} to {after.parameters} parameters"
+        if max(largest - ratio, ratio - least) < _NEAR:
+            return f"{text}; every layer lost {ratio:.1%} of its channels"
+        return (
+            f"{text}; layers lost {least:.1%} to {largest:.1%} of their channels, not prune-ratio = {ratio}: a layer "
+            "loses multiples of unet-norm-groups; use fewer groups, or a ratio that fits"
+        )
 
 
 def prune(model: nn.Module, weights: Weights, ratio: float) -> Pruning:
@@ -119,7 +137,7 @@ def check_prunable(model: nn.Module) -> None:
         )
 
 
-def prunable_weights(model: nn.Module) -> list[nn.Parameter]:
+def prunable_weights(model: nn.Module) -> list[Tensor]:
     """Return the weights whose channels can be pruned: those of convolutions and linear layers except ``conv_out``."""
     return [
         layer.weight
@@ -129,14 +147,14 @@ def prunable_weights(model: nn.Module) -> list[nn.Parameter]:
 
 
 def channel_norms(weights: Sequence[Tensor]) -> Tensor:
-    """Return the sum over all weights and their output channels of the L2 norm of a channel, a scalar: a group lasso."""
+    """Return the sum of the L2 norms of all output channels of the weights, a scalar: a group lasso."""
     return torch.stack([torch.linalg.vector_norm(weight.flatten(1), dim=1).sum() for weight in weights]).sum()
 
 
 def _example_inputs(model: nn.Module) -> tuple[Tensor, ...]:
     """Return the arguments of a call with one image, which is not read."""
     config: Any = model.config
-    image = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size, dtype=model.dtype)
+    image = torch.zeros(1, config.in_channels, config.sample_size, config.sample_size).to(next(model.parameters()))
     label = (torch.zeros(1, dtype=torch.int64),) if config.num_class_embeds else ()
     return image, torch.ones(1, dtype=torch.int64), *label
 

@@ -83,6 +83,4 @@ def _check_can_change(strategy: "FederatedStrategy") -> None:
         problem = f'aggregator = "{strategy.config.run.aggregator}" keeps momenta that have the old shapes'
     else:
         return
-    raise RoundFailedError(
-        f'algorithm = "{strategy.config.run.algorithm}" cannot change the architecture: {problem}.'
-    )
+    raise RoundFailedError(f'algorithm = "{strategy.config.run.algorithm}" cannot change the architecture: {problem}.')

@@ -82,7 +82,9 @@ class EdgeStatistics:
         weights: NDArray[np.float64] = np.maximum(gains, 0.0) + _LEAST
         return weights / weights.sum()
 
-    def after_round(self, joined: Mapping[int, tuple[Sequence[int], int]], edge_of: Mapping[int, int]) -> "EdgeStatistics":
+    def after_round(
+        self, joined: Mapping[int, tuple[Sequence[int], int]], edge_of: Mapping[int, int]
+    ) -> "EdgeStatistics":
         """Return the statistics after a round.
 
         Parameters

@@ -142,7 +142,9 @@ def simulate(
         kind, config = configure(algorithm, _PLAIN | rates, given, hyper)
         device = resolve_device(config.run.device)
         placed = [on_device(part, device) for part in data]
-        task = InMemoryTask(copy.deepcopy(model).to("cpu", dtype), _with_generator(loss_fn), placed, steps, class_counts)
+        task = InMemoryTask(
+            copy.deepcopy(model).to("cpu", dtype), _with_generator(loss_fn), placed, steps, class_counts
+        )
         recorder = MemoryRecorder(Path(folder))
         strategy = kind(config, recorder, task)
         if auxiliary_data is not None:
