@@ -79,8 +79,9 @@ class EdgeStatistics:
         """
         joined = self.counts + np.asarray(client, np.int64)
         gains = np.array([c * homogeneity(counts) for counts in joined]) - self.counts.sum(1)
-        weights: NDArray[np.float64] = np.maximum(gains, 0.0) + _LEAST
-        return weights / weights.sum()
+        weights = np.maximum(gains, 0.0) + _LEAST
+        probabilities: NDArray[np.float64] = weights / weights.sum()
+        return probabilities
 
     def after_round(
         self, joined: Mapping[int, tuple[Sequence[int], int]], edge_of: Mapping[int, int]
