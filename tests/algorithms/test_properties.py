@@ -34,6 +34,7 @@ NEUTRAL = {
     "feddyn": None,  # h / alpha does not vanish
     "fednova": {},
     "moon": {"mu": 0.0},
+    "fedphd": {"num_edges": 1, "prune_ratio": 0.0},
     "centralized": {},
     "local-only": {},
     "aux-only": None,  # its steps grow with the set: test_aux_only
@@ -51,6 +52,7 @@ FULL = {
     "feddyn": {"alpha": 0.7},
     "fednova": {},
     "moon": {"mu": 0.7},
+    "fedphd": {"num_edges": 1, "prune_ratio": 0.0},  # clients draw their edges, so that their order counts: test_fedphd
     "centralized": {},
     "local-only": {},
     "aux-only": {"correction_steps": 3, "auxiliary_data": AUXILIARY},
@@ -110,7 +112,7 @@ def test_the_same_seed_repeats_bit_for_bit(name):
     assert (runs[0] != runs[2]).any()
 
 
-@pytest.mark.parametrize("name", ["fedddpm", "fedddpm-plus", "fedprox", "moon"])
+@pytest.mark.parametrize("name", ["fedddpm", "fedddpm-plus", "fedprox", "moon", "fedphd"])
 def test_with_nothing_added_it_is_fedavg_bit_for_bit(name):
     assert (run(name, **NEUTRAL[name]) == run("fedavg")).all()
 

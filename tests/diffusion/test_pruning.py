@@ -16,7 +16,7 @@ from fedddpm_app.weights import load_into, num_bytes, snapshot
 
 
 def unet(channels=(16, 32), groups=4, attention=False, classes=None):
-    down, up = (("AttnDownBlock2D", "AttnUpBlock2D") if attention else ("DownBlock2D", "UpBlock2D"))
+    down, up = ("AttnDownBlock2D", "AttnUpBlock2D") if attention else ("DownBlock2D", "UpBlock2D")
     with torch.random.fork_rng():
         torch.manual_seed(0)
         return UNet2DModel(

@@ -40,6 +40,9 @@ OTHERS = {
     "fedavgm": {"algorithm": "fedavg", "aggregator": "fedavgm"},
     "moon": {"algorithm": "moon"},
     "local-only": {"algorithm": "local-only"},
+    "fedphd": {"algorithm": "fedphd", "cloud-every": 3},  # after round 1: pruned, and in the middle of an edge period
+    "fedphd-sparse": {"algorithm": "fedphd", "cloud-every": 3, "prune-round": 1},
+    "fedphd-before": {"algorithm": "fedphd", "cloud-every": 3, "prune-round": 2},
     "centralized": {"algorithm": "centralized"},
     "aux-only": {"algorithm": "aux-only"},
     "int8-delta": {"algorithm": "fedavg", "wire-dtype": "int8-delta"},
@@ -52,6 +55,7 @@ OTHERS = {
 }
 FEW_PICTURES = {"eval-every": 0, "preview-every": 0}
 _SLOW = {"marks": pytest.mark.slow}
+_QUICK = ("feddyn", "halved", "fedphd")
 
 
 @pytest.fixture
@@ -166,7 +170,7 @@ def stopped(settings):
 
 @pytest.mark.parametrize(
     "algorithm",
-    ["feddyn", "halved", *(pytest.param(name, **_SLOW) for name in OTHERS if name not in ("feddyn", "halved"))],
+    [*_QUICK, *(pytest.param(name, **_SLOW) for name in OTHERS if name not in _QUICK)],
 )
 def test_every_state_is_resumed(settings, stopped, algorithm):
     more = {"num-rounds": 3}
