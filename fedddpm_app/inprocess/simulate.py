@@ -42,6 +42,7 @@ _PLAIN: dict[str, Scalar] = {
     "feddyn-alpha": 1.0,
     "moon-representation": "",
     "late-teacher": "local",
+    "prune-ratio": 0.0,
     "held-out-fraction": 0.0,
     "ema-decay": 0.0,
     "server-ema-decay": 0.0,

@@ -1,24 +1,25 @@
 """FedPhD against numpy over rounds, its choice of edges by frequency, and its pruning in both modes."""
 
+import dataclasses
 import re
-from collections import Counter
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from diffusers import DDPMPipeline
 from safetensors.torch import load_file
-from torch import nn
 
 import client_app
 import server_app
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.algorithms.fedphd import FedPhD, FedPhDHook, kept_share
-from fedddpm_app.config import ConfigError, load_config
+from fedddpm_app.algorithms.fedphd import FedPhD, FedPhDHook, check_counts, kept_share
+from fedddpm_app.config import ConfigError, default_run_config, load_config
 from fedddpm_app.diffusion.pruning import channel_norms, prunable_weights
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.hierarchy.edges import EdgeStatistics
+from fedddpm_app.federation.replies import ReplyRefusedError
 from fedddpm_app.inprocess.grid import run_inprocess
 from fedddpm_app.inprocess.simulate import simulate
 from fedddpm_app.training.hooks import LocalRound
@@ -35,7 +36,7 @@ from tests.algorithms.problems import (
     same,
     start,
 )
-from tests.conftest import RunDirectory
+from tests.conftest import TINY
 
 SIZES = (3, 5, 2, 4)
 CLIENTS = make_clients(*SIZES)
@@ -125,13 +126,13 @@ def test_clients_that_all_start_from_the_merge_are_caught():
 
 def test_edges_are_drawn_with_their_probabilities(config):
     """20,000 clients with equal labels draw by the same statistics: within four standard deviations."""
+    config = dataclasses.replace(config, hierarchy=dataclasses.replace(config.hierarchy, num_edges=3))
     strategy = FedPhD(config, None, None)
-    strategy.config.hierarchy.__dict__["num_edges"] = 3
     counts = np.zeros((3, 10), np.int64)
     counts[0, 0], counts[1, 5], counts[1, 0] = 700, 500, 300
     strategy.statistics = EdgeStatistics(counts, counts.sum(1)).state()
     strategy.sampled = list(range(20_000))
-    strategy.label_counts = dict.fromkeys(strategy.sampled, [1, *[0] * 9])
+    strategy.label_counts = {partition: [1, *[0] * 9] for partition in strategy.sampled}
     c = config.hierarchy.edge_homogeneity * 20_000
     p = EdgeStatistics.from_state(strategy.statistics).probabilities([1, *[0] * 9], c)
     drawn = strategy._draw_edges(1)
@@ -193,9 +194,6 @@ def test_after_the_pruning_all_models_of_the_run_are_small(shared_run, settings)
 
 
 def create_unet_of(settings):
-    from fedddpm_app.config import default_run_config
-    from tests.conftest import TINY
-
     overrides = {key.replace("_", "-"): value for key, value in settings.items()}
     config = load_config(default_run_config() | TINY | overrides)
     return create_unet(config.unet, config.data, 0)
@@ -215,8 +213,8 @@ def test_the_sparse_penalty_is_added_in_the_rounds_up_to_the_pruning(run_config,
     hook = FedPhDHook(LocalRound(config, 0, server_round, {}))
     hook.on_start(model)
     norms = channel_norms(prunable_weights(model))
-    expected = 1.0 + 0.5 * float(norms) if sparse else 1.0
-    assert float(hook.add_to_loss(torch.tensor(1.0), model, None)) == pytest.approx(expected)
+    expected = 1.0 + 0.5 * norms.item() if sparse else 1.0
+    assert hook.add_to_loss(torch.tensor(1.0), model, None).item() == pytest.approx(expected)
 
 
 @pytest.mark.parametrize("settings", [{}, {"prune-round": 1}], ids=["mode A", "mode B"])
@@ -271,17 +269,22 @@ def test_data_without_labels_are_refused_before_round_1(run_app, monkeypatch):
         run("fedphd", num_edges=2, prune_ratio=0.0)
 
 
-@pytest.mark.parametrize("wrong", [[1, 2], [0] * 10, [-1, *[0] * 8, 340], [1.5] * 10, []], ids=str)
-def test_counts_that_do_not_fit_are_refused_and_the_client_still_trains(run_app, monkeypatch, wrong):
+def test_a_client_whose_counts_do_not_fit_still_trains(run_app, monkeypatch):
     original = DiffusionTask.class_counts
-    monkeypatch.setattr(DiffusionTask, "class_counts", lambda self, p: wrong if p == 2 else original(self, p))
-    run = run_app(algorithm="fedphd", num_rounds=1, prune_ratio=0.0)
-    (row,) = run.rounds()
+    monkeypatch.setattr(DiffusionTask, "class_counts", lambda self, p: [] if p == 2 else original(self, p))
+    (row,) = run_app(algorithm="fedphd", num_rounds=1, prune_ratio=0.0).rounds()
     assert list(row["report_labels/left_out"]) == ["2"]
-    assert re.search(
-        "10 numbers that add up to|labels, which the data lack|not a positive whole", str(row["report_labels/left_out"])
-    )
+    assert "a client chooses its edge by its labels" in row["report_labels/left_out"]["2"]
     assert sorted(row["edge/of_client"]) == ["0", "1", "2", "3"]
+
+
+@pytest.mark.parametrize("wrong", [[1, 2], [1, 2, 4], [-1, 2, 5], [1.5, 2.5, 2.0], 6, None], ids=str)
+def test_counts_that_do_not_fit_are_refused(wrong):
+    reply = SimpleNamespace(metrics={"label-counts": wrong}, num_examples=6)
+    with pytest.raises(ReplyRefusedError, match="its label counts are not 3 numbers that add up to its 6 images"):
+        check_counts(3, reply)
+    reply.metrics["label-counts"] = [1, 0, 5]
+    check_counts(3, reply)
 
 
 @pytest.mark.parametrize(
