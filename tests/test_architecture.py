@@ -8,12 +8,13 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "fedddpm_app"
-GROUND = {"apportion", "config", "device", "disk", "progress", "seeding", "weights"}
+GROUND = {"apportion", "config", "device", "disk", "progress", "seeding", "shapes", "weights"}
 INTERNALS = "federation/flower_internals"
 MAY_IMPORT = {  # the longest prefix of a module's path counts
     "config": set(),
     "seeding": set(),
     "weights": set(),
+    "shapes": {"weights"},
     "progress": set(),
     "apportion": set(),
     "disk": set(),
@@ -29,7 +30,8 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "client/worker": GROUND | {"training"},
     "auxiliary": GROUND | {"diffusion", "federation", "training", "transport"},
     "auxiliary/sampler": GROUND | {"diffusion", "training"},
-    "algorithms": GROUND | {"auxiliary", "diffusion", "federation", "training"},
+    "hierarchy": set(),
+    "algorithms": GROUND | {"auxiliary", "diffusion", "federation", "hierarchy", "training"},
     "experiment": GROUND | {"data", "diffusion", "evaluation", "federation", "recording", "training"},
     "experiment/task": GROUND | {"data", "diffusion", "evaluation", "training"},
     "experiment/evaluators": GROUND | {"data", "evaluation"},
@@ -44,7 +46,17 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
 }
 WITHOUT_FLOWER = (
     *("apportion", "auxiliary/sampler", "client/worker", "config", "data", "device", "diffusion", "disk"),
-    *("evaluation", "experiment/evaluators", "experiment/task", "progress", "seeding", "training", "weights"),
+    *(
+        "evaluation",
+        "experiment/evaluators",
+        "experiment/task",
+        "hierarchy",
+        "progress",
+        "seeding",
+        "shapes",
+        "training",
+        "weights",
+    ),
 )
 TRACKED = subprocess.run(
     ["git", "ls-files", "fedddpm_app"], cwd=ROOT, capture_output=True, text=True, check=False

@@ -50,6 +50,7 @@ REGISTRY = Registry(
         "fednova": "fednova:FedNova",
         "moon": "moon:Moon",
         "feddiffuse": "feddiffuse:FedDiffuse",
+        "fedphd": "fedphd:FedPhD",
         "centralized": "centralized:Centralized",
         "local-only": "local_only:LocalOnly",
         "aux-only": "aux_only:AuxiliaryOnly",

@@ -147,8 +147,8 @@ def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
     hook, end = _create_hook(setup, message, context, state), _end(setup, message, context)
     result = setup.worker.train(hook)
     _check_finite(result.training, hook)
-    residual = _residual(setup, context, state) if keeps_residual else {}
     trained = result.training.weights
+    residual = _residual(setup, context, state, trained) if keeps_residual else {}
     answer, lost = _pack_trained(message, end, trained, hook.round.global_weights, residual)
     if isinstance(state, ClientState):
         own = {OWN_MODEL: trained} if setup.strategy.keeps_model(setup.config) else {}
@@ -197,10 +197,11 @@ def _open_state(
     return ClientState(setup.config, context, run_id, _partition(context), state_round)
 
 
-def _residual(setup: ClientSetup, context: Context, state: Mapping[str, Weights]) -> Weights:
-    """Return the rounding error of the client's last reply; empty if it is unknown."""
+def _residual(setup: ClientSetup, context: Context, state: Mapping[str, Weights], like: Weights) -> Weights:
+    """Return the rounding error of the client's last reply, as far as it has the shapes of ``like``."""
     try:
-        return state.get(RESIDUAL, {})
+        known = state.get(RESIDUAL, {})
+        return {name: error for name, error in known.items() if error.shape == like[name].shape}
     except ClientStateError as error:
         if setup.strategy.keeps_state(setup.config):
             raise

@@ -17,6 +17,7 @@ from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.seeding import derive_seed
+from fedddpm_app.shapes import fits
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction, Value
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.training.task import Task
@@ -52,6 +53,7 @@ class Worker:
         """Train one client's round; ``hook`` is the algorithm's hook for that round."""
         partition_id, server_round = hook.round.partition_id, hook.round.server_round
         data, seed = self.task.train_data(partition_id), self.config.run.seed
+        self._fit(hook.round.global_weights)
         with cpu_threads(self.config.run.client_threads), closing(hook):
             result = self.trainer.train(
                 hook.start_weights(),
@@ -67,6 +69,7 @@ class Worker:
 
     def evaluate(self, hook: TrainingHook) -> tuple[float, int]:
         """Return the loss of the client's weights on its held-out examples, and their number."""
+        self._fit(hook.round.global_weights)
         weights_module.load_into(self.trainer.model, hook.start_weights())
         with cpu_threads(self.config.run.client_threads):
             return self.task.held_out_loss(self.trainer.model, hook.round.partition_id)
@@ -81,10 +84,17 @@ class Worker:
         state: Mapping[str, Weights] = types.MappingProxyType({}),
     ) -> ActionAnswer:
         """Run one of the strategy's client actions; see ``ActionRequest``."""
+        self._fit(weights)
         given = (partition_id, server_round, weights, values, state)
         request = ActionRequest(self.config, self.task, self.trainer, *given)
         with cpu_threads(self.config.run.client_threads):
             return action.run(request)
+
+    def _fit(self, weights: Weights) -> None:
+        """Train a model of the shapes of the received weights from now on; weights of another kind change nothing."""
+        model = self.trainer.model
+        if weights.keys() == model.state_dict().keys() and not fits(model, weights):
+            self.trainer = create_trainer(self.config, self.task, weights)
 
 
 def this_process() -> int:

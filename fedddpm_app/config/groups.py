@@ -16,6 +16,7 @@ from fedddpm_app.config.distillation import KDConfig, LateConfig
 from fedddpm_app.config.evaluation import EvaluationConfig, PreviewConfig, RecordingConfig
 from fedddpm_app.config.fedddpm import AuxiliaryConfig, CorrectionConfig, FedDDPMConfig, PretrainConfig
 from fedddpm_app.config.fedddpm_plus import PlusConfig
+from fedddpm_app.config.fedphd import HierarchyConfig, PruneConfig
 from fedddpm_app.config.fields import Scalar
 from fedddpm_app.config.model import UNetConfig
 from fedddpm_app.config.run import RunConfig
@@ -40,6 +41,8 @@ class Config(Baselines):
     plus: PlusConfig
     kd: KDConfig
     late: LateConfig
+    hierarchy: HierarchyConfig
+    prune: PruneConfig
     aggregator: AggregatorConfig
     preview: PreviewConfig
     evaluation: EvaluationConfig

@@ -14,6 +14,7 @@ from fedddpm_app.config import Config, is_due
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.ensemble import SHARES, Ensemble, in_order, name_of, number_of
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors
+from fedddpm_app.diffusion.pruned_unet import with_own_config
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.evaluation.denoising import DenoisingLoss, band_edges, banded_denoising_loss
 from fedddpm_app.evaluation.evaluator import Evaluator
@@ -25,6 +26,7 @@ from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import write_json, writing
 from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.shapes import fit_model
 from fedddpm_app.weights import Weights
 
 
@@ -74,6 +76,7 @@ class Monitor:
     def __call__(self, server_round: int, arrays: ArrayRecord) -> MetricRecord:
         """Evaluate, and save sheets, if they are due; return the losses on the test split."""
         self.latest = to_weights(arrays)
+        fit_model(self.model, self.latest)
         num_rounds, evaluation = self.config.run.num_rounds, self.config.evaluation
         losses: dict[str, float] = {}
         with cpu_threads(self.config.run.server_threads):
@@ -88,6 +91,7 @@ class Monitor:
 
     def finish(self) -> list[Metric]:
         """Write the pipeline, then run the full evaluation; return its metrics."""
+        fit_model(self.model, self.latest)
         self.save_pipeline()
         if self.assessment is None or not self.config.evaluation.eval_final_images:
             return []
@@ -112,7 +116,7 @@ class Monitor:
         """Write ``pipeline/`` with the EMA weights; without a global model, it contains one pipeline per client."""
         for name, weights in self._models(self.config.run.num_rounds).items():
             weights_module.load_into(self.model, weights)
-            pipeline = DDPMPipeline(unet=self.model.eval(), scheduler=self.task.scheduler)
+            pipeline = DDPMPipeline(unet=with_own_config(self.model.eval()), scheduler=self.task.scheduler)
             folder = self.recorder.directory / "pipeline" / name
             with writing(folder):
                 pipeline.save_pretrained(str(folder))

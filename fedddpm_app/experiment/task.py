@@ -85,7 +85,11 @@ class DiffusionTask:
 
     def label_counts(self, partition_id: int) -> list[int]:
         """Return a client's training images per class; empty for an unconditional model."""
-        labels = self._images.labels
+        return [] if self._images.labels is None else self.class_counts(partition_id)
+
+    def class_counts(self, partition_id: int) -> list[int]:
+        """Return a client's training images per class; empty for data without labels."""
+        labels = self.data.train.labels
         if labels is None:
             return []
         return labels[self.data.client(partition_id).train].bincount(minlength=self.config.data.num_classes).tolist()

@@ -136,7 +136,7 @@ class Clients:
     ) -> list[Message]:
         """Return one message with the records for each partition, and count its bytes.
 
-        ``parts`` has the record ``arrays`` of each partition that does not exchange all weights.
+        ``parts`` has the record ``arrays`` of each partition that does not exchange all of the global weights.
 
         Clients that took the most steps for the last message of this type come first, so that the last ones to finish
         are short. A new client is treated as one of the longest. Clients with equal steps are in the order of the

@@ -1,12 +1,12 @@
-"""The parts of a model that a round's training exchanges with each client, both ways.
+"""The weights that a round's training exchanges with each client, both ways: parts of a model, or another start.
 
 A client that does not get all weights takes the others from the model that it kept after its last accepted reply, see
 ``AlgorithmDescription.keeps_model``. The change of a returned weight is measured from the value that was sent.
 """
 
 import zlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Hashable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 from fedddpm_app.federation.records import ARRAYS
 from fedddpm_app.weights import Weights
@@ -14,7 +14,7 @@ from fedddpm_app.weights import Weights
 
 @dataclass(frozen=True)
 class Exchanged:
-    """The names of the weights that go to one client and come back; None stands for all.
+    """What goes to one client and comes back; None stands for all of the global weights.
 
     Attributes
     ----------
@@ -22,15 +22,29 @@ class Exchanged:
         The weights that the client gets.
     returned : frozenset of str or None
         The weights that its reply must have; the client got all of them.
+    start : Weights or None
+        The values of all weights, in place of the global ones; the client's change is measured from them. Clients with
+        the same start should get the same object: it is packed once.
     """
 
     sent: frozenset[str] | None = None
     returned: frozenset[str] | None = None
+    start: Weights | None = field(default=None, compare=False)
+
+    @property
+    def is_partial(self) -> bool:
+        """Whether some weights do not go both ways."""
+        return self.sent is not None or self.returned is not None
 
     @property
     def is_whole(self) -> bool:
-        """Whether all weights go both ways."""
-        return self.sent is None and self.returned is None
+        """Whether all of the global weights go both ways."""
+        return not self.is_partial and self.start is None
+
+    @property
+    def key(self) -> Hashable:
+        """Equal for clients to which the same is sent, and of which the same is expected."""
+        return self.sent, self.returned, id(self.start)
 
     @property
     def kind(self) -> str:
@@ -84,5 +98,6 @@ def checked_exchanges(
             problem = "it has no model of its own yet: send it all weights"
         if problem:
             raise ValueError(f"exchanged(...)[{partition}]: {problem}.")
-        found[partition] = each if len(sent) < len(names) or len(returned) < len(names) else WHOLE
+        is_partial = len(sent) < len(names) or len(returned) < len(names)
+        found[partition] = each if is_partial else replace(WHOLE, start=each.start)
     return found

@@ -1,7 +1,7 @@
 """The two exchanges of a round with its clients: their training, and the evaluation on their held-out images."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
@@ -42,6 +42,7 @@ class Training:
         values = {name: getattr(strategy, name, None) for name in strategy.state_attributes}
         self._before = {name: value for name, value in values.items() if not hasattr(value, "load_state_dict")}
         self._norms_before = strategy.clients.admission.history
+        self._starts: Mapping[int, Weights] = {}
 
     def messages(self, arrays: ArrayRecord) -> list[Message]:
         """Sample the round's clients, and return the messages with the weights for them."""
@@ -78,7 +79,9 @@ class Training:
         asked = strategy.exchanged(self._round, strategy.sampled)
         known = [partition for partition in strategy.sampled if strategy.has_model(partition)]
         exchanges = checked_exchanges(asked, strategy.sampled, strategy.global_weights, known)
-        if rule != "fedavg" and not all(each.is_whole for each in exchanges.values()):
+        for start in {id(each.start): each.start for each in exchanges.values() if each.start}.values():
+            weights_module.check_match(strategy.initial_weights, start)
+        if rule != "fedavg" and any(each.is_partial for each in exchanges.values()):
             raise ConfigError(
                 f'aggregator = "{rule}" needs all weights of every client, but algorithm = '
                 f'"{strategy.config.run.algorithm}" exchanges parts: use aggregator = "fedavg".'
@@ -88,10 +91,11 @@ class Training:
     def aggregate(self, replies: Iterable[Message]) -> tuple[Weights, MetricRecord]:
         """Return the aggregated weights and the mean metrics of the accepted replies."""
         strategy, server_round = self._strategy, self._round
-        by_exchange = {each: self._spec(each) for each in {WHOLE, *strategy.exchanges.values()}}
-        specs = {partition: by_exchange[each] for partition, each in strategy.exchanges.items()}
+        different = {each.key: each for each in (WHOLE, *strategy.exchanges.values())}
+        by_key = {key: self._spec(each) for key, each in different.items()}
+        specs = {partition: by_key[each.key] for partition, each in strategy.exchanges.items()}
         name = f"round {server_round}"
-        stream = ReplyStream(strategy.clients, replies, strategy.sampled, name, by_exchange[WHOLE], specs)
+        stream = ReplyStream(strategy.clients, replies, strategy.sampled, name, by_key[WHOLE.key], specs)
         accepted: list[Reply] = []
         in_order = collecting(stream.by_partition(strategy.recorder.scratch), accepted)
         in_order = self._with_quorum(in_order, stream, accepted)
@@ -111,7 +115,7 @@ class Training:
     def _spec(self, exchange: Exchanged) -> ReplySpec:
         """Return the specification of the replies of clients with this exchange."""
         strategy, expect = self._strategy, self._strategy.transport.expect
-        start = strategy.global_weights
+        start = exchange.start or strategy.global_weights
         names = [name for name in start if exchange.returned is None or name in exchange.returned]
         select, base = weights_module.select, weights_module.select(start, names)
         records = {
@@ -202,17 +206,19 @@ def _pack_parts(strategy: "FederatedStrategy", arrays: ArrayRecord) -> tuple[set
     Weights that go to several clients are packed once.
     """
     weights, names = to_weights(arrays), set[str]()
-    by_exchange: dict[Exchanged, Part] = {}
-    for each in dict.fromkeys(strategy.exchanges[partition] for partition in strategy.sampled):
-        if not each.is_whole:
-            sent = [name for name in weights if each.sent is None or name in each.sent]
-            record = kind_of(each.sent)
-            part = weights if each.sent is None else weights_module.select(weights, sent)
-            packed = strategy.outbox.pack(record, arrays, part)
-            names.add(record)
-            by_exchange[each] = Part(packed, tuple(name for name in weights if name in (each.returned or ())))
-    exchanges = ((partition, strategy.exchanges[partition]) for partition in strategy.sampled)
-    return names, {partition: by_exchange[each] for partition, each in exchanges if not each.is_whole}
+    by_key: dict[Hashable, Part] = {}
+    starts = dict.fromkeys(id(strategy.exchanges[partition].start) for partition in strategy.sampled)
+    places = {start: "" if start == id(None) else f"-{place}" for place, start in enumerate(starts)}
+    exchanges = {partition: strategy.exchanges[partition] for partition in strategy.sampled}
+    for each in {each.key: each for each in exchanges.values() if not each.is_whole}.values():
+        values = each.start or weights
+        sent = [name for name in weights if each.sent is None or name in each.sent]
+        record = f"{kind_of(each.sent)}{places[id(each.start)]}"
+        part = values if each.sent is None else weights_module.select(values, sent)
+        packed = strategy.outbox.pack(record, each.start or arrays, part)
+        names.add(record)
+        by_key[each.key] = Part(packed, tuple(name for name in weights if name in (each.returned or ())))
+    return names, {partition: by_key[each.key] for partition, each in exchanges.items() if not each.is_whole}
 
 
 def _address(

@@ -17,6 +17,7 @@ from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES, ActionCall
 from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.aggregation import AggregationRule
+from fedddpm_app.federation.architecture import Reshape, follow_change, restore_architecture
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.cost import images_per_step
 from fedddpm_app.federation.description import AlgorithmDescription
@@ -75,6 +76,10 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         its reference.
     ema_weights : Weights or None
         Moving average of the global weights over the rounds; None before the first round.
+    initial_weights : Weights
+        The weights that the run started from, or those with which its present architecture began.
+    architecture : str
+        The digest of the present architecture, see ``shapes``; empty for the architecture that the run started with.
     client_models : dict of int to Weights
         Models by partition id, for algorithms without a global model; otherwise empty. Checkpoints contain them.
     shares : Shares
@@ -94,7 +99,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         The current round's line in ``stats.jsonl``.
     """
 
-    state_attributes: ClassVar[Sequence[str]] = ("train_loss", "accounting", "clients", "_rule")
+    state_attributes: ClassVar[Sequence[str]] = ("train_loss", "accounting", "clients", "_rule", "architecture")
     clients: Clients
     transport: Transport
     outbox: Outbox
@@ -106,6 +111,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         self.task = task
         self.accounting = Accounting(images_per_step(config))
         self.ema_weights: Weights | None = None
+        self.architecture = ""
         self.train_loss = float("nan")
         self.client_models: dict[int, Weights] = {}
         self.shares = Shares()
@@ -146,11 +152,12 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         return {}
 
     def exchanged(self, server_round: int, partitions: Sequence[int]) -> Mapping[int, Exchanged]:
-        """Return the weights that the round exchanges with each client, both ways (here: all, with every client).
+        """Return the weights that the round exchanges with each client, both ways (here: all global weights, with all).
 
-        A client that is not named exchanges all weights. See ``Exchanged``, and ``checked_exchanges`` for the rules.
-        ``has_model`` says whether a client can get a part. ``aggregate`` then averages each weight over the clients
-        that return it, and a weight that no client returns stays as it is.
+        A client that is not named exchanges all of the global weights. See ``Exchanged``, and ``checked_exchanges`` for the rules. It
+        is called once for each attempt at a round, and may ask clients. ``has_model`` says whether a client can get a
+        part. ``aggregate`` then averages each weight over the clients that return it, and a weight that no client
+        returns stays as it is.
         """
         return {}
 
@@ -161,6 +168,16 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         last round after the end of ``start``. A client without a model is left out; without any model nothing is shown.
         """
         return self.client_models
+
+    def change_architecture(self, server_round: int, weights: Weights) -> Reshape | None:
+        """Return how the shapes of the weights change from now on (here: None, they do not).
+
+        Called before round 1, with round 0, and after each round, with its global weights. The result is a function
+        from weights of the present shapes to weights of the new ones, with the same names. It is applied to the global
+        weights, their EMA and ``client_models``; an algorithm's own attributes are its own matter. The round's
+        evaluation and checkpoint are those of the new model.
+        """
+        return None
 
     def check_reply(self, reply: Reply) -> None:
         """Raise ``ReplyRefusedError`` for a training reply that this algorithm cannot use."""
@@ -179,7 +196,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
             ``reply.load()`` returns a client's weights, see ``exchanged``. Read the replies in one pass and keep none
             (``weights.RunningMean`` folds their weights): memory then does not grow with the number of clients.
         """
-        if not all(each.is_whole for each in self.exchanges.values()):
+        if any(each.is_partial for each in self.exchanges.values()):
             parts = ((reply.load(), reply.num_examples) for reply in replies)
             return weights_module.mean_by_name(parts, self.global_weights)
         parameters = self.parameters if self._rule.steps else ()
@@ -204,12 +221,17 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
     @cached_property
     def trainer(self) -> Trainer:
         """The server's trainer of the task's model, for corrections and control algorithms."""
-        return create_trainer(self.config, self.task)
+        return create_trainer(self.config, self.task, self.initial_weights)
 
     @cached_property
     def parameters(self) -> ParameterNames:
         """Names of the weights that training changes by gradients; others, such as running means, are averaged."""
         return ParameterNames(self.task.create_model())
+
+    @property
+    def rule_keeps_momenta(self) -> bool:
+        """Whether the aggregation rule has momenta of the weights' shapes."""
+        return bool(self._rule.state_dict())
 
     @cached_property
     def global_weights(self) -> Weights:
@@ -325,12 +347,13 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         """Return the first round to run, and the weights that it starts from."""
         if self._resumed is not None:
             server_round, models, state = self._resumed
+            restore_architecture(self, models, state)
             weights = load_models(self, models, self.initial_weights)
             if server_round == 0:
                 self.ema_weights = None
             self.load_state(state)
             return server_round + 1, weights
-        weights = self.prepare(grid, self.initial_weights)
+        weights = follow_change(self, 0, self.prepare(grid, self.initial_weights))
         self.checkpoints.save(0, weights)
         return 1, weights
 
@@ -361,7 +384,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
             raise RoundFailedError(str(error)) from error
         check_finite(weights, f"the global weights of round {server_round}", "lower the learning rates")
         self.ema_weights = self.average(server_round, weights)
-        return to_arrays(weights), metrics
+        return to_arrays(follow_change(self, server_round, weights)), metrics
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

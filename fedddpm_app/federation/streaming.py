@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Message, MetricRecord
 
-from fedddpm_app import weights as weights_module
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.records import ARRAYS, METRICS
@@ -39,8 +38,8 @@ class ReplyStream:
     spec : ReplySpec
         The specification of a reply.
     specs : mapping of int to ReplySpec, optional
-        By partition, the specification of a reply with other weights than in ``spec``, but with the same further
-        records.
+        By partition, the specification of a reply with other weights than in ``spec``, or whose change is measured from
+        others, but with the same further records.
 
     Attributes
     ----------
@@ -65,7 +64,6 @@ class ReplyStream:
         self._name = name
         self._spec = spec
         self._specs = specs
-        self._own_norms: dict[str, float] = {}
         self._first: dict[str, list[float]] = {}  # by further record, the norms that the first ones are compared with
         self.refused: dict[int, str] = {}
         self.on_close: Callable[[], None] = lambda: None
@@ -99,7 +97,7 @@ class ReplyStream:
         together, see ``Admission.judge_together``.
         """
         replies = sorted((r for _, r in self._settled() if r is not None), key=lambda reply: reply.partition_id)
-        too_large = self._clients.admission.judge_together(replies, lambda: self._own_norm(self._spec))
+        too_large = self._clients.admission.judge_together(replies, lambda: self._spec.records[ARRAYS].start_norm)
         self.refused |= {partition: one_line(reason) for partition, reason in too_large.items()}
         self._close()
         return [reply for reply in replies if reply.partition_id not in too_large]
@@ -141,20 +139,13 @@ class ReplyStream:
         self._clients.refusals[partition] = self.refused[partition]
         logger.warning("%s: client %d is left out: %s", self._name, partition, self.refused[partition])
 
-    def _own_norm(self, spec: ReplySpec) -> float:
-        """Return the norm of the weights that the changes of such replies are measured from."""
-        if spec.kind not in self._own_norms:
-            self._own_norms[spec.kind] = weights_module.norm(spec.records[ARRAYS].start)
-        return self._own_norms[spec.kind]
-
     def _judged(self, waiting: dict[int, Reply], partition: int) -> Iterator[Reply]:
         """Yield a client's waiting reply if its change of the weights is not too large."""
         if partition not in waiting:
             return
-        reply = waiting.pop(partition)
+        reply, records = waiting.pop(partition), self._specs.get(partition, self._spec).records
         try:
-            spec = self._specs.get(partition, self._spec)
-            self._clients.admission.judge(reply, lambda: self._own_norm(spec), self._first)
+            self._clients.admission.judge(reply, lambda: records[ARRAYS].start_norm, self._first)
         except ReplyRefusedError as error:
             self.refused[partition] = one_line(str(error))
         else:

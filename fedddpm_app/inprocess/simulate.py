@@ -42,6 +42,7 @@ _PLAIN: dict[str, Scalar] = {
     "feddyn-alpha": 1.0,
     "moon-representation": "",
     "late-teacher": "local",
+    "prune-ratio": 0.0,
     "held-out-fraction": 0.0,
     "ema-decay": 0.0,
     "server-ema-decay": 0.0,
@@ -66,6 +67,7 @@ def simulate(
     *,
     batch_size: int | None = None,
     auxiliary_data: Any = None,
+    class_counts: Sequence[Sequence[int]] | None = None,
     **hyper: Scalar,
 ) -> tuple[Weights, list[dict[str, Any]]]:
     """Train ``model`` with a federated algorithm in this process.
@@ -101,6 +103,8 @@ def simulate(
         D_aux for ``fedddpm``, ``fedddpm-plus`` and ``aux-only`` (models that generate D_aux themselves teach in the
         other algorithms), in a form of ``client_datasets``. A model that is not
         a diffusion model cannot generate D_aux. It is not needed with ``correction_steps=0`` or without corrections.
+    class_counts : sequence of sequence of int, optional
+        For each client its examples per class, which ``fedphd`` uses.
     **hyper
         Any run-config key with underscores; the prefix of the algorithm may be left out (``mu``, ``alpha``,
         ``option``, ``window``). For your own algorithm, other names become ``config.run.options``.
@@ -134,11 +138,14 @@ def simulate(
             "seed": int(seed),
             "batch-size": int(batch_size or 0),
             "state-dir": folder,
+            **_classes_of(class_counts, data),
         }
         kind, config = configure(algorithm, _PLAIN | rates, given, hyper)
         device = resolve_device(config.run.device)
         placed = [on_device(part, device) for part in data]
-        task = InMemoryTask(copy.deepcopy(model).to("cpu", dtype), _with_generator(loss_fn), placed, steps)
+        task = InMemoryTask(
+            copy.deepcopy(model).to("cpu", dtype), _with_generator(loss_fn), placed, steps, class_counts
+        )
         recorder = MemoryRecorder(Path(folder))
         strategy = kind(config, recorder, task)
         if auxiliary_data is not None:
@@ -206,6 +213,19 @@ def _steps_of_each(local_steps: int | Sequence[int], num_clients: int) -> list[i
             "clients."
         )
     return [int(s) for s in steps]
+
+
+def _classes_of(class_counts: Sequence[Sequence[int]] | None, data: Sequence[TrainingData]) -> dict[str, Scalar]:
+    """Return the number of classes, after a check of the counts; empty without counts."""
+    if class_counts is None:
+        return {}
+    sums, lengths = [sum(counts) for counts in class_counts], {len(counts) for counts in class_counts}
+    if sums != [len(part) for part in data] or len(lengths) != 1:
+        raise ConfigError(
+            f"class_counts = {class_counts!r}: give one list for each of {len(data)} clients, all with one number per "
+            "class, which add up to the client's examples."
+        )
+    return {"num-classes": lengths.pop()}
 
 
 def _with_generator(loss_fn: Callable[..., Tensor]) -> LossFn:

@@ -16,8 +16,16 @@ from fedddpm_app.training.task import Batch, LossFn, TrainingData
 class InMemoryTask:
     """A task from given parts; see ``training.task.Task``."""
 
-    def __init__(self, model: nn.Module, loss_fn: LossFn, data: list[TrainingData], steps: list[int]) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        loss_fn: LossFn,
+        data: list[TrainingData],
+        steps: list[int],
+        class_counts: Sequence[Sequence[int]] | None = None,
+    ) -> None:
         self.loss_fn = loss_fn
+        self._class_counts = class_counts
         self._model = model
         self._data = data
         self._steps = steps
@@ -49,6 +57,10 @@ class InMemoryTask:
     def label_counts(self, partition_id: int) -> list[int]:
         """Return an empty list: the task has no classes."""
         return []
+
+    def class_counts(self, partition_id: int) -> list[int]:
+        """Return a client's number of examples per class; empty if these numbers are not given."""
+        return [] if self._class_counts is None else [*self._class_counts[partition_id]]
 
 
 class Columns:

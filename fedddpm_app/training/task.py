@@ -91,3 +91,9 @@ class Task(Protocol):
 
     def label_counts(self, partition_id: int) -> list[int]:
         """Return a client's number of examples per class; empty for a task without classes."""
+
+    def class_counts(self, partition_id: int) -> list[int]:
+        """Return a client's number of examples per class, also where the model does not use classes.
+
+        Empty for data without labels.
+        """

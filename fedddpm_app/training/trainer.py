@@ -20,6 +20,7 @@ from fedddpm_app.config import Config, LearningRateSchedule, TrainingConfig
 from fedddpm_app.device import autocast, resolve_device
 from fedddpm_app.progress import StepReport, StepReporter
 from fedddpm_app.seeding import split_seed
+from fedddpm_app.shapes import fit_model
 from fedddpm_app.training.acceleration import PLAIN, Acceleration, choose, compiled, is_watched
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.training.optimization import create_optimizer, create_schedule, learning_rate_factor, reset_optimizer
@@ -273,7 +274,9 @@ class Trainer:
         return losses
 
 
-def create_trainer(config: Config, task: Task) -> Trainer:
-    """Create the trainer of a task from the run config."""
+def create_trainer(config: Config, task: Task, like: Weights | None = None) -> Trainer:
+    """Create the trainer of a task from the run config; with ``like``, its model has the shapes of these weights."""
     model, device = task.create_model(), resolve_device(config.run.device)
+    if like is not None:
+        fit_model(model, like)
     return Trainer(model, task.loss_fn, config.training, device, choose(config.run, model, device))

@@ -21,7 +21,7 @@ from fedddpm_app.transport.numpy_arrays import NUMPY, read_any_arrays, read_arra
 from fedddpm_app.transport.reference import FileReference
 from fedddpm_app.transport.shared import SharedDirectory, map_file, write_file
 from fedddpm_app.transport.wire import Wire, get_wire
-from fedddpm_app.weights import Weights
+from fedddpm_app.weights import Weights, norm
 
 FLAT = "fedddpm.flat"
 FILE = "fedddpm.file"
@@ -74,6 +74,11 @@ class Expected:
     def has_start(self) -> bool:
         """Whether ``start`` has values: a reference may be of meta tensors, which have only shapes."""
         return not any(tensor.is_meta for tensor in self.start.values())
+
+    @cached_property
+    def start_norm(self) -> float:
+        """The norm of ``start``."""
+        return norm(self.start)
 
     @cached_property
     def wire(self) -> Wire:

@@ -35,6 +35,7 @@ NEUTRAL = {
     "fednova": {},
     "moon": {"mu": 0.0},
     "feddiffuse": {"split": "full"},
+    "fedphd": {"num_edges": 1, "prune_ratio": 0.0},
     "centralized": {},
     "local-only": {},
     "aux-only": None,  # its steps grow with the set: test_aux_only
@@ -54,6 +55,7 @@ FULL = {
     "fednova": {},
     "moon": {"mu": 0.7},
     "feddiffuse": {"split": "full"},  # a point has no parts: test_feddiffuse
+    "fedphd": {"num_edges": 1, "prune_ratio": 0.0},  # clients draw their edges, so that their order counts: test_fedphd
     "centralized": {},
     "local-only": {},
     "aux-only": {"correction_steps": 3, "auxiliary_data": AUXILIARY},
@@ -114,7 +116,7 @@ def test_the_same_seed_repeats_bit_for_bit(name):
     assert (runs[0] != runs[2]).any()
 
 
-@pytest.mark.parametrize("name", ["fedddpm", "fedddpm-plus", "fedprox", "moon", "feddiffuse"])
+@pytest.mark.parametrize("name", ["fedddpm", "fedddpm-plus", "fedprox", "moon", "feddiffuse", "fedphd"])
 def test_with_nothing_added_it_is_fedavg_bit_for_bit(name):
     assert (run(name, **NEUTRAL[name]) == run("fedavg")).all()
 

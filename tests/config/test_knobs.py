@@ -18,6 +18,7 @@ LOCAL = FEDAVG | ONE  # where one round of the clients' own training shows it, a
 PLUS = {"algorithm": "fedddpm-plus", "plus-threshold": 1e9}
 KD = {"algorithm": "fedddpm-kd"}
 LATE = {"algorithm": "fedddpm-late"}
+PHD = {"algorithm": "fedphd"}
 PROBE = PLUS | {"plus-signal": "probe-loss"}
 CHEAP = LOCAL | {"eval-images": 20}
 FINAL = LOCAL | {"eval-final-images": 30}
@@ -93,6 +94,13 @@ KNOBS = [
     ("kd-warmup-steps", [1], KD | ONE),
     ("late-cycles", [2], LATE),
     ("late-teacher", ["local", "mean"], LATE | ONE),
+    ("num-edges", [1, 3], PHD | {"prune-ratio": 0.0}),
+    ("cloud-every", [1, 3], PHD | {"prune-ratio": 0.0, "num-rounds": 3}),
+    ("edge-homogeneity", [1e-9, 0.5], PHD | {"prune-ratio": 0.0, "cloud-every": 3, "clients-per-round": 2}),
+    ("cloud-homogeneity", [0.0, 100.0], PHD | ONE | {"prune-ratio": 0.0}),
+    ("prune-ratio", [0.0, 0.5], PHD | ONE),
+    ("prune-round", [1], PHD),
+    ("prune-penalty", [0.0, 0.1], PHD | {"prune-round": 1}),
     ("aggregator-learning-rate", [0.001, 0.1], LOCAL | {"aggregator": "fedadam", "aggregator-learning-rate": 0.01}),
     ("aggregator-momentum", [0.1, 0.99], FEDAVG | {"aggregator": "fedavgm"}),
     ("aggregator-beta-2", [0.5, 0.999], FEDAVG | {"aggregator": "fedyogi"}),

@@ -11,7 +11,9 @@ import time
 
 import psutil
 import pytest
+import torch
 from datasets import load_from_disk
+from diffusers import DDPMPipeline
 
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, to_toml
 from fedddpm_app.launch.simulation import SimulationRun
@@ -79,6 +81,26 @@ def test_models_that_generate_together_equal_the_inprocess_engine(tmp_path, shar
     run, inprocess = RunDirectory(tmp_path / "out" / "sim"), shared_run(**settings)
     assert run.losses() == inprocess.losses()
     assert run.summary["metrics"] == inprocess.summary["metrics"]
+
+
+@pytest.mark.slow
+def test_edges_and_pruning_equal_the_inprocess_engine(tmp_path, shared_run):
+    """Each client gets the model of its edge, and after the second round the small model, in processes of their own."""
+    settings = {"algorithm": "fedphd", "unet_channels": "16,16", "num_rounds": 4, "cloud_every": 3, "prune_round": 2}
+    done = fedddpm_run(tmp_path, output_dir="out", run_name="sim", **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "round 2: pruned from" in done.stdout
+    assert "every layer lost 25.0% of its channels" in done.stdout
+    assert "every client reveals to the server how many images of each class it has" in done.stdout
+    run, here = RunDirectory(tmp_path / "out" / "sim"), shared_run(**settings)
+    assert run.losses() == here.losses()
+    assert [row.get("edge/of_client") for row in run.rounds()] == [row.get("edge/of_client") for row in here.rounds()]
+    (first,), (second,) = ([row for row in r.stats if row["phase"] == "prune"] for r in (run, here))
+    same = [key for key in first if key.startswith("prune/")]
+    assert {key: first[key] for key in same} == {key: second[key] for key in same}
+    pipelines = [DDPMPipeline.from_pretrained(r.path / "pipeline").unet.state_dict() for r in (run, here)]
+    assert all(torch.equal(tensor, pipelines[1][name]) for name, tensor in pipelines[0].items())
+    assert sum(tensor.numel() for tensor in pipelines[0].values()) == first["prune/parameters"]
 
 
 @pytest.mark.slow

@@ -42,6 +42,9 @@ OTHERS = {
     "local-only": {"algorithm": "local-only"},
     "feddiffuse": {"algorithm": "feddiffuse", "clients-per-round": 3},
     "usplit": {"algorithm": "feddiffuse", "feddiffuse-split": "usplit", "wire-dtype": "int8-delta"},
+    "fedphd": {"algorithm": "fedphd", "cloud-every": 3},  # after round 1: pruned, and in the middle of an edge period
+    "fedphd-sparse": {"algorithm": "fedphd", "cloud-every": 3, "prune-round": 1},
+    "fedphd-before": {"algorithm": "fedphd", "cloud-every": 3, "prune-round": 2},
     "centralized": {"algorithm": "centralized"},
     "aux-only": {"algorithm": "aux-only"},
     "int8-delta": {"algorithm": "fedavg", "wire-dtype": "int8-delta"},
@@ -55,6 +58,7 @@ OTHERS = {
 }
 FEW_PICTURES = {"eval-every": 0, "preview-every": 0}
 _SLOW = {"marks": pytest.mark.slow}
+_QUICK = ("feddyn", "feddiffuse", "halved", "fedphd")
 
 
 @pytest.fixture
@@ -170,7 +174,7 @@ def stopped(settings):
 
 @pytest.mark.parametrize(
     "algorithm",
-    [pytest.param(name, **({} if name in ("feddyn", "feddiffuse", "halved") else _SLOW)) for name in OTHERS],
+    [*_QUICK, *(pytest.param(name, **_SLOW) for name in OTHERS if name not in _QUICK)],
 )
 def test_every_state_is_resumed(settings, stopped, algorithm):
     more = {"num-rounds": 3}
