@@ -221,7 +221,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
     @cached_property
     def trainer(self) -> Trainer:
         """The server's trainer of the task's model, for corrections and control algorithms."""
-        return create_trainer(self.config, self.task, self.initial_weights)
+        return create_trainer(self.config, self.task, self.initial_weights if self.architecture else None)
 
     @cached_property
     def parameters(self) -> ParameterNames:
