@@ -154,10 +154,10 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
     def exchanged(self, server_round: int, partitions: Sequence[int]) -> Mapping[int, Exchanged]:
         """Return the weights that the round exchanges with each client, both ways (here: all global weights, with all).
 
-        A client that is not named exchanges all of the global weights. See ``Exchanged``, and ``checked_exchanges`` for the rules. It
-        is called once for each attempt at a round, and may ask clients. ``has_model`` says whether a client can get a
-        part. ``aggregate`` then averages each weight over the clients that return it, and a weight that no client
-        returns stays as it is.
+        A client that is not named exchanges all of the global weights. It is called once for each attempt at a round,
+        and may ask clients. See ``Exchanged``, and ``checked_exchanges`` for the rules. ``has_model`` says whether a
+        client can get a part. ``aggregate`` then averages each weight over the clients that return it, and a weight
+        that no client returns stays as it is.
         """
         return {}
 
