@@ -138,6 +138,9 @@ def test_models_with_buffers_frozen_and_tied_parameters(name):
         def forward(self, x):
             return self.second(self.norm(self.first(x))) * self.frozen
 
+        def parts(self):  # of feddiffuse, whose decoder travels
+            return dict.fromkeys(self.state_dict(), "decoder") | {"frozen": "encoder", "second.bias": "bottleneck"}
+
     torch.manual_seed(1)
     corrected = {"correction_steps": 1, "auxiliary_data": make_regression(4, 9)}
     special = {
