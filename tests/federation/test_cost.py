@@ -9,6 +9,8 @@ from fedddpm_app.federation.accounting import Accounting, Span
 
 MAY_COST_LESS = {"fedddpm-plus": "its correction may not happen", "fedddpm-late": "a part of a step is not spent"}
 
+HEADERS = {"fedphd": 0.06}  # of this tiny model: the list of tensors in a message stays when the tensors shrink
+
 
 @pytest.mark.parametrize("name", REGISTRY)
 def test_a_run_costs_as_much_as_expected(name, shared_run, run_config):
@@ -21,7 +23,7 @@ def test_a_run_costs_as_much_as_expected(name, shared_run, run_config):
     else:
         assert run.summary["compute/steps"] == pytest.approx(expected.steps)
     model = shared_run(algorithm="fedavg").summary["comm/up_mb"] / 8  # 4 clients, 2 rounds
-    assert run.summary["comm/up_mb"] / model <= expected.models_up + 1e-6
+    assert run.summary["comm/up_mb"] / model <= expected.models_up * (1 + HEADERS.get(name, 0)) + 1e-6
 
 
 def test_fractions_of_a_step_add_up():

@@ -148,6 +148,7 @@ def test_models_with_buffers_frozen_and_tied_parameters(name):
         "fedddpm-plus": corrected | {"threshold": 1e9},
         "fedddpm-kd": {"correction_steps": 0},
         "fedddpm-late": {"correction_steps": 0, "pretrain_steps": 1},
+        "fedphd": {"cloud_every": 1, "class_counts": [[6, 0], [0, 6], [3, 3]]},
     }
     more = special.get(name, {})
     weights, _ = simulate(name, Tied(), regression, [make_regression(6, k) for k in range(3)], 3, 2, 0.05, **more)
