@@ -288,6 +288,14 @@ def test_counts_that_do_not_fit_are_refused(wrong):
 
 
 @pytest.mark.parametrize(
+    "counts", [[[3, 0]], [[3, 0, 0], [5, 0], [2, 0], [4, 0]], [[1, 0], [5, 0], [2, 0], [4, 0]]], ids=str
+)
+def test_class_counts_that_do_not_fit_the_data_are_refused(counts):
+    with pytest.raises(ConfigError, match=r"class_counts = .*: give one list for each of 4 clients"):
+        run("fedphd", CLIENTS, class_counts=counts)
+
+
+@pytest.mark.parametrize(
     ("overrides", "message"),
     [
         ({"num-edges": 5}, "num-edges = 5 is more than num-clients = 4: use at most 4"),
