@@ -148,6 +148,7 @@ def test_models_with_buffers_frozen_and_tied_parameters(name):
         "fedddpm-plus": corrected | {"threshold": 1e9},
         "fedddpm-kd": {"correction_steps": 0},
         "fedddpm-late": {"correction_steps": 0, "pretrain_steps": 1},
+        "mixture": {"pretrain_steps": 6},
         "fedphd": {"cloud_every": 1, "class_counts": [[6, 0], [0, 6], [3, 3]]},
     }
     more = special.get(name, {})
