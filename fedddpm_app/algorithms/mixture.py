@@ -6,8 +6,9 @@
                   in the images of class c is proportional to its images of class c
 
 Symbols: as in ``fedddpm``; m_i -> shares.
-The images follow the distribution of FedDDPM's auxiliary set, so the run shows how good D_aux is as a generator, with
-the sampler and the number of images of every other run's evaluation. There is no global model: metrics, sheets and
+The models and their shares are those of FedDDPM's auxiliary set, so the run shows how good D_aux is as a generator,
+with the classes, the sampler and the number of images of every other run's evaluation, and without D_aux's check for
+models that generate noise. There is no global model: metrics, sheets and
 `fedddpm sample` are of all models together, with the shares above, and `pipeline/` has one pipeline per client, with
 their shares.
 Cooperative sampling from local models by Langevin steps over their composed energies (OpenReview 1GCWcrZTX8, NeurIPS

@@ -52,14 +52,15 @@ def compare(
         plan, archive = _plan(grid, run_config, folder, out, restore)
         with nullcontext() if dry_run else _locked(plan.folder):
             states = {cell: state_of(cell, plan.defaults) for cell in plan.cells}
-            published = archive.find(plan, states) if archive else []
+            new = [cell for cell, state in states.items() if state is State.NEW]
+            published = archive.find(plan, new) if archive else []
             states |= dict.fromkeys(published, State.PUBLISHED)
             shared = find_shared(plan, [cell for cell, state in states.items() if state is State.NEW])
             jobs = jobs or _jobs(plan)
             print_plan(plan, states | dict.fromkeys(shared, State.SHARED), jobs)
             if dry_run:
                 return
-            if archive:
+            if archive and published:
                 archive.restore(plan, published)
             states |= dict.fromkeys(published, State.COMPLETED)
             failed = _run(plan, link_shared(states, shared), jobs, folder, publish)

@@ -7,17 +7,16 @@ seed the last sheet of images. Weights, checkpoints and logs are left out, as ar
 import json
 import shutil
 import zipfile
-import zlib
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from fedddpm_app.compare.cells import Cell, other_values
+from fedddpm_app.compare.cells import ORIGIN, Cell, other_values
 from fedddpm_app.compare.history import read_rows
 from fedddpm_app.compare.places import without_places
 from fedddpm_app.compare.plan import RESULTS, SOLVED, Plan
 from fedddpm_app.compare.samples import SHEETS, last_sheets
-from fedddpm_app.compare.shared import OF_GRID, ORIGIN, source_of
+from fedddpm_app.compare.shared import OF_GRID, source_of
 from fedddpm_app.config import ConfigError
 from fedddpm_app.disk.durable import partial_of, publish, replacing
 from fedddpm_app.recording.directory import CONFIG
@@ -28,7 +27,7 @@ from fedddpm_app.recording.status import COMPLETED, SUMMARY, read_status
 
 CELLS = "cells.zip"  # in the folder of a published grid
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of all members, so that the same cells give the same bytes
-_LARGEST_MEMBER = 64 << 20  # bytes
+_LARGEST = 1 << 30  # bytes of all members
 
 
 def save_cells(plan: Plan, path: Path) -> None:
@@ -94,10 +93,12 @@ class Archive:
         path = target / name / CELLS
         try:
             with zipfile.ZipFile(path) as archive:
-                members = [member for member in archive.infolist() if member.file_size <= _LARGEST_MEMBER]
+                members = archive.infolist()
+                if sum(member.file_size for member in members) > _LARGEST:
+                    raise ValueError(f"it has more than {_LARGEST >> 20} MB")
                 self._files = {member.filename: archive.read(member) for member in members}
             self._results = read_object(target / f"{name}.json")
-        except (OSError, ValueError, zipfile.BadZipFile, zlib.error, NotImplementedError, RuntimeError) as error:
+        except Exception as error:  # of several libraries, for a damaged archive
             reason = getattr(error, "strerror", None) or error
             raise ConfigError(
                 f"--restore = {target}: the cells of {name} cannot be read ({reason}; {path}): give the folder that "
@@ -110,11 +111,13 @@ class Archive:
         return self._object(SOLVED)
 
     def find(self, plan: Plan, cells: Iterable[Cell]) -> list[Cell]:
-        """Return the cells that have no folder yet, and the config of a published one; paths count by last names."""
+        """Return the cells that have no folder yet, and the config of a complete one; paths count by last names."""
         found = []
         for cell in cells:
-            saved = self._object(f"{_place(cell, plan)}/{CONFIG}").get("run_config")
-            if isinstance(saved, dict) and not cell.directory.exists():
+            prefix = f"{_place(cell, plan)}/"
+            saved = self._object(prefix + CONFIG).get("run_config")
+            complete = self._object(prefix + SUMMARY).get("status") == COMPLETED and prefix + STATS in self._files
+            if complete and isinstance(saved, dict) and not cell.directory.exists():
                 same = not other_values(saved, cell, plan.defaults, without_places)
                 found += [cell] if same else []
         return found
@@ -138,6 +141,8 @@ class Archive:
                 for name, content in self._files.items():
                     if name.startswith(f"{prefix}{SHEETS}/"):
                         (work / SHEETS / Path(name).name).write_bytes(content)
+                if cell.directory.is_symlink():  # to a removed run of another grid
+                    cell.directory.unlink()
                 publish(work, cell.directory)
         self._restore_commands(plan.folder / RESULTS)
 
@@ -147,13 +152,13 @@ class Archive:
             own = read_object(path)
         except (OSError, ValueError):
             own = {}
-        commands = [*self._results.get("sessions", []), *own.get("sessions", [])]
-        by_start = {each["started"]: each for each in commands}
+        commands = [each for found in (self._results, own) for each in found.get("sessions") or ()]
+        by_start = {each.get("started"): each for each in commands if isinstance(each, dict)}
         write_json(path, {**self._results, **own, "sessions": list(by_start.values())})
 
     def _object(self, name: str) -> dict[str, Any]:
         try:
             found = json.loads(self._files.get(name, b"{}"))
-        except ValueError:
+        except (ValueError, RecursionError):
             found = {}
         return found if isinstance(found, dict) else {}

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fedddpm_app.algorithms import find_algorithm
+from fedddpm_app.compare.places import without_places
 from fedddpm_app.compare.spec import folder_name
 from fedddpm_app.config import Config, ConfigError, Scalar, keys_without_effect, shown
 from fedddpm_app.data.settings import read_auto
@@ -15,6 +16,7 @@ from fedddpm_app.recording.directory import CONFIG
 from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.recording.status import COMPLETED, RUNNING, Status, is_locked, read_status
 
+ORIGIN = "origin.json"  # in the folder of a restored cell
 REFUSED = 2  # the exit code of a cell that could not start or continue
 # Keys that change neither the weights nor the metrics of a run.
 _NEUTRAL = (
@@ -142,7 +144,8 @@ def state_of(cell: Cell, defaults: Mapping[str, Scalar]) -> State:
         raise ConfigError(
             f"{directory / CONFIG} cannot be read ({error}): remove the folder, or restore it."
         ) from error
-    different = other_values(saved, cell, defaults)
+    restored = (directory / ORIGIN).exists()  # from published files, where paths are only their last names
+    different = other_values(saved, cell, defaults, *([without_places] if restored else []))
     if different:
         raise ConfigError(
             f"{directory} was made with another config: {'; '.join(different)}. Set the earlier values in the grid "

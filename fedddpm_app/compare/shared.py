@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from fedddpm_app.compare.cells import Cell, State, effective
+from fedddpm_app.compare.cells import ORIGIN, Cell, State, effective
 from fedddpm_app.compare.plan import RESULTS, Plan
 from fedddpm_app.config import ConfigError, Scalar, load_config
 from fedddpm_app.data.settings import read_auto
@@ -14,7 +14,7 @@ from fedddpm_app.recording.directory import CONFIG
 from fedddpm_app.recording.reading import read_object, read_run_config
 from fedddpm_app.recording.status import COMPLETED, read_status
 
-ORIGIN, OF_GRID = "origin.json", "of_grid"
+OF_GRID = "of_grid"
 
 
 def find_shared(plan: Plan, cells: Iterable[Cell]) -> dict[Cell, Path]:

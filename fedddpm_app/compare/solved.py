@@ -8,11 +8,23 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedddpm_app.compare.places import without_places
 from fedddpm_app.config import Scalar
 from fedddpm_app.recording.files import write_json
 from fedddpm_app.recording.reading import read_object
 
 _SETTINGS = "settings"
+
+
+def _settings(content: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the settings of a ``solved.json``; what cannot be one is left out."""
+    found = content.get(_SETTINGS)
+    return [each for each in found if _is_setting(each)] if isinstance(found, list) else []
+
+
+def _is_setting(value: object) -> bool:
+    solved = value.get("solved") if isinstance(value, dict) else None
+    return isinstance(solved, dict) and all(isinstance(number, int) for number in solved.values())
 
 
 class SolvedValues:
@@ -33,9 +45,7 @@ class SolvedValues:
             own: Mapping[str, Any] = read_object(path)
         except (OSError, ValueError):
             own = {}
-        found = [content.get(_SETTINGS) for content in (own, elsewhere)]
-        lists = [settings for settings in found if isinstance(settings, list)]
-        self._before = [each for settings in lists for each in settings if isinstance(each, dict)]
+        self._before, self._elsewhere = _settings(own), _settings(elsewhere)
 
     def find(
         self, name: Sequence[str], given: Mapping[str, Scalar], keys: Sequence[str], budget: float
@@ -54,9 +64,11 @@ class SolvedValues:
             The budget.
         """
         wanted = {"name": [*name], "given": dict(given), "solve": [*keys], "budget": budget}
-        for each in self._before:
+        published = without_places(wanted)  # which have no paths of the other machine
+        pairs = [*((each, wanted) for each in self._before), *((each, published) for each in self._elsewhere)]
+        for each, like in pairs:
             solved = each.get("solved")
-            same = {key: each.get(key) for key in wanted} == wanted
+            same = {key: each.get(key) for key in like} == like
             if same and isinstance(solved, dict) and solved.keys() == set(keys):
                 return {key: int(value) for key, value in solved.items()}
         return None

@@ -24,7 +24,7 @@ class Exchanged:
         The weights that its reply must have; the client got all of them.
     start : Weights or None
         The values of all weights, in place of the global ones; the client's change is measured from them. Clients with
-        the same start should get the same object: it is packed once.
+        the same start should get the same object: it is packed once. A changed start must be a new object.
     """
 
     sent: frozenset[str] | None = None

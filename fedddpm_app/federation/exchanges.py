@@ -42,7 +42,6 @@ class Training:
         values = {name: getattr(strategy, name, None) for name in strategy.state_attributes}
         self._before = {name: value for name, value in values.items() if not hasattr(value, "load_state_dict")}
         self._norms_before = strategy.clients.admission.history
-        self._starts: Mapping[int, Weights] = {}
 
     def messages(self, arrays: ArrayRecord) -> list[Message]:
         """Sample the round's clients, and return the messages with the weights for them."""

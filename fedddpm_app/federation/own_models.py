@@ -6,6 +6,7 @@ The models travel in full precision, whatever ``wire-dtype``. Their bytes are ``
 
 from typing import TYPE_CHECKING
 
+from fedddpm_app import weights as weights_module
 from fedddpm_app.federation.records import ARRAYS, OWN_MODEL
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
 from fedddpm_app.weights import Weights
@@ -27,8 +28,8 @@ COLLECT = ClientAction(_own_model, records=(ARRAYS,), exact=True)
 def collect_own_models(strategy: "FederatedStrategy") -> dict[int, Weights]:
     """Return the own model of each connected client that has one, by partition id; all are in memory.
 
-    A client that has not trained yet is not asked. A client that is gone, or whose model is not usable, is named in a
-    warning and left out.
+    A client that has not trained yet is not asked. A client that is gone, or whose model is not finite, is named in a
+    warning and left out. Norms are not judged: the limit is that of a round's change, and this is a whole model.
 
     Parameters
     ----------
@@ -40,5 +41,6 @@ def collect_own_models(strategy: "FederatedStrategy") -> dict[int, Weights]:
         return {}
     with strategy.accounting.collecting():
         like = {ARRAYS: strategy.initial_weights}
-        replies = strategy.ask_clients(NAME, partitions=asked, like=like).answers()
-    return {reply.partition_id: reply.load() for reply in replies}
+        replies = strategy.ask_clients(NAME, partitions=asked, like=like).as_they_come()
+        found = {reply.partition_id: weights_module.copy(reply.load()) for reply in replies}
+    return dict(sorted(found.items()))

@@ -41,31 +41,35 @@ class EdgeStatistics:
     Attributes
     ----------
     counts : ndarray of int64, shape (E, C)
-        By edge and class; a client counts in each round in which it trains.
+        By edge and class; a client counts in each round in which it trains, if its images per class are known.
+    images : ndarray of int64, shape (E,)
+        By edge, n_e: the images of all its clients, added up over the rounds.
     latest : ndarray of int64, shape (E,)
         By edge, the images of its latest round with clients; 0 for an edge without clients since the merge.
     """
 
     counts: Counts
+    images: Counts
     latest: Counts
 
     @classmethod
     def fresh(cls, num_edges: int, num_classes: int) -> "EdgeStatistics":
         """Return the statistics after a merge."""
-        return cls(np.zeros((num_edges, num_classes), np.int64), np.zeros(num_edges, np.int64))
+        return cls(np.zeros((num_edges, num_classes), np.int64), *np.zeros((2, num_edges), np.int64))
 
     @classmethod
     def from_state(cls, state: Mapping[str, Any]) -> "EdgeStatistics":
         """Return the statistics of ``state``."""
-        return cls(*(np.asarray(state[name], np.int64) for name in ("counts", "latest")))
+        return cls(*(np.asarray(state[name], np.int64) for name in ("counts", "images", "latest")))
 
     def state(self) -> dict[str, object]:
         """Return the statistics as lists of numbers."""
-        return {"counts": self.counts.tolist(), "latest": self.latest.tolist()}
+        return {name: getattr(self, name).tolist() for name in ("counts", "images", "latest")}
 
     def scores(self) -> list[float]:
-        """Return SH of each edge."""
-        return [homogeneity(counts) for counts in self.counts]
+        """Return SH of each edge; 1, its bound from below, if no client of the edge has revealed its labels."""
+        known = zip(self.counts, self.images, strict=True)
+        return [homogeneity(counts) if counts.any() or not images else 1.0 for counts, images in known]
 
     def probabilities(self, client: ArrayLike, c: float) -> NDArray[np.float64]:
         """Return P(e) ~ max(c SH(q_e + q_i) - n_e, 0) + 1e-8, the probability of each edge for a client.
@@ -78,7 +82,7 @@ class EdgeStatistics:
             In images, > 0: the weight of homogeneity against n_e, the edge's images so far.
         """
         joined = self.counts + np.asarray(client, np.int64)
-        gains = np.array([c * homogeneity(counts) for counts in joined]) - self.counts.sum(1)
+        gains = np.array([c * homogeneity(counts) for counts in joined]) - self.images
         weights = np.maximum(gains, 0.0) + _LEAST
         probabilities: NDArray[np.float64] = weights / weights.sum()
         return probabilities
@@ -91,7 +95,7 @@ class EdgeStatistics:
         Parameters
         ----------
         joined : mapping
-            By client, its images per class and its number of images.
+            By client, its images per class (zeros if they are not known) and its number of images.
         edge_of : mapping of int to int
             The edge of each client.
         """
@@ -99,7 +103,7 @@ class EdgeStatistics:
         for client, (per_class, num_images) in joined.items():
             counts[edge_of[client]] += np.asarray(per_class, np.int64)
             round_images[edge_of[client]] += num_images
-        return EdgeStatistics(counts, np.where(round_images > 0, round_images, self.latest))
+        return EdgeStatistics(counts, self.images + round_images, np.where(round_images > 0, round_images, self.latest))
 
     def cloud_weights(self, a: float) -> dict[int, float]:
         """Return n + a SH_e by edge, the weights of a merge; an edge without clients since the last merge has none.

@@ -29,8 +29,8 @@ class LocalRound:
     server_round : int
         From 1.
     global_weights : Weights
-        The global weights, or those that this client starts from in their place (``FederatedStrategy.start_weights``),
-        on the CPU; do not change them.
+        The global weights, or those that this client starts from in their place (``FederatedStrategy.exchanged``), on
+        the CPU; do not change them.
     received : mapping of str to Weights
         Further records that the server sent, by name (``FederatedStrategy.broadcast``).
     state : mapping of str to Weights

@@ -130,7 +130,7 @@ def test_edges_are_drawn_with_their_probabilities(config):
     strategy = FedPhD(config, None, None)
     counts = np.zeros((3, 10), np.int64)
     counts[0, 0], counts[1, 5], counts[1, 0] = 700, 500, 300
-    strategy.statistics = EdgeStatistics(counts, counts.sum(1)).state()
+    strategy.statistics = EdgeStatistics(counts, counts.sum(1), counts.sum(1)).state()
     clients = range(20_000)
     strategy.label_counts = {partition: [1, *[0] * 9] for partition in clients}
     c = config.hierarchy.edge_homogeneity * 20_000

@@ -100,6 +100,9 @@ def check_that_published_cells_are_restored_elsewhere(grid):
     assert result.exit_code == 0, result.output
     assert "4 cells (rows: 2, conditions: 1, seeds: 2): 4 published;" in result.output
     assert "started" not in result.output
+    next_call = other.call()
+    assert next_call.exit_code == 0, next_call.output
+    assert "4 complete;" in next_call.output
     assert (again / "tiny.json").read_text() == (published / "tiny.json").read_text()
     names = {path.name for path in (published / "tiny").iterdir()}
     assert names == {"cells.zip", "claim.png", "curves-fd-pixels-pca.png", "samples-iid.png", "table.md"}
@@ -110,8 +113,16 @@ def check_that_published_cells_are_restored_elsewhere(grid):
         assert {Path(name).name for name in archive.namelist()} == {
             *("solved.json", "origin.json", "config.json", "summary.json", "stats.jsonl", "round-0002.png")
         }
-    (again / "tiny" / "cells.zip").write_bytes(b"PK")
     shutil.rmtree(other.out)
+    with (
+        zipfile.ZipFile(published / "tiny" / "cells.zip") as old,
+        zipfile.ZipFile(again / "tiny" / "cells.zip", "w") as new,
+    ):
+        for name in old.namelist():
+            if name != "fedavg/iid/seed-1/summary.json":
+                new.writestr(name, old.read(name))
+    assert "3 published, 1 to run;" in other.call("--restore", str(again), "--dry-run").output
+    (again / "tiny" / "cells.zip").write_bytes(b"PK")
     result = other.call("--restore", str(again))
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
     assert f"--restore = {again}: the cells of tiny cannot be read" in result.stderr

@@ -96,7 +96,7 @@ KNOBS = [
     ("late-teacher", ["local", "mean"], LATE | ONE),
     ("num-edges", [1, 3], PHD | {"prune-ratio": 0.0}),
     ("cloud-every", [1, 3], PHD | {"prune-ratio": 0.0, "num-rounds": 3}),
-    ("edge-homogeneity", [1e-9, 0.5], PHD | {"prune-ratio": 0.0, "cloud-every": 3, "clients-per-round": 2}),
+    ("edge-homogeneity", [1e-9, 9.0], PHD | {"prune-ratio": 0.0, "cloud-every": 9, "num-rounds": 4}),
     ("cloud-homogeneity", [0.0, 100.0], PHD | ONE | {"prune-ratio": 0.0}),
     ("prune-ratio", [0.0, 0.5], PHD | ONE),
     ("prune-round", [1], PHD),

@@ -29,7 +29,21 @@ def test_homogeneity(counts, expected):
 
 
 def statistics(counts, latest=None):
-    return EdgeStatistics(np.array(counts), np.array(latest if latest else [sum(row) for row in counts]))
+    images = [sum(row) for row in counts]
+    return EdgeStatistics(np.array(counts), np.array(images), np.array(latest or images))
+
+
+def test_an_edge_whose_clients_reveal_nothing_is_not_the_most_even_one():
+    fresh = EdgeStatistics.fresh(2, 2)
+    edges = fresh.after_round({0: ([3, 1], 4), 1: ([0, 0], 8)}, {0: 0, 1: 1})
+    assert edges.scores() == pytest.approx([2 - 0.25 * 2**0.5, 1.0])
+    assert edges.cloud_weights(10.0) == pytest.approx({0: 4 + 10 * (2 - 0.25 * 2**0.5), 1: 8 + 10.0})
+    gains = np.array([20 * 2 - 4, 20 * (2 - ROOT_HALF) - 8])  # the images of both edges count
+    assert edges.probabilities([0, 2], 20)[1] < edges.probabilities([0, 2], 20)[0]
+    assert edges.probabilities([0, 2], 20)[1] == pytest.approx(
+        gains[1] / (20 * homogeneity([3, 3]) - 4 + gains[1]), rel=1e-6
+    )
+    assert EdgeStatistics.from_state(edges.state()).images.tolist() == [4, 8]
 
 
 def test_a_client_prefers_the_edge_that_it_makes_more_even_and_that_has_fewer_images():
