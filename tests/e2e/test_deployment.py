@@ -160,7 +160,7 @@ def superlink(docker, certificates, tmp_path):
         stack.down()
 
 
-def attempt(stack, *changes, seconds=20):
+def attempt(stack, *changes, seconds=120):
     """Start the first site's SuperNode with its command changed; return how it ended, if it did, and its log."""
     node = stack["supernode-0"]
     command = node.command
@@ -188,7 +188,7 @@ def test_the_tls_stack_refuses_who_does_not_belong(superlink, certificates, lapt
     superlink["register"].start()
     superlink["register"].wait()
     assert "site-1: registered before" in superlink["register"].log
-    ended, log = attempt(superlink)
+    ended, log = attempt(superlink, seconds=20)
     assert ended is None
     assert "Starting Flower SuperNode" in log
     assert "Exit Code" not in log
