@@ -15,7 +15,7 @@ from fedddpm_app.compare.cells import ORIGIN, Cell, other_values
 from fedddpm_app.compare.history import read_rows
 from fedddpm_app.compare.places import without_places
 from fedddpm_app.compare.plan import RESULTS, SOLVED, Plan
-from fedddpm_app.compare.samples import SHEETS, last_sheets
+from fedddpm_app.compare.samples import SHEETS, last_sheet
 from fedddpm_app.compare.shared import OF_GRID, source_of
 from fedddpm_app.config import ConfigError
 from fedddpm_app.disk.durable import partial_of, publish, replacing
@@ -55,8 +55,9 @@ def _members(cell: Cell, *, with_sheet: bool) -> dict[str, bytes]:
         SUMMARY: _json(read_object(directory / SUMMARY)),
         STATS: b"".join(map(_json, read_rows(directory / STATS))),
     }
-    sheets = last_sheets(directory)[:1] if with_sheet else []
-    return found | {f"{SHEETS}/{sheet.name}": sheet.read_bytes() for sheet, _ in sheets}
+    if with_sheet and (last := last_sheet(directory)):
+        found[f"{SHEETS}/{last[0].name}"] = last[0].read_bytes()
+    return found
 
 
 def _json(value: object) -> bytes:
@@ -118,7 +119,7 @@ class Archive:
             saved = self._object(prefix + CONFIG).get("run_config")
             complete = self._object(prefix + SUMMARY).get("status") == COMPLETED and prefix + STATS in self._files
             if complete and isinstance(saved, dict) and not cell.directory.exists():
-                same = not other_values(saved, cell, plan.defaults, without_places)
+                same = not other_values(saved, cell, plan.defaults, published=True)
                 found += [cell] if same else []
         return found
 

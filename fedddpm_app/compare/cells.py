@@ -1,10 +1,9 @@
 """The cells of a grid: their configs, their folders, and how far they are."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
 
 from fedddpm_app.algorithms import find_algorithm
 from fedddpm_app.compare.places import without_places
@@ -144,8 +143,7 @@ def state_of(cell: Cell, defaults: Mapping[str, Scalar]) -> State:
         raise ConfigError(
             f"{directory / CONFIG} cannot be read ({error}): remove the folder, or restore it."
         ) from error
-    restored = (directory / ORIGIN).exists()  # from published files, where paths are only their last names
-    different = other_values(saved, cell, defaults, *([without_places] if restored else []))
+    different = other_values(saved, cell, defaults, published=(directory / ORIGIN).exists())
     if different:
         raise ConfigError(
             f"{directory} was made with another config: {'; '.join(different)}. Set the earlier values in the grid "
@@ -158,11 +156,11 @@ def state_of(cell: Cell, defaults: Mapping[str, Scalar]) -> State:
 
 
 def other_values(
-    saved: Mapping[str, Scalar], cell: Cell, defaults: Mapping[str, Scalar], as_seen: Callable[[Any], Any] = lambda v: v
+    saved: Mapping[str, Scalar], cell: Cell, defaults: Mapping[str, Scalar], *, published: bool
 ) -> list[str]:
     """Return what differs between a saved run config and that of a cell, in words: keys that have an effect in it.
 
-    ``as_seen`` is applied to values before they are compared.
+    A ``published`` config has only the last names of paths, so that only these are compared.
     """
     planned = {**defaults, **cell.overrides}
     planned |= read_auto(planned)
@@ -170,7 +168,8 @@ def other_values(
     return [
         f"{key} was {shown(before.get(key))} and is {shown(planned.get(key))}"
         for key in sorted(effective({**before, **planned}, cell.setting.config))
-        if as_seen(before.get(key)) != as_seen(planned.get(key))
+        if before.get(key) != planned.get(key)
+        and not (published and without_places(before.get(key)) == without_places(planned.get(key)))
     ]
 
 

@@ -30,7 +30,9 @@ def save_side_by_side(cells: Sequence[Cell], path: Path) -> bool:
     """
     rows: list[tuple[str, list[Image.Image]]] = []
     for cell in cells:
-        for sheet, name in last_sheets(cell.directory)[:1]:
+        found = last_sheet(cell.directory)
+        if found is not None:
+            sheet, name = found
             rows.append((f"{cell.setting.line.label}{name and f' ({name})'}", read_tiles(sheet)))
     if not rows:
         return False
@@ -41,10 +43,13 @@ def save_side_by_side(cells: Sequence[Cell], path: Path) -> bool:
     return True
 
 
-def last_sheets(directory: Path) -> list[tuple[Path, str]]:
-    """Return the sheets of a run's last round, each with the name of its model if it has several; may be empty."""
+def last_sheet(directory: Path) -> tuple[Path, str] | None:
+    """Return the sheet of a run's last round and the name of its model, the first of several; None without a sheet."""
     folder = directory / SHEETS
     paths = sorted(folder.iterdir()) if folder.is_dir() else []
     found = [(int(match[1]), match[2] or "", path) for path in paths if (match := _SHEET.fullmatch(path.name))]
-    last = max((server_round for server_round, _, _ in found), default=0)
-    return [(path, name) for server_round, name, path in found if server_round == last]
+    if not found:
+        return None
+    last = max(server_round for server_round, _, _ in found)
+    _, name, path = next(each for each in found if each[0] == last)
+    return path, name
