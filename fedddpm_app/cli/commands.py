@@ -157,6 +157,9 @@ def compare(
         Path | None, typer.Option(metavar="DIR", help="Take the cells that --publish wrote to this folder.")
     ] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the plan.")] = False,
+    no_run: Annotated[
+        bool, typer.Option("--no-run", help="Run no cell: write, and publish, the results of those that are complete.")
+    ] = False,
 ) -> None:
     """Compare algorithms: run a grid of rows x conditions x seeds at matched cost, and write its results.
 

@@ -44,6 +44,7 @@ def compare(
     publish: Path | None,
     restore: Path | None,
     dry_run: bool,
+    no_run: bool,
 ) -> None:
     """Plan, run, write; ``commands.compare`` describes the arguments."""
     folder = find_app(app_dir)
@@ -55,6 +56,8 @@ def compare(
             new = [cell for cell, state in states.items() if state is State.NEW]
             published = archive.find(plan, new) if archive else []
             states |= dict.fromkeys(published, State.PUBLISHED)
+            if publish is not None:
+                _keep_published(publish, plan, states)
             shared = find_shared(plan, [cell for cell, state in states.items() if state is State.NEW])
             jobs = jobs or _jobs(plan)
             print_plan(plan, states | dict.fromkeys(shared, State.SHARED), jobs)
@@ -63,7 +66,8 @@ def compare(
             if archive and published:
                 archive.restore(plan, published)
             states |= dict.fromkeys(published, State.COMPLETED)
-            failed = _run(plan, link_shared(states, shared), jobs, folder, publish)
+            states = link_shared(states, shared)
+            failed = _run(plan, states, [] if no_run else _incomplete(states), jobs, folder, publish)
     except ConfigError as error:
         refuse(str(error))
     except RecordingError as error:
@@ -152,14 +156,34 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _run(plan: Plan, states: dict[Cell, State], jobs: int, app_dir: Path, publish: Path | None) -> dict[Cell, str]:
-    """Run the cells that are not complete, and write the results; return the reasons of failed cells."""
+def _keep_published(target: Path, plan: Plan, states: dict[Cell, State]) -> None:
+    """Raise ``ConfigError`` if the published grid has complete cells that are neither complete nor restored here."""
+    if not Archive.exists(target, plan.spec.name):
+        return
+    kept = Archive(target, plan.spec.name).complete(plan, _incomplete(states))
+    lost = [cell for cell in kept if states[cell] is not State.PUBLISHED]
+    if lost:
+        started = [str(cell.directory) for cell in lost if cell.directory.exists()]
+        first = f"remove the incomplete {', '.join(started)}, and " if started else ""
+        raise ConfigError(
+            f"--publish = {target} has complete cells ({len(lost)}) of {plan.spec.name} that {plan.folder} lacks, such "
+            f"as {lost[0].name}: {first}add --restore {target} to keep them."
+        )
+
+
+def _incomplete(states: dict[Cell, State]) -> list[Cell]:
+    return [cell for cell, state in states.items() if state is not State.COMPLETED]
+
+
+def _run(
+    plan: Plan, states: dict[Cell, State], cells: list[Cell], jobs: int, app_dir: Path, publish: Path | None
+) -> dict[Cell, str]:
+    """Run cells, and write the results of all complete ones; return the reasons of failed cells."""
     if running := [str(cell.directory) for cell, state in states.items() if state is State.RUNNING]:
         raise ConfigError(f"{', '.join(running)}: another process still runs it; wait for its end, or stop it.")
     plan.solved.save()
     progress = GridProgress(states, jobs)
     outputs = Outputs(plan, shlex.join(["fedddpm", *sys.argv[1:]]))
-    cells = [cell for cell, state in states.items() if state is not State.COMPLETED]
     began = time.monotonic()
 
     def write() -> list[str]:

@@ -74,6 +74,10 @@ def _place(cell: Cell, plan: Plan) -> str:
     return cell.directory.relative_to(plan.folder).as_posix()
 
 
+def _path(target: Path, name: str) -> Path:
+    return target / name / CELLS
+
+
 class Archive:
     """The published cells of a grid.
 
@@ -91,7 +95,7 @@ class Archive:
     """
 
     def __init__(self, target: Path, name: str) -> None:
-        path = target / name / CELLS
+        path = _path(target, name)
         try:
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
@@ -106,19 +110,28 @@ class Archive:
                 "--publish wrote to, or leave --restore out."
             ) from error
 
+    @staticmethod
+    def exists(target: Path, name: str) -> bool:
+        """Return whether a folder has published cells of a grid."""
+        return _path(target, name).exists()
+
     @property
     def solved(self) -> dict[str, Any]:
         """The solved values of the grid, as in its ``solved.json``."""
         return self._object(SOLVED)
 
     def find(self, plan: Plan, cells: Iterable[Cell]) -> list[Cell]:
-        """Return the cells that have no folder yet, and the config of a complete one; paths count by last names."""
+        """Return the cells that can be restored: those that have no folder yet, and are complete in the archive."""
+        return [cell for cell in self.complete(plan, cells) if not cell.directory.exists()]
+
+    def complete(self, plan: Plan, cells: Iterable[Cell]) -> list[Cell]:
+        """Return the cells of which the archive has a complete run with their config; paths count by last names."""
         found = []
         for cell in cells:
             prefix = f"{_place(cell, plan)}/"
             saved = self._object(prefix + CONFIG).get("run_config")
             complete = self._object(prefix + SUMMARY).get("status") == COMPLETED and prefix + STATS in self._files
-            if complete and isinstance(saved, dict) and not cell.directory.exists():
+            if complete and isinstance(saved, dict):
                 same = not other_values(saved, cell, plan.defaults, published=True)
                 found += [cell] if same else []
         return found

@@ -121,7 +121,17 @@ def check_that_published_cells_are_restored_elsewhere(grid):
         for name in old.namelist():
             if name != "fedavg/iid/seed-1/summary.json":
                 new.writestr(name, old.read(name))
-    assert "3 published, 1 to run;" in other.call("--restore", str(again), "--dry-run").output
+    third = grid.folder / "third"
+    result = other.call("--restore", str(again), "--publish", str(third), "--no-run")
+    assert result.exit_code == 0, result.output
+    assert "3 published, 1 to run;" in result.output
+    assert "started" not in result.output
+    assert "3 of 4 cells are complete." in section(third)
+    result = other.call("--publish", str(published))
+    assert result.exit_code == 2, result.output
+    assert "has complete cells (1) of tiny" in result.stderr
+    assert f"such as fedavg | iid | seed 1: add --restore {published} to keep them" in result.stderr
+    shutil.rmtree(other.out)
     (again / "tiny" / "cells.zip").write_bytes(b"PK")
     result = other.call("--restore", str(again))
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
