@@ -10,12 +10,13 @@ from torch import Tensor, nn
 from fedddpm_app.apportion import labels_by_share
 from fedddpm_app.config import Config, Sampler
 from fedddpm_app.diffusion.ensemble import Ensemble
+from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.evaluation.copies import NAME as COPIES
 from fedddpm_app.evaluation.copies import Pairs
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
 from fedddpm_app.evaluation.metrics import Metric, SamplingInfo, mean_over_clients
-from fedddpm_app.progress import note, reported
+from fedddpm_app.progress import logger, note, reported
 from fedddpm_app.recording.recorder import RunRecorder
 
 _SHOWN = ("fid", "kid", "fd-", "kd-", "recall-", "coverage-", "class-tv")  # the metrics in a round's note
@@ -67,11 +68,11 @@ class Assessment:
         """Return the cheap metrics of models, by name; ``weights`` is their kind, see ``SamplingInfo``."""
         settings = self.config.evaluation
         plan = Plan(settings.eval_images, settings.eval_sampler, settings.eval_sampler_steps, self._eta)
-        evaluations = {name: self._measure(each, plan, weights, find_copies=False) for name, each in models.items()}
+        evaluations = self._measure_each(models, plan, weights, find_copies=False)
         metrics = mean_over_clients({name: evaluation.metrics for name, evaluation in evaluations.items()})
         shown = ", ".join(f"{m.name} {m.value:.4g} (floor {m.floor:.4g})" for m in metrics if m.name.startswith(_SHOWN))
         still = "; still noise" if any(evaluation.noise for evaluation in evaluations.values()) else ""
-        over = "" if "" in models else f"; mean over the models of {len(models)} clients"
+        over = "" if "" in models else f"; mean over the models of {len(evaluations)} clients"
         note(f"round {server_round}: {shown}; n = {plan.images} by {plan.name} in {plan.steps} steps{over}{still}")
         return metrics
 
@@ -83,7 +84,7 @@ class Assessment:
         settings = self.config.evaluation
         steps = settings.eval_final_sampler_steps
         plan = Plan(settings.eval_final_images, settings.eval_final_sampler, steps, self._eta)
-        evaluations = {name: self._measure(each, plan, weights) for name, each in models.items()}
+        evaluations = self._measure_each(models, plan, weights)
         metrics = mean_over_clients({name: evaluation.metrics for name, evaluation in evaluations.items()})
         class_names = self.evaluator.reference.real.class_names
         for name, evaluation in evaluations.items():
@@ -95,7 +96,23 @@ class Assessment:
             metrics.append(self._check_auxiliary(auxiliary))
         return metrics
 
-    def _measure(self, ensemble: Ensemble, plan: Plan, kind: str, find_copies: bool = True) -> Evaluation:
+    def _measure_each(
+        self, models: Mapping[str, Ensemble], plan: Plan, kind: str, find_copies: bool = True
+    ) -> dict[str, Evaluation]:
+        """Measure each model; a client's model that generates NaN is left out with a warning, unless all do."""
+        found, problem = {}, None
+        for name, ensemble in models.items():
+            try:
+                found[name] = self._measure(ensemble, plan, kind, find_copies)
+            except DivergedError as error:
+                problem = error
+                if name:
+                    logger.warning("the model of %s is left out of the metrics: %s", name, error)
+        if problem is not None and not found:
+            raise problem
+        return found
+
+    def _measure(self, ensemble: Ensemble, plan: Plan, kind: str, find_copies: bool) -> Evaluation:
         sampling = SamplingInfo(plan.name, plan.steps, kind)
         return self.evaluator.measure(self._generate(ensemble, plan), sampling, find_copies=find_copies)
 

@@ -195,7 +195,10 @@ class Monitor:
     def _preview(self, server_round: int) -> None:
         """Write a sheet of each model that generates alone; for clients' models, also one with a row per client."""
         ensembles = self._ensembles(self._models(server_round))
-        images = {name: self._sheet(server_round, name, ensemble) for name, ensemble in ensembles.items()}
+        images = {}
+        for name, ensemble in ensembles.items():
+            with _warn_on_failure(f"round {server_round}: no sheet of {name or 'images'}"):
+                images[name] = self._sheet(server_round, name, ensemble)
         if images and "" not in images:
             self.recorder.pictures.save_clients(images, server_round, self._about_preview)
 

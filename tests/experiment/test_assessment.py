@@ -1,5 +1,6 @@
 """Metrics of a run: after rounds, at the end, of clients' models, of the auxiliary set."""
 
+import itertools
 import json
 import logging
 from pathlib import Path
@@ -163,6 +164,28 @@ def test_a_model_that_draws_nan_goes_on_without_pictures_and_says_so(run_app, mo
     assert run.summary["status"] == "completed"
     assert "eval/metrics" not in run.rounds()[0]
     assert "round 1: no metrics: 2 of 2 images hold NaN" in caplog.text
+
+
+def test_a_client_whose_model_draws_nan_costs_only_its_own_metrics_and_sheets(run_app, monkeypatch, caplog):
+    """Metrics and sheets generate from the four clients' models one after the other; the second model diverges."""
+    sample, calls = ensemble.sample_batches, itertools.count()
+
+    def second_diverges(*arguments, **options):
+        if next(calls) % 4 == 1:
+            raise DivergedError("2 of 2 images hold NaN")
+        return sample(*arguments, **options)
+
+    monkeypatch.setattr(ensemble, "sample_batches", second_diverges)
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+    run = run_app(algorithm="local-only", num_rounds=1, preview_every=1, preview_images=2, **EVAL)
+    assert run.summary["status"] == "completed"
+    left = [f"client-000{partition}" for partition in (0, 2, 3)]
+    for metrics in (run.summary["metrics"], run.rounds()[0]["eval/metrics"]):
+        assert metrics
+        assert all(metric["client_names"] == left for metric in metrics)
+    assert "the model of client-0001 is left out of the metrics: 2 of 2 images hold NaN" in caplog.text
+    assert "no sheet of client-0001: 2 of 2 images hold NaN" in caplog.text
+    assert sorted(path.stem[-11:] for path in run.path.glob("samples/round-*-client-*.png")) == left
 
 
 def test_measuring_changes_nothing_of_the_training(shared_run):
