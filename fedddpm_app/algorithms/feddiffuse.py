@@ -126,8 +126,7 @@ class FedDiffuse(FederatedStrategy):
         if split == "full":
             return {}
         if split == "usplit":
-            indices = (server_round, self.attempt) if self.attempt else (server_round,)
-            tasks = assign_tasks(partitions, derive_seed(self.config.run.seed, "feddiffuse-tasks", *indices))
+            tasks = assign_tasks(partitions, derive_seed(self.config.run.seed, "feddiffuse-tasks", server_round))
             return {partition: Exchanged(None, self._names(task)) for partition, task in tasks.items()}
         travels = self._names(TRAVELS[split])
         return {p: Exchanged(travels if self.has_model(p) else None, travels) for p in partitions}

@@ -391,6 +391,26 @@ def test_collected_models_are_those_of_the_clients_bit_for_bit_whatever_the_wire
     assert any((model["e"] != model["e"].bfloat16().float()).any() for model in collected.values())
 
 
+def test_a_limit_of_the_changes_does_not_judge_collected_models():
+    """The models have a norm of more than 1,000, their changes one below the limit."""
+    far, found = Three(), []
+    with torch.no_grad():
+        for parameter in far.parameters():
+            parameter.add_(1000.0)
+
+    class Collects(FedDiffuse):
+        def after_aggregation(self, server_round, weights):
+            found.append(collect_own_models(self))
+            return weights
+
+    _, (row,) = simulate(Collects, far, quadratic, CLIENTS, 1, 1, 1e-4, max_update_norm="900", split="udec")
+    assert "train/left_out" not in row
+    assert "collect/left_out" not in row
+    norms = [float(torch.linalg.vector_norm(torch.cat(list(model.values())))) for model in found[0].values()]
+    assert len(norms) == 3
+    assert min(norms) > 1000
+
+
 def test_without_evaluation_during_the_rounds_models_are_collected_once_at_the_end(shared_run):
     run = shared_run(**UDEC, eval_every=0, preview_every=0)
     assert [row.get("comm/collected_mb", 0) > 0 for row in run.rounds()] == [False, True]

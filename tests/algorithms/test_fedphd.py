@@ -142,7 +142,7 @@ def test_edges_are_drawn_with_their_probabilities(config):
     assert drawn == strategy._draw_edges(1, clients)
     assert drawn != strategy._draw_edges(2, clients)
     strategy.attempt = 1
-    assert drawn != strategy._draw_edges(1, clients), "a repeated round draws again"
+    assert drawn == strategy._draw_edges(1, clients), "a repeated round repeats its draw"
 
 
 def test_one_edge_and_no_pruning_are_fedavg_bit_for_bit(shared_run):
