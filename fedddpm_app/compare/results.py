@@ -13,7 +13,7 @@ from fedddpm_app.compare.statistics import deviation, interval, paired_differenc
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import COMPLETED, Status, read_status
 
-_OF_A_METRIC = ("value", "std", "floor", "floor_std", "note")  # ``measured`` has the rest
+_OF_A_METRIC = ("value", "std", "median", "floor", "floor_std", "note")  # ``measured`` has the rest
 _DIGESTS = ("extractor_digest", "reference_digest")
 _GENERATED = ("n", "sampler", "steps")
 _HOW = ("extractor", "extractor_digest", "reference", "reference_n", "reference_digest", *_GENERATED)
