@@ -123,7 +123,8 @@ def _about(cell: Cell) -> dict[str, Any]:
 def _metrics_of(status: Status) -> dict[str, dict[str, Any]]:
     """Return the metrics of a run's final evaluation by name; empty before its end."""
     found = status.summary.get("metrics")
-    return {metric["name"]: metric for metric in found} if isinstance(found, list) else {}
+    metrics = found if isinstance(found, list) else []
+    return {metric["name"]: metric for metric in metrics if isinstance(metric, dict) and "name" in metric}
 
 
 def _of_setting(
