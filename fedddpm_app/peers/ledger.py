@@ -75,7 +75,7 @@ class Ledger:
         """
         if taken := {"kind", *_SEALS} & facts.keys():
             raise ValueError(f"facts are called {', '.join(sorted(taken))}, which the ledger sets: rename them")
-        content = {**facts, "kind": kind, "previous": self.head}
+        content = json.loads(line({**facts, "kind": kind, "previous": self.head}))
         entry: Entry = json.loads(line({**content, "hash": _hash(content)}))
         self._follow(entry)
         return entry
@@ -84,7 +84,7 @@ class Ledger:
         number = self.length + 1
         if entry.get("previous") != self.head:
             raise LedgerError(number, "does not follow the line before it: a line was changed, added or removed")
-        if entry.get("hash") != _hash(entry):
+        if not _is_sealed(entry):
             raise LedgerError(number, "was changed: its hash is not that of its content")
         self._history.add(number, entry)
         self.head = entry["hash"]
@@ -151,6 +151,13 @@ def _parse(number: int, text: bytes) -> Entry:
     if canonical != text:
         raise LedgerError(number, "was changed: it is not written as a ledger writes it")
     return entry
+
+
+def _is_sealed(entry: Mapping[str, Any]) -> bool:
+    try:
+        return bool(entry.get("hash") == _hash(entry))
+    except ValueError:  # NaN, which some readers of JSON accept
+        return False
 
 
 def _hash(entry: Mapping[str, Any]) -> str:

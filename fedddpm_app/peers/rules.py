@@ -5,7 +5,8 @@ Kind          Facts
 ============  ========================================================================================
 genesis       ``weights`` (digest of the initial weights), ``seed``
 joined, left  ``peer``
-submission    ``peer``, ``number`` (from 1, by peer), ``time`` (s), ``parents`` (digests), ``weights`` and
+submission    ``peer``, ``number`` (from 1, by peer), ``time`` (seconds since the genesis), ``parents``
+              (digests of weights: the initial ones, or submitted ones), ``weights`` and
               ``samples`` (digests), ``steps``, ``num_examples``, ``loss`` (null if not finite)
 vote          ``peer``, ``submission`` (the digest of its weights), ``score``, ``distance``, ``novelty``,
               ``num_examples`` (the weight of the vote), ``num_candidates``, ``num_confirmed``
@@ -104,7 +105,7 @@ class History:
             If it lacks a fact, or may not follow the entries so far; nothing is then changed.
         """
         kind = entry.get("kind")
-        if kind not in FACTS:
+        if not isinstance(kind, str) or kind not in FACTS:
             raise LedgerError(number, f"has the unknown kind {kind!r}")
         for name, check in FACTS[kind].items():
             if name not in entry:
