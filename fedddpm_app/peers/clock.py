@@ -1,8 +1,8 @@
 """The virtual clock of peers of different speed: the time that each training takes, from seeds alone.
 
-The k-th training of peer i takes ``steps / speed_i * jitter_ik`` seconds of the virtual clock. Speeds are log-uniform in
-[1 / spread, 1], and the jitter is uniform in [0.97, 1.03]; with a spread of 1 both are exactly 1. No real time enters,
-so that the order of events is the same on every host and after a resume.
+The k-th training of peer i takes ``steps / speed_i * jitter_ik`` seconds of the virtual clock. Speeds are log-uniform
+in [1 / spread, 1], and the jitter is uniform in [0.97, 1.03]; with a spread of 1 both are exactly 1. No real time
+enters, so that the order of events is the same on every host and after a resume.
 """
 
 from collections.abc import Mapping
