@@ -34,6 +34,7 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "peers": GROUND | {"diffusion", "evaluation"},
     "peers/private": GROUND | {"diffusion", "evaluation", "peers", "training/task"},
     "peers/mail": GROUND | {"federation", "peers", "training"},
+    "peers/cost": GROUND | {"diffusion", "federation"},
     "peers/book": GROUND | {"federation", "peers", "training"},
     "peers/relay": GROUND | {"federation", "peers", "training"},
     "peers/report": GROUND | {"federation", "peers", "training"},

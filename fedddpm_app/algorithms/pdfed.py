@@ -28,8 +28,6 @@ Deviations, and our reading of what the paper leaves open:
 - Dedup: what a peer leaves out is recomputed for each of its trainings from all matches so far.
 """
 
-import functools
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
@@ -39,16 +37,17 @@ from torch import Tensor
 
 from fedddpm_app import progress
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
-from fedddpm_app.config import Config, ConfigError, DataConfig, UNetConfig, check_sampler
+from fedddpm_app.config import Config, ConfigError, check_sampler
 from fedddpm_app.diffusion.images import to_unit_range
 from fedddpm_app.diffusion.sampling import image_seeds, split_batches
-from fedddpm_app.diffusion.unet import create_unet, is_denoiser
-from fedddpm_app.federation.cost import FORWARD, Cost, of_images
+from fedddpm_app.diffusion.unet import is_denoiser
+from fedddpm_app.federation.cost import Cost
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.federation.streaming import with_progress
+from fedddpm_app.peers.cost import cost_of_peers, images_of_samples
 from fedddpm_app.peers.dedup import images_to_leave_out
 from fedddpm_app.peers.mail import MATCHED, NUMBER, SAMPLES, SCORE, SCORES, TRAIN
 from fedddpm_app.peers.private import balanced_labels, private_score
@@ -59,7 +58,7 @@ from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
 from fedddpm_app.training.hooks import TrainResult
 from fedddpm_app.training.task import Subset, TrainingData
-from fedddpm_app.weights import Weights, num_bytes
+from fedddpm_app.weights import Weights
 
 _IMAGES = "images"
 
@@ -203,21 +202,8 @@ class PDFed(FederatedStrategy):
 
     @classmethod
     def cost(cls, config: Config, sizes: Sequence[int]) -> Cost:
-        """Return the cost of trainings, of their samples, and of the votes of all on each submission."""
-        trainers = sizes[: len(sizes) - config.pdfed.validators]
-        images = sum(
-            cls.hook.training_images(config, n, config.training.steps_for(n), is_first=False) for n in trainers
-        )
-        submissions = config.run.num_rounds * len(trainers)
-        generated = submissions * cls.images_of_samples(config)
-        share = share_of_samples(config.unet, config.data, config.pdfed.samples)
-        traffic = Cost(0.0, submissions * (1 + share), submissions * (1 + len(sizes) * share))
-        return of_images(config, config.run.num_rounds * images + generated) + traffic
-
-    @classmethod
-    def images_of_samples(cls, config: Config) -> float:
-        """Return the cost of a submission's samples, in training images."""
-        return config.pdfed.samples * config.auxiliary.sampler_steps * FORWARD
+        """Return the cost of trainings, of their samples, and of the votes."""
+        return cost_of_peers(config, sizes)
 
     def samples_like(self) -> Weights:
         """Return the shapes of a submission's samples: uint8 images, which cannot be out of range."""
@@ -254,7 +240,7 @@ class PDFed(FederatedStrategy):
         config, size = self.config, reply.num_examples
         steps = int(min(max(0.0, reply.number("steps")), config.training.steps_for(size)))
         self.accounting.images += self.hook.training_images(config, size, steps, is_first=False)
-        self.accounting.images += self.images_of_samples(config)
+        self.accounting.images += images_of_samples(config)
         self._submitted.append(reply)
         if is_deployed(self.grid.run):
             next(with_progress(iter([reply]), "train", self.round_log.server_round, config.run.num_rounds))
@@ -272,11 +258,3 @@ class PDFed(FederatedStrategy):
             **({"train/left_out": left} if left else {}),
             **{"pdfed/time": relay.time, "pdfed/submissions": numbers},
         )
-
-
-@functools.lru_cache(maxsize=8)
-def share_of_samples(unet: UNetConfig, data: DataConfig, count: int) -> float:
-    """Return the size of ``count`` samples, one byte per value, beside that of a model; none is allocated."""
-    with torch.device("meta"):
-        model = create_unet(unet, data, seed=0)
-    return count * math.prod(data.image_shape) / num_bytes(model.state_dict())

@@ -144,7 +144,7 @@ class Board:
         self.candidates = {each[0]: Submission(*each) for each in state["candidates"]}
         self._entered = state["entered"]
         self._votes = {
-            voter: {key: (examples, Score(*packed, [])) for key, (examples, packed) in given.items()}
+            voter: {key: (examples, _unpacked(packed)) for key, (examples, packed) in given.items()}
             for voter, given in state["votes"].items()
         }
 
@@ -159,6 +159,11 @@ class Board:
 
 def _packed(score: Score) -> list[float]:
     return [score.distance, score.novelty, score.num_candidates, score.num_confirmed]
+
+
+def _unpacked(packed: Sequence[Any]) -> Score:
+    distance, novelty, num_candidates, num_confirmed = packed
+    return Score(distance, novelty, num_candidates, num_confirmed, [])
 
 
 def _distance(score: Score) -> float:

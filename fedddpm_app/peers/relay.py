@@ -177,18 +177,7 @@ class Relay:
         self._attempts = 0
         submission = self.board.enter(peer, training.number, weights_module.digest(weights), samples)
         strategy.client_models = dict(sorted({**strategy.client_models, peer: weights}.items()))
-        self.book.add(
-            "submission",
-            peer=peer,
-            number=training.number,
-            time=self.time,
-            parents=[*training.parents],
-            weights=submission.digest,
-            samples=weights_module.digest(samples),
-            steps=int(reply.number("steps")),
-            num_examples=reply.num_examples,
-            loss=reply.number("loss"),
-        )
+        self.book.submission(submission, training, reply, self.time)
         self._on_submission(reply)
         return True
 
@@ -217,18 +206,7 @@ class Relay:
         self.board.vote(voter, submission, num_examples, score)
         if self._settings.dedup:
             self.matched[voter] = [*self.matched.get(voter, []), *score.matches]
-        self.book.add(
-            "vote",
-            peer=voter,
-            submission=submission.digest,
-            author=submission.peer,
-            score=self.board.value(score),
-            distance=score.distance,
-            novelty=score.novelty,
-            num_examples=num_examples,
-            num_candidates=score.num_candidates,
-            num_confirmed=score.num_confirmed,
-        )
+        self.book.vote(voter, submission, num_examples, score, self.board.value(score))
 
     def _choose(self, peer: int) -> None:
         """Choose the model that a peer trains on from; without candidates it is the initial one."""
@@ -236,10 +214,10 @@ class Relay:
         parents, start, digest = [self._genesis], strategy.initial_weights, self._genesis
         if self.board.candidates:
             chosen, value = self.board.choose(peer, among_others=merges)
-            self.book.add("choice", peer=peer, chosen=chosen.digest, author=chosen.peer, value=value)
+            self.book.choice(peer, chosen, value)
             parents, start, digest = [chosen.digest], strategy.client_models[chosen.peer], chosen.digest
             own = self.board.candidates.get(peer)
-            if merges and own is not None and own != chosen:
+            if merges and own is not None and own.peer != chosen.peer:
                 both = sorted((chosen, own), key=lambda each: each.order)  # so that two peers get the same mean
                 start = weights_module.weighted_mean((strategy.client_models[each.peer], 1) for each in both)
                 parents, digest = [chosen.digest, own.digest], weights_module.digest(start)
