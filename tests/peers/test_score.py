@@ -73,6 +73,8 @@ def test_copies_are_found_where_the_threshold_is_0(train):
     found = score_of(train, [5, 5.00001, 5.2])
     assert (found.num_candidates, found.matches) == (2, [0, 0])
     assert found.novelty == pytest.approx(1000 * 2 / 3)
+    features = on_line(line(*train)).double()
+    assert TrainingClass.of(torch.arange(len(train)), features).threshold.radius == 0
 
 
 def test_the_similarity_is_bounded_and_falls_with_the_distance():

@@ -5,7 +5,7 @@ import math
 import pytest
 
 from fedddpm_app.peers.summary import best, peers_of, submissions_of
-from tests.peers.stories import STORY, build, choice, joined, vote
+from tests.peers.stories import STORY, build, choice, joined, submission, vote
 
 
 def test_submissions_with_their_votes():
@@ -23,6 +23,11 @@ def test_what_each_peer_did():
     """Peer 0 chose a1, its own, and peer 1 chose a1 too; peer 2 only votes."""
     _, entries = build([*STORY, joined(2), vote(2, "a3"), choice(1, "b2")])
     assert [tuple(peer) for peer in peers_of(entries)] == [(0, 3, 15, 1, 1, 1), (1, 2, 10, 2, 1, 0), (2, 0, 0, 1, 0, 0)]
+
+
+def test_a_choice_of_weights_that_two_peers_submitted_is_of_the_first():
+    _, entries = build([*STORY, submission(1, 3, ["a1"], "a1"), choice(0, "a1"), choice(1, "a1")])
+    assert [(peer.chosen_by_itself, peer.chosen_by_others) for peer in peers_of(entries)] == [(2, 2), (0, 0)]
 
 
 def test_the_best_by_quality_and_by_distance_may_differ():
