@@ -17,11 +17,18 @@ def submission(peer, number, parents, weights, **changes):
 
 def vote(peer, digest, distance=3.0, novelty=1.0, num_examples=10):
     facts = {"distance": distance, "novelty": novelty, "num_examples": num_examples, "score": (distance + novelty) / 2}
-    return "vote", facts | {"peer": peer, "submission": digest, "num_candidates": 2, "num_confirmed": 1}
+    target = {"submission": digest, "author": author_of(digest)}
+    return "vote", facts | target | {"peer": peer, "num_candidates": 2, "num_confirmed": 1}
 
 
-def choice(peer, digest):
-    return "choice", {"peer": peer, "chosen": digest, "value": 0.1}
+def choice(peer, digest, author=None):
+    author = author_of(digest) if author is None else author
+    return "choice", {"peer": peer, "chosen": digest, "author": author, "value": 0.1}
+
+
+def author_of(digest):
+    """Peer 0 submits a1, a2, ..., and peer 1 submits b1, b2, ..."""
+    return int(digest.startswith("b"))
 
 
 STORY = (

@@ -118,10 +118,11 @@ def test_an_unfinished_last_line_is_left_out_and_repaired_by_the_next_one(tmp_pa
         (*submission(2, 1, ["start"], "x"), "peer 2, which has not joined"),
         (*submission(0, 4, ["start"], "x", steps=-1), "steps = -1"),
         ("joined", {"peer": True}, "peer = True"),
-        (*vote(0, "start"), "is a vote for start, which nobody submitted"),
+        (*vote(0, "start"), "is a vote for start, which peer 0 did not submit"),
         (*vote(2, "a1"), "peer 2, which has not joined"),
-        (*choice(0, "zz"), "is a choice for zz, which nobody submitted"),
-        ("choice", {"peer": 0, "chosen": "a1"}, "is a choice without value"),
+        (*choice(0, "zz"), "is a choice for zz, which peer 0 did not submit"),
+        (*choice(0, "a1", author=1), "is a choice for a1, which peer 1 did not submit"),
+        ("choice", {"peer": 0, "chosen": "a1", "author": 0}, "is a choice without value"),
     ],
 )
 def test_what_may_not_follow_is_refused_and_changes_nothing(kind, facts, says):

@@ -25,9 +25,10 @@ def test_what_each_peer_did():
     assert [tuple(peer) for peer in peers_of(entries)] == [(0, 3, 15, 1, 1, 1), (1, 2, 10, 2, 1, 0), (2, 0, 0, 1, 0, 0)]
 
 
-def test_a_choice_of_weights_that_two_peers_submitted_is_of_the_first():
-    _, entries = build([*STORY, submission(1, 3, ["a1"], "a1"), choice(0, "a1"), choice(1, "a1")])
-    assert [(peer.chosen_by_itself, peer.chosen_by_others) for peer in peers_of(entries)] == [(2, 2), (0, 0)]
+def test_a_choice_of_weights_that_two_peers_submitted_is_of_its_author():
+    _, entries = build([*STORY, submission(1, 3, ["a1"], "a1"), choice(0, "a1", author=1), choice(1, "a1", author=0)])
+    assert [(peer.chosen_by_itself, peer.chosen_by_others) for peer in peers_of(entries)] == [(1, 2), (0, 1)]
+    assert [one.num_votes for one in submissions_of(entries) if one.digest == "a1"] == [2, 0]
 
 
 def test_the_best_by_quality_and_by_distance_may_differ():
@@ -36,3 +37,8 @@ def test_the_best_by_quality_and_by_distance_may_differ():
     assert best(found, lambda one: one.quality).digest == "a1"
     assert best(found, lambda one: one.distance).digest == "a2"
     assert best([one for one in found if one.digest == "a3"], lambda one: one.quality) is None
+
+
+def test_votes_without_examples_have_no_mean():
+    _, entries = build([*STORY, vote(1, "a3", num_examples=0)])
+    assert best(submissions_of(entries)[-1:], lambda one: one.quality) is None
