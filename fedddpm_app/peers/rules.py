@@ -8,9 +8,10 @@ joined, left  ``peer``
 submission    ``peer``, ``number`` (from 1, by peer), ``time`` (seconds since the genesis), ``parents``
               (digests of weights: the initial ones, or submitted ones), ``weights`` and
               ``samples`` (digests), ``steps``, ``num_examples``, ``loss`` (null if not finite)
-vote          ``peer``, ``submission`` (the digest of its weights), ``score``, ``distance``, ``novelty``,
-              ``num_examples`` (the weight of the vote), ``num_candidates``, ``num_confirmed``
-choice        ``peer``, ``chosen`` (the digest of a submission's weights), ``value``
+vote          ``peer``, ``submission`` (the digest of its weights), ``author`` (the peer that submitted it),
+              ``score``, ``distance``, ``novelty``, ``num_examples`` (the weight of the vote), ``num_candidates``,
+              ``num_confirmed``
+choice        ``peer``, ``chosen`` (the digest of a submission's weights), ``author``, ``value``
 ============  ========================================================================================
 """
 
@@ -73,6 +74,7 @@ FACTS: dict[str, dict[str, Check]] = {
     "vote": {
         "peer": _is_count,
         "submission": _is_digest,
+        "author": _is_count,
         "score": _is_number,
         "distance": _is_number,
         "novelty": _is_number,
@@ -80,7 +82,7 @@ FACTS: dict[str, dict[str, Check]] = {
         "num_candidates": _is_count,
         "num_confirmed": _is_count,
     },
-    "choice": {"peer": _is_count, "chosen": _is_digest, "value": _is_number},
+    "choice": {"peer": _is_count, "chosen": _is_digest, "author": _is_count, "value": _is_number},
 }
 
 
@@ -92,7 +94,7 @@ class History:
 
     def __init__(self) -> None:
         self._models: set[str] = set()  # which may be parents: the initial one and all submitted ones
-        self._submitted: set[str] = set()
+        self._submitted: set[tuple[int, str]] = set()  # peer and digest: two peers may submit the same weights
         self._present: set[int] = set()
         self._numbers: dict[int, int] = {}
 
@@ -138,9 +140,11 @@ class History:
         return f"has the unknown parent {unknown[0][:12]}" if unknown else ""
 
     def _problem_of_target(self, kind: str, entry: Mapping[str, Any]) -> str:
-        target = entry[_TARGETS[kind]] if kind in _TARGETS else None
-        known = target is None or target in self._submitted
-        return "" if known else f"is a {kind} for {str(target)[:12]}, which nobody submitted"
+        if kind not in _TARGETS:
+            return ""
+        target, author = entry[_TARGETS[kind]], entry["author"]
+        known = (author, target) in self._submitted
+        return "" if known else f"is a {kind} for {target[:12]}, which peer {author} did not submit"
 
     def _note(self, kind: str, entry: Mapping[str, Any]) -> None:
         if kind == "genesis":
@@ -151,5 +155,5 @@ class History:
             self._present.remove(entry["peer"])
         elif kind == "submission":
             self._models.add(entry["weights"])
-            self._submitted.add(entry["weights"])
+            self._submitted.add((entry["peer"], entry["weights"]))
             self._numbers[entry["peer"]] = entry["number"]

@@ -41,33 +41,34 @@ class PeerSummary(NamedTuple):
 
 def submissions_of(entries: Sequence[Entry]) -> list[Submission]:
     """Return the submissions in the order of the ledger; of several votes of a peer on one, the last one counts."""
-    votes: dict[str, dict[int, Entry]] = {}
+    votes: dict[tuple[int, str], dict[int, Entry]] = {}
     for entry in _of_kind(entries, "vote"):
-        votes.setdefault(entry["submission"], {})[entry["peer"]] = entry
+        votes.setdefault((entry["author"], entry["submission"]), {})[entry["peer"]] = entry
     return [
-        _submission(entry, list(votes.get(entry["weights"], {}).values())) for entry in _of_kind(entries, "submission")
+        _submission(entry, list(votes.get((entry["peer"], entry["weights"]), {}).values()))
+        for entry in _of_kind(entries, "submission")
     ]
 
 
 def peers_of(entries: Sequence[Entry]) -> list[PeerSummary]:
     """Return what each peer that ever joined did, by its number."""
     sent, voted = (Counter(entry["peer"] for entry in _of_kind(entries, kind)) for kind in ("submission", "vote"))
-    owners: dict[str, int] = {}
     steps: Counter[int] = Counter()
     for entry in _of_kind(entries, "submission"):
-        owners.setdefault(entry["weights"], entry["peer"])
         steps[entry["peer"]] += entry["steps"]
-    chosen = Counter((owners[entry["chosen"]], entry["peer"]) for entry in _of_kind(entries, "choice"))
-    of_owner = Counter(owner for owner, _ in chosen.elements())
+    chosen = Counter((entry["author"], entry["peer"]) for entry in _of_kind(entries, "choice"))
+    of_author = Counter(author for author, _ in chosen.elements())
     return [
-        PeerSummary(peer, sent[peer], steps[peer], voted[peer], chosen[peer, peer], of_owner[peer] - chosen[peer, peer])
+        PeerSummary(
+            peer, sent[peer], steps[peer], voted[peer], chosen[peer, peer], of_author[peer] - chosen[peer, peer]
+        )
         for peer in sorted({entry["peer"] for entry in _of_kind(entries, "joined")})
     ]
 
 
 def best(submissions: Sequence[Submission], value: Callable[[Submission], float]) -> Submission | None:
     """Return the first of the submissions with the lowest value; None if none has votes."""
-    return min((one for one in submissions if one.num_votes), key=value, default=None)
+    return min((one for one in submissions if not math.isnan(value(one))), key=value, default=None)
 
 
 def _of_kind(entries: Sequence[Entry], kind: str) -> list[Entry]:
