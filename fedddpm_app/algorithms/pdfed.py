@@ -13,22 +13,17 @@ Kar Balan, Andrew Gilbert, John Collomosse. 2024. https://arxiv.org/abs/2409.182
 Symbols: a -> pdfed-own-vote, n_v -> a voter's training images, V_C, V_A, R_C -> ``peers.novelty``, K -> local-steps,
 the order of events -> pdfed-clock.
 
-There is no global model, and there are no rounds: no peer waits for another one. The server is relay and ledger: it
-decides nothing that the votes and the rules above do not. A round of the run is only a piece of it, after which the run
-is evaluated and can be resumed: as many submissions as there are peers that train. Faster peers submit more often in a
-round, and reach ``num-rounds`` submissions earlier; then they only vote.
-
-Deviations, and our reading of what the paper leaves open:
-- The ledger is a hash-chained file in place of a blockchain, and the relay stores models and samples in place of IPFS.
-- The formula that weighs votes is ours. Merging with equal weights is ours; the parent is then one of another peer.
-- Candidates are the latest submission of each peer. Busy peers vote at their next turn, others at once.
-- Turns of the same moment are simultaneous: all of these submissions enter, then all vote, then all choose.
-- Embedder and verifier of the score are ours, see ``peers.score`` and ``peers.novelty``.
-- Each training has a new optimiser and, with a schedule, a new learning rate schedule.
-- Dedup: what a peer leaves out is recomputed for each of its trainings from all matches so far.
+No peer waits for another one. The server is relay and ledger (``peers.relay``). A round of the run is as many
+submissions as there are peers that train; faster peers submit more often, and only vote after ``num-rounds`` of them.
+Deviations: the ledger is a hash-chained file in place of a blockchain, and the relay stores models in place of IPFS.
+Embedder and verifier of the score are ours.
+Our reading: the formula that weighs votes; a merge with equal weights, whose parent is then of another peer; candidates
+are the latest submission of each peer; busy peers vote at their next turn, others at once; turns of the same moment are
+simultaneous; each training has a new optimiser; dedup counts all matches so far anew for each training.
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -52,7 +47,7 @@ from fedddpm_app.peers.dedup import images_to_leave_out
 from fedddpm_app.peers.mail import MATCHED, NUMBER, SAMPLES, SCORE, SCORES, TRAIN
 from fedddpm_app.peers.private import balanced_labels, private_score
 from fedddpm_app.peers.relay import Relay
-from fedddpm_app.peers.report import report_losses, report_votes
+from fedddpm_app.peers.report import report_round
 from fedddpm_app.peers.votes import pack_scores
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
@@ -72,6 +67,8 @@ def score(request: ActionRequest) -> ActionAnswer:
     own = private_score(config, request.task, request.partition_id)
     samples = [request.weights[f"{k}/{_IMAGES}"] for k in range(len(request.weights))]
     found = [own.score(to_unit_range(images), labels) for images in samples]
+    if not config.pdfed.dedup:  # a client reveals no more than is needed
+        found = [replace(each, matches=[]) for each in found]
     num_examples = len(request.task.train_data(request.partition_id))
     return ActionAnswer({NUM_EXAMPLES: num_examples}, {SCORES: pack_scores(found, config.pdfed.samples)})
 
@@ -125,7 +122,7 @@ class PDFed(FederatedStrategy):
     """
 
     key_prefix = "pdfed-"
-    uses_keys = ("auxiliary-sampler", "auxiliary-batch-size")
+    uses_keys = ("auxiliary-sampler", "auxiliary-batch-size", "inception-weights")
     client_actions: ClassVar[Mapping[str, ClientAction]] = {
         SCORE: ClientAction(score, metrics=(NUM_EXAMPLES,), records=(SCORES,), exact=True),
         TRAIN: ClientAction(
@@ -223,6 +220,10 @@ class PDFed(FederatedStrategy):
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Check the model, and start the ledger."""
         self.check_model()
+        if self.config.pdfed.dedup:
+            progress.note(
+                "pdfed-dedup = true: every client reveals which of its images samples match, by their numbers"
+            )
         self.relay.begin()
         return weights
 
@@ -231,7 +232,8 @@ class PDFed(FederatedStrategy):
         self._submitted = []
         with self.accounting.timed("train"):
             self.relay.run_round(server_round)
-        self._record()
+        self.train_loss, values = report_round(self.relay, self._submitted)
+        self.record(**values)
         best = self.relay.board.best()
         return self.client_models[best.peer] if best else self.initial_weights
 
@@ -244,17 +246,3 @@ class PDFed(FederatedStrategy):
         self._submitted.append(reply)
         if is_deployed(self.grid.run):
             next(with_progress(iter([reply]), "train", self.round_log.server_round, config.run.num_rounds))
-
-    def _record(self) -> None:
-        """Record the round's losses, the mean votes on the peers' submissions, and who has left."""
-        self.train_loss, losses = report_losses(self._submitted)
-        relay = self.relay
-        votes = {f"pdfed/{name}": value for name, value in report_votes(relay.board).items()}
-        numbers = {str(peer): number for peer, number in relay.numbers.items()}
-        left = {str(peer): reason for peer, reason in sorted(relay.left.items())}
-        self.record(
-            **losses,
-            **votes,
-            **({"train/left_out": left} if left else {}),
-            **{"pdfed/time": relay.time, "pdfed/submissions": numbers},
-        )

@@ -9,6 +9,7 @@ import torch
 from fedddpm_app.config import Config, DataConfig, UNetConfig
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.federation.cost import FORWARD, Cost, of_images
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.weights import num_bytes
 
 
@@ -24,6 +25,14 @@ def cost_of_peers(config: Config, sizes: Sequence[int]) -> Cost:
     share = share_of_samples(config.unet, config.data, config.pdfed.samples)
     traffic = Cost(0.0, submissions * (1 + share), submissions * (1 + len(sizes) * share))
     return of_images(config, rounds * images + submissions * images_of_samples(config)) + traffic
+
+
+def steps_of(strategy: FederatedStrategy, peer: int) -> int:
+    """Return a peer's steps per training; without its data, from its number of images as far as it is known."""
+    if strategy.task.client_sizes() is not None:
+        return strategy.task.local_steps(peer)
+    sizes = strategy.clients.admission.sizes
+    return strategy.config.training.steps_for(sizes.get(peer, max(sizes.values(), default=1)))
 
 
 def images_of_samples(config: Config) -> float:

@@ -21,6 +21,7 @@ from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.peers.board import Board, Submission
 from fedddpm_app.peers.book import Book
 from fedddpm_app.peers.clock import VirtualClock, next_to_end
+from fedddpm_app.peers.cost import steps_of
 from fedddpm_app.peers.mail import SAMPLES, Mail
 from fedddpm_app.peers.score import Score
 from fedddpm_app.peers.trainings import Training, Trainings
@@ -223,7 +224,7 @@ class Relay:
                 parents, digest = [chosen.digest, own.digest], weights_module.digest(start)
         number, end = self.numbers[peer] + 1, 0.0
         if self.is_virtual:
-            end = self.time + self._clock.duration(peer, number, self._steps_of(peer))
+            end = self.time + self._clock.duration(peer, number, steps_of(self._strategy, peer))
         self.trainings[peer] = Training(number, parents, end, start, digest)
 
     def _send_again(self) -> None:
@@ -251,10 +252,3 @@ class Relay:
     @cached_property
     def _began(self) -> float:
         return time.monotonic() - self.time
-
-    def _steps_of(self, peer: int) -> int:
-        """Return a peer's steps per training; without its data, from its number of images as far as it is known."""
-        if self._strategy.task.client_sizes() is not None:
-            return self._strategy.task.local_steps(peer)
-        sizes = self._strategy.clients.admission.sizes
-        return self._strategy.config.training.steps_for(sizes.get(peer, max(sizes.values(), default=1)))

@@ -4,6 +4,16 @@ from collections.abc import Mapping, Sequence
 
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.peers.board import Board
+from fedddpm_app.peers.relay import Relay
+
+
+def report_round(relay: Relay, replies: Sequence[Reply]) -> tuple[float, dict[str, object]]:
+    """Return the mean loss of a round's submissions, and the values for its line: losses, votes, and who has left."""
+    loss, values = report_losses(replies)
+    values |= {f"pdfed/{name}": value for name, value in report_votes(relay.board).items()}
+    values |= {"pdfed/time": relay.time, "pdfed/submissions": _by_peer(relay.numbers)}
+    left = {str(peer): reason for peer, reason in sorted(relay.left.items())}
+    return loss, values | ({"train/left_out": left} if left else {})
 
 
 def report_votes(board: Board) -> dict[str, object]:

@@ -9,14 +9,17 @@ import pytest
 import torch
 
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.algorithms.pdfed import PDFed, train_peer
+from fedddpm_app.algorithms.pdfed import PDFed, score, train_peer
 from fedddpm_app.config import ConfigError, load_config
+from fedddpm_app.diffusion.images import to_uint8
 from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.simulate import simulate
 from fedddpm_app.peers.mail import MATCHED, NUMBER, TRAIN
 from fedddpm_app.peers.score import Score
+from fedddpm_app.peers.votes import unpack_scores
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
 from fedddpm_app.training.trainer import create_trainer
 from fedddpm_app.weights import num_bytes
@@ -424,6 +427,13 @@ def test_keys_of_rounds_have_no_effect(run_config):
         assert any(note.startswith(f"{key} = ") and "has no effect" in note for note in notes)
 
 
+def test_the_weights_of_its_embedder_have_an_effect(run_config):
+    given = {"pdfed-embedder": "inception-v3", "inception-weights": "/weights", "eval-extractor": "pixels-pca"}
+    changed = run_config | {"algorithm": "pdfed"} | given
+    config = load_config(changed)
+    assert not [note for note in start_notes(get_algorithm(config), config, changed) if "inception" in note]
+
+
 def test_a_model_that_generates_no_images_is_refused():
     with pytest.raises(ConfigError, match="held-out-fraction = 0"):
         simulate("pdfed", Point(), quadratic, CLIENTS, 1, 1, 0.1)
@@ -465,3 +475,15 @@ def test_weights_follow_the_wire_dtype_and_samples_do_not(shared_run, config):
     saved = 8 * num_bytes(create_unet(config.unet, config.data, 0).state_dict()) / 2 / 1e6
     assert full["comm/up_mb"] - half["comm/up_mb"] == pytest.approx(saved, rel=0.01)
     assert full["comm/down_mb"] - half["comm/down_mb"] == pytest.approx(saved, rel=0.01)
+
+
+@pytest.mark.parametrize("dedup", [False, True])
+def test_which_images_are_matched_leaves_the_client_only_with_dedup(run_config, dedup):
+    config = load_config(run_config | {"algorithm": "pdfed", "pdfed-samples": 20, "pdfed-dedup": dedup})
+    task = DiffusionTask(config)
+    copies = to_uint8(task.train_data(0).batch(torch.arange(20)).images)
+    request = ActionRequest(config, task, create_trainer(config, task), 0, 1, {"0/images": copies})
+    answer = score(request)
+    (found,) = unpack_scores(answer.records["scores"], answer.metrics["num-examples"])
+    assert found.num_confirmed == 20
+    assert found.matches == (list(range(20)) if dedup else [])
