@@ -51,6 +51,7 @@ REGISTRY = Registry(
         "moon": "moon:Moon",
         "feddiffuse": "feddiffuse:FedDiffuse",
         "fedphd": "fedphd:FedPhD",
+        "pdfed": "pdfed:PDFed",
         "centralized": "centralized:Centralized",
         "local-only": "local_only:LocalOnly",
         "aux-only": "aux_only:AuxiliaryOnly",

@@ -171,6 +171,17 @@ def compare(
 
 
 @app.command()
+@done_by("ledger:ledger")
+def ledger(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run with algorithm = pdfed.")],
+) -> None:
+    """Verify the ledger of a run of peers: who submitted, voted for and chose which model; draw the provenance.
+
+    The picture is plots/provenance.png in the run directory. The exit code is 1 if a line of the ledger was changed.
+    """
+
+
+@app.command()
 @done_by("fetch:fetch")
 def fetch(
     run_id: Annotated[str, typer.Argument(help="The run's number in `flwr run` or `flwr ls`.")],

@@ -19,6 +19,7 @@ from fedddpm_app.config.fedddpm_plus import PlusConfig
 from fedddpm_app.config.fedphd import HierarchyConfig, PruneConfig
 from fedddpm_app.config.fields import Scalar
 from fedddpm_app.config.model import UNetConfig
+from fedddpm_app.config.pdfed import PDFedConfig
 from fedddpm_app.config.run import RunConfig
 from fedddpm_app.config.training import TrainingConfig
 from fedddpm_app.config.transport import TransportConfig
@@ -43,6 +44,7 @@ class Config(Baselines):
     late: LateConfig
     hierarchy: HierarchyConfig
     prune: PruneConfig
+    pdfed: PDFedConfig
     aggregator: AggregatorConfig
     preview: PreviewConfig
     evaluation: EvaluationConfig

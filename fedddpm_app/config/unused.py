@@ -45,7 +45,7 @@ _NOT_WITH: _Conditions = types.MappingProxyType(  # key -> another key, and its 
 )
 SAMPLER_KEYS = ("auxiliary-sampler", "eval-sampler", "eval-final-sampler", "preview-sampler")
 _MEASURING = ("eval-extractor", "eval-reference", "eval-batch-size", "inception-weights")
-_FILES_OF_ALGORITHMS = ("fedddpm", "fedddpm_plus", "distillation", "fedphd", "baselines")
+_FILES_OF_ALGORITHMS = ("fedddpm", "fedddpm_plus", "distillation", "fedphd", "pdfed", "baselines")
 
 
 def keys_of_algorithms() -> list[str]:

@@ -47,7 +47,7 @@ def precision_recall_density_coverage(generated: Tensor, real: Tensor, k: int = 
     generated_radii, real_radii = _radii(generated, k), _radii(real, k)
     precise = balls = 0
     recalled, covered = torch.zeros(2, len(real), dtype=torch.bool)
-    for rows, distances in _distances(generated, real):
+    for rows, distances in blocks_of_distances(generated, real):
         in_real = distances <= real_radii
         precise += int(in_real.any(1).sum())
         balls += int(in_real.sum())
@@ -64,14 +64,21 @@ def precision_recall_density_coverage(generated: Tensor, real: Tensor, k: int = 
 def _radii(features: Tensor, k: int) -> Tensor:
     """Return each point's distance to its k-th nearest other point, float64, shape (N,)."""
     radii = torch.empty(len(features), dtype=torch.float64)
-    for rows, distances in _distances(features, features):
+    for rows, distances in blocks_of_distances(features, features):
         distances[torch.arange(len(rows)), rows] = torch.inf
         radii[rows] = distances.topk(k, dim=1, largest=False).values[:, -1]
     return radii
 
 
-def _distances(points: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield (rows, distances): int64 (B,) and float64 (B, M), B so that a block's memory is bounded."""
+def blocks_of_distances(points: Tensor, others: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield (rows, distances): int64 (B,) and float64 (B, M), B so that a block's memory is bounded.
+
+    Parameters
+    ----------
+    points, others : Tensor
+        float64, shapes (N, d) and (M, d), on the CPU; N may be 0. Distances are Euclidean, from differences: that of
+        equal points is 0.
+    """
     size = max(1, _BLOCK_BYTES // (8 * len(others)))
     for rows in torch.split(torch.arange(len(points)), size):
         yield rows, torch.cdist(points[rows], others, compute_mode="donot_use_mm_for_euclid_dist")

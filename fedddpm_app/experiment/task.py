@@ -59,6 +59,10 @@ class DiffusionTask:
         """Return a client's training images."""
         return self._part("train", partition_id, self.data.client(partition_id).train)
 
+    def held_out_data(self, partition_id: int) -> TrainingData:
+        """Return a client's held-out images."""
+        return self._part("held-out", partition_id, self.data.client(partition_id).held_out)
+
     def pooled_data(self) -> TrainingData:
         """Return the training images of all clients, if they are in one place."""
         if not self.data.has_train:
@@ -78,7 +82,7 @@ class DiffusionTask:
 
     def held_out_loss(self, model: nn.Module, partition_id: int) -> tuple[float, int]:
         """Return the denoising loss on the client's held-out images, and their number."""
-        data = self._part("held-out", partition_id, self.data.client(partition_id).held_out)
+        data = self.held_out_data(partition_id)
         if not len(data):
             raise ValueError("it has only one image, which it trains on, so it has no held-out image to evaluate on")
         return denoising_loss(model, self.loss_fn, data, self.config.evaluation.eval_draws), len(data)

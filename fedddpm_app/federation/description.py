@@ -23,7 +23,8 @@ class AlgorithmDescription:
     key_prefix : str
         The prefix of the run-config keys of this algorithm; users of ``simulate`` may omit it.
     uses_keys : sequence of str
-        Other run-config keys of single algorithms that this class reads, or their prefixes; subclasses inherit them.
+        Other run-config keys of single algorithms that this class reads, or their prefixes, and keys that it reads
+        although they have another purpose; subclasses inherit them.
     state_attributes : sequence of str
         The attributes that change over the rounds: checkpoints contain them, and a resumed run gets them back. Each is
         a tensor, array, number, text or None, a list or dict of them (such as weights), or an object with

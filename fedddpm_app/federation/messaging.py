@@ -23,11 +23,11 @@ from fedddpm_app.federation.flower_internals import UNREADABLE, ErrorCode, set_s
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.reasons import DEAD_ACTOR, is_dead_actor, one_line
 
-_FIRST_POLL_SECONDS = 0.005
+FIRST_POLL_SECONDS = 0.005
 _LONGEST_POLL_SECONDS = 0.1
 _POLL_GROWTH = 1.3
 _NODES_SECONDS = 2.0  # between updates of the list of nodes
-_PULLS = 8  # between two pauses: in a deployment, each one is a request to the SuperLink
+PULLS = 8  # between two pauses: in a deployment, each one is a request to the SuperLink
 _STOP_SECONDS = 15.0  # a stop of the whole run ends its actors first, and is then the reason
 _LAST_PULLS_SECONDS = 1.0  # after the deadline, for the replies that arrived before it
 About = TypeVar("About")
@@ -47,7 +47,7 @@ def pull_reply(grid: Grid, message_id: str, node: int) -> Message | None:
             raise TypeError(f"its content is not a RecordDict: {type(reply.content).__name__}")
     except UNREADABLE as error:
         reason = one_line(f"its reply cannot be decoded: {type(error).__name__}: {error}")
-        return _error_of(node, ErrorCode.UNKNOWN, reason)
+        return error_of(node, ErrorCode.UNKNOWN, reason)
     set_source(reply, node)
     return reply
 
@@ -90,37 +90,42 @@ def exchange_about(
     ActorLostError
         In a simulation, if the process of an actor died.
     """
-    pending: dict[str, _Sent[About]] = {}
-    activations = _Activations(grid)
-    in_turn, pause = not is_deployed(grid.run), _FIRST_POLL_SECONDS
+    pending: dict[str, Sent[About]] = {}
+    activations = Activations(grid)
+    in_turn, pause = not is_deployed(grid.run), FIRST_POLL_SECONDS
     seconds = patience(timeout) if in_turn else timeout
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
-        _push(grid, next_request, pending, activations, under_way)
+        push(grid, next_request, pending, activations, under_way)
         if not pending:
             return
-        pause = min(_LONGEST_POLL_SECONDS, pause * _POLL_GROWTH)
-        for message_id in [*pending][:_PULLS]:
+        pause = longer(pause)
+        for message_id in [*pending][:PULLS]:
             sent = pending.pop(message_id)
-            reply = _pull(grid, message_id, sent.node)
+            reply = pull_checked(grid, message_id, sent.node)
             if reply is None:
                 pending[message_id] = sent  # at the end, so that others are pulled next
                 continue
-            pause = _FIRST_POLL_SECONDS
+            pause = FIRST_POLL_SECONDS
             yield sent.about, reply
             del reply
             if in_turn:
                 deadline = time.monotonic() + seconds
-            _push(grid, next_request, pending, activations, under_way)
+            push(grid, next_request, pending, activations, under_way)
         for message_id in [key for key, sent in pending.items() if activations.of(sent.node) != sent.activated]:
             sent = pending.pop(message_id)
-            yield sent.about, _error_of(sent.node, ErrorCode.NODE_UNAVAILABLE, "its node was restarted in the meantime")
+            yield sent.about, error_of(sent.node, ErrorCode.NODE_UNAVAILABLE, "its node was restarted in the meantime")
         if pending:
             time.sleep(pause)
     yield from _last_replies(grid, pending)
 
 
-def _pull(grid: Grid, message_id: str, node: int) -> Message | None:
+def longer(pause: float) -> float:
+    """Return the seconds of the pause between two polls that follows on ``pause``."""
+    return min(_LONGEST_POLL_SECONDS, pause * _POLL_GROWTH)
+
+
+def pull_checked(grid: Grid, message_id: str, node: int) -> Message | None:
     """Return the reply to a message, or None; ``ActorLostError`` if a simulation's actor died instead."""
     reply = pull_reply(grid, message_id, node)
     if reply is not None and reply.has_error() and not is_deployed(grid.run) and is_dead_actor(reply.error):
@@ -129,7 +134,7 @@ def _pull(grid: Grid, message_id: str, node: int) -> Message | None:
     return reply
 
 
-def _last_replies(grid: Grid, pending: "dict[str, _Sent[About]]") -> Iterator[tuple[About, Message]]:
+def _last_replies(grid: Grid, pending: "dict[str, Sent[About]]") -> Iterator[tuple[About, Message]]:
     """Yield the replies that arrived between the last pull and the deadline.
 
     The time is bounded: in-process, a pull is the work of a client.
@@ -137,7 +142,7 @@ def _last_replies(grid: Grid, pending: "dict[str, _Sent[About]]") -> Iterator[tu
     left = _LAST_PULLS_SECONDS
     for message_id, sent in pending.items():
         began = time.monotonic()
-        reply = _pull(grid, message_id, sent.node)
+        reply = pull_checked(grid, message_id, sent.node)
         left -= time.monotonic() - began
         if reply is not None:
             yield sent.about, reply
@@ -147,7 +152,7 @@ def _last_replies(grid: Grid, pending: "dict[str, _Sent[About]]") -> Iterator[tu
 
 
 @dataclass(frozen=True)
-class _Sent(Generic[About]):
+class Sent(Generic[About]):
     """A message without a reply so far: its subject, its node, and the time of that node's last activation."""
 
     about: About
@@ -155,7 +160,7 @@ class _Sent(Generic[About]):
     activated: str
 
 
-class _Activations:
+class Activations:
     """The times of the nodes' last activations, updated every few seconds."""
 
     def __init__(self, grid: Grid) -> None:
@@ -171,7 +176,7 @@ class _Activations:
         return self._known.get(node, "")
 
 
-def _error_of(node: int, code: int, reason: str) -> Message:
+def error_of(node: int, code: int, reason: str) -> Message:
     """Return an error in place of a reply, with a node as its source."""
     request = Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY)
     reply = Message(Error(code, reason), reply_to=request)
@@ -179,11 +184,11 @@ def _error_of(node: int, code: int, reason: str) -> Message:
     return reply
 
 
-def _push(
+def push(
     grid: Grid,
     next_request: Callable[[], tuple[About, Message] | None],
-    pending: dict[str, _Sent[About]],
-    activations: _Activations,
+    pending: dict[str, Sent[About]],
+    activations: Activations,
     under_way: int | None,
 ) -> None:
     """Push messages until ``under_way`` are pending, or all are sent; a message that Flower rejects gets no reply."""
@@ -193,7 +198,7 @@ def _push(
             return
         about, message = request
         node = message.metadata.dst_node_id
-        sent = _Sent(about, node, activations.of(node))
+        sent = Sent(about, node, activations.of(node))
         pending.update({pushed: sent for pushed in grid.push_messages([message]) if pushed})
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.weights import Weights
@@ -33,6 +33,12 @@ class Recorder(Protocol):
 
     def append(self, stats: Mapping[str, object]) -> None:
         """Write one object to ``stats.jsonl``."""
+
+    def append_to(self, name: str, entry: Mapping[str, object]) -> None:
+        """Append an object to another file of the run with one JSON object per line; the keys keep their order."""
+
+    def keep_of(self, name: str, count: int) -> Sequence[Mapping[str, Any]]:
+        """Keep the first ``count`` objects of such a file, remove the others, and return the kept ones."""
 
     def save_auxiliary(self, data: ImageTensors, clients: list[int]) -> None:
         """Store D_aux; ``clients`` holds the partition id of each image."""

@@ -21,6 +21,7 @@ def start_notes(algorithm: type[FederatedStrategy], config: Config, run_config: 
         The same config by key.
     """
     reasons, unused = algorithm.keys_without_effect(config), keys_without_effect(run_config)
+    unused = {key: reason for key, reason in unused.items() if key not in algorithm.uses_keys}
     averages = {key: (run_config[key], *update) for key, update in algorithm.averages(config).items()}
     used = {key: each for key, each in averages.items() if each[0] and key not in reasons}
     if not used:

@@ -179,7 +179,8 @@ class ReplyStream:
         for partition, reason in sorted(self.refused.items()):
             logger.warning("%s: client %d is left out: %s", self._name, partition, reason)
         self._clients.refusals |= self.refused
-        self._clients.transport.remove_unread()
+        if self._awaited:  # else the replies of others may be under way, see ``Conversation``
+            self._clients.transport.remove_unread()
         self.on_close()
 
 

@@ -166,12 +166,22 @@ class MemoryRecorder:
     def __init__(self, scratch: Path) -> None:
         self.scratch = self.durable = self.unfinished = scratch
         self.stats: list[dict[str, Any]] = []
+        self.entries: dict[str, list[Mapping[str, object]]] = {}
         self.auxiliary_data: TrainingData | None = None
         self.auxiliary_digest = ""
 
     def append(self, stats: Mapping[str, object]) -> None:
         """Keep one object of ``stats.jsonl``."""
         self.stats.append(dict(stats))
+
+    def append_to(self, name: str, entry: Mapping[str, object]) -> None:
+        """Keep an object of another file."""
+        self.entries.setdefault(name, []).append(entry)
+
+    def keep_of(self, name: str, count: int) -> list[Mapping[str, object]]:
+        """Keep the first objects of another file, and return them."""
+        self.entries[name] = self.entries.get(name, [])[:count]
+        return self.entries[name]
 
     def save_auxiliary(self, data: TrainingData, clients: list[int]) -> None:
         """Keep D_aux."""

@@ -38,6 +38,10 @@ class InMemoryTask:
         """Return a client's data set."""
         return self._data[partition_id]
 
+    def held_out_data(self, partition_id: int) -> TrainingData:
+        """Raise ``NotImplementedError``: there are no held-out examples."""
+        raise NotImplementedError("simulate() has no held-out examples")
+
     def pooled_data(self) -> TrainingData:
         """Return all clients' data sets as one."""
         return Pooled(self._data)

@@ -152,6 +152,14 @@ class RunRecorder:
         self.stats.append(line)
         append_line(self.directory / STATS, line)
 
+    def append_to(self, name: str, entry: Mapping[str, object]) -> None:
+        """Append an object to another file of the folder, with one JSON object per line."""
+        append_line(self.directory / name, entry)
+
+    def keep_of(self, name: str, count: int) -> Sequence[Mapping[str, Any]]:
+        """Keep the first ``count`` objects of such a file, and return them."""
+        return keep_lines(self.directory / name, count)
+
     def save_partition(self, counts: Tensor, class_names: Sequence[str], num_unassigned: int) -> None:
         """Write the clients' training images per class as a line of ``stats.jsonl`` and a plot.
 

@@ -77,6 +77,9 @@ class Task(Protocol):
     def train_data(self, partition_id: int) -> TrainingData:
         """Return a client's training data."""
 
+    def held_out_data(self, partition_id: int) -> TrainingData:
+        """Return the data of a client that it does not train on; maybe without examples."""
+
     def pooled_data(self) -> TrainingData:
         """Return the training data of all clients as one data set, for a control; only if they are in one place."""
 

@@ -36,6 +36,7 @@ NEUTRAL = {
     "moon": {"mu": 0.0},
     "feddiffuse": {"split": "full"},
     "fedphd": {"num_edges": 1, "prune_ratio": 0.0},
+    "pdfed": None,  # a point generates no images: test_pdfed
     "centralized": {},
     "local-only": {},
     "aux-only": None,  # its steps grow with the set: test_aux_only
@@ -56,6 +57,7 @@ FULL = {
     "moon": {"mu": 0.7},
     "feddiffuse": {"split": "full"},  # a point has no parts: test_feddiffuse
     "fedphd": {"num_edges": 1, "prune_ratio": 0.0},  # clients draw their edges, so that their order counts: test_fedphd
+    "pdfed": None,  # a point generates no images: test_pdfed
     "centralized": {},
     "local-only": {},
     "aux-only": {"correction_steps": 3, "auxiliary_data": AUXILIARY},

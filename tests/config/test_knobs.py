@@ -19,6 +19,7 @@ PLUS = {"algorithm": "fedddpm-plus", "plus-threshold": 1e9}
 KD = {"algorithm": "fedddpm-kd"}
 LATE = {"algorithm": "fedddpm-late"}
 PHD = {"algorithm": "fedphd"}
+PEERS = {"algorithm": "pdfed", "pdfed-samples": 10}
 PROBE = PLUS | {"plus-signal": "probe-loss"}
 CHEAP = LOCAL | {"eval-images": 20}
 FINAL = LOCAL | {"eval-final-images": 30}
@@ -101,6 +102,12 @@ KNOBS = [
     ("prune-ratio", [0.0, 0.5], PHD | ONE),
     ("prune-round", [1], PHD),
     ("prune-penalty", [0.0, 0.1], PHD | {"prune-round": 1}),
+    ("pdfed-node", ["merge"], PEERS),
+    ("pdfed-own-vote", [0.0, 1.0], PEERS),
+    ("pdfed-samples", [5, 20], PEERS),
+    ("pdfed-validators", [1, 2], PEERS),
+    ("pdfed-clock", ["arrival"], PEERS | {"pdfed-speed-spread": 100.0}),
+    ("pdfed-speed-spread", [1.0, 50.0], PEERS | {"num-rounds": 3}),
     ("aggregator-learning-rate", [0.001, 0.1], LOCAL | {"aggregator": "fedadam", "aggregator-learning-rate": 0.01}),
     ("aggregator-momentum", [0.1, 0.99], FEDAVG | {"aggregator": "fedavgm"}),
     ("aggregator-beta-2", [0.5, 0.999], FEDAVG | {"aggregator": "fedyogi"}),
@@ -162,6 +169,9 @@ ELSEWHERE = {
     "cache-dir": "where, not what: tests/data",
     "min-partition-size": "tests/data",
     "max-examples-per-client": "tests/federation/test_replies",
+    "pdfed-embedder": "tests/peers/test_private",
+    "pdfed-novelty": "tests/algorithms/test_pdfed: tiny runs copy nothing",
+    "pdfed-dedup": "tests/algorithms/test_pdfed: tiny runs copy nothing",
     "pretrain-timeout": "tests/federation/test_messaging",
     "auxiliary-batch-size": "changes rounding at most: tests/diffusion/test_sampling",
     "auxiliary-generation": "where, not what: tests/federation/test_generation",

@@ -329,6 +329,33 @@ def test_parts_stay_at_the_sites_until_the_end_where_their_models_are_collected(
         assert here.summary[key] == simulated.summary[key] > 0
 
 
+PEERS = {"algorithm": "pdfed", "pdfed_samples": 20, "num_rounds": 2, "eval_every": 0, "preview_every": 0}
+
+
+@pytest.mark.long
+def test_peers_at_two_sites_train_by_arrival_and_by_the_virtual_clock_as_the_simulation_does(
+    started, laptop, tmp_path, run_app
+):
+    stack = started("compose.yml")
+    laptop.connect(stack.published("superlink"))
+    output, _ = laptop.run(settings_of(tmp_path, **PEERS)).communicate(timeout=250)
+    here = laptop.folder / "runs" / "deployed"
+    checked = laptop.call(*laptop.command("ledger", str(here)))
+    assert checked.returncode == 0, output + checked.stdout + checked.stderr + stack.logs()
+    ledger = [json.loads(line) for line in (here / "ledger.jsonl").read_text().splitlines()]
+    assert sorted(entry["peer"] for entry in ledger if entry["kind"] == "submission") == [0, 0, 1, 1]
+    assert {entry["peer"] for entry in ledger if entry["kind"] == "vote"} == {0, 1}
+    assert not any(entry["kind"] == "left" for entry in ledger)
+    process = laptop.run(settings_of(tmp_path, **PEERS, run_name="virtual", pdfed_clock="virtual"))
+    output, _ = process.communicate(timeout=250)
+    assert process.returncode == 0, output + stack.logs()
+    here = RunDirectory(laptop.folder / "runs" / "virtual")
+    simulated = in_simulation(run_app, tmp_path, **PEERS, transport="flat")
+    assert here.losses() == simulated.losses()
+    for name in ("ledger.jsonl", *(f"checkpoints/round-0002/client-000{k}/model.safetensors" for k in (0, 1))):
+        assert (here.path / name).read_bytes() == (simulated.path / name).read_bytes()
+
+
 def kill_server(stack):
     """End the process of the ServerApp, which the SuperExec has started."""
     for process in psutil.Process(stack["serverapp"].process.pid).children(recursive=True):

@@ -86,6 +86,19 @@ def test_models_that_generate_together_equal_the_inprocess_engine(tmp_path, shar
 
 
 @pytest.mark.slow
+def test_peers_of_different_speed_equal_the_inprocess_engine(tmp_path, shared_run):
+    """Trainings and votes are under way at the same time, in several processes; the ledger is the same."""
+    settings = {"algorithm": "pdfed", "pdfed_samples": 20, "pdfed_validators": 1, "pdfed_speed_spread": 4.0}
+    done = fedddpm_run(tmp_path, output_dir="out", run_name="sim", **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run, here = RunDirectory(tmp_path / "out" / "sim"), shared_run(**settings)
+    assert run.losses() == here.losses()
+    assert (run.path / "ledger.jsonl").read_bytes() == (here.path / "ledger.jsonl").read_bytes()
+    for key in ("comm/up_mb", "comm/down_mb", "compute/steps"):
+        assert run.summary[key] == here.summary[key]
+
+
+@pytest.mark.slow
 def test_edges_and_pruning_equal_the_inprocess_engine(tmp_path, shared_run):
     """Each client gets the model of its edge, and after the second round the small model, in processes of their own."""
     settings = {"algorithm": "fedphd", "unet_channels": "16,16", "num_rounds": 4, "cloud_every": 3, "prune_round": 2}

@@ -45,6 +45,8 @@ OTHERS = {
     "fedphd": {"algorithm": "fedphd", "cloud-every": 3},  # after round 1: pruned, and in the middle of an edge period
     "fedphd-sparse": {"algorithm": "fedphd", "cloud-every": 3, "prune-round": 1},
     "fedphd-before": {"algorithm": "fedphd", "cloud-every": 3, "prune-round": 2},
+    "pdfed": {"algorithm": "pdfed", "pdfed-samples": 20, "pdfed-speed-spread": 4.0, "pdfed-validators": 1},
+    "pdfed-merge": {"algorithm": "pdfed", "pdfed-samples": 20, "pdfed-node": "merge", "pdfed-dedup": True},
     "centralized": {"algorithm": "centralized"},
     "aux-only": {"algorithm": "aux-only"},
     "int8-delta": {"algorithm": "fedavg", "wire-dtype": "int8-delta"},
@@ -58,7 +60,7 @@ OTHERS = {
 }
 FEW_PICTURES = {"eval-every": 0, "preview-every": 0}
 _SLOW = {"marks": pytest.mark.slow}
-_QUICK = ("feddyn", "feddiffuse", "halved", "fedphd")
+_QUICK = ("feddyn", "feddiffuse", "halved", "fedphd", "pdfed")
 
 
 @pytest.fixture
@@ -83,6 +85,11 @@ def final_weights(path):
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*.safetensors")}
 
 
+def ledger_of(run):
+    path = run.path / "ledger.jsonl"
+    return path.read_bytes() if path.exists() else b""
+
+
 def check_equal(resumed, whole):
     assert resumed.summary["status"] == "completed"
     assert [row["phase"] for row in resumed.stats] == [row["phase"] for row in whole.stats]
@@ -92,6 +99,7 @@ def check_equal(resumed, whole):
     assert {key: resumed.summary[key] for key in same} == {key: whole.summary[key] for key in same}
     assert resumed.summary.get("comm/collected_mb") == whole.summary.get("comm/collected_mb")
     assert not (resumed.path / "unfinished").exists()
+    assert ledger_of(resumed) == ledger_of(whole)
 
 
 def folder_of(config):

@@ -9,7 +9,10 @@ from fedddpm_app.federation.accounting import Accounting, Span
 
 MAY_COST_LESS = {"fedddpm-plus": "its correction may not happen", "fedddpm-late": "a part of a step is not spent"}
 
-HEADERS = {"fedphd": 0.06}  # of this tiny model: the list of tensors in a message stays when the tensors shrink
+HEADERS = {
+    "fedphd": 0.06,  # of this tiny model: the list of tensors in a message stays when the tensors shrink
+    "pdfed": 0.06,  # the scores of 100 samples beside this tiny model
+}
 
 
 @pytest.mark.parametrize("name", REGISTRY)

@@ -109,7 +109,7 @@ def test_a_reply_that_arrives_just_before_the_deadline_counts(grid, monkeypatch)
     """The last pause may be longer than the time that is left."""
     began, pull = time.monotonic(), grid.pull_messages
     monkeypatch.setattr(messaging, "_LONGEST_POLL_SECONDS", 0.4)
-    monkeypatch.setattr(messaging, "_FIRST_POLL_SECONDS", 0.4)
+    monkeypatch.setattr(messaging, "FIRST_POLL_SECONDS", 0.4)
     grid.pull_messages = lambda ids: pull(ids) if time.monotonic() > began + 0.15 else []
     assert len(list(exchange(grid, queries(grid), timeout=0.2))) == 4
 

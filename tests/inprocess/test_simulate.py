@@ -125,7 +125,7 @@ def test_the_callers_model_and_data_are_left_alone():
     assert model[0].weight.dtype == torch.float32
 
 
-@pytest.mark.parametrize("name", [name for name in REGISTRY if name not in ("aux-only", "kd-only")])
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name not in ("aux-only", "kd-only", "pdfed")])
 def test_models_with_buffers_frozen_and_tied_parameters(name):
     class Tied(nn.Module):
         def __init__(self):

@@ -10,7 +10,7 @@ from fedddpm_app.evaluation.extractors.base import Extractor, Features
 from fedddpm_app.evaluation.extractors.classifier import Classifier, load_classifier
 from fedddpm_app.evaluation.extractors.efficientnet_lite0 import EfficientNetLite0
 from fedddpm_app.evaluation.extractors.inception_v3 import InceptionV3
-from fedddpm_app.evaluation.extractors.pixels_pca import PixelsPca, load_pixels_pca
+from fedddpm_app.evaluation.extractors.pixels_pca import PixelsPca, fit_pixels_pca, load_pixels_pca
 
 EXTRACTORS = ("auto", "classifier", "efficientnet-lite0", "inception-v3", "pixels-pca")
 
@@ -23,6 +23,7 @@ __all__ = [
     "InceptionV3",
     "PixelsPca",
     "create_extractor",
+    "fit_pixels_pca",
     "load_classifier",
     "load_pixels_pca",
 ]

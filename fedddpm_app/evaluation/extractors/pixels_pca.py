@@ -77,6 +77,11 @@ def load_pixels_pca(train: ImageTensors, data_digest: str, cache_dir: Path, devi
     return PixelsPca(load_or_create(path, lambda: _fit(train.images)), device)
 
 
+def fit_pixels_pca(images: Tensor, device: torch.device) -> PixelsPca:
+    """Compute the principal components of images, uint8 (N, C, H, W), N >= 2, without storing them."""
+    return PixelsPca(_fit(images), device)
+
+
 def _fit(images: Tensor) -> Weights:
     """Compute mean and components on one thread, because their last bits depend on the number of threads.
 

@@ -1,0 +1,48 @@
+"""The expected cost of a run of peers."""
+
+import functools
+import math
+from collections.abc import Sequence
+
+import torch
+
+from fedddpm_app.config import Config, DataConfig, UNetConfig
+from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.federation.cost import FORWARD, Cost, of_images
+from fedddpm_app.federation.strategy import FederatedStrategy
+from fedddpm_app.weights import num_bytes
+
+
+def cost_of_peers(config: Config, sizes: Sequence[int]) -> Cost:
+    """Return the cost of all trainings and samples, and of sending each submission's samples to all for their votes.
+
+    A busy peer does not get the samples of submissions that are replaced before its turn: fewer are then sent.
+    """
+    trainers = sizes[: len(sizes) - config.pdfed.validators]
+    steps_for, batch_size = config.training.steps_for, config.training.batch_size
+    images = sum(steps_for(size) * (batch_size or size) for size in trainers)
+    rounds, submissions = config.run.num_rounds, config.run.num_rounds * len(trainers)
+    share = share_of_samples(config.unet, config.data, config.pdfed.samples)
+    traffic = Cost(0.0, submissions * (1 + share), submissions * (1 + len(sizes) * share))
+    return of_images(config, rounds * images + submissions * images_of_samples(config)) + traffic
+
+
+def steps_of(strategy: FederatedStrategy, peer: int) -> int:
+    """Return a peer's steps per training; without its data, from its number of images as far as it is known."""
+    if strategy.task.client_sizes() is not None:
+        return strategy.task.local_steps(peer)
+    sizes = strategy.clients.admission.sizes
+    return strategy.config.training.steps_for(sizes.get(peer, max(sizes.values(), default=1)))
+
+
+def images_of_samples(config: Config) -> float:
+    """Return the compute of a submission's samples, in training images."""
+    return config.pdfed.samples * config.auxiliary.sampler_steps * FORWARD
+
+
+@functools.lru_cache(maxsize=8)
+def share_of_samples(unet: UNetConfig, data: DataConfig, count: int) -> float:
+    """Return the size of ``count`` samples, one byte per value, beside that of a model; none is allocated."""
+    with torch.device("meta"):
+        model = create_unet(unet, data, seed=0)
+    return count * math.prod(data.image_shape) / num_bytes(model.state_dict())

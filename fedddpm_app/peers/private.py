@@ -1,0 +1,56 @@
+"""A peer's own images as the means of its scores, with the embedder that ``pdfed-embedder`` names."""
+
+from collections.abc import MutableMapping
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor
+
+from fedddpm_app.config import Config
+from fedddpm_app.device import resolve_device
+from fedddpm_app.diffusion.images import ImageBatch, to_uint8
+from fedddpm_app.evaluation.extractors import EfficientNetLite0, Extractor, InceptionV3, fit_pixels_pca
+from fedddpm_app.peers.score import PrivateScore, embedder_of
+from fedddpm_app.training.task import Task, TrainingData
+
+_known: MutableMapping[Task, dict[int, PrivateScore]] = WeakKeyDictionary()  # in this process, by partition
+
+
+def private_score(config: Config, task: Task, partition_id: int) -> PrivateScore:
+    """Return the scores of a client's own images; their features are computed once in a process.
+
+    Raises
+    ------
+    ValueError
+        If the client has too few images for a score.
+    """
+    scores = _known.setdefault(task, {})
+    if partition_id not in scores:
+        train, held_out = _all(task.train_data(partition_id)), _all(task.held_out_data(partition_id))
+        embedder = embedder_of(_extractor(config, train.images))
+        scores[partition_id] = PrivateScore(train.images, train.labels, held_out.images, embedder)
+    return scores[partition_id]
+
+
+def balanced_labels(count: int, num_classes: int) -> Tensor:
+    """Return int64 labels, shape (``count``,), class by class; the numbers per class differ by at most one."""
+    return torch.arange(count).mul(num_classes).div(count, rounding_mode="floor")
+
+
+def _extractor(config: Config, train: Tensor) -> Extractor:
+    """Create the extractor; ``pixels-pca`` is fitted to ``train``."""
+    device = resolve_device(config.run.device)
+    match config.pdfed.embedder:
+        case "efficientnet-lite0":
+            return EfficientNetLite0(device)
+        case "inception-v3":
+            return InceptionV3(config.evaluation.inception_weights, device)
+    if len(train) < 2:
+        raise ValueError(f'pdfed-embedder = "pixels-pca" needs two training images, but there are {len(train)}')
+    return fit_pixels_pca(to_uint8(train), device)
+
+
+def _all(data: TrainingData) -> ImageBatch:
+    """Return all images of a data set; a set without images has none of any shape."""
+    batch: ImageBatch = data.batch(torch.arange(len(data), device=data.device))
+    return batch

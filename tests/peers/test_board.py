@@ -1,0 +1,87 @@
+"""Candidates and votes: a new submission replaces the earlier one, means are weighted, and nothing else counts."""
+
+import json
+
+import pytest
+import torch
+
+from fedddpm_app.peers.board import Board
+from fedddpm_app.peers.score import Score
+from fedddpm_app.recording.trees import join, split
+
+
+def score(distance, novelty=0.0, confirmed=0):
+    return Score(distance, novelty, confirmed, confirmed, [0] * confirmed)
+
+
+@pytest.fixture
+def board():
+    """Peers 0 and 1 have submitted, and peers 0, 1 and 2 voted, with 10, 20 and 30 examples."""
+    board = Board(own_weight=0.5, with_novelty=True)
+    for peer in (1, 0):
+        board.enter(peer, 1, f"digest-{peer}", {"images": torch.full((2,), peer)})
+    for voter, terms in enumerate([(4.0, 8.0), (6.0, 2.0), (2.0, 2.0)]):
+        for peer, distance in enumerate(terms):
+            board.vote(voter, board.candidates[peer], 10 * (voter + 1), score(distance, 10.0 * peer, peer))
+    return board
+
+
+def test_a_new_submission_replaces_the_earlier_one_with_its_votes(board):
+    assert board.unscored(2) == []
+    board.enter(1, 2, "newer", {})
+    assert [each.digest for each in board.in_order()] == ["digest-0", "newer"]
+    assert [each.digest for each in board.unscored(2)] == ["newer"]
+    assert sorted(board.means()) == [0]
+
+
+def test_means_are_weighted_by_the_voters_examples(board):
+    means = board.means()
+    assert means[0].distance == pytest.approx((10 * 4 + 20 * 6 + 30 * 2) / 60)
+    assert means[1].distance == pytest.approx((10 * 8 + 20 * 2 + 30 * 2) / 60)
+    assert means[1].novelty == 10.0
+    assert means[1].score == pytest.approx((means[1].distance + 10) / 2)
+    assert board.best().peer == 0
+    assert board.confirmed() == {0: 1, 1: 1, 2: 1}
+
+
+def test_a_choice_has_the_own_score_and_those_of_others(board):
+    """Peer 0 on candidate 0: 4 / 2 = 2 itself, (20 * 3 + 30 * 1) / 50 = 1.8 by others."""
+    chosen, value = board.choose(0, among_others=False)
+    assert (chosen.peer, value) == (0, pytest.approx((2 + 1.8) / 2))
+    chosen, value = board.choose(0, among_others=True)
+    assert (chosen.peer, value) == (1, pytest.approx((9 + 6) / 2))  # the only one of the others
+    board.candidates.pop(1)
+    assert board.choose(0, among_others=True)[0].peer == 0  # there is no other one
+
+
+def test_equal_values_go_to_the_earlier_submission():
+    board = Board(1.0, True)
+    for peer in (2, 0, 1):
+        board.vote(5, board.enter(peer, 1, "equal weights", {}), 1, score(3.0))
+    assert board.choose(5, among_others=False)[0].peer == 2
+    assert board.best().peer == 2
+
+
+def test_without_votes_the_earliest_candidate_is_the_best_and_without_candidates_none():
+    board = Board(0.5, True)
+    assert board.best() is None
+    board.enter(3, 1, "a", {})
+    board.enter(1, 1, "b", {})
+    assert board.best().peer == 3
+
+
+def test_without_novelty_a_choice_is_by_distance_and_novelty_is_still_known(board):
+    plain = Board(0.5, with_novelty=False)
+    plain.load_state_dict(board.state_dict())
+    assert plain.means()[1].score == pytest.approx(plain.means()[1].distance / 2)
+    assert plain.means()[1].novelty == 10.0
+
+
+def test_the_state_goes_through_a_checkpoint(board):
+    value, tensors = split(board.state_dict())
+    again = Board(0.5, True)
+    again.load_state_dict(join(json.loads(json.dumps(value)), tensors))
+    assert again.means() == board.means()
+    assert again.choose(0, among_others=False)[1] == board.choose(0, among_others=False)[1]
+    assert torch.equal(again.candidates[1].samples["images"], torch.tensor([1, 1]))
+    assert again.enter(2, 1, "next", {}).order == 3
