@@ -78,6 +78,7 @@ class Relay:
         self.numbers = dict.fromkeys(range(self._num_trainers), 0)
         self.trainings = Trainings()
         self.matched: dict[int, list[int]] = {}
+        self._began = 0.0  # the real time at which the clock would have been 0
         self._attempts = 0  # to find peers again, since the last submission
         self._mail = Mail(strategy, samples_like)
         self.left: dict[int, str] = {}
@@ -103,6 +104,7 @@ class Relay:
             If all peers that train are away, and none comes back within the time limits.
         """
         self.left = {}
+        self._began = self._began or time.monotonic() - self.time
         self._send_again()
         self._meet()
         while sum(self.numbers.values()) < server_round * self._num_trainers:
@@ -248,7 +250,3 @@ class Relay:
     @cached_property
     def _genesis(self) -> str:
         return weights_module.digest(self._strategy.initial_weights)
-
-    @cached_property
-    def _began(self) -> float:
-        return time.monotonic() - self.time
