@@ -39,6 +39,7 @@ from tests.algorithms.problems import (
     same,
     start,
 )
+from tests.compare.test_plan import plan
 
 FOUR = make_clients(3, 5, 2, 4)
 
@@ -509,3 +510,13 @@ def test_which_images_are_matched_leaves_the_client_only_with_dedup(run_config, 
     (found,) = unpack_scores(answer.records["scores"], answer.metrics["num-examples"])
     assert found.num_confirmed == 20
     assert found.matches == (list(range(20)) if dedup else [])
+
+
+def test_a_grid_at_equal_steps_solves_for_the_rounds():
+    """A peer takes 4 steps and 6 images of 2 forward passes in batches of 8: 4.5 steps; 96 steps are 21 of them."""
+    row = {"pdfed-samples": 6, "auxiliary-sampler-steps": 2, "local-steps": 4}
+    found = plan(rows={"fedavg": {}, "pdfed": row}).settings[2]
+    assert found.solved == {"num-rounds": 5}
+    assert found.cost.steps == pytest.approx(5 * 4 * 4.5)
+    assert 20 < found.cost.models_up < 20.1
+    assert 20 < found.cost.models_down < 20.3
