@@ -8,6 +8,7 @@ the border of a round if it is connected, and takes a turn then.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 
 from fedddpm_app import weights as weights_module
@@ -45,10 +46,8 @@ class Relay:
 
     Attributes
     ----------
-    board : Board
-        Candidates and votes.
-    book : Book
-        The ledger.
+    board, book : Board, Book
+        Candidates and votes; the ledger.
     time : float
         Seconds of the clock since the genesis.
     live : list of int
@@ -59,6 +58,8 @@ class Relay:
         Those under way.
     matched : dict of int to list of int
         By peer, its training images that samples matched; once per match.
+    left : dict of int to str
+        By peer that has left in this round, the reason.
     """
 
     def __init__(
@@ -142,10 +143,8 @@ class Relay:
         others = self._strategy.config.data.num_clients - self._num_trainers
         while self._attempts <= self._strategy.config.waiting.max_round_retries:
             self._attempts += 1
-            try:
+            with suppress(TooFewRepliesError):  # ``present`` has logged who is away
                 self._strategy.clients.present(others + 1)
-            except TooFewRepliesError as error:
-                logger.warning("%s", error)
             self._meet()
             if self.trainings:
                 return True
@@ -231,11 +230,10 @@ class Relay:
 
     def _send_again(self) -> None:
         """Send the trainings of a checkpoint again; their bytes have been counted."""
-        accounting, missing = self._strategy.accounting, sorted(self.trainings.keys() - self._mail.sent)
-        counted, present = accounting.bytes_down, self._strategy.clients.participants.present
-        for peer in missing:
-            if peer not in present:
-                self._leave(peer, GONE)
+        accounting, present = self._strategy.accounting, self._strategy.clients.participants.present
+        counted, missing = accounting.bytes_down, sorted(self.trainings.keys() - self._mail.sent)
+        for peer in [peer for peer in missing if peer not in present]:
+            self._leave(peer, GONE)
         self._mail.ask_to_train([peer for peer in missing if peer in present], self.trainings, self.matched)
         accounting.bytes_down = counted
 
@@ -244,8 +242,8 @@ class Relay:
     @cached_property
     def is_virtual(self) -> bool:
         """Whether trainings end by the virtual clock, not by the arrival of their replies."""
-        deployed = is_deployed(self._strategy.grid.run)
-        return self._settings.clock == "virtual" or (self._settings.clock == "auto" and not deployed)
+        chosen = self._settings.clock
+        return chosen == "virtual" or (chosen == "auto" and not is_deployed(self._strategy.grid.run))
 
     @cached_property
     def _genesis(self) -> str:
