@@ -1,5 +1,6 @@
 """Training steps in several processes at the same time, as in the actors of a simulation."""
 
+import hashlib
 import multiprocessing
 from dataclasses import dataclass
 from multiprocessing.queues import Queue
@@ -24,25 +25,38 @@ class Arrangement:
         return f"{self.processes} x {self.threads} threads"
 
 
-def seconds_of(arrangement: Arrangement, model: str, batch_size: int) -> float:
-    """Return the wall time of the slowest process in seconds, on a CPU; the first timed step is synchronised."""
+@dataclass(frozen=True)
+class Processes:
+    """The wall time of the slowest process in seconds, and the SHA-256 of each process's weights after training."""
+
+    seconds: float
+    digests: set[str]
+
+
+def measure_processes(arrangement: Arrangement, model: str, batch_size: int) -> Processes:
+    """Train in several processes on a CPU; the first timed step is synchronised."""
     context = multiprocessing.get_context("spawn")
     barrier, results = context.Barrier(arrangement.processes), context.Queue()
     arguments = (arrangement, model, batch_size, barrier, results)
     workers = [context.Process(target=_work, args=arguments) for _ in range(arrangement.processes)]
     for worker in workers:
         worker.start()
-    seconds = [results.get(timeout=600) for _ in workers]
+    found = [results.get(timeout=600) for _ in workers]
     for worker in workers:
         worker.join()
-    return float(max(seconds))
+    return Processes(max(seconds for seconds, _ in found), {digest for _, digest in found})
 
 
-def _work(arrangement: Arrangement, model: str, batch_size: int, barrier: Barrier, results: "Queue[float]") -> None:
+def _work(
+    arrangement: Arrangement, model: str, batch_size: int, barrier: Barrier, results: "Queue[tuple[float, str]]"
+) -> None:
     torch.set_num_threads(arrangement.threads)
     config, device = config_of(model), torch.device("cpu")
     trainer = create_benchmark_trainer(config, device, PLAIN)
     data = TimedData(random_images(config, 512, device), arrangement.steps)
     data.on_start = barrier.wait
     trainer.train(snapshot(trainer.model), data, steps=data.total_steps, seed=0, batch_size=batch_size)
-    results.put(data.seconds)
+    digest = hashlib.sha256()
+    for weight in snapshot(trainer.model).values():
+        digest.update(weight.numpy().tobytes())
+    results.put((data.seconds, digest.hexdigest()))

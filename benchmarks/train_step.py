@@ -21,7 +21,7 @@ from benchmarks.models import (
     random_images,
 )
 from benchmarks.plain_loop import PlainLoop
-from benchmarks.processes import Arrangement, seconds_of
+from benchmarks.processes import Arrangement, measure_processes
 from benchmarks.report import Report, main, spread
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads, resolve_device
@@ -125,7 +125,7 @@ def _compare_processes(report: Report) -> None:
     rates: dict[Arrangement, list[float]] = {many: [], one: []}
     for _ in range(1 if report.short else 3):
         for each, found in rates.items():
-            found.append(each.processes * steps / seconds_of(each, MIDDLE, batch_size))
+            found.append(each.processes * steps / measure_processes(each, MIDDLE, batch_size).seconds)
     for each, found in rates.items():
         row = {"model": MIDDLE, "loop": f"ours fp32, {each}", "batch": batch_size, "threads": 2}
         report.add(**row, **{"steps/s": statistics.median(found), "lowest-highest": spread(found)})

@@ -28,6 +28,7 @@ were initialised, beside the averaged other parts [our reading: the source has n
 A client that was not sampled for some rounds combines its own parts with the current average of the others.
 """
 
+import dataclasses
 import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import ClassVar
@@ -36,16 +37,16 @@ import numpy as np
 import torch
 from flwr.serverapp import Grid
 
-from fedddpm_app.config import Config, DataConfig, UNetConfig
+from fedddpm_app.config import Config, ConfigError, DataConfig, UNetConfig
 from fedddpm_app.diffusion.parts import BOTTLENECK, DECODER, ENCODER, PARTS, parts
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.federation.cost import Cost
 from fedddpm_app.federation.exchanged import Exchanged
-from fedddpm_app.federation.own_models import COLLECT, NAME, collect_own_models
+from fedddpm_app.federation.own_models import COLLECT, NAME, collect_own_models, own_model
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.seeding import derive_seed
-from fedddpm_app.training.actions import ClientAction
+from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
 from fedddpm_app.weights import Weights
 
 TRAVELS = {"ulatdec": frozenset({BOTTLENECK, DECODER}), "udec": frozenset({DECODER})}
@@ -57,11 +58,18 @@ _OF_OWN_MODELS = (
 )
 
 
+def _own_model(request: ActionRequest) -> ActionAnswer:
+    """Return the client's own model, unless the run does not collect models."""
+    if not request.config.feddiffuse.collect_models:
+        raise ConfigError("feddiffuse-collect-models = false: this run's clients hand over no whole model.")
+    return own_model(request)
+
+
 class FedDiffuse(FederatedStrategy):
     """FedDiffuse's server half; the client half is plain local training of the whole model."""
 
     key_prefix = "feddiffuse-"
-    client_actions: ClassVar[Mapping[str, ClientAction]] = {NAME: COLLECT}
+    client_actions: ClassVar[Mapping[str, ClientAction]] = {NAME: dataclasses.replace(COLLECT, run=_own_model)}
     own_aggregation = "each part is the mean over the clients that return it"
     state_attributes = ("_collected_round",)
     _collected_round = 0  # of client_models
@@ -118,8 +126,7 @@ class FedDiffuse(FederatedStrategy):
         if split == "full":
             return {}
         if split == "usplit":
-            indices = (server_round, self.attempt) if self.attempt else (server_round,)
-            tasks = assign_tasks(partitions, derive_seed(self.config.run.seed, "feddiffuse-tasks", *indices))
+            tasks = assign_tasks(partitions, derive_seed(self.config.run.seed, "feddiffuse-tasks", server_round))
             return {partition: Exchanged(None, self._names(task)) for partition, task in tasks.items()}
         travels = self._names(TRAVELS[split])
         return {p: Exchanged(travels if self.has_model(p) else None, travels) for p in partitions}

@@ -230,8 +230,7 @@ class FedPhD(FederatedStrategy):
         statistics = EdgeStatistics.from_state(self.statistics)
         c, chosen = self._images(self.config.hierarchy.edge_homogeneity), {}
         for partition in partitions:
-            indices = (server_round, partition, *([self.attempt] if self.attempt else []))
-            generator = np.random.default_rng(derive_seed(self.config.run.seed, "fedphd-edge", *indices))
+            generator = np.random.default_rng(derive_seed(self.config.run.seed, "fedphd-edge", server_round, partition))
             probabilities = statistics.probabilities(self._counts_of(partition), c)
             chosen[partition] = int(generator.choice(len(probabilities), p=probabilities))
         return chosen

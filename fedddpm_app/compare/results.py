@@ -13,11 +13,12 @@ from fedddpm_app.compare.statistics import deviation, interval, paired_differenc
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import COMPLETED, Status, read_status
 
-_OF_A_METRIC = ("value", "std", "floor", "floor_std", "note")  # ``measured`` has the rest
+_OF_A_METRIC = ("value", "std", "median", "floor", "floor_std", "note")  # ``measured`` has the rest
 _DIGESTS = ("extractor_digest", "reference_digest")
 _GENERATED = ("n", "sampler", "steps")
 _HOW = ("extractor", "extractor_digest", "reference", "reference_n", "reference_digest", *_GENERATED)
 _COSTS = {"steps": "compute/steps", "up_mb": "comm/up_mb", "down_mb": "comm/down_mb"}
+_COLLECTED = "comm/collected_mb"  # only runs that collect models have it
 
 
 def collect(plan: Plan, failed: Mapping[Cell, str]) -> dict[str, Any]:
@@ -61,6 +62,7 @@ def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
     if status.state != COMPLETED:
         return found | ({"reason": reason} if reason else {})
     found |= {name: status.summary.get(key) for name, key in _COSTS.items()}
+    found["collected_mb"] = status.summary.get(_COLLECTED, 0.0)
     found["seconds"] = round(read_seconds(cell.directory), 1)
     metrics = {
         name: {key: metric[key] for key in _OF_A_METRIC if metric.get(key) not in (None, "")}
@@ -121,7 +123,8 @@ def _about(cell: Cell) -> dict[str, Any]:
 def _metrics_of(status: Status) -> dict[str, dict[str, Any]]:
     """Return the metrics of a run's final evaluation by name; empty before its end."""
     found = status.summary.get("metrics")
-    return {metric["name"]: metric for metric in found} if isinstance(found, list) else {}
+    metrics = found if isinstance(found, list) else []
+    return {metric["name"]: metric for metric in metrics if isinstance(metric, dict) and "name" in metric}
 
 
 def _of_setting(
@@ -141,7 +144,10 @@ def _of_setting(
             "floor": interval(list(_values(cells, name, "floor").values())).mean,
             "differences": {row: asdict(paired_difference(values, other)) for row, other in others.items() if other},
         }
-    costs = {name: interval([_number(cell[name]) for cell in cells.values()]).mean for name in (*_COSTS, "seconds")}
+    costs = {
+        name: interval([_number(cell[name]) for cell in cells.values()]).mean
+        for name in (*_COSTS, "collected_mb", "seconds")
+    }
     return {
         **_names(setting),
         "n": len(cells),

@@ -67,8 +67,9 @@ NOTE_ON_STATISTICS = (
     "A table has the mean ± the standard deviation over the seeds. In parentheses is the mean paired difference to the "
     "reference over the seeds that both have, with its 95 % t interval. The intervals are not corrected for the number "
     "of comparisons. Gradient steps, MB and minutes are the means of the runs' own counts. Minutes leave evaluation "
-    "out; the runs of a grid share a machine. MB down include the models that clients only evaluate. Models exchanged "
-    "are those that the algorithm needs."
+    "out; the runs of a grid share a machine. MB down include the models that clients only evaluate; MB collected are "
+    "those of the clients' own models, for the evaluation of a run without a global model. Models exchanged are those "
+    "that the algorithm needs."
 )
 
 
@@ -183,7 +184,9 @@ def _costs(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     models = [each["expected"]["models_up"] + each["expected"]["models_down"] for each in settings]
     up, down = (_range([each[key] for each in settings]) for key in ("up_mb", "down_mb"))
     minutes = _range([each["seconds"] / 60 if each["seconds"] is not None else None for each in settings])
-    return [_range([each["steps"] for each in settings]), _range(models), f"{up}, {down}", minutes]
+    collected = [each["collected_mb"] for each in settings]
+    mb = f"{up}, {down}" + (f" (collected: {_range(collected)})" if any(collected) else "")
+    return [_range([each["steps"] for each in settings]), _range(models), mb, minutes]
 
 
 def _range(values: Sequence[float | None]) -> str:

@@ -17,12 +17,12 @@ if TYPE_CHECKING:
 NAME = "collect"
 
 
-def _own_model(request: ActionRequest) -> ActionAnswer:
+def own_model(request: ActionRequest) -> ActionAnswer:
     """Return the client's model after its last accepted training."""
     return ActionAnswer(records={ARRAYS: request.state[OWN_MODEL]})
 
 
-COLLECT = ClientAction(_own_model, records=(ARRAYS,), exact=True)
+COLLECT = ClientAction(own_model, records=(ARRAYS,), exact=True)
 
 
 def collect_own_models(strategy: "FederatedStrategy") -> dict[int, Weights]:

@@ -22,6 +22,7 @@ from fedddpm_app.diffusion.parts import BOTTLENECK, DECODER, ENCODER, PARTS, par
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.evaluation.denoising import denoising_loss
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation.own_models import collect_own_models
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.federation.start_notes import start_notes
@@ -390,6 +391,26 @@ def test_collected_models_are_those_of_the_clients_bit_for_bit_whatever_the_wire
     assert any((model["e"] != model["e"].bfloat16().float()).any() for model in collected.values())
 
 
+def test_a_limit_of_the_changes_does_not_judge_collected_models():
+    """The models have a norm of more than 1,000, their changes one below the limit."""
+    far, found = Three(), []
+    with torch.no_grad():
+        for parameter in far.parameters():
+            parameter.add_(1000.0)
+
+    class Collects(FedDiffuse):
+        def after_aggregation(self, server_round, weights):
+            found.append(collect_own_models(self))
+            return weights
+
+    _, (row,) = simulate(Collects, far, quadratic, CLIENTS, 1, 1, 1e-4, max_update_norm="900", split="udec")
+    assert "train/left_out" not in row
+    assert "collect/left_out" not in row
+    norms = [float(torch.linalg.vector_norm(torch.cat(list(model.values())))) for model in found[0].values()]
+    assert len(norms) == 3
+    assert min(norms) > 1000
+
+
 def test_without_evaluation_during_the_rounds_models_are_collected_once_at_the_end(shared_run):
     run = shared_run(**UDEC, eval_every=0, preview_every=0)
     assert [row.get("comm/collected_mb", 0) > 0 for row in run.rounds()] == [False, True]
@@ -397,6 +418,22 @@ def test_without_evaluation_during_the_rounds_models_are_collected_once_at_the_e
     often = shared_run(**UDEC)  # the default: an evaluation and sheets in every round, from one collection
     assert often.summary["comm/collected_mb"] == pytest.approx(2 * run.summary["comm/collected_mb"], rel=1e-3)
     assert often.summary["comm/up_mb"] == run.summary["comm/up_mb"]
+
+
+def test_a_client_hands_over_no_model_in_a_run_that_does_not_collect_even_if_it_is_asked(caplog, monkeypatch):
+    found = []
+
+    class Asks(FedDiffuse):
+        def after_aggregation(self, server_round, weights):
+            found.append(collect_own_models(self))
+            return weights
+
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+    for collect in (True, False):
+        more = {"collect_models": collect}
+        simulate(Asks, Three(), quadratic, CLIENTS, 1, STEPS, RATE, dtype=torch.float32, **more)
+    assert [sorted(models) for models in found] == [[0, 1, 2], []]
+    assert "feddiffuse-collect-models = false: this run's clients hand over no whole model" in caplog.text
 
 
 def test_a_server_that_may_not_collect_has_no_model_to_show(shared_run):

@@ -6,12 +6,12 @@ from fedddpm_app.compare.table import cost_note, number, sentences_of, table_of
 from tests.conftest import ROOT
 
 
-def setting(row, condition, mean, difference=None, steps=640.0, seeds=3):
+def setting(row, condition, mean, difference=None, steps=640.0, seeds=3, collected=0.0):
     low, high = (None, None) if difference is None else (difference - 1, difference + 1)
     paired = None if difference is None else {"mean": difference, "low": low, "high": high, "n": seeds}
     metric = {"mean": mean, "low": mean - 1, "high": mean + 1, "n": 3, "sd": 0.5, "floor": 1.0}
     metric["differences"] = {} if paired is None else {"fedavg": paired, "worse": paired | {"low": -9.0, "high": 9.0}}
-    costs = {"steps": steps, "up_mb": 26.04, "down_mb": 26.04, "seconds": 90.0}
+    costs = {"steps": steps, "up_mb": 26.04, "down_mb": 26.04, "collected_mb": collected, "seconds": 90.0}
     expected = {"steps": 640.0, "models_up": 40.0, "models_down": 40.0, "budget": 640.0}
     names = {"row": row, "label": row, "sweep": {}, "condition": condition}
     return {**names, "n": 3, "metrics": {"fd": metric}, "solved": {}, "expected": expected, **costs}
@@ -49,6 +49,11 @@ def test_the_table_has_mean_deviation_and_paired_difference():
     assert lines[3].startswith("| late | 4.25 ± 0.50 (−12.0 [−13.0, −11.0]) | 4.50 ± 0.50 (+0.500 [−0.500, +1.500]) |")
     assert lines[4].startswith("| worse | 20.0 ± 0.5 (+3.75 [+2.75, +4.75]) | – |")
     assert table_of(RESULTS, "fd", with_costs=False).splitlines()[2] == "| fedavg | 16.2 ± 0.5 | 4.00 ± 0.50 |"
+
+
+def test_the_bytes_of_collected_models_are_named_beside_those_of_the_training():
+    udec = RESULTS | {"settings": [setting("udec", "skew", 4.0, collected=5.5), setting("udec", "iid", 4.0)]}
+    assert "| 26.0, 26.0 (collected: 0.00–5.50) |" in table_of(udec, "fd")
 
 
 def test_a_deviation_or_a_difference_far_below_the_mean_does_not_look_like_zero():
@@ -150,6 +155,16 @@ def test_numbers_have_three_significant_digits(value, text):
         ("fedddpm compare /home/me/a.toml --out /tmp/x", "fedddpm compare a.toml --out x"),
         ('dataset="path:/data/mnist"', 'dataset="path:mnist"'),
         ("~/runs/a.log: No such file", "a.log: No such file"),
+        ("path:/home/me/my sets, old/mnist", "path:mnist"),
+        ("/home/me/my sets/", "my sets"),
+        ("path:file:///data/mnist", "path:mnist"),
+        ("see file://host/home/me/a.log", "see a.log"),
+        (
+            "fedddpm compare '/home/me/my grids/a.toml' -c 'dataset=\"path:/my data/b c\"'",
+            "fedddpm compare 'a.toml' -c 'dataset=\"path:b c\"'",
+        ),
+        ("/home/me/a: not found, /tmp/b", "a: not found, b"),
+        ("/", "/"),
         ("killed: pid 7 on my-host.lan; see log.txt", "killed: pid 7; see log.txt"),
         (
             "conf/compare/a.toml, 3 MB/s, https://arxiv.org/abs/1",

@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from fedddpm_app.config import ConfigError
@@ -140,6 +141,12 @@ def test_a_pruned_pipeline_is_stored_and_loaded(tmp_path):
     model = unet(attention=True, classes=3)
     small = smaller(model, prune(copy.deepcopy(model), snapshot(model), 0.25).apply(snapshot(model)))
     assert with_own_config(model) is model
+    full, pruned = ([m for m in net.modules() if isinstance(m, Attention)] for net in (model, small))
+    assert [layer.heads for layer in pruned] == [layer.heads for layer in full]
+    assert len(full) > 0
+    for layer, before in zip(pruned, full, strict=True):
+        assert layer.to_q.out_features < before.to_q.out_features
+        assert layer.to_q.out_features % layer.heads == 0
     DDPMPipeline(unet=with_own_config(small), scheduler=DDPMScheduler()).save_pretrained(tmp_path)
     for pipeline in (DDPMPipeline.from_pretrained(tmp_path), load_pipeline(tmp_path)):
         assert isinstance(pipeline.unet, PrunedUNet2DModel)

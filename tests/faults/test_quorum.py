@@ -51,6 +51,8 @@ _MORE = {
     "fedadam": {"algorithm": "fedavg", "aggregator": "fedadam"},
     "local-only": {"algorithm": "local-only"},
     "int8-delta": {"algorithm": "fedavg", "wire-dtype": "int8-delta"},
+    "fedphd": {"algorithm": "fedphd", "prune-ratio": 0.25, "prune-round": 2, "num-rounds": 3, "unet-norm-groups": 4},
+    "usplit": {"algorithm": "feddiffuse", "feddiffuse-split": "usplit"},
     "fedddpm-plus": {"algorithm": "fedddpm-plus", "plus-threshold": 1e9, "num-rounds": 4},
 }
 _CASES = [

@@ -1,6 +1,7 @@
 """Two extension points of every strategy: starts of a round by client, and a change of the model's shapes."""
 
 import re
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 from torch import nn
 
 from fedddpm_app.client.worker import Worker
-from fedddpm_app.config import default_run_config, load_config
+from fedddpm_app.config import ConfigError, default_run_config, load_config
+from fedddpm_app.federation.architecture import restore_architecture
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.exchanged import Exchanged
 from fedddpm_app.federation.strategy import FederatedStrategy
@@ -73,6 +75,36 @@ def test_a_difference_on_the_wire_is_that_from_the_clients_own_start():
     whole, _ = linear_run(FarStart)
     rounded, _ = linear_run(FarStart, wire_dtype="int8-delta")
     assert max((whole[name] - rounded[name]).abs().max() for name in whole) < 1e-2
+
+
+class FarPart(FarStart):
+    """Client 1 also returns a part alone."""
+
+    def exchanged(self, server_round, partitions):
+        given = super().exchanged(server_round, partitions)
+        return given | {1: Exchanged(None, frozenset({"weight"}), given[1].start)}
+
+
+def test_a_part_of_another_start_is_averaged_over_the_clients_that_return_it():
+    """Also as a difference on the wire: each from its own start."""
+    start_of, local = {}, {}
+
+    class Keeps(TrainingHook):
+        def on_end(self, result, full_gradient):
+            start_of[self.round.partition_id] = copied(self.round.global_weights)
+            local[self.round.partition_id] = copied(result.weights)
+
+    class Kept(FarPart):
+        hook = Keeps
+
+    torch.manual_seed(0)
+    whole, _ = simulate(Kept, nn.Linear(20, 30), line, linear_clients(), 1, 2, 0.01, dtype=torch.float32)
+    assert (start_of[1]["bias"] - start_of[0]["bias"]).min() > 49.0
+    assert torch.allclose(whole["weight"], sum(local[i]["weight"] for i in range(3)) / 3, atol=1e-5)
+    assert torch.allclose(whole["bias"], (local[0]["bias"] + local[2]["bias"]) / 2, atol=1e-6)
+    exact, _ = linear_run(FarPart)
+    rounded, _ = linear_run(FarPart, wire_dtype="int8-delta")
+    assert max((exact[name] - rounded[name]).abs().max() for name in exact) < 1e-2
 
 
 def test_an_update_is_judged_by_its_distance_from_the_clients_own_start():
@@ -144,30 +176,57 @@ def test_after_a_change_clients_train_the_small_model(when):
     assert up[0] - up[1] == pytest.approx(3 * saved if when else 0, abs=3 * 16)  # a header may be a few digits shorter
 
 
-def test_the_average_over_the_rounds_follows():
-    kept = {}
+def test_the_average_over_the_rounds_and_the_clients_models_follow():
+    """The units leave after round 2; round 3 continues with the halves of both."""
+    before, after, averages = {}, {}, {}
 
     class Averaged(Halving):
         when = 2
 
         def after_aggregation(self, server_round, weights):
-            kept[server_round] = (weights, self.ema_weights, self.architecture)
+            if server_round == 2:
+                self.client_models = {7: copied(weights)}
+            after[server_round] = (weights, self.ema_weights, self.client_models, self.architecture)
             return weights
 
         def average(self, server_round, weights):
-            kept["average"] = super().average(server_round, weights)
-            return kept["average"]
+            averages[server_round] = super().average(server_round, weights)
+            return averages[server_round]
 
         def change_architecture(self, server_round, weights):
-            kept["before"] = self.ema_weights
+            before[server_round] = (self.ema_weights, self.client_models)
             return super().change_architecture(server_round, weights)
 
-    net_run(Averaged, rounds=2, server_ema_decay=0.5)
-    assert kept["before"]["0.weight"].shape == (4, 20)
     net_run(Averaged, rounds=3, server_ema_decay=0.5)
-    weights, average, digest = kept[3]
-    assert average["0.weight"].shape == weights["0.weight"].shape == (2, 20)
+    average, models = before[2]
+    assert average["0.weight"].shape == (4, 20)
+    weights, halved_average, halved_models, digest = after[3]
     assert digest == architecture(weights)
+    for name, kept in halve(average).items():
+        assert torch.equal(halved_average[name], kept)
+        assert torch.allclose(averages[3][name], (kept + weights[name]) / 2, atol=1e-12)
+        assert torch.equal(halved_models[7][name], halve(models[7])[name])
+
+
+def restored(weights, named):
+    """Restore a checkpoint with weights, whose state names an architecture."""
+    first = snapshot(net())
+    strategy = SimpleNamespace(initial_weights=first, reply_references={"arrays": first}, trainer="of the full model")
+    restore_architecture(strategy, {"model": weights}, {"attributes": {"architecture": named}})
+    return strategy
+
+
+def test_a_checkpoint_of_another_architecture_is_taken_over_only_with_its_own_model():
+    small = snapshot(net(2))
+    strategy = restored(small, architecture(small))
+    assert strategy.initial_weights["0.weight"].shape == (2, 20)
+    assert strategy.reply_references["arrays"]["0.weight"].shape == (2, 20)
+    assert not hasattr(strategy, "trainer")
+    assert restored(small, "").initial_weights["0.weight"].shape == (4, 20)
+    other_names = {f"{name}.new": tensor for name, tensor in small.items()}
+    for weights, named in ((snapshot(net(3)), architecture(small)), (other_names, architecture(other_names))):
+        with pytest.raises(ConfigError, match="resume: the checkpoint's model is not of the architecture"):
+            restored(weights, named)
 
 
 def test_a_worker_takes_the_architecture_of_the_weights_that_it_gets():
