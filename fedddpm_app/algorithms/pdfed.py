@@ -243,6 +243,6 @@ class PDFed(FederatedStrategy):
         steps = int(min(max(0.0, reply.number("steps")), config.training.steps_for(size)))
         self.accounting.images += self.hook.training_images(config, size, steps, is_first=False)
         self.accounting.images += images_of_samples(config)
-        self._submitted.append(reply)
+        self._submitted.append(replace(reply, payloads={}))
         if is_deployed(self.grid.run):
             next(with_progress(iter([reply]), "train", self.round_log.server_round, config.run.num_rounds))

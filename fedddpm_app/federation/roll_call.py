@@ -91,7 +91,7 @@ class RollCall:
         self._query_new_nodes()
         self._read_answers()
         if self._online & set(self._pending.values()) - self._silent:
-            self._wait(self._num_clients, _ANSWER_SECONDS)
+            self._wait(self._num_clients, _ANSWER_SECONDS, for_answers=True)
             self._silent |= set(self._pending.values())
         if len(self._by_partition()) < min_replies:
             logger.warning("%d clients are connected: waiting for more", len(self._by_partition()))
@@ -109,8 +109,11 @@ class RollCall:
                 f"{min_replies}: start the missing SuperNodes, or use a smaller min-replies."
             )
 
-    def _wait(self, wanted: int, timeout: float) -> None:
-        """Query nodes and read answers until ``wanted`` partitions are held and all nodes answered, or time is over."""
+    def _wait(self, wanted: int, timeout: float, *, for_answers: bool = False) -> None:
+        """Query nodes and read answers until ``wanted`` partitions are held and all nodes answered, or time is over.
+
+        With ``for_answers``, nobody is awaited who is not connected.
+        """
         deadline = time.monotonic() + timeout
         last_log = last_retry = time.monotonic()
         pause, complete = _FIRST_POLL_SECONDS, False
@@ -124,7 +127,7 @@ class RollCall:
                 last_retry = now
             if known >= wanted and not complete:  # a dead node that is still listed does not delay the others
                 complete, deadline = True, min(deadline, now + _ANSWER_SECONDS)
-            if now > deadline or ((complete or self._started) and not set(self._pending.values()) - self._silent):
+            if now > deadline or ((complete or for_answers) and not set(self._pending.values()) - self._silent):
                 return
             if now - last_log > _LOG_SECONDS:
                 logger.info("waiting for nodes: %d of %d have reported their partition", known, wanted)

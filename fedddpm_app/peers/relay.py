@@ -8,6 +8,7 @@ the border of a round if it is connected, and takes a turn then.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from functools import cached_property
 
 from fedddpm_app import weights as weights_module
@@ -45,10 +46,8 @@ class Relay:
 
     Attributes
     ----------
-    board : Board
-        Candidates and votes.
-    book : Book
-        The ledger.
+    board, book : Board, Book
+        Candidates and votes; the ledger.
     time : float
         Seconds of the clock since the genesis.
     live : list of int
@@ -59,6 +58,8 @@ class Relay:
         Those under way.
     matched : dict of int to list of int
         By peer, its training images that samples matched; once per match.
+    left : dict of int to str
+        By peer that has left in this round, the reason.
     """
 
     def __init__(
@@ -78,6 +79,7 @@ class Relay:
         self.numbers = dict.fromkeys(range(self._num_trainers), 0)
         self.trainings = Trainings()
         self.matched: dict[int, list[int]] = {}
+        self._began = 0.0  # the real time at which the clock would have been 0
         self._attempts = 0  # to find peers again, since the last submission
         self._mail = Mail(strategy, samples_like)
         self.left: dict[int, str] = {}
@@ -103,6 +105,7 @@ class Relay:
             If all peers that train are away, and none comes back within the time limits.
         """
         self.left = {}
+        self._began = self._began or time.monotonic() - self.time
         self._send_again()
         self._meet()
         while sum(self.numbers.values()) < server_round * self._num_trainers:
@@ -140,10 +143,8 @@ class Relay:
         others = self._strategy.config.data.num_clients - self._num_trainers
         while self._attempts <= self._strategy.config.waiting.max_round_retries:
             self._attempts += 1
-            try:
+            with suppress(TooFewRepliesError):  # ``present`` has logged who is away
                 self._strategy.clients.present(others + 1)
-            except TooFewRepliesError as error:
-                logger.warning("%s", error)
             self._meet()
             if self.trainings:
                 return True
@@ -229,11 +230,10 @@ class Relay:
 
     def _send_again(self) -> None:
         """Send the trainings of a checkpoint again; their bytes have been counted."""
-        accounting, missing = self._strategy.accounting, sorted(self.trainings.keys() - self._mail.sent)
-        counted, present = accounting.bytes_down, self._strategy.clients.participants.present
-        for peer in missing:
-            if peer not in present:
-                self._leave(peer, GONE)
+        accounting, present = self._strategy.accounting, self._strategy.clients.participants.present
+        counted, missing = accounting.bytes_down, sorted(self.trainings.keys() - self._mail.sent)
+        for peer in [peer for peer in missing if peer not in present]:
+            self._leave(peer, GONE)
         self._mail.ask_to_train([peer for peer in missing if peer in present], self.trainings, self.matched)
         accounting.bytes_down = counted
 
@@ -242,13 +242,9 @@ class Relay:
     @cached_property
     def is_virtual(self) -> bool:
         """Whether trainings end by the virtual clock, not by the arrival of their replies."""
-        deployed = is_deployed(self._strategy.grid.run)
-        return self._settings.clock == "virtual" or (self._settings.clock == "auto" and not deployed)
+        chosen = self._settings.clock
+        return chosen == "virtual" or (chosen == "auto" and not is_deployed(self._strategy.grid.run))
 
     @cached_property
     def _genesis(self) -> str:
         return weights_module.digest(self._strategy.initial_weights)
-
-    @cached_property
-    def _began(self) -> float:
-        return time.monotonic() - self.time

@@ -1,5 +1,6 @@
 """PDFed's protocol on quadratics: closed forms, votes and choices replayed from the ledger, and peers that fail."""
 
+import itertools
 import json
 import logging
 import re
@@ -38,6 +39,7 @@ from tests.algorithms.problems import (
     same,
     start,
 )
+from tests.compare.test_plan import plan
 
 FOUR = make_clients(3, 5, 2, 4)
 
@@ -200,6 +202,8 @@ def test_the_order_of_arrival_changes_nothing_under_the_virtual_clock(monkeypatc
         assert again.ledger == whole.ledger
         assert all((again.models[peer] == model).all() for peer, model in whole.models.items())
     arrived = run_peers(FOUR, clock="arrival", **settings)
+    times = [0.0, *(entry["time"] for entry in arrived.of("submission"))]
+    assert all(earlier < later for earlier, later in itertools.pairwise(times))
     assert [entry["peer"] for entry in arrived.of("submission")] != [e["peer"] for e in whole.of("submission")]
 
 
@@ -271,24 +275,43 @@ class Outage(Failing):
 
     def __init__(self, *args):
         super().__init__(*args)
-        self.looks = 0
+        self.looks = {2: 0, 4: 0}
 
     @staticmethod
     def fails(partition, action, count):
-        return action == TRAIN and count == 2
+        return action == TRAIN and count in (2, 4)
 
     def get_node_ids(self):
-        failed = sum(count >= 2 for (_, action), count in self._counts.items() if action == TRAIN)
-        self.looks += failed == len(self.contexts)
-        return [] if 0 < self.looks <= self.away else [*self.contexts]
+        counts = [count for (_, action), count in self._counts.items() if action == TRAIN]
+        failed = counts[0] if len(counts) == 3 and len(set(counts)) == 1 and counts[0] in self.looks else 0
+        if failed:
+            self.looks[failed] += 1
+        return [] if failed and self.looks[failed] <= self.away else [*self.contexts]
 
 
-def test_all_peers_away_at_once_do_not_end_the_run(monkeypatch):
+@pytest.mark.parametrize("retries", [0, 2])
+def test_all_peers_away_at_once_do_not_end_the_run(monkeypatch, retries):
+    """Twice in the run: what the peers submit in between counts."""
     on(monkeypatch, Outage)
-    ended = run_peers(node_timeout=5.0, **SAME_SPEED)
+    ended = run_peers(node_timeout=5.0, max_round_retries=retries, **SAME_SPEED)
     assert [len(ended.of("submission", peer)) for peer in range(3)] == [ROUNDS] * 3
-    assert [len(ended.of("left", peer)) for peer in range(3)] == [1] * 3
-    assert [len(ended.of("joined", peer)) for peer in range(3)] == [2] * 3
+    assert [len(ended.of("left", peer)) for peer in range(3)] == [2] * 3
+    assert [len(ended.of("joined", peer)) for peer in range(3)] == [3] * 3
+
+
+class Unlisted(Failing):
+    """Node 2 is not listed for some time, but its message is answered."""
+
+    def get_node_ids(self):
+        asked = sum(count for (_, action), count in self._counts.items() if action == TRAIN)
+        return [node for node in self.contexts if node != 1002 or not 3 <= asked < 6]
+
+
+def test_a_training_that_is_under_way_is_awaited_though_its_node_is_not_listed(monkeypatch):
+    on(monkeypatch, Unlisted)
+    ended = run_peers(rounds=4, **SAME_SPEED)
+    assert [len(ended.of("submission", peer)) for peer in range(3)] == [4] * 3
+    assert not ended.of("left")
 
 
 def test_a_run_whose_peers_all_fail_again_and_again_ends_with_the_reason(monkeypatch):
@@ -487,3 +510,13 @@ def test_which_images_are_matched_leaves_the_client_only_with_dedup(run_config, 
     (found,) = unpack_scores(answer.records["scores"], answer.metrics["num-examples"])
     assert found.num_confirmed == 20
     assert found.matches == (list(range(20)) if dedup else [])
+
+
+def test_a_grid_at_equal_steps_solves_for_the_rounds():
+    """A peer takes 4 steps and 6 images of 2 forward passes in batches of 8: 4.5 steps; 96 steps are 21 of them."""
+    row = {"pdfed-samples": 6, "auxiliary-sampler-steps": 2, "local-steps": 4}
+    found = plan(rows={"fedavg": {}, "pdfed": row}).settings[2]
+    assert found.solved == {"num-rounds": 5}
+    assert found.cost.steps == pytest.approx(5 * 4 * 4.5)
+    assert 20 < found.cost.models_up < 20.1
+    assert 20 < found.cost.models_down < 20.3

@@ -333,12 +333,13 @@ PEERS = {"algorithm": "pdfed", "pdfed_samples": 20, "num_rounds": 2, "eval_every
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1000)
 def test_peers_at_two_sites_train_by_arrival_and_by_the_virtual_clock_as_the_simulation_does(
     started, laptop, tmp_path, run_app
 ):
     stack = started("compose.yml")
     laptop.connect(stack.published("superlink"))
-    output, _ = laptop.run(settings_of(tmp_path, **PEERS)).communicate(timeout=250)
+    output, _ = laptop.run(settings_of(tmp_path, **PEERS)).communicate(timeout=420)
     here = laptop.folder / "runs" / "deployed"
     checked = laptop.call(*laptop.command("ledger", str(here)))
     assert checked.returncode == 0, output + checked.stdout + checked.stderr + stack.logs()
@@ -347,7 +348,7 @@ def test_peers_at_two_sites_train_by_arrival_and_by_the_virtual_clock_as_the_sim
     assert {entry["peer"] for entry in ledger if entry["kind"] == "vote"} == {0, 1}
     assert not any(entry["kind"] == "left" for entry in ledger)
     process = laptop.run(settings_of(tmp_path, **PEERS, run_name="virtual", pdfed_clock="virtual"))
-    output, _ = process.communicate(timeout=250)
+    output, _ = process.communicate(timeout=420)
     assert process.returncode == 0, output + stack.logs()
     here = RunDirectory(laptop.folder / "runs" / "virtual")
     simulated = in_simulation(run_app, tmp_path, **PEERS, transport="flat")

@@ -1,5 +1,6 @@
 """The table of faults, in-process: several faults share a run, on different clients and in different rounds."""
 
+import json
 import math
 import re
 from pathlib import Path
@@ -120,6 +121,28 @@ def test_images_of_nodes_that_cannot_be_used_are_generated_by_the_server(run_wit
         InProcessGrid, "pull_messages", lambda self, ids: [m for m in pull(self, ids) for _ in range(2)]
     )
     assert run_with({}, num_rounds=1, auxiliary_generation="nodes").losses() == good.losses()  # all replies come twice
+
+
+_PLACES = [pytest.param(k, marks=[] if k == 0 else pytest.mark.slow) for k in range(4)]
+
+
+@pytest.mark.parametrize("part", _PLACES)
+def test_peers_with_faults_leave_and_the_others_go_on(run_with, part):
+    """A quarter of the faults of a training, each in the first submission of another peer, and one in a vote."""
+    refused = [fault for fault in SHORT["train"] if row_of(fault, "train").reason is not None]
+    faults = {("submit", k, 1): fault for k, fault in enumerate(refused[part::4][: CLIENTS - 2])}
+    faults["score", CLIENTS - 1, 1] = "raise"
+    run = run_with(faults, algorithm="pdfed", pdfed_samples=4, pdfed_validators=1, pdfed_speed_spread=1.0)
+    named = run.rounds()[0]["train/left_out"]
+    assert sorted(named) == sorted({str(client) for _, client, _ in faults})
+    for (phase, client, _), fault in faults.items():
+        assert re.search(row_of(fault, "train").reason, named[str(client)]), (phase, fault, named)
+        assert len(named[str(client)]) <= 300
+    ledger = [json.loads(line) for line in (run.path / "ledger.jsonl").read_text().splitlines()]
+    left = [entry["peer"] for entry in ledger if entry["kind"] == "left"]
+    assert sorted(left) == sorted(client for _, client, _ in faults)
+    numbers = run.rounds()[-1]["pdfed/submissions"]
+    assert numbers == {str(k): 2 for k in range(CLIENTS - 1)}  # they are back in the second round
 
 
 @pytest.mark.slow

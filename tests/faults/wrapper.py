@@ -24,6 +24,8 @@ PHASES = {
     "survey": "query.look",
     "pretrain": "train.pretrain",
     "generate": "train.generate",
+    "score": "train.score",
+    "submit": "train.train_and_submit",
     "train": "train",
     "evaluate": "evaluate",
     "forget": "query.forget",

@@ -175,6 +175,14 @@ def test_a_round_waits_a_bounded_time_for_min_replies(changing):
     RollCall(changing, 4, 5.0).start(0)
 
 
+def test_in_the_middle_of_a_run_clients_that_are_away_are_waited_for(changing):
+    call = RollCall(changing, 4, 5.0)
+    participants = call.start(0)
+    changing.appears_at = {1000 + node: changing.looks + 4 + node for node in range(4)}
+    call.update(participants, 2)
+    assert participants.present == [0, 1]
+
+
 def failing(changing, *nodes, times=None, text="no module named torchvision"):
     """Have the queries of some nodes raise, at most so many times each."""
     app, left = changing._client_app, {1000 + node: times for node in nodes}

@@ -32,6 +32,7 @@ def test_a_new_submission_replaces_the_earlier_one_with_its_votes(board):
     assert [each.digest for each in board.in_order()] == ["digest-0", "newer"]
     assert [each.digest for each in board.unscored(2)] == ["newer"]
     assert sorted(board.means()) == [0]
+    assert board.confirmed() == {0: 0, 1: 0, 2: 0}  # the match was with the earlier one
 
 
 def test_means_are_weighted_by_the_voters_examples(board):
