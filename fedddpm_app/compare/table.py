@@ -58,8 +58,11 @@ def _sentences_against(results: Results, metric: str, reference: str) -> list[st
     ]
     starts.append(f"No difference to {reference} is shown, because the interval contains zero: ")
     starts.append(f"{metric} is that of {reference}, with every seed: ")
-    starts.append(f"No statement, because there are fewer than {_LEAST_SEEDS} seeds, or not all have the metric: ")
+    few = f"there are fewer than {_LEAST_SEEDS} seeds, or not all have the metric"
+    starts.append(f"No statement against {reference}, because {few}: ")
     named = ["; ".join(f"{label} ({', '.join(where)})" for label, where in found.items()) for found in sides.values()]
+    if not any(named[:-1]) and named[-1]:
+        named[-1] = "all rows"
     return [f"{start}{lines}." for start, lines in zip(starts, named, strict=True) if lines]
 
 

@@ -111,11 +111,13 @@ def test_lost_seeds_allow_no_statement_and_a_cost_off_the_budget_is_named():
     results = RESULTS | {"settings": [RESULTS["settings"][0], lost, cheap]}
     assert sentences_of(results, "fd") == [
         "fd is lower (better) than that of fedavg, and the interval excludes zero: cheap (skew, at 38% of the budget).",
-        "No statement, because there are fewer than 3 seeds, or not all have the metric: lost (skew).",
+        "No statement against fedavg, because there are fewer than 3 seeds, or not all have the metric: lost (skew).",
     ]
     assert cost_note(results).endswith("Not within 2 % of it: cheap (skew: 38%).")
     one = RESULTS | {"seeds": [0], "settings": [setting("late", "skew", 4.0, -12.0, seeds=1)]}
-    assert sentences_of(one, "fd")[0].startswith("No statement")
+    (sentence,) = sentences_of(one, "fd")
+    assert sentence.startswith("No statement against fedavg, because")
+    assert sentence.endswith(": all rows.")
 
 
 @pytest.mark.parametrize(
