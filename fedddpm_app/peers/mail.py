@@ -9,6 +9,7 @@ from fedddpm_app.federation.records import ARRAYS
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.peers.board import Submission
+from fedddpm_app.peers.cost import most_steps
 from fedddpm_app.peers.score import Score
 from fedddpm_app.peers.trainings import Trainings
 from fedddpm_app.peers.votes import scores_like, unpack_scores
@@ -50,7 +51,8 @@ class Mail:
             values: dict[int, dict[str, Value]] = {
                 peer: {NUMBER: trainings[peer].number, MATCHED: [*matched.get(peer, [])]} for peer in group
             }
-            self._conversation.ask(call, group, start, values, {ARRAYS: start, SAMPLES: self._samples_like()})
+            like = {ARRAYS: start, SAMPLES: self._samples_like()}
+            self._conversation.ask(call, group, start, values, like, self._check_steps)
         self.sent |= {*peers}
 
     def wait_for_trainings(self, peers: Sequence[int]) -> None:
@@ -96,6 +98,12 @@ class Mail:
         found = {peer: _scores_of(self._voted[peer]) for peer in sorted(wanted)}
         self._voted = {}
         return found
+
+    def _check_steps(self, reply: Reply) -> None:
+        """Refuse a submission that claims other steps than a training of this client can have."""
+        steps, most = reply.number("steps"), most_steps(self._strategy, reply)
+        if not (steps.is_integer() and 0 <= steps <= most):
+            raise ReplyRefusedError(f"steps is {steps:g}, not a whole number from 0 to {most}")
 
     def _receive(self) -> None:
         answer = self._conversation.receive()

@@ -10,7 +10,7 @@ from fedddpm_app.config import Config
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import ImageBatch, to_uint8
 from fedddpm_app.evaluation.extractors import EfficientNetLite0, Extractor, InceptionV3, fit_pixels_pca
-from fedddpm_app.peers.score import PrivateScore, embedder_of
+from fedddpm_app.peers.score import LEAST, PrivateScore, embedder_of
 from fedddpm_app.training.task import Task, TrainingData
 
 _known: MutableMapping[Task, dict[int, PrivateScore]] = WeakKeyDictionary()  # in this process, by partition
@@ -18,6 +18,9 @@ _known: MutableMapping[Task, dict[int, PrivateScore]] = WeakKeyDictionary()  # i
 
 def private_score(config: Config, task: Task, partition_id: int) -> PrivateScore:
     """Return the scores of a client's own images; their features are computed once in a process.
+
+    The distance is that to its held-out images. A small client has one of them, or none: a covariance needs two, so its
+    distance is that to its training images.
 
     Raises
     ------
@@ -28,7 +31,8 @@ def private_score(config: Config, task: Task, partition_id: int) -> PrivateScore
     if partition_id not in scores:
         train, held_out = _all(task.train_data(partition_id)), _all(task.held_out_data(partition_id))
         embedder = embedder_of(_extractor(config, train.images))
-        scores[partition_id] = PrivateScore(train.images, train.labels, held_out.images, embedder)
+        reference = held_out.images if len(held_out.images) >= LEAST else train.images
+        scores[partition_id] = PrivateScore(train.images, train.labels, reference, embedder)
     return scores[partition_id]
 
 

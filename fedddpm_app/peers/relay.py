@@ -137,19 +137,26 @@ class Relay:
         logger.warning("client %d has left, and the others go on without it: %s", peer, reason)
 
     def _find_again(self) -> bool:
-        """Wait for peers if all those that train are away; return False if no peer that is here can submit any more."""
-        if any(peer in self.numbers for peer in self.live):
-            return False
-        others = self._strategy.config.data.num_clients - self._num_trainers
-        while self._attempts <= self._strategy.config.waiting.max_round_retries:
+        """Wait for the peers that have submissions left, which are all away; return False if they do not come back.
+
+        If no other peer has completed its submissions, this fails the run.
+        """
+        rounds = self._strategy.config.run.num_rounds
+        missing = {peer: rounds - number for peer, number in self.numbers.items() if number < rounds}
+        while missing and self._attempts <= self._strategy.config.waiting.max_round_retries:
             self._attempts += 1
             with suppress(TooFewRepliesError):  # ``present`` has logged who is away
-                self._strategy.clients.present(others + 1)
+                self._strategy.clients.present(len(self.live) + 1)
             self._meet()
             if self.trainings:
                 return True
-        peer, reason = next(iter(sorted(self.left.items())), (0, GONE))
-        raise RoundFailedError(f"all {self._num_trainers} clients that train have left; client {peer}: {reason}")
+        if missing and len(missing) == self._num_trainers:
+            peer, reason = next(iter(sorted(self.left.items())), (0, GONE))
+            raise RoundFailedError(f"all {self._num_trainers} clients that train have left; client {peer}: {reason}")
+        if missing:
+            named = ", ".join(map(str, missing))
+            logger.warning("the run goes on without %d submissions, of clients %s", sum(missing.values()), named)
+        return False
 
     # ---- events ---------------------------------------------------------------------------------
 

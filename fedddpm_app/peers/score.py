@@ -23,7 +23,7 @@ from fedddpm_app.evaluation.extractors import Extractor
 from fedddpm_app.peers.novelty import TrainingClass, Verifier, matches_of, similarity_of_distance
 
 NOVELTY_FACTOR = 1000
-_LEAST = 2  # images, for a covariance
+LEAST = 2  # images, for a covariance
 
 Embedder = Callable[[Tensor], Tensor]
 """From images, float32 in [-1, 1], shape (N, C, H, W), to features, floating point, shape (N, d), on any device."""
@@ -91,9 +91,9 @@ class PrivateScore:
         embedder: Embedder,
         verifier: Verifier = similarity_of_distance,
     ) -> None:
-        if not len(train) or len(held_out) < _LEAST:
+        if not len(train) or len(held_out) < LEAST:
             raise ValueError(
-                f"{len(train)} training and {len(held_out)} held-out images, but a score needs at least 1 and {_LEAST}"
+                f"{len(train)} training and {len(held_out)} held-out images, but a score needs at least 1 and {LEAST}"
             )
         self._embedder, self._verifier = embedder, verifier
         self._held_out = self._embed(held_out)
@@ -119,8 +119,8 @@ class PrivateScore:
         ValueError
             If there are fewer than two samples, or labels do not fit the samples or the training images.
         """
-        if len(samples) < _LEAST:
-            raise ValueError(f"a submission with {len(samples)} samples cannot be scored: at least {_LEAST} are needed")
+        if len(samples) < LEAST:
+            raise ValueError(f"a submission with {len(samples)} samples cannot be scored: at least {LEAST} are needed")
         if (labels is not None) != self._labelled:
             raise ValueError("give labels for both training images and samples, or for neither")
         generated = self._embed(samples)

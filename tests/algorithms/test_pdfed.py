@@ -246,6 +246,26 @@ def test_a_voter_that_fails_leaves_and_joins_again_at_the_border_of_a_round(monk
     }
 
 
+def test_a_training_that_fails_while_the_others_have_finished_is_repeated(monkeypatch):
+    """Peer 1 fails once in its last training, when all trainings of the others have ended."""
+    on(
+        monkeypatch,
+        Failing,
+        fails=staticmethod(lambda peer, action, count: (peer, action, count) == (1, TRAIN, ROUNDS)),
+    )
+    ended = run_peers(**SAME_SPEED)
+    assert [len(ended.of("submission", peer)) for peer in range(3)] == [ROUNDS] * 3
+    assert len(ended.of("left", 1)) == 1
+
+
+def test_a_run_ends_without_the_submissions_of_a_peer_that_always_fails(monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+    on(monkeypatch, Failing, fails=staticmethod(lambda peer, action, count: (peer, action) == (1, TRAIN) and count > 1))
+    ended = run_peers(max_round_retries=1, **SAME_SPEED)
+    assert [len(ended.of("submission", peer)) for peer in range(3)] == [ROUNDS, 1, ROUNDS]
+    assert f"the run goes on without {ROUNDS - 1} submissions, of clients 1" in caplog.text
+
+
 class Coming(Failing):
     """Node 2 connects when the others have been asked for a number of trainings."""
 
@@ -346,6 +366,8 @@ BAD = {
         "its weights are not finite",
     ),
     "examples": (lambda a: ActionAnswer({**a.metrics, "num-examples": 10**6}, a.records), "num-examples is 1000000"),
+    "no steps": (lambda a: ActionAnswer({**a.metrics, "steps": -1.0}, a.records), "steps is -1, not a whole number"),
+    "steps": (lambda a: ActionAnswer({**a.metrics, "steps": 1e9}, a.records), "steps is 1e\\+09, not a whole number"),
     "norm": (
         lambda a: with_records(a, arrays={"x": torch.full((3,), 1e9, dtype=torch.float64)}),
         'more than max-update-norm = "100"',

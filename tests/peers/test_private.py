@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from fedddpm_app.config import load_config
+from fedddpm_app.evaluation.distances import frechet_distance
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.peers import private
 from fedddpm_app.peers.private import balanced_labels, private_score
+from fedddpm_app.training.task import Subset
 
 
 @pytest.fixture
@@ -39,6 +41,20 @@ def test_a_score_is_made_once_for_each_client(task, monkeypatch):
     assert scores[0] is not scores[1]
     assert [len(given[0]) for given in made] == [len(task.train_data(partition)) for partition in (0, 1)]
     assert private_score(task.config, DiffusionTask(task.config), 0) is not scores[0]
+
+
+@pytest.mark.parametrize("held_out", [0, 1, 2])
+def test_a_client_with_too_few_held_out_images_measures_the_distance_to_its_training_images(task, held_out):
+    """A covariance needs two images."""
+    small = DiffusionTask(task.config)
+    train, few = small.train_data(0), Subset(small.held_out_data(0), torch.arange(held_out))
+    small.held_out_data = lambda partition: few
+    samples, labels = images(task, 1, 20)
+    found = private_score(task.config, small, 0).score(samples, labels)
+    reference = few if held_out == 2 else train
+    embed = private_score(task.config, small, 0)._embed
+    expected = frechet_distance(embed(samples), embed(reference.batch(torch.arange(len(reference))).images))
+    assert found.distance == pytest.approx(expected, rel=1e-9)
 
 
 def test_the_embedder_is_the_one_of_the_key(task):
