@@ -6,7 +6,8 @@ Kar Balan, Andrew Gilbert, John Collomosse. 2024. https://arxiv.org/abs/2409.182
     Submit     w_i, with a small set of samples of w_i
     Score      peer i scores the samples s of each submission on its own images:
                Q_i(s) = (FD + 1000 V_C V_A R_C) / 2, see ``peers.score``
-    Choose     s* <- argmin_s a Q_i(s) + (1 - a) sum_{v != i} n_v Q_v(s) / sum_{v != i} n_v, over the votes so far
+    Choose     s* <- argmin_s a r_i(s) + (1 - a) sum_v n_v r_v(s) / sum_v n_v, over the votes so far of v != i, except
+               that of the author of s, with r_v(s) = Q_v(s) / mean_s' Q_v(s'), see ``peers.choice``
     Train on   w_i <- K local steps on L(.; D_i) from the model of s*, or (merge) from the mean of it and w_i;  submit
     Ledger     who joined, left, submitted, voted and chose; see ``peers.ledger``
 

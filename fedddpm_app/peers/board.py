@@ -3,11 +3,12 @@
 Candidates are the latest submission of each peer: a new one replaces the earlier one, with the votes on it.
 """
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from fedddpm_app.peers.choice import choose
+from fedddpm_app.peers.choice import choose, mean_vote, relative
 from fedddpm_app.peers.score import Score
 from fedddpm_app.weights import Weights
 
@@ -69,7 +70,8 @@ class Board:
     def __init__(self, own_weight: float, with_novelty: bool) -> None:
         self.candidates: dict[int, Submission] = {}
         self._own_weight, self._with_novelty = own_weight, with_novelty
-        self._votes: dict[int, dict[str, tuple[int, Score]]] = {}  # by voter and key: its examples, its score
+        self._votes: dict[int, dict[str, Score]] = {}  # by voter and key, on candidates alone
+        self._examples: dict[int, int] = {}  # by voter, those of its latest vote
         self._entered = 0
 
     def enter(self, peer: int, number: int, digest: str, samples: Weights) -> Submission:
@@ -92,7 +94,8 @@ class Board:
 
     def vote(self, voter: int, submission: Submission, num_examples: int, score: Score) -> None:
         """Add a vote on a candidate."""
-        self._votes.setdefault(voter, {})[submission.key] = (num_examples, score)
+        self._votes.setdefault(voter, {})[submission.key] = score
+        self._examples[voter] = num_examples
 
     def value(self, score: Score) -> float:
         """Return what counts in a choice, lower is better."""
@@ -104,57 +107,63 @@ class Board:
         With ``among_others`` it is one of another peer, unless there is none. The peer has scored all candidates.
         """
         candidates = [each for each in self.in_order() if not (among_others and each.peer == peer)] or self.in_order()
-        own = {key: self.value(score) for key, (_, score) in self._votes.get(peer, {}).items()}
+        own = {key: self.value(score) for key, score in self._votes.get(peer, {}).items()}
         by_key = {each.key: each for each in candidates}
-        key, value = choose([*by_key], own, self._votes_of_others(peer, by_key), self._own_weight)
+        key, value = choose([*by_key], own, self._votes_on_others(without=peer), self._own_weight)
         return by_key[key], value
 
     def means(self) -> dict[int, Means]:
-        """Return the means of the votes on each peer's candidate that has votes."""
+        """Return the means of the votes on each peer's candidate that has votes, also by its author."""
         found = {}
         for peer, submission in sorted(self.candidates.items()):
-            votes = [self._votes[voter].get(submission.key) for voter in sorted(self._votes)]
-            given = [vote for vote in votes if vote is not None]
+            given = {voter: scores[submission.key] for voter, scores in self._votes.items() if submission.key in scores}
             if given:
-                sums = [_mean(given, term) for term in (self.value, _distance, _novelty)]
-                found[peer] = Means(*sums)
+                terms = (self.value, lambda score: score.distance, lambda score: score.novelty)
+                found[peer] = Means(*(self._mean(given, term) for term in terms))
         return found
 
     def best(self) -> Submission | None:
-        """Return the candidate with the lowest mean score; without votes the earliest one, or None."""
-        means = self.means()
-        voted = [each for each in self.in_order() if each.peer in means]
-        return min(voted, key=lambda each: means[each.peer].score) if voted else next(iter(self.in_order()), None)
+        """Return the candidate with the lowest mean vote of others, see ``choice``; without votes the earliest one."""
+        votes = {voter: (examples, relative(scores)) for voter, (examples, scores) in self._votes_on_others().items()}
+        means = {each.key: mean_vote(each.key, votes) for each in self.in_order()}
+        voted = {key: mean for key, mean in means.items() if mean is not None}
+        return min(self.in_order(), key=lambda each: voted.get(each.key, math.inf), default=None)
 
     def confirmed(self) -> dict[int, int]:
         """Return, by voter, how many samples of the candidates match its training images."""
-        return {v: sum(score.num_confirmed for _, score in self._votes[v].values()) for v in sorted(self._votes)}
+        return {v: sum(score.num_confirmed for score in self._votes[v].values()) for v in sorted(self._votes)}
 
     def state_dict(self) -> dict[str, object]:
         """Return candidates and votes, for a checkpoint."""
         candidates = [[e.peer, e.number, e.order, e.digest, dict(e.samples)] for e in self.in_order()]
-        votes = {
-            voter: {key: [examples, _packed(score)] for key, (examples, score) in given.items()}
-            for voter, given in self._votes.items()
-        }
-        return {"candidates": candidates, "votes": votes, "entered": self._entered}
+        votes = {voter: {key: _packed(score) for key, score in given.items()} for voter, given in self._votes.items()}
+        return {"candidates": candidates, "votes": votes, "examples": self._examples, "entered": self._entered}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with those of a checkpoint."""
         self.candidates = {each[0]: Submission(*each) for each in state["candidates"]}
         self._entered = state["entered"]
         self._votes = {
-            voter: {key: (examples, _unpacked(packed)) for key, (examples, packed) in given.items()}
-            for voter, given in state["votes"].items()
+            voter: {key: _unpacked(packed) for key, packed in given.items()} for voter, given in state["votes"].items()
+        }
+        self._examples = {**state["examples"]}
+
+    def _votes_on_others(self, without: int | None = None) -> dict[int, tuple[int, dict[str, float]]]:
+        """Return each voter's examples and its scores of the submissions of others; one voter may be left out."""
+        own = {peer: submission.key for peer, submission in self.candidates.items()}
+        return {
+            voter: (
+                self._examples[voter],
+                {key: self.value(score) for key, score in given.items() if key != own.get(voter)},
+            )
+            for voter, given in self._votes.items()
+            if voter != without
         }
 
-    def _votes_of_others(self, peer: int, keys: Mapping[str, Submission]) -> dict[int, tuple[int, dict[str, float]]]:
-        found = {}
-        for voter, given in self._votes.items():
-            scores = {key: self.value(score) for key, (_, score) in given.items() if key in keys}
-            if voter != peer and scores:
-                found[voter] = (max(given[key][0] for key in scores), scores)
-        return found
+    def _mean(self, given: Mapping[int, Score], term: Callable[[Score], float]) -> float:
+        """Return the mean of a term of scores by voter, weighted by the voters' examples."""
+        total = sum(self._examples[voter] for voter in given)
+        return math.fsum(self._examples[voter] * term(score) for voter, score in given.items()) / total
 
 
 def _packed(score: Score) -> list[float]:
@@ -164,16 +173,3 @@ def _packed(score: Score) -> list[float]:
 def _unpacked(packed: Sequence[Any]) -> Score:
     distance, novelty, num_candidates, num_confirmed = packed
     return Score(distance, novelty, num_candidates, num_confirmed, [])
-
-
-def _distance(score: Score) -> float:
-    return score.distance
-
-
-def _novelty(score: Score) -> float:
-    return score.novelty
-
-
-def _mean(votes: Sequence[tuple[int, Score]], term: Any) -> float:
-    total = sum(examples for examples, _ in votes)
-    return float(sum(examples * term(score) for examples, score in votes) / total)

@@ -27,7 +27,8 @@ def report_votes(board: Board) -> dict[str, object]:
     for term in ("score", "distance", "novelty"):
         found[f"{term}_of_peer"] = _by_peer({peer: getattr(mean, term) for peer, mean in means.items()})
     if means:
-        by_score = min(means, key=lambda peer: means[peer].score)
+        best = board.best()
+        by_score = best.peer if best and best.peer in means else min(means)
         by_distance = min(means, key=lambda peer: means[peer].distance)
         found |= {"best": by_score, "nearest": by_distance, **means[by_score]._asdict()}
         found |= {f"nearest_{term}": value for term, value in means[by_distance]._asdict().items()}

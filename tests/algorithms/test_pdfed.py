@@ -71,16 +71,19 @@ def test_one_peer_trains_on_alone(node):
 
 
 def test_select_trains_on_from_the_model_with_the_lowest_value_in_numpy():
-    """Equal speeds: after each moment all have voted on all three; a = 1 / 4."""
+    """Equal speeds: after each moment all have voted on all three; a = 1 / 4. No author votes on its own for others."""
     x = [trained(start(), client) for client in CLIENTS]
     sizes = np.array([3.0, 5.0, 2.0])
     for _ in range(ROUNDS - 1):
         scores = np.array([[loss_at(torch.tensor(point), client) / 2 for point in x] for client in CLIENTS])
         chosen = []
         for i in range(3):
-            others = np.arange(3) != i
-            theirs = sizes[others] @ scores[others] / sizes[others].sum()
-            chosen.append(int(np.argmin(scores[i] / 4 + 3 / 4 * theirs)))
+            values = scores[i] / scores[i].mean() / 4
+            for k in range(3):
+                voters = [v for v in range(3) if v not in (i, k)]
+                votes = [scores[v, k] / scores[v, np.arange(3) != v].mean() for v in voters]
+                values[k] += 3 / 4 * np.average(votes, weights=sizes[voters])
+            chosen.append(int(np.argmin(values)))
         x = [trained(x[k], client) for k, client in zip(chosen, CLIENTS, strict=True)]
     ended = run_peers(own_vote=0.25, **SAME_SPEED)
     assert all(same(ended.models[i], x[i], 1e-12) for i in range(3))
@@ -106,25 +109,31 @@ def test_the_number_of_steps_sets_the_time_of_a_training():
 # ---- votes and choices -----------------------------------------------------------------------
 
 
+def mean_of(votes, voter, authors):
+    return np.mean([votes[voter, author] for author in authors if (voter, author) in votes])
+
+
 def replayed(ledger, own_vote, merges=False):
     """Author and value of each choice, from the entries before it, and whether the own scores alone would differ."""
-    candidates, votes, found = {}, {}, []
+    candidates, votes, examples, found = {}, {}, {}, []
     for entry in ledger:
         if entry["kind"] == "submission":
+            votes = {pair: vote for pair, vote in votes.items() if pair[1] != entry["peer"]}
             candidates.pop(entry["peer"], None)
             candidates[entry["peer"]] = entry["weights"]
         elif entry["kind"] == "vote":
-            votes[entry["peer"], entry["submission"]] = (entry["num_examples"], entry["score"])
+            votes[entry["peer"], entry["author"]] = entry["score"]
+            examples[entry["peer"]] = entry["num_examples"]
         elif entry["kind"] == "choice":
             me = entry["peer"]
             values, own = {}, {}
-            for author, digest in candidates.items():
+            for author in candidates:
                 if merges and author == me and len(candidates) > 1:
                     continue
-                own[author] = votes[me, digest][1]
-                others = [vote for (voter, of), vote in votes.items() if of == digest and voter != me]
-                total = sum(n for n, _ in others)
-                mean = sum(n * score for n, score in others) / total if others else own[author]
+                own[author] = votes[me, author] / mean_of(votes, me, candidates)
+                others = [v for v in examples if v not in (me, author) and (v, author) in votes]
+                given = [votes[v, author] / mean_of(votes, v, [of for of in candidates if of != v]) for v in others]
+                mean = np.average(given, weights=[examples[v] for v in others]) if others else own[author]
                 values[author] = own_vote * own[author] + (1 - own_vote) * mean
             best = min(values, key=values.get)
             found.append((best, values[best], min(own, key=own.get) != best))
@@ -136,8 +145,8 @@ def replayed(ledger, own_vote, merges=False):
 def test_every_choice_follows_from_the_votes_before_it(monkeypatch, clock, node):
     """Also of others: some choices are not those of the own scores."""
     on(monkeypatch, Shuffled, seed=3)
-    ended = run_peers(FOUR, rounds=4, clock=clock, node=node, own_vote=0.3, validators=1)
-    choices = replayed(ended.ledger, 0.3, node == "merge")
+    ended = run_peers(FOUR, rounds=4, clock=clock, node=node, own_vote=0.0, validators=1)
+    choices = replayed(ended.ledger, 0.0, node == "merge")
     assert len(choices) == len(ended.of("choice")) >= 8
     assert [entry["author"] for entry in ended.of("choice")] == [author for author, _, _ in choices]
     assert [entry["value"] for entry in ended.of("choice")] == pytest.approx([value for _, value, _ in choices])

@@ -45,14 +45,23 @@ def test_means_are_weighted_by_the_voters_examples(board):
     assert board.confirmed() == {0: 1, 1: 1, 2: 1}
 
 
-def test_a_choice_has_the_own_score_and_those_of_others(board):
-    """Peer 0 on candidate 0: 4 / 2 = 2 itself, (20 * 3 + 30 * 1) / 50 = 1.8 by others."""
+def test_a_choice_has_the_own_score_and_those_of_others_except_the_authors(board):
+    """Scores of (0, 1): by peer 0 2 and 9, by peer 1 3 and 6, by peer 2 1 and 6."""
     chosen, value = board.choose(0, among_others=False)
-    assert (chosen.peer, value) == (0, pytest.approx((2 + 1.8) / 2))
+    theirs = (20 * 1 + 30 * 1 / 3.5) / 50  # peer 1 leaves its own submission out, so its 3 is its mean
+    assert (chosen.peer, value) == (0, pytest.approx((2 / 5.5 + theirs) / 2))
     chosen, value = board.choose(0, among_others=True)
-    assert (chosen.peer, value) == (1, pytest.approx((9 + 6) / 2))  # the only one of the others
+    assert (chosen.peer, value) == (1, pytest.approx((9 / 5.5 + 6 / 3.5) / 2))  # peer 1 has no vote on its own
     board.candidates.pop(1)
     assert board.choose(0, among_others=True)[0].peer == 0  # there is no other one
+
+
+def test_a_peer_cannot_promote_its_own_submission(board):
+    """Peer 1 votes 0 on its own and as much as it wants on the other one."""
+    honest = board.best(), board.choose(0, among_others=False), board.choose(2, among_others=False)
+    board.vote(1, board.candidates[1], 20, score(0.0))
+    board.vote(1, board.candidates[0], 20, score(1e12))
+    assert (board.best(), board.choose(0, among_others=False), board.choose(2, among_others=False)) == honest
 
 
 def test_equal_values_go_to_the_earlier_submission():
