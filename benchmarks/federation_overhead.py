@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks.models import LARGE, MODELS, TINY
-from benchmarks.processes import Arrangement, seconds_of
+from benchmarks.processes import Arrangement, measure_processes
 from benchmarks.report import Report, main, spread
 from fedddpm_app.config import Scalar
 from fedddpm_app.launch.flower_run import to_toml
@@ -102,7 +102,7 @@ def _add(report: Report, row: dict[str, object], what: str, seconds: list[float]
 
 def _time_bare(bare: dict[Arrangement, list[float]], case: Case) -> None:
     for arrangement, found in bare.items():
-        found.append(seconds_of(arrangement, case.model, case.batch_size))
+        found.append(measure_processes(arrangement, case.model, case.batch_size).seconds)
 
 
 def _simulate(case: Case) -> list[float]:
