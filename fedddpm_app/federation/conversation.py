@@ -67,8 +67,8 @@ class Conversation:
         Flower's connection to the nodes.
     timeout : float
         Seconds after which a reply is given up, as in ``exchange_about``: in a deployment from the time that its
-        message was sent, in a simulation from the last reply of any client. Time in which nobody calls ``receive``
-        costs no reply.
+        message was sent, in a simulation from the last reply of any client. Time in which nobody calls ``receive``,
+        up to a day, costs no reply.
     under_way : int, optional
         The largest number of messages without a reply; the others wait. None sends all messages at once.
     """
