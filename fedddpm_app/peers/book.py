@@ -5,6 +5,7 @@ from typing import Any
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import ConfigError
+from fedddpm_app.config.pdfed import PDFedConfig
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.peers.board import Submission
@@ -27,11 +28,12 @@ class Book:
         self._recorder = recorder
         self._ledger = Ledger()
 
-    def begin(self, weights: str, seed: int) -> None:
-        """Start the file with the genesis: the digest of the initial weights, and the run's seed."""
+    def begin(self, weights: str, seed: int, settings: PDFedConfig) -> None:
+        """Start the file with the genesis: the digest of the initial weights, the run's seed, and how peers choose."""
         self._recorder.keep_of(NAME, 0)
         self._ledger = Ledger()
-        self.add("genesis", weights=weights, seed=seed)
+        choosing = {"node": settings.node, "own_vote": settings.own_vote, "with_novelty": settings.novelty}
+        self.add("genesis", weights=weights, seed=seed, **choosing)
 
     def add(self, kind: str, **facts: Any) -> None:
         """Append an entry; see ``rules`` for the facts."""

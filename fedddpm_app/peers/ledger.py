@@ -3,7 +3,7 @@
 A line is canonical JSON (sorted keys, ASCII, no NaN). ``hash`` is the SHA-256 of the line without this key, and
 ``previous`` the ``hash`` of the line before; the first line, the genesis, has ``NOTHING`` there. So a change of any
 byte shows. That lines are missing at the end shows only against a length or a head that is stored elsewhere: a
-checkpoint names both. ``rules`` says which entries follow which.
+checkpoint names both. ``rules`` says which entries follow which, and ``replay`` makes the choices again.
 """
 
 import hashlib
@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedddpm_app.peers.replay import check_choices
 from fedddpm_app.peers.rules import History, LedgerError
 
 NAME = "ledger.jsonl"
@@ -103,7 +104,7 @@ def line(entry: Mapping[str, Any]) -> str:
 
 
 def verify(entries: Sequence[Mapping[str, Any]], head: str | None = None) -> None:
-    """Check a ledger: the chain, the facts, and that each entry may follow those before it.
+    """Check a ledger: the chain, the facts, that each entry may follow those before it, and the choices.
 
     Parameters
     ----------
@@ -122,6 +123,7 @@ def verify(entries: Sequence[Mapping[str, Any]], head: str | None = None) -> Non
         raise LedgerError(1, "is missing: a ledger starts with a genesis")
     if head not in (None, ledger.head):
         raise LedgerError(ledger.length, f"has the hash {ledger.head[:12]} instead of {str(head)[:12]}")
+    check_choices(entries)
 
 
 def read_ledger(path: Path) -> StoredLedger:

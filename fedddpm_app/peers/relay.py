@@ -94,7 +94,7 @@ class Relay:
 
     def begin(self) -> None:
         """Start the ledger."""
-        self.book.begin(self._genesis, self._strategy.config.run.seed)
+        self.book.begin(self._genesis, self._strategy.config.run.seed, self._settings)
 
     def run_round(self, server_round: int) -> None:
         """Go on until there are ``server_round`` submissions per peer that trains, or nobody can submit any more.

@@ -3,16 +3,21 @@
 ============  ========================================================================================
 Kind          Facts
 ============  ========================================================================================
-genesis       ``weights`` (digest of the initial weights), ``seed``
-joined, left  ``peer``
-submission    ``peer``, ``number`` (from 1, by peer), ``time`` (seconds since the genesis), ``parents``
-              (digests of weights: the initial ones, or submitted ones), ``weights`` and
+genesis       ``weights`` (digest of the initial weights), ``seed``, and how peers choose, see ``choice``: ``node``
+              ("select" or "merge"), ``own_vote``, ``with_novelty``
+joined, left  ``peer``, ``time`` (seconds since the genesis)
+submission    ``peer``, ``number`` (from 1, by peer), ``time``, ``parents`` (digests of weights), ``weights`` and
               ``samples`` (digests), ``steps``, ``num_examples``, ``loss`` (null if not finite)
 vote          ``peer``, ``submission`` (the digest of its weights), ``author`` (the peer that submitted it),
               ``score``, ``distance``, ``novelty``, ``num_examples`` (the weight of the vote), ``num_candidates``,
               ``num_confirmed``
 choice        ``peer``, ``chosen`` (the digest of a submission's weights), ``author``, ``value``
 ============  ========================================================================================
+
+Time does not go back. A peer that is present votes at most once on a submission, while it is its author's latest. It
+chooses one for each training, except that those that join before the first submission train the initial model. What it
+trained on from are the parents of its next submission: the chosen one, and as a second one perhaps its own latest at
+that time. ``replay`` checks the choices themselves.
 """
 
 from collections.abc import Callable, Mapping
@@ -57,9 +62,15 @@ def _is_number_or_null(value: object) -> bool:
 
 Check = Callable[[object], bool]
 FACTS: dict[str, dict[str, Check]] = {
-    "genesis": {"weights": _is_digest, "seed": _is_count},
-    "joined": {"peer": _is_count},
-    "left": {"peer": _is_count},
+    "genesis": {
+        "weights": _is_digest,
+        "seed": _is_count,
+        "node": lambda value: value in ("select", "merge"),
+        "own_vote": _is_number,
+        "with_novelty": lambda value: isinstance(value, bool),
+    },
+    "joined": {"peer": _is_count, "time": _is_number},
+    "left": {"peer": _is_count, "time": _is_number},
     "submission": {
         "peer": _is_count,
         "number": _is_count,
@@ -90,13 +101,16 @@ _TARGETS = {"vote": "submission", "choice": "chosen"}  # the facts that name a s
 
 
 class History:
-    """What is known from the entries so far: the peers that are present, the submissions and their numbers."""
+    """What is known from the entries so far: the peers that are present, and what each submitted, voted and chose."""
 
     def __init__(self) -> None:
-        self._models: set[str] = set()  # which may be parents: the initial one and all submitted ones
-        self._submitted: set[tuple[int, str]] = set()  # peer and digest: two peers may submit the same weights
+        self._initial = ""  # the digest of the initial model, from the genesis on
+        self._time = 0.0
         self._present: set[int] = set()
         self._numbers: dict[int, int] = {}
+        self._latest: dict[int, str] = {}  # the digest of each peer's latest submission
+        self._voters: dict[int, set[int]] = {}  # by author, those that have voted on its latest submission
+        self._parents: dict[int, list[str]] = {}  # by peer, what it trains on from: the chosen one, and its own latest
 
     def add(self, number: int, entry: Mapping[str, Any]) -> None:
         """Take the entry of a line into account.
@@ -120,40 +134,64 @@ class History:
 
     def _problem(self, kind: str, entry: Mapping[str, Any]) -> str:
         """Return why an entry may not follow, or an empty text."""
-        started = bool(self._models)
         if kind == "genesis":
-            return "is a second genesis" if started else ""
-        if not started:
+            return "is a second genesis" if self._initial else ""
+        if not self._initial:
             return f"is a {kind} before the genesis"
+        if entry.get("time", self._time) < self._time:
+            return f"has the time {entry['time']}, before that of an earlier line, {self._time}"
+        return self._problem_of_peer(kind, entry)
+
+    def _problem_of_peer(self, kind: str, entry: Mapping[str, Any]) -> str:
         peer = entry["peer"]
         if kind == "joined":
             return f"says that peer {peer} joined, but it is present" if peer in self._present else ""
         if peer not in self._present:
             return f"is a {kind} of peer {peer}, which has not joined or has left"
-        return self._problem_of_submission(entry) if kind == "submission" else self._problem_of_target(kind, entry)
+        if kind == "submission":
+            return self._problem_of_submission(entry)
+        return self._problem_of_target(kind, entry) if kind in _TARGETS else ""
 
     def _problem_of_submission(self, entry: Mapping[str, Any]) -> str:
         peer, number, expected = entry["peer"], entry["number"], self._numbers.get(entry["peer"], 0) + 1
         if number != expected:
             return f"is submission {number} of peer {peer} instead of {expected}"
-        unknown = [parent for parent in entry["parents"] if parent not in self._models]
-        return f"has the unknown parent {unknown[0][:12]}" if unknown else ""
+        if peer not in self._parents:
+            return f"is a submission of peer {peer}, which has not chosen what it trains on from"
+        allowed = self._parents[peer]
+        if entry["parents"] not in (allowed, allowed[:1]):
+            found, right = (" and ".join(digest[:12] for digest in each) for each in (entry["parents"], allowed))
+            return f"has the parents {found} instead of {right}"
+        return ""
 
     def _problem_of_target(self, kind: str, entry: Mapping[str, Any]) -> str:
-        if kind not in _TARGETS:
-            return ""
-        target, author = entry[_TARGETS[kind]], entry["author"]
-        known = (author, target) in self._submitted
-        return "" if known else f"is a {kind} for {target[:12]}, which peer {author} did not submit"
+        peer, target, author = entry["peer"], entry[_TARGETS[kind]], entry["author"]
+        if self._latest.get(author) != target:
+            return f"is a {kind} for {target[:12]}, which is not the latest submission of peer {author}"
+        if kind == "vote" and peer in self._voters[author]:
+            return f"is a second vote of peer {peer} on the same submission"
+        if kind == "choice" and peer in self._parents:
+            return f"is a choice of peer {peer}, which has not submitted what it trains"
+        return ""
 
     def _note(self, kind: str, entry: Mapping[str, Any]) -> None:
+        self._time = entry.get("time", self._time)
         if kind == "genesis":
-            self._models.add(entry["weights"])
-        elif kind == "joined":
-            self._present.add(entry["peer"])
+            self._initial = entry["weights"]
+            return
+        peer = entry["peer"]
+        if kind == "joined":
+            self._present.add(peer)
+            if not self._latest:
+                self._parents[peer] = [self._initial]
         elif kind == "left":
-            self._present.remove(entry["peer"])
+            self._present.remove(peer)
+            self._parents.pop(peer, None)  # its training is lost
         elif kind == "submission":
-            self._models.add(entry["weights"])
-            self._submitted.add((entry["peer"], entry["weights"]))
-            self._numbers[entry["peer"]] = entry["number"]
+            self._latest[peer], self._numbers[peer], self._voters[peer] = entry["weights"], entry["number"], set()
+            del self._parents[peer]
+        elif kind == "vote":
+            self._voters[entry["author"]].add(peer)
+        else:
+            own = [self._latest[peer]] if peer in self._latest and peer != entry["author"] else []
+            self._parents[peer] = [entry["chosen"], *own]

@@ -40,14 +40,16 @@ class PeerSummary(NamedTuple):
 
 
 def submissions_of(entries: Sequence[Entry]) -> list[Submission]:
-    """Return the submissions in the order of the ledger; of several votes of a peer on one, the last one counts."""
-    votes: dict[tuple[int, str], dict[int, Entry]] = {}
-    for entry in _of_kind(entries, "vote"):
-        votes.setdefault((entry["author"], entry["submission"]), {})[entry["peer"]] = entry
-    return [
-        _submission(entry, list(votes.get((entry["peer"], entry["weights"]), {}).values()))
-        for entry in _of_kind(entries, "submission")
-    ]
+    """Return the submissions in the order of the ledger; a vote is for the latest one of its author."""
+    latest: dict[int, int] = {}
+    votes: list[tuple[Entry, list[Entry]]] = []
+    for entry in entries:
+        if entry["kind"] == "submission":
+            latest[entry["peer"]] = len(votes)
+            votes.append((entry, []))
+        elif entry["kind"] == "vote":
+            votes[latest[entry["author"]]][1].append(entry)
+    return [_submission(*each) for each in votes]
 
 
 def peers_of(entries: Sequence[Entry]) -> list[PeerSummary]:

@@ -5,7 +5,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
-from tests.peers.stories import STORY, build, vote, write
+from tests.peers.stories import STORY, build, write
 
 
 def answer(run):
@@ -15,17 +15,17 @@ def answer(run):
 
 @pytest.fixture
 def run(tmp_path):
-    write(tmp_path / "ledger.jsonl", build([*STORY, vote(0, "b2", distance=1.0, novelty=50.0)])[1])
+    write(tmp_path / "ledger.jsonl", build()[1])
     return tmp_path
 
 
 def test_a_valid_ledger_is_summed_up_and_drawn(run):
     code, text = answer(run)
     assert code == 0, text
-    assert "0 3 15 2 1 1 1 2 10 2 0 0" in text  # peer, submissions, steps, votes, chosen by itself, by others
+    assert "0 3 15 3 1 1 1 2 10 2 0 1" in text  # peer, submissions, steps, votes, chosen by itself, by others
     assert "best by Q-N: submission 1 of peer 0 (a1), Q-N 1.5, distance 2.5, means of 2 votes" in text
     assert "best by distance alone: submission 2 of peer 1 (b2), Q-N 25.5, distance 1, means of 1 vote" in text
-    assert "16 entries, the chain is valid" in text
+    assert "18 entries, the chain is valid" in text
     with Image.open(run / "plots" / "provenance.png") as picture:
         assert picture.width > 500
 
@@ -44,9 +44,9 @@ def test_an_unfinished_line_is_named_and_left_out(run):
     path.write_bytes(path.read_bytes()[:-9])
     code, text = answer(run)
     assert code == 0
-    assert "line 16 is unfinished" in text
+    assert "line 18 is unfinished" in text
     assert "fedddpm run --resume" in text
-    assert "15 entries, the chain is valid" in text
+    assert "17 entries, the chain is valid" in text
 
 
 def test_a_ledger_without_submissions_has_no_picture(tmp_path):
