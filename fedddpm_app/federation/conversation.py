@@ -53,9 +53,16 @@ class Answer:
     message: Message
 
     def accept(self) -> Reply:
-        """Check the reply, and count its bytes; raise ``ReplyRefusedError`` if it cannot be used."""
+        """Check the reply, and count its bytes; raise ``ReplyRefusedError`` if it cannot be used.
+
+        The client is not asked for anything else before that. So what it has sent besides is late or refused, and its
+        files are removed.
+        """
         request = self.request
-        return request.call.clients.accept(self.message, request.partition, request.spec)
+        try:
+            return request.call.clients.accept(self.message, request.partition, request.spec)
+        finally:
+            request.call.transport.remove_unread(request.partition)
 
 
 class Conversation:

@@ -29,7 +29,7 @@ from fedddpm_app.peers.trainings import Training, Trainings
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights
 
-_STATE = ("board", "book", "trainings", "time", "live", "numbers", "matched")
+_STATE = ("board", "book", "trainings", "time", "is_virtual", "live", "numbers", "matched")
 
 
 class Relay:
@@ -50,6 +50,8 @@ class Relay:
         Candidates and votes; the ledger.
     time : float
         Seconds of the clock since the genesis.
+    is_virtual : bool
+        Whether trainings end by the virtual clock, not by the arrival of their replies; fixed when the run begins.
     live : list of int
         The peers that have joined and not left, in ascending order.
     numbers : dict of int to int
@@ -75,6 +77,7 @@ class Relay:
         self.book = Book(strategy.recorder)
         self.board = Board(self._settings.own_vote, self._settings.novelty)
         self.time = 0.0
+        self.is_virtual = self._settings.clock == "virtual"
         self.live: list[int] = []
         self.numbers = dict.fromkeys(range(self._num_trainers), 0)
         self.trainings = Trainings()
@@ -93,7 +96,8 @@ class Relay:
         load_named_state(self, state)
 
     def begin(self) -> None:
-        """Start the ledger."""
+        """Choose the clock, and start the ledger."""
+        self.is_virtual |= self._settings.clock == "auto" and not is_deployed(self._strategy.grid.run)
         self.book.begin(self._genesis, self._strategy.config.run.seed, self._settings)
 
     def run_round(self, server_round: int) -> None:
@@ -245,12 +249,6 @@ class Relay:
         accounting.bytes_down = counted
 
     # ---- what is known --------------------------------------------------------------------------
-
-    @cached_property
-    def is_virtual(self) -> bool:
-        """Whether trainings end by the virtual clock, not by the arrival of their replies."""
-        chosen = self._settings.clock
-        return chosen == "virtual" or (chosen == "auto" and not is_deployed(self._strategy.grid.run))
 
     @cached_property
     def _genesis(self) -> str:

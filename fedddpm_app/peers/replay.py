@@ -35,7 +35,7 @@ def check_choices(entries: Sequence[Mapping[str, Any]]) -> None:
                 raise LedgerError(number, f"has {len(entry['parents'])} parents with node = {genesis['node']!r}")
             board.enter(peer, entry["number"], entry["weights"], {})
         elif kind == "vote":
-            score = Score(*(entry[name] for name in ("distance", "novelty", "num_candidates", "num_confirmed")), [])
+            score = Score(entry["distance"], entry["novelty"], entry["num_candidates"], entry["num_confirmed"], [])
             _check_score(number, entry["score"], board.value(score))
             board.vote(peer, board.candidates[entry["author"]], entry["num_examples"], score)
         elif kind == "choice":

@@ -127,10 +127,10 @@ class Transport:
         if packed.file is not None and self._shared is not None:
             self._shared.remove(packed.file)
 
-    def remove_unread(self) -> None:
-        """Remove the files of replies that were not read."""
+    def remove_unread(self, partition_id: int | None = None) -> None:
+        """Remove the files of replies that were not read, of one client or of all."""
         if self._shared is not None:
-            self._shared.remove_unread()
+            self._shared.remove_unread(partition_id)
 
     def close(self) -> None:
         """Remove all files of the transport."""

@@ -88,9 +88,9 @@ class SharedDirectory:
         """Remove a file that the server wrote."""
         (self.path / reference.name).unlink(missing_ok=True)
 
-    def remove_unread(self) -> None:
-        """Remove clients' files that were not read: late or refused replies."""
-        for path in self.path.glob("up-*"):
+    def remove_unread(self, partition_id: int | None = None) -> None:
+        """Remove the files of a client, or of all, that were not read: late or refused replies."""
+        for path in self.path.glob("up-*" if partition_id is None else f"up-{partition_id}-*"):
             path.unlink(missing_ok=True)
 
     def close(self) -> None:

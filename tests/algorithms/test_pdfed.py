@@ -15,8 +15,10 @@ from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.diffusion.images import to_uint8
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation import conversation
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.start_notes import start_notes
+from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.inprocess.simulate import simulate
 from fedddpm_app.peers.mail import MATCHED, NUMBER, TRAIN
 from fedddpm_app.peers.score import Score
@@ -243,6 +245,30 @@ def test_a_peer_that_vanishes_costs_nobody_else_anything(monkeypatch):
     assert any(entry["submission"] == digest for entry in ended.of("vote"))  # it stays a candidate
     assert [entry["author"] for entry in ended.of("choice")] == [author for author, _, _ in replayed(ended.ledger, 0.5)]
     assert ended.history[-1]["train/left_out"]["2"].startswith("its node is gone")
+
+
+class Hung(InProcessGrid):
+    """Node 2 never answers a request to train."""
+
+    def pull_messages(self, message_ids):
+        hung = {
+            message_id
+            for message_id, message in self._waiting.items()
+            if message.metadata.dst_node_id == 1002 and message.metadata.message_type.endswith(TRAIN)
+        }
+        return super().pull_messages([*{*message_ids} - hung])
+
+
+def test_the_others_do_all_their_trainings_while_one_hangs(monkeypatch):
+    """In real time: it is given up when the others have nothing left to do, and then tried again."""
+    monkeypatch.setattr(conversation, "patience", lambda timeout: timeout)
+    on(monkeypatch, Hung)
+    ended = run_peers(FOUR, clock="arrival", round_timeout=0.5, max_round_retries=0)
+    kinds = [(entry["kind"], entry.get("peer")) for entry in ended.ledger]
+    before = kinds[: kinds.index(("left", 2))]
+    assert [before.count(("submission", peer)) for peer in (0, 1, 3)] == [ROUNDS] * 3
+    mine = [kind for kind, peer in kinds if peer == 2 and kind != "vote"]
+    assert mine == ["joined", "left", "joined", "choice", "left"]
 
 
 def test_a_voter_that_fails_leaves_and_joins_again_at_the_border_of_a_round(monkeypatch):

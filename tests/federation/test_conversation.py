@@ -1,8 +1,10 @@
 """Requests that are sent while others are under way: replies come as they arrive, and a lost one holds nobody up."""
 
+import json
 import time
 
 import pytest
+import torch
 from flwr.app import Error, Message
 
 from fedddpm_app.config import load_config
@@ -18,6 +20,7 @@ from fedddpm_app.federation.replies import ReplyRefusedError
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.training.actions import ActionAnswer, ClientAction
 from fedddpm_app.transport import Transport
+from fedddpm_app.transport.shared import ROOT, write_file
 from tests.algorithms.problems import Point
 
 ASK = ClientAction(lambda request: ActionAnswer(), metrics=("number",))
@@ -159,9 +162,27 @@ def test_what_was_sent_is_released_after_its_last_reader(talk, monkeypatch):
     monkeypatch.setattr(Transport, "release", lambda self, packed: released.append(packed))
     conversation = Conversation(grid, 5.0, None)
     conversation.ask(call, [0, 1, 2], weights())
-    packed = {conversation.receive().request.packed.num_bytes for _ in range(2)}
-    assert len(packed) == 1
-    assert not released
+    others = Point().state_dict() | {"x": torch.zeros(7)}
+    conversation.ask(call, [3], others)
+    first = [conversation.receive().request for _ in range(3)]
+    assert sorted(request.partition for request in first) == [1, 2, 3]
+    (alone,) = (request.packed for request in first if request.partition == 3)
+    assert released == [alone]
     slow.clear()
-    conversation.receive()
-    assert len(released) == 1
+    last = conversation.receive().request.packed
+    assert released == [alone, last]
+    assert {id(request.packed) for request in first} == {id(alone), id(last)}
+
+
+def test_files_that_a_client_sent_besides_its_answer_are_removed(talk):
+    _, _, call = talk
+    conversation = Conversation(call.grid, 5.0, None)
+    conversation.ask(call, [1, 2], weights())
+    folder = call.transport.probe()["weights"].data  # a reference to a file in the directory
+    directory = ROOT / json.loads(folder)["directory"]
+    late = {p: write_file(directory.name, f"up-{p}", [b"late"]).name for p in (1, 2)}
+    answer = conversation.receive()
+    with pytest.raises(ReplyRefusedError, match="I am"):
+        answer.accept()
+    left = {path.name for path in directory.glob("up-*")}
+    assert left == {late[3 - answer.request.partition]}

@@ -156,8 +156,10 @@ def test_a_full_disk_leaves_no_part_of_a_file(directory, monkeypatch):
 
 
 def test_unread_replies_and_the_directory_are_removed(directory):
-    write_file(directory.path.name, "up-1", [b"x"])
+    written = [write_file(directory.path.name, kind, [b"x"]).name for kind in ("up-1", "up-1", "up-11", "up-2")]
     kept = directory.write([b"y"])
+    directory.remove_unread(1)
+    assert names(directory, "up-") == sorted(written[2:])
     directory.remove_unread()
     assert names(directory, "") == sorted(["owner.lock", kept.name])
     directory.remove(kept)
