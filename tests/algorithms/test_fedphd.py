@@ -20,7 +20,7 @@ from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.replies import ReplyRefusedError
 from fedddpm_app.hierarchy.edges import EdgeStatistics
-from fedddpm_app.inprocess.grid import run_inprocess
+from fedddpm_app.inprocess.grid import InProcessGrid, run_inprocess
 from fedddpm_app.inprocess.simulate import simulate
 from fedddpm_app.training.hooks import LocalRound
 from tests.algorithms.problems import (
@@ -197,6 +197,29 @@ def create_unet_of(settings):
     overrides = {key.replace("_", "-"): value for key, value in settings.items()}
     config = load_config(default_run_config() | TINY | overrides)
     return create_unet(config.unet, config.data, 0)
+
+
+def test_a_client_that_comes_after_the_pruning_trains_the_small_model(run_app, monkeypatch):
+    """Node 3 connects when the others have been asked to train in round 1, after which the model is pruned."""
+    nodes, answer, trained = InProcessGrid.get_node_ids, InProcessGrid._answer, []
+
+    def noted(self, message):
+        if message.metadata.message_type == "train":
+            trained.append(message.metadata.dst_node_id)
+        return answer(self, message)
+
+    monkeypatch.setattr(InProcessGrid, "_answer", noted)
+    monkeypatch.setattr(
+        InProcessGrid, "get_node_ids", lambda self: [node for node in nodes(self) if node != 1003 or len(trained) >= 3]
+    )
+    run = run_app(**B | {"min_available_nodes": 3, "num_rounds": 2, "cloud_every": 2})
+    assert [row["clients"] for row in run.rounds()] == [[0, 1, 2], [0, 1, 2, 3]]
+    assert sorted(run.rounds()[1]["train/client_loss"]) == ["0", "1", "2", "3"]
+    (row,) = (row for row in run.stats if row["phase"] == "prune")
+    assert row["round"] == 1
+    small = 1.07 * row["prune/num_bytes"] / 1e6  # with the header of a message, which is long for a model this small
+    assert run.rounds()[1]["comm/up_mb"] == pytest.approx(4 * small, rel=0.02)
+    assert run.rounds()[1]["comm/down_mb"] == pytest.approx(8 * small, rel=0.02)  # to train, and to evaluate
 
 
 def test_the_pruning_follows_on_a_merge_and_on_sparse_rounds(shared_run):
