@@ -11,6 +11,7 @@ from fedddpm_app import weights as weights_module
 from fedddpm_app.client.state import ClientState, ClientStateError
 from fedddpm_app.client.worker import Worker, this_process
 from fedddpm_app.config import Config, ConfigError, WireDtype
+from fedddpm_app.federation.reasons import declined
 from fedddpm_app.federation.records import (
     ACTION,
     ARRAYS,
@@ -32,7 +33,7 @@ from fedddpm_app.federation.records import (
 )
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
-from fedddpm_app.training.actions import Metrics
+from fedddpm_app.training.actions import DeclinedError, Metrics
 from fedddpm_app.training.hooks import LocalRound, TrainingHook, TrainResult
 from fedddpm_app.transport import ClientEnd, Packed, can_read
 from fedddpm_app.weights import Weights
@@ -73,10 +74,14 @@ class FederatedClientApp(ClientApp):
         self._set_up = set_up
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message."""
-        if message.metadata.message_type.startswith(ACTION):
-            return _act(self._set_up(context), message, context)
-        return super().__call__(message, context)
+        """Answer a message; a client that declines says so in one sentence, here and to the server."""
+        try:
+            if message.metadata.message_type.startswith(ACTION):
+                return _act(self._set_up(context), message, context)
+            return super().__call__(message, context)
+        except DeclinedError as error:
+            logger.warning("client %d declines: %s", _partition(context), error)
+            return Message(declined(str(error)), reply_to=message)
 
 
 def create_client_app(set_up: SetUp) -> ClientApp:
