@@ -217,7 +217,7 @@ def test_a_complete_run_with_an_auxiliary_set_gets_more_rounds_without_a_new_set
     first = settings("fedddpm", "first", **evaluated, **{"num-rounds": 1})
     run_here(first)
     resume = first | {"resume": str(folder_of(first)), "num-rounds": 3}
-    monkeypatch.setattr("fedddpm_app.auxiliary.phase.Collection", None)
+    monkeypatch.setattr("fedddpm_app.auxiliary.phase.ModelCollection", None)
     more = run_here(resume)
     monkeypatch.undo()
     check_equal(more, run_here(settings("fedddpm", "whole", **evaluated)))
