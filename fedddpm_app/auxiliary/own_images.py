@@ -18,7 +18,7 @@ from fedddpm_app.config import Config
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied, concatenate
 from fedddpm_app.federation.records import NUM_EXAMPLES
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
-from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
+from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction, DeclinedError
 from fedddpm_app.weights import Weights
 
 NAME = "share_images"
@@ -47,6 +47,8 @@ def share_images(request: ActionRequest) -> ActionAnswer:
     if config.checks_memorization:
         gate = open_gate(config, request.task, partition_id)
         kept, found = _without_copies(request, gate, sampler, result.weights, images, labels)
+    if not kept.any():
+        raise DeclinedError(f"it shares nothing: its {len(images)} images and those in their place are near copies")
     metrics = {**result.metrics(), NUM_EXAMPLES: num_examples, _KEPT: int(kept.sum()), **found}
     return ActionAnswer(metrics, {_RECORD: _packed(images, labels, kept)})
 
