@@ -41,6 +41,7 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "peers/relay": GROUND | {"federation", "peers", "training"},
     "peers/report": GROUND | {"federation", "peers", "training"},
     "algorithms": GROUND | {"auxiliary", "diffusion", "federation", "hierarchy", "peers", "training"},
+    "audit": GROUND | {"algorithms", "auxiliary", "data", "diffusion", "evaluation", "experiment", "training"},
     "experiment": GROUND | {"data", "diffusion", "evaluation", "federation", "recording", "training"},
     "experiment/task": GROUND | {"data", "diffusion", "evaluation", "training"},
     "experiment/evaluators": GROUND | {"data", "evaluation"},
