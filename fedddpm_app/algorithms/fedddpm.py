@@ -21,19 +21,24 @@ correction, and pretraining is skipped. The correction's optimiser restarts in e
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from flwr.serverapp import Grid
 
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
+from fedddpm_app.auxiliary.gate import KEYS as CHECK_KEYS
+from fedddpm_app.auxiliary.gate import check_settings, keys_of_no_check
 from fedddpm_app.auxiliary.generation import GENERATE
-from fedddpm_app.auxiliary.models import PretrainedModel
+from fedddpm_app.auxiliary.own_images import SHARE_IMAGES
 from fedddpm_app.auxiliary.phase import AuxiliaryPhase
-from fedddpm_app.auxiliary.pretraining import PRETRAIN, OwnTraining
+from fedddpm_app.auxiliary.pretraining import PRETRAIN, OwnTraining, images_of_generation
+from fedddpm_app.auxiliary.uploads import PretrainedModel
 from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup, keys_of_algorithms
 from fedddpm_app.device import cpu_threads
-from fedddpm_app.federation.cost import FORWARD, Cost, of_images
+from fedddpm_app.diffusion.unet import images_as_models
+from fedddpm_app.federation.cost import Cost, of_images
 from fedddpm_app.federation.errors import check_finite
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
@@ -43,8 +48,8 @@ from fedddpm_app.training.hooks import TrainResult
 from fedddpm_app.training.task import LossFn, TrainingData
 from fedddpm_app.weights import Weights
 
-_PRETRAINING = ("pretrain-", "ema-decay")
-_CORRECTING = ("auxiliary-", "correction-")
+_PRETRAINING = ("pretrain-", "ema-decay", *CHECK_KEYS)
+_CORRECTING = ("auxiliary-", "correction-", "keep-auxiliary")
 
 
 class FedDDPM(FederatedStrategy):
@@ -62,7 +67,11 @@ class FedDDPM(FederatedStrategy):
         Pretraining, and D_aux.
     """
 
-    client_actions: ClassVar[Mapping[str, ClientAction]] = {"pretrain": PRETRAIN, "generate": GENERATE}
+    client_actions: ClassVar[Mapping[str, ClientAction]] = {
+        "pretrain": PRETRAIN,
+        "generate": GENERATE,
+        "share_images": SHARE_IMAGES,
+    }
     keeps_pretrained: ClassVar[bool] = False
     images_per_image: ClassVar[float] = 1.0
     uses_keys = (*_PRETRAINING, *_CORRECTING, "init-from-pretrained")
@@ -190,11 +199,28 @@ class FedDDPM(FederatedStrategy):
                 f'"{config.fedddpm.pretrain_from}" trains them later: use pretrain-from = "initial", or '
                 "init-from-pretrained = false."
             )
+        if cls.pretrains(config):
+            check_settings(config)
+        if config.auxiliary.sharing == "images" and (needs := cls.needs_models(config)):
+            raise ConfigError(f'auxiliary-sharing = "images", but {needs}; or use auxiliary-sharing = "models".')
+
+    @classmethod
+    def needs_models(cls, config: Config) -> str:
+        """Return why the server needs the clients' own models, with another fix; empty if their images are enough."""
+        if config.fedddpm.init_from_pretrained:
+            return "init-from-pretrained = true averages the clients' models: use init-from-pretrained = false"
+        if cls.keeps_pretrained:
+            return f'algorithm = "{config.run.algorithm}" learns from the clients\' models: use algorithm = "fedddpm"'
+        if cls.build_auxiliary is not FedDDPM.build_auxiliary:
+            return f"{cls.__name__}.build_auxiliary makes the set from the clients' models: do not override it"
+        return ""
 
     @classmethod
     def keys_without_effect(cls, config: Config) -> dict[str, str]:
         """Add the keys of the auxiliary set, the correction and pretraining, if the run does not use them."""
-        unused = super().keys_without_effect(config)
+        unused = super().keys_without_effect(config) | keys_of_no_check(config)
+        if config.auxiliary.sharing == "images":
+            unused["auxiliary-generation"] = 'auxiliary-sharing = "images": clients generate their own images'
         if config.correction.steps == 0:
             idle = (*_CORRECTING, "plus-", "kd-", *(() if cls.pretrains(config) else _PRETRAINING))
             idle_keys = [key for key in keys_of_algorithms() if key.startswith(idle) and key != "correction-steps"]
@@ -224,18 +250,22 @@ class FedDDPM(FederatedStrategy):
             cost += cls.cost_of_own_models(config, sizes)
         if cls.builds(config):
             corrections = cls.num_corrections(config) * cls.images_of_steps(config, config.correction.steps)
-            cost += of_images(config, cls.generated_images(config) + corrections)
+            by_clients = config.auxiliary.sharing == "images" and config.checks_memorization  # and counted there
+            cost += of_images(config, corrections + (0.0 if by_clients else cls.generated_images(config)))
         return cost
 
     @classmethod
     def cost_of_own_models(cls, config: Config, sizes: Sequence[int]) -> Cost:
         """Return the cost of one training of own models by all clients."""
-        return cls.own_training(config).cost(config, sizes)
+        cost = cls.own_training(config).cost(config, sizes)
+        if config.auxiliary.sharing == "models":
+            return cost
+        return replace(cost, models_up=images_as_models(config.unet, config.data, config.auxiliary.size))
 
     @classmethod
     def generated_images(cls, config: Config) -> float:
         """Return the compute of the generation of D_aux, in training images."""
-        return config.auxiliary.size * config.auxiliary.sampler_steps * FORWARD
+        return images_of_generation(config, config.auxiliary.size)
 
     @classmethod
     def images_of_steps(cls, config: Config, steps: int, size: int = 0) -> float:
@@ -273,7 +303,7 @@ class FedDDPM(FederatedStrategy):
         """Remove the pretrained models, if no later correction and no resumed run needs them."""
         stored = self.auxiliary.is_stored and not self.keeps_pretrained
         if stored or server_round == self.config.run.num_rounds or self.config.correction.steps == 0:
-            self.auxiliary.drop_models()
+            self.auxiliary.drop_uploads()
 
     def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
         """Correct the clients' mean if ``should_correct`` returns True."""

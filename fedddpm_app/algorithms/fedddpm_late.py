@@ -29,10 +29,10 @@ from flwr.serverapp import Grid
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.algorithms.fedddpm_kd import Distilling
-from fedddpm_app.auxiliary.collection import Collection
+from fedddpm_app.auxiliary.collection import ModelCollection
 from fedddpm_app.auxiliary.generation import GENERATE
-from fedddpm_app.auxiliary.models import PretrainedModel
 from fedddpm_app.auxiliary.pretraining import PRETRAIN, OwnTraining, train_own_model, with_label_counts
+from fedddpm_app.auxiliary.uploads import PretrainedModel
 from fedddpm_app.auxiliary.vote import VOTE, own_models_win, voting_images, with_held_out_loss
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.federation.cost import Cost, of_images
@@ -111,7 +111,8 @@ class FedDDPMLate(Distilling):
             unused["late-teacher"] = "correction-steps = 0"
         elif config.late.teacher == "mean":
             training = ("correction-learning-rate", "correction-learning-rate-schedule", "correction-keep-optimizer")
-            generation = ("auxiliary-sampler", "auxiliary-batch-size", "auxiliary-generation")
+            sampling = () if config.checks_memorization else ("auxiliary-sampler", "auxiliary-batch-size")
+            generation = (*sampling, "auxiliary-generation", "keep-auxiliary")
             unused |= dict.fromkeys((*training, *generation), 'late-teacher = "mean"')
         return unused
 
@@ -232,5 +233,5 @@ class FedDDPMLate(Distilling):
             return mean
         return weights_module.weighted_mean((model.load(), model.num_examples) for model in annealed)
 
-    def _annealing(self, steps: int, mean: Weights | None) -> Collection:
-        return Collection(self, OwnTraining(_ANNEAL, steps, {_STEPS: steps}), mean)
+    def _annealing(self, steps: int, mean: Weights | None) -> ModelCollection:
+        return ModelCollection(self, OwnTraining(_ANNEAL, steps, {_STEPS: steps}), mean)

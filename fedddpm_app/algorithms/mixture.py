@@ -25,15 +25,18 @@ from flwr.serverapp import Grid
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.apportion import Shares
-from fedddpm_app.auxiliary.collection import Collection
+from fedddpm_app.auxiliary.collection import ModelCollection
+from fedddpm_app.auxiliary.gate import KEYS as CHECK_KEYS
+from fedddpm_app.auxiliary.gate import check_settings, keys_of_no_check
 from fedddpm_app.auxiliary.pretraining import PRETRAIN, OwnTraining
-from fedddpm_app.config import Config, check_warmup
+from fedddpm_app.config import Config, ConfigError, check_warmup, keys_of_algorithms
 from fedddpm_app.federation.cost import Cost
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.weights import Weights
 
 _NAME = "pretrain"
+_CHECKED = ("auxiliary-size", "auxiliary-sampler", "auxiliary-batch-size")  # of the images of the clients' check
 _ROUNDS = ("local-steps", "local-epochs", "learning-rate", "learning-rate-schedule", "clients-per-round")
 
 
@@ -44,7 +47,7 @@ class Mixture(FederatedStrategy):
     own_aggregation = "the control has no global model and aggregates nothing"
     trains_on_clients = False
     evaluates_on_clients = False
-    uses_keys = ("pretrain-", "ema-decay")
+    uses_keys = ("pretrain-", "ema-decay", *CHECK_KEYS, *_CHECKED)
     state_attributes = ("shares",)
 
     @classmethod
@@ -59,8 +62,14 @@ class Mixture(FederatedStrategy):
 
     @classmethod
     def check_config(cls, config: Config) -> None:
-        """Refuse a warm-up that takes all of pretraining."""
+        """Refuse a warm-up that takes all of pretraining, and models that may not leave the clients."""
         super().check_config(config)
+        check_settings(config)
+        if config.auxiliary.sharing == "images":
+            raise ConfigError(
+                'auxiliary-sharing = "images", but algorithm = "mixture" generates from the clients\' models on the '
+                'server: use auxiliary-sharing = "models".'
+            )
         steps = config.pretrain.steps
         check_warmup(f"pretrain-steps = {steps}", steps, config.training.warmup_steps)
 
@@ -69,6 +78,10 @@ class Mixture(FederatedStrategy):
         """Add the keys of the clients' training in the rounds and of the global model."""
         reason = f'algorithm = "{config.run.algorithm}" trains nothing in the rounds, and has no global model'
         unused = super().keys_without_effect(config) | dict.fromkeys((*_ROUNDS, "server-ema-decay"), reason)
+        unused |= keys_of_no_check(config)
+        if not config.checks_memorization:
+            reason = f'algorithm = "{config.run.algorithm}" has no auxiliary set, and clients do not check their models'
+            unused |= {key: reason for key in keys_of_algorithms() if key.startswith(_CHECKED)}
         unused["pretrain-from"] = f'algorithm = "{config.run.algorithm}" pretrains from the initial weights'
         if config.transport.wire_dtype == "int8-delta":  # bf16 also rounds the pretrained models
             unused["wire-dtype"] = reason
@@ -111,5 +124,5 @@ class Mixture(FederatedStrategy):
         if server_round == self.config.run.num_rounds:
             self._collection().discard()
 
-    def _collection(self) -> Collection:
-        return Collection(self, self.own_training(self.config), self.initial_weights)
+    def _collection(self) -> ModelCollection:
+        return ModelCollection(self, self.own_training(self.config), self.initial_weights)

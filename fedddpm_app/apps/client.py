@@ -7,8 +7,10 @@ from flwr.clientapp import ClientApp
 
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.client.handlers import ClientSetup, create_client_app
+from fedddpm_app.client.policy import check_run, stricter
 from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import Config, load_config
+from fedddpm_app.config.site import read_policy
 from fedddpm_app.data.settings import read_auto
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.records import DATA_PATH
@@ -27,8 +29,10 @@ def get_worker(config: Config, data_path: str) -> Worker:
 
 
 def set_up(context: Context) -> ClientSetup:
-    """Read the run config; the worker stays in memory between messages."""
+    """Read the run config and the site's policy; the worker stays in memory between messages."""
     configure_logging()  # here, because Ray's actors get the app itself, and do not import the app's module
     data_path = str(context.node_config.get(DATA_PATH, ""))
-    config = load_config({**context.run_config, **read_auto(context.run_config, data_path)})
-    return ClientSetup(config, get_algorithm(config), lambda: get_worker(config, data_path))
+    policy = read_policy(context.node_config)
+    config = stricter(load_config({**context.run_config, **read_auto(context.run_config, data_path)}), policy)
+    check_run(config, policy)  # before the algorithm's module is imported
+    return ClientSetup(config, get_algorithm(config), lambda: get_worker(config, data_path), policy)

@@ -77,6 +77,8 @@ def _run(grid: Grid, context: Context) -> None:
                 evaluate_fn=monitor,
             )
             metrics = [metric.to_dict() for metric in monitor.finish()]
+        if not config.sharing.keep_auxiliary:
+            recorder.remove_auxiliary()
         recorder.check_checkpoint()  # before the earlier ones are removed
         recorder.keep_checkpoints(strategy.checkpoints.is_permanent)
         ending.complete(metrics)

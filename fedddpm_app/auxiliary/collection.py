@@ -1,12 +1,16 @@
-"""The collection of the clients' own models on the server, in a phase of its own that a resumed run does not repeat."""
+"""The collection of what the clients' own trainings gave, on the server, in a phase that a resumed run does not repeat.
 
-import functools
+``ModelCollection`` collects the models; ``own_images.ImageCollection`` collects images that they generated.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Generic
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.auxiliary.models import ModelFiles, PretrainedModel
-from fedddpm_app.auxiliary.pretraining import OwnTraining, check_label_counts
+from fedddpm_app.auxiliary.pretraining import OwnTraining, check_label_counts, images_of_generation
+from fedddpm_app.auxiliary.share import counts_of
+from fedddpm_app.auxiliary.uploads import COUNTS, PretrainedModel, U, UploadFiles
 from fedddpm_app.federation.accounting import Span
-from fedddpm_app.federation.actions import NO_RECORDS
 from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.participants import is_deployed
@@ -15,41 +19,72 @@ from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.federation.streaming import ReplyStream, with_progress
 from fedddpm_app.progress import logger
+from fedddpm_app.training.actions import Value
 from fedddpm_app.weights import Weights
 
 
-class Collection:
-    """Has every client train a model of its own, and writes each model to disk as it arrives.
+class Collection(Generic[U]):
+    """Has every client train a model of its own, and writes each upload to disk as it arrives.
 
     Parameters
     ----------
     strategy : FederatedStrategy
-        Its ``client_actions`` include ``training.name``.
+        Its ``client_actions`` include that of ``training``.
     training : OwnTraining
         The training.
     start : Weights or None
         The weights that it starts from; None if they are not known any more.
+
+    Attributes
+    ----------
+    kind : type
+        That of the uploads.
     """
+
+    kind: type[U]
 
     def __init__(self, strategy: FederatedStrategy, training: OwnTraining, start: Weights | None) -> None:
         self._strategy = strategy
         self._training = training
         self._weights = start
         self._start = weights_module.digest(start) if start else ""
-        self._files = ModelFiles(strategy.recorder.unfinished, training.name)
+        self._files = UploadFiles(strategy.recorder.unfinished, training.name, self.kind)
 
-    def run(self) -> list[PretrainedModel]:
-        """Return the models, at least one, by partition id.
+    # ---- to override ----------------------------------------------------------------------------
 
-        A client that fails, returns an unusable reply, or does not reply within ``pretrain-timeout`` is named in a
-        warning and left out. A resumed run reads the models that arrived before, and asks only the other clients.
+    def check(self, reply: Reply) -> None:
+        """Raise ``ReplyRefusedError`` for a reply that cannot be used."""
+
+    def asks(self, count: int) -> bool:
+        """Return whether a client is asked whose part of D_aux has ``count`` images."""
+        return True
+
+    def like(self, count: int) -> Mapping[str, Weights]:
+        """Return references for the records of a client whose part of D_aux has ``count`` images."""
+        return {}
+
+    def bytes_received(self, upload: U, start: Weights) -> int:
+        """Return the bytes that the client of an upload has got."""
+        return self._strategy.transport.expect(start).layout.size
+
+    def refuse_more(self, start: Weights, uploads: dict[int, U], stream: ReplyStream) -> None:
+        """Remove uploads that cannot be used beside the others, once all have arrived."""
+
+    # ---- to use ---------------------------------------------------------------------------------
+
+    def run(self) -> list[U]:
+        """Return the uploads, at least one, by partition id.
+
+        A client that fails, declines, returns an unusable reply, or does not reply within ``pretrain-timeout`` is named
+        in a warning and left out. A resumed run reads what arrived before, and asks only the other clients.
 
         Raises
         ------
         TooFewRepliesError
-            If fewer than ``min-replies`` clients returned a usable model, also after ``max-round-retries`` repetitions.
+            If fewer than ``min-replies`` clients returned something usable, also after ``max-round-retries``
+            repetitions.
         RoundFailedError
-            When models are missing, and the weights that they start from are not known.
+            When uploads are missing, and the weights that trainings start from are not known.
         """
         strategy, name = self._strategy, self._training.name
         models = self._files.read(self._start)
@@ -64,17 +99,11 @@ class Collection:
                     "an earlier round: restore the folder unfinished of the run from a backup, or start a new run."
                 )
             if models:
-                self._count_again(models)
+                self._count_again(self._weights, models)
             with strategy.accounting.timed(name):
                 left_out = self._collect(self._weights, models, span)
             ordered = [models[partition] for partition in sorted(models)]
-            row = {
-                "phase": name,
-                "round": strategy.round_log.server_round,
-                START: self._start,
-                f"{name}/clients": [m.partition_id for m in ordered],
-                f"{name}/client_loss": {str(m.partition_id): m.loss for m in ordered},
-            }
+            row = {"phase": name, "round": strategy.round_log.server_round, START: self._start, **self._row(ordered)}
             finish_phase(strategy.recorder, row | left_out | span.spent("time/phase_s"))
         return self._known(ordered)
 
@@ -83,45 +112,62 @@ class Collection:
         forget_phase(self._strategy.recorder, self._training.name)
         self._files.discard()
 
-    def _known(self, models: list[PretrainedModel]) -> list[PretrainedModel]:
-        """Return the models, whose numbers of images are the most that their clients may claim later."""
+    def _row(self, uploads: Sequence[U]) -> dict[str, object]:
+        """Return what a line of ``stats.jsonl`` says of the uploads."""
+        name = self._training.name
+        row: dict[str, object] = {
+            f"{name}/clients": [upload.partition_id for upload in uploads],
+            f"{name}/client_loss": {str(upload.partition_id): upload.loss for upload in uploads},
+        }
+        shares = {str(u.partition_id): u.memorized_share for u in uploads if u.memorized_share is not None}
+        return row | ({f"{name}/memorized_share": shares} if shares else {})
+
+    def _known(self, models: list[U]) -> list[U]:
+        """Return the uploads, whose numbers of images are the most that their clients may claim later."""
         sizes = {model.partition_id: model.num_examples for model in models}
         admission = self._strategy.clients.admission
         admission.sizes = sizes | admission.sizes
         warn_of_decisive(sizes)
         return models
 
-    def _count_again(self, models: dict[int, PretrainedModel]) -> None:
-        """Add the cost of models that an earlier process collected."""
-        logger.info("%s: the models of the clients %s are kept from before", self._training.name, sorted(models))
+    def _count_again(self, start: Weights, models: dict[int, U]) -> None:
+        """Add the cost of uploads that an earlier process collected."""
+        logger.info("%s: the uploads of the clients %s are kept from before", self._training.name, sorted(models))
         accounting = self._strategy.accounting
         accounting.bytes_up += sum(model.num_bytes for model in models.values())
-        accounting.bytes_down += sum(model.num_bytes for model in models.values())
+        accounting.bytes_down += sum(self.bytes_received(model, start) for model in models.values())
         accounting.images += sum(self._images(model) for model in models.values())
         accounting.seconds[self._training.name] += max(model.seconds for model in models.values())
 
-    def _images(self, model: PretrainedModel) -> float:
-        return self._training.images(self._strategy.config, model.num_examples)
+    def _images(self, upload: U) -> float:
+        config = self._strategy.config
+        drawn = images_of_generation(config, upload.generated)
+        return self._training.images(config, upload.num_examples) + drawn
 
-    def _collect(self, weights: Weights, models: dict[int, PretrainedModel], span: Span) -> dict[str, object]:
-        """Add the models of the clients that have none; return the clients left out with the reasons."""
+    def _collect(self, weights: Weights, models: dict[int, U], span: Span) -> dict[str, object]:
+        """Add the uploads of the clients that have none; return the clients left out with the reasons."""
         strategy, name, waiting = self._strategy, self._training.name, self._strategy.config.waiting
         quorum = waiting.quorum(strategy.config.data.num_clients)
-        call = strategy.action_call(name, strategy.config.pretrain.timeout)
-        check = functools.partial(check_label_counts, strategy.config)
+        call = strategy.action_call(self._training.action or name, strategy.config.pretrain.timeout)
+        counts = counts_of(strategy.config, strategy.clients.admission.sizes)
+        values: dict[str, Value] = {**self._training.values, COUNTS: counts}
+        declined: dict[int, str] = {}
         for attempt in range(waiting.max_round_retries + 1):
             present = strategy.clients.present(quorum)
-            missing = [partition for partition in present if partition not in models]
-            stream = call.ask(missing, weights, self._training.values, NO_RECORDS, check)
+            missing = [p for p in present if p not in models and p not in declined and self.asks(counts[p])]
+            likes = {partition: self.like(counts[partition]) for partition in missing}
+            stream = call.ask(missing, weights, values, likes, self.check)
             answers = stream.as_they_come()
             for reply in with_progress(answers, name) if is_deployed(strategy.grid.run) else answers:
                 models[reply.partition_id] = self._keep(reply, span)
                 del reply
-            self._judge(weights, models, stream)
+            self.refuse_more(weights, models, stream)
+            declined |= {partition: stream.refused[partition] for partition in stream.declined}
+            stream.refused = declined | stream.refused
             if len(models) >= quorum:
                 break
             error = stream.too_few(sum(partition in models for partition in missing), quorum)
-            if attempt == waiting.max_round_retries:
+            if attempt == waiting.max_round_retries or set(missing) <= declined.keys():
                 raise error
             row = {"phase": "abandoned", "round": strategy.round_log.server_round, "attempt": attempt}
             strategy.recorder.append(row | {"reason": str(error)} | stream.left_out(name))
@@ -129,16 +175,30 @@ class Collection:
             logger.warning(text, name, attempt + 1, waiting.max_round_retries, error)
         return stream.left_out(name)
 
-    def _keep(self, reply: Reply, span: Span) -> PretrainedModel:
+    def _keep(self, reply: Reply, span: Span) -> U:
         labelled = self._strategy.config.data.class_conditional
         model = self._files.write(reply, self._start, span.spent("s")["s"], labelled=labelled)
         self._strategy.accounting.images += self._images(model)
         return model
 
-    def _judge(self, weights: Weights, models: dict[int, PretrainedModel], stream: ReplyStream) -> None:
+
+class ModelCollection(Collection[PretrainedModel]):
+    """Collects the clients' own models."""
+
+    kind = PretrainedModel
+
+    def bytes_received(self, upload: PretrainedModel, start: Weights) -> int:
+        """Return the bytes of a model, which are the same both ways."""
+        return upload.num_bytes
+
+    def check(self, reply: Reply) -> None:
+        """Refuse wrong label counts."""
+        check_label_counts(self._strategy.config, reply)
+
+    def refuse_more(self, start: Weights, uploads: dict[int, PretrainedModel], stream: ReplyStream) -> None:
         """Drop the models that changed too much: all have arrived, so all norms are known."""
-        norms = {partition: model.update_norm for partition, model in models.items()}
-        too_large = self._strategy.clients.admission.too_large(norms, lambda: weights_module.norm(weights))
+        norms = {partition: model.update_norm for partition, model in uploads.items()}
+        too_large = self._strategy.clients.admission.too_large(norms, lambda: weights_module.norm(start))
         for partition, reason in too_large.items():
-            models.pop(partition).path.unlink()
+            uploads.pop(partition).path.unlink()
             stream.refuse(partition, reason)

@@ -15,13 +15,14 @@ import torch
 from flwr.app import Message
 from torch import Tensor
 
-from fedddpm_app.apportion import labels_by_share, largest_remainder
+from fedddpm_app.apportion import largest_remainder
 from fedddpm_app.auxiliary.batch_files import BatchFiles
-from fedddpm_app.auxiliary.models import PretrainedModel
 from fedddpm_app.auxiliary.requests import ClientShare, Request, Requests
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
+from fedddpm_app.auxiliary.share import batches_of
+from fedddpm_app.auxiliary.uploads import PretrainedModel
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied
-from fedddpm_app.diffusion.sampling import SampleBatch, image_seeds, split_batches
+from fedddpm_app.diffusion.sampling import SampleBatch, split_batches
 from fedddpm_app.federation.actions import ActionCall
 from fedddpm_app.federation.cost import FORWARD
 from fedddpm_app.federation.errors import RoundFailedError
@@ -124,11 +125,7 @@ class Generation:
 
     def _plan(self, model: PretrainedModel, count: int, first: int) -> ClientShare:
         """Split a client's share into batches; labels follow its label counts, by largest remainder."""
-        config, labels = self._config, None
-        if config.data.class_conditional:
-            labels = labels_by_share(count, model.label_counts)
-        seeds = image_seeds(config.run.seed, "auxiliary", count, model.partition_id)
-        batches = split_batches(seeds, labels, min(config.auxiliary.batch_size, count) or 1)
+        labels, batches = batches_of(self._config, model.partition_id, count, model.label_counts)
         with model.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()
         keys = [self._key(digest, batch) for batch in batches]

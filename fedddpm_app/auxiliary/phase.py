@@ -3,13 +3,15 @@
 from collections.abc import Callable, Sequence
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.auxiliary.collection import Collection
+from fedddpm_app.auxiliary.collection import ModelCollection
 from fedddpm_app.auxiliary.generation import Generation
-from fedddpm_app.auxiliary.models import PretrainedModel
+from fedddpm_app.auxiliary.own_images import ImageCollection, OwnImages, image_training, joined, row_of
 from fedddpm_app.auxiliary.pretraining import OwnTraining
 from fedddpm_app.auxiliary.stored_set import StoredSet
+from fedddpm_app.auxiliary.uploads import PretrainedModel
 from fedddpm_app.config import ConfigError
 from fedddpm_app.device import cpu_threads
+from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.unet import is_denoiser
 from fedddpm_app.federation.phases import START, finish_phase, finished_phase, forget_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
@@ -21,6 +23,8 @@ Build = Callable[[Sequence[PretrainedModel]], TrainingData]
 
 class AuxiliaryPhase:
     """Has the clients train own models, and builds D_aux; a resumed run reads both from its folder.
+
+    With ``auxiliary-sharing = "images"``, each client generates its part of D_aux, and its model stays there.
 
     Parameters
     ----------
@@ -50,6 +54,7 @@ class AuxiliaryPhase:
         self._generates = generates
         self._stored = StoredSet(strategy)
         self._models: list[PretrainedModel] = []
+        self._images: list[OwnImages] = []
         self._generation: Generation | None = None
         self._generated: TrainingData | None = None
 
@@ -71,13 +76,13 @@ class AuxiliaryPhase:
 
     def renew(self) -> None:
         """Start another phase: ``ensure`` builds another D_aux, or reads what an earlier process did of it."""
-        self.data, self.clients, self._models = None, [], []
+        self.data, self.clients, self._models, self._images = None, [], [], []
         self._stored = StoredSet(self._strategy)
 
     def end(self) -> None:
         """Remove the files of the own models, and of what is finished of the phase."""
         self._models = []
-        Collection(self._strategy, self._training, None).discard()
+        ModelCollection(self._strategy, self._training, None).discard()
         forget_phase(self._strategy.recorder, "auxiliary")
 
     def pretrained(self, start: Weights | None = None) -> list[PretrainedModel]:
@@ -87,7 +92,7 @@ class AuxiliaryPhase:
         seeds of pretraining do not depend on the round.
         """
         if not self._models:
-            self._models = Collection(self._strategy, self._training, self._start(start)).run()
+            self._models = ModelCollection(self._strategy, self._training, self._start(start)).run()
         return self._models
 
     def ensure(self, start: Weights | None = None) -> TrainingData:
@@ -99,31 +104,41 @@ class AuxiliaryPhase:
             self.clients = self._stored.clients
             if self.data is None:
                 self.check_generates()
-                self.data = self._finish(self.pretrained(start), digest)
+                self.data = self._finish(self._prepared(start), digest)
         return self.data
+
+    def _prepared(self, start: Weights | None) -> Callable[[], TrainingData]:
+        """Have the clients do their part; return the server's."""
+        if self._strategy.config.auxiliary.sharing == "models":
+            models = self.pretrained(start)
+            return lambda: self._build(models)
+        if not self._images:
+            training = image_training(self._strategy.config)
+            self._images = ImageCollection(self._strategy, training, self._start(start)).run()
+        return lambda: self._store(*joined(self._images))
 
     def _start(self, start: Weights | None) -> Weights | None:
         if start is None and self._strategy.config.fedddpm.pretrain_from == "initial":
             return self._strategy.initial_weights
         return start
 
-    def _finish(self, models: Sequence[PretrainedModel], start: str) -> TrainingData:
+    def _finish(self, build: Callable[[], TrainingData], start: str) -> TrainingData:
         """Build D_aux, and write the line of the phase."""
         strategy = self._strategy
         before = finished_phase(strategy.recorder, "auxiliary")
         counted = strategy.accounting.images if before and before[START] == start else None
         with strategy.round_log.own_phase() as span:
             with strategy.accounting.timed("auxiliary"), cpu_threads(strategy.config.run.server_threads):
-                data = self._build(models)
+                data = build()
             if counted is not None:  # by the process that built it first, but could not store it
                 strategy.accounting.images = counted
             if data is not self._generated:
                 self.clients = []
             self._stored.check(data)
-            left_out = self._generation.left_out() if self._generation else {}
+            facts = self._generation.left_out() if self._generation else row_of(self._images)
             row = {"phase": "auxiliary", "round": strategy.round_log.server_round, "aux/num_images": len(data)}
             row[START] = start
-            finish_phase(strategy.recorder, row | left_out | span.spent("time/phase_s"))
+            finish_phase(strategy.recorder, row | facts | span.spent("time/phase_s"))
         if self._generation:
             self._generation.remove_batch_files()
         self._generation = self._generated = None
@@ -133,8 +148,11 @@ class AuxiliaryPhase:
         """Generate and store D_aux, see ``Generation``."""
         self._generation = Generation(self._strategy, models)
         data = self._generation.run()
-        self.clients = self._generation.clients
-        self._strategy.recorder.save_auxiliary(data, self.clients)
+        return self._store(data, self._generation.clients)
+
+    def _store(self, data: ImageTensors, clients: list[int]) -> TrainingData:
+        self.clients = clients
+        self._strategy.recorder.save_auxiliary(data, clients)
         self._generated = data.to(self._strategy.trainer.device)
         return self._generated
 
@@ -148,8 +166,8 @@ class AuxiliaryPhase:
                 "or use correction-steps = 0."
             )
 
-    def drop_models(self) -> None:
-        """Remove the own models, which are no longer needed."""
-        for model in self._models:
-            model.path.unlink(missing_ok=True)
-        self._models = []
+    def drop_uploads(self) -> None:
+        """Remove the files of own models, or of the clients' images, which are no longer needed."""
+        for upload in (*self._models, *self._images):
+            upload.path.unlink(missing_ok=True)
+        self._models, self._images = [], []

@@ -1,16 +1,36 @@
 """The training of a client's own model, which the client uploads: the client half, and the check of the upload."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+import torch
 
 from fedddpm_app import progress
-from fedddpm_app.auxiliary.models import LABEL_COUNTS
+from fedddpm_app.auxiliary.gate import check_enough, check_share, open_gate
+from fedddpm_app.auxiliary.sampler import AuxiliarySampler
+from fedddpm_app.auxiliary.share import batches_of
+from fedddpm_app.auxiliary.uploads import COUNTS, GENERATED, LABEL_COUNTS, MEMORIZED_SHARE
 from fedddpm_app.config import Config
-from fedddpm_app.federation.cost import Cost, of_images
+from fedddpm_app.diffusion.images import DivergedError
+from fedddpm_app.federation.cost import FORWARD, Cost, of_images
 from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.seeding import derive_seed
-from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction, Value
+from fedddpm_app.training.actions import (
+    ActionAnswer,
+    ActionRequest,
+    ClientAction,
+    DeclinedError,
+    Metrics,
+    Value,
+)
+from fedddpm_app.training.hooks import TrainResult
+from fedddpm_app.weights import Weights
+
+METRICS = (NUM_EXAMPLES, "loss", "final-loss", "steps")
+_LEAST_CHECKED = 32  # images: a share of fewer says little
 
 
 @dataclass(frozen=True)
@@ -20,25 +40,35 @@ class OwnTraining:
     Attributes
     ----------
     name : str
-        The client action, and the name of the phase in ``stats.jsonl`` and in progress lines.
+        The name of the phase in ``stats.jsonl`` and in progress lines.
     steps : int
         Optimiser steps of a client.
     values : mapping
         Sent to the clients with the weights.
+    action : str
+        The name of the client action; if it is empty, ``name``.
     """
 
     name: str
     steps: int
     values: Mapping[str, Value] = field(default_factory=dict)
+    action: str = ""
 
     def images(self, config: Config, num_examples: int) -> float:
         """Return the compute of a client, in training images."""
         return self.steps * (config.training.batch_size or num_examples)
 
     def cost(self, config: Config, sizes: Sequence[int]) -> Cost:
-        """Return the cost of the training by all clients; ``sizes`` are their numbers of training images."""
-        models = config.data.num_clients
-        return of_images(config, sum(self.images(config, size) for size in sizes)) + Cost(0.0, models, models)
+        """Return the cost of the training by all clients, and of their check; ``sizes`` are their numbers of images."""
+        models, images = config.data.num_clients, sum(self.images(config, size) for size in sizes)
+        if config.checks_memorization:
+            images += images_of_generation(config, config.auxiliary.size)
+        return of_images(config, images) + Cost(0.0, models, models)
+
+
+def images_of_generation(config: Config, count: int) -> float:
+    """Return the compute of the generation of ``count`` images for D_aux, in training images."""
+    return count * config.auxiliary.sampler_steps * FORWARD
 
 
 def pretrain(request: ActionRequest) -> ActionAnswer:
@@ -47,12 +77,29 @@ def pretrain(request: ActionRequest) -> ActionAnswer:
 
 
 def train_own_model(request: ActionRequest, steps: int, purpose: str, server_round: int | None = None) -> ActionAnswer:
-    """Train a local model with the settings of pretraining.
+    """Train a local model, and return it if it may leave the client; see ``train_own``.
+
+    Raises
+    ------
+    DeclinedError
+        If the clients of the run check their models, and this one may not leave.
+    """
+    result, num_examples = train_own(request, steps, purpose, server_round)
+    checked = _check(request, result.weights, num_examples) if request.config.checks_memorization else {}
+    return ActionAnswer({**result.metrics(), NUM_EXAMPLES: num_examples, **checked}, {ARRAYS: result.weights})
+
+
+def train_own(
+    request: ActionRequest, steps: int, purpose: str, server_round: int | None = None
+) -> tuple[TrainResult, int]:
+    """Train a local model with the settings of pretraining; return the result and the number of images.
 
     ``purpose``, the round (if it is given) and the client determine the seed, and are named in progress lines.
     """
     config, partition_id = request.config, request.partition_id
     data = request.task.train_data(partition_id)
+    if config.checks_memorization:
+        check_enough(config, len(data))
     indices = () if server_round is None else (server_round,)
     result = request.trainer.train(
         request.weights,
@@ -64,7 +111,28 @@ def train_own_model(request: ActionRequest, steps: int, purpose: str, server_rou
         ema_decay=config.training.ema_decay,
         on_report=progress.reporter(purpose, partition_id, server_round, config.run.num_rounds),
     )
-    return ActionAnswer({**result.metrics(), NUM_EXAMPLES: len(data)}, {ARRAYS: result.weights})
+    return result, len(data)
+
+
+def _check(request: ActionRequest, weights: Weights, num_examples: int) -> Metrics:
+    """Generate as many images as the client's part of D_aux has, and return the share of near copies among them."""
+    config, partition_id = request.config, request.partition_id
+    counts: Any = request.values[COUNTS]
+    count = max(counts[partition_id], _LEAST_CHECKED)
+    _, batches = batches_of(config, partition_id, count, request.task.label_counts(partition_id))
+    with drawing():
+        images = torch.cat([*AuxiliarySampler(config, request.trainer.model).sample(weights, batches)])
+    copies = open_gate(config, request.task, partition_id).copies(images)
+    return {MEMORIZED_SHARE: check_share(config, copies, num_examples), GENERATED: len(images)}
+
+
+@contextmanager
+def drawing() -> Iterator[None]:
+    """Decline where a client's own model cannot generate images: another attempt would give the same model."""
+    try:
+        yield
+    except DivergedError as error:
+        raise DeclinedError(f"it shares nothing: {error}") from error
 
 
 def with_label_counts(request: ActionRequest, answer: ActionAnswer) -> ActionAnswer:
@@ -89,4 +157,4 @@ def check_label_counts(config: Config, reply: Reply) -> None:
         )
 
 
-PRETRAIN = ClientAction(pretrain, metrics=(NUM_EXAMPLES, "loss", "final-loss", "steps"), records=(ARRAYS,))
+PRETRAIN = ClientAction(pretrain, metrics=METRICS, records=(ARRAYS,))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from flwr.app import Message
 from torch import Tensor
 
-from fedddpm_app.auxiliary.models import PretrainedModel
+from fedddpm_app.auxiliary.uploads import PretrainedModel
 from fedddpm_app.diffusion.sampling import SampleBatch
 from fedddpm_app.transport import Packed
 

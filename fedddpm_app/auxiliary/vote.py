@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.auxiliary.models import HELD_OUT_LOSS, PretrainedModel
+from fedddpm_app.auxiliary.uploads import HELD_OUT_LOSS, PretrainedModel
 from fedddpm_app.config import Config
 from fedddpm_app.federation.cost import FORWARD
 from fedddpm_app.federation.records import ARRAYS

@@ -171,6 +171,33 @@ def compare(
 
 
 @app.command()
+@done_by("audit:audit")
+def audit(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a completed run.")],
+    client: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="Attack with the images of this client alone.")
+    ] = None,
+    data_path: Annotated[
+        str, typer.Option(metavar="DIR", help="The folder of that client, on its own host, as for a SuperNode.")
+    ] = "",
+    images: Annotated[int, typer.Option(min=2, help="Most members, and most other images, per model.")] = 500,
+    draws: Annotated[int, typer.Option(min=1, help="Noises per image and noise level.")] = 4,
+    references: Annotated[
+        int, typer.Option(min=0, help="Reference models per model, for the likelihood ratio: 0, or at least 2.")
+    ] = 4,
+    samples: Annotated[int, typer.Option(min=0, help="Images of the final model to look for copies in.")] = 500,
+    device: DeviceOption = "auto",
+    cache_dir: Annotated[str | None, typer.Option(help="Cache folder, as for the key `cache-dir`.")] = None,
+) -> None:
+    """Try known attacks on a run, where its training images are at hand, and say what it leaks.
+
+    It attacks the final model, the clients' own models if they left them (trained again, which gives the same models),
+    and the auxiliary set: membership inference, and near copies of training images. The results are audit.json and
+    plots/audit.png in the run directory.
+    """
+
+
+@app.command()
 @done_by("ledger:ledger")
 def ledger(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run with algorithm = pdfed.")],

@@ -1,16 +1,19 @@
 """The ClientApp's handlers for any task: each takes a message and returns the worker's answer."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedddpm_app import weights as weights_module
+from fedddpm_app.client.policy import check_model, check_round
 from fedddpm_app.client.state import ClientState, ClientStateError
 from fedddpm_app.client.worker import Worker, this_process
 from fedddpm_app.config import Config, ConfigError, WireDtype
+from fedddpm_app.config.site import SitePolicy
+from fedddpm_app.federation.reasons import declined
 from fedddpm_app.federation.records import (
     ACTION,
     ARRAYS,
@@ -32,7 +35,7 @@ from fedddpm_app.federation.records import (
 )
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
-from fedddpm_app.training.actions import Metrics
+from fedddpm_app.training.actions import DeclinedError, Metrics
 from fedddpm_app.training.hooks import LocalRound, TrainingHook, TrainResult
 from fedddpm_app.transport import ClientEnd, Packed, can_read
 from fedddpm_app.weights import Weights
@@ -42,11 +45,12 @@ RESIDUAL = "wire-residual"  # record in a client's state, in addition to its alg
 
 @dataclass(frozen=True)
 class ClientSetup:
-    """The means to answer a message: the run's config, its strategy class, and the worker of this process."""
+    """The means to answer a message: the run's config, its strategy class, this process's worker, the site's policy."""
 
     config: Config
     strategy: type[FederatedStrategy]
     get_worker: Callable[[], Worker]
+    policy: SitePolicy = field(default_factory=SitePolicy)
 
     @property
     def worker(self) -> Worker:
@@ -73,10 +77,14 @@ class FederatedClientApp(ClientApp):
         self._set_up = set_up
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message."""
-        if message.metadata.message_type.startswith(ACTION):
-            return _act(self._set_up(context), message, context)
-        return super().__call__(message, context)
+        """Answer a message; a client that declines says so in one sentence, here and to the server."""
+        try:
+            if message.metadata.message_type.startswith(ACTION):
+                return _act(self._set_up(context), message, context)
+            return super().__call__(message, context)
+        except DeclinedError as error:
+            logger.warning("client %d declines: %s", _partition(context), error)
+            return Message(declined(str(error)), reply_to=message)
 
 
 def create_client_app(set_up: SetUp) -> ClientApp:
@@ -133,6 +141,8 @@ def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
             f'algorithm = "{setup.config.run.algorithm}" has no client action "{name}": run the same code on the '
             "server and the clients."
         )
+    if ARRAYS in action.records:
+        check_model(setup.policy, name)
     end = _end(setup, message, context)
     values: Any = dict(message.content.config_records.get(VALUES, ConfigRecord()))
     state = _open_state(setup, message, context)
@@ -142,6 +152,7 @@ def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
 
 
 def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
+    check_round(setup.policy, _number(message, SERVER_ROUND))
     keeps_residual = setup.config.transport.keeps_residuals
     state = _open_state(setup, message, context, keeps_residual)
     hook, end = _create_hook(setup, message, context, state), _end(setup, message, context)

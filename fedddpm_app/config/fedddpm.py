@@ -32,6 +32,7 @@ class AuxiliaryConfig:
     """FedDDPM's auxiliary set D_aux, generated from the pretrained models."""
 
     PREFIX: ClassVar[str] = "auxiliary-"
+    sharing: Literal["models", "images"]
     size: PositiveInt
     sampler: Sampler
     sampler_steps: PositiveInt

@@ -21,6 +21,7 @@ from fedddpm_app.config.fields import Scalar
 from fedddpm_app.config.model import UNetConfig
 from fedddpm_app.config.pdfed import PDFedConfig
 from fedddpm_app.config.run import RunConfig
+from fedddpm_app.config.sharing import SharingConfig, checks_memorization
 from fedddpm_app.config.training import TrainingConfig
 from fedddpm_app.config.transport import TransportConfig
 from fedddpm_app.config.waiting import WaitingConfig
@@ -38,6 +39,7 @@ class Config(Baselines):
     fedddpm: FedDDPMConfig
     pretrain: PretrainConfig
     auxiliary: AuxiliaryConfig
+    sharing: SharingConfig
     correction: CorrectionConfig
     plus: PlusConfig
     kd: KDConfig
@@ -52,6 +54,11 @@ class Config(Baselines):
     transport: TransportConfig
     waiting: WaitingConfig
     admission: AdmissionConfig
+
+    @property
+    def checks_memorization(self) -> bool:
+        """Whether clients compare images of their own models with their training images before they share anything."""
+        return checks_memorization(self.sharing.memorization_check, self.auxiliary.sharing, self.data.partition)
 
 
 class NotValidError(Exception):

@@ -86,7 +86,7 @@ def load_config(run_config: Mapping[str, Scalar], problems: Sequence[str] = ()) 
     found += [f"{key} is missing: add it to [tool.flwr.app.config] in pyproject.toml." for key in missing]
     groups: dict[str, Any] = {}
     for name, group in GROUPS.items():
-        groups[name], invalid = _load_group(group, run_config)
+        groups[name], invalid = load_group(group, run_config)
         found += invalid
     config = Config(**groups)
     found += problems_together(config)
@@ -95,7 +95,7 @@ def load_config(run_config: Mapping[str, Scalar], problems: Sequence[str] = ()) 
     return config
 
 
-def _load_group(group: type, run_config: Mapping[str, Scalar]) -> tuple[object, list[str]]:
+def load_group(group: type, run_config: Mapping[str, Scalar]) -> tuple[object, list[str]]:
     """Return a group of keys and the problems with its values; with problems, the group has only the valid values."""
     names = keys_of(group)
     given = {name: run_config[key] for key, name in names.items() if key in run_config}

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from fedddpm_app.config.fields import Scalar
 from fedddpm_app.config.loading import GROUPS, default_run_config, keys_of
+from fedddpm_app.config.sharing import checks_memorization
 
 _Conditions = Mapping[str, tuple[str, Sequence[Scalar]]]
 
@@ -39,13 +40,11 @@ _NOT_WITH: _Conditions = types.MappingProxyType(  # key -> another key, and its 
         "eval-sampler-steps": ("eval-images", [0]),
         "eval-final-sampler": ("eval-final-images", [0]),
         "eval-final-sampler-steps": ("eval-final-images", [0]),
-        "memorization-neighbours": ("eval-final-images", [0]),
-        "memorization-rate": ("eval-final-images", [0]),
     }
 )
 SAMPLER_KEYS = ("auxiliary-sampler", "eval-sampler", "eval-final-sampler", "preview-sampler")
 _MEASURING = ("eval-extractor", "eval-reference", "eval-batch-size", "inception-weights")
-_FILES_OF_ALGORITHMS = ("fedddpm", "fedddpm_plus", "distillation", "fedphd", "pdfed", "baselines")
+_FILES_OF_ALGORITHMS = ("fedddpm", "fedddpm_plus", "sharing", "distillation", "fedphd", "pdfed", "baselines")
 
 
 def keys_of_algorithms() -> list[str]:
@@ -61,6 +60,10 @@ def keys_without_effect(run_config: Mapping[str, Scalar]) -> dict[str, str]:
         for key, (other, values) in conditions.items():
             if (run_config[other] in values) is not uses:
                 reasons[key] = f"{other} = {in_toml(run_config[other])} does not use it"
+    checks = checks_memorization(*(run_config[key] for key in ("memorization-check", "auxiliary-sharing", "partition")))
+    if not run_config["eval-final-images"] and not checks:
+        keys = ("memorization-neighbours", "memorization-rate")
+        reasons |= dict.fromkeys(keys, "eval-final-images = 0, and clients do not check their models for copies")
     if not run_config["eval-images"] and not run_config["eval-final-images"]:
         reasons |= dict.fromkeys(_MEASURING, "eval-images = 0 and eval-final-images = 0, so nothing is measured")
     return reasons

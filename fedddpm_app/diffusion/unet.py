@@ -1,11 +1,15 @@
 """The model factory: a diffusers ``UNet2DModel`` from the run config, with seeded weights."""
 
+import functools
+import math
+
 import torch
 from diffusers import UNet2DModel
 from torch import nn
 
 from fedddpm_app.config import DataConfig, UNetConfig
 from fedddpm_app.seeding import derive_seed
+from fedddpm_app.weights import num_bytes
 
 
 def create_unet(unet: UNetConfig, data: DataConfig, seed: int) -> UNet2DModel:
@@ -48,3 +52,11 @@ def create_unet(unet: UNetConfig, data: DataConfig, seed: int) -> UNet2DModel:
 def is_denoiser(model: nn.Module) -> bool:
     """Return whether images can be sampled from a model, which is whether it is a ``UNet2DModel``."""
     return isinstance(model, UNet2DModel)
+
+
+@functools.lru_cache(maxsize=8)
+def images_as_models(unet: UNetConfig, data: DataConfig, count: int) -> float:
+    """Return the size of ``count`` images, one byte per value, beside that of a model; none is allocated."""
+    with torch.device("meta"):
+        model = create_unet(unet, data, seed=0)
+    return count * math.prod(data.image_shape) / num_bytes(model.state_dict())

@@ -48,13 +48,70 @@ def nearest_training(images: Tensor, train: Tensor, k: int = 50) -> Neighbours:
         If a dtype is not uint8, the shapes differ, there is no training image, or ``k`` < 1.
     """
     _check(images, train, k)
+    distances, index = _distances(images, train, k)
+    return Neighbours(_ratio(distances).float(), index, distances[:, 0].float() / 255)
+
+
+def nearest_vectors(vectors: Tensor, train: Tensor, k: int = 50) -> Neighbours:
+    """Return each vector's nearest training vector, as ``nearest_training`` does for images.
+
+    Parameters
+    ----------
+    vectors, train : Tensor
+        Features, float32, shapes (N, d) and (M, d); M >= 1. The distances are those of the features.
+    k : int
+        At least 1; at most M are used.
+
+    Raises
+    ------
+    ValueError
+        If the shapes differ, there is no training vector, or ``k`` < 1.
+    """
+    if vectors.ndim != 2 or vectors.shape[1:] != train.shape[1:] or not len(train) or k < 1:
+        raise ValueError(f"vectors are {tuple(vectors.shape)} and {tuple(train.shape)}, with k = {k}")
+    distances, index = _distances(vectors, train, k)
+    return Neighbours(_ratio(distances).float(), index, distances[:, 0].float())
+
+
+def among_themselves(train: Tensor, k: int, count: int) -> Tensor:
+    """Return the ratios of training images, or of their features, beside the other ones.
+
+    They are those of real images that are not copies, if there are too few held-out ones for a calibration.
+
+    Parameters
+    ----------
+    train : Tensor
+        uint8 images or float32 features, shape (M, ...).
+    k : int
+        As in ``nearest_training``.
+    count : int
+        At most so many, evenly spread.
+
+    Returns
+    -------
+    Tensor
+        float32, shape (N,), N <= ``count``; without those that have an exact copy among the others.
+    """
+    if len(train) < 2:
+        return torch.empty(0)
+    chosen = torch.linspace(0, len(train) - 1, min(count, len(train))).round().long()
+    distances, _ = _distances(train[chosen], train, k + 1)
+    others = distances[:, 1:]  # the first is the distance from itself
+    return _ratio(others[others[:, 0] > 0]).float()
+
+
+def _distances(images: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k least distances, float64, shape (N, k), rising, and the index of the nearest."""
     size = max(1, min(_BLOCK_IMAGES, _BLOCK_BYTES // (8 * train[0].numel())))
     blocks = [_nearest(block, train, min(k, len(train)), size) for block in torch.split(images, size)]
     squared = torch.cat([nearest for nearest, _ in blocks])
-    distances = squared.sqrt() / 255
+    return squared.clamp(min=0).sqrt(), torch.cat([index for _, index in blocks])
+
+
+def _ratio(distances: Tensor) -> Tensor:
+    """Return the first of rising distances over their mean; 0 if all are 0."""
     mean = distances.mean(1)
-    ratio = torch.where(mean > 0, distances[:, 0] / mean, 0.0)
-    return Neighbours(ratio.float(), torch.cat([index for _, index in blocks]), distances[:, 0].float())
+    return torch.where(mean > 0, distances[:, 0] / mean, 0.0)
 
 
 def _check(images: Tensor, train: Tensor, k: int) -> None:
@@ -67,9 +124,10 @@ def _check(images: Tensor, train: Tensor, k: int) -> None:
 
 
 def _nearest(images: Tensor, train: Tensor, k: int, size: int) -> tuple[Tensor, Tensor]:
-    """Return the k least squared distances in grey levels, float64, shape (N, k), rising, and the first's index.
+    """Return the k least squared distances, float64, shape (N, k), rising, and the first's index.
 
     Grey levels are whole numbers: ``|x|^2 - 2 x.y + |y|^2`` is therefore exact in float64, even for near copies.
+    Features are not; two equal vectors may have a distance of about 1e-8 of their norm.
     """
     x = images.cpu().flatten(1).double()
     squared = torch.empty(len(x), 0, dtype=torch.float64)

@@ -101,13 +101,18 @@ class ActionCall:
         partitions: Sequence[int],
         weights: Weights,
         values: Mapping[str, Value],
-        like: Mapping[str, Weights],
+        likes: Mapping[int, Mapping[str, Weights]],
         check: Callable[[Reply], None] | None,
     ) -> ReplyStream:
-        """Send the action to each partition once; see ``FederatedStrategy.ask_clients``."""
-        spec = self.spec({ARRAYS: weights, **like} if weights else like, check)
+        """Send the action to each partition once; see ``FederatedStrategy.ask_clients``.
+
+        ``likes`` has the references of each partition, which may be of different shapes.
+        """
+        sent = {ARRAYS: weights} if weights else {}
+        specs = {partition: self.spec({**sent, **likes[partition]}, check) for partition in partitions}
+        first = next(iter(specs.values()), ReplySpec(server_round=self.server_round))
         replies = self._exchange(partitions, weights, values)
-        return ReplyStream(self.clients, replies, partitions, self.name, spec)
+        return ReplyStream(self.clients, replies, partitions, self.name, first, specs)
 
     def _exchange(self, partitions: Sequence[int], weights: Weights, values: Mapping[str, Value]) -> Iterator[Message]:
         """Send the messages, yield the replies as they arrive, and release the weights after the last one."""

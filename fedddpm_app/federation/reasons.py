@@ -7,6 +7,8 @@ import re
 
 from flwr.app import Error
 
+from fedddpm_app.federation.flower_internals import ErrorCode
+
 DEAD_ACTOR = (
     "a Ray actor was killed. Flower continues to send messages to dead actors, and every later round would lose "
     "clients: the run ends here, and can be resumed"
@@ -23,7 +25,8 @@ _KILLED = {  # the last is the word of Ray's memory monitor
     f"ray.exceptions.{name}"
     for name in ("ActorDiedError", "ActorUnavailableError", "RayActorError", "OutOfMemoryError")
 }
-_OWN = ("ConfigError", "StateError")  # sentences that need no name of an exception before them
+_DECLINED = "DeclinedError"  # of ``training.actions``
+_OWN = ("ConfigError", "StateError", _DECLINED)  # sentences that need no name of an exception before them
 
 
 def one_line(text: str, longest: int = LONGEST_REASON) -> str:
@@ -49,6 +52,17 @@ def reason_of(error: Error) -> str:
         name, message = (typed[1], raised[typed.end() :]) if typed else ("RayTaskError", raised)
     message = message.strip().removeprefix(_WRAPPERS).strip()
     return one_line(message if name.endswith(_OWN) else f"{name}: {message}")
+
+
+def declined(reason: str) -> Error:
+    """Return the error of a client that declines, see ``DeclinedError``; it has the form that Flower gives others."""
+    return Error(code=ErrorCode.CLIENT_APP_RAISED_EXCEPTION, reason=f"<class '{_DECLINED}'>:<'{reason}'>")
+
+
+def has_declined(error: Error) -> bool:
+    """Return whether a client's error says that it declines."""
+    found = _FLOWERS_FORM.match((error.reason or "")[:_LONGEST_TEXT])
+    return found is not None and found[1].endswith(_DECLINED)
 
 
 def is_dead_actor(error: Error) -> bool:

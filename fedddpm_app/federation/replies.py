@@ -15,7 +15,7 @@ from flwr.app import Message, MetricRecord, MetricRecordValues, RecordDict
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import MAX_CLASSES
 from fedddpm_app.federation.flower_internals import ErrorCode
-from fedddpm_app.federation.reasons import reason_of
+from fedddpm_app.federation.reasons import has_declined, reason_of
 from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES, SERVER_ROUND
 from fedddpm_app.transport import Expected, Payload, PayloadError, Transport
 from fedddpm_app.weights import Weights
@@ -29,6 +29,10 @@ GONE = "its node is gone or did not answer in time"
 
 class ReplyRefusedError(ValueError):
     """A reply that cannot be used; the message gives the reason."""
+
+
+class ReplyDeclinedError(ReplyRefusedError):
+    """The client declined, see ``DeclinedError``; the message gives its reason."""
 
 
 @dataclass(frozen=True)
@@ -179,6 +183,8 @@ def accept_reply(
 def _check_answered(message: Message) -> None:
     """Raise for an error in place of a reply: the client's own, or Flower's report that no reply will arrive."""
     if message.has_error():
+        if has_declined(message.error):
+            raise ReplyDeclinedError(reason_of(message.error))
         gone = message.error.code in (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
         raise ReplyRefusedError(GONE if gone else reason_of(message.error))
 

@@ -288,7 +288,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         if partitions is None:
             partitions = self.sampled or self.clients.present(self.config.waiting.quorum(self.config.data.num_clients))
         call = self.action_call(action, timeout)
-        stream = call.ask(partitions, weights or {}, values, like, check)
+        stream = call.ask(partitions, weights or {}, values, dict.fromkeys(partitions, like), check)
         stream.on_close = lambda: self.record(**stream.left_out(action))
         return stream
 

@@ -13,7 +13,7 @@ from flwr.app import Message, MetricRecord
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.records import ARRAYS, METRICS
-from fedddpm_app.federation.replies import GONE, Reply, ReplyRefusedError, ReplySpec
+from fedddpm_app.federation.replies import GONE, Reply, ReplyDeclinedError, ReplyRefusedError, ReplySpec
 from fedddpm_app.progress import ProgressEvent, logger, report
 
 if TYPE_CHECKING:
@@ -45,6 +45,8 @@ class ReplyStream:
     ----------
     refused : dict of int to str
         By partition, the reason why its reply was refused or is missing; complete after the last reply.
+    declined : set of int
+        Those of them that declined: to ask them again would change nothing.
     on_close : callable
         Called after the last reply.
     """
@@ -66,6 +68,7 @@ class ReplyStream:
         self._specs = specs
         self._first: dict[str, list[float]] = {}  # by further record, the norms that the first ones are compared with
         self.refused: dict[int, str] = {}
+        self.declined: set[int] = set()
         self.on_close: Callable[[], None] = lambda: None
 
     def too_few(self, num_replies: int, needed: int) -> TooFewRepliesError:
@@ -172,6 +175,8 @@ class ReplyStream:
             return self._clients.accept(message, partition, self._specs.get(partition, self._spec))
         except ReplyRefusedError as error:
             self.refused[partition] = one_line(str(error))
+            if isinstance(error, ReplyDeclinedError):
+                self.declined.add(partition)
             return None
 
     def _close(self) -> None:

@@ -1,17 +1,12 @@
 """The expected cost of a run of peers."""
 
-import functools
-import math
 from collections.abc import Sequence
 
-import torch
-
-from fedddpm_app.config import Config, DataConfig, UNetConfig
-from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.config import Config
+from fedddpm_app.diffusion.unet import images_as_models
 from fedddpm_app.federation.cost import FORWARD, Cost, of_images
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
-from fedddpm_app.weights import num_bytes
 
 
 def cost_of_peers(config: Config, sizes: Sequence[int]) -> Cost:
@@ -23,7 +18,7 @@ def cost_of_peers(config: Config, sizes: Sequence[int]) -> Cost:
     steps_for, batch_size = config.training.steps_for, config.training.batch_size
     images = sum(steps_for(size) * (batch_size or size) for size in trainers)
     rounds, submissions = config.run.num_rounds, config.run.num_rounds * len(trainers)
-    share = share_of_samples(config.unet, config.data, config.pdfed.samples)
+    share = images_as_models(config.unet, config.data, config.pdfed.samples)
     traffic = Cost(0.0, submissions * (1 + share), submissions * (1 + len(sizes) * share))
     return of_images(config, rounds * images + submissions * images_of_samples(config)) + traffic
 
@@ -45,11 +40,3 @@ def most_steps(strategy: FederatedStrategy, reply: Reply) -> int:
 def images_of_samples(config: Config) -> float:
     """Return the compute of a submission's samples, in training images."""
     return config.pdfed.samples * config.auxiliary.sampler_steps * FORWARD
-
-
-@functools.lru_cache(maxsize=8)
-def share_of_samples(unet: UNetConfig, data: DataConfig, count: int) -> float:
-    """Return the size of ``count`` samples, one byte per value, beside that of a model; none is allocated."""
-    with torch.device("meta"):
-        model = create_unet(unet, data, seed=0)
-    return count * math.prod(data.image_shape) / num_bytes(model.state_dict())

@@ -181,6 +181,11 @@ class RunRecorder:
         self.auxiliary_digest = found.digest if found else ""
         return (found.data, found.clients) if found else None
 
+    def remove_auxiliary(self) -> None:
+        """Remove D_aux, and its sheets."""
+        self.discard_auxiliary()
+        shutil.rmtree(self.directory / "auxiliary", ignore_errors=True)
+
     def discard_auxiliary(self) -> None:
         """Do not use the stored D_aux for a resumed run: it is not the set that the run uses."""
         discard_auxiliary_set(self.directory / "auxiliary")

@@ -16,6 +16,13 @@ Value = bool | int | float | str | list[int] | list[float]
 Metrics = Mapping[str, float | list[float] | list[int]]
 
 
+class DeclinedError(Exception):
+    """A client declines a request, for a reason that a repetition would not change; its message is a sentence.
+
+    The server names the client and the reason, and goes on without it; the client is not asked again in the phase.
+    """
+
+
 @dataclass(frozen=True)
 class ActionRequest:
     """The inputs of a client action.

@@ -14,8 +14,8 @@ from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.auxiliary import generation, requests, sampler
 from fedddpm_app.auxiliary.batch_files import BatchFiles
 from fedddpm_app.auxiliary.generation import Generation
-from fedddpm_app.auxiliary.models import PretrainedModel
 from fedddpm_app.auxiliary.requests import Request, Requests
+from fedddpm_app.auxiliary.uploads import PretrainedModel
 from fedddpm_app.config import load_config
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.unet import create_unet
@@ -56,7 +56,11 @@ def plan(run_config, tmp_path, monkeypatch):
         for client, count in enumerate(SHARES):
             path = recorder.scratch / f"{client}.safetensors"
             save_file(snapshot(create_unet(config.unet, config.data, seed + client)), path)
-            models.append(PretrainedModel(client, count, [count, *[0] * 8, count], 0.0, path))
+            models.append(
+                PretrainedModel(
+                    partition_id=client, num_examples=count, label_counts=[count, *[0] * 8, count], loss=0.0, path=path
+                )
+            )
         return Generation(strategy, models)
 
     return make

@@ -17,7 +17,7 @@ import torch
 import client_app
 import server_app
 from fedddpm_app.algorithms.fedddpm import FedDDPM
-from fedddpm_app.auxiliary.pretraining import PRETRAIN, pretrain
+from fedddpm_app.auxiliary.pretraining import PRETRAIN
 from fedddpm_app.config import ConfigError
 from fedddpm_app.disk.owned import LOCK, OwnerLock
 from fedddpm_app.inprocess.grid import run_inprocess
@@ -217,7 +217,7 @@ def test_a_complete_run_with_an_auxiliary_set_gets_more_rounds_without_a_new_set
     first = settings("fedddpm", "first", **evaluated, **{"num-rounds": 1})
     run_here(first)
     resume = first | {"resume": str(folder_of(first)), "num-rounds": 3}
-    monkeypatch.setattr("fedddpm_app.auxiliary.phase.Collection", None)
+    monkeypatch.setattr("fedddpm_app.auxiliary.phase.ModelCollection", None)
     more = run_here(resume)
     monkeypatch.undo()
     check_equal(more, run_here(settings("fedddpm", "whole", **evaluated)))
@@ -339,19 +339,20 @@ def test_a_complete_run_whose_clients_removed_their_states_is_refused(settings, 
     assert rounds_in(folder_of(stateful)) == ["round-0001", "round-0002"]
 
 
-def test_clients_that_have_pretrained_do_not_pretrain_again(settings, monkeypatch):
-    trained = []
+@pytest.mark.parametrize(("sharing", "action"), [("models", "pretrain"), ("images", "share_images")])
+def test_clients_that_have_pretrained_do_not_pretrain_again(settings, monkeypatch, sharing, action):
+    trained, declared = [], FedDDPM.client_actions[action]
 
     def train(request):
         trained.append(request.partition_id)
         if len(trained) == 3:
             raise KeyboardInterrupt
-        return pretrain(request)
+        return declared.run(request)
 
-    config = settings("fedddpm", "stopped")
-    whole = run_here(settings("fedddpm", "whole"))
+    config = settings("fedddpm", "stopped", **{"auxiliary-sharing": sharing})
+    whole = run_here(settings("fedddpm", "whole", **{"auxiliary-sharing": sharing}))
     monkeypatch.setattr("fedddpm_app.inprocess.grid._PULL_SECONDS", 0.0)
-    monkeypatch.setitem(FedDDPM.client_actions, "pretrain", replace(PRETRAIN, run=train))
+    monkeypatch.setitem(FedDDPM.client_actions, action, replace(declared, run=train))
     with pytest.raises(KeyboardInterrupt):
         run_here(config)
     assert not (folder_of(config) / "checkpoints").exists()

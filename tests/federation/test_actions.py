@@ -114,7 +114,7 @@ def test_actions_are_inherited_and_have_names_that_flower_takes():
     class More(FedDDPM):
         client_actions = {"more": ClientAction(moments)}  # noqa: RUF012
 
-    assert list(More.client_actions) == ["pretrain", "generate", "more"]
-    assert list(FedDDPM.client_actions) == ["pretrain", "generate"]
+    assert list(More.client_actions) == ["pretrain", "generate", "share_images", "more"]
+    assert list(FedDDPM.client_actions) == ["pretrain", "generate", "share_images"]
     with pytest.raises(TypeError, match="must be a Python identifier"):
         type("Bad", (FederatedStrategy,), {"client_actions": {"a-b": ClientAction(moments)}})

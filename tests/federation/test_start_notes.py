@@ -41,7 +41,7 @@ def notes_of(**overrides):
         ),
         ({"loss_weighting": "sigmoid-log-snr"}, 'has no effect: prediction-type = "epsilon" does not use it'),
         ({"algorithm": "mixture", "local_steps": 3, "warmup_steps": 0}, "trains nothing in the rounds"),
-        ({"algorithm": "mixture", "auxiliary_size": 3}, 'algorithm = "mixture" does not use it'),
+        ({"algorithm": "mixture", "auxiliary_size": 3}, 'algorithm = "mixture" has no auxiliary set'),
         ({"num_rounds": 1, "server_ema_decay": 0.9}, "with num-rounds = 1"),
         ({"server_ema_decay": 0.0, "ema_decay": 0.0, "ema_warmup": 3.0}, "the run has no moving average"),
         (

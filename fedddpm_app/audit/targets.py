@@ -1,0 +1,162 @@
+"""The models of a run that attacks are tried on."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from torch.nn import Module
+
+from fedddpm_app.algorithms import get_algorithm
+from fedddpm_app.algorithms.fedddpm import FedDDPM
+from fedddpm_app.audit.pools import Pool, pool_of, pool_of_all
+from fedddpm_app.auxiliary.pretraining import train_own
+from fedddpm_app.config import Config
+from fedddpm_app.device import cpu_threads, resolve_device
+from fedddpm_app.diffusion.ensemble import find_ensembles, number_of
+from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.diffusion.pipelines import load_pipeline
+from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.progress import note
+from fedddpm_app.seeding import derive_seed
+from fedddpm_app.training.actions import ActionRequest
+from fedddpm_app.training.trainer import create_trainer
+from fedddpm_app.weights import Weights, load_into, snapshot
+
+
+@dataclass(frozen=True)
+class Target:
+    """A model, and how another one like it is trained.
+
+    Attributes
+    ----------
+    name : str
+        For readers.
+    pool : Pool
+        All images for attacks on it.
+    load : callable
+        Returns the model.
+    train : callable
+        Returns a reference model: ``(images, number) -> model``.
+    """
+
+    name: str
+    pool: Pool
+    load: Callable[[], Module]
+    train: Callable[[ImageTensors, int], Module]
+
+
+class Targets:
+    """Finds the targets of a run.
+
+    Parameters
+    ----------
+    run_dir : Path
+        The directory of a completed run.
+    config : Config
+        Its config.
+    task : DiffusionTask
+        Its task, with the images.
+    clients : sequence of int
+        The clients whose images this host has.
+    """
+
+    def __init__(self, run_dir: Path, config: Config, task: DiffusionTask, clients: Sequence[int]) -> None:
+        self._run_dir = run_dir
+        self._config = config
+        self._task = task
+        self._clients = clients
+        self._conditional = config.data.class_conditional
+
+    def final(self) -> list[Target]:
+        """Return the run's final models: the global one, or those of the clients."""
+        found = []
+        for name, ensemble in find_ensembles(self._run_dir).items():
+            for number, folder in ensemble.folders.items():
+                client = number if ensemble.of_clients else number_of(name) if name else None
+                if client is None:
+                    pool = pool_of_all(self._task.data, self._clients, conditional=self._conditional)
+                    found.append(Target("global model", pool, self._loading(folder), self._train_together))
+                elif client in self._clients:
+                    pool, load = self._pool(client), self._loading(folder)
+                    found.append(Target(f"model of client {client}", pool, load, self._trainer_of(client)))
+        return found
+
+    def uploaded(self) -> list[Target]:
+        """Return the clients' own models of FedDDPM that left them; they are trained again, which gives the same."""
+        algorithm = get_algorithm(self._config)
+        if not issubclass(algorithm, FedDDPM) or not algorithm.pretrains(self._config):
+            return []
+        if self._config.auxiliary.sharing == "images":
+            note('auxiliary-sharing = "images": the clients\' own models have not left them, and are not attacked')
+            return []
+        if algorithm.own_training(self._config).name != "pretrain" or self._config.fedddpm.pretrain_from != "initial":
+            note("the clients' own models were trained from a global model that is not kept: they are not attacked")
+            return []
+        return [
+            Target(
+                f"own model of client {client}, uploaded",
+                self._pool(client),
+                lambda client=client: self._pretrained(client),  # type: ignore[misc]
+                self._trainer_of(client),
+            )
+            for client in self._clients
+        ]
+
+    # ---- models ---------------------------------------------------------------------------------
+
+    def _pool(self, client: int) -> Pool:
+        return pool_of(self._task.data, client, conditional=self._conditional)
+
+    def _loading(self, folder: Path) -> Callable[[], Module]:
+        return lambda: load_pipeline(folder).unet.to(resolve_device(self._config.run.device))
+
+    def _pretrained(self, client: int, images: ImageTensors | None = None, number: int = 0) -> Module:
+        """Train a client's own model as in the run, or one of the same kind on other images with other seeds."""
+        task = self._task if images is None else _With(self._task, images)
+        trainer = create_trainer(self._config, task)
+        start = snapshot(task.create_model())
+        request = ActionRequest(self._config, task, trainer, client, 0, start)
+        purpose, server_round = ("pretrain", None) if images is None else ("audit", number)
+        with cpu_threads(self._config.run.client_threads):
+            result, _ = train_own(request, self._config.pretrain.steps, purpose, server_round)
+        return self._model(result.weights)
+
+    def _trainer_of(self, client: int) -> Callable[[ImageTensors, int], Module]:
+        return lambda images, number: self._pretrained(client, images, number)
+
+    def _train_together(self, images: ImageTensors, number: int) -> Module:
+        """Train a reference for a global model on images in one place, as many steps as a client's in all rounds."""
+        config, trainer = self._config, create_trainer(self._config, self._task)
+        steps = config.run.num_rounds * config.training.steps_for(len(images) // config.data.num_clients)
+        with cpu_threads(config.run.client_threads):
+            result = trainer.train(
+                snapshot(self._task.create_model()),
+                images.to(trainer.device),
+                steps=steps,
+                seed=derive_seed(config.run.seed, "audit", number),
+                ema_decay=config.training.ema_decay,
+            )
+        return self._model(result.weights)
+
+    def _model(self, weights: Weights) -> Module:
+        model: Module = create_unet(self._config.unet, self._config.data, self._config.run.seed)
+        load_into(model, weights)
+        return model.to(resolve_device(self._config.run.device)).eval()
+
+
+class _With(DiffusionTask):
+    """A task whose clients all have the same other images."""
+
+    def __init__(self, task: DiffusionTask, images: ImageTensors) -> None:
+        self.__dict__.update(task.__dict__)
+        self._replaced = images.to(resolve_device(task.config.run.device))
+
+    def train_data(self, partition_id: int) -> ImageTensors:
+        """Return the other images."""
+        return self._replaced
+
+
+def without_check(config: Config) -> Config:
+    """Return the config without the clients' check, which an audit replaces."""
+    return replace(config, sharing=replace(config.sharing, memorization_check="never"))

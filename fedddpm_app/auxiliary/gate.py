@@ -1,0 +1,156 @@
+"""The check of a client's own model before the model, or images of it, leave the client.
+
+A generated image is a near copy if its nearest training image is abnormally near beside the next ones (Carlini et al.
+2023, see ``evaluation.memorization``). Abnormal is what at most a share ``memorization-rate`` of real images is that
+are not copies: the client's held-out images, and where these are few, its training images beside each other.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.device import resolve_device
+from fedddpm_app.diffusion.images import to_uint8
+from fedddpm_app.evaluation.extractors import EfficientNetLite0, Extractor, InceptionV3
+from fedddpm_app.evaluation.memorization import (
+    Neighbours,
+    among_themselves,
+    nearest_training,
+    nearest_vectors,
+    threshold_at,
+)
+from fedddpm_app.training.actions import DeclinedError
+from fedddpm_app.training.task import Task, TrainingData
+
+KEYS = ("memorization-check", "memorization-extractor", "max-memorized-share", "min-images-to-share")
+_ENOUGH = 200  # real images for a calibration
+
+Embed = Callable[[Tensor], Tensor]
+Nearest = Callable[[Tensor, Tensor, int], Neighbours]
+
+
+class Gate:
+    """Compares images with a client's own training images.
+
+    Parameters
+    ----------
+    train, held_out : Tensor
+        uint8, shapes (M, C, H, W) and (N, C, H, W).
+    neighbours, rate : int, float
+        k of the ratio, and the share of real images that are counted as copies.
+    embed : callable, optional
+        Returns the features of images, float32, shape (B, d). Images are then compared in these too: a near copy in
+        pixels or in features is one.
+
+    Raises
+    ------
+    DeclinedError
+        With fewer than 2 training images, which nothing can be compared beside.
+    """
+
+    def __init__(
+        self,
+        train: Tensor,
+        held_out: Tensor,
+        *,
+        neighbours: int,
+        rate: float,
+        embed: Embed | None = None,
+    ) -> None:
+        if len(train) < 2:
+            raise DeclinedError(f"{len(train)} training image is too few to find out whether its model copies it")
+        self._pixels = _Space(nearest_training, train, held_out, neighbours, rate)
+        self._embed = embed
+        if embed:
+            self._features = _Space(nearest_vectors, embed(train), embed(held_out), neighbours, rate)
+
+    def copies(self, images: Tensor) -> Tensor:
+        """Return which images, uint8 (B, C, H, W), are near copies: bool, shape (B,)."""
+        found = self._pixels.copies(images)
+        return found | self._features.copies(self._embed(images)) if self._embed else found
+
+
+class _Space:
+    """Images as pixels or as features, with the threshold of the ratio there."""
+
+    def __init__(self, nearest: Nearest, train: Tensor, held_out: Tensor, neighbours: int, rate: float) -> None:
+        self._nearest, self._train, self._neighbours = nearest, train, neighbours
+        real = torch.empty(0)
+        if len(held_out):
+            found = nearest(held_out, train, neighbours)
+            real = found.ratio[found.distance > 0]
+        if len(real) < _ENOUGH:
+            real = torch.cat([real, among_themselves(train, neighbours, _ENOUGH)])
+        self.threshold = threshold_at(real, rate) if len(real) else torch.inf
+
+    def copies(self, images: Tensor) -> Tensor:
+        found = self._nearest(images, self._train, self._neighbours)
+        return (found.ratio.double() < self.threshold) | (found.distance == 0)
+
+
+def check_settings(config: Config) -> None:
+    """Raise ``ConfigError`` if clients cannot compare images as the config wants."""
+    if config.sharing.memorization_extractor == "inception-v3" and not config.evaluation.inception_weights:
+        raise ConfigError(
+            'memorization-extractor = "inception-v3" needs inception-weights = "PATH" on every client: set it, or use '
+            'memorization-extractor = "none".'
+        )
+
+
+def keys_of_no_check(config: Config) -> dict[str, str]:
+    """Return the keys of the check that have no effect in a run whose clients upload own models or images of them."""
+    if config.checks_memorization:
+        return {}
+    check = config.sharing.memorization_check
+    reason = f'memorization-check = "{check}"' + (', partition is not "sites"' if check == "auto" else "")
+    return dict.fromkeys(KEYS[1:], reason)
+
+
+def open_gate(config: Config, task: Task, partition_id: int) -> Gate:
+    """Return the gate of a client, with the extractor that ``memorization-extractor`` names."""
+    train, held_out = (_pixels(data) for data in (task.train_data(partition_id), task.held_out_data(partition_id)))
+    settings = config.evaluation
+    return Gate(
+        train,
+        held_out,
+        neighbours=settings.memorization_neighbours,
+        rate=settings.memorization_rate,
+        embed=_embedder(config),
+    )
+
+
+def check_enough(config: Config, num_examples: int) -> None:
+    """Raise ``DeclinedError`` for a client with fewer training images than ``min-images-to-share``."""
+    least = config.sharing.min_images_to_share
+    if num_examples < least:
+        raise DeclinedError(f"it shares nothing: {num_examples} training images, and min-images-to-share = {least}")
+
+
+def check_share(config: Config, copies: Tensor, num_examples: int) -> float:
+    """Return the share of near copies among the images of a model; raise ``DeclinedError`` if it is too large."""
+    share, limit = float(copies.double().mean()), config.sharing.max_memorized_share
+    if share > limit:
+        raise DeclinedError(
+            f"it shares nothing: {int(copies.sum())} of {len(copies)} images of its model are near copies of its "
+            f"{num_examples} training images, and max-memorized-share = {limit:g}"
+        )
+    return share
+
+
+def _pixels(data: TrainingData) -> Tensor:
+    images: Tensor = data.batch(torch.arange(len(data), device=data.device)).images
+    return to_uint8(images).cpu()
+
+
+def _embedder(config: Config) -> Embed | None:
+    device, name = resolve_device(config.run.device), config.sharing.memorization_extractor
+    if name == "none":
+        return None
+    extractor: Extractor = (
+        EfficientNetLite0(device)
+        if name == "efficientnet-lite0"
+        else InceptionV3(config.evaluation.inception_weights, device)
+    )
+    return lambda images: extractor(images).vectors

@@ -1,0 +1,158 @@
+"""`fedddpm audit`: known attacks on a run, where the training images are at hand."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import typer
+from rich import box
+from rich.table import Table
+from torch import Tensor
+
+from fedddpm_app.audit.attacks import Audit, Copies, Effort, Findings
+from fedddpm_app.cli.common import FAILED, console, refuse, say
+from fedddpm_app.cli.console import WorkView
+from fedddpm_app.config import Config, ConfigError, default_run_config, known_keys, load_config
+from fedddpm_app.data.dataset import open_dataset
+from fedddpm_app.device import cpu_threads, resolve_device
+from fedddpm_app.diffusion.choice import choose_sampler
+from fedddpm_app.diffusion.ensemble import find_ensembles, in_order
+from fedddpm_app.diffusion.images import DivergedError
+from fedddpm_app.diffusion.sampling import image_seeds
+from fedddpm_app.evaluation.membership import Attack, roc_of
+from fedddpm_app.experiment.assessment import labels_like
+from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
+from fedddpm_app.recording.files import RecordingError, write_json, writing
+from fedddpm_app.recording.reading import read_run_config
+from fedddpm_app.recording.roc import Curve, plot_roc
+
+RESULTS, PICTURE = "audit.json", "audit.png"
+
+
+def audit(
+    run_dir: Path,
+    client: int | None,
+    data_path: str,
+    images: int,
+    draws: int,
+    references: int,
+    samples: int,
+    device: str,
+    cache_dir: str | None,
+) -> None:
+    """Attack, print and write; ``commands.audit`` describes the arguments."""
+    if data_path and client is None:
+        refuse(f"--data-path {data_path} is one client's folder: give its number by --client.")
+    try:
+        config = _config(run_dir, device, cache_dir)
+        clients = _clients(config, client)
+        with WorkView(console), cpu_threads(config.run.server_threads):
+            task = DiffusionTask(config, data_path)
+            for number in clients:
+                task.data.client(number)
+            generated = _samples(run_dir, config, task, samples) if samples else None
+            stored = load_auxiliary_set(run_dir / "auxiliary")
+            work = Audit(run_dir, config, task, clients, Effort(images, draws, references))
+            findings = work.run(generated, (stored.data, stored.clients) if stored else None)
+    except (ConfigError, DivergedError) as error:
+        refuse(str(error))
+    _print_attacks(findings.attacks)
+    _print_copies(findings.copies)
+    _write(run_dir, config, findings, clients)
+
+
+def _config(run_dir: Path, device: str, cache_dir: str | None) -> Config:
+    """Return the run's config; refuse a folder without a completed run."""
+    if not find_ensembles(run_dir) or not (run_dir / "config.json").is_file():
+        raise ConfigError(f"RUN = {run_dir}: there is no completed run in it; give the directory of one.")
+    try:
+        saved = read_run_config(run_dir)
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{run_dir / 'config.json'} cannot be read ({error}); give another run.") from error
+    known = {key: value for key, value in saved.items() if key in known_keys()}
+    places = {"device": device} | ({"cache-dir": cache_dir} if cache_dir else {})
+    return load_config(default_run_config() | known | places)
+
+
+def _clients(config: Config, client: int | None) -> list[int]:
+    if client is None:
+        return [*range(config.data.num_clients)]
+    if client >= config.data.num_clients:
+        raise ConfigError(f"--client {client}: the run has the clients 0 to {config.data.num_clients - 1}.")
+    return [client]
+
+
+def _samples(run_dir: Path, config: Config, task: DiffusionTask, count: int) -> Tensor | None:
+    """Return images of the run's one generator; None if every client has its own."""
+    ensemble = find_ensembles(run_dir).get("")
+    if ensemble is None:
+        return None
+    settings, labels = config.evaluation, None
+    if config.data.class_conditional:
+        labels = labels_like(open_dataset(config.data, config.run.seed).train.labels, count)
+    name, steps = choose_sampler(ensemble.first(), settings.eval_final_sampler, None, settings.eval_final_sampler_steps)
+    return in_order(
+        ensemble.sample(
+            resolve_device(config.run.device),
+            sampler=name,
+            steps=steps,
+            seeds=image_seeds(config.run.seed, "audit-samples", count),
+            labels=labels,
+            batch_size=settings.eval_batch_size,
+            eta=config.diffusion.ddim_eta,
+        )
+    )
+
+
+def _print_attacks(attacks: Sequence[tuple[str, Attack]]) -> None:
+    table = Table(
+        title="membership inference, with 95 % intervals", title_justify="left", box=box.SIMPLE_HEAD, padding=0
+    )
+    for column in ("target", "attack"):
+        table.add_column(column)
+    for column in ("AUC", "TPR at 1 % FPR", "members", "others"):
+        table.add_column(column, justify="right")
+    for target, attack in attacks:
+        table.add_row(
+            target,
+            attack.name,
+            _with_interval(attack.auc, attack.auc_interval),
+            _with_interval(attack.tpr, attack.tpr_interval),
+            f"{len(attack.members):,}",
+            f"{len(attack.others):,}",
+        )
+    console.print(table)
+    say("An AUC of 0.5 and a TPR of 0.01 are those of a guess.")
+
+
+def _print_copies(copies: Sequence[Copies]) -> None:
+    if not copies:
+        return
+    table = Table(title="near copies of training images", title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+    table.add_column("images")
+    for column in ("number", "share", "of real images"):
+        table.add_column(column, justify="right")
+    for found in copies:
+        table.add_row(found.name, f"{found.count:,}", f"{found.share:.3f}", f"{found.expected:.3f}")
+    console.print(table)
+
+
+def _with_interval(value: float, interval: tuple[float, float]) -> str:
+    return f"{value:.3f} [{interval[0]:.3f}, {interval[1]:.3f}]"
+
+
+def _write(run_dir: Path, config: Config, findings: Findings, clients: Sequence[int]) -> None:
+    names = sorted({attack.name for _, attack in findings.attacks})
+    curves = [
+        Curve(f"{target}: {attack.name}", *roc_of(attack.members, attack.others), names.index(attack.name))
+        for target, attack in findings.attacks
+    ]
+    try:
+        write_json(run_dir / RESULTS, {"seed": config.run.seed, "clients": [*clients], **findings.to_dict()})
+        if curves:
+            with writing(run_dir / "plots" / PICTURE):
+                plot_roc(curves, run_dir / "plots" / PICTURE, run_dir.resolve().name)
+    except RecordingError as error:
+        say(str(error))
+        raise typer.Exit(FAILED) from error
+    say(f"audit: {(run_dir / RESULTS).resolve()}, plots/{PICTURE}")

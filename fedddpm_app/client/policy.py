@@ -1,0 +1,42 @@
+"""A site's policy against a run's config: what the site declines, and what it makes stricter."""
+
+from dataclasses import replace
+
+from fedddpm_app.config import Config
+from fedddpm_app.config.site import SitePolicy
+from fedddpm_app.training.actions import DeclinedError
+
+
+def stricter(config: Config, policy: SitePolicy) -> Config:
+    """Return the config with the stricter of the run's and the site's limits."""
+    sharing, share = config.sharing, min(config.sharing.max_memorized_share, policy.max_memorized_share)
+    if policy.max_memorized_share < 1:
+        sharing = replace(sharing, memorization_check="always", max_memorized_share=share)
+    if policy.min_images:
+        least = max(sharing.min_images_to_share, policy.min_images)
+        sharing = replace(sharing, memorization_check="always", min_images_to_share=least)
+    return replace(config, sharing=sharing)
+
+
+def check_run(config: Config, policy: SitePolicy) -> None:
+    """Raise ``DeclinedError`` if the site takes no part in runs of this algorithm."""
+    if policy.allowed and config.run.algorithm not in policy.allowed:
+        raise DeclinedError(
+            f'this site does not take part: algorithm = "{config.run.algorithm}", and site-algorithms = '
+            f'"{policy.algorithms}"'
+        )
+
+
+def check_round(policy: SitePolicy, server_round: int) -> None:
+    """Raise ``DeclinedError`` for a round after the site's last one."""
+    if policy.max_rounds and server_round > policy.max_rounds:
+        raise DeclinedError(f"this site does not train in round {server_round}: site-max-rounds = {policy.max_rounds}")
+
+
+def check_model(policy: SitePolicy, action: str) -> None:
+    """Raise ``DeclinedError`` for an action that returns the site's own model, if no such model may leave."""
+    if not policy.shares_models:
+        raise DeclinedError(
+            f'this site shares no model of its own, which "{action}" asks for: site-shares-models = false; with '
+            'FedDDPM, auxiliary-sharing = "images" asks for images instead'
+        )

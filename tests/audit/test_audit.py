@@ -1,0 +1,217 @@
+"""An audit of runs: a model that was overfitted on purpose is found out, and one that never saw the data is not."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from typer.testing import CliRunner
+
+from fedddpm_app.audit.attacks import RATIO, THRESHOLD, Audit, Effort
+from fedddpm_app.audit.pools import Pool, pool_of, pool_of_all
+from fedddpm_app.audit.targets import Target, Targets
+from fedddpm_app.auxiliary.sampler import AuxiliarySampler
+from fedddpm_app.auxiliary.share import batches_of
+from fedddpm_app.cli import app
+from fedddpm_app.config import default_run_config, load_config
+from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
+from fedddpm_app.recording.reading import read_run_config
+from fedddpm_app.training.trainer import create_trainer
+from fedddpm_app.weights import load_into, snapshot
+
+FULL = {"partition": "iid", "num-clients": 2}
+
+
+@pytest.fixture(scope="module")
+def small(cache_dir):
+    """The app's own model, and 30 images of its data for each side."""
+    config = load_config(default_run_config() | FULL | {"cache-dir": str(cache_dir)})
+    task = DiffusionTask(config)
+    train = task.data.train.without_labels()
+    return config, task, Pool(train.select(torch.arange(30)), train.select(torch.arange(30, 60)))
+
+
+def trained(config, task, images, steps):
+    trainer = create_trainer(config, task)
+    result = trainer.train(snapshot(task.create_model()), images, steps=steps, seed=0, learning_rate=0.005)
+    model = task.create_model()
+    load_into(model, result.weights)
+    return model.eval()
+
+
+@pytest.fixture(scope="module")
+def overfitted(small):
+    config, task, pool = small
+    return trained(config, task, pool.members, 350)
+
+
+def attacked(small, target, references=0):
+    config, task, _ = small
+    audit = Audit("unused", config, task, [0, 1], Effort(images=30, draws=2, references=references))
+    return {attack.name: attack for attack in audit._attack(target)}
+
+
+def test_an_overfitted_model_is_found_out(small, overfitted):
+    config, task, pool = small
+    target = Target("overfitted", pool, lambda: overfitted, lambda images, _: trained(config, task, images, 60))
+    found = attacked(small, target)[THRESHOLD]
+    assert found.auc > 0.9
+    assert found.auc_interval[0] > 0.8
+    assert found.tpr > 0.2
+
+
+def test_a_model_that_never_saw_the_images_is_not(small, overfitted):
+    """The same model, with other images as the alleged members."""
+    task = small[1]
+    others = task.data.train.without_labels().select(torch.arange(60, 120))
+    halves = Pool(others.select(torch.arange(30)), others.select(torch.arange(30, 60)))
+    found = attacked(small, Target("", halves, lambda: overfitted, lambda *_: overfitted))[THRESHOLD]
+    assert found.auc_interval[0] < 0.5 < found.auc_interval[1]
+
+
+def test_reference_models_are_trained_on_halves_in_which_each_image_is_as_often_in_as_out(small):
+    _, task, pool = small
+    trained_on = []
+
+    def train(images, number):
+        trained_on.append(images)
+        return task.create_model()
+
+    found = attacked(small, Target("", pool, task.create_model, train), references=4)
+    assert set(found) == {THRESHOLD, RATIO}
+    everything = pool.all().images.flatten(1)
+    times = torch.zeros(60)
+    for images in trained_on:
+        assert len(images) == 30
+        times += (everything[:, None] == images.images.flatten(1)[None]).all(2).any(1)
+    assert times.tolist() == [2] * 60
+    assert len({images.digest() for images in trained_on}) == 4
+
+
+def test_pools_have_the_clients_images_and_others_with_the_same_classes(run_config):
+    config = load_config(run_config | {"num-clients": 5, "partition": "disjoint-classes", "class-conditional": True})
+    data = DiffusionTask(config).data
+    pool = pool_of(data, 1, conditional=True)
+    rows = data.client(1)
+    assert torch.equal(pool.members.images, data.train.images[rows.train])
+    shares = [labels.bincount(minlength=10) / len(labels) for labels in (pool.members.labels, pool.others.labels)]
+    assert (shares[0] - shares[1]).abs().max() < 0.05
+    assert len(pool.others) > 2 * len(rows.held_out)
+    assert pool_of(data, 1, conditional=False).others.labels is None
+    whole = pool_of_all(data, range(5), conditional=False)
+    assert len(whole.members) == sum(len(client.train) for client in data.clients)
+    assert len(whole.others) == sum(len(client.held_out) for client in data.clients) + len(data.test)
+    assert not any((whole.members.images == image).flatten(1).all(1).any() for image in pool.others.images[:3])
+
+
+def test_a_pool_is_cut_evenly():
+    images = ImageTensors(torch.arange(100, dtype=torch.uint8).reshape(100, 1, 1, 1), torch.arange(100))
+    cut = Pool(images, images.select(torch.arange(3))).at_most(4)
+    assert cut.members.labels.tolist() == [0, 33, 66, 99]
+    assert len(cut.others) == 3
+    assert not Pool(images, images.select(torch.arange(1))).is_large_enough
+
+
+def audit(run, *options):
+    result = CliRunner().invoke(app, ["audit", str(run.path), *options], env={"COLUMNS": "200"})
+    return result.exit_code, " ".join(result.output.split())
+
+
+QUICK = ("--images", "40", "--draws", "1", "--samples", "20", "--references", "2", "--device", "cpu")
+
+
+def test_an_audit_of_a_run_attacks_all_that_left_the_clients(shared_run):
+    run = shared_run()
+    code, text = audit(run, *QUICK)
+    assert code == 0, text
+    found = json.loads((run.path / "audit.json").read_text())
+    targets = [(row["target"], row["attack"]) for row in found["attacks"]]
+    own = [f"own model of client {k}, uploaded" for k in range(4)]
+    assert targets == [
+        *((target, attack) for target in ("global model", *own) for attack in (THRESHOLD, RATIO)),
+        ("auxiliary set", "distance to D_aux"),
+    ]
+    assert {row["members"] for row in found["attacks"]} == {40}
+    assert [row["name"] for row in found["copies"]] == [
+        "samples of the final model",
+        *(f"auxiliary set, part of client {k}" for k in range(4)),
+    ]
+    assert "membership inference" in text
+    assert "near copies of training images" in text
+    with Image.open(run.path / "plots" / "audit.png") as picture:
+        assert picture.width > 500
+
+
+def test_the_models_that_are_attacked_are_those_of_the_run(shared_run):
+    """Generated again from the clients' own models, D_aux is the same."""
+    run = shared_run()
+    config = load_config(read_run_config(run.path))
+    targets = Targets(run.path, config, DiffusionTask(config), range(4)).uploaded()
+    stored = load_auxiliary_set(run.path / "auxiliary")
+    owners = np.array(stored.clients)
+    for client, target in enumerate(targets):
+        model, mine = target.load(), stored.data.images[owners == client]
+        _, batches = batches_of(config, client, len(mine), [])
+        again = torch.cat([*AuxiliarySampler(config, model).sample(snapshot(model), batches)])
+        assert torch.equal(again, mine)
+
+
+def test_only_one_client_can_be_audited(shared_run):
+    run = shared_run()
+    code, text = audit(run, *QUICK, "--client", "2", "--references", "0")
+    assert code == 0, text
+    found = json.loads((run.path / "audit.json").read_text())
+    assert found["clients"] == [2]
+    assert [row["target"] for row in found["attacks"]] == [
+        "global model", "own model of client 2, uploaded", "auxiliary set"
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("settings", "targets"),
+    [
+        ({"auxiliary_sharing": "images"}, {"global model", "auxiliary set"}),
+        ({"algorithm": "fedavg"}, {"global model"}),
+        ({"algorithm": "mixture"}, {f"model of client {k}" for k in range(4)}),
+        ({"algorithm": "local-only"}, {f"model of client {k}" for k in range(4)}),
+    ],
+)
+def test_what_has_not_left_the_clients_is_not_attacked(shared_run, settings, targets):
+    run = shared_run(**settings)
+    code, text = audit(run, *QUICK, "--references", "0", "--samples", "0")
+    assert code == 0, text
+    assert {row["target"] for row in json.loads((run.path / "audit.json").read_text())["attacks"]} == targets
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--client", "4"), "--client 4: the run has the clients 0 to 3."),
+        (("--data-path", "/x"), "--data-path /x is one client's folder: give its number by --client."),
+    ],
+)
+def test_wrong_options_are_refused(shared_run, options, says):
+    code, text = audit(shared_run(), *options)
+    assert code == 2
+    assert says in text
+
+
+def test_other_folders_are_refused(tmp_path):
+    result = CliRunner().invoke(app, ["audit", str(tmp_path)], env={"COLUMNS": "200"})
+    assert result.exit_code == 2
+    assert "there is no completed run in it" in result.output
+
+
+def test_a_reference_model_is_of_the_kind_of_its_target(small):
+    """Trained on other images with other seeds, it has other weights, and equal calls give equal ones."""
+    config, task, pool = small
+    quick = replace(config, pretrain=replace(config.pretrain, steps=12))
+    train = Targets("unused", quick, task, [0])._trainer_of(0)
+    first, again, other = (snapshot(train(pool.members, number)) for number in (0, 0, 1))
+    name = next(iter(first))
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name])

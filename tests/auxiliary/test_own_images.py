@@ -1,0 +1,236 @@
+"""Clients that share images instead of models: the same set, no model on the wire, and no near copies in it."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fedddpm_app.algorithms.fedddpm import FedDDPM
+from fedddpm_app.auxiliary import own_images, pretraining
+from fedddpm_app.auxiliary.gate import Gate
+from fedddpm_app.config import ConfigError, load_config
+from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation.errors import TooFewRepliesError
+from fedddpm_app.inprocess.grid import InProcessGrid
+from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
+from fedddpm_app.weights import num_bytes
+
+IMAGES = {"auxiliary_sharing": "images"}
+UNCHECKED = IMAGES | {"memorization_check": "never"}
+CONDITIONAL = {"class_conditional": True, "auxiliary_size": 30}
+
+
+def stored(run):
+    return load_auxiliary_set(run.path / "auxiliary")
+
+
+@pytest.mark.parametrize("settings", [{}, CONDITIONAL, {"algorithm": "fedddpm-plus", "plus_threshold": 0.9}])
+def test_the_set_and_the_run_are_those_of_shared_models(shared_run, settings):
+    """Bit for bit, with as many images of each client, and its labels."""
+    models, images = shared_run(**settings), shared_run(**settings, **UNCHECKED)
+    assert stored(images).digest == stored(models).digest
+    assert stored(images).clients == stored(models).clients
+    assert [row.get("eval/loss") for row in images.rounds()] == [row.get("eval/loss") for row in models.rounds()]
+    (row,) = (row for row in images.stats if row["phase"] == "auxiliary")
+    assert sum(row["aux/shared"].values()) == row["aux/num_images"] == len(stored(models).clients)
+
+
+def test_a_set_that_is_made_late_starts_from_the_global_model(shared_run):
+    late = {"pretrain_from": "global", "num_rounds": 2}
+    assert stored(shared_run(**late, **UNCHECKED)).digest == stored(shared_run(**late)).digest
+
+
+def test_no_model_leaves_a_client_before_round_1(run_app, monkeypatch):
+    """The messages themselves: what comes back from clients before their first round are images and labels."""
+    records, answer = [], InProcessGrid._answer
+
+    def noted(self, message):
+        reply = answer(self, message)
+        if reply.has_content():
+            arrays = reply.content.array_records.items()
+            sizes = [(name, sum(len(array.data) for array in record.values())) for name, record in arrays]
+            records.append((message.metadata.message_type, sizes))
+        return reply
+
+    monkeypatch.setattr(InProcessGrid, "_answer", noted)
+    run = run_app(transport="flat", **IMAGES, **CONDITIONAL)
+    first = next(k for k, (kind, _) in enumerate(records) if kind == "train")
+    before = [(kind, size) for kind, sizes in records[:first] for size in sizes]
+    assert before
+    assert {(kind, name) for kind, (name, _) in before} == {("train.share_images", "images")}
+    bytes_up = sum(size for _, (_, size) in before)
+    assert 30 * (64 + 8) < bytes_up < 30 * (64 + 8) + 4 * 400  # images, labels, and four headers
+    assert run.summary["comm/up_mb"] * 1e6 == bytes_up + sum(size for _, sizes in records[first:] for _, size in sizes)
+
+
+def test_clients_that_copy_are_left_out_and_still_train(run_app, monkeypatch):
+    """All images of client 1's model are copies, half of those of client 2: their reasons name the numbers."""
+    monkeypatch.setattr(Gate, "copies", copying({1: 1.0, 2: 0.5}))
+    run = run_app(**IMAGES)
+    (row,) = (row for row in run.stats if row["phase"] == "pretrain")
+    assert row["pretrain/clients"] == [0, 3]
+    assert sorted(row["pretrain/left_out"]) == ["1", "2"]
+    assert row["pretrain/left_out"]["1"].startswith("it shares nothing: 4 of 4 images of its model are near copies of ")
+    assert row["pretrain/left_out"]["1"].endswith("max-memorized-share = 0.1")
+    assert row["pretrain/memorized_share"] == {"0": 0.0, "3": 0.0}
+    assert set(stored(run).clients) == {0, 3}
+    assert sorted(run.rounds()[-1]["train/client_loss"]) == ["0", "1", "2", "3"]
+
+
+def copying(shares):
+    """Say of each client's images that a share of them are copies, the first ones."""
+
+    def copies(self, images):
+        client = Current.partition_id
+        return torch.arange(len(images)) < round(shares.get(client, 0) * len(images))
+
+    return copies
+
+
+class Current:
+    partition_id = -1
+
+
+@pytest.fixture(autouse=True)
+def known_client(monkeypatch):
+    """``Current`` has the client whose gate is open."""
+    for module in (own_images, pretraining):
+        original = module.open_gate
+
+        def opened(config, task, partition_id, original=original):
+            Current.partition_id = partition_id
+            return original(config, task, partition_id)
+
+        monkeypatch.setattr(module, "open_gate", opened)
+
+
+@pytest.mark.parametrize("algorithm", ["fedddpm", "fedddpm-late", "mixture"])
+def test_in_the_other_mode_a_model_that_copies_does_not_leave(run_app, monkeypatch, algorithm):
+    monkeypatch.setattr(Gate, "copies", copying({1: 1.0}))
+    run = run_app(algorithm=algorithm, memorization_check="always", num_rounds=1, auxiliary_sampler="ddim")
+    (row,) = (row for row in run.stats if row["phase"] in ("pretrain", "fine_tune"))
+    phase = row["phase"]
+    assert row[f"{phase}/clients"] == [0, 2, 3]
+    assert list(row[f"{phase}/left_out"]) == ["1"]
+    assert "32 of 32 images of its model" in row[f"{phase}/left_out"]["1"]
+
+
+def test_near_copies_are_replaced_and_those_that_come_again_are_left_out(run_app, monkeypatch):
+    """In the first draw the first image is a copy, and its first two replacements are: the third is none."""
+    asked = []
+
+    def copies(self, images):
+        asked.append((Current.partition_id, len(images)))
+        tries = sum(client == Current.partition_id for client, _ in asked)
+        found = torch.zeros(len(images), dtype=torch.bool)
+        found[0] = {0: tries < 4, 1: True}.get(Current.partition_id, False)
+        return found
+
+    monkeypatch.setattr(Gate, "copies", copies)
+    run = run_app(**IMAGES, max_memorized_share=0.5, num_rounds=1)
+    (row,) = (row for row in run.stats if row["phase"] == "auxiliary")
+    assert [count for client, count in asked if client == 0] == [4, 1, 1, 1]
+    assert row["aux/shared"] == {"0": 4, "1": 3, "2": 2, "3": 2}
+    assert row["aux/replaced"] == {"0": 1, "1": 0, "2": 0, "3": 0}
+    assert row["aux/num_images"] == 11
+    assert len(torch.unique(stored(run).data.images.flatten(1), dim=0)) == 11
+    assert not (stored(run).data.images == 0).flatten(1).all(1).any(), "no placeholder of a copy is in the set"
+
+
+def test_small_clients_share_nothing(run_app, config):
+    sizes = sizes_of(config)
+    least = sorted(sizes)[1]
+    run = run_app(**IMAGES, min_images_to_share=least, num_rounds=1)
+    (row,) = (row for row in run.stats if row["phase"] == "pretrain")
+    assert row["pretrain/clients"] == [k for k, size in enumerate(sizes) if size >= least]
+    assert "min-images-to-share" in next(iter(row["pretrain/left_out"].values()))
+
+
+def test_a_run_without_any_image_ends_with_the_reason_and_asks_nobody_twice(run_app, monkeypatch):
+    trained = []
+    original = own_images.train_own
+    monkeypatch.setattr(own_images, "train_own", lambda *args: trained.append(1) or original(*args))
+    monkeypatch.setattr(Gate, "copies", copying(dict.fromkeys(range(4), 1.0)))
+    with pytest.raises(TooFewRepliesError, match=r"none of the 4 .*; client 0: it shares nothing: 4 of 4 images"):
+        run_app(**IMAGES, max_round_retries=3)
+    assert len(trained) == 4
+
+
+def test_a_set_is_removed_at_the_end_if_it_is_not_to_be_kept(run_app):
+    run = run_app(keep_auxiliary=False, num_rounds=1)
+    assert not (run.path / "auxiliary").exists()
+    assert run.summary["images/auxiliary"] == 12
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [
+        ({"init-from-pretrained": True}, "averages the clients' models: use init-from-pretrained = false"),
+        ({"algorithm": "fedddpm-kd"}, 'learns from the clients\' models: use algorithm = "fedddpm"'),
+        ({"algorithm": "fedddpm-late"}, "learns from the clients' models"),
+        ({"algorithm": "mixture"}, "generates from the clients' models on the server"),
+    ],
+)
+def test_what_needs_the_models_refuses_images(run_app, settings, reason):
+    with pytest.raises(ConfigError, match=f'auxiliary-sharing = "images", but .*{reason}.*"models"'):
+        run_app(**IMAGES, **settings)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda r: r | {"images": torch.zeros_like(r["images"])}, "are constant: the model is not usable"),
+        (lambda r: r | {"labels": r["labels"] + 10}, "a label is not in 0 to 9"),
+        (lambda r: r | {"images": r["images"][:-1]}, "bytes instead of"),
+        (lambda r: {"images": r["images"]}, "bytes instead of"),
+    ],
+    ids=["constant", "no class", "too few", "without labels"],
+)
+def test_records_that_cannot_be_images_are_refused(run_app, monkeypatch, change, reason):
+    """All clients but the first one send such a record."""
+    original, packed = own_images._packed, []
+
+    def pack(*arguments):
+        packed.append(original(*arguments))
+        return change(packed[-1]) if len(packed) > 1 else packed[-1]
+
+    monkeypatch.setattr(own_images, "_packed", pack)
+    run = run_app(**UNCHECKED, **CONDITIONAL, num_rounds=1)
+    (row,) = (row for row in run.stats if row["phase"] == "pretrain")
+    assert row["pretrain/clients"] == [0]
+    assert all(reason in text for text in row["pretrain/left_out"].values())
+
+
+@pytest.mark.parametrize("claimed", [0, 5, 1.5])
+def test_another_number_of_images_than_asked_for_is_refused(run_app, monkeypatch, claimed):
+    declared = FedDDPM.client_actions["share_images"]
+
+    def lie(request):
+        answer = declared.run(request)
+        more = {"images": claimed} if request.partition_id else {}
+        return replace(answer, metrics={**answer.metrics, **more})
+
+    monkeypatch.setitem(FedDDPM.client_actions, "share_images", replace(declared, run=lie))
+    run = run_app(**UNCHECKED, num_rounds=1)
+    (row,) = (row for row in run.stats if row["phase"] == "pretrain")
+    assert row["pretrain/clients"] == [0]
+    assert row["pretrain/left_out"]["1"] == f"it shares {claimed:g} images, but was asked for 4"
+
+
+@pytest.mark.parametrize("settings", [IMAGES, UNCHECKED, {"memorization_check": "always"}])
+def test_the_expected_cost_is_that_of_a_run(shared_run, run_config, settings):
+    """There are no copies; a check in the other mode generates 32 images, more than the part of D_aux."""
+    run = shared_run(**settings)
+    config = load_config(run_config | {key.replace("_", "-"): value for key, value in settings.items()})
+    cost = FedDDPM.cost(config, sizes_of(config))
+    more = 4 * (32 - 3) * 2 / 3 / 8 if config.auxiliary.sharing == "models" else 0
+    assert run.summary["compute/steps"] == pytest.approx(cost.steps + more)
+    model = num_bytes(create_unet(config.unet, config.data, 0).state_dict())
+    assert run.summary["comm/up_mb"] * 1e6 == pytest.approx(
+        cost.models_up * model, rel=0.15
+    )  # headers, for tiny models
+
+
+def sizes_of(config):
+    return DiffusionTask(config).client_sizes()

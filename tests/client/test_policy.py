@@ -1,0 +1,113 @@
+"""A site keeps its say: what its policy declines is named on both ends, and the run goes on without it."""
+
+import logging
+
+import pytest
+
+from fedddpm_app.client.policy import stricter
+from fedddpm_app.config import ConfigError, load_config
+from fedddpm_app.config.site import SitePolicy, read_policy
+from fedddpm_app.inprocess.grid import InProcessGrid
+
+
+@pytest.fixture
+def at_client_1(monkeypatch):
+    """Give the node of client 1 further settings."""
+
+    def set_up(**settings):
+        original = InProcessGrid.__init__
+
+        def create(self, *args, **kwargs):
+            original(self, *args, **kwargs)
+            self.contexts[1001].node_config |= {key.replace("_", "-"): value for key, value in settings.items()}
+
+        monkeypatch.setattr(InProcessGrid, "__init__", create)
+
+    return set_up
+
+
+def test_a_site_takes_part_only_in_the_algorithms_that_it_allows(run_app, at_client_1, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+    at_client_1(site_algorithms="fedprox, scaffold")
+    run = run_app(algorithm="fedavg")
+    reason = 'this site does not take part: algorithm = "fedavg", and site-algorithms = "fedprox, scaffold"'
+    assert [row["train/left_out"] for row in run.rounds()] == [{"1": reason}] * 2
+    assert [sorted(row["train/client_loss"]) for row in run.rounds()] == [["0", "2", "3"]] * 2
+    assert f"client 1 declines: {reason}" in caplog.text
+    assert f"client 1 is left out: {reason}" in caplog.text
+    assert "train/left_out" not in run_app(algorithm="fedprox").rounds()[0]
+
+
+def test_a_site_that_shares_no_models_still_shares_images_and_trains(run_app, at_client_1):
+    at_client_1(site_shares_models=False)
+    models = run_app(num_rounds=1)
+    (row,) = (row for row in models.stats if row["phase"] == "pretrain")
+    assert row["pretrain/clients"] == [0, 2, 3]
+    assert row["pretrain/left_out"]["1"].startswith('this site shares no model of its own, which "pretrain" asks for')
+    assert sorted(models.rounds()[0]["train/client_loss"]) == ["0", "1", "2", "3"]
+    images = run_app(num_rounds=1, auxiliary_sharing="images")
+    (row,) = (row for row in images.stats if row["phase"] == "pretrain")
+    assert row["pretrain/clients"] == [0, 1, 2, 3]
+
+
+def test_a_site_trains_up_to_its_last_round(run_app, at_client_1):
+    at_client_1(site_max_rounds=1)
+    first, second = run_app(algorithm="fedavg").rounds()
+    assert "train/left_out" not in first
+    assert second["train/left_out"] == {"1": "this site does not train in round 2: site-max-rounds = 1"}
+
+
+def test_a_sites_own_check_is_stricter_than_the_runs(run_app, at_client_1):
+    at_client_1(site_min_images=10_000)
+    run = run_app(num_rounds=1, memorization_check="never")
+    (row,) = (row for row in run.stats if row["phase"] == "pretrain")
+    assert row["pretrain/clients"] == [0, 2, 3]
+    assert row["pretrain/left_out"]["1"].endswith("and min-images-to-share = 10000")
+    assert "pretrain/memorized_share" not in row, "the others do not check"
+
+
+@pytest.mark.parametrize(
+    ("run", "site", "effective"),
+    [
+        ({}, {}, ("auto", 0.1, 2)),
+        ({}, {"max_memorized_share": 0.5}, ("always", 0.1, 2)),
+        ({}, {"max_memorized_share": 0.0}, ("always", 0.0, 2)),
+        ({"memorization-check": "never"}, {"min_images": 9}, ("always", 0.1, 9)),
+        ({"min-images-to-share": 30}, {"min_images": 9}, ("always", 0.1, 30)),
+    ],
+)
+def test_the_stricter_limit_counts(run_config, run, site, effective):
+    sharing = stricter(load_config(run_config | run), SitePolicy(**site)).sharing
+    assert (sharing.memorization_check, sharing.max_memorized_share, sharing.min_images_to_share) == effective
+
+
+def test_a_policy_may_be_a_file_and_single_keys_replace_its_values(tmp_path):
+    file = tmp_path / "site.toml"
+    file.write_text('site-algorithms = "fedavg,fedddpm"\nsite-max-rounds = 7\nsite-shares-models = false\n')
+    policy = read_policy({"partition-id": 0, "site-policy": str(file), "site-max-rounds": 5})
+    assert policy == SitePolicy(algorithms="fedavg,fedddpm", max_rounds=5, shares_models=False)
+    assert policy.allowed == ("fedavg", "fedddpm")
+    assert read_policy({"partition-id": 0, "data-path": "/x"}) == SitePolicy()
+    assert SitePolicy().allowed == ()
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"site-max-round": 3}, "site-max-round = 3: a site has no such key; .*site-max-rounds"),
+        ({"site-max-rounds": -1}, "site-max-rounds = -1 cannot be used"),
+        ({"site-shares-models": "no"}, "site-shares-models = .* should be true or false"),
+        ({"site-policy": "/nowhere.toml"}, "site-policy /nowhere.toml: the file cannot be read"),
+        ({"site-algorithms": "a b"}, "site-algorithms = .* names with commas between"),
+    ],
+)
+def test_a_policy_that_cannot_be_read_allows_nothing(settings, says):
+    with pytest.raises(ConfigError, match=f"this site's policy cannot be used, so it takes no part: .*{says}"):
+        read_policy(settings)
+
+
+def test_the_run_goes_on_without_a_site_whose_policy_cannot_be_read(run_app, at_client_1):
+    at_client_1(site_max_round=3)
+    (row,) = run_app(algorithm="fedavg", num_rounds=1).rounds()
+    assert "site-max-round = 3: a site has no such key" in row["train/left_out"]["1"]
+    assert sorted(row["train/client_loss"]) == ["0", "2", "3"]
