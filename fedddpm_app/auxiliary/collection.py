@@ -56,6 +56,7 @@ class Collection:
         row = finished_phase(strategy.recorder, name)
         with strategy.round_log.own_phase() as span:
             if row and row[START].startswith(self._start) and set(row[f"{name}/clients"]) <= models.keys():
+                self._note_privacy(list(models.values()))
                 replay_phase(strategy.recorder, strategy.accounting, name)
                 return self._known([models[partition] for partition in row[f"{name}/clients"]])
             if self._weights is None:
@@ -68,12 +69,14 @@ class Collection:
             with strategy.accounting.timed(name):
                 left_out = self._collect(self._weights, models, span)
             ordered = [models[partition] for partition in sorted(models)]
+            self._note_privacy(ordered)
             row = {
                 "phase": name,
                 "round": strategy.round_log.server_round,
                 START: self._start,
                 f"{name}/clients": [m.partition_id for m in ordered],
-                f"{name}/client_loss": {str(m.partition_id): m.loss for m in ordered},
+                f"{name}/client_loss": {str(m.partition_id): m.loss for m in ordered if m.loss is not None},
+                **strategy.spending.of("pretrain"),
             }
             finish_phase(strategy.recorder, row | left_out | span.spent("time/phase_s"))
         return self._known(ordered)
@@ -82,6 +85,10 @@ class Collection:
         """Remove the models, and forget that the phase is finished."""
         forget_phase(self._strategy.recorder, self._training.name)
         self._files.discard()
+
+    def _note_privacy(self, models: list[PretrainedModel]) -> None:
+        spent = {model.partition_id: model.dp_epsilon for model in models if model.dp_epsilon is not None}
+        self._strategy.spending.know("pretrain", spent)
 
     def _known(self, models: list[PretrainedModel]) -> list[PretrainedModel]:
         """Return the models, whose numbers of images are the most that their clients may claim later."""

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from fedddpm_app.disk.durable import digest_of, publish, unfinished
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.progress import logger
+from fedddpm_app.training.privacy import DP_EPSILON
 from fedddpm_app.weights import Weights
 
 LABEL_COUNTS, HELD_OUT_LOSS = "label-counts", "held-out-loss"
@@ -30,8 +31,8 @@ class PretrainedModel:
         n_i.
     label_counts : list of int
         Images per class; empty for an unconditional model.
-    loss : float
-        Denoising loss over the last tenth of its training.
+    loss : float or None
+        Denoising loss over the last tenth of its training; None if the client trained privately.
     path : Path
         The safetensors file.
     start : str
@@ -44,18 +45,21 @@ class PretrainedModel:
         The L2 norm of the change from the weights that its training started from.
     held_out_loss : float or None
         Denoising loss of the model on the client's held-out images, if the client reported it.
+    dp_epsilon : float or None
+        The privacy that the client has spent on pretraining, if it trained privately.
     """
 
     partition_id: int
     num_examples: int
     label_counts: list[int]
-    loss: float
+    loss: float | None
     path: Path
     start: str = ""
     num_bytes: int = 0
     seconds: float = 0.0
     update_norm: float = 0.0
     held_out_loss: float | None = None
+    dp_epsilon: float | None = None
 
     def load(self) -> Weights:
         """Read the weights."""
@@ -101,10 +105,11 @@ class ModelFiles:
             "partition_id": reply.partition_id,
             "num_examples": reply.num_examples,
             "label_counts": [*counts],
-            "loss": reply.number("final-loss"),
+            "loss": _finite(reply.metrics.get("final-loss")),
             "start": start,
             "update_norm": reply.update_norm or 0.0,
             "held_out_loss": _finite(reply.metrics.get(HELD_OUT_LOSS)),
+            "dp_epsilon": _finite(reply.metrics.get(DP_EPSILON)),
             "num_bytes": reply.num_bytes,
             "seconds": seconds,
         }

@@ -11,6 +11,7 @@ from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction, Value
+from fedddpm_app.training.privacy import begin
 
 
 @dataclass(frozen=True)
@@ -54,6 +55,7 @@ def train_own_model(request: ActionRequest, steps: int, purpose: str, server_rou
     config, partition_id = request.config, request.partition_id
     data = request.task.train_data(partition_id)
     indices = () if server_round is None else (server_round,)
+    privacy = begin(config, "pretrain", request.ledger, num_examples=len(data), steps=steps, planned=steps)
     result = request.trainer.train(
         request.weights,
         data,
@@ -62,6 +64,7 @@ def train_own_model(request: ActionRequest, steps: int, purpose: str, server_rou
         learning_rate=config.pretrain.learning_rate,
         learning_rate_schedule=config.pretrain.learning_rate_schedule,
         ema_decay=config.training.ema_decay,
+        privacy=privacy,
         on_report=progress.reporter(purpose, partition_id, server_round, config.run.num_rounds),
     )
     return ActionAnswer({**result.metrics(), NUM_EXAMPLES: len(data)}, {ARRAYS: result.weights})
@@ -89,4 +92,6 @@ def check_label_counts(config: Config, reply: Reply) -> None:
         )
 
 
-PRETRAIN = ClientAction(pretrain, metrics=(NUM_EXAMPLES, "loss", "final-loss", "steps"), records=(ARRAYS,))
+PRETRAIN = ClientAction(
+    pretrain, metrics=(NUM_EXAMPLES, "loss", "final-loss", "steps"), records=(ARRAYS,), is_private=True
+)

@@ -13,6 +13,7 @@ from fedddpm_app.config.baselines import Baselines
 from fedddpm_app.config.data import DataConfig
 from fedddpm_app.config.diffusion import DiffusionConfig
 from fedddpm_app.config.distillation import KDConfig, LateConfig
+from fedddpm_app.config.dp import DPConfig
 from fedddpm_app.config.evaluation import EvaluationConfig, PreviewConfig, RecordingConfig
 from fedddpm_app.config.fedddpm import AuxiliaryConfig, CorrectionConfig, FedDDPMConfig, PretrainConfig
 from fedddpm_app.config.fedddpm_plus import PlusConfig
@@ -49,6 +50,7 @@ class Config(Baselines):
     preview: PreviewConfig
     evaluation: EvaluationConfig
     recording: RecordingConfig
+    dp: DPConfig
     transport: TransportConfig
     waiting: WaitingConfig
     admission: AdmissionConfig

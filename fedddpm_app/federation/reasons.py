@@ -23,7 +23,7 @@ _KILLED = {  # the last is the word of Ray's memory monitor
     f"ray.exceptions.{name}"
     for name in ("ActorDiedError", "ActorUnavailableError", "RayActorError", "OutOfMemoryError")
 }
-_OWN = ("ConfigError", "StateError")  # sentences that need no name of an exception before them
+_OWN = ("ConfigError", "StateError", "BudgetError")  # sentences that need no name of an exception before them
 
 
 def one_line(text: str, longest: int = LONGEST_REASON) -> str:
