@@ -142,22 +142,23 @@ class PrivateGradients:
 
     def _sample(self, part: Tensor, loss_of: Callable[[Batch], Tensor]) -> list[Tensor]:
         """Set ``grad_sample`` of every parameter, (B, ...): the mean over the draws; return the loss of each draw."""
-        parameters, draws, losses = [*self._named.values()], self._privacy.multiplicity, []
-        sums = [torch.zeros((len(part), *p.shape), dtype=p.dtype, device=p.device) for p in parameters]
-        batch = self._data.batch(part) if len(part) else None
-        for _ in range(draws if len(part) else 0):
+        draws = self._privacy.multiplicity if len(part) else 0
+        batch, losses, sums = self._data.batch(part) if draws else None, [], dict[str, Tensor]()
+        for _ in range(draws):
             loss = loss_of(batch)
             with warnings.catch_warnings():  # torch warns of the hook on the layer that gets the images
                 warnings.filterwarnings("ignore", "Full backward hook is firing")
                 loss.backward()  # type: ignore[no-untyped-call]
             self._check(len(part))
-            for total, parameter in zip(sums, parameters, strict=True):
+            for name, parameter in self._named.items():
                 if parameter.grad_sample is not None:
-                    total.add_(parameter.grad_sample, alpha=1.0 / draws)
+                    found = parameter.grad_sample.to(parameter.dtype)
+                    sums[name] = sums[name].add_(found) if name in sums else found
                 parameter.grad_sample = parameter.grad = None
             losses.append(loss.detach())
-        for total, parameter in zip(sums, parameters, strict=True):
-            parameter.grad_sample = total
+        for name, parameter in self._named.items():
+            total = sums[name] if name in sums else parameter.new_zeros((len(part), *parameter.shape))
+            parameter.grad_sample = total / draws if draws > 1 else total
         return losses
 
     def _check(self, size: int) -> None:
