@@ -2,7 +2,7 @@
 
     Poisson     each example takes part in a step with probability q, so batches differ in size and may be empty
     Example i   g_i = 1/k sum over k draws of (t, noise) of the gradient of its loss
-    Clip        g_i <- g_i min(1, C / ||g_i||)
+    Clip        g_i <- g_i min(1, C / ||g_i||), and 0 if it is not finite
     Noise       g = (sum_i g_i + N(0, sigma^2 C^2 I)) / (q n)
 
 Abadi et al. 2016 (https://arxiv.org/abs/1607.00133), Algorithm 1; the k draws, which cost time but no privacy, are the
@@ -15,7 +15,7 @@ gradients per example do not have the gradient of the batch as their mean ends t
 """
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -156,6 +156,7 @@ class PrivateGradients:
                     sums[name] = sums[name].add_(found) if name in sums else found
                 parameter.grad_sample = parameter.grad = None
             losses.append(loss.detach())
+        _drop_infinite(sums)
         for name, parameter in self._named.items():
             total = sums[name] if name in sums else parameter.new_zeros((len(part), *parameter.shape))
             parameter.grad_sample = total / draws if draws > 1 else total
@@ -181,6 +182,15 @@ class PrivateGradients:
     def _remove_own_hooks(self) -> None:
         for handle in self._contiguous:
             handle.remove()
+
+
+def _drop_infinite(gradients: Mapping[str, Tensor]) -> None:
+    """Set the gradients of an example with infinite or NaN ones to 0, in place: no factor could clip them."""
+    finite = [each.reshape(len(each), -1).isfinite().all(1) for each in gradients.values()]
+    good = torch.stack(finite).all(0) if finite else torch.ones(0, dtype=torch.bool)
+    if not good.all():
+        for each in gradients.values():
+            each[~good] = 0.0
 
 
 def _contiguous(_: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -200,6 +200,15 @@ def test_one_example_more_moves_the_sum_by_at_most_the_clip(extreme):
     assert moved == pytest.approx(min(1.0, abs(extreme) * math.sqrt(2)), abs=1e-4)
 
 
+@pytest.mark.parametrize("bad", [math.nan, math.inf, 1e200])
+def test_an_example_without_a_finite_gradient_counts_as_none(bad):
+    """1e200 is finite, but its squared norm is not."""
+    privacy = dataclasses.replace(ALL, clip=1.0)
+    model, data = line([0.3, 0.4], [bad, 1.0])
+    found = gradients_of(model, data, privacy, line_loss)["weight"]
+    assert torch.allclose(found, torch.tensor([[0.15, 0.2]]).double(), atol=1e-5)
+
+
 def test_layers_that_mix_examples_are_refused(objective):
     model = nn.Sequential(nn.Linear(2, 4), nn.BatchNorm1d(4), nn.Linear(4, 1))
     with pytest.raises(ConfigError, match="layers without buffers"):
