@@ -140,6 +140,11 @@ class FedDDPMPlus(FedDDPM):
                 'auxiliary set before round 1: use pretrain-from = "initial", or plus-auxiliary = "auto" with '
                 'plus-signal = "train-loss".'
             )
+        if config.plus.signal == "train-loss" and config.dp.train.is_private:
+            raise ConfigError(
+                f'plus-signal = "train-loss" with train-dp-epsilon = {config.dp.train_dp_epsilon}: clients that train '
+                'privately report no loss; use plus-signal = "probe-loss".'
+            )
         if config.plus.signal == "probe-loss" and config.plus.auxiliary == "lazy":
             raise ConfigError(
                 'plus-auxiliary = "lazy" does not work with plus-signal = "probe-loss": the probe is a part of '

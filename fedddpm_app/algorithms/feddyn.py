@@ -21,6 +21,7 @@ from flwr.serverapp import Grid
 from torch import nn
 
 from fedddpm_app import weights as weights_module
+from fedddpm_app.config import Config
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
@@ -34,6 +35,11 @@ class FedDynHook(TrainingHook):
     """Adds the dynamic regulariser, whose linear part depends on the client's moves in earlier rounds."""
 
     keeps_state = True
+
+    @classmethod
+    def why_not_private(cls, config: Config) -> str:
+        """Return that it can: lam_i and the regulariser follow from global weights and privately trained ones."""
+        return ""
 
     def on_start(self, model: nn.Module) -> None:
         """Store w and lam_i on the model's device."""

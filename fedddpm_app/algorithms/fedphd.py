@@ -68,6 +68,11 @@ class FedPhDHook(TrainingHook):
 
     _layers: Sequence[Tensor] = ()
 
+    @classmethod
+    def why_not_private(cls, config: Config) -> str:
+        """Return that the penalty, which is a part of the loss, would be clipped away."""
+        return "its penalty is added to the loss of a whole batch, not to that of an image"
+
     def on_start(self, model: nn.Module) -> None:
         """Find the layers that the penalty is for."""
         if self.config.prune.is_sparse_round(self.round.server_round):

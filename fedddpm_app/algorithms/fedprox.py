@@ -14,6 +14,7 @@ gradient mu (v - w) is added in closed form, so that the reported loss stays L.
 
 from torch import nn
 
+from fedddpm_app.config import Config
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.hooks import TrainingHook
 from fedddpm_app.training.optimization import pull_to
@@ -21,6 +22,11 @@ from fedddpm_app.training.optimization import pull_to
 
 class FedProxHook(TrainingHook):
     """Pulls the local model back to the global one."""
+
+    @classmethod
+    def why_not_private(cls, config: Config) -> str:
+        """Return that it can: mu (v - w) follows from the model and the global weights."""
+        return ""
 
     def on_start(self, model: nn.Module) -> None:
         """Store w on the model's device."""

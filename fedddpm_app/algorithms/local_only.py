@@ -29,6 +29,11 @@ class LocalOnlyHook(TrainingHook):
 
     keeps_state = True
 
+    @classmethod
+    def why_not_private(cls, config: Config) -> str:
+        """Return that it can: w_i was trained privately."""
+        return ""
+
     def start_weights(self) -> Weights:
         """Return w_i; before the client's first round, the initial weights."""
         return self.round.state.get(MODEL, self.round.global_weights)

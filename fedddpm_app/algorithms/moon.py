@@ -44,6 +44,11 @@ class MoonHook(TrainingHook):
         images = super().training_images(config, num_examples, steps, is_first=is_first)
         return images if is_first or config.moon.mu == 0 else images * 5.0 / 3.0
 
+    @classmethod
+    def why_not_private(cls, config: Config) -> str:
+        """Return that its term, which compares outputs for a client's images, is not clipped per example."""
+        return "its contrastive term depends on the images, and is added to the loss of a whole batch"
+
     def on_start(self, model: nn.Module) -> None:
         """Register hooks on the model and on frozen copies of the global and the previous model."""
         previous = self.round.state.get(PREVIOUS)

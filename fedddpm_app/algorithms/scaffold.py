@@ -48,6 +48,16 @@ class ScaffoldHook(TrainingHook):
         own = num_examples if option_of(config) == "I" else 0
         return super().training_images(config, num_examples, steps, is_first=is_first) + own
 
+    @classmethod
+    def why_not_private(cls, config: Config) -> str:
+        """Return that Option II can, as it follows from global weights and privately trained ones."""
+        if option_of(config) == "II":
+            return ""
+        return (
+            "Option I of its control variates is the gradient of all a client's images, without noise; use "
+            'scaffold-option = "II", which needs optimizer = "sgd", momentum = 0.0 and gradient-clip = 0.0'
+        )
+
     def initial_variate(self) -> Weights:
         """Return c_i before the client's first round: zero."""
         return weights_module.zeros_like(self.round.received[VARIATE])

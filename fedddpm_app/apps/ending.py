@@ -68,4 +68,5 @@ class RunEnding:
             "images/preview": generated["preview"],
             "images/evaluation": generated["evaluation"],
             **(self.strategy.accounting.summary() if self.strategy else {}),
+            **(self.strategy.spending.summary(self.strategy.config) if self.strategy else {}),
         }

@@ -107,6 +107,7 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
                 f"resume: {directory} has all its {saved.get('num-rounds')} rounds, after which its clients remove the "
                 f"state that {keeper} keeps between rounds; start a new run with more rounds."
             )
+    if keeper or config.dp.is_on:
         _check_state_folder(directory, saved, run_config)
     return checkpoint
 

@@ -87,6 +87,9 @@ class Targets:
         algorithm = get_algorithm(self._config)
         if not issubclass(algorithm, FedDDPM) or not algorithm.pretrains(self._config):
             return []
+        if self._config.dp.pretrain.is_private:
+            note("the clients' own models were trained privately, with noise that is not kept: they are not attacked")
+            return []
         if self._config.auxiliary.sharing == "images":
             note('auxiliary-sharing = "images": the clients\' own models have not left them, and are not attacked')
             return []

@@ -91,6 +91,7 @@ class Collection(Generic[U]):
         row = finished_phase(strategy.recorder, name)
         with strategy.round_log.own_phase() as span:
             if row and row[START].startswith(self._start) and set(row[f"{name}/clients"]) <= models.keys():
+                self._note_privacy(list(models.values()))
                 replay_phase(strategy.recorder, strategy.accounting, name)
                 return self._known([models[partition] for partition in row[f"{name}/clients"]])
             if self._weights is None:
@@ -103,6 +104,7 @@ class Collection(Generic[U]):
             with strategy.accounting.timed(name):
                 left_out = self._collect(self._weights, models, span)
             ordered = [models[partition] for partition in sorted(models)]
+            self._note_privacy(ordered)
             row = {"phase": name, "round": strategy.round_log.server_round, START: self._start, **self._row(ordered)}
             finish_phase(strategy.recorder, row | left_out | span.spent("time/phase_s"))
         return self._known(ordered)
@@ -117,10 +119,15 @@ class Collection(Generic[U]):
         name = self._training.name
         row: dict[str, object] = {
             f"{name}/clients": [upload.partition_id for upload in uploads],
-            f"{name}/client_loss": {str(upload.partition_id): upload.loss for upload in uploads},
+            f"{name}/client_loss": {str(u.partition_id): u.loss for u in uploads if u.loss is not None},
+            **self._strategy.spending.of("pretrain"),
         }
         shares = {str(u.partition_id): u.memorized_share for u in uploads if u.memorized_share is not None}
         return row | ({f"{name}/memorized_share": shares} if shares else {})
+
+    def _note_privacy(self, uploads: Sequence[U]) -> None:
+        spent = {upload.partition_id: upload.dp_epsilon for upload in uploads if upload.dp_epsilon is not None}
+        self._strategy.spending.know("pretrain", spent)
 
     def _known(self, models: list[U]) -> list[U]:
         """Return the uploads, whose numbers of images are the most that their clients may claim later."""

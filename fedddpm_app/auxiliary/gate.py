@@ -21,7 +21,7 @@ from fedddpm_app.evaluation.memorization import (
     nearest_vectors,
     threshold_at,
 )
-from fedddpm_app.training.actions import DeclinedError
+from fedddpm_app.training.declined import DeclinedError
 from fedddpm_app.training.task import Task, TrainingData
 
 KEYS = ("memorization-check", "memorization-extractor", "max-memorized-share", "min-images-to-share")
@@ -92,6 +92,11 @@ class _Space:
 
 def check_settings(config: Config) -> None:
     """Raise ``ConfigError`` if clients cannot compare images as the config wants."""
+    if config.sharing.memorization_check == "always" and config.dp.pretrain.is_private:
+        raise ConfigError(
+            f'memorization-check = "always" reads the images without noise, but pretrain-dp-epsilon = '
+            f'{config.dp.pretrain.epsilon} promises that nothing is sent that does: use memorization-check = "never".'
+        )
     if config.sharing.memorization_extractor == "inception-v3" and not config.evaluation.inception_weights:
         raise ConfigError(
             'memorization-extractor = "inception-v3" needs inception-weights = "PATH" on every client: set it, or use '
@@ -104,7 +109,7 @@ def keys_of_no_check(config: Config) -> dict[str, str]:
     if config.checks_memorization:
         return {}
     check = config.sharing.memorization_check
-    reason = f'memorization-check = "{check}"' + (', partition is not "sites"' if check == "auto" else "")
+    reason = f'memorization-check = "{check}"' + (", and nothing asks for it" if check == "auto" else "")
     return dict.fromkeys(KEYS[1:], reason)
 
 

@@ -46,7 +46,9 @@ def generate(request: ActionRequest) -> ActionAnswer:
     return ActionAnswer(records={_IMAGES: {_IMAGES: torch.cat(list(sampler.sample(request.weights, batches)))}})
 
 
-GENERATE = ClientAction(generate, records=(_IMAGES,), exact=True)  # pixels depend on every bit of the weights
+GENERATE = ClientAction(
+    generate, records=(_IMAGES,), exact=True, is_private=True
+)  # pixels depend on every bit of the weights
 
 
 class Generation:

@@ -18,7 +18,8 @@ from fedddpm_app.config import Config
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied, concatenate
 from fedddpm_app.federation.records import NUM_EXAMPLES
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
-from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction, DeclinedError
+from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
+from fedddpm_app.training.declined import DeclinedError
 from fedddpm_app.weights import Weights
 
 NAME = "share_images"
@@ -49,6 +50,8 @@ def share_images(request: ActionRequest) -> ActionAnswer:
         kept, found = _without_copies(request, gate, sampler, result.weights, images, labels)
     if not kept.any():
         raise DeclinedError(f"it shares nothing: its {len(images)} images and those in their place are near copies")
+    if result.privacy is not None:  # a site's own policy checks, but its result has no noise
+        found = {GENERATED: len(images)}
     metrics = {**result.metrics(), NUM_EXAMPLES: num_examples, _KEPT: int(kept.sum()), **found}
     return ActionAnswer(metrics, {_RECORD: _packed(images, labels, kept)})
 
@@ -159,7 +162,7 @@ def row_of(uploads: Sequence[OwnImages]) -> dict[str, object]:
     return {"aux/shared": shared, "aux/replaced": {str(upload.partition_id): upload.replaced for upload in uploads}}
 
 
-SHARE_IMAGES = ClientAction(share_images, metrics=(*METRICS, _KEPT), records=(_RECORD,))
+SHARE_IMAGES = ClientAction(share_images, metrics=(*METRICS, _KEPT), records=(_RECORD,), is_private=True)
 
 
 def image_training(config: Config) -> OwnTraining:

@@ -13,6 +13,7 @@ from fedddpm_app.disk.durable import digest_of, publish, unfinished
 from fedddpm_app.federation.records import ARRAYS
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.progress import logger
+from fedddpm_app.training.privacy import DP_EPSILON
 from fedddpm_app.weights import Weights
 
 LABEL_COUNTS, HELD_OUT_LOSS = "label-counts", "held-out-loss"
@@ -31,8 +32,8 @@ class Upload:
         The client's partition.
     num_examples : int
         n_i.
-    loss : float
-        Denoising loss over the last tenth of the training of its own model.
+    loss : float or None
+        Denoising loss over the last tenth of the training of its own model; None if the client trained privately.
     path : Path
         The safetensors file.
     start : str
@@ -45,17 +46,20 @@ class Upload:
         The share of near copies among images of its model, as the client reports it; None if it did not look.
     generated : int
         The number of images that it generated.
+    dp_epsilon : float or None
+        The privacy that the client has spent on this training, if it trained privately.
     """
 
     partition_id: int
     num_examples: int
-    loss: float
+    loss: float | None
     path: Path
     start: str = ""
     num_bytes: int = 0
     seconds: float = 0.0
     memorized_share: float | None = None
     generated: int = 0
+    dp_epsilon: float | None = None
 
     @classmethod
     def content(cls, reply: Reply, *, labelled: bool) -> tuple[dict[str, Any], Weights]:
@@ -63,10 +67,11 @@ class Upload:
         about = {
             "partition_id": reply.partition_id,
             "num_examples": reply.num_examples,
-            "loss": reply.number("final-loss"),
+            "loss": _finite(reply.metrics.get("final-loss")),
             "num_bytes": reply.num_bytes,
             "memorized_share": _finite(reply.metrics.get(MEMORIZED_SHARE)),
             "generated": int(_finite(reply.metrics.get(GENERATED)) or 0),
+            "dp_epsilon": _finite(reply.metrics.get(DP_EPSILON)),
         }
         return about, {}
 

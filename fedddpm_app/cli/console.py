@@ -241,6 +241,13 @@ def _rounded(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
+def _shown(key: str, value: float) -> str:
+    """Return a number of ``summary.json`` with the digits that its kind needs."""
+    if key.endswith("dp_delta"):
+        return f"{value:g}"
+    return f"{value:.4f}" if key.endswith(("loss", "dp_epsilon")) else f"{value:,.1f}".removesuffix(".0")
+
+
 def print_summary(directory: Path, console: Console) -> None:
     """Print the final table of a run from its ``summary.json``, and the paths of its files."""
     status = read_status(directory)
@@ -250,7 +257,7 @@ def print_summary(directory: Path, console: Console) -> None:
     table.add_column("value", justify="right")
     for key, value in summary.items():
         if isinstance(value, int | float):
-            table.add_row(key, f"{value:.4f}" if key.endswith("loss") else f"{value:,.1f}".removesuffix(".0"))
+            table.add_row(key, _shown(key, value))
     console.print(table)
     metrics = summary.get("metrics")
     if isinstance(metrics, list) and metrics:

@@ -8,11 +8,12 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.client.policy import check_model, check_round
-from fedddpm_app.client.state import ClientState, ClientStateError
+from fedddpm_app.client.policy import check_action, check_round
+from fedddpm_app.client.state import ClientState, ClientStateError, state_folder
 from fedddpm_app.client.worker import Worker, this_process
 from fedddpm_app.config import Config, ConfigError, WireDtype
 from fedddpm_app.config.site import SitePolicy
+from fedddpm_app.federation.privacy import is_private
 from fedddpm_app.federation.reasons import declined
 from fedddpm_app.federation.records import (
     ACTION,
@@ -35,8 +36,10 @@ from fedddpm_app.federation.records import (
 )
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
-from fedddpm_app.training.actions import DeclinedError, Metrics
+from fedddpm_app.training.actions import Metrics
+from fedddpm_app.training.declined import DeclinedError
 from fedddpm_app.training.hooks import LocalRound, TrainingHook, TrainResult
+from fedddpm_app.training.privacy import Ledger
 from fedddpm_app.transport import ClientEnd, Packed, can_read
 from fedddpm_app.weights import Weights
 
@@ -125,6 +128,8 @@ def create_client_app(set_up: SetUp) -> ClientApp:
     def evaluate(message: Message, context: Context) -> Message:
         """Evaluate on this client's held-out examples."""
         setup = _checked(set_up(context), context)
+        if is_private(setup.strategy, setup.config):
+            raise ConfigError("a private run asks no client to evaluate: a loss on its images has no noise.")
         state = _open_state(setup, message, context)
         loss, num_examples = setup.worker.evaluate(_create_hook(setup, message, context, state))
         return _reply(message, {"loss": loss, NUM_EXAMPLES: num_examples})
@@ -141,22 +146,22 @@ def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
             f'algorithm = "{setup.config.run.algorithm}" has no client action "{name}": run the same code on the '
             "server and the clients."
         )
-    if ARRAYS in action.records:
-        check_model(setup.policy, name)
+    check_action(setup.config, setup.policy, name, action)
     end = _end(setup, message, context)
     values: Any = dict(message.content.config_records.get(VALUES, ConfigRecord()))
-    state = _open_state(setup, message, context)
-    answer = setup.worker.act(action, _partition(context), _number(message, SERVER_ROUND), end.unpack(), values, state)
+    state, ledger = _open_state(setup, message, context), _ledger(setup, message, context)
+    given = (_partition(context), _number(message, SERVER_ROUND), end.unpack(), values, state, ledger)
+    answer = setup.worker.act(action, *given)
     dtype: WireDtype | None = "fp32" if action.exact else None
     return _reply(message, answer.metrics, {name: end.pack(record, dtype) for name, record in answer.records.items()})
 
 
 def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
-    check_round(setup.policy, _number(message, SERVER_ROUND))
+    check_round(setup.config, setup.policy, _number(message, SERVER_ROUND))
     keeps_residual = setup.config.transport.keeps_residuals
     state = _open_state(setup, message, context, keeps_residual)
     hook, end = _create_hook(setup, message, context, state), _end(setup, message, context)
-    result = setup.worker.train(hook)
+    result = setup.worker.train(hook, _ledger(setup, message, context))
     _check_finite(result.training, hook)
     trained = result.training.weights
     residual = _residual(setup, context, state, trained) if keeps_residual else {}
@@ -208,6 +213,14 @@ def _open_state(
     return ClientState(setup.config, context, run_id, _partition(context), state_round)
 
 
+def _ledger(setup: ClientSetup, message: Message, context: Context) -> Ledger | None:
+    """Return the client's record of the privacy that it has spent in this run; None for a run that is not private."""
+    if not setup.config.dp.is_on:
+        return None
+    name = f"run-{int(_text(message, STATE_RUN))}-client-{_partition(context):04d}.json"
+    return Ledger(state_folder(setup.config) / "privacy" / name)
+
+
 def _residual(setup: ClientSetup, context: Context, state: Mapping[str, Weights], like: Weights) -> Weights:
     """Return the rounding error of the client's last reply, as far as it has the shapes of ``like``."""
     try:
@@ -242,7 +255,8 @@ def _check_finite(training: TrainResult, hook: TrainingHook) -> None:
     """Raise ``RuntimeError`` if the training diverged, before its state is saved."""
     for weights in (training.weights, *hook.kept.values(), *hook.sent.values()):
         if not weights_module.is_finite(weights):
-            raise RuntimeError(f"its training diverged, with a last loss of {training.final_loss}: lower learning-rate")
+            loss = "" if training.privacy else f", with a last loss of {training.final_loss}"
+            raise RuntimeError(f"its training diverged{loss}: lower learning-rate")
 
 
 def _checked(setup: ClientSetup, context: Context) -> ClientSetup:

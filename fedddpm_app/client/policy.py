@@ -2,9 +2,11 @@
 
 from dataclasses import replace
 
-from fedddpm_app.config import Config
+from fedddpm_app.config import Config, PrivatePhase
 from fedddpm_app.config.site import SitePolicy
-from fedddpm_app.training.actions import DeclinedError
+from fedddpm_app.federation.records import ARRAYS
+from fedddpm_app.training.actions import ClientAction
+from fedddpm_app.training.declined import DeclinedError
 
 
 def stricter(config: Config, policy: SitePolicy) -> Config:
@@ -27,16 +29,29 @@ def check_run(config: Config, policy: SitePolicy) -> None:
         )
 
 
-def check_round(policy: SitePolicy, server_round: int) -> None:
-    """Raise ``DeclinedError`` for a round after the site's last one."""
+def check_round(config: Config, policy: SitePolicy, server_round: int) -> None:
+    """Raise ``DeclinedError`` for a round after the site's last one, or one without the privacy that it wants."""
     if policy.max_rounds and server_round > policy.max_rounds:
         raise DeclinedError(f"this site does not train in round {server_round}: site-max-rounds = {policy.max_rounds}")
+    _check_epsilon(config, policy, "train")
 
 
-def check_model(policy: SitePolicy, action: str) -> None:
-    """Raise ``DeclinedError`` for an action that returns the site's own model, if no such model may leave."""
-    if not policy.shares_models:
+def check_action(config: Config, policy: SitePolicy, name: str, action: ClientAction) -> None:
+    """Raise ``DeclinedError`` for an action that returns the site's own model, or trains one, against the policy."""
+    returns_model = ARRAYS in action.records
+    if returns_model or "steps" in action.metrics:
+        _check_epsilon(config, policy, "pretrain")
+    if returns_model and not policy.shares_models:
         raise DeclinedError(
-            f'this site shares no model of its own, which "{action}" asks for: site-shares-models = false; with '
+            f'this site shares no model of its own, which "{name}" asks for: site-shares-models = false; with '
             'FedDDPM, auxiliary-sharing = "images" asks for images instead'
+        )
+
+
+def _check_epsilon(config: Config, policy: SitePolicy, phase: PrivatePhase) -> None:
+    epsilon = config.dp.of(phase).epsilon
+    if policy.max_epsilon and not 0 < epsilon <= policy.max_epsilon:
+        raise DeclinedError(
+            f"this site trains with privacy only: {phase}-dp-epsilon = {epsilon:g}, and site-max-epsilon = "
+            f"{policy.max_epsilon:g}"
         )

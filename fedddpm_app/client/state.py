@@ -49,8 +49,7 @@ class ClientState(Mapping[str, Weights]):
     """
 
     def __init__(self, config: Config, context: Context, run_id: str, partition_id: int, state_round: int = 0) -> None:
-        parent = Path(config.run.state_dir).expanduser() if config.run.state_dir else default_folder()
-        self.folder = parent.resolve() / f"run-{int(run_id)}"
+        self.folder = state_folder(config) / f"run-{int(run_id)}"
         self._recording = config.recording
         self._context = context
         self._prefix = f"client-{partition_id:04d}"
@@ -149,6 +148,12 @@ class ClientState(Mapping[str, Weights]):
         for path in self.folder.glob(f"{self._prefix}-round-*"):
             if path not in kept:
                 path.unlink(missing_ok=True)
+
+
+def state_folder(config: Config) -> Path:
+    """Return the parent folder of the runs' folders: ``state-dir``, or the default one."""
+    parent = Path(config.run.state_dir).expanduser() if config.run.state_dir else default_folder()
+    return parent.resolve()
 
 
 def default_folder() -> Path:

@@ -20,6 +20,7 @@ from fedddpm_app.seeding import derive_seed
 from fedddpm_app.shapes import fits
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction, Value
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
+from fedddpm_app.training.privacy import Ledger, begin
 from fedddpm_app.training.task import Task
 from fedddpm_app.training.trainer import create_trainer
 from fedddpm_app.weights import Weights
@@ -49,18 +50,25 @@ class Worker:
         self.task = task
         self.trainer = create_trainer(config, task)
 
-    def train(self, hook: TrainingHook) -> LocalResult:
-        """Train one client's round; ``hook`` is the algorithm's hook for that round."""
+    def train(self, hook: TrainingHook, ledger: Ledger | None = None) -> LocalResult:
+        """Train one client's round; ``hook`` is the algorithm's hook for that round.
+
+        ``ledger`` is where a private training writes what it spends.
+        """
         partition_id, server_round = hook.round.partition_id, hook.round.server_round
-        data, seed = self.task.train_data(partition_id), self.config.run.seed
+        data, seed, run = self.task.train_data(partition_id), self.config.run.seed, self.config.run
+        steps = self.task.local_steps(partition_id)
+        planned = run.num_rounds * steps
+        privacy = begin(self.config, "train", ledger, num_examples=len(data), steps=steps, planned=planned)
         self._fit(hook.round.global_weights)
         with cpu_threads(self.config.run.client_threads), closing(hook):
             result = self.trainer.train(
                 hook.start_weights(),
                 data,
-                steps=self.task.local_steps(partition_id),
+                steps=steps,
                 seed=derive_seed(seed, "local-train", server_round, partition_id),
                 hook=hook,
+                privacy=privacy,
                 on_report=progress.reporter("train", partition_id, server_round, self.config.run.num_rounds),
             )
             gradient_seed = derive_seed(seed, "full-gradient", server_round, partition_id)
@@ -82,10 +90,11 @@ class Worker:
         weights: Weights,
         values: Mapping[str, Value],
         state: Mapping[str, Weights] = types.MappingProxyType({}),
+        ledger: Ledger | None = None,
     ) -> ActionAnswer:
         """Run one of the strategy's client actions; see ``ActionRequest``."""
         self._fit(weights)
-        given = (partition_id, server_round, weights, values, state)
+        given = (partition_id, server_round, weights, values, state, ledger)
         request = ActionRequest(self.config, self.task, self.trainer, *given)
         with cpu_threads(self.config.run.client_threads):
             return action.run(request)

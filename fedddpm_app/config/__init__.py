@@ -9,6 +9,7 @@ from fedddpm_app.config.admission import AdmissionConfig
 from fedddpm_app.config.checks import check_sampler, check_warmup
 from fedddpm_app.config.data import MAX_CLASSES, DataConfig
 from fedddpm_app.config.diffusion import DiffusionConfig
+from fedddpm_app.config.dp import Budget, DPConfig, PrivatePhase
 from fedddpm_app.config.errors import ConfigError, first_line, printable, shown
 from fedddpm_app.config.fields import (
     AggregatorName,
@@ -34,14 +35,17 @@ __all__ = [
     "SAMPLER_KEYS",
     "AdmissionConfig",
     "AggregatorName",
+    "Budget",
     "Config",
     "ConfigError",
+    "DPConfig",
     "DataConfig",
     "DiffusionConfig",
     "Extractor",
     "LearningRateSchedule",
     "Overrides",
     "Precision",
+    "PrivatePhase",
     "RunConfig",
     "Sampler",
     "Scalar",

@@ -13,6 +13,7 @@ from fedddpm_app.config.baselines import Baselines
 from fedddpm_app.config.data import DataConfig
 from fedddpm_app.config.diffusion import DiffusionConfig
 from fedddpm_app.config.distillation import KDConfig, LateConfig
+from fedddpm_app.config.dp import DPConfig
 from fedddpm_app.config.evaluation import EvaluationConfig, PreviewConfig, RecordingConfig
 from fedddpm_app.config.fedddpm import AuxiliaryConfig, CorrectionConfig, FedDDPMConfig, PretrainConfig
 from fedddpm_app.config.fedddpm_plus import PlusConfig
@@ -51,6 +52,7 @@ class Config(Baselines):
     preview: PreviewConfig
     evaluation: EvaluationConfig
     recording: RecordingConfig
+    dp: DPConfig
     transport: TransportConfig
     waiting: WaitingConfig
     admission: AdmissionConfig
@@ -58,7 +60,8 @@ class Config(Baselines):
     @property
     def checks_memorization(self) -> bool:
         """Whether clients compare images of their own models with their training images before they share anything."""
-        return checks_memorization(self.sharing.memorization_check, self.auxiliary.sharing, self.data.partition)
+        check, epsilon = self.sharing.memorization_check, self.dp.pretrain_dp_epsilon
+        return checks_memorization(check, self.auxiliary.sharing, self.data.partition, epsilon)
 
 
 class NotValidError(Exception):

@@ -10,9 +10,13 @@ from fedddpm_app.config.fields import STRICT, PositiveInt
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-def checks_memorization(check: object, sharing: object, partition: object) -> bool:
-    """Return whether clients check their own models, given the values of ``memorization-check`` and two other keys."""
-    return check == "always" or (check == "auto" and (sharing == "images" or partition == "sites"))
+def checks_memorization(check: object, sharing: object, partition: object, epsilon: object) -> bool:
+    """Return whether clients check their own models, by ``memorization-check``.
+
+    "auto" depends on ``auxiliary-sharing``, ``partition`` and ``pretrain-dp-epsilon``: privately trained models copy
+    nothing, and the check itself reads the images without noise.
+    """
+    return check == "always" or (check == "auto" and not epsilon and (sharing == "images" or partition == "sites"))
 
 
 @dataclass(frozen=True, config=STRICT)

@@ -7,7 +7,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedddpm_app.config.errors import ConfigError
-from fedddpm_app.config.fields import STRICT, CountOrZero, Scalar
+from fedddpm_app.config.fields import STRICT, CountOrZero, FloatOrZero, Scalar
 from fedddpm_app.config.loading import keys_of, load_group
 from fedddpm_app.config.sharing import Share
 from fedddpm_app.config.toml_files import read_file
@@ -36,6 +36,8 @@ class SitePolicy:
         The fewest training images with which a model of its own, or images of it, may leave.
     max_memorized_share : float
         As the run's ``max-memorized-share``; below 1, the site checks also where the run does not.
+    max_epsilon : float
+        The largest privacy budget of a phase in which it trains; 0 for none: it also trains without a budget.
     """
 
     PREFIX: ClassVar[str] = "site-"
@@ -44,6 +46,7 @@ class SitePolicy:
     max_rounds: CountOrZero = 0
     min_images: CountOrZero = 0
     max_memorized_share: Share = 1.0
+    max_epsilon: FloatOrZero = 0.0
 
     @property
     def allowed(self) -> tuple[str, ...]:

@@ -40,17 +40,26 @@ _NOT_WITH: _Conditions = types.MappingProxyType(  # key -> another key, and its 
         "eval-sampler-steps": ("eval-images", [0]),
         "eval-final-sampler": ("eval-final-images", [0]),
         "eval-final-sampler-steps": ("eval-final-images", [0]),
+        "pretrain-dp-delta": ("pretrain-dp-epsilon", [0]),
+        "train-dp-delta": ("train-dp-epsilon", [0]),
     }
 )
 SAMPLER_KEYS = ("auxiliary-sampler", "eval-sampler", "eval-final-sampler", "preview-sampler")
 _MEASURING = ("eval-extractor", "eval-reference", "eval-batch-size", "inception-weights")
+_DECIDE_THE_CHECK = ("memorization-check", "auxiliary-sharing", "partition", "pretrain-dp-epsilon")
+_OF_DP = ("dp-clip", "dp-noise-multiplicity", "dp-secret-noise")
 _FILES_OF_ALGORITHMS = ("fedddpm", "fedddpm_plus", "sharing", "distillation", "fedphd", "pdfed", "baselines")
 
 
 def keys_of_algorithms() -> list[str]:
     """Return the keys that only some algorithms use."""
     groups = [group for group in GROUPS.values() if group.__module__.rpartition(".")[2] in _FILES_OF_ALGORITHMS]
-    return ["ema-decay", *(key for group in groups for key in keys_of(group))]
+    return [
+        "ema-decay",
+        "pretrain-dp-epsilon",
+        "pretrain-dp-delta",
+        *(key for group in groups for key in keys_of(group)),
+    ]
 
 
 def keys_without_effect(run_config: Mapping[str, Scalar]) -> dict[str, str]:
@@ -60,12 +69,14 @@ def keys_without_effect(run_config: Mapping[str, Scalar]) -> dict[str, str]:
         for key, (other, values) in conditions.items():
             if (run_config[other] in values) is not uses:
                 reasons[key] = f"{other} = {in_toml(run_config[other])} does not use it"
-    checks = checks_memorization(*(run_config[key] for key in ("memorization-check", "auxiliary-sharing", "partition")))
+    checks = checks_memorization(*(run_config[key] for key in _DECIDE_THE_CHECK))
     if not run_config["eval-final-images"] and not checks:
         keys = ("memorization-neighbours", "memorization-rate")
         reasons |= dict.fromkeys(keys, "eval-final-images = 0, and clients do not check their models for copies")
     if not run_config["eval-images"] and not run_config["eval-final-images"]:
         reasons |= dict.fromkeys(_MEASURING, "eval-images = 0 and eval-final-images = 0, so nothing is measured")
+    if not run_config["pretrain-dp-epsilon"] and not run_config["train-dp-epsilon"]:
+        reasons |= dict.fromkeys(_OF_DP, "pretrain-dp-epsilon = 0 and train-dp-epsilon = 0, so nothing is private")
     return reasons
 
 

@@ -12,6 +12,7 @@ from fedddpm_app.federation.accounting import Span
 from fedddpm_app.federation.clients import NO_PARTS, Part
 from fedddpm_app.federation.exchanged import WHOLE, Exchanged, checked_exchanges, kind_of
 from fedddpm_app.federation.participants import is_deployed
+from fedddpm_app.federation.privacy import is_private
 from fedddpm_app.federation.records import ARRAYS, to_weights
 from fedddpm_app.federation.replies import Reply, ReplySpec
 from fedddpm_app.federation.server_state import load_named_state
@@ -105,9 +106,10 @@ class Training:
             continue
         contents = [reply.message.content for reply in accepted]
         metrics = strategy.train_metrics_aggr_fn(contents, strategy.weighted_by_key)
-        strategy.train_loss = float(metrics["loss"])  # type: ignore[arg-type]
+        strategy.train_loss = float(metrics.get("loss", math.nan))  # type: ignore[arg-type]
         strategy.clients.state_rounds |= {reply.partition_id: server_round for reply in accepted}
         strategy.round_log.add_replies(accepted, metrics)
+        strategy.round_log.add(strategy.spending.add(accepted))
         strategy.round_log.add(stream.left_out("train"))
         return weights_module.cast_like(weights, strategy.initial_weights), metrics
 
@@ -171,6 +173,7 @@ class Evaluation:
         config = strategy.config
         due = is_due(config.evaluation.eval_every, server_round, config.run.num_rounds)
         wanted = due and strategy.evaluates_on_clients and config.data.held_out_fraction > 0
+        wanted = wanted and not is_private(type(strategy), config)  # a loss on a client's images has no noise
         self._asked = [p for p in strategy.clients.present() if p in strategy.sampled] if wanted else []
         self._is_global = strategy.has_global_model(config)
         if not self._is_global:  # a client whose trainings have all failed has no model yet

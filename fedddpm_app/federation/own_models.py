@@ -22,7 +22,7 @@ def own_model(request: ActionRequest) -> ActionAnswer:
     return ActionAnswer(records={ARRAYS: request.state[OWN_MODEL]})
 
 
-COLLECT = ClientAction(own_model, records=(ARRAYS,), exact=True)
+COLLECT = ClientAction(own_model, records=(ARRAYS,), exact=True, is_private=True)
 
 
 def collect_own_models(strategy: "FederatedStrategy") -> dict[int, Weights]:

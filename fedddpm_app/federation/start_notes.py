@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from fedddpm_app.config import SAMPLER_KEYS, Config, Scalar, TrainingConfig, keys_without_effect, report_unused
+from fedddpm_app.federation.privacy import notes_on_privacy
 from fedddpm_app.federation.strategy import FederatedStrategy
 
 _LARGE_SHARE = 0.5
@@ -29,6 +30,8 @@ def start_notes(algorithm: type[FederatedStrategy], config: Config, run_config: 
     if not any(run_config[key] == "ddim" and key not in unused | reasons for key in SAMPLER_KEYS):
         reasons = {"ddim-eta": 'no sampler of the run is "ddim"', **reasons}
     notes = report_unused(run_config, unused | reasons)
+    own_models = "pretrain-dp-epsilon" not in reasons
+    notes += notes_on_privacy(config, trains=algorithm.trains_on_clients, pretrains=own_models)
     for key, (decay, count, unit) in used.items():
         notes += _note_on_average(config.training, key, float(decay), count, unit)
     return notes

@@ -26,6 +26,7 @@ from fedddpm_app.federation.exchanged import Exchanged
 from fedddpm_app.federation.exchanges import Evaluation, Training
 from fedddpm_app.federation.messaging import StreamingGrid
 from fedddpm_app.federation.ports import Recorder
+from fedddpm_app.federation.privacy import Spending, first_run, is_private
 from fedddpm_app.federation.records import ARRAYS, to_arrays, to_weights
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.round_log import RoundLog
@@ -35,6 +36,7 @@ from fedddpm_app.federation.streaming import ReplyStream
 from fedddpm_app.federation.survey import survey_sites
 from fedddpm_app.progress import logger
 from fedddpm_app.training.actions import Value
+from fedddpm_app.training.privacy import private_metrics
 from fedddpm_app.training.task import Task
 from fedddpm_app.training.trainer import Trainer, create_trainer
 from fedddpm_app.transport import Transport
@@ -88,7 +90,10 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
     exchanges : dict of int to Exchanged
         What each client of the current round exchanges.
     train_loss : float
-        The clients' mean loss over the round's steps, weighted by their examples; set after ``aggregate``.
+        The clients' mean loss over the round's steps, weighted by their examples; set after ``aggregate``. In a run
+        with private rounds it stays NaN.
+    spending : Spending
+        The privacy that clients have spent.
     transport : Transport
         Carries the weights; available while ``start`` runs.
     outbox : Outbox
@@ -99,7 +104,14 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         The current round's line in ``stats.jsonl``.
     """
 
-    state_attributes: ClassVar[Sequence[str]] = ("train_loss", "accounting", "clients", "_rule", "architecture")
+    state_attributes: ClassVar[Sequence[str]] = (
+        "train_loss",
+        "accounting",
+        "clients",
+        "_rule",
+        "architecture",
+        "spending",
+    )
     clients: Clients
     transport: Transport
     outbox: Outbox
@@ -113,6 +125,9 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         self.ema_weights: Weights | None = None
         self.architecture = ""
         self.train_loss = float("nan")
+        self.spending = Spending()
+        if config.dp.train.is_private:
+            self.train_metrics = private_metrics(self.train_metrics)
         self.client_models: dict[int, Weights] = {}
         self.shares = Shares()
         self.exchanges: dict[int, Exchanged] = {}
@@ -295,7 +310,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
     def action_call(self, action: str, timeout: float | None = None) -> ActionCall:
         """Return one of ``client_actions``, ready to be sent message by message."""
         wait = self.config.waiting.round_timeout if timeout is None else timeout
-        declared = self.client_actions[action]
+        declared = self.client_actions[action].for_run(self.config)
         return ActionCall(action, declared, self.grid, self.clients, self.transport, self.round_log.server_round, wait)
 
     # ---- Flower's loop --------------------------------------------------------------------------
@@ -407,6 +422,8 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         self.clients = Clients.meet(grid, config, self.accounting, self.transport)
         per_round = config.run.clients_per_round or config.data.num_clients
         under_way = self.clients.participants.under_way or per_round
+        if is_private(type(self), config):
+            self.clients.state_run = first_run(self.recorder, self.clients.state_run)
         self.transport.settle(self.clients.participants.share_memory, self.initial_weights, under_way)
         logger.info("transport: %s, wire-dtype %s", self.transport.name, config.transport.wire_dtype)
         if config.data.partition == "sites":

@@ -5,22 +5,16 @@ runs ``ClientAction.run``, and the server checks the answer against the action's
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from fedddpm_app.config import Config
+from fedddpm_app.training.privacy import Ledger, private_metrics
 from fedddpm_app.training.task import Task
 from fedddpm_app.training.trainer import Trainer
 from fedddpm_app.weights import Weights
 
 Value = bool | int | float | str | list[int] | list[float]
 Metrics = Mapping[str, float | list[float] | list[int]]
-
-
-class DeclinedError(Exception):
-    """A client declines a request, for a reason that a repetition would not change; its message is a sentence.
-
-    The server names the client and the reason, and goes on without it; the client is not asked again in the phase.
-    """
 
 
 @dataclass(frozen=True)
@@ -45,6 +39,8 @@ class ActionRequest:
         Further values that the server sent.
     state : mapping of str to Weights
         The records that this client kept in its last accepted round; empty before it. An action does not change them.
+    ledger : Ledger or None
+        Where a private training writes what it spends.
     """
 
     config: Config
@@ -55,6 +51,7 @@ class ActionRequest:
     weights: Weights = field(default_factory=dict)
     values: Mapping[str, Value] = field(default_factory=dict)
     state: Mapping[str, Weights] = field(default_factory=dict)
+    ledger: Ledger | None = None
 
 
 @dataclass(frozen=True)
@@ -90,6 +87,9 @@ class ClientAction:
         others.
     exact : bool
         Send the weights in full precision, both ways, for any ``wire-dtype``.
+    is_private : bool
+        Whether its answer depends on a client's data only by weights that were trained privately, if the run asks for
+        that, and by the number of examples. A private run refuses an algorithm with other actions.
     """
 
     run: Callable[[ActionRequest], ActionAnswer]
@@ -97,3 +97,10 @@ class ClientAction:
     lists: Mapping[str, int] = field(default_factory=dict)
     records: Sequence[str] = ()
     exact: bool = False
+    is_private: bool = False
+
+    def for_run(self, config: Config) -> "ClientAction":
+        """Return the declaration in a run: a private pretraining has no losses, but says what privacy it spent."""
+        if not (self.is_private and config.dp.pretrain.is_private and "loss" in self.metrics):
+            return self
+        return replace(self, metrics=private_metrics(self.metrics))

@@ -12,6 +12,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from fedddpm_app.config import Config
+from fedddpm_app.training.privacy import Privacy
 from fedddpm_app.training.task import Batch
 from fedddpm_app.weights import Weights
 
@@ -63,6 +64,8 @@ class TrainResult:
         Wall time of the loop.
     learning_rate_sum : float
         The sum of the learning rates of all steps: ``K eta`` for a constant learning rate.
+    privacy : Privacy or None
+        The mechanism of a private training. Losses and seconds then stay with the client: they have no noise.
     """
 
     weights: Weights
@@ -71,9 +74,12 @@ class TrainResult:
     steps: int
     seconds: float
     learning_rate_sum: float = 0.0
+    privacy: Privacy | None = None
 
     def metrics(self) -> dict[str, float]:
         """Return the metrics that a client reports."""
+        if self.privacy is not None:
+            return {"steps": self.steps, **self.privacy.metrics()}
         return {"loss": self.loss, "final-loss": self.final_loss, "steps": self.steps, "seconds": self.seconds}
 
 
@@ -112,6 +118,16 @@ class TrainingHook:
         number is for accounting; it changes no result.
         """
         return steps * (config.training.batch_size or num_examples)
+
+    @classmethod
+    def why_not_private(cls, config: Config) -> str:
+        """Return why a private training cannot use this hook, as the end of a sentence; empty if it can.
+
+        It can if all that the hook does follows from weights that clients exchange or have trained privately: this is
+        post-processing. ``add_to_loss`` is not called then. Each class answers for itself: a subclass that does not
+        define this method is refused.
+        """
+        return ""
 
     def start_weights(self) -> Weights:
         """Return the weights that training starts from and evaluation uses (here: the global weights)."""

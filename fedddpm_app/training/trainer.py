@@ -5,9 +5,10 @@ its optimiser for the life of a process, and is reset for every training, so tha
 earlier trainings.
 """
 
+import secrets
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +25,8 @@ from fedddpm_app.shapes import fit_model
 from fedddpm_app.training.acceleration import PLAIN, Acceleration, choose, compiled, is_watched
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.training.optimization import create_optimizer, create_schedule, learning_rate_factor, reset_optimizer
+from fedddpm_app.training.privacy import Privacy
+from fedddpm_app.training.private import PrivateGradients
 from fedddpm_app.training.task import Batch, LossFn, StreamedData, Task, TrainingData
 from fedddpm_app.weights import Weights
 
@@ -120,6 +123,7 @@ class Trainer:
         hook: TrainingHook | None = None,
         ema_decay: float = 0.0,
         keep_optimizer: bool = False,
+        privacy: Privacy | None = None,
         on_report: Callable[[StepReport], None] | None = None,
     ) -> TrainResult:
         """Train from ``start`` for a number of steps.
@@ -145,6 +149,10 @@ class Trainer:
             ``TrainingConfig.ema_decay_at``.
         keep_optimizer : bool
             Continue with the optimiser state of the last training instead of a new state.
+        privacy : Privacy, optional
+            Makes the gradients private, see ``private.PrivateGradients``: Poisson batches replace those of
+            ``batch_size``, clipping per example replaces ``gradient-clip``, and the hook's ``add_to_loss`` is not
+            called. If the noise is secret, the operating system's randomness replaces ``seed``.
         on_report : callable, optional
             Called every few seconds and at the end; only these calls synchronise with the device to read the loss.
 
@@ -164,10 +172,20 @@ class Trainer:
             hook.on_start(self.model)
         ema = self._create_ema(ema_decay) if ema_decay else None
         began = time.perf_counter()
-        with self._random_streams(seed) as (order, noise):
-            batches = _batches(data, shuffled_batches(len(data), size, order, data.device), steps, noise)
+        self.model.train()
+        seed = secrets.randbits(63) if privacy and privacy.secret else seed
+        with ExitStack() as stack:
+            order, noise = stack.enter_context(self._random_streams(seed))
             loss = loss_fn or self.loss_fn
-            losses = self._loop(loss, steps, batches, noise, hook, schedule, ema, StepReporter(steps, on_report))
+            if privacy is None:
+                batches = _batches(data, shuffled_batches(len(data), size, order, data.device), steps, noise)
+                set_gradients = self._gradients(loss, batches, noise, hook)
+            else:
+                own = torch.Generator(self.device).manual_seed(split_seed(seed, 4)[3])
+                private = PrivateGradients(self.model, self.optimizer, data, privacy, order, own)
+                set_gradients = self._private_gradients(loss, stack.enter_context(private), noise)
+            clip = 0.0 if privacy else self.config.gradient_clip
+            losses = self._loop(set_gradients, steps, hook, clip, schedule, ema, StepReporter(steps, on_report))
         if ema is not None and steps > 0:
             ema.copy_to(self.parameters)
         factors = [learning_rate_factor(step, *plan) for step in range(steps)]
@@ -178,6 +196,7 @@ class Trainer:
             steps=steps,
             seconds=time.perf_counter() - began,
             learning_rate_sum=learning_rate * sum(factors),
+            privacy=privacy,
         )
 
     def state_dict(self) -> dict[str, object]:
@@ -240,36 +259,55 @@ class Trainer:
             torch.manual_seed(dropout_seed)
             yield torch.Generator().manual_seed(order_seed), torch.Generator(self.device).manual_seed(noise_seed)
 
-    def _loop(
-        self,
-        loss_fn: LossFn,
-        steps: int,
-        batches: Iterator[Batch],
-        noise: torch.Generator,
-        hook: TrainingHook | None,
-        schedule: LambdaLR,
-        ema: EMAModel | None,
-        reporter: StepReporter,
-    ) -> Tensor:
-        self.model.train()
+    def _gradients(
+        self, loss_fn: LossFn, batches: Iterator[Batch], noise: torch.Generator, hook: TrainingHook | None
+    ) -> Callable[[], Tensor]:
+        """Return a function that sets the gradients of the next batch, and returns its loss."""
         model = self.model if is_watched(self.model) else self._compiled
-        losses = torch.zeros(steps, device=self.device, dtype=self.parameters[0].dtype)
-        for step in range(steps):
+
+        def set_gradients() -> Tensor:
             batch = next(batches)
             self.optimizer.zero_grad(set_to_none=True)
             with autocast(self.device, self.acceleration.precision):
                 loss = loss_fn(model, batch, noise)
                 total = hook.add_to_loss(loss, self.model, batch) if hook else loss
             total.backward()  # type: ignore[no-untyped-call]
+            return loss.detach()
+
+        return set_gradients
+
+    def _private_gradients(
+        self, loss_fn: LossFn, gradients: PrivateGradients, noise: torch.Generator
+    ) -> Callable[[], Tensor]:
+        """Return a function that sets the noisy gradients of the next batch, and returns its loss."""
+
+        def loss_of(batch: Batch) -> Tensor:
+            with autocast(self.device, self.acceleration.precision):
+                return loss_fn(self.model, batch, noise)
+
+        return lambda: gradients.next(loss_of)
+
+    def _loop(
+        self,
+        set_gradients: Callable[[], Tensor],
+        steps: int,
+        hook: TrainingHook | None,
+        clip: float,
+        schedule: LambdaLR,
+        ema: EMAModel | None,
+        reporter: StepReporter,
+    ) -> Tensor:
+        losses = torch.zeros(steps, device=self.device, dtype=self.parameters[0].dtype)
+        for step in range(steps):
+            losses[step] = set_gradients()
             if hook:
                 hook.adjust_gradients(self.model)
-            if self.config.gradient_clip:
-                nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip, foreach=True)
+            if clip:
+                nn.utils.clip_grad_norm_(self.parameters, clip, foreach=True)
             self.optimizer.step()
             schedule.step()
             if ema is not None:
                 ema.step(self.parameters)
-            losses[step] = loss.detach()
             reporter.after_step(step + 1, losses)
         return losses
 

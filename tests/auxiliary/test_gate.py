@@ -10,7 +10,7 @@ from fedddpm_app.auxiliary.gate import Gate, check_enough, check_settings, check
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.evaluation.memorization import among_themselves, nearest_vectors
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.training.actions import DeclinedError
+from fedddpm_app.training.declined import DeclinedError
 
 SETTINGS = {"neighbours": 10, "rate": 0.01}
 

@@ -9,7 +9,7 @@ from fedddpm_app.auxiliary.uploads import COUNTS
 from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import default_run_config, load_config
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.training.actions import DeclinedError
+from fedddpm_app.training.declined import DeclinedError
 from fedddpm_app.weights import snapshot
 
 FEW = {"num-clients": 58, "partition": "iid", "held-out-fraction": 0.12}

@@ -57,6 +57,18 @@ def test_a_site_trains_up_to_its_last_round(run_app, at_client_1):
     assert second["train/left_out"] == {"1": "this site does not train in round 2: site-max-rounds = 1"}
 
 
+def test_a_site_that_wants_privacy_trains_only_with_a_budget_that_is_small_enough(run_app, at_client_1):
+    at_client_1(site_max_epsilon=4.0)
+    reason = "this site trains with privacy only: {}-dp-epsilon = {}, and site-max-epsilon = 4"
+    run = run_app(num_rounds=1)
+    (row,) = (row for row in run.stats if row["phase"] == "pretrain")
+    assert row["pretrain/left_out"] == {"1": reason.format("pretrain", 0)}
+    assert run.rounds()[0]["train/left_out"] == {"1": reason.format("train", 0)}
+    too_large = run_app(algorithm="fedavg", num_rounds=1, train_dp_epsilon=5.0).rounds()[0]
+    assert too_large["train/left_out"] == {"1": reason.format("train", 5)}
+    assert "train/left_out" not in run_app(algorithm="fedavg", num_rounds=1, train_dp_epsilon=4.0).rounds()[0]
+
+
 def test_a_sites_own_check_is_stricter_than_the_runs(run_app, at_client_1):
     at_client_1(site_min_images=10_000)
     run = run_app(num_rounds=1, memorization_check="never")

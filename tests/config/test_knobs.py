@@ -25,6 +25,9 @@ CHEAP = LOCAL | {"eval-images": 20}
 FINAL = LOCAL | {"eval-final-images": 30}
 SGD = {"optimizer": "sgd", "gradient-clip": 0.0}
 SCAFFOLD = SGD | {"algorithm": "scaffold", "batch-size": 128}  # Option I goes through all images, batch by batch
+OPEN_NOISE = {"dp-secret-noise": False}
+PRIVATE = LOCAL | OPEN_NOISE | {"train-dp-epsilon": 3.0}
+PRIVATE_OWN = ONE | OPEN_NOISE | {"pretrain-dp-epsilon": 3.0}
 
 # (key, other values, what else must be set for the key to matter); numbers lie on both sides of the unchanged value
 KNOBS = [
@@ -146,6 +149,13 @@ KNOBS = [
     ("preview-sampler-steps", [1, 5], LOCAL),
     ("checkpoint-every", [1], FEDAVG),
     ("wire-dtype", ["bf16", "int8-delta"], LOCAL),
+    ("pretrain-dp-epsilon", [1.0, 10.0], PRIVATE_OWN),
+    ("pretrain-dp-delta", [1e-6, 1e-4], PRIVATE_OWN),
+    ("train-dp-epsilon", [1.0, 10.0], PRIVATE),
+    ("train-dp-delta", [1e-6, 1e-4], PRIVATE),
+    ("dp-clip", [0.1, 2.0], PRIVATE),
+    ("dp-noise-multiplicity", [2], PRIVATE),
+    ("dp-secret-noise", [True], PRIVATE),
 ]
 _LONG = [pytest.mark.slow, pytest.mark.long]
 TRIED = [  # the default run of the tests tries the first value, `make long` all of them
