@@ -23,6 +23,7 @@ FedAvg with an annealed and averaged last round. Both outcomes of the vote cost 
 """
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 from flwr.serverapp import Grid
@@ -74,9 +75,9 @@ class FedDDPMLate(Distilling):
 
     key_prefix = "late-"
     client_actions: ClassVar[Mapping[str, ClientAction]] = {
-        _FINE_TUNE: ClientAction(fine_tune, metrics=PRETRAIN.metrics, records=PRETRAIN.records),
+        _FINE_TUNE: replace(PRETRAIN, run=fine_tune, is_private=False),
         "vote": VOTE,
-        _ANNEAL: ClientAction(anneal, metrics=PRETRAIN.metrics, records=PRETRAIN.records),
+        _ANNEAL: replace(PRETRAIN, run=anneal, is_private=False),
         "generate": GENERATE,
     }
     fixed_on_resume = ("num-rounds", "eval-draws")  # when a cycle ends, and the loss by which clients vote

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import Module
 
-from fedddpm_app.audit.pools import Pool, pool_of, pool_of_all
+from fedddpm_app.audit.pools import Pool, pool_of
 from fedddpm_app.audit.targets import Target, Targets, without_check
 from fedddpm_app.auxiliary.gate import Gate
 from fedddpm_app.config import Config
@@ -130,7 +130,7 @@ class Audit:
         for number, target in enumerate(targets):
             report(ProgressEvent("audit", number, len(targets), 0))
             attacks += [(target.name, attack) for attack in self._attack(target)]
-        everything = pool_of_all(self._task.data, self._clients, conditional=self._config.data.class_conditional)
+        everything = pool_of(self._task.data, self._clients, conditional=self._config.data.class_conditional)
         if samples is not None and everything.is_large_enough:
             copies.append(self._copies("samples of the final model", samples, everything))
         if auxiliary is not None:
@@ -187,21 +187,30 @@ class Audit:
         found, owners = [], torch.tensor(clients)
         for client in self._clients:
             images = data.images[owners == client]
-            pool = pool_of(self._task.data, client, conditional=False)
+            pool = pool_of(self._task.data, [client], conditional=False)
             if len(images) and len(pool.members) > 1:
                 found.append(self._copies(f"auxiliary set, part of client {client}", images, pool))
         return found
 
     def _copies(self, name: str, images: Tensor, pool: Pool) -> Copies:
+        """Return the share of near copies, and that of real images by a threshold that others of them set."""
+        others = pool.others.images
+        share = float(self._gate(pool, others).copies(images).double().mean())
+        halves = (others[::2], others[1::2])
+        expected = np.nan
+        if len(halves[1]):
+            pairs = (halves, halves[::-1])
+            expected = float(np.mean([self._gate(pool, one).copies(two).double().mean() for one, two in pairs]))
+        return Copies(name, share, expected, len(images))
+
+    def _gate(self, pool: Pool, held_out: Tensor) -> Gate:
         settings = self._config.evaluation
-        gate = Gate(
+        return Gate(
             pool.members.images,
-            pool.others.images,
+            held_out,
             neighbours=settings.memorization_neighbours,
             rate=settings.memorization_rate,
         )
-        share, expected = (float(gate.copies(each).double().mean()) for each in (images, pool.others.images))
-        return Copies(name, share, expected, len(images))
 
 
 def _split(scores: Scores, pool: Pool) -> tuple[Scores, Scores]:

@@ -9,7 +9,7 @@ from torch import Tensor
 from fedddpm_app.data.dataset import FederatedDataset
 from fedddpm_app.diffusion.images import ImageTensors, concatenate
 
-LEAST = 2  # of each kind
+LEAST = 10  # of each kind: an interval of fewer says nothing
 
 
 @dataclass(frozen=True)
@@ -41,31 +41,26 @@ class Pool:
         return concatenate([self.members, self.others])
 
 
-def pool_of(data: FederatedDataset, partition_id: int, *, conditional: bool) -> Pool:
-    """Return the images for attacks on a client's own model.
+def pool_of(data: FederatedDataset, partition_ids: Sequence[int], *, conditional: bool) -> Pool:
+    """Return the images for attacks on a model that some clients have trained.
 
-    The others are the client's held-out images and, where this host has labels and a test split, test images with the
-    same shares of the classes as the client's: an attack that only knows the client's classes then finds nothing.
+    The others are these clients' held-out images and, where this host has a test split and labels, test images with the
+    same shares of the classes: an attack that only knows the clients' classes then finds nothing. With clients that
+    differ in more than their classes (``partition`` is "sites" or "natural"), they are the held-out images alone.
     """
-    rows = data.client(partition_id)
-    members, held_out = data.train.select(rows.train), data.train.select(rows.held_out)
-    test = data.test
-    if test is None or test.labels is None or members.labels is None:
-        others = held_out
-    else:
-        alike = _alike(members.labels, test.labels, data.config.num_classes)
-        others = concatenate([held_out, test.select(alike)])
-    return _labelled(Pool(members, others), conditional)
-
-
-def pool_of_all(data: FederatedDataset, clients: Sequence[int], *, conditional: bool) -> Pool:
-    """Return the images for attacks on a model that the clients trained together: also the whole test split."""
-    rows = [data.client(partition_id) for partition_id in clients]
+    rows = [data.client(partition_id) for partition_id in partition_ids]
     members = data.train.select(torch.cat([each.train for each in rows]))
     others = [data.train.select(torch.cat([each.held_out for each in rows]))]
-    if data.test is not None:
-        others.append(data.test)
-    return _labelled(Pool(members, concatenate(others)), conditional)
+    test = data.test
+    if test is not None and test.labels is not None and members.labels is not None and _differ_in_classes(data):
+        others.append(test.select(_alike(members.labels, test.labels, data.config.num_classes)))
+    pool = Pool(members, concatenate(others))
+    return pool if conditional else Pool(pool.members.without_labels(), pool.others.without_labels())
+
+
+def _differ_in_classes(data: FederatedDataset) -> bool:
+    """Return whether clients differ in nothing but their classes and their numbers of images."""
+    return data.config.partition not in ("sites", "natural")
 
 
 def _alike(labels: Tensor, test: Tensor, num_classes: int) -> Tensor:
@@ -75,11 +70,6 @@ def _alike(labels: Tensor, test: Tensor, num_classes: int) -> Tensor:
     counts = (wanted * scale).floor().long()
     rows = [(test == label).nonzero().flatten()[:count] for label, count in enumerate(counts.tolist())]
     return torch.cat(rows).sort().values
-
-
-def _labelled(pool: Pool, conditional: bool) -> Pool:
-    """Return the pool without labels for an unconditional model."""
-    return pool if conditional else Pool(pool.members.without_labels(), pool.others.without_labels())
 
 
 def _spread(images: ImageTensors, count: int) -> ImageTensors:

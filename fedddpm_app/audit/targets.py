@@ -1,5 +1,6 @@
 """The models of a run that attacks are tried on."""
 
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -8,7 +9,7 @@ from torch.nn import Module
 
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.algorithms.fedddpm import FedDDPM
-from fedddpm_app.audit.pools import Pool, pool_of, pool_of_all
+from fedddpm_app.audit.pools import Pool, pool_of
 from fedddpm_app.auxiliary.pretraining import train_own
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads, resolve_device
@@ -75,11 +76,12 @@ class Targets:
             for number, folder in ensemble.folders.items():
                 client = number if ensemble.of_clients else number_of(name) if name else None
                 if client is None:
-                    pool = pool_of_all(self._task.data, self._clients, conditional=self._conditional)
-                    found.append(Target("global model", pool, self._loading(folder), self._train_together))
+                    pool = pool_of(self._task.data, self._clients, conditional=self._conditional)
+                    found.append(Target("global model", pool, self._loading(folder), self._train_as_in_rounds))
                 elif client in self._clients:
                     pool, load = self._pool(client), self._loading(folder)
-                    found.append(Target(f"model of client {client}", pool, load, self._trainer_of(client)))
+                    train = self._trainer_of(client) if ensemble.of_clients else self._train_as_in_rounds
+                    found.append(Target(f"model of client {client}", pool, load, train))
         return found
 
     def uploaded(self) -> list[Target]:
@@ -104,12 +106,19 @@ class Targets:
                 self._trainer_of(client),
             )
             for client in self._clients
+            if client in self._uploaders()
         ]
+
+    def _uploaders(self) -> list[int]:
+        """Return the clients whose own models have arrived, as ``stats.jsonl`` says."""
+        path = self._run_dir / "stats.jsonl"
+        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
+        return next((row["pretrain/clients"] for row in rows if row.get("phase") == "pretrain"), [])
 
     # ---- models ---------------------------------------------------------------------------------
 
     def _pool(self, client: int) -> Pool:
-        return pool_of(self._task.data, client, conditional=self._conditional)
+        return pool_of(self._task.data, [client], conditional=self._conditional)
 
     def _loading(self, folder: Path) -> Callable[[], Module]:
         return lambda: load_pipeline(folder).unet.to(resolve_device(self._config.run.device))
@@ -128,10 +137,11 @@ class Targets:
     def _trainer_of(self, client: int) -> Callable[[ImageTensors, int], Module]:
         return lambda images, number: self._pretrained(client, images, number)
 
-    def _train_together(self, images: ImageTensors, number: int) -> Module:
-        """Train a reference for a global model on images in one place, as many steps as a client's in all rounds."""
+    def _train_as_in_rounds(self, images: ImageTensors, number: int) -> Module:
+        """Train a reference on images in one place, as many steps as a client of mean size takes in all rounds."""
         config, trainer = self._config, create_trainer(self._config, self._task)
-        steps = config.run.num_rounds * config.training.steps_for(len(images) // config.data.num_clients)
+        sizes = [len(self._task.data.client(client).train) for client in self._clients]
+        steps = config.run.num_rounds * config.training.steps_for(max(1, sum(sizes) // len(sizes)))
         with cpu_threads(config.run.client_threads):
             result = trainer.train(
                 snapshot(self._task.create_model()),

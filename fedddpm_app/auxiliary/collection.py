@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from typing import Generic
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.auxiliary.pretraining import OwnTraining, check_label_counts, images_of_generation
+from fedddpm_app.auxiliary.pretraining import OwnTraining, check_claims, check_label_counts, images_of_generation
 from fedddpm_app.auxiliary.share import counts_of
 from fedddpm_app.auxiliary.uploads import COUNTS, PretrainedModel, U, UploadFiles
 from fedddpm_app.federation.accounting import Span
@@ -21,6 +21,8 @@ from fedddpm_app.federation.streaming import ReplyStream, with_progress
 from fedddpm_app.progress import logger
 from fedddpm_app.training.actions import Value
 from fedddpm_app.weights import Weights
+
+_UNKNOWN = "its number of images, and so its part of the auxiliary set, was not known when the phase began"
 
 
 class Collection(Generic[U]):
@@ -53,7 +55,8 @@ class Collection(Generic[U]):
     # ---- to override ----------------------------------------------------------------------------
 
     def check(self, reply: Reply) -> None:
-        """Raise ``ReplyRefusedError`` for a reply that cannot be used."""
+        """Raise ``ReplyRefusedError`` for a reply that cannot be used (here: for claims that cannot be true)."""
+        check_claims(self._strategy.config, reply)
 
     def asks(self, count: int) -> bool:
         """Return whether a client is asked whose part of D_aux has ``count`` images."""
@@ -156,7 +159,9 @@ class Collection(Generic[U]):
         strategy, name, waiting = self._strategy, self._training.name, self._strategy.config.waiting
         quorum = waiting.quorum(strategy.config.data.num_clients)
         call = strategy.action_call(self._training.action or name, strategy.config.pretrain.timeout)
-        counts = counts_of(strategy.config, strategy.clients.admission.sizes)
+        sizes = strategy.clients.admission.sizes
+        counts = counts_of(strategy.config, sizes)
+        quorum = min(quorum, max(1, sum(self.asks(count) for count in counts)))
         values: dict[str, Value] = {**self._training.values, COUNTS: counts}
         declined: dict[int, str] = {}
         for attempt in range(waiting.max_round_retries + 1):
@@ -170,7 +175,8 @@ class Collection(Generic[U]):
                 del reply
             self.refuse_more(weights, models, stream)
             declined |= {partition: stream.refused[partition] for partition in stream.declined}
-            stream.refused = declined | stream.refused
+            unknown = {p: _UNKNOWN for p in present if p not in sizes and not self.asks(counts[p])}
+            stream.refused = unknown | declined | stream.refused
             if len(models) >= quorum:
                 break
             error = stream.too_few(sum(partition in models for partition in missing), quorum)
@@ -199,7 +205,8 @@ class ModelCollection(Collection[PretrainedModel]):
         return upload.num_bytes
 
     def check(self, reply: Reply) -> None:
-        """Refuse wrong label counts."""
+        """Refuse wrong label counts, too."""
+        super().check(reply)
         check_label_counts(self._strategy.config, reply)
 
     def refuse_more(self, start: Weights, uploads: dict[int, PretrainedModel], stream: ReplyStream) -> None:

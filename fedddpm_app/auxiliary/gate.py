@@ -20,12 +20,14 @@ from fedddpm_app.evaluation.memorization import (
     nearest_training,
     nearest_vectors,
     threshold_at,
+    without_twins,
 )
 from fedddpm_app.training.declined import DeclinedError
 from fedddpm_app.training.task import Task, TrainingData
 
 KEYS = ("memorization-check", "memorization-extractor", "max-memorized-share", "min-images-to-share")
 _ENOUGH = 200  # real images for a calibration
+_BLOCK = 512  # images
 
 Embed = Callable[[Tensor], Tensor]
 Nearest = Callable[[Tensor, Tensor, int], Neighbours]
@@ -79,8 +81,7 @@ class _Space:
         self._nearest, self._train, self._neighbours = nearest, train, neighbours
         real = torch.empty(0)
         if len(held_out):
-            found = nearest(held_out, train, neighbours)
-            real = found.ratio[found.distance > 0]
+            real = without_twins(nearest(held_out, train, neighbours))
         if len(real) < _ENOUGH:
             real = torch.cat([real, among_themselves(train, neighbours, _ENOUGH)])
         self.threshold = threshold_at(real, rate) if len(real) else torch.inf
@@ -110,7 +111,7 @@ def keys_of_no_check(config: Config) -> dict[str, str]:
         return {}
     check = config.sharing.memorization_check
     reason = f'memorization-check = "{check}"' + (", and nothing asks for it" if check == "auto" else "")
-    return dict.fromkeys(KEYS[1:], reason)
+    return dict.fromkeys(("memorization-extractor", "max-memorized-share"), reason)
 
 
 def open_gate(config: Config, task: Task, partition_id: int) -> Gate:
@@ -145,8 +146,9 @@ def check_share(config: Config, copies: Tensor, num_examples: int) -> float:
 
 
 def _pixels(data: TrainingData) -> Tensor:
-    images: Tensor = data.batch(torch.arange(len(data), device=data.device)).images
-    return to_uint8(images).cpu()
+    """Return all images as uint8 on the CPU; few of them are floats at a time."""
+    blocks = torch.split(torch.arange(len(data), device=data.device), _BLOCK)
+    return torch.cat([to_uint8(data.batch(index).images).cpu() for index in blocks])
 
 
 def _embedder(config: Config) -> Embed | None:

@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fedddpm_app.auxiliary.collection import Collection
 from fedddpm_app.auxiliary.gate import Gate, check_share, open_gate
-from fedddpm_app.auxiliary.pretraining import METRICS, OwnTraining, drawing, train_own
+from fedddpm_app.auxiliary.pretraining import LEAST_CHECKED, METRICS, TRIES, OwnTraining, drawing, train_own
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.auxiliary.share import batches_again, batches_of
-from fedddpm_app.auxiliary.uploads import COUNTS, GENERATED, MEMORIZED_SHARE, Upload
+from fedddpm_app.auxiliary.uploads import COUNTS, GENERATED, MEMORIZED_SHARE, REPLACED, Upload
 from fedddpm_app.config import Config
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied, concatenate
 from fedddpm_app.federation.records import NUM_EXAMPLES
@@ -24,8 +24,7 @@ from fedddpm_app.weights import Weights
 
 NAME = "share_images"
 _RECORD, _PIXELS, _LABELS = "images", "images", "labels"
-_KEPT, _REPLACED = "images", "replaced"
-_TRIES = 3  # to replace near copies
+_KEPT = "images"
 
 
 # ---- the client half -------------------------------------------------------------------------
@@ -66,10 +65,15 @@ def _without_copies(
 ) -> tuple[Tensor, dict[str, float]]:
     """Replace near copies among ``images``, in place; return which images are none, and what is to be reported."""
     config, partition_id = request.config, request.partition_id
-    copies = gate.copies(images)
-    share = check_share(config, copies, len(request.task.train_data(partition_id)))
-    first, generated = int(copies.sum()), len(images)
-    for attempt in range(1, _TRIES + 1):
+    copies, generated = gate.copies(images), len(images)
+    judged = copies
+    if len(images) < LEAST_CHECKED:  # a share of fewer says little
+        _, batches = batches_of(config, partition_id, LEAST_CHECKED, request.task.label_counts(partition_id))
+        with drawing():
+            judged = gate.copies(torch.cat([*sampler.sample(weights, batches)]))
+        generated += len(judged)
+    share, first = check_share(config, judged, len(request.task.train_data(partition_id))), int(copies.sum())
+    for attempt in range(1, TRIES + 1):
         index = copies.nonzero().flatten()
         if not len(index):
             break
@@ -78,7 +82,7 @@ def _without_copies(
             again = torch.cat([*sampler.sample(weights, batches)])
         images[index], copies[index] = again, gate.copies(again)
         generated += len(again)
-    return ~copies, {MEMORIZED_SHARE: share, GENERATED: generated, _REPLACED: first - int(copies.sum())}
+    return ~copies, {MEMORIZED_SHARE: share, GENERATED: generated, REPLACED: first - int(copies.sum())}
 
 
 def _packed(images: Tensor, labels: Tensor | None, kept: Tensor) -> Weights:
@@ -108,7 +112,7 @@ class OwnImages(Upload):
     def content(cls, reply: Reply, *, labelled: bool) -> tuple[dict[str, Any], Weights]:
         """Add the images, and their labels if ``labelled``."""
         about, _ = super().content(reply, labelled=labelled)
-        replaced, kept = reply.number(_REPLACED), int(reply.number(_KEPT))
+        replaced, kept = reply.number(REPLACED), int(reply.number(_KEPT))
         about["replaced"] = int(replaced) if replaced >= 0 else 0
         return about, {name: tensor[:kept].clone() for name, tensor in reply.load(_RECORD).items()}
 
@@ -136,7 +140,8 @@ class ImageCollection(Collection[OwnImages]):
         return {_RECORD: shapes}
 
     def check(self, reply: Reply) -> None:
-        """Refuse images that hold nothing, and labels that are no classes."""
+        """Refuse images that hold nothing, and labels that are no classes, too."""
+        super().check(reply)
         record, kept, data = reply.load(_RECORD), reply.number(_KEPT), self._strategy.config.data
         if not (kept.is_integer() and 1 <= kept <= len(record[_PIXELS])):
             raise ReplyRefusedError(f"it shares {kept:g} images, but was asked for {len(record[_PIXELS])}")
@@ -162,7 +167,9 @@ def row_of(uploads: Sequence[OwnImages]) -> dict[str, object]:
     return {"aux/shared": shared, "aux/replaced": {str(upload.partition_id): upload.replaced for upload in uploads}}
 
 
-SHARE_IMAGES = ClientAction(share_images, metrics=(*METRICS, _KEPT), records=(_RECORD,), is_private=True)
+SHARE_IMAGES = ClientAction(
+    share_images, metrics=(*METRICS, _KEPT), records=(_RECORD,), is_checked=True, is_private=True
+)
 
 
 def image_training(config: Config) -> OwnTraining:

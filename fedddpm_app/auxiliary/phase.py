@@ -158,10 +158,15 @@ class AuxiliaryPhase:
 
     def check_generates(self) -> None:
         """Raise, before pretraining, if the model cannot generate a set."""
-        model = self._strategy.trainer.model
+        model, config = self._strategy.trainer.model, self._strategy.config
+        if config.checks_memorization and not is_denoiser(model):
+            raise ConfigError(
+                f"clients check their models by generating images, but a {type(model).__name__} is not a UNet2DModel, so "
+                'it cannot generate any: use memorization-check = "never".'
+            )
         if self._generates and not is_denoiser(model):
             raise ConfigError(
-                f"correction-steps = {self._strategy.config.correction.steps}: a {type(model).__name__} is not a "
+                f"correction-steps = {config.correction.steps}: a {type(model).__name__} is not a "
                 "UNet2DModel, so it cannot generate an auxiliary set; give auxiliary_data, override build_auxiliary, "
                 "or use correction-steps = 0."
             )

@@ -1,5 +1,6 @@
 """The training of a client's own model, which the client uploads: the client half, and the check of the upload."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -11,7 +12,7 @@ from fedddpm_app import progress
 from fedddpm_app.auxiliary.gate import check_enough, check_share, open_gate
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.auxiliary.share import batches_of
-from fedddpm_app.auxiliary.uploads import COUNTS, GENERATED, LABEL_COUNTS, MEMORIZED_SHARE
+from fedddpm_app.auxiliary.uploads import COUNTS, GENERATED, LABEL_COUNTS, MEMORIZED_SHARE, REPLACED
 from fedddpm_app.config import Config
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.federation.cost import FORWARD, Cost, of_images
@@ -31,7 +32,8 @@ from fedddpm_app.training.privacy import begin
 from fedddpm_app.weights import Weights
 
 METRICS = (NUM_EXAMPLES, "loss", "final-loss", "steps")
-_LEAST_CHECKED = 32  # images: a share of fewer says little
+TRIES = 3  # to replace near copies
+LEAST_CHECKED = 32  # images: a share of fewer says little
 
 
 @dataclass(frozen=True)
@@ -101,8 +103,7 @@ def train_own(
     """
     config, partition_id = request.config, request.partition_id
     data = request.task.train_data(partition_id)
-    if config.checks_memorization:
-        check_enough(config, len(data))
+    check_enough(config, len(data))
     indices = () if server_round is None else (server_round,)
     privacy = begin(config, "pretrain", request.ledger, num_examples=len(data), steps=steps, planned=steps)
     result = request.trainer.train(
@@ -123,7 +124,7 @@ def _check(request: ActionRequest, weights: Weights, num_examples: int) -> Metri
     """Generate as many images as the client's part of D_aux has, and return the share of near copies among them."""
     config, partition_id = request.config, request.partition_id
     counts: Any = request.values[COUNTS]
-    count = max(counts[partition_id], _LEAST_CHECKED)
+    count = max(counts[partition_id], LEAST_CHECKED)
     _, batches = batches_of(config, partition_id, count, request.task.label_counts(partition_id))
     with drawing():
         images = torch.cat([*AuxiliarySampler(config, request.trainer.model).sample(weights, batches)])
@@ -147,6 +148,15 @@ def with_label_counts(request: ActionRequest, answer: ActionAnswer) -> ActionAns
     return ActionAnswer(metrics, answer.records)
 
 
+def check_claims(config: Config, reply: Reply) -> None:
+    """Refuse a share of near copies, or numbers of images, that no check can have found."""
+    most = (1 + TRIES) * max(config.auxiliary.size, LEAST_CHECKED) + LEAST_CHECKED
+    for key, largest in ((MEMORIZED_SHARE, 1.0), (GENERATED, most), (REPLACED, most)):
+        value = reply.number(key)
+        if not (math.isnan(value) or 0 <= value <= largest):
+            raise ReplyRefusedError(f"{key} is {value:g}, which is not between 0 and {largest:g}")
+
+
 def check_label_counts(config: Config, reply: Reply) -> None:
     """Refuse label counts that are not one number per class, with the client's examples as their sum."""
     counts: object = reply.metrics.get(LABEL_COUNTS, [])
@@ -162,4 +172,4 @@ def check_label_counts(config: Config, reply: Reply) -> None:
         )
 
 
-PRETRAIN = ClientAction(pretrain, metrics=METRICS, records=(ARRAYS,), is_private=True)
+PRETRAIN = ClientAction(pretrain, metrics=METRICS, records=(ARRAYS,), is_checked=True, is_private=True)

@@ -17,7 +17,7 @@ from fedddpm_app.training.privacy import DP_EPSILON
 from fedddpm_app.weights import Weights
 
 LABEL_COUNTS, HELD_OUT_LOSS = "label-counts", "held-out-loss"
-MEMORIZED_SHARE, GENERATED = "memorized-share", "generated"
+MEMORIZED_SHARE, GENERATED, REPLACED = "memorized-share", "generated", "replaced"
 COUNTS = "counts"  # in a request: the number of images of each partition's part of D_aux
 _ABOUT = "about"
 

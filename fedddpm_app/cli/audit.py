@@ -12,7 +12,6 @@ from fedddpm_app.audit.attacks import Audit, Copies, Effort, Findings
 from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import WorkView
 from fedddpm_app.config import Config, ConfigError, default_run_config, known_keys, load_config
-from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.choice import choose_sampler
 from fedddpm_app.diffusion.ensemble import find_ensembles, in_order
@@ -89,7 +88,7 @@ def _samples(run_dir: Path, config: Config, task: DiffusionTask, count: int) -> 
         return None
     settings, labels = config.evaluation, None
     if config.data.class_conditional:
-        labels = labels_like(open_dataset(config.data, config.run.seed).train.labels, count)
+        labels = labels_like(task.data.train.labels, count)
     name, steps = choose_sampler(ensemble.first(), settings.eval_final_sampler, None, settings.eval_final_sampler_steps)
     return in_order(
         ensemble.sample(

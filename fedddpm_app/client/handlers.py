@@ -146,7 +146,7 @@ def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
             f'algorithm = "{setup.config.run.algorithm}" has no client action "{name}": run the same code on the '
             "server and the clients."
         )
-    check_action(setup.config, setup.policy, name, action)
+    check_action(setup.config, setup.policy, name, action, _number(message, SERVER_ROUND))
     end = _end(setup, message, context)
     values: Any = dict(message.content.config_records.get(VALUES, ConfigRecord()))
     state, ledger = _open_state(setup, message, context), _ledger(setup, message, context)

@@ -15,8 +15,7 @@ def stricter(config: Config, policy: SitePolicy) -> Config:
     if policy.max_memorized_share < 1:
         sharing = replace(sharing, memorization_check="always", max_memorized_share=share)
     if policy.min_images:
-        least = max(sharing.min_images_to_share, policy.min_images)
-        sharing = replace(sharing, memorization_check="always", min_images_to_share=least)
+        sharing = replace(sharing, min_images_to_share=max(sharing.min_images_to_share, policy.min_images))
     return replace(config, sharing=sharing)
 
 
@@ -31,21 +30,31 @@ def check_run(config: Config, policy: SitePolicy) -> None:
 
 def check_round(config: Config, policy: SitePolicy, server_round: int) -> None:
     """Raise ``DeclinedError`` for a round after the site's last one, or one without the privacy that it wants."""
-    if policy.max_rounds and server_round > policy.max_rounds:
-        raise DeclinedError(f"this site does not train in round {server_round}: site-max-rounds = {policy.max_rounds}")
+    _check_number(policy, server_round)
     _check_epsilon(config, policy, "train")
 
 
-def check_action(config: Config, policy: SitePolicy, name: str, action: ClientAction) -> None:
-    """Raise ``DeclinedError`` for an action that returns the site's own model, or trains one, against the policy."""
+def check_action(config: Config, policy: SitePolicy, name: str, action: ClientAction, server_round: int) -> None:
+    """Raise ``DeclinedError`` for an action that trains or returns a model of the site's own against the policy."""
     returns_model = ARRAYS in action.records
-    if returns_model or "steps" in action.metrics:
-        _check_epsilon(config, policy, "pretrain")
+    if not (returns_model or "steps" in action.metrics):
+        return
+    _check_number(policy, server_round)
+    _check_epsilon(config, policy, "pretrain" if action.is_checked else "train")
     if returns_model and not policy.shares_models:
         raise DeclinedError(
             f'this site shares no model of its own, which "{name}" asks for: site-shares-models = false; with '
             'FedDDPM, auxiliary-sharing = "images" asks for images instead'
         )
+    limits = {"site-max-memorized-share": policy.max_memorized_share < 1, "site-min-images": policy.min_images > 0}
+    if not action.is_checked and any(limits.values()):
+        key = next(key for key, is_set in limits.items() if is_set)
+        raise DeclinedError(f'this site shares nothing that was not checked, as "{name}" does not: {key} is set')
+
+
+def _check_number(policy: SitePolicy, server_round: int) -> None:
+    if policy.max_rounds and server_round > policy.max_rounds:
+        raise DeclinedError(f"this site does not train in round {server_round}: site-max-rounds = {policy.max_rounds}")
 
 
 def _check_epsilon(config: Config, policy: SitePolicy, phase: PrivatePhase) -> None:

@@ -7,6 +7,7 @@ from torch import Tensor
 
 _BLOCK_IMAGES = 2048
 _BLOCK_BYTES = 128 * 2**20
+_TWIN = 1e-4  # ratio: grey levels of different images give far more, features of copies far less
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,17 @@ def among_themselves(train: Tensor, k: int, count: int) -> Tensor:
     chosen = torch.linspace(0, len(train) - 1, min(count, len(train))).round().long()
     distances, _ = _distances(train[chosen], train, k + 1)
     others = distances[:, 1:]  # the first is the distance from itself
-    return _ratio(others[others[:, 0] > 0]).float()
+    return _ratio(others[~_are_twins(others)]).float()
+
+
+def without_twins(found: Neighbours) -> Tensor:
+    """Return the ratios of images that are not themselves training images, float32, shape (M,), M <= N."""
+    return found.ratio[found.ratio > _TWIN]
+
+
+def _are_twins(distances: Tensor) -> Tensor:
+    """Return whether an image has an exact copy; features of copies may differ in their last digits."""
+    return _ratio(distances) <= _TWIN
 
 
 def _distances(images: Tensor, train: Tensor, k: int) -> tuple[Tensor, Tensor]:

@@ -45,7 +45,7 @@ def _is_count(value: object) -> bool:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < _LARGEST
 
 
 def _is_digest(value: object) -> bool:
@@ -60,6 +60,7 @@ def _is_number_or_null(value: object) -> bool:
     return value is None or _is_number(value)
 
 
+_LARGEST = 1e300  # JSON has whole numbers of any length, which no float holds
 Check = Callable[[object], bool]
 FACTS: dict[str, dict[str, Check]] = {
     "genesis": {

@@ -87,6 +87,8 @@ class ClientAction:
         others.
     exact : bool
         Send the weights in full precision, both ways, for any ``wire-dtype``.
+    is_checked : bool
+        Whether it compares its model with the client's images, and declines where it copies them, before it answers.
     is_private : bool
         Whether its answer depends on a client's data only by weights that were trained privately, if the run asks for
         that, and by the number of examples. A private run refuses an algorithm with other actions.
@@ -97,6 +99,7 @@ class ClientAction:
     lists: Mapping[str, int] = field(default_factory=dict)
     records: Sequence[str] = ()
     exact: bool = False
+    is_checked: bool = False
     is_private: bool = False
 
     def for_run(self, config: Config) -> "ClientAction":

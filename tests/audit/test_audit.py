@@ -10,7 +10,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from fedddpm_app.audit.attacks import RATIO, THRESHOLD, Audit, Effort
-from fedddpm_app.audit.pools import Pool, pool_of, pool_of_all
+from fedddpm_app.audit.pools import Pool, pool_of
 from fedddpm_app.audit.targets import Target, Targets
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.auxiliary.share import batches_of
@@ -22,6 +22,7 @@ from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
 from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.training.trainer import create_trainer
 from fedddpm_app.weights import load_into, snapshot
+from tests.evaluation.test_membership import Knows
 
 FULL = {"partition": "iid", "num-clients": 2}
 
@@ -95,17 +96,22 @@ def test_reference_models_are_trained_on_halves_in_which_each_image_is_as_often_
 def test_pools_have_the_clients_images_and_others_with_the_same_classes(run_config):
     config = load_config(run_config | {"num-clients": 5, "partition": "disjoint-classes", "class-conditional": True})
     data = DiffusionTask(config).data
-    pool = pool_of(data, 1, conditional=True)
-    rows = data.client(1)
-    assert torch.equal(pool.members.images, data.train.images[rows.train])
-    shares = [labels.bincount(minlength=10) / len(labels) for labels in (pool.members.labels, pool.others.labels)]
-    assert (shares[0] - shares[1]).abs().max() < 0.05
-    assert len(pool.others) > 2 * len(rows.held_out)
-    assert pool_of(data, 1, conditional=False).others.labels is None
-    whole = pool_of_all(data, range(5), conditional=False)
-    assert len(whole.members) == sum(len(client.train) for client in data.clients)
-    assert len(whole.others) == sum(len(client.held_out) for client in data.clients) + len(data.test)
-    assert not any((whole.members.images == image).flatten(1).all(1).any() for image in pool.others.images[:3])
+    for clients in ([1], [0, 3], range(5)):
+        pool, rows = pool_of(data, clients, conditional=True), [data.client(k) for k in clients]
+        assert torch.equal(pool.members.images, data.train.images[torch.cat([each.train for each in rows])])
+        shares = [labels.bincount(minlength=10) / len(labels) for labels in (pool.members.labels, pool.others.labels)]
+        assert (shares[0] - shares[1]).abs().max() < 0.05
+        assert len(pool.others) > 1.5 * sum(len(each.held_out) for each in rows)
+        assert not any((pool.members.images == image).flatten(1).all(1).any() for image in pool.others.images[:3])
+    assert pool_of(data, [1], conditional=False).others.labels is None
+
+
+def test_clients_that_differ_in_more_than_classes_are_compared_with_their_own_held_out_images(run_config):
+    config = load_config(run_config | {"partition": "iid"})
+    data = DiffusionTask(config).data
+    with_test = len(pool_of(data, [0], conditional=False).others)
+    data.config = replace(config.data, partition="natural", partition_column="writer")
+    assert len(pool_of(data, [0], conditional=False).others) == len(data.client(0).held_out) < with_test
 
 
 def test_a_pool_is_cut_evenly():
@@ -158,6 +164,31 @@ def test_the_models_that_are_attacked_are_those_of_the_run(shared_run):
         _, batches = batches_of(config, client, len(mine), [])
         again = torch.cat([*AuxiliarySampler(config, model).sample(snapshot(model), batches)])
         assert torch.equal(again, mine)
+
+
+def test_models_that_were_withheld_are_not_attacked(run_app):
+    run = run_app(min_images_to_share=370)
+    (row,) = (row for row in run.stats if row["phase"] == "pretrain")
+    assert 0 < len(row["pretrain/clients"]) < 4
+    code, text = audit(run, *QUICK, "--references", "0", "--samples", "0")
+    assert code == 0, text
+    targets = [each["target"] for each in json.loads((run.path / "audit.json").read_text())["attacks"]]
+    assert [target for target in targets if "uploaded" in target] == [
+        f"own model of client {k}, uploaded" for k in row["pretrain/clients"]
+    ]
+
+
+def test_the_likelihood_ratio_finds_members_with_models_that_know_their_images(small):
+    """Target and reference models know exactly the images that they were trained on."""
+    _, task, pool = small
+
+    def knowing(images, _=0):
+        return Knows(images.batch(torch.arange(len(images))).images, task.scheduler)
+
+    found = attacked(small, Target("", pool, lambda: knowing(pool.members), knowing), references=4)
+    assert found[RATIO].auc > 0.9
+    wrong = attacked(small, Target("", pool, lambda: knowing(pool.others), knowing), references=4)
+    assert wrong[RATIO].auc < 0.1
 
 
 def test_only_one_client_can_be_audited(shared_run):

@@ -73,6 +73,19 @@ def test_copies_that_pixels_do_not_show_are_found_in_features():
     assert gate.copies(noise(400, 2)).double().mean() < 0.12
 
 
+def test_twins_do_not_switch_the_check_of_features_off():
+    """Features of copies differ in their last digits."""
+    train = torch.cat([noise(40, 0), noise(5, 0)])
+    random = torch.Generator().manual_seed(0)
+
+    def embed(images):
+        return images.flatten(1).float() * (1 + 1e-6 * torch.randn(len(images), 1, generator=random))
+
+    gate = Gate(train, torch.cat([noise(20, 1), train[:4]]), **SETTINGS, embed=embed)
+    assert gate._features.threshold > 0.5
+    assert gate.copies(near(train)).all()
+
+
 def test_vectors_are_compared_by_their_distance():
     train = torch.tensor([[0.0, 0.0], [3.0, 4.0], [6.0, 8.0]])
     found = nearest_vectors(torch.tensor([[3.0, 4.0], [0.0, 1.0]]), train, k=2)

@@ -71,7 +71,9 @@ def test_clients_that_copy_are_left_out_and_still_train(run_app, monkeypatch):
     (row,) = (row for row in run.stats if row["phase"] == "pretrain")
     assert row["pretrain/clients"] == [0, 3]
     assert sorted(row["pretrain/left_out"]) == ["1", "2"]
-    assert row["pretrain/left_out"]["1"].startswith("it shares nothing: 4 of 4 images of its model are near copies of ")
+    assert row["pretrain/left_out"]["1"].startswith(
+        "it shares nothing: 32 of 32 images of its model are near copies of "
+    )
     assert row["pretrain/left_out"]["1"].endswith("max-memorized-share = 0.1")
     assert row["pretrain/memorized_share"] == {"0": 0.0, "3": 0.0}
     assert set(stored(run).clients) == {0, 3}
@@ -116,6 +118,14 @@ def test_in_the_other_mode_a_model_that_copies_does_not_leave(run_app, monkeypat
     assert "32 of 32 images of its model" in row[f"{phase}/left_out"]["1"]
 
 
+def test_a_client_without_a_part_is_not_waited_for(run_app):
+    """Two images for four clients: two of them have none, and all that have one answer."""
+    run = run_app(**UNCHECKED, auxiliary_size=2, min_replies=4, num_rounds=1)
+    (row,) = (row for row in run.stats if row["phase"] == "pretrain")
+    assert len(row["pretrain/clients"]) == 2
+    assert "pretrain/left_out" not in row
+
+
 def test_near_copies_are_replaced_and_those_that_come_again_are_left_out(run_app, monkeypatch):
     """In the first draw the first image is a copy, and its first two replacements are: the third is none."""
     asked = []
@@ -124,13 +134,13 @@ def test_near_copies_are_replaced_and_those_that_come_again_are_left_out(run_app
         asked.append((Current.partition_id, len(images)))
         tries = sum(client == Current.partition_id for client, _ in asked)
         found = torch.zeros(len(images), dtype=torch.bool)
-        found[0] = {0: tries < 4, 1: True}.get(Current.partition_id, False)
+        found[0] = len(images) < 32 and {0: tries < 5, 1: True}.get(Current.partition_id, False)
         return found
 
     monkeypatch.setattr(Gate, "copies", copies)
     run = run_app(**IMAGES, max_memorized_share=0.5, num_rounds=1)
     (row,) = (row for row in run.stats if row["phase"] == "auxiliary")
-    assert [count for client, count in asked if client == 0] == [4, 1, 1, 1]
+    assert [count for client, count in asked if client == 0] == [4, 32, 1, 1, 1]
     assert row["aux/shared"] == {"0": 4, "1": 3, "2": 2, "3": 2}
     assert row["aux/replaced"] == {"0": 1, "1": 0, "2": 0, "3": 0}
     assert row["aux/num_images"] == 11
@@ -152,7 +162,7 @@ def test_a_run_without_any_image_ends_with_the_reason_and_asks_nobody_twice(run_
     original = own_images.train_own
     monkeypatch.setattr(own_images, "train_own", lambda *args: trained.append(1) or original(*args))
     monkeypatch.setattr(Gate, "copies", copying(dict.fromkeys(range(4), 1.0)))
-    with pytest.raises(TooFewRepliesError, match=r"none of the 4 .*; client 0: it shares nothing: 4 of 4 images"):
+    with pytest.raises(TooFewRepliesError, match=r"none of the 4 .*; client 0: it shares nothing: 32 of 32 images"):
         run_app(**IMAGES, max_round_retries=3)
     assert len(trained) == 4
 
@@ -218,13 +228,29 @@ def test_another_number_of_images_than_asked_for_is_refused(run_app, monkeypatch
     assert row["pretrain/left_out"]["1"] == f"it shares {claimed:g} images, but was asked for 4"
 
 
+@pytest.mark.parametrize(("key", "value"), [("memorized-share", 1.5), ("generated", -1), ("replaced", 1e9)])
+def test_claims_that_cannot_be_true_are_refused(run_app, monkeypatch, key, value):
+    declared = FedDDPM.client_actions["share_images"]
+
+    def lie(request):
+        answer = declared.run(request)
+        return replace(answer, metrics={**answer.metrics, **({key: value} if request.partition_id == 2 else {})})
+
+    monkeypatch.setitem(FedDDPM.client_actions, "share_images", replace(declared, run=lie))
+    run = run_app(**UNCHECKED, num_rounds=1)
+    (row,) = (row for row in run.stats if row["phase"] == "pretrain")
+    assert row["pretrain/clients"] == [0, 1, 3]
+    assert row["pretrain/left_out"]["2"].startswith(f"{key} is {value:g}, which is not between 0 and ")
+
+
 @pytest.mark.parametrize("settings", [IMAGES, UNCHECKED, {"memorization_check": "always"}])
 def test_the_expected_cost_is_that_of_a_run(shared_run, run_config, settings):
-    """There are no copies; a check in the other mode generates 32 images, more than the part of D_aux."""
+    """There are no copies; a check of a part of D_aux with less than 32 images generates 32 images."""
     run = shared_run(**settings)
     config = load_config(run_config | {key.replace("_", "-"): value for key, value in settings.items()})
     cost = FedDDPM.cost(config, sizes_of(config))
-    more = 4 * (32 - 3) * 2 / 3 / 8 if config.auxiliary.sharing == "models" else 0
+    extra = {"models": 4 * (32 - 3), "images": 4 * 32 if config.checks_memorization else 0}[config.auxiliary.sharing]
+    more = extra * 2 / 3 / 8  # denoising steps, forward alone, images per gradient step
     assert run.summary["compute/steps"] == pytest.approx(cost.steps + more)
     model = num_bytes(create_unet(config.unet, config.data, 0).state_dict())
     assert run.summary["comm/up_mb"] * 1e6 == pytest.approx(

@@ -1,5 +1,6 @@
 """A site keeps its say: what its policy declines is named on both ends, and the run goes on without it."""
 
+import json
 import logging
 
 import pytest
@@ -69,6 +70,29 @@ def test_a_site_that_wants_privacy_trains_only_with_a_budget_that_is_small_enoug
     assert "train/left_out" not in run_app(algorithm="fedavg", num_rounds=1, train_dp_epsilon=4.0).rounds()[0]
 
 
+@pytest.mark.parametrize(
+    ("policy", "reason"),
+    [
+        ({"site_max_rounds": 1}, "this site does not train in round 2: site-max-rounds = 1"),
+        (
+            {"site_min_images": 5},
+            'this site shares nothing that was not checked, as "train_and_submit" does not: site-min',
+        ),
+        ({"site_max_memorized_share": 0.5}, "shares nothing that was not checked"),
+        ({"site_shares_models": False}, 'shares no model of its own, which "train_and_submit" asks for'),
+    ],
+)
+def test_the_policy_holds_for_the_trainings_of_peers_too(run_app, at_client_1, policy, reason):
+    at_client_1(**policy)
+    run = run_app(algorithm="pdfed", pdfed_samples=20, pdfed_speed_spread=1.0, num_rounds=3)
+    ledger = [json.loads(line) for line in (run.path / "ledger.jsonl").read_text().splitlines()]
+    left = [entry["reason"] for entry in ledger if entry["kind"] == "left" and entry["peer"] == 1]
+    assert left
+    assert all(reason in text for text in left)
+    submitted = sum(entry["kind"] == "submission" and entry["peer"] == 1 for entry in ledger)
+    assert submitted == (2 if "site_max_rounds" in policy else 0)  # in round 1 peers are also asked for the second one
+
+
 def test_a_sites_own_check_is_stricter_than_the_runs(run_app, at_client_1):
     at_client_1(site_min_images=10_000)
     run = run_app(num_rounds=1, memorization_check="never")
@@ -81,11 +105,11 @@ def test_a_sites_own_check_is_stricter_than_the_runs(run_app, at_client_1):
 @pytest.mark.parametrize(
     ("run", "site", "effective"),
     [
-        ({}, {}, ("auto", 0.1, 2)),
-        ({}, {"max_memorized_share": 0.5}, ("always", 0.1, 2)),
-        ({}, {"max_memorized_share": 0.0}, ("always", 0.0, 2)),
-        ({"memorization-check": "never"}, {"min_images": 9}, ("always", 0.1, 9)),
-        ({"min-images-to-share": 30}, {"min_images": 9}, ("always", 0.1, 30)),
+        ({}, {}, ("auto", 0.1, 1)),
+        ({}, {"max_memorized_share": 0.5}, ("always", 0.1, 1)),
+        ({}, {"max_memorized_share": 0.0}, ("always", 0.0, 1)),
+        ({"memorization-check": "never"}, {"min_images": 9}, ("never", 0.1, 9)),
+        ({"min-images-to-share": 30}, {"min_images": 9}, ("auto", 0.1, 30)),
     ],
 )
 def test_the_stricter_limit_counts(run_config, run, site, effective):

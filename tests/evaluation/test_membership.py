@@ -102,6 +102,8 @@ class Knows(torch.nn.Module):
         super().__init__()
         self.known, self.abar = known, scheduler.alphas_cumprod
 
+        self.place = torch.nn.Parameter(torch.zeros(()))  # says on which device the model is
+
     def forward(self, x_t, t, return_dict=False, **_):
         abar = self.abar[t][:, None, None, None]
         noise = (x_t[:, None] - abar.sqrt()[:, None] * self.known[None]) / (1 - abar).sqrt()[:, None]

@@ -122,6 +122,7 @@ def test_an_unfinished_last_line_is_left_out_and_repaired_by_the_next_one(tmp_pa
         (*submission(0, 4, ["start"], "x"), "of peer 0, which has not chosen what it trains on from"),
         (*submission(2, 1, ["start"], "x"), "peer 2, which has not joined"),
         (*submission(1, 3, ["a3"], "x", steps=-1), "steps = -1"),
+        (*submission(1, 3, ["a3"], "x", time=10**400), "is no such fact of a submission"),
         (*submission(1, 3, ["a3"], "x", time=1), "has the time 1, before"),
         ("joined", {"peer": True, "time": 9}, "peer = True"),
         (*vote(0, "start"), "is a vote for start, which is not the latest submission of peer 0"),
