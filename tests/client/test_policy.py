@@ -73,7 +73,7 @@ def test_a_site_that_wants_privacy_trains_only_with_a_budget_that_is_small_enoug
 @pytest.mark.parametrize(
     ("policy", "reason"),
     [
-        ({"site_max_rounds": 1}, "this site does not train in round 2: site-max-rounds = 1"),
+        ({"site_max_rounds": 1}, ": site-max-rounds = 1"),
         (
             {"site_min_images": 5},
             'this site shares nothing that was not checked, as "train_and_submit" does not: site-min',
