@@ -161,8 +161,8 @@ class AuxiliaryPhase:
         model, config = self._strategy.trainer.model, self._strategy.config
         if config.checks_memorization and not is_denoiser(model):
             raise ConfigError(
-                f"clients check their models by images, but a {type(model).__name__} is not a UNet2DModel, so it cannot "
-                'generate any: use memorization-check = "never".'
+                f"clients check their models by generated images, but a {type(model).__name__} is not a UNet2DModel, "
+                'and cannot generate any: use memorization-check = "never".'
             )
         if self._generates and not is_denoiser(model):
             raise ConfigError(
