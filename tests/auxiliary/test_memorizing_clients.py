@@ -58,7 +58,7 @@ def test_the_model_does_not_leave(ask):
 
 @pytest.mark.slow
 def test_no_copy_leaves_as_an_image(trained, ask):
-    with pytest.raises(DeclinedError, match=r"(2[0-2]) of 22 images of its model are near copies"):
+    with pytest.raises(DeclinedError, match=r"(3[0-2]) of 32 images of its model are near copies"):
         ask("share_images", auxiliary_sharing="images")
     unchecked = ask("share_images", auxiliary_sharing="images", memorization_check="never")
     gate = open_gate(trained[0].config, trained[0].task, 0)
