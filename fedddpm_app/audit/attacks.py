@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from fedddpm_app.audit.pools import Pool, pool_of
-from fedddpm_app.audit.targets import Target, Targets, without_check
+from fedddpm_app.audit.targets import Target, Targets
 from fedddpm_app.auxiliary.gate import Gate
 from fedddpm_app.config import Config
 from fedddpm_app.diffusion.images import ImageTensors
@@ -106,7 +106,7 @@ class Audit:
     def __init__(
         self, run_dir: Path, config: Config, task: DiffusionTask, clients: Sequence[int], effort: Effort
     ) -> None:
-        self._config = config = without_check(config)
+        self._config = config
         self._task = task
         self._clients = clients
         self._effort = effort

@@ -65,6 +65,7 @@ class Targets:
     def __init__(self, run_dir: Path, config: Config, task: DiffusionTask, clients: Sequence[int]) -> None:
         self._run_dir = run_dir
         self._config = config
+        self._training = without_limits(config)
         self._task = task
         self._clients = clients
         self._conditional = config.data.class_conditional
@@ -98,6 +99,7 @@ class Targets:
         if algorithm.own_training(self._config).name != "pretrain" or self._config.fedddpm.pretrain_from != "initial":
             note("the clients' own models were trained from a global model that is not kept: they are not attacked")
             return []
+        uploaders = self._uploaders()
         return [
             Target(
                 f"own model of client {client}, uploaded",
@@ -106,7 +108,7 @@ class Targets:
                 self._trainer_of(client),
             )
             for client in self._clients
-            if client in self._uploaders()
+            if client in uploaders
         ]
 
     def _uploaders(self) -> list[int]:
@@ -126,9 +128,8 @@ class Targets:
     def _pretrained(self, client: int, images: ImageTensors | None = None, number: int = 0) -> Module:
         """Train a client's own model as in the run, or one of the same kind on other images with other seeds."""
         task = self._task if images is None else _With(self._task, images)
-        trainer = create_trainer(self._config, task)
-        start = snapshot(task.create_model())
-        request = ActionRequest(self._config, task, trainer, client, 0, start)
+        trainer = create_trainer(self._training, task)
+        request = ActionRequest(self._training, task, trainer, client, 0, snapshot(task.create_model()))
         purpose, server_round = ("pretrain", None) if images is None else ("audit", number)
         with cpu_threads(self._config.run.client_threads):
             result, _ = train_own(request, self._config.pretrain.steps, purpose, server_round)
@@ -170,6 +171,7 @@ class _With(DiffusionTask):
         return self._replaced
 
 
-def without_check(config: Config) -> Config:
-    """Return the config without the clients' check, which an audit replaces."""
-    return replace(config, sharing=replace(config.sharing, memorization_check="never"))
+def without_limits(config: Config) -> Config:
+    """Return the config for trainings on this host alone: whatever comes out, nothing leaves."""
+    sharing = replace(config.sharing, memorization_check="never", min_images_to_share=1)
+    return replace(config, sharing=sharing, dp=replace(config.dp, pretrain_dp_epsilon=0.0, train_dp_epsilon=0.0))

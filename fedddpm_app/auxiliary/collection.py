@@ -9,7 +9,7 @@ from typing import Generic
 from fedddpm_app import weights as weights_module
 from fedddpm_app.auxiliary.pretraining import OwnTraining, check_claims, check_label_counts, images_of_generation
 from fedddpm_app.auxiliary.share import counts_of
-from fedddpm_app.auxiliary.uploads import COUNTS, PretrainedModel, U, UploadFiles
+from fedddpm_app.auxiliary.uploads import COUNT, PretrainedModel, U, UploadFiles
 from fedddpm_app.federation.accounting import Span
 from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.errors import RoundFailedError
@@ -19,7 +19,6 @@ from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.federation.streaming import ReplyStream, with_progress
 from fedddpm_app.progress import logger
-from fedddpm_app.training.actions import Value
 from fedddpm_app.weights import Weights
 
 _UNKNOWN = "its number of images, and so its part of the auxiliary set, was not known when the phase began"
@@ -162,13 +161,13 @@ class Collection(Generic[U]):
         sizes = strategy.clients.admission.sizes
         counts = counts_of(strategy.config, sizes)
         quorum = min(quorum, max(1, sum(self.asks(count) for count in counts)))
-        values: dict[str, Value] = {**self._training.values, COUNTS: counts}
         declined: dict[int, str] = {}
         for attempt in range(waiting.max_round_retries + 1):
             present = strategy.clients.present(quorum)
             missing = [p for p in present if p not in models and p not in declined and self.asks(counts[p])]
             likes = {partition: self.like(counts[partition]) for partition in missing}
-            stream = call.ask(missing, weights, values, likes, self.check)
+            own = {partition: {COUNT: counts[partition]} for partition in missing}
+            stream = call.ask(missing, weights, self._training.values, likes, self.check, own)
             answers = stream.as_they_come()
             for reply in with_progress(answers, name) if is_deployed(strategy.grid.run) else answers:
                 models[reply.partition_id] = self._keep(reply, span)

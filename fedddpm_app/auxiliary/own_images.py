@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fedddpm_app.auxiliary.collection import Collection
 from fedddpm_app.auxiliary.gate import Gate, check_share, open_gate
-from fedddpm_app.auxiliary.pretraining import LEAST_CHECKED, METRICS, TRIES, OwnTraining, drawing, train_own
+from fedddpm_app.auxiliary.pretraining import LEAST_CHECKED, METRICS, TRIES, OwnTraining, drawn, train_own
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.auxiliary.share import batches_again, batches_of
-from fedddpm_app.auxiliary.uploads import COUNTS, GENERATED, MEMORIZED_SHARE, REPLACED, Upload
+from fedddpm_app.auxiliary.uploads import COUNT, GENERATED, MEMORIZED_SHARE, REPLACED, Upload
 from fedddpm_app.config import Config
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied, concatenate
 from fedddpm_app.federation.records import NUM_EXAMPLES
@@ -37,11 +37,10 @@ def share_images(request: ActionRequest) -> ActionAnswer:
     """
     config, partition_id = request.config, request.partition_id
     result, num_examples = train_own(request, config.pretrain.steps, "pretrain")
-    counts: Any = request.values[COUNTS]
-    labels, batches = batches_of(config, partition_id, counts[partition_id], request.task.label_counts(partition_id))
+    count = int(str(request.values[COUNT]))
+    labels, batches = batches_of(config, partition_id, count, request.task.label_counts(partition_id))
     sampler = AuxiliarySampler(config, request.trainer.model)
-    with drawing():
-        images = torch.cat([*sampler.sample(result.weights, batches)])
+    images = drawn(sampler, result.weights, batches)
     kept = torch.ones(len(images), dtype=torch.bool)
     found: dict[str, float] = {GENERATED: len(images)}
     if config.checks_memorization:
@@ -69,8 +68,7 @@ def _without_copies(
     judged = copies
     if len(images) < LEAST_CHECKED:  # a share of fewer says little
         _, batches = batches_of(config, partition_id, LEAST_CHECKED, request.task.label_counts(partition_id))
-        with drawing():
-            judged = gate.copies(torch.cat([*sampler.sample(weights, batches)]))
+        judged = gate.copies(drawn(sampler, weights, batches))
         generated += len(judged)
     share, first = check_share(config, judged, len(request.task.train_data(partition_id))), int(copies.sum())
     for attempt in range(1, TRIES + 1):
@@ -78,8 +76,7 @@ def _without_copies(
         if not len(index):
             break
         batches = batches_again(config, partition_id, attempt, len(index), None if labels is None else labels[index])
-        with drawing():
-            again = torch.cat([*sampler.sample(weights, batches)])
+        again = drawn(sampler, weights, batches)
         images[index], copies[index] = again, gate.copies(again)
         generated += len(again)
     return ~copies, {MEMORIZED_SHARE: share, GENERATED: generated, REPLACED: first - int(copies.sum())}
@@ -102,10 +99,13 @@ class OwnImages(Upload):
 
     Attributes
     ----------
+    count : int
+        The number of its images.
     replaced : int
         The number of near copies that the client has replaced by other images.
     """
 
+    count: int
     replaced: int = 0
 
     @classmethod
@@ -113,7 +113,7 @@ class OwnImages(Upload):
         """Add the images, and their labels if ``labelled``."""
         about, _ = super().content(reply, labelled=labelled)
         replaced, kept = reply.number(REPLACED), int(reply.number(_KEPT))
-        about["replaced"] = int(replaced) if replaced >= 0 else 0
+        about |= {"count": kept, "replaced": int(replaced) if replaced >= 0 else 0}
         return about, {name: tensor[:kept].clone() for name, tensor in reply.load(_RECORD).items()}
 
     def load(self) -> ImageTensors:
@@ -157,13 +157,12 @@ class ImageCollection(Collection[OwnImages]):
 def joined(uploads: Sequence[OwnImages]) -> tuple[ImageTensors, list[int]]:
     """Return the union of the clients' images, on the CPU, and the partition of each image's client."""
     parts = [upload.load() for upload in uploads]
-    clients = [u.partition_id for u, part in zip(uploads, parts, strict=True) for _ in range(len(part))]
-    return concatenate(parts), clients
+    return concatenate(parts), [upload.partition_id for upload in uploads for _ in range(upload.count)]
 
 
 def row_of(uploads: Sequence[OwnImages]) -> dict[str, object]:
     """Return what a line of ``stats.jsonl`` says of the clients' images; there are no images and no names in it."""
-    shared = {str(upload.partition_id): len(upload.load()) for upload in uploads}
+    shared = {str(upload.partition_id): upload.count for upload in uploads}
     return {"aux/shared": shared, "aux/replaced": {str(upload.partition_id): upload.replaced for upload in uploads}}
 
 

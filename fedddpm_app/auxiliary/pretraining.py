@@ -1,31 +1,25 @@
 """The training of a client's own model, which the client uploads: the client half, and the check of the upload."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
+from torch import Tensor
 
 from fedddpm_app import progress
 from fedddpm_app.auxiliary.gate import check_enough, check_share, open_gate
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.auxiliary.share import batches_of
-from fedddpm_app.auxiliary.uploads import COUNTS, GENERATED, LABEL_COUNTS, MEMORIZED_SHARE, REPLACED
+from fedddpm_app.auxiliary.uploads import COUNT, GENERATED, LABEL_COUNTS, MEMORIZED_SHARE, REPLACED
 from fedddpm_app.config import Config
 from fedddpm_app.diffusion.images import DivergedError
+from fedddpm_app.diffusion.sampling import SampleBatch
 from fedddpm_app.federation.cost import FORWARD, Cost, of_images
 from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.seeding import derive_seed
-from fedddpm_app.training.actions import (
-    ActionAnswer,
-    ActionRequest,
-    ClientAction,
-    Metrics,
-    Value,
-)
+from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction, Metrics, Value
 from fedddpm_app.training.declined import DeclinedError
 from fedddpm_app.training.hooks import TrainResult
 from fedddpm_app.training.privacy import begin
@@ -123,20 +117,20 @@ def train_own(
 def _check(request: ActionRequest, weights: Weights, num_examples: int) -> Metrics:
     """Generate as many images as the client's part of D_aux has, and return the share of near copies among them."""
     config, partition_id = request.config, request.partition_id
-    counts: Any = request.values[COUNTS]
-    count = max(counts[partition_id], LEAST_CHECKED)
+    count = max(int(str(request.values[COUNT])), LEAST_CHECKED)
     _, batches = batches_of(config, partition_id, count, request.task.label_counts(partition_id))
-    with drawing():
-        images = torch.cat([*AuxiliarySampler(config, request.trainer.model).sample(weights, batches)])
+    images = drawn(AuxiliarySampler(config, request.trainer.model), weights, batches)
     copies = open_gate(config, request.task, partition_id).copies(images)
     return {MEMORIZED_SHARE: check_share(config, copies, num_examples), GENERATED: len(images)}
 
 
-@contextmanager
-def drawing() -> Iterator[None]:
-    """Decline where a client's own model cannot generate images: another attempt would give the same model."""
+def drawn(sampler: AuxiliarySampler, weights: Weights, batches: Sequence[SampleBatch]) -> Tensor:
+    """Return the images of batches, uint8 (N, C, H, W); decline where a client's own model cannot generate any.
+
+    Another attempt would give the same model.
+    """
     try:
-        yield
+        return torch.cat([*sampler.sample(weights, batches)])
     except DivergedError as error:
         raise DeclinedError(f"it shares nothing: {error}") from error
 

@@ -18,7 +18,7 @@ from fedddpm_app.weights import Weights
 
 LABEL_COUNTS, HELD_OUT_LOSS = "label-counts", "held-out-loss"
 MEMORIZED_SHARE, GENERATED, REPLACED = "memorized-share", "generated", "replaced"
-COUNTS = "counts"  # in a request: the number of images of each partition's part of D_aux
+COUNT = "count"  # in a request: the number of images of the client's part of D_aux
 _ABOUT = "about"
 
 

@@ -61,19 +61,26 @@ class ActionCall:
         return "fp32" if self.action.exact else None
 
     def messages(
-        self, partitions: Sequence[int], packed: Packed, values: Mapping[str, Value] = NO_VALUES, kept: float = 0.0
+        self,
+        partitions: Sequence[int],
+        packed: Packed,
+        values: Mapping[str, Value] = NO_VALUES,
+        own: Mapping[int, Mapping[str, Value]] = types.MappingProxyType({}),
+        kept: float = 0.0,
     ) -> list[Message]:
         """Return one message for each partition; its record of weights also says how the answer is to be packed.
 
-        ``kept``: see ``Clients.address``.
+        ``own`` has further values, of one partition each. ``kept``: see ``Clients.address``.
         """
         message_type, records = ACTION + self.name, {ARRAYS: packed}
         messages = self.clients.address(
             partitions, message_type, records, self.server_round, self.timeout, with_states=True, kept=kept
         )
-        if values:  # messages share their records, but each has its own content
-            for message in messages:
-                message.content = RecordDict({**message.content, VALUES: ConfigRecord(dict(values))})
+        partition_at = {self.clients.participants.node_of[partition]: partition for partition in partitions}
+        for message in messages:  # they share their records, but each has its own content
+            given: Mapping[str, Value] = {**values, **own.get(partition_at[message.metadata.dst_node_id], {})}
+            if given:
+                message.content = RecordDict({**message.content, VALUES: ConfigRecord(dict(given))})
         return messages
 
     def spec(self, like: Mapping[str, Weights] = NO_RECORDS, check: Callable[[Reply], None] | None = None) -> ReplySpec:
@@ -103,21 +110,29 @@ class ActionCall:
         values: Mapping[str, Value],
         likes: Mapping[int, Mapping[str, Weights]],
         check: Callable[[Reply], None] | None,
+        own: Mapping[int, Mapping[str, Value]] = types.MappingProxyType({}),
     ) -> ReplyStream:
         """Send the action to each partition once; see ``FederatedStrategy.ask_clients``.
 
-        ``likes`` has the references of each partition, which may be of different shapes.
+        ``likes`` has the references of each partition, which may be of different shapes, and ``own`` its further
+        values.
         """
         sent = {ARRAYS: weights} if weights else {}
         specs = {partition: self.spec({**sent, **likes[partition]}, check) for partition in partitions}
         first = next(iter(specs.values()), ReplySpec(server_round=self.server_round))
-        replies = self._exchange(partitions, weights, values)
+        replies = self._exchange(partitions, weights, values, own)
         return ReplyStream(self.clients, replies, partitions, self.name, first, specs)
 
-    def _exchange(self, partitions: Sequence[int], weights: Weights, values: Mapping[str, Value]) -> Iterator[Message]:
+    def _exchange(
+        self,
+        partitions: Sequence[int],
+        weights: Weights,
+        values: Mapping[str, Value],
+        own: Mapping[int, Mapping[str, Value]],
+    ) -> Iterator[Message]:
         """Send the messages, yield the replies as they arrive, and release the weights after the last one."""
         packed = self.pack(weights)
-        messages = self.messages(partitions, packed, values)
+        messages = self.messages(partitions, packed, values, own)
         try:
             yield from exchange(self.grid, messages, self.timeout, self.clients.participants.under_way)
         finally:

@@ -170,12 +170,22 @@ def test_models_that_were_withheld_are_not_attacked(run_app):
     run = run_app(min_images_to_share=370)
     (row,) = (row for row in run.stats if row["phase"] == "pretrain")
     assert 0 < len(row["pretrain/clients"]) < 4
-    code, text = audit(run, *QUICK, "--references", "0", "--samples", "0")
+    code, text = audit(run, *QUICK, "--samples", "0")  # reference models see fewer images than the limit
     assert code == 0, text
     targets = [each["target"] for each in json.loads((run.path / "audit.json").read_text())["attacks"]]
     assert [target for target in targets if "uploaded" in target] == [
-        f"own model of client {k}, uploaded" for k in row["pretrain/clients"]
+        f"own model of client {k}, uploaded" for k in row["pretrain/clients"] for _ in (THRESHOLD, RATIO)
     ]
+
+
+def test_the_models_of_a_private_run_can_be_attacked_where_they_are_stored(shared_run):
+    run = shared_run(algorithm="mixture", pretrain_dp_epsilon=5.0)
+    code, text = audit(run, *QUICK, "--samples", "0", "--client", "1")
+    assert code == 0, text
+    found = json.loads((run.path / "audit.json").read_text())["attacks"]
+    assert [(each["target"], each["attack"]) for each in found] == [
+        ("model of client 1", THRESHOLD), ("model of client 1", RATIO)
+    ]  # fmt: skip
 
 
 def test_the_likelihood_ratio_finds_members_with_models_that_know_their_images(small):

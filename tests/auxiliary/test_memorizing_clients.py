@@ -5,7 +5,7 @@ import pytest
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.auxiliary import own_images, pretraining
 from fedddpm_app.auxiliary.gate import open_gate
-from fedddpm_app.auxiliary.uploads import COUNTS
+from fedddpm_app.auxiliary.uploads import COUNT
 from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import default_run_config, load_config
 from fedddpm_app.experiment.task import DiffusionTask
@@ -43,8 +43,7 @@ def ask(trained, monkeypatch):
         changes = {key.replace("_", "-"): value for key, value in settings.items()}
         config = load_config(default_run_config() | FEW | {"cache-dir": worker.config.data.cache_dir} | changes)
         worker.config = config
-        counts = [22] * 58
-        return worker.act(FedDDPM.client_actions[action], 0, 0, {}, {COUNTS: counts})
+        return worker.act(FedDDPM.client_actions[action], 0, 0, {}, {COUNT: 22})
 
     return act
 

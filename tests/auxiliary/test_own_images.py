@@ -64,6 +64,21 @@ def test_no_model_leaves_a_client_before_round_1(run_app, monkeypatch):
     assert run.summary["comm/up_mb"] * 1e6 == bytes_up + sum(size for _, sizes in records[first:] for _, size in sizes)
 
 
+@pytest.mark.parametrize("settings", [IMAGES, {"memorization_check": "always"}])
+def test_a_client_learns_its_own_part_alone(run_app, monkeypatch, settings):
+    """The parts of others would say how many images they have."""
+    asked, answer = {}, InProcessGrid._answer
+
+    def noted(self, message):
+        if message.metadata.message_type in ("train.share_images", "train.pretrain"):
+            asked[message.metadata.dst_node_id - 1000] = dict(message.content.config_records["values"])
+        return answer(self, message)
+
+    monkeypatch.setattr(InProcessGrid, "_answer", noted)
+    run_app(**settings, num_rounds=1)
+    assert asked == {0: {"count": 4}, 1: {"count": 4}, 2: {"count": 2}, 3: {"count": 2}}
+
+
 def test_clients_that_copy_are_left_out_and_still_train(run_app, monkeypatch):
     """All images of client 1's model are copies, half of those of client 2: their reasons name the numbers."""
     monkeypatch.setattr(Gate, "copies", copying({1: 1.0, 2: 0.5}))
