@@ -7,7 +7,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedddpm_app.recording.style import FLOOR, SERIES, open_figure
+from fedddpm_app.recording.style import FLOOR, SERIES, open_figure, plain_log_axis
 
 _SMALLEST = 1e-3
 
@@ -29,8 +29,8 @@ def plot_roc(curves: Sequence[Curve], path: Path, run: str) -> None:
         axes = figure.subplots()
         line = np.geomspace(_SMALLEST, 1)
         axes.plot(line, line, color=FLOOR, linewidth=0.8, label="a guess")
+        kinds = sorted({curve.kind for curve in curves})
         for number, curve in enumerate(curves):
-            kinds = sorted({each.kind for each in curves})
             axes.plot(
                 np.maximum(curve.false, _SMALLEST),
                 np.maximum(curve.true, _SMALLEST),
@@ -40,6 +40,8 @@ def plot_roc(curves: Sequence[Curve], path: Path, run: str) -> None:
                 drawstyle="steps-post",
                 label=curve.name,
             )
-        axes.set(xscale="log", yscale="log", xlim=(_SMALLEST, 1), ylim=(_SMALLEST, 1.1))
+        plain_log_axis(axes, "x")
+        plain_log_axis(axes, "y")
+        axes.set(xlim=(_SMALLEST, 1), ylim=(_SMALLEST, 1.1))
         axes.set(xlabel="false-positive rate", ylabel="true-positive rate")
         axes.legend(loc="center left", bbox_to_anchor=(1.02, 0.5), fontsize=7, frameon=False)
