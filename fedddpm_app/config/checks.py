@@ -173,8 +173,8 @@ def _check_secure(config: Config) -> None:
     transport, admission = config.transport, config.admission
     if transport.wire_dtype != "fp32":
         raise ConfigError(
-            f'wire-dtype = "{transport.wire_dtype}" cannot be used with secure-aggregation = true, which rounds updates '
-            'itself to whole numbers, whose sum is exact: use wire-dtype = "fp32".'
+            f'wire-dtype = "{transport.wire_dtype}" cannot be used with secure-aggregation = true, which rounds '
+            'updates to whole numbers, whose sum is exact: use wire-dtype = "fp32".'
         )
     if admission.max_update_norm:
         raise ConfigError(

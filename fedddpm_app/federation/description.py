@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from fedddpm_app.config import Config, ConfigError, keys_of_algorithms
 from fedddpm_app.federation.aggregation import check_rule
 from fedddpm_app.federation.cost import Cost, of_images
+from fedddpm_app.federation.secure_checks import check_secure
 from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.training.hooks import TrainingHook
 
@@ -98,6 +99,7 @@ class AlgorithmDescription:
                 f'{cls.own_aggregation}; use aggregator = "fedavg".'
             )
         check_rule(config)
+        check_secure(cls, config)
 
     @classmethod
     def keys_without_effect(cls, config: Config) -> dict[str, str]:

@@ -26,6 +26,11 @@ VALUES = "values"
 EXCHANGE = "exchange"  # config record of a message whose reply has not all weights
 RETURNED = "returned"  # the names of the weights that it has
 OWN_MODEL = "own-model"  # record in a client's state: its model after its last training
+SECURE_KEYS = "train.secure_keys"  # message types of secure aggregation, with what a reply has
+SECURE_SHARES = "train.secure_shares"
+SECURE_REVEAL = "train.secure_reveal"
+KEYS, SHARES, MASKED, REVEALED = "keys", "shares", "masked", "revealed"
+SECURE = "secure"  # config record of a message that asks for a masked update
 FORGET = "query.forget"
 LOOK = "query.look"
 

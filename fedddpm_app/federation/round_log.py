@@ -44,15 +44,14 @@ class RoundLog:
         self._stats |= stats
 
     def add_replies(self, replies: Sequence[Reply], metrics: MetricRecord) -> None:
-        """Add the losses of the clients' training; ``metrics`` are their means, weighted by examples."""
-        self.add(
-            {
-                "train/loss": metrics["loss"],
-                "train/final_loss": metrics["final-loss"],
-                "train/client_loss": {str(reply.partition_id): reply.number("loss") for reply in replies},
-                "train/num_examples": sum(reply.num_examples for reply in replies),
-            }
-        )
+        """Add the losses of the clients' training; ``metrics`` are their means, weighted by examples.
+
+        With secure aggregation, the single losses are not known.
+        """
+        of_clients = {str(reply.partition_id): reply.number("loss") for reply in replies if "loss" in reply.metrics}
+        self.add({"train/loss": metrics["loss"], "train/final_loss": metrics["final-loss"]})
+        self.add({"train/client_loss": of_clients} if of_clients else {})
+        self.add({"train/num_examples": sum(reply.num_examples for reply in replies)})
 
     @contextmanager
     def own_phase(self) -> Iterator[Span]:

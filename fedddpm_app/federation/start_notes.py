@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from fedddpm_app.config import SAMPLER_KEYS, Config, Scalar, TrainingConfig, keys_without_effect, report_unused
+from fedddpm_app.federation.secure_checks import note_on_models
 from fedddpm_app.federation.strategy import FederatedStrategy
 
 _LARGE_SHARE = 0.5
@@ -28,7 +29,7 @@ def start_notes(algorithm: type[FederatedStrategy], config: Config, run_config: 
         reasons = {"ema-warmup": "the run has no moving average", **reasons}
     if not any(run_config[key] == "ddim" and key not in unused | reasons for key in SAMPLER_KEYS):
         reasons = {"ddim-eta": 'no sampler of the run is "ddim"', **reasons}
-    notes = report_unused(run_config, unused | reasons)
+    notes = [*report_unused(run_config, unused | reasons), *note_on_models(algorithm, config, reasons)]
     for key, (decay, count, unit) in used.items():
         notes += _note_on_average(config.training, key, float(decay), count, unit)
     return notes

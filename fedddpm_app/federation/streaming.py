@@ -196,7 +196,8 @@ def with_progress(
     for reply in replies:
         count, loss = reply.number("steps"), reply.number("loss")
         steps = 0 if math.isnan(count) else int(count)  # an algorithm need not have this metric
-        report(ProgressEvent(phase, steps, steps, 0, loss, reply.partition_id, server_round, num_rounds))
+        known = None if math.isnan(loss) else loss  # a masked one is not known
+        report(ProgressEvent(phase, steps, steps, 0, known, reply.partition_id, server_round, num_rounds))
         yield reply
         del reply
 

@@ -67,9 +67,7 @@ class ClientSession:
         )
         return PublicKeys(mask.public, seal.public)
 
-    def share(
-        self, session: bytes, public: Mapping[int, PublicKeys], threshold: int
-    ) -> tuple[dict[int, bytes], bytes]:
+    def share(self, session: bytes, public: Mapping[int, PublicKeys], threshold: int) -> tuple[dict[int, bytes], bytes]:
         """Return the sealed shares of both secrets for each peer, and the digest of the seed (step 2).
 
         Parameters
@@ -141,7 +139,9 @@ class ClientSession:
         for name in _SECRETS:
             del store[name]
 
-    def reveal(self, session: bytes, answered: Sequence[int], dropped: Sequence[int]) -> tuple[list[bytes], list[bytes]]:
+    def reveal(
+        self, session: bytes, answered: Sequence[int], dropped: Sequence[int]
+    ) -> tuple[list[bytes], list[bytes]]:
         """Return the shares of the seeds of those whose numbers arrived, and of the keys of the others (step 4).
 
         Raises
@@ -159,8 +159,8 @@ class ClientSession:
         if sorted(together) != store["senders"] or self._me not in answered or len(answered) < store["threshold"]:
             store[_STEP] = 6  # nothing is revealed in this session any more
             raise ProtocolError(
-                f"a sum of {len(answered)} clients without {len(dropped)} others is not one that this client takes part "
-                f"in: it has {len(store['senders'])} clients, at least {store['threshold']} of them in the sum"
+                f"a sum of {len(answered)} clients without {len(dropped)} others is not one that this client takes "
+                f"part in: it has {len(store['senders'])} clients, at least {store['threshold']} of them in the sum"
             )
         store.update({"answered": lists[0], "dropped": lists[1]})
         place = {peer: at for at, peer in enumerate(store["senders"])}

@@ -93,9 +93,10 @@ class Encoding:
     def decode(self, total: Vector, share: float) -> tuple[Weights, dict[str, float]]:
         """Return the mean weights and the mean metrics of a sum; ``share`` is the sum of the shares n_i / N in it."""
         tensors = total.to_tensors()
-        floats = tensors["narrow"].split([self._start[name].numel() for name in self._floats])
+        floats = torch.split(tensors["narrow"], [self._start[name].numel() for name in self._floats])
         sizes = [self._start[name].numel() for name in self._others]
-        *others, metrics = (tensors["wide"].double() * (_WIDE_STEP / share)).split([*sizes, len(self._metrics)])
+        wide = tensors["wide"].double() * (_WIDE_STEP / share)
+        *others, metrics = torch.split(wide, [*sizes, len(self._metrics)])
         changes = {name: part.double() * (self.step / share) for name, part in zip(self._floats, floats, strict=True)}
         changes |= zip(self._others, others, strict=True)
         weights = {name: tensor.double() + changes[name].view(tensor.shape) for name, tensor in self._start.items()}

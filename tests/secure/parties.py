@@ -17,7 +17,7 @@ def vector(*numbers, wide=(7,)):
 
 
 class Parties:
-    """Clients 0, 1, ... with the numbers of ``values``, and their server; a step leaves out the clients that are gone."""
+    """Clients 0, 1, ... with the numbers of ``values``, and their server; a step leaves out those that are gone."""
 
     def __init__(self, values, share=0.66):
         self.values = dict(enumerate(values))

@@ -129,7 +129,7 @@ def test_a_client_notices_keys_and_shares_that_are_not_as_they_should_be():
     sealed = parties.server.sealed_for(0)
     with pytest.raises(ProtocolError, match="shares of client 1 were changed"):
         parties.client(0).receive(SESSION, sealed | {1: sealed[2]})
-    with pytest.raises(ProtocolError, match="3 clients|from 1 peers"):
+    with pytest.raises(ProtocolError, match="shares came from 1 peers"):
         parties.client(1).receive(SESSION, {0: parties.server.sealed_for(1)[0]})
 
 
