@@ -205,7 +205,9 @@ class SecureTraining(Training):
         spec = ReplySpec(expected, (), counts_examples=counts_examples, server_round=self._round)
         messages = strategy.clients.address(clients, step, {ARRAYS: packed}, self._round, timeout)
         replies = exchange(strategy.grid, messages, timeout, strategy.clients.participants.under_way)
-        stream = ReplyStream(strategy.clients, replies, clients, f"round {self._round}, {record}", spec)
+        stream = ReplyStream(
+            strategy.clients, replies, clients, f"round {self._round}, secure aggregation ({record})", spec
+        )
         try:
             return [*stream.as_they_come()]
         finally:
