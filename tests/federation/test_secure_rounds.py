@@ -86,7 +86,7 @@ class Spy:
             reply = answer(grid, message)
             if reply.has_content():
                 self.up += size_of(reply.content)
-                records = {name: read_record(record) for name, record in reply.content.array_records.items()}
+                records = {name: copied(record) for name, record in reply.content.array_records.items()}
                 self.replies.append((message.metadata.message_type, records))
             return reply
 
@@ -94,6 +94,11 @@ class Spy:
 
     def uploads(self):
         return [records for kind, records in self.replies if kind == "train"]
+
+
+def copied(record):
+    """The server takes over the memory of a record when it reads it."""
+    return {name: tensor.clone() for name, tensor in read_record(record).items()}
 
 
 def size_of(content):
