@@ -8,7 +8,7 @@ share is the part of N that arrived. Metrics and weights that are whole numbers 
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from fedddpm_app.weights import Weights, cast_like
 CLIPPED = "clipped-share"
 _LARGEST_WIDE = float(2**22)  # of a metric, or of the change of a whole number
 _WIDE_STEP = 2.0**-40
+_PIECE = 2**16  # values, which stay in the processor's cache
 
 
 class Encoding:
@@ -76,19 +77,27 @@ class Encoding:
         ValueError
             If a value is not finite, or a metric is missing.
         """
-        random, clipped, parts = torch.Generator().manual_seed(seed), 0, []
-        for name in self._floats:
-            change = _change(weights[name], self._start[name])
+        random, clipped = torch.Generator().manual_seed(seed), 0
+        narrow, at = torch.empty(self.num_narrow, dtype=torch.int32), 0
+        for part, start in self._pieces(weights):
+            change = _change(part, start)
             clipped += int((change.abs() > self._clip).sum())
-            parts.append(_round(change.clamp_(-self._clip, self._clip).mul_(share / self.step), random))
+            numbers = _round(change.clamp_(-self._clip, self._clip).mul_(share / self.step), random)
+            narrow[at : at + len(numbers)] = numbers
+            at += len(numbers)
         known = {**metrics, CLIPPED: clipped / max(1, self.num_narrow)}
         if missing := [name for name in self._metrics if not math.isfinite(known.get(name, math.nan))]:
             raise ValueError(f"its metric {missing[0]} is missing, or not a finite number")
         others = [_change(weights[name], self._start[name]) for name in self._others]
         others.append(torch.tensor([float(known[name]) for name in self._metrics], dtype=torch.float64))
         wide = torch.cat(others).clamp_(-_LARGEST_WIDE, _LARGEST_WIDE).mul_(share / _WIDE_STEP)
-        narrow = torch.cat(parts).to(torch.int32) if parts else torch.zeros(0, dtype=torch.int32)
         return Vector.from_tensors({"narrow": narrow, "wide": _round(wide, random)})
+
+    def _pieces(self, weights: Weights) -> Iterator[tuple[Tensor, Tensor]]:
+        """Yield the floating-point weights, flat, in pieces, each with the values that it started from."""
+        for name in self._floats:
+            flat = weights[name].reshape(-1), self._start[name].reshape(-1)
+            yield from zip(*(torch.split(tensor, _PIECE) for tensor in flat), strict=True)
 
     def decode(self, total: Vector, share: float) -> tuple[Weights, dict[str, float]]:
         """Return the mean weights and the mean metrics of a sum; ``share`` is the sum of the shares n_i / N in it."""

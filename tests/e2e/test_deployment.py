@@ -299,6 +299,7 @@ def add_third_site(docker, tmp_path, run_config):
 
 
 @pytest.mark.long
+@pytest.mark.timeout(1000)
 def test_a_site_that_is_killed_before_its_masked_update_is_left_out_of_the_sum(
     docker, started, laptop, tmp_path, run_config
 ):
@@ -308,7 +309,7 @@ def test_a_site_that_is_killed_before_its_masked_update_is_left_out_of_the_sum(
     laptop.connect(stack.published("superlink"))
     secure = {"secure_aggregation": True, "max_update_norm": "", "algorithm": "fedavg", "num_clients": 3}
     process = laptop.run(settings_of(tmp_path, num_rounds=3, **LONG | secure))
-    until(lambda: "phase=train round=2/3 client=1" in stack["clientapp-1"].log)
+    until(lambda: "phase=train round=2/3 client=1" in stack["clientapp-1"].log, 400.0)
     stack["supernode-1"].kill()
     with stack["supernode-1"].restarted():
         output, _ = process.communicate(timeout=400)
