@@ -19,7 +19,7 @@ long: $(VENV)/.installed  ## slow tests that do not fit into the 25 minutes of C
 	$(BIN)/python -m pytest -m long
 
 bench: $(VENV)/.installed  ## every benchmark in its short form; docs/performance.md has the results of the long form
-	for name in transport deployment train_step allocator sampling federation_overhead scale reliability; do \
+	for name in transport deployment train_step allocator sampling federation_overhead scale reliability secure_sum; do \
 		$(BIN)/python -m benchmarks.$$name --short || exit 1; \
 	done
 

@@ -8,6 +8,7 @@ from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, 
 from flwr.clientapp import ClientApp
 
 from fedddpm_app import weights as weights_module
+from fedddpm_app.client.masking import STEPS, Masking, open_session
 from fedddpm_app.client.policy import check_action, check_round
 from fedddpm_app.client.state import ClientState, ClientStateError, state_folder
 from fedddpm_app.client.worker import Worker, this_process
@@ -82,6 +83,8 @@ class FederatedClientApp(ClientApp):
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message; a client that declines says so in one sentence, here and to the server."""
         try:
+            if message.metadata.message_type in STEPS:
+                return _agree(self._set_up(context), message, context)
             if message.metadata.message_type.startswith(ACTION):
                 return _act(self._set_up(context), message, context)
             return super().__call__(message, context)
@@ -156,8 +159,20 @@ def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
     return _reply(message, answer.metrics, {name: end.pack(record, dtype) for name, record in answer.records.items()})
 
 
+def _agree(setup: ClientSetup, message: Message, context: Context) -> Message:
+    """Answer a message of secure aggregation other than its request to train."""
+    partition, setup = _partition(context), _checked(setup, context)
+    check_round(setup.config, setup.policy, _number(message, SERVER_ROUND))
+    end, session = _end(setup, message, context), open_session(context, partition)
+    step = STEPS[message.metadata.message_type]
+    answer = step(session, setup.config, end.unpack(), lambda: len(setup.worker.task.train_data(partition)))
+    return _reply(message, answer.metrics, {name: end.pack(record) for name, record in answer.records.items()})
+
+
 def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
     check_round(setup.config, setup.policy, _number(message, SERVER_ROUND))
+    if setup.config.secure.aggregation:
+        return _train_masked(setup, message, context)
     keeps_residual = setup.config.transport.keeps_residuals
     state = _open_state(setup, message, context, keeps_residual)
     hook, end = _create_hook(setup, message, context, state), _end(setup, message, context)
@@ -172,6 +187,19 @@ def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
     metrics = {**result.training.metrics(), NUM_EXAMPLES: result.num_examples, **hook.metrics}
     records = {ARRAYS: answer} | {name: end.pack(record) for name, record in hook.sent.items()}
     return _reply(message, metrics, records)
+
+
+def _train_masked(setup: ClientSetup, message: Message, context: Context) -> Message:
+    """Train one round, and answer with a masked update; the weights themselves are not packed."""
+    masking = Masking(setup.config, message, open_session(context, _partition(context)))
+    state = _open_state(setup, message, context)
+    hook, end = _create_hook(setup, message, context, state), _end(setup, message, context)
+    result = setup.worker.train(hook, _ledger(setup, message, context))
+    _check_finite(result.training, hook)
+    answer = masking.answer(result.training, result.num_examples, hook)
+    if isinstance(state, ClientState):
+        state.save(hook.round.server_round, hook.kept)
+    return _reply(message, answer.metrics, {name: end.pack(record) for name, record in answer.records.items()})
 
 
 def _pack_trained(

@@ -26,6 +26,7 @@ from fedddpm_app.config.loading import default_run_config, kinds_of_keys, known_
 from fedddpm_app.config.model import UNetConfig
 from fedddpm_app.config.overrides import Overrides, read_overrides
 from fedddpm_app.config.run import RunConfig
+from fedddpm_app.config.secure import SecureConfig
 from fedddpm_app.config.training import TrainingConfig
 from fedddpm_app.config.transport import TransportConfig
 from fedddpm_app.config.unused import SAMPLER_KEYS, keys_of_algorithms, keys_without_effect, report_unused
@@ -49,6 +50,7 @@ __all__ = [
     "RunConfig",
     "Sampler",
     "Scalar",
+    "SecureConfig",
     "TrainingConfig",
     "TransportConfig",
     "TransportName",

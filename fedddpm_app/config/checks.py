@@ -167,6 +167,32 @@ def _check_compile(config: Config) -> None:
         )
 
 
+def _check_secure(config: Config) -> None:
+    if not config.secure.aggregation:
+        return
+    transport, admission = config.transport, config.admission
+    if transport.wire_dtype != "fp32":
+        raise ConfigError(
+            f'wire-dtype = "{transport.wire_dtype}" cannot be used with secure-aggregation = true, which rounds '
+            'updates to whole numbers, whose sum is exact: use wire-dtype = "fp32".'
+        )
+    if admission.max_update_norm:
+        raise ConfigError(
+            f'max-update-norm = "{admission.max_update_norm}" cannot be used with secure-aggregation = true, because '
+            'the server does not see a client\'s update: use max-update-norm = "", and secure-clip, which each client '
+            "applies to its own values."
+        )
+
+
+def _check_secure_clients(config: Config) -> None:
+    count = config.run.clients_per_round or config.data.num_clients
+    if config.secure.aggregation and count < 2:
+        raise ConfigError(
+            f"secure-aggregation = true with {count} client per round: a sum of one update is that update; use 2 "
+            "clients per round or more."
+        )
+
+
 def _check_unet(config: Config) -> None:
     size, unet = config.data.image_size, config.unet
     halvings = len(unet.block_out_channels) - 1
@@ -219,6 +245,8 @@ _CHECKS = (
     _check_replies,
     _check_transport,
     _check_compile,
+    _check_secure,
+    _check_secure_clients,
 )
 
 

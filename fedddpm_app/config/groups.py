@@ -22,6 +22,7 @@ from fedddpm_app.config.fields import Scalar
 from fedddpm_app.config.model import UNetConfig
 from fedddpm_app.config.pdfed import PDFedConfig
 from fedddpm_app.config.run import RunConfig
+from fedddpm_app.config.secure import SecureConfig
 from fedddpm_app.config.sharing import SharingConfig, checks_memorization
 from fedddpm_app.config.training import TrainingConfig
 from fedddpm_app.config.transport import TransportConfig
@@ -56,6 +57,7 @@ class Config(Baselines):
     transport: TransportConfig
     waiting: WaitingConfig
     admission: AdmissionConfig
+    secure: SecureConfig
 
     @property
     def checks_memorization(self) -> bool:

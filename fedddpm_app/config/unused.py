@@ -29,6 +29,8 @@ _NEEDS: _Conditions = types.MappingProxyType(  # key -> another key, and its val
         "aggregator-malicious": ("aggregator", ["krum", "multikrum", "bulyan"]),
         "aggregator-selected": ("aggregator", ["multikrum"]),
         "inception-weights": ("eval-extractor", ["auto", "inception-v3"]),
+        "secure-clip": ("secure-aggregation", [True]),
+        "secure-threshold": ("secure-aggregation", [True]),
     }
 )
 _NOT_WITH: _Conditions = types.MappingProxyType(  # key -> another key, and its values that do not use the first key

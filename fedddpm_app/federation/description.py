@@ -8,6 +8,7 @@ from fedddpm_app.config import Config, ConfigError, keys_of_algorithms
 from fedddpm_app.federation.aggregation import check_rule
 from fedddpm_app.federation.cost import Cost, of_images
 from fedddpm_app.federation.privacy import check_private
+from fedddpm_app.federation.secure_checks import check_secure
 from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.training.hooks import TrainingHook
 
@@ -100,6 +101,7 @@ class AlgorithmDescription:
             )
         check_rule(config)
         check_private(cls, config)
+        check_secure(cls, config)
 
     @classmethod
     def keys_without_effect(cls, config: Config) -> dict[str, str]:

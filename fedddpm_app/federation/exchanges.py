@@ -1,7 +1,7 @@
 """The two exchanges of a round with its clients: their training, and the evaluation on their held-out images."""
 
 import math
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
@@ -60,12 +60,17 @@ class Training:
         extra = strategy.broadcast(server_round)
         if not strategy.sampled:
             return []
+        asked = self.asked()
         names, parts = _pack_parts(strategy, arrays)
         records = {name: strategy.outbox.pack(name, each, each) for name, each in extra.items()}
         if len(parts) < len(strategy.sampled):
             records[ARRAYS] = strategy.outbox.pack(ARRAYS, arrays, to_weights(arrays))
         strategy.outbox.keep_only({*records, *names})
-        return _address(strategy, MessageType.TRAIN, strategy.sampled, records, server_round, parts)
+        return _address(strategy, MessageType.TRAIN, asked, records, server_round, parts)
+
+    def asked(self) -> list[int]:
+        """Return those of the sampled clients that get the weights (here: all)."""
+        return self._strategy.sampled
 
     def _exchanges(self) -> dict[int, Exchanged]:
         """Return what each client of the round exchanges.
@@ -104,13 +109,32 @@ class Training:
         weights = strategy.aggregate(server_round, in_order)
         for _ in in_order:  # replies that the algorithm did not read are checked and counted too
             continue
-        contents = [reply.message.content for reply in accepted]
+        return self.finish(weights, accepted, accepted, stream.left_out("train"))
+
+    def finish(
+        self, weights: Weights, accepted: Sequence[Reply], measured: Sequence[Reply], left_out: Mapping[str, object]
+    ) -> tuple[Weights, MetricRecord]:
+        """Return the aggregated weights and the mean metrics, and keep what later rounds and the log need.
+
+        Parameters
+        ----------
+        weights : Weights
+            The result of the algorithm's ``aggregate``.
+        accepted : sequence of Reply
+            One of each client that took part.
+        measured : sequence of Reply
+            Those whose metrics are averaged.
+        left_out : mapping
+            For the round's line.
+        """
+        strategy = self._strategy
+        contents = [reply.message.content for reply in measured]
         metrics = strategy.train_metrics_aggr_fn(contents, strategy.weighted_by_key)
         strategy.train_loss = float(metrics.get("loss", math.nan))  # type: ignore[arg-type]
-        strategy.clients.state_rounds |= {reply.partition_id: server_round for reply in accepted}
+        strategy.clients.state_rounds |= {reply.partition_id: self._round for reply in accepted}
         strategy.round_log.add_replies(accepted, metrics)
         strategy.round_log.add(strategy.spending.add(accepted))
-        strategy.round_log.add(stream.left_out("train"))
+        strategy.round_log.add(left_out)
         return weights_module.cast_like(weights, strategy.initial_weights), metrics
 
     def _spec(self, exchange: Exchanged) -> ReplySpec:

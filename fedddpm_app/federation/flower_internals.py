@@ -12,10 +12,14 @@ from collections.abc import Callable
 from flwr.app import Message
 from flwr.common.config import parse_config_args
 from flwr.common.constant import ErrorCode
+from flwr.common.secure_aggregation.crypto.shamir import combine_shares, create_shares
+from flwr.common.secure_aggregation.crypto.symmetric_encryption import decrypt, encrypt, generate_shared_key
+from flwr.common.secure_aggregation.secaggplus_utils import share_keys_plaintext_concat, share_keys_plaintext_separate
 from flwr.proto.node_pb2 import NodeInfo
 from flwr.supercore.constant import FORCE_EXIT_TIMEOUT_SECONDS, TaskType
 from flwr.supercore.exit import add_exit_handler
 from flwr.supercore.exit.exit_handler import registered_exit_handlers
+from flwr.supercore.primitives.asymmetric import bytes_to_public_key, generate_key_pairs, public_key_to_bytes
 from flwr.supercore.run import Run
 from flwr.supercore.task_identity import TaskIdentity
 from flwr.supercore.utils import get_flwr_home
@@ -29,10 +33,20 @@ __all__ = [
     "TaskIdentity",
     "TaskType",
     "at_exit_of_flower",
+    "bytes_to_public_key",
+    "combine_shares",
+    "create_shares",
+    "decrypt",
+    "encrypt",
+    "generate_key_pairs",
+    "generate_shared_key",
     "get_flwr_home",
     "parse_config_args",
+    "public_key_to_bytes",
     "set_message_id",
     "set_source",
+    "share_keys_plaintext_concat",
+    "share_keys_plaintext_separate",
     "wait_for_stop",
 ]
 

@@ -26,7 +26,7 @@ _KILLED = {  # the last is the word of Ray's memory monitor
     for name in ("ActorDiedError", "ActorUnavailableError", "RayActorError", "OutOfMemoryError")
 }
 _DECLINED = "DeclinedError"  # of ``training.actions``
-_OWN = ("ConfigError", "StateError", _DECLINED)  # sentences that need no name of an exception before them
+_OWN = ("ConfigError", "StateError", "ProtocolError", _DECLINED)  # sentences without the name of an exception
 
 
 def one_line(text: str, longest: int = LONGEST_REASON) -> str:

@@ -6,6 +6,7 @@ import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
 from fedddpm_app.federation.deadlines import TIME_LIMIT
+from fedddpm_app.training.privacy import DP_EPSILON, DP_EPSILON_TOTAL
 from fedddpm_app.weights import Weights
 
 ARRAYS = "arrays"
@@ -26,6 +27,12 @@ VALUES = "values"
 EXCHANGE = "exchange"  # config record of a message whose reply has not all weights
 RETURNED = "returned"  # the names of the weights that it has
 OWN_MODEL = "own-model"  # record in a client's state: its model after its last training
+SECURE_KEYS = "train.secure_keys"  # message types of secure aggregation, with what a reply has
+SECURE_SHARES = "train.secure_shares"
+SECURE_REVEAL = "train.secure_reveal"
+KEYS, SHARES, MASKED, REVEALED = "keys", "shares", "masked", "revealed"
+UNMASKED = ("steps", DP_EPSILON, DP_EPSILON_TOTAL)  # metrics that follow from the config and the number of images
+SECURE = "secure"  # config record of a message that asks for a masked update
 FORGET = "query.forget"
 LOOK = "query.look"
 

@@ -46,12 +46,12 @@ class RoundLog:
     def add_replies(self, replies: Sequence[Reply], metrics: MetricRecord) -> None:
         """Add the losses of the clients' training; ``metrics`` are their means, weighted by examples.
 
-        Clients that train privately report no losses.
+        Clients that train privately report no losses; with secure aggregation, the single ones are not known.
         """
         if "loss" in metrics:
-            of_clients = {str(reply.partition_id): reply.number("loss") for reply in replies}
             self.add({"train/loss": metrics["loss"], "train/final_loss": metrics["final-loss"]})
-            self.add({"train/client_loss": of_clients})
+        of_clients = {str(reply.partition_id): reply.number("loss") for reply in replies if "loss" in reply.metrics}
+        self.add({"train/client_loss": of_clients} if of_clients else {})
         self.add({"train/num_examples": sum(reply.num_examples for reply in replies)})
 
     @contextmanager

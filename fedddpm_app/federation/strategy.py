@@ -31,6 +31,7 @@ from fedddpm_app.federation.records import ARRAYS, to_arrays, to_weights
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.round_log import RoundLog
 from fedddpm_app.federation.rounds import Rounds
+from fedddpm_app.federation.secure_rounds import SecureTraining
 from fedddpm_app.federation.server_state import Checkpoints, load_models, load_named_state, named_state
 from fedddpm_app.federation.streaming import ReplyStream
 from fedddpm_app.federation.survey import survey_sites
@@ -382,7 +383,8 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         """Return the messages with the weights for the round's clients."""
         self._arrays = arrays
         self.__dict__.pop("global_weights", None)
-        self._training = Training(self, server_round)
+        kind = SecureTraining if self.config.secure.aggregation else Training
+        self._training = kind(self, server_round)
         return self._training.messages(arrays)
 
     def aggregate_train(

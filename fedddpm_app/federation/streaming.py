@@ -196,7 +196,7 @@ def with_progress(
     for reply in replies:
         count, loss = reply.number("steps"), reply.number("loss")
         steps = 0 if math.isnan(count) else int(count)  # an algorithm need not have this metric
-        known = None if math.isnan(loss) else loss  # a private training reports none
+        known = None if math.isnan(loss) else loss  # a private training reports none, a masked one is not known
         report(ProgressEvent(phase, steps, steps, 0, known, reply.partition_id, server_round, num_rounds))
         yield reply
         del reply

@@ -156,6 +156,7 @@ KNOBS = [
     ("dp-clip", [0.1, 2.0], PRIVATE),
     ("dp-noise-multiplicity", [2], PRIVATE),
     ("dp-secret-noise", [True], PRIVATE),
+    ("secure-clip", [0.0001, 50.0], LOCAL | {"secure-aggregation": True, "max-update-norm": ""}),
 ]
 _LONG = [pytest.mark.slow, pytest.mark.long]
 TRIED = [  # the default run of the tests tries the first value, `make long` all of them
@@ -200,6 +201,8 @@ ELSEWHERE = {
     "min-replies": "tests/federation/test_messaging",
     "max-update-norm": "tests/federation/test_admission",
     "round-timeout": "tests/federation/test_messaging",
+    "secure-aggregation": "who sees what: tests/federation/test_secure_rounds",
+    "secure-threshold": "tests/federation/test_secure_rounds",
     "max-round-retries": "tests/faults/test_quorum",
     "checkpoint-keep": "tests/faults/test_resume",
     "resume": "tests/faults/test_resume",

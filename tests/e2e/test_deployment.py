@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from datasets import load_from_disk
 
 from benchmarks.models import LARGE, MODELS
@@ -280,6 +281,47 @@ def test_a_supernode_that_is_killed_in_a_round_is_left_out_and_comes_back(starte
     assert sorted(rows[-1]["train/client_loss"]) == ["0", "1"]
     assert run.summary["status"] == "completed"
     assert "round 2: client 1 is left out: its node is gone or did not answer in time" in output
+
+
+def add_third_site(docker, tmp_path, run_config):
+    """Images of three sites, and a compose file with a copy of the second site's services."""
+    shutil.rmtree(tmp_path / "sites")
+    export_sites(open_dataset(load_config(run_config | {"num-clients": 3}).data, 0), tmp_path / "sites")
+    file = docker / "compose.yml"
+    spec = yaml.safe_load(file.read_text())
+    for name in ("supernode", "clientapp"):
+        text = json.dumps(spec["services"][f"{name}-1"]).replace("SITE_1", "SITE_2")
+        spec["services"][f"{name}-2"] = json.loads(re.sub(r"(supernode-|partition-id=|site-)1", r"\g<1>2", text))
+    spec["volumes"]["site-2-home"] = None
+    file.write_text(yaml.safe_dump(spec))
+    with (docker / ".env").open("a") as env:
+        env.write(f"\nSITE_2_DATA={tmp_path / 'sites' / 'site-0002'}\n")
+
+
+@pytest.mark.long
+@pytest.mark.timeout(1000)
+def test_a_site_that_is_killed_before_its_masked_update_is_left_out_of_the_sum(
+    docker, started, laptop, tmp_path, run_config
+):
+    """Two of three sites are enough to remove the masks that they have in common with it."""
+    add_third_site(docker, tmp_path, run_config)
+    stack = started("compose.yml")
+    laptop.connect(stack.published("superlink"))
+    secure = {"secure_aggregation": True, "max_update_norm": "", "algorithm": "fedavg", "num_clients": 3}
+    process = laptop.run(settings_of(tmp_path, num_rounds=3, **LONG | secure))
+    until(lambda: "phase=train round=2/3 client=1" in stack["clientapp-1"].log, 400.0)
+    stack["supernode-1"].kill()
+    with stack["supernode-1"].restarted():
+        output, _ = process.communicate(timeout=400)
+    assert process.returncode == 0, output + stack.logs()
+    run = RunDirectory(laptop.folder / "runs" / "deployed")
+    first, second, third = run.rounds()
+    assert "train/left_out" not in first
+    assert "gone or did not answer" in second["train/left_out"]["1"]
+    assert second["secure/recovered"] == [1]
+    assert second["train/num_examples"] < first["train/num_examples"]
+    assert third["train/loss"] < first["train/loss"]
+    assert not any("train/client_loss" in row for row in (first, second, third))
 
 
 @pytest.mark.long

@@ -119,6 +119,19 @@ def test_edges_and_pruning_equal_the_inprocess_engine(tmp_path, shared_run):
 
 
 @pytest.mark.slow
+def test_masked_updates_equal_the_inprocess_engine(tmp_path, shared_run):
+    """A client's four messages go to several processes; its secrets travel in Flower's context. The masks cancel."""
+    settings = {"algorithm": "fedavg", "secure_aggregation": True, "max_update_norm": ""}
+    done = fedddpm_run(tmp_path, output_dir="out", run_name="sim", **settings)
+    assert done.returncode == 0, done.stdout + done.stderr
+    run, here = RunDirectory(tmp_path / "out" / "sim"), shared_run(**settings)
+    assert run.losses() == here.losses()
+    models = [(r.path / "checkpoints" / "round-0002" / "model.safetensors").read_bytes() for r in (run, here)]
+    assert models[0] == models[1]
+    assert not any("train/left_out" in row for row in run.rounds())
+
+
+@pytest.mark.slow
 def test_decisions_and_images_drawn_by_the_actors_equal_the_inprocess_engine(tmp_path, shared_run):
     """Decisions go through the log to the terminal; the actors' images are the server's, bit for bit."""
     settings = {"algorithm": "fedddpm-plus", "plus_threshold": 1e9, "auxiliary_size": 30, "auxiliary_batch_size": 3}

@@ -27,6 +27,9 @@ PHASES = {
     "score": "train.score",
     "submit": "train.train_and_submit",
     "train": "train",
+    "keys": "train.secure_keys",
+    "shares": "train.secure_shares",
+    "reveal": "train.secure_reveal",
     "evaluate": "evaluate",
     "forget": "query.forget",
 }

@@ -192,6 +192,21 @@ def test_simulate_trains_privately_and_learns_with_a_large_budget():
     assert 7.2 < epsilon <= 8.0
 
 
+def test_private_updates_can_be_masked():
+    """The same noise with and without masks: the mean and the account are the same, and no loss leaves."""
+    data, found = [points(40, 0), points(30, 1)], []
+    settings = {"batch_size": 10, "train_dp_epsilon": 8.0, "dp_secret_noise": False}
+    for secure in (False, True):
+        torch.manual_seed(0)
+        weights, history = simulate(
+            "fedavg", nn.Linear(2, 1), distance, data, 2, 3, 0.1, secure_aggregation=secure, **settings
+        )
+        found.append((weights["weight"], history[-1]["train/dp_epsilon"], history[-1]["compute/steps"]))
+        assert not [key for key in history[-1] if "loss" in key]
+    assert torch.allclose(found[1][0], found[0][0], rtol=0, atol=1e-7)
+    assert found[1][1:] == found[0][1:]
+
+
 def test_a_canary_moves_the_weights_by_no_more_than_the_clip():
     """The same seed with and without an extreme example that each step uses: eta K C / n, in one round of SGD."""
     torch.manual_seed(0)

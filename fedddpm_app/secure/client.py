@@ -1,0 +1,176 @@
+"""The client's end: four steps in a fixed order, each of which a session allows once.
+
+A server that could repeat a step with other content would learn single updates: two uploads under one mask differ by
+the update alone, and shares of both secrets of one client unmask it. So the order, and what was revealed, are in the
+store, and a new session makes new keys.
+"""
+
+from collections.abc import Mapping, MutableMapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fedddpm_app.secure import keys
+from fedddpm_app.secure.keys import KeyPair, ProtocolError
+from fedddpm_app.secure.masks import Vector, add_mask
+
+_STEP, _ID = "step", "session"
+_SECRETS = ("mask-private", "seal-private", "seed")
+
+
+@dataclass(frozen=True)
+class PublicKeys:
+    """The public halves of a client's two key pairs: of the masks, and of the encryption of shares."""
+
+    mask: bytes
+    seal: bytes
+
+
+class ClientSession:
+    """A client's part in one secure sum.
+
+    Parameters
+    ----------
+    store : mutable mapping
+        Keeps numbers, bytes and lists of them between the steps, maybe in another process.
+    me : int
+        The client's id among the clients of the sum, from 0.
+    """
+
+    def __init__(self, store: MutableMapping[str, Any], me: int) -> None:
+        self._store = store
+        self._me = me
+
+    @property
+    def num_examples(self) -> int:
+        """The examples that the client said it has."""
+        return int(self._store["num-examples"])
+
+    @property
+    def num_participants(self) -> int:
+        """The clients that got each other's keys."""
+        return len(self._store["participants"])
+
+    def publish(self, session: bytes, num_examples: int) -> PublicKeys:
+        """Begin a session with new keys, and forget the one before; return what the others may know (step 1)."""
+        mask, seal = KeyPair.generate(), KeyPair.generate()
+        self._store.clear()
+        self._store.update(
+            {
+                _STEP: 1,
+                _ID: session,
+                "num-examples": num_examples,
+                "mask-private": mask.private,
+                "mask-public": mask.public,
+                "seal-private": seal.private,
+                "seal-public": seal.public,
+            }
+        )
+        return PublicKeys(mask.public, seal.public)
+
+    def share(self, session: bytes, public: Mapping[int, PublicKeys], threshold: int) -> tuple[dict[int, bytes], bytes]:
+        """Return the sealed shares of both secrets for each peer, and the digest of the seed (step 2).
+
+        Parameters
+        ----------
+        session : bytes
+            The session's name.
+        public : mapping of int to PublicKeys
+            Of all clients with keys, this one included.
+        threshold : int
+            The shares that give a secret back, more than half of the clients.
+        """
+        self._enter(2, session)
+        everyone, store = sorted(public), self._store
+        if public.get(self._me) != PublicKeys(store["mask-public"], store["seal-public"]):
+            raise ProtocolError("the server's list of keys does not have this client's own keys")
+        if not len(everyone) / 2 < threshold <= len(everyone) or threshold < 2:
+            raise ProtocolError(f"{len(everyone)} clients with keys are too few for a sum that {threshold} unmask")
+        seed = keys.new_seed()
+        of_seed = keys.split(seed, threshold, len(everyone))
+        of_key = keys.split(store["mask-private"], threshold, len(everyone))
+        sealed = {}
+        for place, peer in enumerate(everyone):
+            if peer != self._me:
+                key = keys.shared_key(store["seal-private"], public[peer].seal)
+                sealed[peer] = keys.seal(key, self._me, peer, of_seed[place], of_key[place])
+        store.update(
+            {
+                "seed": seed,
+                "threshold": threshold,
+                "participants": everyone,
+                "masks-public": [public[peer].mask for peer in everyone],
+                "seals-public": [public[peer].seal for peer in everyone],
+                "own-share": of_seed[everyone.index(self._me)],
+            }
+        )
+        return sealed, keys.digest(seed)
+
+    def receive(self, session: bytes, sealed: Mapping[int, bytes]) -> None:
+        """Open the shares that the peers made for this client; the training may begin (step 3).
+
+        ``sealed`` is by the client that made them: those with which this client has masks in common.
+        """
+        self._enter(3, session)
+        store, place = self._store, {peer: at for at, peer in enumerate(self._store["participants"])}
+        senders = sorted({*sealed, self._me})
+        if self._me in sealed or not set(senders) <= place.keys() or len(senders) < store["threshold"]:
+            raise ProtocolError(f"shares came from {len(senders) - 1} peers that this client does not expect so")
+        opened = {self._me: (store["own-share"], b"")}
+        for peer, token in sealed.items():
+            key = keys.shared_key(store["seal-private"], store["seals-public"][place[peer]])
+            opened[peer] = keys.unseal(key, token, peer, self._me)
+        store.update(
+            {
+                "senders": senders,
+                "seed-shares": [opened[peer][0] for peer in senders],
+                "key-shares": [opened[peer][1] for peer in senders],
+            }
+        )
+
+    def mask(self, session: bytes, vector: Vector) -> None:
+        """Add this client's masks to its numbers in place, and forget the secrets (step 3, after the training)."""
+        self._enter(4, session)
+        store, place = self._store, {peer: at for at, peer in enumerate(self._store["participants"])}
+        add_mask(vector, store["seed"])
+        for peer in store["senders"]:
+            if peer != self._me:
+                seed = keys.shared_seed(store["mask-private"], store["masks-public"][place[peer]])
+                add_mask(vector, seed, subtract=peer < self._me)
+        for name in _SECRETS:
+            del store[name]
+
+    def reveal(
+        self, session: bytes, answered: Sequence[int], dropped: Sequence[int]
+    ) -> tuple[list[bytes], list[bytes]]:
+        """Return the shares of the seeds of those whose numbers arrived, and of the keys of the others (step 4).
+
+        Raises
+        ------
+        ProtocolError
+            If both shares of a client would become known, or too few clients are in the sum.
+        """
+        store, lists = self._store, ([*answered], [*dropped])
+        if store.get(_STEP) == 5 and store[_ID] == session:
+            if ([*store["answered"]], [*store["dropped"]]) != lists:
+                raise ProtocolError("it has revealed its shares for other clients already, and never reveals both")
+        else:
+            self._enter(5, session)
+        together = [*answered, *dropped]
+        if sorted(together) != store["senders"] or self._me not in answered or len(answered) < store["threshold"]:
+            store[_STEP] = 6  # nothing is revealed in this session any more
+            raise ProtocolError(
+                f"a sum of {len(answered)} clients without {len(dropped)} others is not one that this client takes "
+                f"part in: it has {len(store['senders'])} clients, at least {store['threshold']} of them in the sum"
+            )
+        store.update({"answered": lists[0], "dropped": lists[1]})
+        place = {peer: at for at, peer in enumerate(store["senders"])}
+        seeds = [store["seed-shares"][place[peer]] for peer in answered]
+        return seeds, [store["key-shares"][place[peer]] for peer in dropped]
+
+    def _enter(self, step: int, session: bytes) -> None:
+        """Go to the next step, which can be done once."""
+        if self._store.get(_ID) != session:
+            raise ProtocolError("it does not know this session: it was restarted, or another session has begun")
+        if self._store[_STEP] != step - 1:
+            raise ProtocolError(f"step {step} of a secure sum follows on step {step - 1}, not on {self._store[_STEP]}")
+        self._store[_STEP] = step

@@ -1,0 +1,61 @@
+"""A secure sum of a few clients in this process, without messages."""
+
+import math
+
+import numpy as np
+
+from fedddpm_app.secure.client import ClientSession
+from fedddpm_app.secure.masks import Vector
+from fedddpm_app.secure.server import ServerSession
+
+SESSION = b"a session"
+
+
+def vector(*numbers, wide=(7,)):
+    """Numbers modulo 2^32, and one modulo 2^64."""
+    return Vector(np.array(numbers, np.int64).astype("<u4"), np.array(wide, np.int64).astype("<u8"))
+
+
+class Parties:
+    """Clients 0, 1, ... with the numbers of ``values``, and their server; a step leaves out those that are gone."""
+
+    def __init__(self, values, share=0.66):
+        self.values = dict(enumerate(values))
+        self.stores = {client: {} for client in self.values}
+        self.share = share
+        self.server = ServerSession()
+        self.uploads = {}
+
+    def client(self, me):
+        return ClientSession(self.stores[me], me)  # anew for each step, as in another process
+
+    def publish(self, gone=()):
+        self.server.public = {c: self.client(c).publish(SESSION, 1) for c in self.values if c not in gone}
+        self.server.threshold = max(2, math.ceil(self.share * len(self.server.public)))
+
+    def make_shares(self, gone=()):
+        for c in self.server.public.keys() - set(gone):
+            made = self.client(c).share(SESSION, self.server.public, self.server.threshold)
+            self.server.sealed[c], self.server.digests[c] = made
+
+    def upload(self, gone=()):
+        for c in self.server.sealed.keys() - set(gone):
+            self.client(c).receive(SESSION, self.server.sealed_for(c))
+            masked = Vector(self.values[c].narrow.copy(), self.values[c].wide.copy())
+            self.client(c).mask(SESSION, masked)
+            self.uploads[c] = masked
+            self.server.add(c, masked)
+
+    def reveal(self, gone=()):
+        lists = sorted(self.server.answered), self.server.dropped
+        return {c: self.client(c).reveal(SESSION, *lists) for c in self.server.answered - set(gone)}
+
+    def until_upload(self, gone=()):
+        self.publish()
+        self.make_shares()
+        self.upload(gone)
+        return self
+
+
+def signed(total):
+    return [*map(int, total.narrow.view("<i4"))], [*map(int, total.wide.view("<i8"))]
