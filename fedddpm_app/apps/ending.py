@@ -69,4 +69,5 @@ class RunEnding:
             "images/evaluation": generated["evaluation"],
             **(self.strategy.accounting.summary() if self.strategy else {}),
             **(self.strategy.spending.summary(self.strategy.config) if self.strategy else {}),
+            **(self.strategy.client_privacy.summary() if self.strategy else {}),
         }

@@ -184,6 +184,29 @@ def _check_secure(config: Config) -> None:
         )
 
 
+def _check_client_dp(config: Config) -> None:
+    dp, count = config.client_dp, config.data.num_clients
+    if not dp.budget.is_private:
+        return
+    given = f"client-dp-epsilon = {dp.epsilon}"
+    if config.secure.aggregation:
+        raise ConfigError(
+            f"{given} cannot be used with secure-aggregation = true, because the server clips each client's update, "
+            "which it then does not see: use secure-aggregation = false, or 0.0."
+        )
+    if config.admission.max_update_norm:
+        raise ConfigError(
+            f'{given} cannot be used with max-update-norm = "{config.admission.max_update_norm}", because one client '
+            'could decide whether another one is left out: use max-update-norm = "", since client-dp-clip bounds '
+            "every update."
+        )
+    if dp.delta * count >= 1:
+        raise ConfigError(
+            f"client-dp-delta = {dp.delta} protects no single one of {count} clients: use a delta below "
+            f"{1 / count:.1e}."
+        )
+
+
 def _check_secure_clients(config: Config) -> None:
     count = config.run.clients_per_round or config.data.num_clients
     if config.secure.aggregation and count < 2:
@@ -247,6 +270,7 @@ _CHECKS = (
     _check_compile,
     _check_secure,
     _check_secure_clients,
+    _check_client_dp,
 )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from fedddpm_app.config.admission import AdmissionConfig
 from fedddpm_app.config.aggregator import AggregatorConfig
 from fedddpm_app.config.baselines import Baselines
+from fedddpm_app.config.client_dp import ClientDPConfig
 from fedddpm_app.config.data import DataConfig
 from fedddpm_app.config.diffusion import DiffusionConfig
 from fedddpm_app.config.distillation import KDConfig, LateConfig
@@ -54,6 +55,7 @@ class Config(Baselines):
     evaluation: EvaluationConfig
     recording: RecordingConfig
     dp: DPConfig
+    client_dp: ClientDPConfig
     transport: TransportConfig
     waiting: WaitingConfig
     admission: AdmissionConfig

@@ -44,12 +44,16 @@ _NOT_WITH: _Conditions = types.MappingProxyType(  # key -> another key, and its 
         "eval-final-sampler-steps": ("eval-final-images", [0]),
         "pretrain-dp-delta": ("pretrain-dp-epsilon", [0]),
         "train-dp-delta": ("train-dp-epsilon", [0]),
+        "client-dp-delta": ("client-dp-epsilon", [0]),
+        "client-dp-clip": ("client-dp-epsilon", [0]),
+        "client-dp-quantile": ("client-dp-epsilon", [0]),
     }
 )
 SAMPLER_KEYS = ("auxiliary-sampler", "eval-sampler", "eval-final-sampler", "preview-sampler")
 _MEASURING = ("eval-extractor", "eval-reference", "eval-batch-size", "inception-weights")
 _DECIDE_THE_CHECK = ("memorization-check", "auxiliary-sharing", "partition", "pretrain-dp-epsilon")
-_OF_DP = ("dp-clip", "dp-noise-multiplicity", "dp-secret-noise")
+_OF_DP = ("dp-clip", "dp-noise-multiplicity")
+_BUDGETS = ("pretrain-dp-epsilon", "train-dp-epsilon", "client-dp-epsilon")
 _FILES_OF_ALGORITHMS = ("fedddpm", "fedddpm_plus", "sharing", "distillation", "fedphd", "pdfed", "baselines")
 
 
@@ -79,6 +83,8 @@ def keys_without_effect(run_config: Mapping[str, Scalar]) -> dict[str, str]:
         reasons |= dict.fromkeys(_MEASURING, "eval-images = 0 and eval-final-images = 0, so nothing is measured")
     if not run_config["pretrain-dp-epsilon"] and not run_config["train-dp-epsilon"]:
         reasons |= dict.fromkeys(_OF_DP, "pretrain-dp-epsilon = 0 and train-dp-epsilon = 0, so nothing is private")
+    if not any(run_config[key] for key in _BUDGETS):
+        reasons["dp-secret-noise"] = f"{', '.join(_BUDGETS)} = 0, so nothing is private"
     return reasons
 
 

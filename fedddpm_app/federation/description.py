@@ -6,6 +6,7 @@ from typing import Any, ClassVar
 
 from fedddpm_app.config import Config, ConfigError, keys_of_algorithms
 from fedddpm_app.federation.aggregation import check_rule
+from fedddpm_app.federation.client_privacy import check_clients_private
 from fedddpm_app.federation.cost import Cost, of_images
 from fedddpm_app.federation.privacy import check_private
 from fedddpm_app.federation.secure_checks import check_secure
@@ -102,6 +103,7 @@ class AlgorithmDescription:
         check_rule(config)
         check_private(cls, config)
         check_secure(cls, config)
+        check_clients_private(cls, config)
 
     @classmethod
     def keys_without_effect(cls, config: Config) -> dict[str, str]:

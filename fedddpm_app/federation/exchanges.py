@@ -52,7 +52,7 @@ class Training:
         strategy.round_log.begin(server_round, [], [])
         quorum = strategy.config.waiting.quorum(run.clients_per_round or num_clients)
         strategy.clients.present(quorum if strategy.trains_on_clients else 0)
-        strategy.sampled = participants.sample(run.clients_per_round, run.seed, server_round, strategy.attempt)
+        strategy.sampled = self.sample()
         strategy.round_log.begin(server_round, strategy.sampled, participants.absent(num_clients))
         if not strategy.trains_on_clients:
             return []
@@ -67,6 +67,16 @@ class Training:
             records[ARRAYS] = strategy.outbox.pack(ARRAYS, arrays, to_weights(arrays))
         strategy.outbox.keep_only({*records, *names})
         return _address(strategy, MessageType.TRAIN, asked, records, server_round, parts)
+
+    def sample(self) -> list[int]:
+        """Return the clients that take part, out of the connected ones (here: ``clients-per-round`` of them)."""
+        strategy, run = self._strategy, self._strategy.config.run
+        participants = strategy.clients.participants
+        return participants.sample(run.clients_per_round, run.seed, self._round, strategy.attempt)
+
+    def quorum(self) -> int:
+        """Return the number of good replies without which the round is repeated."""
+        return self._strategy.config.waiting.quorum(len(self._strategy.sampled))
 
     def asked(self) -> list[int]:
         """Return those of the sampled clients that get the weights (here: all)."""
@@ -95,21 +105,26 @@ class Training:
 
     def aggregate(self, replies: Iterable[Message]) -> tuple[Weights, MetricRecord]:
         """Return the aggregated weights and the mean metrics of the accepted replies."""
-        strategy, server_round = self._strategy, self._round
-        different = {each.key: each for each in (WHOLE, *strategy.exchanges.values())}
-        by_key = {key: self._spec(each) for key, each in different.items()}
-        specs = {partition: by_key[each.key] for partition, each in strategy.exchanges.items()}
-        name = f"round {server_round}"
-        stream = ReplyStream(strategy.clients, replies, strategy.sampled, name, by_key[WHOLE.key], specs)
         accepted: list[Reply] = []
-        in_order = collecting(stream.by_partition(strategy.recorder.scratch), accepted)
-        in_order = self._with_quorum(in_order, stream, accepted)
-        if is_deployed(strategy.grid.run):
-            in_order = with_progress(in_order, "train", server_round, strategy.config.run.num_rounds)
-        weights = strategy.aggregate(server_round, in_order)
+        stream, in_order = self.open(replies, accepted)
+        weights = self._strategy.aggregate(self._round, in_order)
         for _ in in_order:  # replies that the algorithm did not read are checked and counted too
             continue
         return self.finish(weights, accepted, accepted, stream.left_out("train"))
+
+    def open(self, replies: Iterable[Message], accepted: list[Reply]) -> tuple[ReplyStream, Iterator[Reply]]:
+        """Return the stream of the round's replies, and an iterator over the checked ones, which fills ``accepted``."""
+        strategy = self._strategy
+        different = {each.key: each for each in (WHOLE, *strategy.exchanges.values())}
+        by_key = {key: self._spec(each) for key, each in different.items()}
+        specs = {partition: by_key[each.key] for partition, each in strategy.exchanges.items()}
+        name = f"round {self._round}"
+        stream = ReplyStream(strategy.clients, replies, strategy.sampled, name, by_key[WHOLE.key], specs)
+        in_order = collecting(stream.by_partition(strategy.recorder.scratch), accepted)
+        in_order = self._with_quorum(in_order, stream, accepted)
+        if is_deployed(strategy.grid.run):
+            in_order = with_progress(in_order, "train", self._round, strategy.config.run.num_rounds)
+        return stream, in_order
 
     def finish(
         self, weights: Weights, accepted: Sequence[Reply], measured: Sequence[Reply], left_out: Mapping[str, object]
@@ -129,7 +144,7 @@ class Training:
         """
         strategy = self._strategy
         contents = [reply.message.content for reply in measured]
-        metrics = strategy.train_metrics_aggr_fn(contents, strategy.weighted_by_key)
+        metrics = strategy.train_metrics_aggr_fn(contents, strategy.weighted_by_key) if contents else MetricRecord()
         strategy.train_loss = float(metrics.get("loss", math.nan))  # type: ignore[arg-type]
         strategy.clients.state_rounds |= {reply.partition_id: self._round for reply in accepted}
         strategy.round_log.add_replies(accepted, metrics)
@@ -176,7 +191,7 @@ class Training:
             self._strategy.accounting.images += self._images(reply)
             yield reply
             del reply
-        quorum = self._strategy.config.waiting.quorum(len(self._strategy.sampled))
+        quorum = self.quorum()
         if len(accepted) < quorum:
             self._strategy.round_log.add(stream.left_out("train"))
             raise stream.too_few(len(accepted), quorum)

@@ -40,6 +40,9 @@ class Recorder(Protocol):
     def keep_of(self, name: str, count: int) -> Sequence[Mapping[str, Any]]:
         """Keep the first ``count`` objects of such a file, remove the others, and return the kept ones."""
 
+    def entries_of(self, name: str) -> Sequence[Mapping[str, Any]]:
+        """Return all objects of such a file, which nothing removes; empty without one."""
+
     def save_auxiliary(self, data: ImageTensors, clients: list[int]) -> None:
         """Store D_aux; ``clients`` holds the partition id of each image."""
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flwr.app import Message, MetricRecord, MetricRecordValues, RecordDict
+from flwr.app import Message, MessageType, MetricRecord, MetricRecordValues, RecordDict
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import MAX_CLASSES
@@ -23,6 +23,8 @@ from fedddpm_app.weights import Weights
 _LONGEST_VALUE = 100  # characters of a client's texts that are quoted
 _LARGEST_NORM = 1e30  # of a tensor; a larger one overflows in a mean, or when a difference is scaled up
 _LARGEST_METRIC = 1e15  # of a declared one, such as a loss: squared errors of large targets are smaller
+
+_NO_NODE = 1
 
 GONE = "its node is gone or did not answer in time"
 
@@ -97,6 +99,25 @@ class Reply:
         """Return one of its metrics; NaN if it has no number of that name."""
         value = self.metrics.get(key)
         return float(value) if isinstance(value, int | float) else float("nan")
+
+
+def mean_reply(weights: Weights, like: Weights, metrics: Mapping[str, float], num_examples: int) -> Reply:
+    """Return the mean of several clients in the form of a reply of one, which has all their images.
+
+    Parameters
+    ----------
+    weights : Weights
+        The mean.
+    like : Weights
+        The weights that the clients started from, which have the names and shapes of ``weights``.
+    metrics : mapping of str to float
+        The means of the clients' metrics.
+    num_examples : int
+        The number of images of all clients together.
+    """
+    record = MetricRecord({NUM_EXAMPLES: num_examples, **metrics})
+    message = Message(RecordDict({METRICS: record}), dst_node_id=_NO_NODE, message_type=MessageType.TRAIN)
+    return Reply(-1, message, record, {ARRAYS: Payload(weights, Expected(like), 0)})
 
 
 @dataclass(frozen=True)

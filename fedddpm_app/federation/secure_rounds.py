@@ -7,11 +7,11 @@ shares that do not fit, the round is repeated with new keys.
 """
 
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
-from flwr.app import ArrayRecord, ConfigRecord, Message, MessageType, MetricRecord, RecordDict
+from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import TooFewRepliesError
@@ -22,8 +22,6 @@ from fedddpm_app.federation.records import (
     ARRAYS,
     KEYS,
     MASKED,
-    METRICS,
-    NUM_EXAMPLES,
     REVEALED,
     SECURE,
     SECURE_KEYS,
@@ -32,7 +30,7 @@ from fedddpm_app.federation.records import (
     SHARES,
     UNMASKED,
 )
-from fedddpm_app.federation.replies import Reply, ReplyRefusedError, ReplySpec
+from fedddpm_app.federation.replies import Reply, ReplyRefusedError, ReplySpec, mean_reply
 from fedddpm_app.federation.streaming import ReplyStream, collecting, with_progress
 from fedddpm_app.progress import logger
 from fedddpm_app.secure import keys
@@ -42,14 +40,12 @@ from fedddpm_app.secure.keys import ProtocolError
 from fedddpm_app.secure.masks import Vector
 from fedddpm_app.secure.rows import from_rows, rows_like, to_rows
 from fedddpm_app.secure.server import ServerSession
-from fedddpm_app.transport import Expected, Payload
 from fedddpm_app.weights import Weights
 
 if TYPE_CHECKING:
     from fedddpm_app.federation.strategy import FederatedStrategy
 
 _NAME_BYTES = 16
-_NO_NODE = 1
 
 
 class SecureTraining(Training):
@@ -104,7 +100,8 @@ class SecureTraining(Training):
         for name in self._unmasked_metrics:
             means[name] = sum(reply.number(name) * reply.num_examples for reply in accepted) / images
         self._record(means[CLIPPED], encoding.bound(len(accepted), share))
-        mean = self._mean(weights, means, images)
+        metrics = {name: means[name] for name in strategy.train_metrics}
+        mean = mean_reply(weights, strategy.global_weights, metrics, images)
         aggregated = strategy.aggregate(self._round, iter([mean]))
         return self.finish(aggregated, accepted, [mean], self._left_out)
 
@@ -250,10 +247,3 @@ class SecureTraining(Training):
         if clipped > 0:
             text = "round %d: %.3g %% of the values of the updates were clipped to secure-clip = %g: use a larger one"
             logger.warning(text, self._round, 100 * clipped, clip)
-
-    def _mean(self, weights: Weights, means: Mapping[str, float], num_examples: int) -> Reply:
-        """Return the clients' mean in the form of a reply of one client, which has all their images."""
-        metrics = MetricRecord({NUM_EXAMPLES: num_examples, **{m: means[m] for m in self._strategy.train_metrics}})
-        message = Message(RecordDict({METRICS: metrics}), dst_node_id=_NO_NODE, message_type=MessageType.TRAIN)
-        payload = Payload(weights, Expected(self._strategy.global_weights), 0)
-        return Reply(-1, message, metrics, {ARRAYS: payload})

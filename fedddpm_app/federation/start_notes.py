@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from fedddpm_app.config import SAMPLER_KEYS, Config, Scalar, TrainingConfig, keys_without_effect, report_unused
+from fedddpm_app.federation.client_privacy import notes_on_clients
 from fedddpm_app.federation.privacy import notes_on_privacy
 from fedddpm_app.federation.secure_checks import note_on_models
 from fedddpm_app.federation.strategy import FederatedStrategy
@@ -33,6 +34,7 @@ def start_notes(algorithm: type[FederatedStrategy], config: Config, run_config: 
     notes = report_unused(run_config, unused | reasons)
     own_models = "pretrain-dp-epsilon" not in reasons
     notes += notes_on_privacy(config, trains=algorithm.trains_on_clients, pretrains=own_models)
+    notes += notes_on_clients(config)
     notes += note_on_models(algorithm, config, reasons)
     for key, (decay, count, unit) in used.items():
         notes += _note_on_average(config.training, key, float(decay), count, unit)

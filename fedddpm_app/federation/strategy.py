@@ -18,6 +18,7 @@ from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES, ActionCall
 from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.aggregation import AggregationRule
 from fedddpm_app.federation.architecture import Reshape, follow_change, restore_architecture
+from fedddpm_app.federation.client_privacy import ClientPrivacy
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.cost import images_per_step
 from fedddpm_app.federation.description import AlgorithmDescription
@@ -25,6 +26,7 @@ from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError, 
 from fedddpm_app.federation.exchanged import Exchanged
 from fedddpm_app.federation.exchanges import Evaluation, Training
 from fedddpm_app.federation.messaging import StreamingGrid
+from fedddpm_app.federation.noisy_rounds import NoisyTraining
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.privacy import Spending, first_run, is_private
 from fedddpm_app.federation.records import ARRAYS, to_arrays, to_weights
@@ -112,6 +114,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         "_rule",
         "architecture",
         "spending",
+        "client_privacy",
     )
     clients: Clients
     transport: Transport
@@ -127,6 +130,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         self.architecture = ""
         self.train_loss = float("nan")
         self.spending = Spending()
+        self.client_privacy = ClientPrivacy(config, recorder)
         if config.dp.train.is_private:
             self.train_metrics = private_metrics(self.train_metrics)
         self.client_models: dict[int, Weights] = {}
@@ -383,8 +387,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         """Return the messages with the weights for the round's clients."""
         self._arrays = arrays
         self.__dict__.pop("global_weights", None)
-        kind = SecureTraining if self.config.secure.aggregation else Training
-        self._training = kind(self, server_round)
+        self._training = self._kind_of_training(self, server_round)
         return self._training.messages(arrays)
 
     def aggregate_train(
@@ -402,6 +405,12 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         check_finite(weights, f"the global weights of round {server_round}", "lower the learning rates")
         self.ema_weights = self.average(server_round, weights)
         return to_arrays(follow_change(self, server_round, weights)), metrics
+
+    @property
+    def _kind_of_training(self) -> type[Training]:
+        if self.config.client_dp.budget.is_private:
+            return NoisyTraining
+        return SecureTraining if self.config.secure.aggregation else Training
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid

@@ -183,6 +183,10 @@ class MemoryRecorder:
         self.entries[name] = self.entries.get(name, [])[:count]
         return self.entries[name]
 
+    def entries_of(self, name: str) -> list[Mapping[str, object]]:
+        """Return all objects of another file."""
+        return self.entries.get(name, [])
+
     def save_auxiliary(self, data: TrainingData, clients: list[int]) -> None:
         """Keep D_aux."""
         self.auxiliary_data = data

@@ -93,6 +93,16 @@ def keep_lines(path: Path, count: int) -> list[dict[str, object]]:
         raise RecordingError(f"{path} has fewer than {count} complete lines: restore it from a backup.") from error
 
 
+def read_lines(path: Path) -> list[dict[str, object]]:
+    """Return the objects of a file with one JSON object per line, without an unfinished last line; empty without it."""
+    if not path.is_file():
+        return []
+    with path.open("rb") as file:
+        length = _end_of_lines(file)
+        file.seek(0)
+        return [json.loads(line) for line in file.read(length).splitlines()]
+
+
 def rewrite_json(path: Path, content: Mapping[str, object]) -> None:
     """Write an object as ``write_json`` does; on a full disk, write it over the old content, which has room already.
 

@@ -25,7 +25,7 @@ from fedddpm_app.federation.flower_internals import Run
 from fedddpm_app.recording.auxiliary_set import discard_auxiliary_set, load_auxiliary_set, save_auxiliary_set
 from fedddpm_app.recording.checkpoints import Checkpoint, CheckpointWriter, remove_checkpoints
 from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
-from fedddpm_app.recording.files import append_line, keep_lines, write_json
+from fedddpm_app.recording.files import append_line, keep_lines, read_lines, write_json
 from fedddpm_app.recording.pictures import RunPictures
 from fedddpm_app.recording.provenance import describe_environment
 from fedddpm_app.recording.reading import read_object
@@ -159,6 +159,10 @@ class RunRecorder:
     def keep_of(self, name: str, count: int) -> Sequence[Mapping[str, Any]]:
         """Keep the first ``count`` objects of such a file, and return them."""
         return keep_lines(self.directory / name, count)
+
+    def entries_of(self, name: str) -> Sequence[Mapping[str, Any]]:
+        """Return all objects of such a file; empty without one."""
+        return read_lines(self.directory / name)
 
     def save_partition(self, counts: Tensor, class_names: Sequence[str], num_unassigned: int) -> None:
         """Write the clients' training images per class as a line of ``stats.jsonl`` and a plot.

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from filelock import FileLock
 
@@ -30,6 +30,9 @@ _WITHOUT_NOISE = ("loss", "final-loss", "seconds")  # the last depends on the si
 _LARGE_ORDERS = (64, 80, 96, 128, 192, 256, 512, 1024)  # Opacus's orders end at 63, too few for an epsilon below 0.2
 
 
+Mechanism = PrivatePhase | Literal["client"]  # the last clips the updates of clients in the place of gradients
+
+
 class PrivacyBudgetError(DeclinedError):
     """A client declines a training, because its budget does not suffice; the message is one sentence."""
 
@@ -40,17 +43,17 @@ class Spent:
 
     Attributes
     ----------
-    phase : {"pretrain", "train"}
-        The phase that took them.
+    phase : {"pretrain", "train", "client"}
+        The phase that took them; "client": they are rounds.
     sample_rate : float
-        q, the probability with which a step uses an example, in (0, 1].
+        q, the probability with which a step uses an example (a round a client), in (0, 1].
     noise_multiplier : float
         sigma, > 0: the noise's standard deviation over the clip.
     steps : int
-        Optimiser steps, >= 1.
+        Optimiser steps, or rounds, >= 1.
     """
 
-    phase: PrivatePhase
+    phase: Mechanism
     sample_rate: float
     noise_multiplier: float
     steps: int
@@ -128,8 +131,8 @@ def noise_multiplier_for(budget: Budget, sample_rate: float, steps: int) -> floa
             )
     except ValueError as error:
         raise PrivacyBudgetError(
-            f"epsilon = {budget.epsilon} at delta = {budget.delta} cannot be reached by {steps} steps that use each "
-            f"example with probability {sample_rate:.3g}: give it a larger epsilon, or fewer steps"
+            f"epsilon = {budget.epsilon} at delta = {budget.delta} cannot be reached by {steps} steps that each "
+            f"sample with probability {sample_rate:.3g}: give it a larger epsilon, or fewer steps"
         ) from error
     return sigma
 
@@ -187,7 +190,7 @@ class Ledger:
         """
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with FileLock(self.path.with_suffix(".lock")):
-            after = _added(self.read(), steps)
+            after = added(self.read(), steps)
             phase = [each for each in after if each.phase == steps.phase]
             epsilon = epsilon_of(phase, budget.delta)
             if epsilon > budget.epsilon:
@@ -201,9 +204,9 @@ class Ledger:
         return after
 
 
-def _added(spent: Sequence[Spent], steps: Spent) -> list[Spent]:
+def added(spent: Sequence[Spent], steps: Spent) -> list[Spent]:
     """Return the entries with ``steps`` added to that of the same mechanism, so sums do not depend on rounds."""
-    counts: dict[tuple[PrivatePhase, float, float], int] = {}
+    counts: dict[tuple[Mechanism, float, float], int] = {}
     for each in [*spent, steps]:
         key = (each.phase, each.sample_rate, each.noise_multiplier)
         counts[key] = counts.get(key, 0) + each.steps

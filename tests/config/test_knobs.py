@@ -28,6 +28,7 @@ SCAFFOLD = SGD | {"algorithm": "scaffold", "batch-size": 128}  # Option I goes t
 OPEN_NOISE = {"dp-secret-noise": False}
 PRIVATE = LOCAL | OPEN_NOISE | {"train-dp-epsilon": 3.0}
 PRIVATE_OWN = ONE | OPEN_NOISE | {"pretrain-dp-epsilon": 3.0}
+OF_CLIENTS = LOCAL | OPEN_NOISE | {"client-dp-epsilon": 8.0, "max-update-norm": ""}
 
 # (key, other values, what else must be set for the key to matter); numbers lie on both sides of the unchanged value
 KNOBS = [
@@ -156,6 +157,10 @@ KNOBS = [
     ("dp-clip", [0.1, 2.0], PRIVATE),
     ("dp-noise-multiplicity", [2], PRIVATE),
     ("dp-secret-noise", [True], PRIVATE),
+    ("client-dp-epsilon", [1.0, 100.0], OF_CLIENTS),
+    ("client-dp-delta", [1e-6, 1e-4], OF_CLIENTS),
+    ("client-dp-clip", [0.01, 100.0], OF_CLIENTS),
+    ("client-dp-quantile", [0.5], OF_CLIENTS),
     ("secure-clip", [0.0001, 50.0], LOCAL | {"secure-aggregation": True, "max-update-norm": ""}),
 ]
 _LONG = [pytest.mark.slow, pytest.mark.long]

@@ -1,0 +1,83 @@
+"""The training of a round with differential privacy of clients: see ``client_privacy`` for the mechanism.
+
+``aggregate`` of the algorithm gets one reply, which is the noisy mean of the clients' clipped updates. The weights of a
+round are known to nobody before the account says that they are spent.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from flwr.app import Message, MetricRecord
+
+from fedddpm_app.config import ConfigError
+from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.exchanges import Training
+from fedddpm_app.federation.records import ARRAYS
+from fedddpm_app.federation.replies import Reply, mean_reply
+from fedddpm_app.weights import Weights, cast_like
+
+
+class NoisyTraining(Training):
+    """One attempt at the training of a round, with a noisy mean; parameters as of ``Training``."""
+
+    def sample(self) -> list[int]:
+        """Return the connected clients that take part, each with probability q; there may be none."""
+        strategy = self._strategy
+        return strategy.client_privacy.sample(strategy.clients.present(), self._round, strategy.attempt)
+
+    def quorum(self) -> int:
+        """Return the number of good replies without which the round is repeated; 0 where chance has sampled none."""
+        return min(len(self._strategy.sampled), super().quorum())
+
+    def aggregate(self, replies: Iterable[Message]) -> tuple[Weights, MetricRecord]:
+        """Return the aggregated weights, and the mean metrics of the clients whose updates are in the sum."""
+        strategy, privacy = self._strategy, self._strategy.client_privacy
+        self._check_weights()
+        accepted: list[Reply] = []
+        stream, in_order = self.open(replies, accepted)
+        total, num_small = self._clipped_sum(in_order)
+        try:
+            epsilon = privacy.spend(self._round)
+        except ValueError as error:
+            raise RoundFailedError(
+                f"round {self._round}: {error}; to finish the run with the weights of the round before, resume it "
+                f"with num-rounds = {self._round - 1}"
+            ) from error
+        noisy, start = privacy.noisy_sum(total, self._round), strategy.global_weights
+        mean = {name: start[name].double() + noisy[name] / privacy.expected for name in start}
+        clipped = 1 - num_small / len(accepted) if accepted else 0.0
+        strategy.record(**{"client-dp/epsilon": epsilon, "client-dp/clip": privacy.clip})
+        strategy.record(**{"client-dp/clipped_share": clipped})
+        privacy.adapt(num_small, len(accepted), self._round)
+        reply = mean_reply(cast_like(mean, start), start, {}, max(1, sum(reply.num_examples for reply in accepted)))
+        aggregated = strategy.aggregate(self._round, iter([reply]))
+        return self.finish(aggregated, accepted, accepted, stream.left_out("train"))
+
+    def _clipped_sum(self, replies: Iterable[Reply]) -> tuple[Weights, int]:
+        """Return the sum of the clipped updates, float64, and the number of those that the clip left as they were."""
+        start, clip, num_small = self._strategy.global_weights, self._strategy.client_privacy.clip, 0
+        total = {name: torch.zeros_like(tensor, dtype=torch.float64) for name, tensor in start.items()}
+        for reply in replies:
+            update = {name: tensor.double() - start[name].double() for name, tensor in reply.load().items()}
+            norm = float(torch.stack([each.norm() for each in update.values()]).norm())
+            num_small += norm <= clip
+            for name, each in update.items():
+                total[name] += each * min(1.0, clip / max(norm, clip))
+            del reply, update
+        return total, num_small
+
+    def _check_weights(self) -> None:
+        """Raise ``ConfigError`` if clients return what the noise would not hide."""
+        strategy = self._strategy
+        name, dp = strategy.config.run.algorithm, strategy.config.client_dp
+        given = f"client-dp-epsilon = {dp.epsilon}"
+        if further := sorted(strategy.reply_references.keys() - {ARRAYS}):
+            raise ConfigError(
+                f'{given}: algorithm = "{name}" has clients send {further[0]} besides their weights, without noise; '
+                "use another algorithm, or 0.0."
+            )
+        if others := sorted(name for name in strategy.global_weights if name not in strategy.parameters):
+            raise ConfigError(
+                f"{given}: {others[0]} is no parameter that training changes by gradients, and noise would spoil it; "
+                "use layers without buffers, such as GroupNorm in the place of BatchNorm, or 0.0."
+            )
