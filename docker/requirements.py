@@ -1,4 +1,4 @@
-"""Print the dependencies of a pyproject.toml, one per line, or check that torch fits the variant of an image."""
+"""Print the dependencies of a pyproject.toml with its extra "privacy", or check that torch fits an image's variant."""
 
 import sys
 import tomllib
@@ -14,7 +14,8 @@ def main(arguments: list[str]) -> None:
             sys.exit(f"VARIANT=cuda, but torch {torch.__version__} is a CPU build: name an index by TORCH_INDEX.")
         return
     project = tomllib.loads(Path(arguments[0]).read_text(encoding="utf-8"))["project"]
-    sys.stdout.write("\n".join(project["dependencies"]) + "\n")
+    needed = [*project["dependencies"], *project["optional-dependencies"]["privacy"]]
+    sys.stdout.write("\n".join(needed) + "\n")
 
 
 if __name__ == "__main__":

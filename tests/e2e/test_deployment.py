@@ -144,6 +144,38 @@ def test_a_compose_file_runs_fedddpm_as_the_simulation_does(
     assert [image.tobytes() for image in images[0]] == [image.tobytes() for image in images[1]]
 
 
+@pytest.mark.long
+@pytest.mark.timeout(1000)
+def test_a_site_that_keeps_its_model_takes_part_by_its_images(docker, certificates, started, laptop, tmp_path, run_app):
+    """In mode "models" its policy leaves it out of D_aux, and it trains; in mode "images" it is in both."""
+    with (docker / ".env").open("a") as env:
+        env.write("\nSITE_1_POLICY=site-shares-models=false\n")
+    stack = started("compose.tls.yml")
+    laptop.connect(stack.published("superlink"), certificates / "user" / "ca.crt")
+    output, _ = laptop.run(settings_of(tmp_path, run_name="models")).communicate(timeout=420)
+    run = RunDirectory(laptop.folder / "runs" / "models")
+    sentence = "this site shares no model of its own"
+    pretraining = next(row for row in run.stats if row["phase"] == "pretrain")
+    assert sentence in pretraining["pretrain/left_out"]["1"], output + stack.logs()
+    assert sentence in output
+    assert sentence in stack["clientapp-1"].log
+    clients = load_from_disk(str(run.path / "auxiliary" / "dataset"))["client"]
+    assert set(clients) == {0}
+    assert all(sorted(row["train/client_loss"]) == ["0", "1"] for row in run.rounds())
+
+    images = {"auxiliary_sharing": "images", "memorization_check": "never"}
+    process = laptop.run(settings_of(tmp_path, run_name="images", **images))
+    output, _ = process.communicate(timeout=420)
+    assert process.returncode == 0, output + stack.logs()
+    here = RunDirectory(laptop.folder / "runs" / "images")
+    simulated = in_simulation(run_app, tmp_path, **images)
+    assert here.losses() == simulated.losses()
+    sets = [load_from_disk(str(each.path / "auxiliary" / "dataset")) for each in (here, simulated)]
+    assert sets[0]["client"] == sets[1]["client"]
+    assert set(sets[0]["client"]) == {0, 1}
+    assert [image.tobytes() for image in sets[0]["image"]] == [image.tobytes() for image in sets[1]["image"]]
+
+
 def files_of(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
 

@@ -81,7 +81,7 @@ def test_the_image_has_all_that_the_apps_and_the_programs_need(built, tmp_path):
     for name in ("client_app.py", "server_app.py", "pyproject.toml"):
         shutil.copy(ROOT / name, tmp_path)
     shutil.copytree(ROOT / "fedddpm_app", tmp_path / "fedddpm_app")
-    check = "import client_app, server_app, fedddpm_app; print(fedddpm_app.__file__)"
+    check = "import client_app, server_app, fedddpm_app, opacus; print(fedddpm_app.__file__)"
     done = subprocess.run(
         [venv / "bin" / "python", "-c", check], cwd=tmp_path, env=variables, capture_output=True, text=True, check=False
     )
