@@ -63,6 +63,8 @@ class Clients:
     ----------
     refusals : dict of int to str
         By partition, the reason why its last reply was refused or is missing.
+    declined : set of int
+        The partitions that declined a training of a round: they are not asked again until the run is resumed.
     simulated : bool
         Whether messages may wait for a free process.
     state_run : str
@@ -83,6 +85,7 @@ class Clients:
         self.transport = transport
         self.admission = admission
         self.refusals: dict[int, str] = {}
+        self.declined: set[int] = set()
         self.simulated = False
         self.state_run = ""
         self.state_rounds: dict[int, int] = {}

@@ -10,6 +10,7 @@ from fedddpm_app import weights as weights_module
 from fedddpm_app.config import ConfigError, is_due
 from fedddpm_app.federation.accounting import Span
 from fedddpm_app.federation.clients import NO_PARTS, Part
+from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.exchanged import WHOLE, Exchanged, checked_exchanges, kind_of
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.privacy import is_private
@@ -56,6 +57,7 @@ class Training:
         strategy.round_log.begin(server_round, strategy.sampled, participants.absent(num_clients))
         if not strategy.trains_on_clients:
             return []
+        self._note_declined()
         strategy.exchanges = self._exchanges()
         extra = strategy.broadcast(server_round)
         if not strategy.sampled:
@@ -72,7 +74,20 @@ class Training:
         """Return the clients that take part, out of the connected ones (here: ``clients-per-round`` of them)."""
         strategy, run = self._strategy, self._strategy.config.run
         participants = strategy.clients.participants
-        return participants.sample(run.clients_per_round, run.seed, self._round, strategy.attempt)
+        declined = strategy.clients.declined
+        return participants.sample(run.clients_per_round, run.seed, self._round, strategy.attempt, declined)
+
+    def _note_declined(self) -> None:
+        """Record the clients that are not asked any more; raise ``TooFewRepliesError`` if no other one is there."""
+        strategy, declined = self._strategy, sorted(self._strategy.clients.declined)
+        if not declined:
+            return
+        strategy.record(declined=declined)
+        if set(strategy.clients.participants.present) <= set(declined):
+            reason = strategy.clients.refusals.get(declined[0], "")
+            raise TooFewRepliesError(
+                f"round {self._round}: all connected clients have declined; client {declined[0]}: {reason}"
+            )
 
     def quorum(self) -> int:
         """Return the number of good replies without which the round is repeated."""
@@ -191,6 +206,7 @@ class Training:
             self._strategy.accounting.images += self._images(reply)
             yield reply
             del reply
+        self._strategy.clients.declined |= stream.declined
         quorum = self.quorum()
         if len(accepted) < quorum:
             self._strategy.round_log.add(stream.left_out("train"))

@@ -1,6 +1,6 @@
 """Clients by partition id: Flower's node ids are random, so a seed chooses from the partitions instead."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 
 import numpy as np
 from flwr.app import Message
@@ -55,16 +55,20 @@ class Participants:
         """Return the partition whose node sent a reply; None for Flower's own error that a node is not available."""
         return self._partition_of.get(message.metadata.src_node_id)
 
-    def sample(self, count: int, seed: int, server_round: int, attempt: int = 0) -> list[int]:
+    def sample(
+        self, count: int, seed: int, server_round: int, attempt: int = 0, declined: Container[int] = ()
+    ) -> list[int]:
         """Sample a round's partitions from the connected ones, without replacement, in ascending order; 0 means all.
 
-        ``attempt`` counts the earlier attempts at the round: a repeated round samples again.
+        ``attempt`` counts the earlier attempts at the round: a repeated round samples again. Those that have
+        ``declined`` are left out.
         """
-        if count == 0 or count >= len(self.present):
-            return list(self.present)
+        willing = [partition for partition in self.present if partition not in declined]
+        if count == 0 or count >= len(willing):
+            return willing
         indices = (server_round, attempt) if attempt else (server_round,)
         generator = np.random.default_rng(derive_seed(seed, "sample-clients", *indices))
-        return sorted(int(p) for p in generator.choice(self.present, size=count, replace=False))
+        return sorted(int(p) for p in generator.choice(willing, size=count, replace=False))
 
     def absent(self, num_clients: int) -> Sequence[int]:
         """Return the partitions below ``num_clients`` whose nodes are not connected."""

@@ -169,6 +169,7 @@ class SecureTraining(Training):
         for reply in arrived:
             self._session.add(reply.partition_id, Vector.from_tensors(reply.load(MASKED)))
         self._refused |= stream.refused
+        strategy.clients.declined |= stream.declined
         self._check_enough(len(accepted), "returned a masked update")
         return sorted(accepted, key=lambda reply: reply.partition_id)
 
@@ -215,6 +216,7 @@ class SecureTraining(Training):
             return [*stream.as_they_come()]
         finally:
             strategy.transport.release(packed)
+            strategy.clients.declined |= stream.declined
             self._refused |= stream.refused if leaves_out else {}
 
     def _check_size(self, reply: Reply) -> None:

@@ -8,19 +8,22 @@ import pytest
 from fedddpm_app.client.policy import stricter
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.config.site import SitePolicy, read_policy
+from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.inprocess.grid import InProcessGrid
 
 
 @pytest.fixture
 def at_client_1(monkeypatch):
-    """Give the node of client 1 further settings."""
+    """Give the node of client 1, or all of ``clients``, further settings."""
 
-    def set_up(**settings):
+    def set_up(clients=(1,), **settings):
         original = InProcessGrid.__init__
 
         def create(self, *args, **kwargs):
             original(self, *args, **kwargs)
-            self.contexts[1001].node_config |= {key.replace("_", "-"): value for key, value in settings.items()}
+            for client in clients:
+                given = {key.replace("_", "-"): value for key, value in settings.items()}
+                self.contexts[1000 + client].node_config |= given
 
         monkeypatch.setattr(InProcessGrid, "__init__", create)
 
@@ -32,7 +35,8 @@ def test_a_site_takes_part_only_in_the_algorithms_that_it_allows(run_app, at_cli
     at_client_1(site_algorithms="fedprox, scaffold")
     run = run_app(algorithm="fedavg")
     reason = 'this site does not take part: algorithm = "fedavg", and site-algorithms = "fedprox, scaffold"'
-    assert [row["train/left_out"] for row in run.rounds()] == [{"1": reason}] * 2
+    assert [row.get("train/left_out") for row in run.rounds()] == [{"1": reason}, None]
+    assert [row.get("declined") for row in run.rounds()] == [None, [1]]
     assert [sorted(row["train/client_loss"]) for row in run.rounds()] == [["0", "2", "3"]] * 2
     assert f"client 1 declines: {reason}" in caplog.text
     assert f"client 1 is left out: {reason}" in caplog.text
@@ -52,10 +56,20 @@ def test_a_site_that_shares_no_models_still_shares_images_and_trains(run_app, at
 
 
 def test_a_site_trains_up_to_its_last_round(run_app, at_client_1):
+    """It says so once, and is not asked again; a round that samples clients takes others."""
     at_client_1(site_max_rounds=1)
-    first, second = run_app(algorithm="fedavg").rounds()
+    first, second, third = run_app(algorithm="fedavg", num_rounds=3, clients_per_round=3, seed=1).rounds()
     assert "train/left_out" not in first
     assert second["train/left_out"] == {"1": "this site does not train in round 2: site-max-rounds = 1"}
+    assert "train/left_out" not in third
+    assert third["declined"] == [1]
+    assert third["clients"] == [0, 2, 3]
+
+
+def test_a_run_whose_clients_have_all_declined_ends_with_the_reason(run_app, at_client_1):
+    at_client_1(range(4), site_max_rounds=1)
+    with pytest.raises(RoundFailedError, match=r"round 2: all connected clients have declined; client 0: this site"):
+        run_app(algorithm="fedavg", num_rounds=2, max_round_retries=1)
 
 
 def test_a_site_that_wants_privacy_trains_only_with_a_budget_that_is_small_enough(run_app, at_client_1):
