@@ -43,10 +43,14 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "peers/report": GROUND | {"federation", "peers", "training"},
     "algorithms": GROUND | {"auxiliary", "diffusion", "federation", "hierarchy", "peers", "training"},
     "audit": GROUND | {"algorithms", "auxiliary", "data", "diffusion", "evaluation", "experiment", "training"},
+    "audit/final": GROUND | {"audit", "diffusion", "evaluation", "experiment"},
+    "audit/saving": GROUND | {"audit", "evaluation", "recording"},
     "experiment": GROUND | {"data", "diffusion", "evaluation", "federation", "recording", "training"},
     "experiment/task": GROUND | {"data", "diffusion", "evaluation", "training"},
     "experiment/evaluators": GROUND | {"data", "evaluation"},
     "apps": GROUND | {"algorithms", "client", "data", "experiment", "federation", "recording"},
+    "apps/server": GROUND
+    | {"algorithms", "apps", "audit/final", "data", "evaluation/metrics", "experiment", "federation", "recording"},
     "inprocess": GROUND | {"algorithms", "client", "federation", "training"},
     "launch": GROUND | {INTERNALS, "recording", "transport/shared"},
     "launch/guardian": {"disk/owned", "launch/homes"},  # it waits beside a run, and stays light

@@ -8,10 +8,12 @@ from flwr.serverapp import Grid, ServerApp
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.apps.ending import RunEnding
 from fedddpm_app.apps.resuming import open_run
+from fedddpm_app.audit.final import attack_run
 from fedddpm_app.config import Config, load_config
 from fedddpm_app.data.settings import given_keys, misfit, read_auto
 from fedddpm_app.data.sites import SITES
-from fedddpm_app.device import resolve_device
+from fedddpm_app.device import cpu_threads, resolve_device
+from fedddpm_app.evaluation.metrics import Metric
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.experiment.monitor import Monitor
 from fedddpm_app.experiment.task import DiffusionTask
@@ -22,6 +24,7 @@ from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.progress import configure_logging, logger, note
 from fedddpm_app.recording.files import needing_room
 from fedddpm_app.recording.provenance import caller_directory
+from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.weights import snapshot
 
 
@@ -76,13 +79,25 @@ def _run(grid: Grid, context: Context) -> None:
                 timeout=config.waiting.round_timeout,
                 evaluate_fn=monitor,
             )
-            metrics = [metric.to_dict() for metric in monitor.finish()]
+            found = monitor.finish() + _attacks(config, grid, recorder, task)
+            metrics = [metric.to_dict() for metric in found]
         if not config.sharing.keep_auxiliary:
             recorder.remove_auxiliary()
         recorder.check_checkpoint()  # before the earlier ones are removed
         recorder.keep_checkpoints(strategy.checkpoints.is_permanent)
         ending.complete(metrics)
     logger.info("run directory: %s", recorder.directory)
+
+
+def _attacks(config: Config, grid: Grid, recorder: RunRecorder, task: DiffusionTask) -> list[Metric]:
+    """Return the metrics of ``membership-attack``, in a simulation."""
+    if config.evaluation.membership_attack == "none":
+        return []
+    if is_deployed(grid.run):
+        note("membership-attack: the training images are at the sites; run `fedddpm audit RUN --client N` there")
+        return []
+    with cpu_threads(config.run.server_threads):
+        return attack_run(recorder.directory, config, task, recorder.load_auxiliary())
 
 
 def _base_directory(config: Config, grid: Grid) -> Path:

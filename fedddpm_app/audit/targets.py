@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from torch.nn import Module
 
@@ -21,8 +22,11 @@ from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.progress import note
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionRequest
+from fedddpm_app.training.privacy import Ledger
 from fedddpm_app.training.trainer import create_trainer
 from fedddpm_app.weights import Weights, load_into, snapshot
+
+FINAL, OWN = "global model", "own model"  # how the names of targets begin
 
 
 @dataclass(frozen=True)
@@ -78,7 +82,7 @@ class Targets:
                 client = number if ensemble.of_clients else number_of(name) if name else None
                 if client is None:
                     pool = pool_of(self._task.data, self._clients, conditional=self._conditional)
-                    found.append(Target("global model", pool, self._loading(folder), self._train_as_in_rounds))
+                    found.append(Target(FINAL, pool, self._loading(folder), self._train_as_in_rounds))
                 elif client in self._clients:
                     pool, load = self._pool(client), self._loading(folder)
                     train = self._trainer_of(client) if ensemble.of_clients else self._train_as_in_rounds
@@ -90,7 +94,7 @@ class Targets:
         algorithm = get_algorithm(self._config)
         if not issubclass(algorithm, FedDDPM) or not algorithm.pretrains(self._config):
             return []
-        if self._config.dp.pretrain.is_private:
+        if self._config.dp.pretrain.is_private and self._config.dp.dp_secret_noise:
             note("the clients' own models were trained privately, with noise that is not kept: they are not attacked")
             return []
         if self._config.auxiliary.sharing == "images":
@@ -102,7 +106,7 @@ class Targets:
         uploaders = self._uploaders()
         return [
             Target(
-                f"own model of client {client}, uploaded",
+                f"{OWN} of client {client}, uploaded",
                 self._pool(client),
                 lambda client=client: self._pretrained(client),  # type: ignore[misc]
                 self._trainer_of(client),
@@ -126,12 +130,17 @@ class Targets:
         return lambda: load_pipeline(folder).unet.to(resolve_device(self._config.run.device))
 
     def _pretrained(self, client: int, images: ImageTensors | None = None, number: int = 0) -> Module:
-        """Train a client's own model as in the run, or one of the same kind on other images with other seeds."""
+        """Train a client's own model as in the run, or one of the same kind on other images with other seeds.
+
+        Models on other images are trained without privacy, so that they know them.
+        """
+        config = _without_checks(self._config) if images is None else self._training
         task = self._task if images is None else _With(self._task, images)
-        trainer = create_trainer(self._training, task)
-        request = ActionRequest(self._training, task, trainer, client, 0, snapshot(task.create_model()))
+        trainer = create_trainer(config, task)
         purpose, server_round = ("pretrain", None) if images is None else ("audit", number)
-        with cpu_threads(self._config.run.client_threads):
+        with cpu_threads(self._config.run.client_threads), TemporaryDirectory() as folder:
+            account = Ledger(Path(folder) / "again.json")
+            request = ActionRequest(config, task, trainer, client, 0, snapshot(task.create_model()), ledger=account)
             result, _ = train_own(request, self._config.pretrain.steps, purpose, server_round)
         return self._model(result.weights)
 
@@ -171,7 +180,11 @@ class _With(DiffusionTask):
         return self._replaced
 
 
+def _without_checks(config: Config) -> Config:
+    return replace(config, sharing=replace(config.sharing, memorization_check="never", min_images_to_share=1))
+
+
 def without_limits(config: Config) -> Config:
     """Return the config for trainings on this host alone: whatever comes out, nothing leaves."""
-    sharing = replace(config.sharing, memorization_check="never", min_images_to_share=1)
-    return replace(config, sharing=sharing, dp=replace(config.dp, pretrain_dp_epsilon=0.0, train_dp_epsilon=0.0))
+    dp = replace(config.dp, pretrain_dp_epsilon=0.0, train_dp_epsilon=0.0)
+    return replace(_without_checks(config), dp=dp)

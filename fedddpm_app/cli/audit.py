@@ -9,6 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from fedddpm_app.audit.attacks import Audit, Copies, Effort, Findings
+from fedddpm_app.audit.saving import PICTURE, RESULTS, save_findings
 from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import WorkView
 from fedddpm_app.config import Config, ConfigError, default_run_config, known_keys, load_config
@@ -17,15 +18,12 @@ from fedddpm_app.diffusion.choice import choose_sampler
 from fedddpm_app.diffusion.ensemble import find_ensembles, in_order
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.sampling import image_seeds
-from fedddpm_app.evaluation.membership import Attack, roc_of
+from fedddpm_app.evaluation.membership import Attack
 from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
-from fedddpm_app.recording.files import RecordingError, write_json, writing
+from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.reading import read_run_config
-from fedddpm_app.recording.roc import Curve, plot_roc
-
-RESULTS, PICTURE = "audit.json", "audit.png"
 
 
 def audit(
@@ -141,16 +139,8 @@ def _with_interval(value: float, interval: tuple[float, float]) -> str:
 
 
 def _write(run_dir: Path, config: Config, findings: Findings, clients: Sequence[int]) -> None:
-    names = sorted({attack.name for _, attack in findings.attacks})
-    curves = [
-        Curve(f"{target}: {attack.name}", *roc_of(attack.members, attack.others), names.index(attack.name))
-        for target, attack in findings.attacks
-    ]
     try:
-        write_json(run_dir / RESULTS, {"seed": config.run.seed, "clients": [*clients], **findings.to_dict()})
-        if curves:
-            with writing(run_dir / "plots" / PICTURE):
-                plot_roc(curves, run_dir / "plots" / PICTURE, run_dir.resolve().name)
+        save_findings(run_dir, findings, config.run.seed, clients)
     except RecordingError as error:
         say(str(error))
         raise typer.Exit(FAILED) from error

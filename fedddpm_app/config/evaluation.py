@@ -27,6 +27,7 @@ class EvaluationConfig:
     inception_weights: str
     memorization_neighbours: Annotated[int, Field(ge=2)]
     memorization_rate: Annotated[float, Field(gt=0, lt=1)]
+    membership_attack: Literal["none", "threshold", "likelihood-ratio"]
 
     @property
     def measures_images(self) -> bool:

@@ -10,7 +10,7 @@ CAVEAT = "; "  # between the caveats of a note
 
 # What a better value is, by the first word of a metric's name.
 BETTER = {
-    **dict.fromkeys(("fid", "fd", "kid", "kd", "class", "memorized", "aux"), "lower"),
+    **dict.fromkeys(("fid", "fd", "kid", "kd", "class", "memorized", "aux", "membership"), "lower"),
     **dict.fromkeys(("inception", "score", "precision", "recall", "density", "coverage"), "higher"),
 }
 

@@ -152,9 +152,28 @@ def test_an_audit_of_a_run_attacks_all_that_left_the_clients(shared_run):
         assert picture.width > 500
 
 
-def test_the_models_that_are_attacked_are_those_of_the_run(shared_run):
-    """Generated again from the clients' own models, D_aux is the same."""
-    run = shared_run()
+def test_a_run_attacks_itself_at_its_end(run_app):
+    """With the attack's default effort, as the command does; means over clients."""
+    run = run_app(num_rounds=1, membership_attack="threshold", keep_auxiliary=False)
+    metrics = {each["name"]: each for each in run.summary["metrics"] if each["name"].startswith("membership")}
+    at_end = json.loads((run.path / "audit.json").read_text())["attacks"]
+    assert audit(run, "--references", "0", "--samples", "0", "--device", "cpu")[0] == 0
+    later = json.loads((run.path / "audit.json").read_text())["attacks"]
+    assert at_end[:-1] == later  # D_aux is gone
+    aucs = {name: [row["auc"] for row in at_end if row["target"].startswith(name)] for name in ("global", "own", "aux")}
+    assert metrics["membership-final"]["value"] == aucs["global"][0]
+    assert len(aucs["own"]) == 4
+    assert metrics["membership-own-models"]["value"] == pytest.approx(np.mean(aucs["own"]))
+    assert metrics["membership-auxiliary"]["value"] == aucs["aux"][0]
+    assert metrics["membership-own-models"]["extractor"] == THRESHOLD
+    assert {each["better"] for each in metrics.values()} == {"lower"}
+    assert {each["floor"] for each in metrics.values()} == {0.5}
+
+
+@pytest.mark.parametrize("settings", [{}, {"pretrain_dp_epsilon": 5.0, "dp_secret_noise": False}])
+def test_the_models_that_are_attacked_are_those_of_the_run(shared_run, settings):
+    """Generated again from the clients' own models, D_aux is the same, also with noise that derives from the seed."""
+    run = shared_run(**settings)
     config = load_config(read_run_config(run.path))
     targets = Targets(run.path, config, DiffusionTask(config), range(4)).uploaded()
     stored = load_auxiliary_set(run.path / "auxiliary")

@@ -206,6 +206,7 @@ ELSEWHERE = {
     "min-replies": "tests/federation/test_messaging",
     "max-update-norm": "tests/federation/test_admission",
     "round-timeout": "tests/federation/test_messaging",
+    "membership-attack": "adds metrics alone: tests/audit",
     "secure-aggregation": "who sees what: tests/federation/test_secure_rounds",
     "secure-threshold": "tests/federation/test_secure_rounds",
     "max-round-retries": "tests/faults/test_quorum",

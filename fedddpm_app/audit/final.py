@@ -1,0 +1,78 @@
+"""The attacks on a run at its end, as metrics, for runs whose images are all on one host."""
+
+from pathlib import Path
+
+import numpy as np
+
+from fedddpm_app.audit.attacks import DISTANCE, Audit, Effort, Findings
+from fedddpm_app.audit.saving import save_findings
+from fedddpm_app.audit.targets import FINAL, OWN
+from fedddpm_app.config import Config
+from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.evaluation.membership import Attack
+from fedddpm_app.evaluation.metrics import Metric, SamplingInfo
+from fedddpm_app.experiment.task import DiffusionTask
+
+IMAGES, DRAWS, REFERENCES = 500, 4, 4  # the defaults of `fedddpm audit`
+_GUESS = 0.5
+_KINDS = {FINAL: "final", "model": "final", OWN: "own-models"}
+
+
+def attack_run(
+    run_dir: Path, config: Config, task: DiffusionTask, auxiliary: tuple[ImageTensors, list[int]] | None
+) -> list[Metric]:
+    """Try the attack of ``membership-attack`` on a run, write its findings, and return them as metrics.
+
+    Parameters
+    ----------
+    run_dir : Path
+        The run directory, with its pipelines.
+    config : Config
+        The run's config.
+    task : DiffusionTask
+        Its task, with the images of all clients.
+    auxiliary : tuple of ImageTensors and list of int, or None
+        D_aux, and the client of each image.
+
+    Returns
+    -------
+    list of Metric
+        The AUC for the final model (``membership-final``; a mean over clients without a global model), for the
+        clients' own models that left them (``membership-own-models``, a mean over clients) and for D_aux
+        (``membership-auxiliary``), as far as the run has them.
+    """
+    references = REFERENCES if config.evaluation.membership_attack == "likelihood-ratio" else 0
+    clients = [*range(config.data.num_clients)]
+    findings = Audit(run_dir, config, task, clients, Effort(IMAGES, DRAWS, references)).run(None, auxiliary)
+    save_findings(run_dir, findings, config.run.seed, clients)
+    return metrics_of(findings)
+
+
+def metrics_of(findings: Findings) -> list[Metric]:
+    """Return the AUC of the stronger kind of attack that was tried on each kind of target."""
+    found: dict[str, dict[str, list[Attack]]] = {}
+    for target, attack in findings.attacks:
+        kind = "auxiliary" if attack.name == DISTANCE else _KINDS[target.split(" of ")[0]]
+        found.setdefault(kind, {}).setdefault(attack.name, []).append(attack)
+    return [_metric(kind, *list(by_name.items())[-1]) for kind, by_name in found.items()]
+
+
+def _metric(kind: str, name: str, attacks: list[Attack]) -> Metric:
+    values = [attack.auc for attack in attacks]
+    return Metric(
+        name=f"membership-{kind}",
+        value=float(np.mean(values)),
+        std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
+        n=sum(len(attack.members) for attack in attacks),
+        reference="held-out and test",
+        reference_n=sum(len(attack.others) for attack in attacks),
+        reference_digest="",
+        extractor=name,
+        extractor_digest="",
+        sampling=SamplingInfo("", 0, ""),
+        floor=_GUESS,
+        floor_std=None,
+        floor_n=0,
+        floor_reference_n=0,
+        details={"tpr_at_1_percent": float(np.mean([attack.tpr for attack in attacks]))},
+    )

@@ -1,0 +1,30 @@
+"""The files of an audit: ``audit.json`` and a picture of the ROC curves."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from fedddpm_app.audit.attacks import Findings
+from fedddpm_app.evaluation.membership import roc_of
+from fedddpm_app.recording.files import write_json, writing
+from fedddpm_app.recording.roc import Curve, plot_roc
+
+RESULTS, PICTURE = "audit.json", "audit.png"
+
+
+def save_findings(run_dir: Path, findings: Findings, seed: int, clients: Sequence[int]) -> None:
+    """Write the findings into a run directory.
+
+    Raises
+    ------
+    RecordingError
+        When a file cannot be written.
+    """
+    names = sorted({attack.name for _, attack in findings.attacks})
+    curves = [
+        Curve(f"{target}: {attack.name}", *roc_of(attack.members, attack.others), names.index(attack.name))
+        for target, attack in findings.attacks
+    ]
+    write_json(run_dir / RESULTS, {"seed": seed, "clients": [*clients], **findings.to_dict()})
+    if curves:
+        with writing(run_dir / "plots" / PICTURE):
+            plot_roc(curves, run_dir / "plots" / PICTURE, run_dir.resolve().name)
