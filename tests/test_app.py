@@ -69,6 +69,7 @@ def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(shared_run, run_
     assert first.losses() != other.losses()
 
 
+@pytest.mark.slow
 def test_the_pipeline_draws_images_in_another_process(shared_run):
     run = shared_run()
     code = (

@@ -157,6 +157,7 @@ def test_never_slow_is_fedavg_bit_for_bit_and_spends_nothing(shared_run):
     assert (run("fedddpm-plus", threshold=-1e9) == run("fedavg")).all()
 
 
+@pytest.mark.slow
 def test_the_auxiliary_set_is_made_when_first_needed_and_is_the_same(shared_run):
     settings = {"algorithm": "fedddpm-plus", "num_rounds": 3, "plus_threshold": 1e9}
     lazy, eager = shared_run(**settings), shared_run(**settings, plus_auxiliary="eager")
@@ -175,6 +176,7 @@ def test_models_pretrained_for_the_start_are_removed_when_nothing_is_corrected(r
     assert not (run.path / "scratch").exists()
 
 
+@pytest.mark.slow
 def test_the_probe_is_a_fixed_part_with_fixed_noise(shared_run):
     settings = {"algorithm": "fedddpm-plus", "plus_signal": "probe-loss", "plus_threshold": -1e9}
     run = shared_run(**settings, plus_probe_images=5)

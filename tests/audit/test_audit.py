@@ -56,6 +56,7 @@ def attacked(small, target, references=0):
     return {attack.name: attack for attack in audit._attack(target)}
 
 
+@pytest.mark.slow
 def test_an_overfitted_model_is_found_out(small, overfitted):
     config, task, pool = small
     target = Target("overfitted", pool, lambda: overfitted, lambda images, _: trained(config, task, images, 60))
@@ -65,6 +66,7 @@ def test_an_overfitted_model_is_found_out(small, overfitted):
     assert found.tpr > 0.2
 
 
+@pytest.mark.slow
 def test_a_model_that_never_saw_the_images_is_not(small, overfitted):
     """The same model, with other images as the alleged members."""
     task = small[1]
@@ -197,6 +199,8 @@ def test_models_that_were_withheld_are_not_attacked(run_app):
     ]
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_the_models_of_a_private_run_can_be_attacked_where_they_are_stored(shared_run):
     run = shared_run(algorithm="mixture", pretrain_dp_epsilon=5.0)
     code, text = audit(run, *QUICK, "--samples", "0", "--client", "1")

@@ -25,7 +25,14 @@ def stored(run):
     return load_auxiliary_set(run.path / "auxiliary")
 
 
-@pytest.mark.parametrize("settings", [{}, CONDITIONAL, {"algorithm": "fedddpm-plus", "plus_threshold": 0.9}])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        pytest.param(CONDITIONAL, marks=pytest.mark.slow),
+        pytest.param({"algorithm": "fedddpm-plus", "plus_threshold": 0.9}, marks=pytest.mark.slow),
+    ],
+)
 def test_the_set_and_the_run_are_those_of_shared_models(shared_run, settings):
     """Bit for bit, with as many images of each client, and its labels."""
     models, images = shared_run(**settings), shared_run(**settings, **UNCHECKED)
@@ -36,6 +43,7 @@ def test_the_set_and_the_run_are_those_of_shared_models(shared_run, settings):
     assert sum(row["aux/shared"].values()) == row["aux/num_images"] == len(stored(models).clients)
 
 
+@pytest.mark.slow
 def test_a_set_that_is_made_late_starts_from_the_global_model(shared_run):
     late = {"pretrain_from": "global", "num_rounds": 2}
     assert stored(shared_run(**late, **UNCHECKED)).digest == stored(shared_run(**late)).digest

@@ -56,6 +56,7 @@ def metrics_in(path):
     return {metric["name"]: metric for metric in json.loads(path.read_text())["metrics"]}
 
 
+@pytest.mark.slow
 def test_a_run_is_measured_again(shared_run, evaluate, tmp_path):
     run = copy_of(shared_run(num_rounds=1, eval_final_images=30), tmp_path)
     result = evaluate(run.path, "--num-images", "30")

@@ -72,6 +72,7 @@ def test_a_run_whose_clients_have_all_declined_ends_with_the_reason(run_app, at_
         run_app(algorithm="fedavg", num_rounds=2, max_round_retries=1)
 
 
+@pytest.mark.slow
 def test_a_site_that_wants_privacy_trains_only_with_a_budget_that_is_small_enough(run_app, at_client_1):
     at_client_1(site_max_epsilon=4.0)
     reason = "this site trains with privacy only: {}-dp-epsilon = {}, and site-max-epsilon = 4"

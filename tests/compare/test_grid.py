@@ -17,6 +17,7 @@ from tests.compare.conftest import ROWS, Grid
 from tests.conftest import ROOT
 
 
+@pytest.mark.slow
 def test_a_grid_is_broken_repaired_finished_and_called_again(tmp_path):
     """One test, because each of its steps needs the runs of the steps before."""
     grid = Grid(tmp_path)
@@ -222,6 +223,7 @@ def check_that_another_config_and_a_second_command_are_refused(grid):
     assert "another `fedddpm compare` works in it" in result.stderr
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_a_stopped_command_stops_its_cells_in_order_and_the_next_call_finishes_them(tmp_path):
     grid = Grid(tmp_path)

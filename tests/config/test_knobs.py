@@ -164,8 +164,21 @@ KNOBS = [
     ("secure-clip", [0.0001, 50.0], LOCAL | {"secure-aggregation": True, "max-update-norm": ""}),
 ]
 _LONG = [pytest.mark.slow, pytest.mark.long]
-TRIED = [  # the default run of the tests tries the first value, `make long` all of them
-    pytest.param(key, value, given, id=f"{key}-{value}", marks=_LONG if value != values[0] else [])
+_SECONDS = (  # keys whose runs take the longest
+    *("pdfed-clock", "pdfed-speed-spread", "edge-homogeneity", "plus-max-corrections", "eval-final-sampler"),
+    *("pretrain-dp-epsilon", "pretrain-dp-delta", "train-dp-delta", "dp-noise-multiplicity", "dp-secret-noise"),
+)
+
+
+def _marks(key, is_first):
+    """The default run of the tests tries the first value, CI also that of the longest runs, `make long` all of them."""
+    if not is_first:
+        return _LONG
+    return [pytest.mark.slow] if key in _SECONDS else []
+
+
+TRIED = [
+    pytest.param(key, value, given, id=f"{key}-{value}", marks=_marks(key, value == values[0]))
     for key, values, given in KNOBS
     for value in values
 ]

@@ -480,6 +480,7 @@ def fill(folder, given):
     (folder / ".env").write_text(text)
 
 
+@pytest.mark.long
 def test_a_site_that_is_cut_off_in_a_round_is_left_out_and_comes_back(hosts, docker, laptop, tmp_path):
     server, names = hosts
     laptop.connect(server.published("superlink"), docker / "certs" / "user" / "ca.crt")

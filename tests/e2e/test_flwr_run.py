@@ -39,6 +39,7 @@ def marked(cwd):
     return os.environ | {MARK: str(cwd)}
 
 
+@pytest.mark.slow
 def test_fedddpm_run_completes_and_equals_the_inprocess_engine(tmp_path, shared_run):
     measured = {"eval_images": 12, "eval_final_images": 20}
     done = fedddpm_run(tmp_path, output_dir="out", run_name="sim", **measured)
@@ -75,6 +76,7 @@ def test_algorithms_with_state_equal_the_inprocess_engine(tmp_path, shared_run, 
         assert run.losses() != shared_run(algorithm=algorithm).losses()
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_models_that_generate_together_equal_the_inprocess_engine(tmp_path, shared_run):
     settings = {"algorithm": "mixture", "eval_final_images": 30}

@@ -62,6 +62,7 @@ def actors_of(node: psutil.Popen) -> list[str]:
     return found
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_two_nodes_of_a_ray_cluster_equal_the_inprocess_engine(tmp_path, shared_run, monkeypatch):

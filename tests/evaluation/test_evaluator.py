@@ -182,7 +182,10 @@ def test_a_standard_inception_gives_fid_and_others_do_not(monkeypatch):
     assert name_of("fd", network) == "fd-inception-v3"
 
 
-@pytest.mark.parametrize(("extractor", "reference_n", "n"), [("classifier", 360, 200), ("efficientnet-lite0", 100, 60)])
+@pytest.mark.parametrize(
+    ("extractor", "reference_n", "n"),
+    [("classifier", 360, 200), pytest.param("efficientnet-lite0", 100, 60, marks=pytest.mark.slow)],
+)
 def test_the_metrics_order_real_blurred_and_noise(evaluator_of, real, extractor, reference_n, n):
     few = RealImages(real.train, real.test.select(torch.arange(reference_n)), {**real.digests, "test": f"{n:064d}"})
     evaluator = evaluator_of(extractor=extractor, real=few)

@@ -44,6 +44,8 @@ def test_a_guess_has_one_half_in_its_interval_and_success_has_not():
     assert measure("again", found.members, found.others, 0).auc_interval == found.auc_interval
 
 
+@pytest.mark.slow
+@pytest.mark.long
 def test_the_interval_covers_the_true_value_as_often_as_it_says():
     """AUC of two normals one deviation apart: Phi(1 / sqrt 2) = 0.760."""
     random, covered = np.random.default_rng(1), 0

@@ -115,6 +115,7 @@ REASONS = {
 NODES = {"auxiliary_generation": "nodes", "pretrain_timeout": 20.0, "round_timeout": 20.0}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(420)
 def test_every_phase_after_a_fault_has_all_clients_again(run_with_faults):

@@ -144,13 +144,14 @@ def test_a_simulation_whose_command_is_killed_goes_on_and_nothing_stays(tmp_path
     until(lambda: not living(started), 10)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @pytest.mark.timeout(300)
 @pytest.mark.parametrize(
     ("number", "state", "reason"),
     [
         (signal.SIGKILL, "failed", "without a message"),
-        pytest.param(signal.SIGTERM, "interrupted", "flwr stop", marks=pytest.mark.long),
+        (signal.SIGTERM, "interrupted", "flwr stop"),
     ],
 )
 def test_a_server_that_ends_early_ends_the_command(tmp_path, simulation_under_way, number, state, reason):

@@ -212,6 +212,7 @@ def test_a_run_is_resumed_twice(settings, stopped, algorithm):
     check_equal(run_here(resume), run_here(settings(algorithm, "whole", **more)))
 
 
+@pytest.mark.slow
 def test_a_complete_run_with_an_auxiliary_set_gets_more_rounds_without_a_new_set(settings, monkeypatch):
     evaluated = {"eval-every": 1, "preview-every": 1}
     first = settings("fedddpm", "first", **evaluated, **{"num-rounds": 1})
@@ -401,6 +402,7 @@ def test_the_last_checkpoint_on_a_full_disk_fails_the_run(settings, monkeypatch,
         check_equal(run_here(config | {"resume": str(folder_of(config))}), whole)
 
 
+@pytest.mark.slow
 def test_clients_do_not_outlive_the_checkpoints_that_need_their_states(settings, monkeypatch):
     """A run whose checkpoints fail again and again would go on to where no checkpoint can be resumed."""
     fill_disk_at(range(2, 20), monkeypatch)

@@ -81,7 +81,7 @@ def test_without_a_compiler_auto_runs_and_on_is_refused_with_the_fix(config, mon
 
 @pytest.mark.parametrize(
     "algorithm",
-    [name if name == "fedddpm" else pytest.param(name, marks=pytest.mark.slow) for name in REGISTRY],
+    [name if name == "fedavg" else pytest.param(name, marks=pytest.mark.slow) for name in REGISTRY],
 )
 def test_every_algorithm_does_the_same_when_accelerated(run_app, graphs, algorithm):
     settings = {"algorithm": algorithm, "optimizer": "sgd", "gradient_clip": 0.0, "eval_every": 0, "preview_every": 0}
@@ -96,6 +96,7 @@ def test_every_algorithm_does_the_same_when_accelerated(run_app, graphs, algorit
     assert graphs
 
 
+@pytest.mark.slow
 def test_one_process_compiles_its_model_once_over_clients_and_rounds(run_app, graphs):
     run_app(algorithm="fedavg", compile="on", num_rounds=1, num_clients=2)
     once = len(graphs)

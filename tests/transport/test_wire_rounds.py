@@ -11,7 +11,11 @@ from tests.algorithms.problems import make_clients, run
 PLAIN_SGD = {"optimizer": "sgd", "gradient_clip": 0.0}  # of which SCAFFOLD needs no gradient of all images
 
 
-@pytest.mark.parametrize("settings", [{"algorithm": "fedavg"}, {"algorithm": "scaffold"} | PLAIN_SGD], ids=str)
+@pytest.mark.parametrize(
+    "settings",
+    [pytest.param({"algorithm": "fedavg"}, marks=pytest.mark.slow), {"algorithm": "scaffold"} | PLAIN_SGD],
+    ids=str,
+)
 def test_transports_give_the_same_run_bit_for_bit(shared_run, settings):
     runs = [shared_run(**settings, transport=way) for way in ("shared-memory", "flat", "arrays")]
     assert runs[0].losses() == runs[1].losses() == runs[2].losses()
@@ -20,6 +24,7 @@ def test_transports_give_the_same_run_bit_for_bit(shared_run, settings):
     assert len({tuple(path.read_bytes() for path in paths) for paths in weights}) == 1
 
 
+@pytest.mark.slow
 def test_fewer_bytes_come_back_and_the_run_is_about_the_same(run_app, run_config):
     settings = {"algorithm": "fedavg", "transport": "flat", "num_rounds": 2, "local_steps": 20, "num_clients": 2}
     runs = {dtype: run_app(wire_dtype=dtype, **settings) for dtype in ("fp32", "bf16", "int8-delta")}
