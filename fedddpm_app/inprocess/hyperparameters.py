@@ -94,6 +94,11 @@ def configure(
     run_config = default_run_config() | dict(plain) | dict(given) | overrides
     config = load_config(run_config)
     kind.check_config(config)
+    if config.checks_memorization and "memorization-check" not in kind.keys_without_effect(config):
+        raise ConfigError(
+            "the clients of simulate have no held-out images, by which they could check what they share: use "
+            'memorization_check = "never".'
+        )
     reasons = keys_without_effect(run_config) | kind.keys_without_effect(config) | _OF_RUNS
     for key in overrides.keys() & reasons.keys():
         logger.warning("%s = %s has no effect: %s", key, in_toml(overrides[key]), reasons[key])

@@ -122,8 +122,11 @@ def test_edges_and_pruning_equal_the_inprocess_engine(tmp_path, shared_run):
 
 @pytest.mark.slow
 def test_masked_updates_equal_the_inprocess_engine(tmp_path, shared_run):
-    """A client's four messages go to several processes; its secrets travel in Flower's context. The masks cancel."""
-    settings = {"algorithm": "fedavg", "secure_aggregation": True, "max_update_norm": ""}
+    """A client's four messages go to several processes; its secrets travel in Flower's context. The masks cancel.
+
+    Before, each client generates its part of D_aux in an actor, and its own model stays there.
+    """
+    settings = {"secure_aggregation": True, "max_update_norm": "", "auxiliary_sharing": "images"}
     done = fedddpm_run(tmp_path, output_dir="out", run_name="sim", **settings)
     assert done.returncode == 0, done.stdout + done.stderr
     run, here = RunDirectory(tmp_path / "out" / "sim"), shared_run(**settings)
@@ -131,6 +134,9 @@ def test_masked_updates_equal_the_inprocess_engine(tmp_path, shared_run):
     models = [(r.path / "checkpoints" / "round-0002" / "model.safetensors").read_bytes() for r in (run, here)]
     assert models[0] == models[1]
     assert not any("train/left_out" in row for row in run.rounds())
+    sets = [load_from_disk(str(each.path / "auxiliary" / "dataset")) for each in (run, here)]
+    assert [image.tobytes() for image in sets[0]["image"]] == [image.tobytes() for image in sets[1]["image"]]
+    assert set(sets[0]["client"]) == {0, 1, 2, 3}
 
 
 @pytest.mark.slow

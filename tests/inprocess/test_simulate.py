@@ -265,6 +265,8 @@ def test_fedddpm_without_a_set_and_a_model_that_cannot_draw_one_says_so():
         run("fedddpm")
     with pytest.raises(ConfigError, match="does not use auxiliary_data"):
         run("fedavg", auxiliary_data=CLIENTS[0])
+    with pytest.raises(ConfigError, match=r'have no held-out images, .* use memorization_check = "never"'):
+        run("fedddpm", auxiliary_sharing="images")
     with pytest.raises(ConfigError, match="auxiliary_data has no examples"):
         run("fedddpm", auxiliary_data=torch.zeros(0, 3))
 
