@@ -42,7 +42,8 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "peers/relay": GROUND | {"federation", "peers", "training"},
     "peers/report": GROUND | {"federation", "peers", "training"},
     "algorithms": GROUND | {"auxiliary", "diffusion", "federation", "hierarchy", "peers", "training"},
-    "audit": GROUND | {"algorithms", "auxiliary", "data", "diffusion", "evaluation", "experiment", "training"},
+    "audit": GROUND
+    | {"algorithms", "auxiliary", "data", "diffusion", "evaluation", "experiment", "recording/files", "training"},
     "audit/final": GROUND | {"audit", "diffusion", "evaluation", "experiment"},
     "audit/saving": GROUND | {"audit", "evaluation", "recording"},
     "experiment": GROUND | {"data", "diffusion", "evaluation", "federation", "recording", "training"},

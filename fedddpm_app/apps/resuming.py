@@ -24,7 +24,7 @@ from fedddpm_app.recording.status import COMPLETED, RUNNING, is_locked, read_sta
 MAY_CHANGE = (
     *("num-rounds", "resume", "resume-previous", "output-dir", "run-name", "state-dir", "cache-dir", "transport"),
     *("node-timeout", "round-timeout", "pretrain-timeout", "min-available-nodes", "min-replies", "max-round-retries"),
-    *("checkpoint-every", "checkpoint-keep", "preview-", "eval-", "inception-weights", "memorization-"),
+    *("checkpoint-every", "checkpoint-keep", "preview-", "eval-", "inception-weights", "memorization-", "membership-"),
 )
 _MEASURING = ("eval-", "inception-weights", "memorization-")  # their values must be the same along a curve
 _NOT_MEASURING = ("eval-every", "eval-batch-size", "eval-final-")

@@ -130,14 +130,19 @@ class Audit:
         for number, target in enumerate(targets):
             report(ProgressEvent("audit", number, len(targets), 0))
             attacks += [(target.name, attack) for attack in self._attack(target)]
-        everything = pool_of(self._task.data, self._clients, conditional=self._config.data.class_conditional)
+        everything = self._pool(self._targets.trained())
         if samples is not None and everything.is_large_enough:
             copies.append(self._copies("samples of the final model", samples, everything))
         if auxiliary is not None:
-            attacks += [("auxiliary set", attack) for attack in self._by_distance(everything, auxiliary[0].images)]
+            if parts := [client for client in self._clients if client in set(auxiliary[1])]:
+                found = self._by_distance(self._pool(parts), auxiliary[0].images)
+                attacks += [("auxiliary set", attack) for attack in found]
             copies += self._copies_of_clients(*auxiliary)
         report(ProgressEvent("audit", len(targets), len(targets), 0))
         return Findings(attacks, copies)
+
+    def _pool(self, clients: Sequence[int]) -> Pool:
+        return pool_of(self._task.data, clients, conditional=self._config.data.class_conditional)
 
     # ---- membership -----------------------------------------------------------------------------
 

@@ -1,10 +1,10 @@
 """The models of a run that attacks are tried on."""
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 from torch.nn import Module
 
@@ -20,6 +20,7 @@ from fedddpm_app.diffusion.pipelines import load_pipeline
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.progress import note
+from fedddpm_app.recording.files import read_lines
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionRequest
 from fedddpm_app.training.privacy import Ledger
@@ -81,7 +82,7 @@ class Targets:
             for number, folder in ensemble.folders.items():
                 client = number if ensemble.of_clients else number_of(name) if name else None
                 if client is None:
-                    pool = pool_of(self._task.data, self._clients, conditional=self._conditional)
+                    pool = pool_of(self._task.data, self.trained(), conditional=self._conditional)
                     found.append(Target(FINAL, pool, self._loading(folder), self._train_as_in_rounds))
                 elif client in self._clients:
                     pool, load = self._pool(client), self._loading(folder)
@@ -115,11 +116,22 @@ class Targets:
             if client in uploaders
         ]
 
+    def trained(self) -> list[int]:
+        """Return the clients of this host whose images the final model has seen; all if the run does not say."""
+        found = set(self._uploaders())
+        if get_algorithm(self._config).trains_on_clients:
+            for row in self._rows("round"):
+                found |= set(row.get("clients", ())) - set(map(int, row.get("train/left_out", ())))
+        return [client for client in self._clients if client in found or not found]
+
     def _uploaders(self) -> list[int]:
-        """Return the clients whose own models have arrived, as ``stats.jsonl`` says."""
-        path = self._run_dir / "stats.jsonl"
-        rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()] if path.is_file() else []
-        return next((row["pretrain/clients"] for row in rows if row.get("phase") == "pretrain"), [])
+        """Return the clients whose own models have arrived."""
+        return next((row["pretrain/clients"] for row in self._rows("pretrain")), [])
+
+    def _rows(self, phase: str) -> list[dict[str, Any]]:
+        """Return the objects of a phase in ``stats.jsonl``."""
+        rows = read_lines(Path(self._run_dir) / "stats.jsonl")
+        return [row for row in rows if row.get("phase") == phase]
 
     # ---- models ---------------------------------------------------------------------------------
 

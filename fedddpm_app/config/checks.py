@@ -200,6 +200,11 @@ def _check_client_dp(config: Config) -> None:
             'could decide whether another one is left out: use max-update-norm = "", since client-dp-clip bounds '
             "every update."
         )
+    if config.waiting.min_replies != 1:
+        raise ConfigError(
+            f"{given} cannot be used with min-replies = {config.waiting.min_replies}, because a round that is repeated "
+            "tells who did not answer: use min-replies = 1."
+        )
     if dp.delta * count >= 1:
         raise ConfigError(
             f"client-dp-delta = {dp.delta} protects no single one of {count} clients: use a delta below "

@@ -57,6 +57,7 @@ class Admission:
         self._held_out = config.data.held_out_fraction
         self._growth = _GROWTH_OF_SITES if config.data.partition == "sites" else 1
         self._counted = 0
+        self._is_private = config.client_dp.budget.is_private  # then no client decides about another one
 
     def state_dict(self) -> dict[str, object]:
         """Return what is known so far, for a checkpoint."""
@@ -106,7 +107,7 @@ class Admission:
 
     def finish_count(self) -> None:
         """Limit a client that is not counted yet to as many images as all counted clients have together."""
-        self._counted = sum(self.sizes.values())
+        self._counted = 0 if self._is_private else sum(self.sizes.values())
 
     def _most_held_out(self, size: int) -> int:
         """Return the largest number of held-out images beside ``size`` training images: see ``held-out-fraction``."""

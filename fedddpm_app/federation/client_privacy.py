@@ -12,7 +12,6 @@ takes a part of the budget: z = (m^-2 - (2 s)^-2)^(-1/2), where m is the noise m
 """
 
 import math
-import secrets
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +29,7 @@ from fedddpm_app.training.privacy import (
     epsilon_of,
     noise_multiplier_for,
 )
+from fedddpm_app.training.secret import secret_choice, secret_normal
 from fedddpm_app.weights import Weights
 
 if TYPE_CHECKING:
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 ACCOUNT = "client-privacy.jsonl"
 _RATE = 0.2  # of the clip's adaptation; Andrew et al. recommend it for all tasks
 _COUNT_SHARE = 20  # the count has noise of q N / 20, or more where few clients need more
-_DRAWS = 4  # normal numbers per number of secret noise
 
 
 def sample_rate(config: Config) -> float:
@@ -131,9 +130,33 @@ class ClientPrivacy:
 
     def sample(self, present: Iterable[int], server_round: int, attempt: int) -> list[int]:
         """Return the clients of a round: each takes part with probability q, whether it is present or not."""
-        generator, count = self._generator("sample", server_round, attempt), self._config.data.num_clients
-        draws = torch.rand(count, generator=generator, dtype=torch.float64) < sample_rate(self._config)
+        count, rate = self._config.data.num_clients, sample_rate(self._config)
+        if self._config.dp.dp_secret_noise:
+            draws = secret_choice(count, rate)
+        else:
+            generator = self._generator("sample", server_round, attempt)
+            draws = torch.rand(count, generator=generator, dtype=torch.float64) < rate
         return [partition for partition in present if draws[partition]]
+
+    @property
+    def _step(self) -> Spent:
+        return Spent("client", sample_rate(self._config), planned_noise(self._config), 1)
+
+    def check_next(self) -> None:
+        """Raise ``ValueError`` if one more round would spend more than the budget."""
+        self._after_next()
+
+    def _after_next(self) -> tuple[list[Spent], float]:
+        """Return the account with one more round, and its epsilon."""
+        after, budget = added(self._account(), self._step), self._config.client_dp.budget
+        epsilon = epsilon_of(after, budget.delta)
+        if epsilon > budget.epsilon:
+            count = sum(each.steps for each in after) - 1
+            raise ValueError(
+                f"one more round after {count} would spend epsilon = {epsilon:.3f}, but client-dp-epsilon = "
+                f"{budget.epsilon}: the budget is spent"
+            )
+        return after, epsilon
 
     def spend(self, server_round: int) -> float:
         """Write down a round before its weights are known, and return the epsilon of all rounds so far.
@@ -143,15 +166,8 @@ class ClientPrivacy:
         ValueError
             If that would be more than the budget; then nothing is written.
         """
-        step = Spent("client", sample_rate(self._config), planned_noise(self._config), 1)
-        after, budget = added(self._account(), step), self._config.client_dp.budget
-        epsilon = epsilon_of(after, budget.delta)
-        if epsilon > budget.epsilon:
-            count = sum(each.steps for each in after) - 1
-            raise ValueError(
-                f"one more round after {count} would spend epsilon = {epsilon:.3f}, but client-dp-epsilon = "
-                f"{budget.epsilon}: the budget is spent"
-            )
+        after, epsilon = self._after_next()
+        step = self._step
         entry = {"round": server_round, "sample_rate": step.sample_rate, "noise_multiplier": step.noise_multiplier}
         self._recorder.append_to(ACCOUNT, entry)
         self._spent = after
@@ -178,12 +194,24 @@ class ClientPrivacy:
         return {"client-dp/epsilon": epsilon_of(self._account(), delta), "client-dp/delta": delta}
 
     def state_dict(self) -> dict[str, object]:
-        """Return the state for a checkpoint; the account is not in it, because no checkpoint brings it back."""
-        return {"clip": self.clip}
+        """Return the state for a checkpoint; of the account only its length, because no checkpoint brings it back."""
+        spent = self._account() if self._config.client_dp.budget.is_private else []
+        return {"clip": self.clip, "rounds": sum(each.steps for each in spent)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Continue with a checkpoint."""
-        self.clip = float(state["clip"])
+        """Continue with a checkpoint.
+
+        Raises
+        ------
+        ConfigError
+            If lines of the account are lost.
+        """
+        self.clip, known = float(state["clip"]), int(state["rounds"])
+        if known and (found := sum(each.steps for each in self._account())) < known:
+            raise ConfigError(
+                f"resume: {ACCOUNT} of the run has {found} rounds, but its checkpoint knows of {known} that have spent "
+                "of client-dp-epsilon: restore the file from a backup, or start a new run."
+            )
 
     def _account(self) -> list[Spent]:
         if self._spent is None:
@@ -194,16 +222,11 @@ class ClientPrivacy:
         return self._spent
 
     def _generator(self, purpose: str, *indices: int) -> torch.Generator:
-        """Return a generator of the operating system's randomness, or, for tests, of the run's seed."""
-        seed = derive_seed(self._config.run.seed, f"client-dp-{purpose}", *indices)
-        return torch.Generator().manual_seed(secrets.randbits(63) if self._config.dp.dp_secret_noise else seed)
+        """Return a generator of the run's seed."""
+        return torch.Generator().manual_seed(derive_seed(self._config.run.seed, f"client-dp-{purpose}", *indices))
 
     def _normal(self, shape: torch.Size | tuple[int, ...], generator: torch.Generator) -> torch.Tensor:
-        """Return standard normal numbers, float64.
-
-        Secret ones are the mean of four, times two, so that their floating-point digits do not show the draws (Holohan
-        and Braghin 2021, https://arxiv.org/abs/2107.10138).
-        """
-        draws = _DRAWS if self._config.dp.dp_secret_noise else 1
-        drawn = (torch.randn(shape, generator=generator, dtype=torch.float64) for _ in range(draws))
-        return torch.stack([*drawn]).sum(0) / math.sqrt(draws)
+        """Return standard normal numbers, float64: secret ones, or, for tests, those of the generator."""
+        if self._config.dp.dp_secret_noise:
+            return secret_normal(shape)
+        return torch.randn(shape, generator=generator, dtype=torch.float64)

@@ -64,7 +64,8 @@ class Clients:
     refusals : dict of int to str
         By partition, the reason why its last reply was refused or is missing.
     declined : set of int
-        The partitions that declined a training of a round: they are not asked again until the run is resumed.
+        The partitions that declined a training of a round: they are not asked again, until their SuperNode is started
+        anew or the run is resumed.
     simulated : bool
         Whether messages may wait for a free process.
     state_run : str
@@ -117,7 +118,10 @@ class Clients:
 
     def present(self, at_least: int = 0) -> list[int]:
         """Return the partitions of the connected clients; wait a bounded time for ``at_least`` of them."""
+        before = dict(self.participants.node_of)
         self._roll_call.update(self.participants, at_least)
+        changed = {p for p, node in self.participants.node_of.items() if before.get(p) != node}
+        self.declined -= changed  # a SuperNode was started anew, maybe with another policy
         return self.participants.present
 
     def forget(self, grid: Grid, timeout: float) -> None:

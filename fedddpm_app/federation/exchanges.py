@@ -44,6 +44,8 @@ class Training:
         values = {name: getattr(strategy, name, None) for name in strategy.state_attributes}
         self._before = {name: value for name, value in values.items() if not hasattr(value, "load_state_dict")}
         self._norms_before = strategy.clients.admission.history
+        self._awaited: list[int] = []
+        self._wanted = 0
 
     def messages(self, arrays: ArrayRecord) -> list[Message]:
         """Sample the round's clients, and return the messages with the weights for them."""
@@ -54,21 +56,22 @@ class Training:
         quorum = strategy.config.waiting.quorum(run.clients_per_round or num_clients)
         strategy.clients.present(quorum if strategy.trains_on_clients else 0)
         strategy.sampled = self.sample()
+        self._wanted = min(run.clients_per_round or num_clients, len(participants.present))
         strategy.round_log.begin(server_round, strategy.sampled, participants.absent(num_clients))
         if not strategy.trains_on_clients:
             return []
-        self._note_declined()
+        self.note_declined()
         strategy.exchanges = self._exchanges()
         extra = strategy.broadcast(server_round)
         if not strategy.sampled:
             return []
-        asked = self.asked()
+        self._awaited = self.asked()
         names, parts = _pack_parts(strategy, arrays)
         records = {name: strategy.outbox.pack(name, each, each) for name, each in extra.items()}
         if len(parts) < len(strategy.sampled):
             records[ARRAYS] = strategy.outbox.pack(ARRAYS, arrays, to_weights(arrays))
         strategy.outbox.keep_only({*records, *names})
-        return _address(strategy, MessageType.TRAIN, asked, records, server_round, parts)
+        return _address(strategy, MessageType.TRAIN, self._awaited, records, server_round, parts)
 
     def sample(self) -> list[int]:
         """Return the clients that take part, out of the connected ones (here: ``clients-per-round`` of them)."""
@@ -77,21 +80,25 @@ class Training:
         declined = strategy.clients.declined
         return participants.sample(run.clients_per_round, run.seed, self._round, strategy.attempt, declined)
 
-    def _note_declined(self) -> None:
+    def note_declined(self) -> None:
         """Record the clients that are not asked any more; raise ``TooFewRepliesError`` if no other one is there."""
         strategy, declined = self._strategy, sorted(self._strategy.clients.declined)
         if not declined:
             return
         strategy.record(declined=declined)
-        if set(strategy.clients.participants.present) <= set(declined):
+        present = strategy.clients.participants.present
+        if present and set(present) <= set(declined):
             reason = strategy.clients.refusals.get(declined[0], "")
             raise TooFewRepliesError(
                 f"round {self._round}: all connected clients have declined; client {declined[0]}: {reason}"
             )
 
     def quorum(self) -> int:
-        """Return the number of good replies without which the round is repeated."""
-        return self._strategy.config.waiting.quorum(len(self._strategy.sampled))
+        """Return the number of good replies without which the round is repeated.
+
+        A share counts the clients that would be in the round if none had declined.
+        """
+        return self._strategy.config.waiting.quorum(max(self._wanted, len(self._strategy.sampled)))
 
     def asked(self) -> list[int]:
         """Return those of the sampled clients that get the weights (here: all)."""
@@ -134,7 +141,7 @@ class Training:
         by_key = {key: self._spec(each) for key, each in different.items()}
         specs = {partition: by_key[each.key] for partition, each in strategy.exchanges.items()}
         name = f"round {self._round}"
-        stream = ReplyStream(strategy.clients, replies, strategy.sampled, name, by_key[WHOLE.key], specs)
+        stream = ReplyStream(strategy.clients, replies, self._awaited, name, by_key[WHOLE.key], specs)
         in_order = collecting(stream.by_partition(strategy.recorder.scratch), accepted)
         in_order = self._with_quorum(in_order, stream, accepted)
         if is_deployed(strategy.grid.run):
@@ -161,6 +168,8 @@ class Training:
         contents = [reply.message.content for reply in measured]
         metrics = strategy.train_metrics_aggr_fn(contents, strategy.weighted_by_key) if contents else MetricRecord()
         strategy.train_loss = float(metrics.get("loss", math.nan))  # type: ignore[arg-type]
+        if strategy.config.client_dp.budget.is_private:  # what the algorithm does with it would have no noise
+            strategy.train_loss = math.nan
         strategy.clients.state_rounds |= {reply.partition_id: self._round for reply in accepted}
         strategy.round_log.add_replies(accepted, metrics)
         strategy.round_log.add(strategy.spending.add(accepted))

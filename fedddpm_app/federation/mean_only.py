@@ -28,7 +28,7 @@ def check_needs_the_mean(algorithm: "type[AlgorithmDescription]", config: Config
     name = config.run.algorithm
     if algorithm.own_aggregation:
         raise ConfigError(
-            f'{given} gives the server the mean of a round alone, but algorithm = "{name}": '
+            f'{given} leaves the algorithm the mean of a round alone, but algorithm = "{name}": '
             f'{algorithm.own_aggregation}; use "fedavg", "fedprox" or "moon", or {off}.'
         )
     if config.run.aggregator not in _OF_THE_MEAN:

@@ -7,42 +7,59 @@ round are known to nobody before the account says that they are spent.
 from collections.abc import Iterable
 
 import torch
-from flwr.app import Message, MetricRecord
+from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.exchanges import Training
 from fedddpm_app.federation.records import ARRAYS
 from fedddpm_app.federation.replies import Reply, mean_reply
+from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights, cast_like
 
 
 class NoisyTraining(Training):
     """One attempt at the training of a round, with a noisy mean; parameters as of ``Training``."""
 
+    def messages(self, arrays: ArrayRecord) -> list[Message]:
+        """Return the messages with the weights for the round's clients, if the budget suffices for the round."""
+        self._check_weights()
+        try:
+            self._strategy.client_privacy.check_next()
+        except ValueError as error:
+            raise RoundFailedError(
+                f"round {self._round}: {error}; to finish the run with weights that it has, resume it with "
+                f"num-rounds = {self._round - 1}, or the round of its newest checkpoint"
+            ) from error
+        return super().messages(arrays)
+
     def sample(self) -> list[int]:
         """Return the connected clients that take part, each with probability q; there may be none."""
         strategy = self._strategy
         return strategy.client_privacy.sample(strategy.clients.present(), self._round, strategy.attempt)
 
+    def asked(self) -> list[int]:
+        """Return the sampled clients without those that declined: in their place, nobody else is asked."""
+        return [partition for partition in self._strategy.sampled if partition not in self._strategy.clients.declined]
+
     def quorum(self) -> int:
-        """Return the number of good replies without which the round is repeated; 0 where chance has sampled none."""
-        return min(len(self._strategy.sampled), super().quorum())
+        """Return 0: a round that is repeated would depend on who answered, and so would its sample."""
+        return 0
+
+    def note_declined(self) -> None:
+        """Record the clients that are not asked any more."""
+        if declined := sorted(self._strategy.clients.declined):
+            self._strategy.record(declined=declined)
 
     def aggregate(self, replies: Iterable[Message]) -> tuple[Weights, MetricRecord]:
         """Return the aggregated weights, and the mean metrics of the clients whose updates are in the sum."""
         strategy, privacy = self._strategy, self._strategy.client_privacy
-        self._check_weights()
         accepted: list[Reply] = []
         stream, in_order = self.open(replies, accepted)
         total, num_small = self._clipped_sum(in_order)
-        try:
-            epsilon = privacy.spend(self._round)
-        except ValueError as error:
-            raise RoundFailedError(
-                f"round {self._round}: {error}; to finish the run with the weights of the round before, resume it "
-                f"with num-rounds = {self._round - 1}"
-            ) from error
+        if not accepted:
+            logger.warning("round %d: no client is in it, and noise alone changes the global weights", self._round)
+        epsilon = privacy.spend(self._round)
         noisy, start = privacy.noisy_sum(total, self._round), strategy.global_weights
         mean = {name: start[name].double() + noisy[name] / privacy.expected for name in start}
         clipped = 1 - num_small / len(accepted) if accepted else 0.0
@@ -78,6 +95,6 @@ class NoisyTraining(Training):
             )
         if others := sorted(name for name in strategy.global_weights if name not in strategy.parameters):
             raise ConfigError(
-                f"{given}: {others[0]} is no parameter that training changes by gradients, and noise would spoil it; "
-                "use layers without buffers, such as GroupNorm in the place of BatchNorm, or 0.0."
+                f"{given}: {others[0]} is not a parameter that training changes by gradients, and noise would spoil "
+                "it; use layers without buffers (GroupNorm instead of BatchNorm) and without frozen parameters, or 0.0."
             )

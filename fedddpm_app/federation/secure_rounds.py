@@ -227,7 +227,7 @@ class SecureTraining(Training):
     def _check_enough(self, count: int, did: str) -> None:
         """Raise ``TooFewRepliesError`` if fewer clients than ``secure-threshold`` and ``min-replies`` are left."""
         config, sampled = self._strategy.config, len(self._strategy.sampled)
-        quorum = config.waiting.quorum(sampled)
+        quorum = self.quorum()
         needed = max(self._session.threshold, quorum)
         if count < needed:
             key = f"min-replies = {config.waiting.min_replies}"

@@ -1,6 +1,6 @@
 """The server's end: it passes keys and shares on, adds masked numbers, and removes the masks that do not cancel."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedddpm_app.secure import keys
@@ -69,14 +69,30 @@ class ServerSession:
             raise ProtocolError(f"{len(revealed)} clients revealed shares, and {self.threshold} are needed")
         shares = [revealed[client] for client in sorted(revealed)]
         for place, client in enumerate(answered):
-            seed = keys.combine([seeds[place] for seeds, _ in shares], self.threshold)
-            if keys.digest(seed) != self.digests[client]:
+            promised = self.digests[client]
+            seed = self._restored([seeds[place] for seeds, _ in shares], lambda it: keys.digest(it) == promised)  # noqa: B023
+            if seed is None:
                 raise ProtocolError(f"the shares of client {client} do not give the seed that it promised")
             add_mask(total, seed, subtract=True)
         for place, client in enumerate(dropped):
-            private = keys.combine([of_keys[place] for _, of_keys in shares], self.threshold)
-            if keys.public_key_of(private) != self.public[client].mask:
+            known = self.public[client].mask
+            private = self._restored([each[place] for _, each in shares], lambda it: keys.public_key_of(it) == known)  # noqa: B023
+            if private is None:
                 raise ProtocolError(f"the shares of client {client} do not give the key that belongs to its public one")
             for peer in answered:
                 add_mask(total, keys.shared_seed(private, self.public[peer].mask), subtract=client > peer)
         return total
+
+    def _restored(self, shares: Sequence[bytes], fits: Callable[[bytes], bool]) -> bytes | None:
+        """Return the secret of some ``threshold`` neighbouring shares that fit, in a circle, or None.
+
+        A client that reveals a wrong share is thus passed over, where one more than ``threshold`` reveal.
+        """
+        for start in range(len(shares)):
+            try:
+                secret = keys.combine([*shares[start:], *shares[:start]], self.threshold)
+                if fits(secret):
+                    return secret
+            except ProtocolError:
+                continue
+        return None

@@ -30,7 +30,7 @@ _WITHOUT_NOISE = ("loss", "final-loss", "seconds")  # the last depends on the si
 _LARGE_ORDERS = (64, 80, 96, 128, 192, 256, 512, 1024)  # Opacus's orders end at 63, too few for an epsilon below 0.2
 
 
-Mechanism = PrivatePhase | Literal["client"]  # the last clips the updates of clients in the place of gradients
+Mechanism = PrivatePhase | Literal["client"]  # the last clips updates of clients instead of gradients
 
 
 class PrivacyBudgetError(DeclinedError):

@@ -27,6 +27,7 @@ from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.training.optimization import create_optimizer, create_schedule, learning_rate_factor, reset_optimizer
 from fedddpm_app.training.privacy import Privacy
 from fedddpm_app.training.private import PrivateGradients
+from fedddpm_app.training.secret import secret_generator
 from fedddpm_app.training.task import Batch, LossFn, StreamedData, Task, TrainingData
 from fedddpm_app.weights import Weights
 
@@ -182,6 +183,8 @@ class Trainer:
                 set_gradients = self._gradients(loss, batches, noise, hook)
             else:
                 own = torch.Generator(self.device).manual_seed(split_seed(seed, 4)[3])
+                if privacy.secret:
+                    order, own = secret_generator(torch.device("cpu")), secret_generator(self.device)
                 private = PrivateGradients(self.model, self.optimizer, data, privacy, order, own)
                 set_gradients = self._private_gradients(loss, stack.enter_context(private), noise)
             clip = 0.0 if privacy else self.config.gradient_clip

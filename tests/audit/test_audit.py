@@ -224,6 +224,27 @@ def test_the_likelihood_ratio_finds_members_with_models_that_know_their_images(s
     assert wrong[RATIO].auc < 0.1
 
 
+def test_a_run_completes_if_its_attack_fails(run_app, monkeypatch):
+    def fails(*_):
+        raise ValueError("2 finite ones each")
+
+    monkeypatch.setattr("fedddpm_app.apps.server.attack_run", fails)
+    run = run_app(algorithm="fedavg", num_rounds=1, local_steps=1, membership_attack="threshold")
+    assert run.summary["status"] == "completed"
+
+
+def test_images_that_the_models_have_not_seen_are_no_members(run_app):
+    """One of four clients trains, and has pretrained models of two others beside it."""
+    fedavg = run_app(algorithm="fedavg", num_rounds=1, clients_per_round=1, local_steps=1)
+    (trained,) = fedavg.rounds()[0]["clients"]
+    config = load_config(read_run_config(fedavg.path))
+    task = DiffusionTask(config)
+    targets = Targets(fedavg.path, config, task, range(4))
+    assert targets.trained() == [trained]
+    assert len(targets.final()[0].pool.members) == len(task.data.client(trained).train)
+    assert Targets("unused", config, task, range(4)).trained() == [0, 1, 2, 3]
+
+
 def test_only_one_client_can_be_audited(shared_run):
     run = shared_run()
     code, text = audit(run, *QUICK, "--client", "2", "--references", "0")

@@ -66,6 +66,15 @@ def test_a_site_trains_up_to_its_last_round(run_app, at_client_1):
     assert third["clients"] == [0, 2, 3]
 
 
+def test_clients_that_have_declined_count_in_the_share_that_must_answer(run_app, at_client_1):
+    """Three of four decline in round 2: the model of the last one alone is not the round's."""
+    at_client_1(range(3), site_max_rounds=1)
+    with pytest.raises(
+        RoundFailedError, match="1 of the 1 clients returned a usable reply, fewer than min-replies = 4"
+    ):
+        run_app(algorithm="fedavg", num_rounds=2, min_replies=0.9, max_round_retries=1)
+
+
 def test_a_run_whose_clients_have_all_declined_ends_with_the_reason(run_app, at_client_1):
     at_client_1(range(4), site_max_rounds=1)
     with pytest.raises(RoundFailedError, match=r"round 2: all connected clients have declined; client 0: this site"):

@@ -15,12 +15,14 @@ import client_app
 import server_app
 from fedddpm_app import FederatedStrategy
 from fedddpm_app.algorithms import REGISTRY, get_algorithm
+from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.federation.client_privacy import ClientPrivacy, planned_noise
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.start_notes import start_notes
-from fedddpm_app.inprocess.grid import run_inprocess
+from fedddpm_app.inprocess.grid import InProcessGrid, run_inprocess
 from fedddpm_app.inprocess.simulate import MemoryRecorder, simulate
+from fedddpm_app.training.secret import secret_choice, secret_generator, secret_normal
 from tests.algorithms.problems import CLIENTS, Point, gradient, quadratic
 from tests.conftest import RunDirectory
 
@@ -64,6 +66,22 @@ def test_one_client_more_moves_the_weights_by_at_most_the_clip():
     assert float((found[1] - found[0]).norm()) == pytest.approx(0.5 / 4, rel=1e-9)
 
 
+def test_secret_numbers_do_not_follow_from_a_small_seed(monkeypatch):
+    """Torch's generator on the CPU uses 32 bits of its seed: with equal seeds, secret ones still differ."""
+    monkeypatch.setattr("fedddpm_app.training.secret.secrets.randbits", lambda _: 7)
+    cpu = torch.device("cpu")
+    first, second = (torch.randn(8, generator=secret_generator(cpu)) for _ in range(2))
+    assert not torch.equal(first, second)
+    draws = torch.randn(100_000, generator=secret_generator(cpu))
+    assert abs(float(draws.mean())) < 0.02
+    assert float(draws.std()) == pytest.approx(1, abs=0.02)
+    assert float(secret_choice(100_000, 0.25).double().mean()) == pytest.approx(0.25, abs=0.01)
+    normal = secret_normal((50_000, 2))
+    assert normal.shape == (50_000, 2)
+    assert float((normal < -1).double().mean()) == pytest.approx(0.1587, abs=0.005)
+    assert float(normal.std()) == pytest.approx(1, abs=0.02)
+
+
 @pytest.mark.parametrize("secret", [False, True])
 @pytest.mark.parametrize("quantile", [0.0, 0.5])
 def test_the_noise_has_the_variance_of_the_accountant(run_config, secret, quantile):
@@ -100,6 +118,36 @@ def test_a_round_without_clients_is_noise_alone():
     assert "train/loss" not in empty
     assert empty["client-dp/epsilon"] > 0
     assert torch.isfinite(weights["x"]).all()
+
+
+def test_who_takes_part_does_not_depend_on_who_answers(monkeypatch):
+    """All clients except one fail: each round is released at once, and this one is in no more of them than q says."""
+    train = Worker.train
+
+    def fails(worker, hook, ledger=None):
+        if hook.round.partition_id:
+            raise RuntimeError("it cannot train")
+        return train(worker, hook, ledger)
+
+    monkeypatch.setattr(Worker, "train", fails)
+    _, history = run_simulated(rounds=40, clients=CLIENTS * 4, clients_per_round=3)
+    assert [row["round"] for row in history] == [*range(1, 41)]
+    assert 3 <= sum(0 in row["clients"] for row in history) <= 18  # 10 expected
+    assert history[-1]["client-dp/epsilon"] <= 8
+
+
+def test_a_client_that_declined_is_not_asked_again_and_nobody_takes_its_place(run_config, monkeypatch):
+    create = InProcessGrid.__init__
+
+    def with_policy(self, *args, **kwargs):
+        create(self, *args, **kwargs)
+        self.contexts[1001].node_config["site-max-rounds"] = 1
+
+    monkeypatch.setattr(InProcessGrid, "__init__", with_policy)
+    run = run_of(run_config, num_rounds=3, local_steps=1)
+    assert [row.get("train/left_out", {}).keys() for row in run.rounds()] == [set(), {"1"}, set()]
+    assert [row.get("declined") for row in run.rounds()] == [None, None, [1]]
+    assert [row["clients"] for row in run.rounds()] == [[0, 1, 2, 3]] * 3
 
 
 def test_the_clip_moves_to_the_quantile_of_the_norms(run_config):
@@ -148,6 +196,10 @@ def test_a_run_ends_with_the_promised_epsilon_and_a_resume_gives_nothing_back(ru
     with pytest.raises(RoundFailedError, match=r"round 2: one more round after 2 would spend .* num-rounds = 1"):
         run_of(run_config, **settings, resume=str(run.path))
     assert (run.path / "client-privacy.jsonl").read_text().splitlines() == account
+    (run.path / "client-privacy.jsonl").rename(run.path / "aside")
+    with pytest.raises(ConfigError, match=r"client-privacy.jsonl of the run has 0 rounds, but .* knows of 1"):
+        run_of(run_config, **settings, resume=str(run.path), num_rounds=1)
+    (run.path / "aside").rename(run.path / "client-privacy.jsonl")
     run_of(run_config, **settings, resume=str(run.path), num_rounds=1)
     assert run.summary["status"] == "completed"
     assert run.summary["client-dp/epsilon"] == second["client-dp/epsilon"]
@@ -172,6 +224,7 @@ def test_every_algorithm_is_allowed_or_refused_with_the_reason(run_config, name)
         ({"aggregator": "fedmedian"}, 'aggregator = "fedmedian" compares'),
         ({"max-update-norm": "100x"}, "one client could decide whether another one is left out"),
         ({"secure-aggregation": True}, "the server clips each client's update"),
+        ({"min-replies": 0.5}, "tells who did not answer: use min-replies = 1"),
         ({"client-dp-delta": 0.5}, "protects no single one of 2 clients"),
         ({"client-dp-epsilon": 1e-9}, "cannot be reached by 2 steps"),
         ({"client-dp-quantile": 1.0}, "below 1"),
@@ -195,7 +248,7 @@ def test_records_and_buffers_without_noise_are_refused():
         simulate(Sends, Point(), quadratic, CLIENTS, 1, 1, 0.1, **settings)
     model = nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 1))
     data = [torch.randn(8, 3, dtype=torch.float64)]
-    with pytest.raises(ConfigError, match="num_batches_tracked is no parameter"):
+    with pytest.raises(ConfigError, match="num_batches_tracked is not a parameter"):
         simulate("fedavg", model, lambda m, batch: m(batch).square().mean(), data * 2, 1, 1, 0.1, **settings)
 
 

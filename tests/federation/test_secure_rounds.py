@@ -218,7 +218,7 @@ class OwnCorrection(FedDDPM):
 
 OWN_STEP = ("scaffold", "feddyn", "fednova", "pdfed", "local-only", "feddiffuse", "fedphd", "mixture", "kd-only")
 REFUSED = {
-    **dict.fromkeys(OWN_STEP, "gives the server the mean of a round alone, but algorithm"),
+    **dict.fromkeys(OWN_STEP, "leaves the algorithm the mean of a round alone, but algorithm"),
     f"{__name__}:OwnMean": "overrides aggregate, which reads or chooses .* do its work in after_aggregation",
 }
 

@@ -133,13 +133,22 @@ def test_a_client_notices_keys_and_shares_that_are_not_as_they_should_be():
         parties.client(1).receive(SESSION, {0: parties.server.sealed_for(1)[0]})
 
 
-def test_the_server_notices_shares_that_do_not_fit():
+@pytest.mark.parametrize("liar", [0, 2])
+def test_a_client_that_reveals_a_wrong_share_is_passed_over(liar):
+    """Three of the other shares are enough; with two wrong ones of four, they are not."""
     parties = Parties(VALUES).until_upload()
-    revealed = parties.reveal()
-    seeds, rest = revealed[0]
-    revealed[0] = [seeds[0], seeds[1][:-1] + b"x", *seeds[2:]], rest
-    with pytest.raises(ProtocolError, match="shares"):
-        parties.server.unmask(revealed)
+    honest = Parties(VALUES).until_upload()
+    expected = signed(honest.server.unmask(honest.reveal()))
+
+    def lied(revealed, client):
+        seeds, rest = revealed[client]
+        return revealed | {client: ([seeds[0], seeds[1][:-1] + b"x", *seeds[2:]], rest)}
+
+    once = lied(parties.reveal(), liar)
+    again = Parties(VALUES).until_upload()
+    assert signed(parties.server.unmask(once)) == expected
+    with pytest.raises(ProtocolError, match="the shares of client 1 do not give the seed that it promised"):
+        again.server.unmask(lied(lied(again.reveal(), liar), 3))
 
 
 def test_secrets_do_not_outlive_the_upload():
