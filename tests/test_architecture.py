@@ -44,7 +44,7 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "algorithms": GROUND | {"auxiliary", "diffusion", "federation", "hierarchy", "peers", "training"},
     "audit": GROUND
     | {"algorithms", "auxiliary", "data", "diffusion", "evaluation", "experiment", "recording/files", "training"},
-    "audit/final": GROUND | {"audit", "diffusion", "evaluation", "experiment"},
+    "audit/final": GROUND | {"audit", "diffusion", "evaluation", "experiment", "training/declined"},
     "audit/saving": GROUND | {"audit", "evaluation", "recording"},
     "experiment": GROUND | {"data", "diffusion", "evaluation", "federation", "recording", "training"},
     "experiment/task": GROUND | {"data", "diffusion", "evaluation", "training"},

@@ -25,7 +25,6 @@ from fedddpm_app.progress import configure_logging, logger, note
 from fedddpm_app.recording.files import needing_room
 from fedddpm_app.recording.provenance import caller_directory
 from fedddpm_app.recording.recorder import RunRecorder
-from fedddpm_app.training.declined import DeclinedError
 from fedddpm_app.weights import snapshot
 
 
@@ -97,18 +96,8 @@ def _attacks(config: Config, grid: Grid, recorder: RunRecorder, task: DiffusionT
     if is_deployed(grid.run):
         note("membership-attack: the training images are at the sites; run `fedddpm audit RUN --client N` there")
         return []
-    try:
-        with cpu_threads(config.run.server_threads):
-            return attack_run(recorder.directory, config, task, recorder.load_auxiliary())
-    except (
-        RuntimeError,
-        ValueError,
-        ArithmeticError,
-        OSError,
-        DeclinedError,
-    ) as error:
-        logger.warning("membership-attack failed, the run completes without it: %s", error, exc_info=error)
-        return []
+    with cpu_threads(config.run.server_threads):
+        return attack_run(recorder.directory, config, task, recorder.load_auxiliary())
 
 
 def _base_directory(config: Config, grid: Grid) -> Path:

@@ -12,6 +12,8 @@ from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.evaluation.membership import Attack
 from fedddpm_app.evaluation.metrics import Metric, SamplingInfo
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.progress import logger
+from fedddpm_app.training.declined import DeclinedError
 
 IMAGES, DRAWS, REFERENCES = 500, 4, 4  # the defaults of `fedddpm audit`
 _GUESS = 0.5
@@ -39,11 +41,15 @@ def attack_run(
     list of Metric
         The AUC for the final model (``membership-final``; a mean over clients without a global model), for the
         clients' own models that left them (``membership-own-models``, a mean over clients) and for D_aux
-        (``membership-auxiliary``), as far as the run has them.
+        (``membership-auxiliary``), as far as the run has them; empty if the attack fails.
     """
     references = REFERENCES if config.evaluation.membership_attack == "likelihood-ratio" else 0
     clients = [*range(config.data.num_clients)]
-    findings = Audit(run_dir, config, task, clients, Effort(IMAGES, DRAWS, references)).run(None, auxiliary)
+    try:
+        findings = Audit(run_dir, config, task, clients, Effort(IMAGES, DRAWS, references)).run(None, auxiliary)
+    except (RuntimeError, ValueError, ArithmeticError, DeclinedError) as error:  # such as a reference that diverges
+        logger.warning("membership-attack failed, the run completes without it: %s", error, exc_info=error)
+        return []
     save_findings(run_dir, findings, config.run.seed, clients)
     return metrics_of(findings)
 

@@ -228,7 +228,7 @@ def test_a_run_completes_if_its_attack_fails(run_app, monkeypatch):
     def fails(*_):
         raise ValueError("2 finite ones each")
 
-    monkeypatch.setattr("fedddpm_app.apps.server.attack_run", fails)
+    monkeypatch.setattr(Audit, "run", fails)
     run = run_app(algorithm="fedavg", num_rounds=1, local_steps=1, membership_attack="threshold")
     assert run.summary["status"] == "completed"
 
