@@ -14,7 +14,15 @@ from PIL import Image
 from fedddpm_app.compare.archive import CELLS, save_cells
 from fedddpm_app.compare.places import without_places
 from fedddpm_app.compare.plan import RESULTS, TABLE, Plan
-from fedddpm_app.compare.table import NOTE_ON_STATISTICS, cost_note, measured_note, number, sentences_of, table_of
+from fedddpm_app.compare.table import (
+    NOTE_ON_STATISTICS,
+    cost_note,
+    means_of,
+    measured_note,
+    number,
+    sentences_of,
+    table_of,
+)
 from fedddpm_app.config import ConfigError
 from fedddpm_app.disk.durable import replacing
 from fedddpm_app.recording.files import write_json, writing
@@ -81,6 +89,7 @@ def _part(results: Mapping[str, Any], folder: str) -> str:
             f"{metric}: {measured_note(results, metric)} {cost_note(results)}{others}",
             table_of(results, metric, with_costs=False),
             "\n".join(f"- {sentence}" for sentence in sentences_of(results, metric)),
+            *([means] if (means := means_of(results)) else []),
             f"![{metric}]({folder}/{name}/{picture})",
             origin_of(results, folder),
         ]

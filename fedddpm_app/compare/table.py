@@ -5,7 +5,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 Results = Mapping[str, Any]
-_COSTS = ("gradient steps", "models exchanged", "MB up, down", "minutes")
+_MB = "MB up, down"
+_COSTS = ("gradient steps", "models exchanged", _MB, "minutes")
+_NO_SETTING: Results = {"metrics": {}}
 _DIGITS = 3
 _LEAST_SEEDS = 3  # of a statement
 _FAR = 0.02  # a cost that is further from the budget is named
@@ -16,10 +18,36 @@ def table_of(results: Results, metric: str, *, with_costs: bool = True) -> str:
     conditions = conditions_of(results)
     heading = ["", *conditions, *(_COSTS if with_costs else ())]
     rows = []
-    for label in labels_of(results):
-        settings = {each["condition"]: each for each in results["settings"] if each["label"] == label}
+    for label, settings in _by_label(results).items():
         cells = [_cell(settings.get(condition), metric, results) for condition in conditions]
         rows.append([_escaped(label), *cells, *(_costs(list(settings.values())) if with_costs else ())])
+    return _markdown(heading, rows)
+
+
+def means_of(results: Results) -> str:
+    """Return a Markdown table of the means of all metrics but the first, and of the bytes; empty for one metric."""
+    metrics, conditions = results["metrics"][1:], conditions_of(results)
+    if not metrics:
+        return ""
+    columns = [(metric, condition) for metric in metrics for condition in conditions]
+    heading = ["means over complete seeds", *(f"{metric}, {condition}" for metric, condition in columns), _MB]
+    rows = []
+    for label, settings in _by_label(results).items():
+        means = [settings.get(condition, _NO_SETTING)["metrics"].get(metric) for metric, condition in columns]
+        cells = [number(each["mean"]) if each and each["n"] else "–" for each in means]
+        rows.append([_escaped(label), *cells, _costs(list(settings.values()))[_COSTS.index(_MB)]])
+    return _markdown(heading, rows)
+
+
+def _by_label(results: Results) -> dict[str, dict[str, Mapping[str, Any]]]:
+    """Return the settings of each line by their condition."""
+    found: dict[str, dict[str, Mapping[str, Any]]] = {label: {} for label in labels_of(results)}
+    for each in results["settings"]:
+        found[each["label"]][each["condition"]] = each
+    return found
+
+
+def _markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     lines = [heading, ["---"] * len(heading), *rows]
     return "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
 

@@ -2,7 +2,7 @@ import pytest
 
 from fedddpm_app.compare.plots import limits_of
 from fedddpm_app.compare.publish import origin_of, section, with_section, without_places
-from fedddpm_app.compare.table import cost_note, number, sentences_of, table_of
+from fedddpm_app.compare.table import cost_note, means_of, number, sentences_of, table_of
 from tests.conftest import ROOT
 
 
@@ -49,6 +49,16 @@ def test_the_table_has_mean_deviation_and_paired_difference():
     assert lines[3].startswith("| late | 4.25 ± 0.50 (−12.0 [−13.0, −11.0]) | 4.50 ± 0.50 (+0.500 [−0.500, +1.500]) |")
     assert lines[4].startswith("| worse | 20.0 ± 0.5 (+3.75 [+2.75, +4.75]) | – |")
     assert table_of(RESULTS, "fd", with_costs=False).splitlines()[2] == "| fedavg | 16.2 ± 0.5 | 4.00 ± 0.50 |"
+
+
+def test_the_means_of_the_other_metrics_have_a_column_for_each_condition_and_the_bytes():
+    more = {"tv": {"mean": 0.25, "n": 3}}
+    settings = [s | {"metrics": s["metrics"] | (more if s["condition"] == "skew" else {})} for s in RESULTS["settings"]]
+    lines = means_of(RESULTS | {"metrics": ["fd", "tv"], "settings": settings}).splitlines()
+    assert lines[0] == "| means over complete seeds | tv, skew | tv, iid | MB up, down |"
+    assert lines[2] == "| fedavg | 0.250 | – | 26.0, 26.0 |"
+    assert lines[4] == "| worse | 0.250 | – | 26.0, 26.0 |"
+    assert means_of(RESULTS | {"metrics": ["fd"]}) == ""
 
 
 def test_the_bytes_of_collected_models_are_named_beside_those_of_the_training():
