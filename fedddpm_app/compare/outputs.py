@@ -11,6 +11,7 @@ from fedddpm_app.compare.plots import plot_claim, plot_curves, plot_sweep
 from fedddpm_app.compare.results import collect, problems_of
 from fedddpm_app.compare.samples import save_side_by_side
 from fedddpm_app.compare.table import page
+from fedddpm_app.compare.trade_off import PICTURE, plot_trade_off
 from fedddpm_app.device import describe_machine
 from fedddpm_app.disk.durable import replacing
 from fedddpm_app.recording.files import optional, without_nan, write_json, writing
@@ -18,7 +19,7 @@ from fedddpm_app.recording.provenance import describe_environment
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import COMPLETED, now, read_status
 
-_PICTURES = ("claim.png", "curves-*.png", "sweep-*.png", "samples-*.png")
+_PICTURES = ("claim.png", "curves-*.png", "sweep-*.png", "samples-*.png", PICTURE)
 
 
 class Outputs:
@@ -50,7 +51,7 @@ class Outputs:
         sessions = [*self._before, *([session] if hours else [])]
         grid = spec.model_dump(include={"base", "conditions", "rows", "sweep"})
         about = spec.model_dump(
-            include={"name", "title", "reference", "also_against", "match", "budget", "seeds", "metrics"}
+            include={"name", "title", "reference", "also_against", "match", "budget", "seeds", "metrics", "trade_off"}
         )
         found = {**about, "grid": grid, "sessions": sessions, **collect(self._plan, failed)}
         self._results = without_nan(found)  # type: ignore[assignment]
@@ -78,6 +79,8 @@ class Outputs:
         with optional(folder):
             if measured:
                 plot_claim(results, measured[0], folder / "claim.png")
+            if plan.spec.trade_off:
+                plot_trade_off(results, folder / PICTURE)
         for condition in plan.spec.conditions:
             same = [c for c in complete if c.setting.condition == condition and c.seed == plan.spec.seeds[0]]
             with optional(folder):

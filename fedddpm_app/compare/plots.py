@@ -3,53 +3,27 @@
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from fedddpm_app.compare.history import AXES, History, Point
+from fedddpm_app.compare.looks import (
+    LEGEND_COLUMNS,
+    WIDE,
+    Look,
+    Results,
+    colours_of,
+    heading,
+    looks_of,
+    scale,
+    values_of,
+)
 from fedddpm_app.compare.statistics import deviation, interval
 from fedddpm_app.compare.table import conditions_of, labels_of
-from fedddpm_app.recording.style import FLOOR, MAX_MARKED_ROUNDS, SERIES, open_figure, plain_log_axis
-
-Results = Mapping[str, Any]
-_WIDE = 8.0  # a wider range gets a log axis
-_LINES = ("-", "--", ":")
-_MARKERS = "osD^vP*Xdph<>8"
-_LEGEND_COLUMNS = 5
-
-
-@dataclass(frozen=True)
-class _Look:
-    """The look of a line of the grid, the same in every plot."""
-
-    color: str
-    linestyle: str
-    marker: str
-
-
-def _looks(results: Results) -> dict[str, _Look]:
-    """Return the look of each line: the colour is the row's, and the reference alone is black."""
-    colours = _colours(results)
-    values: dict[str, list[str]] = {}
-    for each in results["settings"]:
-        if each["label"] not in values.setdefault(each["row"], []):
-            values[each["row"]].append(each["label"])
-    looks = {}
-    for k, row in enumerate(colours):
-        for v, label in enumerate(values[row]):
-            line = _LINES[(k // len(SERIES) + v) % len(_LINES)]
-            looks[label] = _Look(colours[row], line, _MARKERS[(k + v) % len(_MARKERS)])
-    return looks
-
-
-def _colours(results: Results) -> dict[str, str]:
-    """Return the colour of each row, the reference first."""
-    rows = sorted({each["row"]: None for each in results["settings"]}, key=lambda row: row != results["reference"])
-    return {row: SERIES[1 + (k - 1) % (len(SERIES) - 1)] if k else SERIES[0] for k, row in enumerate(rows)}
+from fedddpm_app.recording.style import FLOOR, MAX_MARKED_ROUNDS, SERIES, open_figure
 
 
 def plot_curves(
@@ -68,9 +42,9 @@ def plot_curves(
     path : Path
         The PNG.
     """
-    conditions, looks = conditions_of(results), _looks(results)
+    conditions, looks = conditions_of(results), looks_of(results)
     title = (
-        f"{_name(results, metric)}\n"
+        f"{heading(results, metric)}\n"
         "line: during the rounds (few images), mean and deviation over seeds; large marker: final model, all images"
     )
     with open_figure(path, title, 16, 1.8 + 3.4 * len(conditions)) as figure:
@@ -82,18 +56,18 @@ def plot_curves(
                 axes.set_xlabel(name)
             row[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             row[0].set(ylabel=metric, title=condition)
-            _scale(row[0], [p.value for (_, c), found in histories.items() if c == condition for p in _points(found)])
+            scale(row[0], [p.value for (_, c), found in histories.items() if c == condition for p in _points(found)])
         legends = [axes.get_legend_handles_labels() for axes in grid.flat]
         handles = {text: handle for legend in legends for handle, text in zip(*legend, strict=True)}
         if handles:
-            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=_LEGEND_COLUMNS)
+            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=LEGEND_COLUMNS)
 
 
 def _points(histories: Sequence[History]) -> list[Point]:
     return [p for each in histories for p in [*each.points, *([each.final] if each.final else [])]]
 
 
-def _curve(axes: Axes, axis: str, histories: Sequence[History], look: _Look, label: str) -> None:
+def _curve(axes: Axes, axis: str, histories: Sequence[History], look: Look, label: str) -> None:
     """Plot the mean over the seeds, with a band of one deviation, and the final model."""
     same: dict[float, list[Point]] = {}
     for history in histories:
@@ -120,9 +94,9 @@ def plot_claim(results: Results, metric: str, path: Path) -> None:
     The interval is that of the table, from the mean of the reference: the sentences say "lower" or "higher" where it
     does not cross the dotted line.
     """
-    conditions, labels, looks = conditions_of(results), labels_of(results), _looks(results)
+    conditions, labels, looks = conditions_of(results), labels_of(results), looks_of(results)
     title = (
-        f"{_name(results, metric)}\n"
+        f"{heading(results, metric)}\n"
         f"points: seeds; tick: mean; line: 95 % interval of the paired difference to {results['reference']}\n"
         f"dotted: mean of {results['reference']}, where the difference is zero; dashed: floor (real images)"
     )
@@ -131,11 +105,11 @@ def plot_claim(results: Results, metric: str, path: Path) -> None:
         for axes, condition in zip(panels, conditions, strict=True):
             shown = []
             for place, label in enumerate(labels):
-                values = _values(results, label, condition, metric)
+                values = values_of(results, label, condition, metric)
                 limits = limits_of(results, label, condition, metric)
                 shown += _bar(axes, place, values, limits, looks[label].color)
             _reference_lines(axes, results, condition, metric)
-            _scale(axes, shown, "x")
+            scale(axes, shown, "x")
             axes.set(title=condition, xlabel=metric)
             axes.grid(visible=False, axis="y")
         panels[0].set_yticks(range(len(labels)), labels)
@@ -180,24 +154,24 @@ def _reference_lines(axes: Axes, results: Results, condition: str, metric: str) 
 def plot_sweep(results: Results, metric: str, path: Path) -> None:
     """Plot a metric against the values of the sweep's key: mean and interval, a line per row, a panel per condition."""
     conditions, sweep = conditions_of(results), results["grid"]["sweep"]
-    title = f"{_name(results, metric)}\nmean and 95 % interval over seeds"
+    title = f"{heading(results, metric)}\nmean and 95 % interval over seeds"
     numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in sweep["values"])
     places = sweep["values"] if numeric else list(range(len(sweep["values"])))
     with open_figure(path, title, 1.5 + 4.2 * len(conditions), 4.6) as figure:
         panels = figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0]
         for axes, condition in zip(panels, conditions, strict=True):
             shown = []
-            for row, colour in _colours(results).items():
+            for row, colour in colours_of(results).items():
                 settings = [e for e in results["settings"] if (e["row"], e["condition"]) == (row, condition)]
                 shown += _sweep_line(axes, settings, sweep, places, metric, colour, row)
             axes.set(title=condition, xlabel=sweep["key"])
-            if numeric and min(places) > 0 and max(places) > _WIDE * min(places):
+            if numeric and min(places) > 0 and max(places) > WIDE * min(places):
                 axes.set_xscale("log")
             axes.set_xticks(places, [str(value) for value in sweep["values"]])
             axes.minorticks_off()
-            _scale(axes, shown)
+            scale(axes, shown)
         panels[0].set_ylabel(metric)
-        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=_LEGEND_COLUMNS)
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=LEGEND_COLUMNS)
 
 
 def _sweep_line(
@@ -221,23 +195,3 @@ def _sweep_line(
     low, high = ([each["mean"] if each[key] is None else each[key] for _, each in known] for key in ("low", "high"))
     axes.fill_between(where, low, high, color=colour, alpha=0.15, linewidth=0)
     return [*means, *low, *high]
-
-
-def _values(results: Results, label: str, condition: str, metric: str) -> list[float]:
-    """Return a metric's values of the complete seeds."""
-    cells = [each for each in results["cells"] if (each["label"], each["condition"]) == (label, condition)]
-    values = [each.get("metrics", {}).get(metric, {}).get("value") for each in cells]
-    return [value for value in values if isinstance(value, int | float) and math.isfinite(value)]
-
-
-def _scale(axes: Axes, values: Sequence[float], which: Literal["x", "y"] = "y") -> None:
-    """Make an axis logarithmic if its values are positive and far apart."""
-    known = [value for value in values if math.isfinite(value)]
-    if known and min(known) > 0 and max(known) > _WIDE * min(known):
-        plain_log_axis(axes, which)
-
-
-def _name(results: Results, metric: str) -> str:
-    """Return the names of the grid and the metric, and whether a lower or a higher value is better."""
-    better = results["measured"].get(metric, {}).get("better")
-    return f"{results['title'] or results['name']}: {metric}{f' ({better} is better)' if better else ''}"

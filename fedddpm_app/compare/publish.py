@@ -23,6 +23,7 @@ from fedddpm_app.compare.table import (
     sentences_of,
     table_of,
 )
+from fedddpm_app.compare.trade_off import PICTURE
 from fedddpm_app.config import ConfigError
 from fedddpm_app.disk.durable import replacing
 from fedddpm_app.recording.files import write_json, writing
@@ -81,7 +82,8 @@ def section(results_folder: Path) -> str:
 def _part(results: Mapping[str, Any], folder: str) -> str:
     """Return the part of a grid: table, statements, and where it was run."""
     name, metric = results["name"], results["metrics"][0]
-    picture = f"sweep-{metric}.png" if results["grid"]["sweep"] else "claim.png"
+    pictures = [f"sweep-{metric}.png" if results["grid"]["sweep"] else "claim.png"]
+    pictures += [PICTURE] if results.get("trade_off") else []
     others = f" All metrics and costs: [`{TABLE}`]({folder}/{name}/{TABLE})."
     return "\n\n".join(
         [
@@ -90,7 +92,7 @@ def _part(results: Mapping[str, Any], folder: str) -> str:
             table_of(results, metric, with_costs=False),
             "\n".join(f"- {sentence}" for sentence in sentences_of(results, metric)),
             *([means] if (means := means_of(results)) else []),
-            f"![{metric}]({folder}/{name}/{picture})",
+            *(f"![{metric}]({folder}/{name}/{picture})" for picture in pictures),
             origin_of(results, folder),
         ]
     )

@@ -87,6 +87,8 @@ class GridSpec(BaseModel):
         Gradient steps, or models exchanged; by default the cost of the reference row.
     metrics : list of str
         The columns of the table; the first is the metric of the claim.
+    trade_off : list of str
+        Those of the other metrics that the first is plotted against.
     base, conditions, rows : dict
         Run-config keys of every cell, of each condition, of each row.
     sweep : Sweep, optional
@@ -102,6 +104,7 @@ class GridSpec(BaseModel):
     match: Literal["rounds", "steps", "bytes"] = "steps"
     budget: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
     metrics: Annotated[list[str], Field(min_length=1)]
+    trade_off: list[str] = Field(default_factory=list)
     base: Keys = Field(default_factory=dict)
     conditions: Annotated[dict[Name, Keys], Field(min_length=1)]
     rows: Annotated[dict[Name, Row], Field(min_length=1)]
@@ -182,7 +185,10 @@ def _problems(spec: GridSpec) -> list[str]:
         found.append(f"reference = {shown(spec.reference)} is not a row: use one of {', '.join(spec.rows)}.")
     if unknown := [row for row in spec.also_against if row not in spec.rows]:
         found.append(f"also_against = {shown(unknown[0])} is not a row: use {', '.join(spec.rows)}.")
-    for key, values in (("seeds", spec.seeds), ("metrics", spec.metrics)):
+    if unknown := [metric for metric in spec.trade_off if metric not in spec.metrics[1:]]:
+        given = f"trade_off = {shown(unknown[0])}"
+        found.append(f"{given} is not one of the metrics after the first, {spec.metrics[0]}: add it to metrics.")
+    for key, values in (("seeds", spec.seeds), ("metrics", spec.metrics), ("trade_off", spec.trade_off)):
         if len(set(values)) < len(values):
             found.append(f"{key} = {shown(values)}: a value comes twice; give each once.")
     if spec.match == "rounds" and spec.budget is not None:

@@ -13,7 +13,8 @@ name = "tiny"
 reference = "{reference}"
 seeds = [0, 1]
 match = "rounds"
-metrics = ["fd-pixels-pca"]
+metrics = ["fd-pixels-pca", "memorized-share"]
+trade_off = ["memorized-share"]
 
 [base]
 {base}

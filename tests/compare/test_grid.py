@@ -16,6 +16,9 @@ from fedddpm_app.disk.owned import LOCK, OwnerLock
 from tests.compare.conftest import ROWS, Grid
 from tests.conftest import ROOT
 
+CURVES = {"curves-fd-pixels-pca.png", "curves-memorized-share.png"}
+PICTURES = {"claim.png", "trade-off.png", "samples-iid.png"} | CURVES
+
 
 @pytest.mark.slow
 def test_a_grid_is_broken_repaired_finished_and_called_again(tmp_path):
@@ -79,13 +82,14 @@ def check_the_results(grid):
     assert 0 < results["cells"][0]["seconds"] < total
     assert results["commits"] == results["cells"][0]["git_commits"]
     assert "| fragile |" in (grid.out / "table.md").read_text()
-    assert {p.name for p in grid.out.glob("*.png")} == {"claim.png", "curves-fd-pixels-pca.png", "samples-iid.png"}
+    assert {p.name for p in grid.out.glob("*.png")} == PICTURES
     published = grid.folder / "results"
     assert {path.name for path in (published / "tiny").iterdir()} >= {"claim.png", "table.md"}
     for path in (published / "tiny.json", published / "tiny" / "table.md"):
         assert str(grid.folder.parent) not in path.read_text()
     text = section(published)
-    for part in ("### tiny", "| fragile |", "](results/tiny/claim.png)", "Run by `fedddpm", "](results/tiny.json)."):
+    pictures = "](results/tiny/claim.png)", "](results/tiny/trade-off.png)"
+    for part in ("### tiny", "| fragile |", *pictures, "Run by `fedddpm", "](results/tiny.json)."):
         assert part in text
 
 
@@ -106,7 +110,7 @@ def check_that_published_cells_are_restored_elsewhere(grid):
     assert "4 complete;" in next_call.output
     assert (again / "tiny.json").read_text() == (published / "tiny.json").read_text()
     names = {path.name for path in (published / "tiny").iterdir()}
-    assert names == {"cells.zip", "claim.png", "curves-fd-pixels-pca.png", "samples-iid.png", "table.md"}
+    assert names == {"cells.zip", "table.md"} | PICTURES
     for name in names:
         assert (again / "tiny" / name).read_bytes() == (published / "tiny" / name).read_bytes(), name
     with zipfile.ZipFile(published / "tiny" / "cells.zip") as archive:

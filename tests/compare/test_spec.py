@@ -52,6 +52,11 @@ def test_the_grids_of_the_repository_are_valid(path):
 @pytest.mark.parametrize(
     ("part", "text", "says"),
     [
+        (
+            "more",
+            'trade_off = ["fd-classifier"]',
+            "trade_off = 'fd-classifier' is not one of the metrics after the first, fd-classifier: add it to metrics.",
+        ),
         ("more", "sedes = [1]", "sedes = [1]: there is no such key; did you mean seeds?"),
         (
             "more",
