@@ -10,6 +10,7 @@ from fedddpm_app.recording.status import read_status
 from fedddpm_app.recording.style import number
 
 AXES = {"round": "round", "steps": "gradient steps", "mb": "MB exchanged", "seconds": "seconds without evaluation"}
+_LEFT_OUT = "/left_out"
 _EVALUATION = ("time/server-evaluate_s", "time/evaluate_s")
 
 
@@ -48,6 +49,16 @@ def read_history(directory: Path, metric: str) -> History:
 def read_seconds(directory: Path) -> float:
     """Return the seconds of a cell's phases and rounds, without evaluation."""
     return sum(map(_seconds, read_rows(directory / STATS)))
+
+
+def read_left_out(directory: Path) -> dict[str, list[str]]:
+    """Return the clients that were left out of a cell's phases and rounds, by phase, without reasons."""
+    found: dict[str, dict[str, None]] = {}
+    for row in read_rows(directory / STATS):
+        for key, clients in row.items():
+            if key.endswith(_LEFT_OUT) and isinstance(clients, dict):
+                found.setdefault(key.removesuffix(_LEFT_OUT), {}).update(dict.fromkeys(clients))
+    return {phase: sorted(clients, key=lambda name: (len(name), name)) for phase, clients in found.items()}
 
 
 def _seconds(row: dict[str, Any]) -> float:

@@ -12,17 +12,11 @@ from typing import Any
 from PIL import Image
 
 from fedddpm_app.compare.archive import CELLS, save_cells
+from fedddpm_app.compare.notes import clients_left_out, cost_note, measured_note
+from fedddpm_app.compare.numbers import number
 from fedddpm_app.compare.places import without_places
 from fedddpm_app.compare.plan import RESULTS, TABLE, Plan
-from fedddpm_app.compare.table import (
-    NOTE_ON_STATISTICS,
-    cost_note,
-    means_of,
-    measured_note,
-    number,
-    sentences_of,
-    table_of,
-)
+from fedddpm_app.compare.table import NOTE_ON_STATISTICS, means_of, sentences_of, table_of
 from fedddpm_app.compare.trade_off import PICTURE
 from fedddpm_app.config import ConfigError
 from fedddpm_app.disk.durable import replacing
@@ -91,6 +85,7 @@ def _part(results: Mapping[str, Any], folder: str) -> str:
             f"{metric}: {measured_note(results, metric)} {cost_note(results)}{others}",
             table_of(results, metric, with_costs=False),
             "\n".join(f"- {sentence}" for sentence in sentences_of(results, metric)),
+            *([f"Cells without some clients: {'; '.join(unequal)}."] if (unequal := clients_left_out(results)) else []),
             *([means] if (means := means_of(results)) else []),
             *(f"![{metric}]({folder}/{name}/{picture})" for picture in pictures),
             origin_of(results, folder),

@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from fedddpm_app.compare.cells import Cell, Setting
-from fedddpm_app.compare.history import read_seconds
+from fedddpm_app.compare.history import read_left_out, read_seconds
+from fedddpm_app.compare.notes import LEFT_OUT, clients_left_out
 from fedddpm_app.compare.plan import Plan
 from fedddpm_app.compare.shared import OF_GRID, source_of
 from fedddpm_app.compare.statistics import deviation, interval, paired_difference
@@ -75,6 +76,7 @@ def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
         "git_commits": commits,
         "git_clean": all(start.get("git_clean") is not False for start in starts),
     }
+    found |= {LEFT_OUT: left_out} if (left_out := read_left_out(cell.directory)) else {}
     return found | ({OF_GRID: source} if (source := source_of(cell.directory)) else {})
 
 
@@ -173,8 +175,14 @@ def problems_of(plan: Plan, results: Mapping[str, Any]) -> list[str]:
     known: Sequence[str] = list(results["measured"])
     left_out = "; ".join(results["measured_otherwise"])
     otherwise = f"left out, because the digests of their measurement differ from those of the first cell: {left_out}"
-    return ([otherwise] if left_out else []) + [
-        f"metrics: {name} is not among the final metrics of the cells; they have {', '.join(known)}."
-        for name in plan.spec.metrics
-        if known and name not in known
-    ]
+    incomplete = "; ".join(clients_left_out(results))
+    without = f"trained without some clients, whose reasons are in stats.jsonl: {incomplete}"
+    return (
+        ([otherwise] if left_out else [])
+        + ([without] if incomplete else [])
+        + [
+            f"metrics: {name} is not among the final metrics of the cells; they have {', '.join(known)}."
+            for name in plan.spec.metrics
+            if known and name not in known
+        ]
+    )

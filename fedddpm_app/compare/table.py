@@ -1,16 +1,23 @@
 """The tables of a grid in Markdown, and the sentences that follow from its intervals."""
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-Results = Mapping[str, Any]
+from fedddpm_app.compare.notes import (
+    Results,
+    cell_name,
+    clients_left_out,
+    cost_note,
+    measured_note,
+    reference_of_sweep,
+    share_of_budget,
+)
+from fedddpm_app.compare.numbers import number, range_of, signed
+
 _MB = "MB up, down"
 _COSTS = ("gradient steps", "models exchanged", _MB, "minutes")
 _NO_SETTING: Results = {"metrics": {}}
-_DIGITS = 3
 _LEAST_SEEDS = 3  # of a statement
-_FAR = 0.02  # a cost that is further from the budget is named
 
 
 def table_of(results: Results, metric: str, *, with_costs: bool = True) -> str:
@@ -58,14 +65,8 @@ def sentences_of(results: Results, metric: str) -> list[str]:
     A difference of fewer than 3 seeds, or one that lacks seeds of the grid (a run that diverged has no metrics), allows
     no statement. A run that did not cost the budget is named with its share.
     """
-    names = (results["reference"], *results["also_against"], *_reference_of_sweep(results))
+    names = (results["reference"], *results["also_against"], *reference_of_sweep(results))
     return [sentence for name in names for sentence in _sentences_against(results, metric, name)]
-
-
-def _reference_of_sweep(results: Results) -> list[str]:
-    """Return the name of the sweep's line that the others of its row are compared with, if there is one."""
-    sweep = results["grid"]["sweep"] or {}
-    return [] if sweep.get("reference") is None else [f"{sweep['key']} = {sweep['reference']}"]
 
 
 def _sentences_against(results: Results, metric: str, reference: str) -> list[str]:
@@ -114,58 +115,10 @@ def page(results: Results) -> str:
     unfinished = [cell for cell in results["cells"] if cell["status"] != "completed"]
     if unfinished:
         parts += ["## Cells that are not complete"]
-        parts += ["\n".join(f"- {_cell_name(cell)}: {cell.get('reason', cell['status'])}" for cell in unfinished)]
+        parts += ["\n".join(f"- {cell_name(cell)}: {cell.get('reason', cell['status'])}" for cell in unfinished)]
+    if incomplete := clients_left_out(results):
+        parts += ["## Cells without some clients", "\n".join(f"- {sentence}" for sentence in incomplete)]
     return "\n\n".join(part for part in parts if part) + "\n"
-
-
-def cost_note(results: Results) -> str:
-    """Return the reference, the seeds, and the cost that is equal for all rows."""
-    seeds, match = results["seeds"], results["match"]
-    own = "".join(f" (for its own lines: {name})" for name in _reference_of_sweep(results))
-    named = f"Reference: {results['reference']}{own}. Seeds: {', '.join(map(str, seeds))}."
-    if match == "rounds":
-        return f"{named} The numbers of rounds are those of the grid file; gradient steps differ."
-    budgets = [each["expected"]["budget"] for each in results["settings"]]
-    unit = "gradient steps" if match == "steps" else "models exchanged (up and down)"
-    rest = " An image that only goes forward counts 1/3 of a training image." if match == "steps" else ""
-    far = {
-        f"{each['label']} ({each['condition']}: {share:.0%})": None
-        for each in results["settings"]
-        if (share := share_of_budget(results, each)) is not None
-    }
-    rest += f" Not within 2 % of it: {', '.join(far)}." if far else ""
-    return f"{named} All rows have a budget of {_range(budgets)} {unit}.{rest}"
-
-
-def share_of_budget(results: Results, setting: Mapping[str, Any]) -> float | None:
-    """Return a setting's cost, as counted (models: as expected), as a share of the budget if it is far from it."""
-    budget, steps = setting["expected"]["budget"], setting["steps"]
-    if results["match"] == "bytes":
-        steps = setting["expected"]["models_up"] + setting["expected"]["models_down"]
-    if results["match"] == "rounds" or not budget or steps is None or not math.isfinite(steps):
-        return None
-    return steps / budget if abs(steps / budget - 1.0) > _FAR else None
-
-
-def measured_note(results: Results, metric: str) -> str:
-    """Return how a metric was measured."""
-    about = results["measured"].get(metric)
-    if not about:
-        return "No cell has this metric."
-    floors = [each["metrics"][metric]["floor"] for each in results["settings"] if metric in each["metrics"]]
-    others = "; ".join(_generated(each) for each in about["others"])
-    others = f" Other cells: {others}." if others else ""
-    better = f" {about['better'].capitalize()} is better." if about["better"] else ""
-    return (
-        f"{_generated(about)} against "
-        f"{about['reference_n']:,} of the {about['reference']} split (digest {about['reference_digest']}), extractor "
-        f"{about['extractor']} (digest {about['extractor_digest']}).{better} Floor, the same metric of real images: "
-        f"{_range(floors)}.{others}"
-    )
-
-
-def _generated(about: Mapping[str, Any]) -> str:
-    return f"{about['n']:,} generated images ({about['sampler']}, {about['steps']} steps)"
 
 
 def labels_of(results: Results) -> list[str]:
@@ -178,21 +131,6 @@ def conditions_of(results: Results) -> list[str]:
     return list(dict.fromkeys(each["condition"] for each in results["settings"]))
 
 
-def number(value: float | None, like: float | None = None) -> str:
-    """Return a number with 3 significant digits, without exponent for usual sizes.
-
-    With ``like``, it has as many decimal places as that number has; a zero has none of its own.
-    """
-    if value is None or not math.isfinite(value):
-        return "not defined"
-    of_size = like or value
-    if of_size and not 1e-4 <= abs(of_size) < 1e15:
-        return f"{value:.{_DIGITS - 1}e}"
-    rounded = float(f"{of_size:.{_DIGITS - 1}e}")
-    places = _DIGITS - 1 - (math.floor(math.log10(abs(rounded))) if rounded else 0)
-    return f"{value if like else rounded:,.{max(0, places)}f}"
-
-
 def _cell(setting: Mapping[str, Any] | None, metric: str, results: Results) -> str:
     """Return a setting's mean ± deviation, its difference to the reference, and the number of seeds if some lack."""
     found = setting["metrics"].get(metric) if setting else None
@@ -202,10 +140,10 @@ def _cell(setting: Mapping[str, Any] | None, metric: str, results: Results) -> s
     text = number(mean) + (f" ± {number(found['sd'], mean)}" if found["sd"] is not None else "")
     differences, seeds = found["differences"], len(results["seeds"])
     difference = next(
-        (differences[n] for n in (results["reference"], *_reference_of_sweep(results)) if n in differences), None
+        (differences[n] for n in (results["reference"], *reference_of_sweep(results)) if n in differences), None
     )
     if difference and difference["n"]:
-        low, middle, high = (_signed(difference[key], difference["mean"]) for key in ("low", "mean", "high"))
+        low, middle, high = (signed(difference[key], difference["mean"]) for key in ("low", "mean", "high"))
         text += f" ({middle} [{low}, {high}])" if difference["n"] > 1 else f" ({middle})"
     return text if found["n"] == seeds else f"{text}, {found['n']} of {seeds} seeds"
 
@@ -213,25 +151,11 @@ def _cell(setting: Mapping[str, Any] | None, metric: str, results: Results) -> s
 def _costs(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return the costs of a line as texts; a range if conditions differ."""
     models = [each["expected"]["models_up"] + each["expected"]["models_down"] for each in settings]
-    up, down = (_range([each[key] for each in settings]) for key in ("up_mb", "down_mb"))
-    minutes = _range([each["seconds"] / 60 if each["seconds"] is not None else None for each in settings])
+    up, down = (range_of([each[key] for each in settings]) for key in ("up_mb", "down_mb"))
+    minutes = range_of([each["seconds"] / 60 if each["seconds"] is not None else None for each in settings])
     collected = [each["collected_mb"] for each in settings]
-    mb = f"{up}, {down}" + (f" (collected: {_range(collected)})" if any(collected) else "")
-    return [_range([each["steps"] for each in settings]), _range(models), mb, minutes]
-
-
-def _range(values: Sequence[float | None]) -> str:
-    known = sorted(value for value in values if value is not None and math.isfinite(value))
-    return "–".join(dict.fromkeys(_cost(value) for value in (known[0], known[-1]))) if known else "–"
-
-
-def _cost(value: float) -> str:
-    return f"{value:,.0f}" if value >= 100 else number(value)
-
-
-def _signed(value: float | None, like: float) -> str:
-    text = number(value, like)
-    return text if text.startswith("not") else f"+{text}" if value and value > 0 else text.replace("-", "−")
+    mb = f"{up}, {down}" + (f" (collected: {range_of(collected)})" if any(collected) else "")
+    return [range_of([each["steps"] for each in settings]), range_of(models), mb, minutes]
 
 
 def _side(difference: Mapping[str, Any]) -> str:
@@ -240,10 +164,6 @@ def _side(difference: Mapping[str, Any]) -> str:
     if low == high == 0:
         return "equal"
     return "lower" if high < 0 else "higher" if low > 0 else "unclear"
-
-
-def _cell_name(cell: Mapping[str, Any]) -> str:
-    return f"{cell['label']}, {cell['condition']}, seed {cell['seed']}"
 
 
 def _escaped(text: str) -> str:

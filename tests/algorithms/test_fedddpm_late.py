@@ -59,6 +59,7 @@ def test_a_vote_for_the_mean_is_the_mean_where_nothing_is_saved(shared_run):
     assert same(final_weights(run), final_weights(shared_run(**LATE, correction_steps=0)))
 
 
+@pytest.mark.slow
 def test_the_saved_steps_go_to_a_second_fine_tuning(shared_run):
     run = shared_run(**LATE, late_teacher="mean", correction_steps=20)
     row = run.rounds()[-1]
@@ -175,6 +176,7 @@ def test_a_vote_is_recorded(shared_run):
     assert row["vote/local"] == [p for p in range(4) if row["vote/local_loss"][str(p)] < row["vote/mean_loss"][str(p)]]
 
 
+@pytest.mark.slow
 def test_cycles_repeat_all_of_it(shared_run, run_config):
     """The first of two cycles is the run with one cycle and half the rounds."""
     whole, half = shared_run(**LOCAL, late_cycles=2), shared_run(**LOCAL, num_rounds=1)

@@ -411,6 +411,7 @@ def test_a_limit_of_the_changes_does_not_judge_collected_models():
     assert min(norms) > 1000
 
 
+@pytest.mark.slow
 def test_without_evaluation_during_the_rounds_models_are_collected_once_at_the_end(shared_run):
     run = shared_run(**UDEC, eval_every=0, preview_every=0)
     assert [row.get("comm/collected_mb", 0) > 0 for row in run.rounds()] == [False, True]
@@ -436,6 +437,7 @@ def test_a_client_hands_over_no_model_in_a_run_that_does_not_collect_even_if_it_
     assert "feddiffuse-collect-models = false: this run's clients hand over no whole model" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_server_that_may_not_collect_has_no_model_to_show(shared_run):
     run = shared_run(**UDEC, feddiffuse_collect_models=False, eval_images=12, eval_final_images=20)
     assert run.summary["status"] == "completed"

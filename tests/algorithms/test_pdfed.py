@@ -543,6 +543,7 @@ def test_a_run_on_images_has_a_ledger_scores_and_a_pipeline_per_peer(shared_run)
     assert sorted(row["eval/client_losses"]) == ["0", "1", "2"]
 
 
+@pytest.mark.slow
 def test_a_class_conditional_run_scores_class_by_class(shared_run):
     plain, classes = (shared_run(**IMAGES, class_conditional=value) for value in (False, True))
     assert classes.summary["status"] == "completed"

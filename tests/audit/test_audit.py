@@ -154,6 +154,7 @@ def test_an_audit_of_a_run_attacks_all_that_left_the_clients(shared_run):
         assert picture.width > 500
 
 
+@pytest.mark.slow
 def test_a_run_attacks_itself_at_its_end(run_app):
     """With the attack's default effort, as the command does; means over clients."""
     run = run_app(num_rounds=1, membership_attack="threshold", keep_auxiliary=False)
@@ -172,7 +173,9 @@ def test_a_run_attacks_itself_at_its_end(run_app):
     assert {each["floor"] for each in metrics.values()} == {0.5}
 
 
-@pytest.mark.parametrize("settings", [{}, {"pretrain_dp_epsilon": 5.0, "dp_secret_noise": False}])
+@pytest.mark.parametrize(
+    "settings", [{}, pytest.param({"pretrain_dp_epsilon": 5.0, "dp_secret_noise": False}, marks=pytest.mark.slow)]
+)
 def test_the_models_that_are_attacked_are_those_of_the_run(shared_run, settings):
     """Generated again from the clients' own models, D_aux is the same, also with noise that derives from the seed."""
     run = shared_run(**settings)
@@ -187,6 +190,7 @@ def test_the_models_that_are_attacked_are_those_of_the_run(shared_run, settings)
         assert torch.equal(again, mine)
 
 
+@pytest.mark.slow
 def test_models_that_were_withheld_are_not_attacked(run_app):
     run = run_app(min_images_to_share=370)
     (row,) = (row for row in run.stats if row["phase"] == "pretrain")

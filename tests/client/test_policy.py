@@ -102,8 +102,8 @@ def test_a_site_that_wants_privacy_trains_only_with_a_budget_that_is_small_enoug
             {"site_min_images": 5},
             'this site shares nothing that was not checked, as "train_and_submit" does not: site-min',
         ),
-        ({"site_max_memorized_share": 0.5}, "shares nothing that was not checked"),
         ({"site_shares_models": False}, 'shares no model of its own, which "train_and_submit" asks for'),
+        pytest.param({"site_max_memorized_share": 0.5}, "shares nothing that was not checked", marks=pytest.mark.slow),
     ],
 )
 def test_the_policy_holds_for_the_trainings_of_peers_too(run_app, at_client_1, policy, reason):

@@ -69,6 +69,7 @@ DEATHS = {
 }
 
 
+@pytest.mark.slow
 def test_every_death_costs_one_message(ask):
     pids = [ask()["pid"]]
     for fault, reason in DEATHS.items():

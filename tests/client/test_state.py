@@ -135,7 +135,9 @@ def test_forgetting_removes_the_files_and_the_marker(open_state, context):
     open_state().forget()  # nothing to forget
 
 
-@pytest.mark.parametrize("algorithm", STATEFUL)
+@pytest.mark.parametrize(
+    "algorithm", [name if name == "feddyn" else pytest.param(name, marks=pytest.mark.slow) for name in STATEFUL]
+)
 def test_a_finished_run_leaves_no_state(shared_run, algorithm):
     run = shared_run(algorithm=algorithm)
     assert not list((run.path.parent / "state").rglob("*.safetensors"))

@@ -1,8 +1,10 @@
 import pytest
 
+from fedddpm_app.compare.notes import clients_left_out, cost_note, measured_note
+from fedddpm_app.compare.numbers import number
 from fedddpm_app.compare.plots import limits_of
 from fedddpm_app.compare.publish import origin_of, section, with_section, without_places
-from fedddpm_app.compare.table import cost_note, means_of, number, sentences_of, table_of
+from fedddpm_app.compare.table import means_of, sentences_of, table_of
 from tests.conftest import ROOT
 
 
@@ -59,6 +61,22 @@ def test_the_means_of_the_other_metrics_have_a_column_for_each_condition_and_the
     assert lines[2] == "| fedavg | 0.250 | – | 26.0, 26.0 |"
     assert lines[4] == "| worse | 0.250 | – | 26.0, 26.0 |"
     assert means_of(RESULTS | {"metrics": ["fd"]}) == ""
+
+
+def test_an_attack_is_described_by_its_images_and_its_floor():
+    attack = {"n": 500, "reference_n": 480, "reference": "held-out and test", "extractor": "threshold on the loss"}
+    how = attack | {"better": "lower", "sampler": "", "steps": 0, "others": []}
+    note = measured_note(RESULTS | {"measured": {"membership": how}}, "membership")
+    assert note == (
+        "Area under the ROC curve of an attack by threshold on the loss, which is to tell 500 training images from 480 "
+        "others (held-out and test). Lower is better. Floor, that of guesses: 0.5."
+    )
+
+
+def test_cells_that_left_clients_out_are_named():
+    named = {"label": "late", "condition": "skew", "seed": 1}
+    cells = [named, named | {"seed": 2, "left_out": {"pretrain": ["7"], "train": ["1", "7"]}}]
+    assert clients_left_out({"cells": cells}) == ["late, skew, seed 2: pretrain without 7, train without 1, 7"]
 
 
 def test_the_bytes_of_collected_models_are_named_beside_those_of_the_training():

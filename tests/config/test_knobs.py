@@ -12,7 +12,8 @@ from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.recording.sheets import read_tiles
 from tests.conftest import ROOT
 
-ONE = {"num-rounds": 1}
+ONE = {"num-rounds": 1, "num-clients": 2}
+FOUR = {"num-clients": 4}
 FEDAVG = {"algorithm": "fedavg"}
 LOCAL = FEDAVG | ONE  # where one round of the clients' own training shows it, and nothing else can
 PLUS = {"algorithm": "fedddpm-plus", "plus-threshold": 1e9}
@@ -28,22 +29,22 @@ SCAFFOLD = SGD | {"algorithm": "scaffold", "batch-size": 128}  # Option I goes t
 OPEN_NOISE = {"dp-secret-noise": False}
 PRIVATE = LOCAL | OPEN_NOISE | {"train-dp-epsilon": 3.0}
 PRIVATE_OWN = ONE | OPEN_NOISE | {"pretrain-dp-epsilon": 3.0}
-OF_CLIENTS = LOCAL | OPEN_NOISE | {"client-dp-epsilon": 8.0, "max-update-norm": ""}
+OF_CLIENTS = LOCAL | FOUR | OPEN_NOISE | {"client-dp-epsilon": 8.0, "max-update-norm": ""}
 
 # (key, other values, what else must be set for the key to matter); numbers lie on both sides of the unchanged value
 KNOBS = [
     ("algorithm", ["fedavg"], {}),
     ("algorithm-options", ["strength=0.5"], ONE | {"algorithm": "examples.l1_proximal:L1Proximal"}),
-    ("aggregator", ["fedmedian"], LOCAL),
+    ("aggregator", ["fedmedian"], LOCAL | FOUR),
     ("num-rounds", [1, 3], FEDAVG),
-    ("clients-per-round", [2], LOCAL),
+    ("clients-per-round", [2], LOCAL | FOUR),
     ("seed", [1], LOCAL),
     ("precision", ["bf16"], LOCAL),
     ("image-size", [4, 16], LOCAL),
     ("image-channels", [3], LOCAL),
     ("class-conditional", [True], ONE),
     ("num-classes", [11, 13], LOCAL | {"class-conditional": True, "num-classes": 12}),
-    ("num-clients", [3, 5], LOCAL),
+    ("num-clients", [3, 5], LOCAL | FOUR),
     ("horizontal-flip", [True], LOCAL),
     ("partition", ["iid"], LOCAL),
     ("dirichlet-alpha", [0.3, 5.0], LOCAL | {"partition": "dirichlet"}),
@@ -102,7 +103,7 @@ KNOBS = [
     ("num-edges", [1, 3], PHD | {"prune-ratio": 0.0}),
     ("cloud-every", [1, 3], PHD | {"prune-ratio": 0.0, "num-rounds": 3}),
     ("edge-homogeneity", [1e-9, 9.0], PHD | {"prune-ratio": 0.0, "cloud-every": 9, "num-rounds": 4}),
-    ("cloud-homogeneity", [0.0, 100.0], PHD | ONE | {"prune-ratio": 0.0}),
+    ("cloud-homogeneity", [0.0, 100.0], PHD | ONE | {"prune-ratio": 0.0} | FOUR),
     ("prune-ratio", [0.0, 0.5], PHD | ONE),
     ("prune-round", [1], PHD),
     ("prune-penalty", [0.0, 0.1], PHD | {"prune-round": 1}),
@@ -122,7 +123,7 @@ KNOBS = [
         LOCAL | {"aggregator": "fedtrimmedavg", "num-clients": 7, "aggregator-trim": 0.3},
     ),
     ("aggregator-malicious", [1], LOCAL | {"aggregator": "bulyan", "num-clients": 7}),
-    ("aggregator-selected", [1, 3], LOCAL | {"aggregator": "multikrum"}),
+    ("aggregator-selected", [1, 3], LOCAL | {"aggregator": "multikrum"} | FOUR),
     ("fedprox-mu", [0.0, 10.0], ONE | {"algorithm": "fedprox"}),
     ("scaffold-option", ["I"], SCAFFOLD),
     ("scaffold-server-learning-rate", [0.5, 2.0], SCAFFOLD | ONE),
@@ -161,24 +162,17 @@ KNOBS = [
     ("client-dp-delta", [1e-6, 1e-4], OF_CLIENTS),
     ("client-dp-clip", [0.01, 100.0], OF_CLIENTS),
     ("client-dp-quantile", [0.5], OF_CLIENTS),
-    ("secure-clip", [0.0001, 50.0], LOCAL | {"secure-aggregation": True, "max-update-norm": ""}),
+    ("secure-clip", [0.0001, 50.0], LOCAL | FOUR | {"secure-aggregation": True, "max-update-norm": ""}),
 ]
-_LONG = [pytest.mark.slow, pytest.mark.long]
-_SECONDS = (  # keys whose runs take the longest
-    *("pdfed-clock", "pdfed-speed-spread", "edge-homogeneity", "plus-max-corrections", "eval-final-sampler"),
-    *("pretrain-dp-epsilon", "pretrain-dp-delta", "train-dp-delta", "dp-noise-multiplicity", "dp-secret-noise"),
-)
 
 
-def _marks(key, is_first):
-    """The default run of the tests tries the first value, CI also that of the longest runs, `make long` all of them."""
-    if not is_first:
-        return _LONG
-    return [pytest.mark.slow] if key in _SECONDS else []
+def _marks(is_first):
+    """CI tries the first value of each key, `make long` all of them."""
+    return [pytest.mark.slow] if is_first else [pytest.mark.slow, pytest.mark.long]
 
 
 TRIED = [
-    pytest.param(key, value, given, id=f"{key}-{value}", marks=_marks(key, value == values[0]))
+    pytest.param(key, value, given, id=f"{key}-{value}", marks=_marks(value == values[0]))
     for key, values, given in KNOBS
     for value in values
 ]

@@ -112,7 +112,7 @@ def test_the_losses_of_the_timestep_bands_make_the_loss(shared_run):
     assert sum(bands) / 4 == pytest.approx(row["eval/ema_loss"], rel=0.05)
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "fedddpm"])
+@pytest.mark.parametrize("algorithm", [pytest.param("fedavg", marks=pytest.mark.slow), "fedddpm"])
 def test_the_final_metrics_are_of_the_ema_after_several_rounds(run_app, config, algorithm):
     """Drawn and measured here again from the pipeline, which holds the EMA weights."""
     run = run_app(algorithm=algorithm, num_rounds=3, eval_final_images=30, server_ema_decay=0.9, seed=5)

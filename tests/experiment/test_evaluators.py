@@ -16,6 +16,7 @@ def changed(config, **data):
     return dataclasses.replace(config, data=dataclasses.replace(config.data, **data))
 
 
+@pytest.mark.slow
 def test_the_extractor_is_trained_on_the_training_split(config, tmp_path):
     evaluator = create_evaluator(config)
     expected = load_classifier(open_dataset(config.data, 0).train, "other", tmp_path, torch.device("cpu"))

@@ -23,9 +23,10 @@ def loss_of(config, weights, data):
     return denoising_loss(model, objective, data.without_labels(), config.evaluation.eval_draws)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("warmup", "decays"),
-    [(0.0, [0.0, 0.9, 0.9, 0.9]), pytest.param(2.0, [0.0, 1 / 3, 2 / 4, 3 / 5], marks=pytest.mark.slow)],
+    [(0.0, [0.0, 0.9, 0.9, 0.9]), (2.0, [0.0, 1 / 3, 2 / 4, 3 / 5])],
 )
 def test_ema_evaluation_checkpoints_and_pipeline_belong_together(run_app, run_config, warmup, decays):
     """EMA: e_1 = w_1, e_r = d_r e_(r-1) + (1 - d_r) w_r, with d_r = 0.9, or at most n / (2 + n) for n = r - 1."""

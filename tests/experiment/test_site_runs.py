@@ -48,7 +48,8 @@ def paths_of(folder):
     return [folder / f"site-{k:04d}" for k in range(4)]
 
 
-@pytest.mark.parametrize("conditional", [pytest.param(False, marks=pytest.mark.slow), True])
+@pytest.mark.slow
+@pytest.mark.parametrize("conditional", [False, True])
 def test_sites_on_their_own_hosts_train_as_in_the_simulation(run_app, deployed, folder, tmp_path, conditional):
     here = run_app(
         partition="sites", dataset=f"path:{folder}", class_names=CLASSES, class_conditional=conditional, num_rounds=1

@@ -107,6 +107,7 @@ def test_a_fault_of_each_kind_costs_its_client_one_phase_and_the_others_nothing(
     assert accepted == ["sign-flip"]  # has the norm of a large honest update: a robust rule is for it
 
 
+@pytest.mark.slow
 def test_images_of_nodes_that_cannot_be_used_are_generated_by_the_server(run_with, monkeypatch):
     faults = over_clients(SHORT["generate"], "generate") | {("train", 5, 1): "sign-flip"}
     run, good = (run_with(each, num_rounds=1, auxiliary_generation="nodes") for each in (faults, {}))

@@ -57,7 +57,7 @@ _MORE = {
 }
 _CASES = [
     pytest.param("train", {"algorithm": "scaffold"}, id="scaffold"),
-    pytest.param("pretrain", {"algorithm": "fedddpm"}, id="pretrain"),
+    pytest.param("pretrain", {"algorithm": "fedddpm"}, id="pretrain", marks=pytest.mark.slow),
     *(pytest.param("train", more, id=name, marks=pytest.mark.slow) for name, more in _MORE.items()),
 ]
 
@@ -83,6 +83,7 @@ def test_a_repeated_phase_ends_as_if_nothing_had_happened(run_with, phase, more)
     assert not any("left_out" in key for row in run.rounds() for key in row)
 
 
+@pytest.mark.slow
 def test_a_round_that_fails_in_every_attempt_ends_the_run_which_can_be_resumed(run_with, run_config):
     with pytest.raises(TooFewRepliesError, match="round 2: none of the 4 clients"):
         run_with("train:*:2:raise", 1000, algorithm="scaffold")

@@ -60,7 +60,7 @@ OTHERS = {
 }
 FEW_PICTURES = {"eval-every": 0, "preview-every": 0}
 _SLOW = {"marks": pytest.mark.slow}
-_QUICK = ("feddyn", "feddiffuse", "halved", "fedphd", "pdfed")
+_QUICK = ("feddyn", "feddiffuse")
 
 
 @pytest.fixture
@@ -141,7 +141,8 @@ def test_twenty_kills_at_random_points(settings, tmp_path, algorithm):
     assert kill_at_random_points(settings, tmp_path, algorithm, 20) >= 15  # a few runs end before their time
 
 
-@pytest.mark.parametrize("algorithm", ["fedddpm", pytest.param("scaffold", **_SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["fedddpm", "scaffold"])
 def test_kills_at_random_points(settings, tmp_path, algorithm):
     assert kill_at_random_points(settings, tmp_path, algorithm, 2)
 
@@ -193,7 +194,7 @@ def test_every_state_is_resumed(settings, stopped, algorithm):
     assert [entry["after_round"] for entry in about["resumed"]] == [1]
 
 
-@pytest.mark.parametrize("server_round", [0, 2])
+@pytest.mark.parametrize("server_round", [0, pytest.param(2, **_SLOW)])
 def test_models_that_generate_together_are_resumed_before_the_rounds_and_after_them(settings, stopped, server_round):
     more = {"eval-final-images": 12}
     resumed, whole = run_here(stopped("mixture", server_round, **more)), run_here(settings("mixture", "whole", **more))
@@ -316,6 +317,7 @@ def test_a_run_that_goes_on_is_refused_and_one_of_a_host_that_is_gone_is_not(sto
     assert "the metrics of the new rounds are measured with another eval-draws: they do not continue" in caplog.text
 
 
+@pytest.mark.slow
 def test_a_complete_run_gets_more_rounds(settings):
     evaluated = {"eval-every": 1, "preview-every": 1}  # which depends on the last round otherwise
     first = settings("fedadam", "first", **evaluated, **{"num-rounds": 2})
@@ -340,7 +342,9 @@ def test_a_complete_run_whose_clients_removed_their_states_is_refused(settings, 
     assert rounds_in(folder_of(stateful)) == ["round-0001", "round-0002"]
 
 
-@pytest.mark.parametrize(("sharing", "action"), [("models", "pretrain"), ("images", "share_images")])
+@pytest.mark.parametrize(
+    ("sharing", "action"), [("models", "pretrain"), pytest.param("images", "share_images", **_SLOW)]
+)
 def test_clients_that_have_pretrained_do_not_pretrain_again(settings, monkeypatch, sharing, action):
     trained, declared = [], FedDDPM.client_actions[action]
 
@@ -386,7 +390,8 @@ def test_a_checkpoint_on_a_full_disk_is_missing_and_the_run_goes_on(settings, mo
     assert "No space left on device" in caplog.text
 
 
-@pytest.mark.parametrize("algorithm", ["scaffold", *(pytest.param(name, **_SLOW) for name in ("fedadam", "halved"))])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["scaffold", "fedadam", "halved"])
 def test_the_last_checkpoint_on_a_full_disk_fails_the_run(settings, monkeypatch, algorithm):
     """The clients keep their states then, and the server the pretrained models: the round before is resumed."""
     fill_disk_at([4], monkeypatch)

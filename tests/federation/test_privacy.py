@@ -63,6 +63,7 @@ def ledgers_in(states):
     return {path.stem: json.loads(path.read_text())["spent"] for path in sorted(folder.glob("*.json"))}
 
 
+@pytest.mark.slow
 def test_a_run_of_both_phases_ends_with_the_promised_epsilons(shared_run):
     """Also in total: above each phase, and below their sum."""
     run = shared_run(**BOTH)
@@ -200,6 +201,7 @@ def test_simulate_trains_privately_and_learns_with_a_large_budget():
     assert 7.2 < epsilon <= 8.0
 
 
+@pytest.mark.slow
 def test_private_updates_can_be_masked():
     """The same noise with and without masks: the mean and the account are the same, and no loss leaves."""
     data, found = [points(40, 0), points(30, 1)], []

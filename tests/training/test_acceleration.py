@@ -79,10 +79,8 @@ def test_without_a_compiler_auto_runs_and_on_is_refused_with_the_fix(config, mon
         chosen(with_run(config, compile="on"))
 
 
-@pytest.mark.parametrize(
-    "algorithm",
-    [name if name == "fedavg" else pytest.param(name, marks=pytest.mark.slow) for name in REGISTRY],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", REGISTRY)
 def test_every_algorithm_does_the_same_when_accelerated(run_app, graphs, algorithm):
     settings = {"algorithm": algorithm, "optimizer": "sgd", "gradient_clip": 0.0, "eval_every": 0, "preview_every": 0}
     settings |= {"num_clients": 2, "plus_threshold": 1e9}

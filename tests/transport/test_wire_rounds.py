@@ -57,6 +57,7 @@ def test_rules_that_hold_all_replies_say_what_that_takes(rule, says, caplog):
     assert ("holds all 4 replies of a round" in caplog.text) == says
 
 
+@pytest.mark.slow
 def test_the_server_folds_one_reply_at_a_time(monkeypatch):
     """With many clients no more than a few of their models are alive at once."""
     import gc

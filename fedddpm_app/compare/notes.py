@@ -1,0 +1,86 @@
+"""Sentences about a grid's results: how they were measured, the cost that is equal, and the cells that are unequal."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from fedddpm_app.compare.numbers import range_of
+
+Results = Mapping[str, Any]
+LEFT_OUT = "left_out"  # of a cell: clients by phase
+_FAR = 0.02  # a cost that is further from the budget is named
+
+
+def cost_note(results: Results) -> str:
+    """Return the reference, the seeds, and the cost that is equal for all rows."""
+    seeds, match = results["seeds"], results["match"]
+    own = "".join(f" (for its own lines: {name})" for name in reference_of_sweep(results))
+    named = f"Reference: {results['reference']}{own}. Seeds: {', '.join(map(str, seeds))}."
+    if match == "rounds":
+        return f"{named} The numbers of rounds are those of the grid file; gradient steps differ."
+    budgets = [each["expected"]["budget"] for each in results["settings"]]
+    unit = "gradient steps" if match == "steps" else "models exchanged (up and down)"
+    rest = " An image that only goes forward counts 1/3 of a training image." if match == "steps" else ""
+    far = {
+        f"{each['label']} ({each['condition']}: {share:.0%})": None
+        for each in results["settings"]
+        if (share := share_of_budget(results, each)) is not None
+    }
+    rest += f" Not within 2 % of it: {', '.join(far)}." if far else ""
+    return f"{named} All rows have a budget of {range_of(budgets)} {unit}.{rest}"
+
+
+def share_of_budget(results: Results, setting: Mapping[str, Any]) -> float | None:
+    """Return a setting's cost, as counted (models: as expected), as a share of the budget if it is far from it."""
+    budget, steps = setting["expected"]["budget"], setting["steps"]
+    if results["match"] == "bytes":
+        steps = setting["expected"]["models_up"] + setting["expected"]["models_down"]
+    if results["match"] == "rounds" or not budget or steps is None or not math.isfinite(steps):
+        return None
+    return steps / budget if abs(steps / budget - 1.0) > _FAR else None
+
+
+def measured_note(results: Results, metric: str) -> str:
+    """Return how a metric was measured."""
+    about = results["measured"].get(metric)
+    if not about:
+        return "No cell has this metric."
+    better = f" {about['better'].capitalize()} is better." if about["better"] else ""
+    if not about["sampler"]:
+        return (
+            f"Area under the ROC curve of an attack by {about['extractor']}, which is to tell {about['n']:,} training "
+            f"images from {about['reference_n']:,} others ({about['reference']}).{better} Floor, that of guesses: 0.5."
+        )
+    floors = [each["metrics"][metric]["floor"] for each in results["settings"] if metric in each["metrics"]]
+    others = "; ".join(_generated(each) for each in about["others"])
+    others = f" Other cells: {others}." if others else ""
+    return (
+        f"{_generated(about)} against "
+        f"{about['reference_n']:,} of the {about['reference']} split (digest {about['reference_digest']}), extractor "
+        f"{about['extractor']} (digest {about['extractor_digest']}).{better} Floor, the same metric of real images: "
+        f"{range_of(floors)}.{others}"
+    )
+
+
+def _generated(about: Mapping[str, Any]) -> str:
+    return f"{about['n']:,} generated images ({about['sampler']}, {about['steps']} steps)"
+
+
+def clients_left_out(results: Results) -> list[str]:
+    """Return a sentence for each cell that left clients out of a phase, for which the comparison may be unequal."""
+    return [
+        f"{cell_name(cell)}: " + ", ".join(f"{phase} without {', '.join(names)}" for phase, names in left_out.items())
+        for cell in results["cells"]
+        if (left_out := cell.get(LEFT_OUT))
+    ]
+
+
+def cell_name(cell: Mapping[str, Any]) -> str:
+    """Return a cell's line, condition and seed."""
+    return f"{cell['label']}, {cell['condition']}, seed {cell['seed']}"
+
+
+def reference_of_sweep(results: Results) -> list[str]:
+    """Return the name of the sweep's line that the others of its row are compared with, if there is one."""
+    sweep = results["grid"]["sweep"] or {}
+    return [] if sweep.get("reference") is None else [f"{sweep['key']} = {sweep['reference']}"]
