@@ -108,7 +108,7 @@ KNOBS = [
     ("prune-round", [1], PHD),
     ("prune-penalty", [0.0, 0.1], PHD | {"prune-round": 1}),
     ("pdfed-node", ["merge"], PEERS),
-    ("pdfed-own-vote", [0.0, 1.0], PEERS | {"num-rounds": 3, "pdfed-speed-spread": 1.0}),
+    ("pdfed-own-vote", [0.0, 1.0], PEERS | {"num-rounds": 3, "pdfed-speed-spread": 1.0, "seed": 1}),
     ("pdfed-samples", [5, 20], PEERS),
     ("pdfed-validators", [1, 2], PEERS),
     ("pdfed-clock", ["arrival"], PEERS | {"pdfed-speed-spread": 100.0}),
