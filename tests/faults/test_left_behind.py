@@ -68,9 +68,7 @@ def test_a_file_without_a_row_and_a_row_without_a_file_are_noticed(tmp_path):
         compare("completed", SERVER_AND_SITE, {"RUN": tmp_path})
     (tmp_path / "strange.pt").touch(0o600)
     (tmp_path / "owner.lock").touch(0o600)
-    with pytest.raises(
-        AssertionError, match=r"no row of the table has in completed: .*RUN/owner\.lock.*RUN/strange\.pt"
-    ):
+    with pytest.raises(AssertionError, match=r"no row of the table .*RUN/owner\.lock.*RUN/strange\.pt"):
         compare("completed", SERVER_AND_SITE, {"RUN": tmp_path})
     (tmp_path / "strange.pt").rename(tmp_path / "stats.jsonl").chmod(0o644)
     with pytest.raises(AssertionError, match=r"other modes than in the table: .*RUN/stats\.jsonl 644"):

@@ -221,3 +221,18 @@ def test_what_is_received_is_for_this_user_alone(fetch, tmp_path):
         os.umask(before)
     for path in [tmp_path / "out", *(tmp_path / "out").rglob("*")]:
         assert path.stat().st_mode & 0o777 == (0o700 if path.is_dir() else 0o600), path
+
+
+@pytest.mark.parametrize(
+    "summary",
+    [
+        {"[/x]": 1, "[link=file:///x]a": 2, "\x1b[2Jb": 3, "error": "\x1b]0;title\x07"},
+        {"loss": 10**400},
+        *({"metrics": metrics} for metrics in ([1], [{}], [{"n": "\x1b[2J"}])),
+    ],
+)
+def test_a_fetched_summary_neither_stops_the_command_nor_controls_the_terminal(fetch, summary):
+    text = json.dumps({"status": "failed"} | summary).encode()
+    code, output = fetch(whole(one("config.json", ABOUT.encode()), one("summary.json", text)))
+    assert (code, "run directory: " in output) == (0, True), output
+    assert not {"\x1b", "\x07"} & set(output)
