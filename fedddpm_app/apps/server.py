@@ -13,6 +13,7 @@ from fedddpm_app.config import Config, load_config
 from fedddpm_app.data.settings import given_keys, misfit, read_auto
 from fedddpm_app.data.sites import SITES
 from fedddpm_app.device import cpu_threads, resolve_device
+from fedddpm_app.disk.private import private_umask
 from fedddpm_app.evaluation.metrics import Metric
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.experiment.monitor import Monitor
@@ -39,7 +40,8 @@ def diffusion_server_app() -> ServerApp:
 def run_experiment(grid: Grid, context: Context) -> None:
     """Run the configured algorithm, and write its run directory."""
     try:
-        _run(grid, context)
+        with private_umask():
+            _run(grid, context)
     except Exception as error:
         logger.error("the run failed: %s", error)
         raise

@@ -11,6 +11,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from fedddpm_app.disk.durable import replacing
+from fedddpm_app.disk.private import private_folder
 from fedddpm_app.progress import logger
 
 _IMAGES, _DIGEST = "images", "sha256"
@@ -47,7 +48,7 @@ class BatchFiles:
     def save(self, key: str, images: Tensor) -> None:
         """Write a batch; if that fails, log a warning: a restarted run then generates the batch again."""
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
+            private_folder(self.folder)
             with replacing(self._path(key)) as work:
                 save_file({_IMAGES: images.contiguous()}, work, {_DIGEST: _digest(images)})
         except (OSError, SafetensorError) as error:

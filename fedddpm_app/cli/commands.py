@@ -16,7 +16,9 @@ from fedddpm_app.cli.options import (
     LargestOption,
     RunConfigOption,
     SuperlinkOption,
+    TotalOption,
 )
+from fedddpm_app.limits import DELIVERY_MB
 
 # as in ``config.fields``, whose import would take longer than all other work of the help
 SAMPLERS = "ddpm | ddim | dpm-solver++"
@@ -215,6 +217,7 @@ def fetch(
     superlink: SuperlinkOption = "",
     out: Annotated[Path, typer.Option(help="Parent folder of the run's folder.")] = Path("runs"),
     largest_mb: LargestOption = LARGEST_MB,
+    total_mb: TotalOption = DELIVERY_MB,
 ) -> None:
     """Copy the run directory of a deployed run to this machine, over the connection that starts runs."""
 

@@ -11,11 +11,13 @@ from rich import box
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from fedddpm_app.evaluation.metrics import CAVEAT
 from fedddpm_app.progress import ProgressEvent, logger, parse_line, parse_note
 from fedddpm_app.recording.status import read_status
 
+_LARGEST_SHOWN = 1e18
 _MIN_ELAPSED_SECONDS = 1.0  # a shorter time gives no reliable rate
 _MIN_SHOWN_SECONDS = 2.0  # work that takes less time gets no line
 _RUN_FAILED = "the run failed: "
@@ -204,7 +206,7 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], console: Console) -> Non
     """Print metrics in the form of ``summary.json``: one table per set of images, then the notes on the metrics."""
     for n, weights, sampler, steps in dict.fromkeys(map(_sampling_of, metrics)):
         title = f"{n:,} generated images ({weights} weights, {sampler}, {steps} steps)"
-        table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, padding=0)
+        table = Table(title=Text(title), title_justify="left", box=box.SIMPLE_HEAD, padding=0)
         table.add_column("metric", no_wrap=True)
         for column in ("value", "±", "against", "floor", "±", "floor of"):
             table.add_column(column, justify="right", no_wrap=True)
@@ -213,7 +215,7 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], console: Console) -> Non
                 value, std, floor, floor_std = (_rounded(metric[k]) for k in ("value", "std", "floor", "floor_std"))
                 real = f"{metric['reference_n']:,} {metric['reference']}"
                 sizes = f"{metric['floor_n']:,} : {metric['floor_reference_n']:,}"
-                table.add_row(metric["name"], value, std, real, floor, floor_std, sizes)
+                table.add_row(Text(metric["name"]), value, std, Text(real), floor, floor_std, sizes)
         console.print(table)
     for note in dict.fromkeys(part for metric in metrics for part in _caveats(metric)):
         names = _names([metric for metric in metrics if note in _caveats(metric)], metrics)
@@ -237,12 +239,19 @@ def _sampling_of(metric: Mapping[str, Any]) -> tuple[int, str, str, int]:
     return metric["n"], metric["weights"], metric["sampler"], metric["steps"]
 
 
+def plain(value: Any) -> Any:
+    """Return a text, which may come from another host, without characters that control a terminal."""
+    return "".join(c if c.isprintable() or c == "\n" else "?" for c in value) if isinstance(value, str) else value
+
+
 def _rounded(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
 def _shown(key: str, value: float) -> str:
     """Return a number of ``summary.json`` with the digits that its kind needs."""
+    if abs(value) > _LARGEST_SHOWN:
+        return f"over {_LARGEST_SHOWN:g}"
     if key.endswith("dp_delta"):
         return f"{value:g}"
     return f"{value:.4f}" if key.endswith(("loss", "dp_epsilon")) else f"{value:,.1f}".removesuffix(".0")
@@ -252,20 +261,23 @@ def print_summary(directory: Path, console: Console) -> None:
     """Print the final table of a run from its ``summary.json``, and the paths of its files."""
     status = read_status(directory)
     summary = status.summary
-    table = Table(title=f"{directory.name}: {status.state}", title_justify="left")
+    table = Table(title=Text(f"{directory.name}: {status.state}"), title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for key, value in summary.items():
         if isinstance(value, int | float):
-            table.add_row(key, _shown(key, value))
+            table.add_row(Text(plain(key)), _shown(key, value))
     console.print(table)
     metrics = summary.get("metrics")
     if isinstance(metrics, list) and metrics:
-        print_metrics(metrics, console)
+        try:
+            print_metrics([{key: plain(value) for key, value in metric.items()} for metric in metrics], console)
+        except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
+            console.print("the metrics in summary.json are damaged, and are not shown")
     for reason in ("stopped_by", "error"):
         if reason in summary:
             prefix = "stopped by " if reason == "stopped_by" else ""
-            console.print(f"{prefix}{summary[reason]}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{prefix}{plain(str(summary[reason]))}", markup=False, highlight=False, soft_wrap=True)
     for name in ("samples", "auxiliary", "plots", "pipeline", "stats.jsonl", "summary.json", "log.txt"):
         if (directory / name).exists():
             console.print(str(directory / name), markup=False, highlight=False, soft_wrap=True)

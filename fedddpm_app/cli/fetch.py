@@ -1,28 +1,26 @@
 """`fedddpm fetch`: copy the run directory of a deployed run to this machine."""
 
-import base64
-import binascii
-import hashlib
-import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from fedddpm_app import limits
 from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import print_summary
 from fedddpm_app.cli.options import LARGEST_MB
-from fedddpm_app.config import ConfigError, Scalar
-from fedddpm_app.disk.durable import partial_of
+from fedddpm_app.config import ConfigError, Scalar, shown
 from fedddpm_app.disk.owned import OwnedFolder
+from fedddpm_app.disk.placing import move_into
+from fedddpm_app.disk.private import private_umask
 from fedddpm_app.launch import delivery
 from fedddpm_app.launch.connection import check_connection
+from fedddpm_app.launch.delivery import LOG
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, has_ended, write_app
-from fedddpm_app.launch.leftovers import DELIVERY_PREFIX
+from fedddpm_app.launch.leftovers import DELIVERY_PREFIX, INCOMING_PREFIX
+from fedddpm_app.launch.receiver import FetchError, FileReceiver
 from fedddpm_app.recording.directory import check_is_new, make_directory
 from fedddpm_app.recording.files import RecordingError, writing
 from fedddpm_app.recording.reading import read_object
@@ -31,22 +29,19 @@ from fedddpm_app.recording.status import read_status
 DIRECTORY_MARK = "run directory: "
 
 
-class FetchError(RuntimeError):
-    """Files did not arrive, or did not arrive unchanged."""
-
-
-def fetch(run_id: str, superlink: str, out: Path, largest_mb: float) -> None:
+def fetch(run_id: str, superlink: str, out: Path, largest_mb: float, total_mb: float) -> None:
     """Copy the run directory of a deployed run; ``commands.fetch`` describes the arguments."""
     if not run_id.isdigit():
         refuse(f"RUN_ID = {run_id}: give the number that `flwr ls` shows.")
     run = FlowerRun.of(run_id, superlink)
     try:
         check_connection(superlink)
-        log, status = list(run.log()), run.status()
-        directory = _make_run_folder(out, find_directory(log), run_id)
-        with writing(directory / "log.txt"):
-            (directory / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
-        fetch_into(directory, run, find_directory(log), largest_mb)
+        log, status = _read_log(run), run.status()
+        on_server = find_directory(log)
+        with private_umask():
+            directory = _make_run_folder(out, on_server, run_id)
+            _write_log(directory, log)
+            fetch_into(directory, run, on_server, largest_mb, total_mb)
     except (ConfigError, FetchError, RecordingError) as error:
         say(str(error))
         raise typer.Exit(FAILED) from error
@@ -63,6 +58,8 @@ def _make_run_folder(out: Path, on_server: str, run_id: str) -> Path:
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise FetchError(f"the run's folder on the server is {on_server}, and its name is refused here.")
     directory = out / name
+    if directory.is_symlink():
+        raise FetchError(f"{directory} is a link, and nothing is written through it: give another folder with --out.")
     try:
         same_run = read_object(directory / "config.json").get("run_id") == run_id
     except (OSError, ValueError):
@@ -72,6 +69,24 @@ def _make_run_folder(out: Path, on_server: str, run_id: str) -> Path:
     if not make_directory(directory) and not same_run and {path.name for path in directory.iterdir()} - {"log.txt"}:
         raise FetchError(f"{directory} holds something else: give another folder with --out.")
     return directory
+
+
+def _read_log(run: FlowerRun) -> list[str]:
+    """Return the lines of a run's log."""
+    lines, length = [], 0
+    for line in run.log():
+        lines.append(line)
+        length += len(line)
+        if length > limits.LOG_CHARACTERS:
+            raise FetchError(f"the server sent a log of more than {limits.LOG_CHARACTERS:,} characters: refused.")
+    return lines
+
+
+def _write_log(directory: Path, log: list[str]) -> None:
+    """Write a run's log to its folder, and not through a link there."""
+    with writing(directory / LOG), OwnedFolder.create(INCOMING_PREFIX, directory.parent) as incoming:
+        (incoming / LOG).write_text("\n".join(log) + "\n", encoding="utf-8")
+        move_into(incoming / LOG, directory, PurePosixPath(LOG))
 
 
 def find_directory(log: Iterable[str]) -> str:
@@ -88,114 +103,65 @@ def find_directory(log: Iterable[str]) -> str:
             "the run has no run directory: the run does not exist, or it failed before it made its directory; see its "
             "log."
         )
+    if not found[-1].isprintable() or len(found[-1]) > limits.DELIVERY_NAME:
+        raise FetchError(f"the log names the run directory {shown(found[-1])}, which is refused.")
     return found[-1]
 
 
-def fetch_into(directory: Path, run: FlowerRun, on_server: str, largest_mb: float = LARGEST_MB) -> None:
-    """Fetch the files of a run from its folder ``on_server`` on the server's host.
+def fetch_into(
+    directory: Path,
+    run: FlowerRun,
+    on_server: str,
+    largest_mb: float = LARGEST_MB,
+    total_mb: float = limits.DELIVERY_MB,
+) -> None:
+    """Fetch the files of a run from its folder ``on_server`` on the server's host; all of them, or none.
 
     Raises
     ------
     FetchError
-        When a file does not arrive unchanged; the files that arrived are kept.
+        When a file is refused, or does not arrive unchanged.
     """
+    given: dict[str, Scalar] = {
+        "directory": on_server,
+        "of-run": str(run.run_id),
+        "largest-mb": float(largest_mb),
+        "total-mb": float(total_mb),
+        "most-files": limits.DELIVERY_FILES,
+    }
+    try:
+        with private_umask(), OwnedFolder.create(INCOMING_PREFIX, directory.parent) as incoming:
+            receiver = FileReceiver(incoming / "files", total_mb)
+            status = _receive(receiver, given, run.connection)
+            if status != COMPLETED or not receiver.is_complete:
+                raise FetchError(
+                    f"the files of the run {run.run_id} did not all arrive (the delivery ended as {status}"
+                    f"{receiver.error_suffix}); try again, or copy {on_server} from the server's host."
+                )
+            receiver.move_to(directory)
+    except OSError as error:
+        raise FetchError(f"the files of the run {run.run_id} are not taken over: {error}.") from error
+    for path, file in receiver.left.items():
+        say(f"left on the server, because {file.reason}: {on_server}/{path} ({file.num_bytes / 1e6:,.1f} MB)")
+
+
+def _receive(receiver: FileReceiver, given: dict[str, Scalar], connection: str) -> str:
+    """Have the server's host send a run directory, and return the status that Flower reports at the end."""
     with OwnedFolder.create(DELIVERY_PREFIX) as folder:
-        given: dict[str, Scalar] = {"directory": on_server, "of-run": str(run.run_id), "largest-mb": float(largest_mb)}
         source = Path(delivery.__file__).read_text(encoding="utf-8")
-        write_app(folder, "delivery", source, "app", "app", dict.fromkeys(given, "") | {"largest-mb": largest_mb})
-        delivery_run = FlowerRun(folder, given, {}, run.connection)
-        receiver = FileReceiver(directory)
+        defaults = {key: "" if isinstance(value, str) else value for key, value in given.items()}
+        write_app(folder, "delivery", source, "app", "app", defaults)
+        run = FlowerRun(folder, given, {}, connection)
         with Progress(
             TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console,
             disable=not console.is_terminal,
         ) as progress:  # fmt: skip
             bar = progress.add_task("fetching", total=None)
-            for line in delivery_run.lines():
-                receiver.take(line)
-                progress.update(bar, completed=receiver.num_bytes)
-        status = delivery_run.status()
-    if status != COMPLETED or not receiver.is_complete:
-        raise FetchError(
-            f"the files of the run {run.run_id} did not all arrive (the delivery ended as {status}"
-            f"{receiver.error_suffix}); try again, or copy {on_server} from the server's host."
-        )
-    for path, size in receiver.left.items():
-        say(f"left on the server, larger than {largest_mb:g} MB: {on_server}/{path} ({size / 1e6:,.1f} MB)")
-
-
-@dataclass
-class FileReceiver:
-    """Writes the files that ``delivery`` sends. It refuses file names that point outside the folder.
-
-    Attributes
-    ----------
-    directory : Path
-        The folder to write the files to.
-    num_bytes : int
-        Bytes received so far.
-    left : dict of str to int
-        Files that were not sent, with their sizes.
-    is_complete : bool
-        Whether all files arrived.
-    """
-
-    directory: Path
-    num_bytes: int = 0
-    left: dict[str, int] = field(default_factory=dict)
-    is_complete: bool = False
-    _file: BinaryIO | None = None
-    _digest: Any = None
-    _received: int = 0
-    _error: str = ""
-
-    @property
-    def error_suffix(self) -> str:
-        """The last error line of the log, as a suffix for a message; empty if there is none."""
-        return f": {self._error}" if self._error else ""
-
-    def take(self, line: str) -> None:
-        """Process a line of the log."""
-        _, found, text = line.partition(f"{delivery.MARK} ")
-        if not found:
-            self._error = line.strip() if "Error" in line else self._error
-            return
-        kind, _, rest = text.partition(" ")
-        try:
-            if kind == "data":
-                self._append(base64.b64decode(rest, validate=True))
-            else:
-                self._handle(kind, json.loads(rest))
-        except (binascii.Error, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-            raise FetchError(f"the delivery cannot be read: {error}; try again.") from error
-        except OSError as error:
-            raise FetchError(f"{self.directory} cannot be written: {error}.") from error
-
-    def _handle(self, kind: str, about: dict[str, Any]) -> None:
-        if kind == "file":
-            path = self._path(about["path"])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file, self._digest = partial_of(path).open("wb"), hashlib.sha256()
-        elif kind == "done" and self._file is not None:
-            self._file.close()
-            if self._digest.hexdigest() != about["sha256"]:
-                raise FetchError(f"{about['path']} did not arrive as it was sent; try again.")
-            path = self._path(about["path"])
-            partial_of(path).replace(path)
-            self._file, self._received = None, self._received + 1
-        elif kind == "left":
-            self.left[str(about["path"])] = int(about["bytes"])
-        elif kind == "end":
-            self.is_complete = about["files"] == self._received
-
-    def _append(self, chunk: bytes) -> None:
-        if self._file is None:
-            raise FetchError("the delivery cannot be read: its data belong to no file; try again.")
-        self._file.write(chunk)
-        self._digest.update(chunk)
-        self.num_bytes += len(chunk)
-
-    def _path(self, name: str) -> Path:
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts:
-            raise FetchError(f"the server sent a file with the name {name}, which is refused.")
-        return self.directory.joinpath(*parts)
+            try:
+                for line in run.lines():
+                    receiver.take(line)
+                    progress.update(bar, completed=receiver.num_bytes)
+            finally:
+                receiver.close()
+                run.leave()
+        return run.status()

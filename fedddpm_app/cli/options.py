@@ -30,6 +30,7 @@ SuperlinkOption = Annotated[
     str, typer.Option("--superlink", metavar="NAME", help="A connection of Flower's config.toml.")
 ]
 LARGEST_MB = 200.0
+TotalOption = Annotated[float, typer.Option(min=0, help="Size limit of all files together in MB.")]
 LargestOption = Annotated[float, typer.Option(min=0, help="Size limit in MB; larger files stay on the server.")]
 
 

@@ -22,6 +22,7 @@ from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.settings import given_keys, misfit
 from fedddpm_app.data.store import cache_folder
 from fedddpm_app.device import resolve_device
+from fedddpm_app.disk.private import private_umask
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.inprocess.grid import run_inprocess
@@ -49,12 +50,12 @@ def execute(
 ) -> None:
     """Run on this machine, or on the nodes of a SuperLink."""
     sys.path.insert(0, str(folder))  # for the user's own algorithms, as in Flower
-    if superlink:
+    with private_umask():
+        if not superlink:
+            return _run_here(folder, overrides, federation, engine, config)
         _check_remote(config, engine, federation)
         with bundled(folder) as bundle:
             run_deployed(bundle, overrides, superlink, config)
-    else:
-        _run_here(folder, overrides, federation, engine, config)
 
 
 def _run_here(

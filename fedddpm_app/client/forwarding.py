@@ -13,6 +13,7 @@ from flwr.app import Context, Message
 from flwr.clientapp import ClientApp
 
 from fedddpm_app.client.process import process_of
+from fedddpm_app.disk.private import private_umask
 
 Call = Callable[[Message, Context], Message]
 
@@ -35,7 +36,8 @@ class ForwardingClientApp(ClientApp):
         """Answer a message."""
         if _is_in_actor():
             return process_of(self._app).answer(message, context)
-        return call_app(_here(self._app), message, context)
+        with private_umask():
+            return call_app(_here(self._app), message, context)
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError(f'this ClientApp only forwards: register functions with the app that "{self._app}" creates.')

@@ -12,6 +12,7 @@ from flwr.app import Context, Message
 
 from fedddpm_app.client.forwarding import Call, call_app, create_app
 from fedddpm_app.client.outcomes import Answer, Failure, receive, send
+from fedddpm_app.disk.private import restrict_umask
 from fedddpm_app.federation.flower_internals import TaskIdentity
 
 _FINAL = {"MemoryError", "OutOfMemoryError", "AcceleratorError"}  # after the last, a CUDA context remains unusable
@@ -32,6 +33,7 @@ def serve(descriptor: int, app: str) -> None:
         As in ``ForwardingClientApp``.
     """
     _end_with_parent()
+    restrict_umask()
     os.set_inheritable(descriptor, False)
     for stream in (sys.stdout, sys.stderr):
         stream.reconfigure(line_buffering=True)  # type: ignore[union-attr]

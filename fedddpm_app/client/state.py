@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 from fedddpm_app.config import Config
 from fedddpm_app.disk.durable import digest_of, publish, unfinished
+from fedddpm_app.disk.private import check_owner, private_folder
 from fedddpm_app.federation.flower_internals import get_flwr_home
 from fedddpm_app.weights import Weights
 
@@ -72,9 +73,13 @@ class ClientState(Mapping[str, Weights]):
         ------
         ClientStateError
             When its file is missing, has changed or is not a state.
+        OwnerError
+            When its folder belongs to another user.
         """
         if self._round == 0:
             return {}
+        for folder in (self.folder.parent, self.folder):
+            check_owner(folder)
         state = f"its state of round {self._round}"
         fix = "restore the folder (state-dir) from a backup, or start a new run; this run continues without the client"
         digest = self._digests().get(str(self._round)) or self._digest_by_name()
@@ -93,7 +98,8 @@ class ClientState(Mapping[str, Weights]):
 
         Earlier states to which a checkpoint of the server may return are kept too. Other states are removed.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        check_owner(self.folder.parent)
+        private_folder(self.folder)
         before = self._digests().get(str(self._round)) or self._digest_by_name()
         with unfinished(self.folder / self._prefix) as work:
             save_file(_flatten(state), work)

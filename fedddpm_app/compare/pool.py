@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Protocol
 
 from fedddpm_app.compare.cells import Cell
+from fedddpm_app.disk.private import restrict_umask
 
 _PACKAGE = "fedddpm_app"
 _NOT_PRELOADED = (f"{_PACKAGE}.cli", f"{_PACKAGE}.compare", f"{_PACKAGE}.app_files")  # the first looks at its terminal
@@ -115,6 +116,7 @@ def _stop(running: Sequence[Running]) -> None:
 
 def _work(work: str, app_dir: Path, overrides: dict[str, object], log: Path) -> None:
     """Run a cell in this process: its output goes to a file, also that of libraries."""
+    restrict_umask()
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab", buffering=0) as file:
         for stream in (sys.stdout, sys.stderr):

@@ -25,6 +25,7 @@ from fedddpm_app.data.sources import LOCAL
 from fedddpm_app.data.splits import Split
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.disk.durable import PARTIAL, partial_of, publish
+from fedddpm_app.disk.private import OwnerError, check_owner, private_folder
 from fedddpm_app.progress import ItemReporter, logger
 
 SPLITS = ("train", "test")
@@ -82,17 +83,21 @@ def cache_folder(config: DataConfig) -> Path:
     Raises
     ------
     ConfigError
-        When the user has no home folder.
+        When the user has no home folder, or the folder belongs to another user.
     """
     home = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache")
     folder = Path(config.cache_dir) if config.cache_dir else home / "fedddpm"
     try:
-        return folder.expanduser().absolute()
+        folder = folder.expanduser().absolute()
+        check_owner(folder)
+    except OwnerError as error:
+        raise ConfigError(f'cache-dir = "{config.cache_dir}": {error}; give a folder of your own.') from error
     except RuntimeError as error:
         raise ConfigError(
             f'cache-dir = "{config.cache_dir}": {folder} cannot be found ({error}); set HOME or XDG_CACHE_HOME, or '
             "give an absolute path."
         ) from error
+    return folder
 
 
 @functools.lru_cache(maxsize=4)
@@ -108,11 +113,12 @@ def load_stored(config: DataConfig) -> dict[str, StoredSplit]:
     """
     root = cache_folder(config) / "images"
     folder = root / _key(config)
-    splits = _open(folder)
     try:
+        check_owner(root)
+        splits = _open(folder)
         if splits is None:
-            root.mkdir(parents=True, exist_ok=True)
-            with FileLock(root / f"{folder.name}.lock"):
+            private_folder(root)
+            with FileLock(root / f"{folder.name}.lock", mode=0o600):
                 if _open(folder) is None:
                     _build(folder, config)
             splits = _open(folder)
@@ -142,7 +148,7 @@ def _build(folder: Path, config: DataConfig) -> None:
     for left_behind in folder.parent.glob(f"{folder.name}.*{PARTIAL}"):  # by a process that was killed
         shutil.rmtree(left_behind, ignore_errors=True)
     work = partial_of(folder)
-    work.mkdir()
+    work.mkdir(mode=0o700)
     try:
         about: dict[str, object] = {"dataset": config.dataset, "image_size": config.image_size}
         about["splits"] = {split: asdict(_store(work, split, part, config)) for split, part in source.items()}

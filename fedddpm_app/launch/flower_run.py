@@ -1,5 +1,6 @@
 """One run with the `flwr` command: start it, read its lines, query its status."""
 
+import io
 import json
 import os
 import re
@@ -12,6 +13,7 @@ from typing import Any
 
 import click
 
+from fedddpm_app import limits
 from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.disk.owned import OwnedFolder
 
@@ -154,7 +156,8 @@ class FlowerRun:
             text=True,
             errors="replace",
         )
-        for line in process.stdout or ():
+        stream = process.stdout or io.StringIO()
+        while line := stream.readline(limits.LOG_LINE):  # a longer line becomes several
             yield click.unstyle(line.rstrip("\n"))
         process.wait()
 

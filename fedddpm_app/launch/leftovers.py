@@ -30,8 +30,10 @@ from fedddpm_app.transport.shared import PREFIX as SHARED_PREFIX
 from fedddpm_app.transport.shared import ROOT as SHARED_MEMORY
 
 DELIVERY_PREFIX = "fedddpm-delivery-"
+INCOMING_PREFIX = "fedddpm-incoming-"  # beside run directories
 HOME = "Flower home and its processes"
 _STATE_FOLDER = "fedddpm-state"
+_STATE = re.compile(rf"client-\d{{4,9}}(-round-\d{{4,9}}-[0-9a-f]{{64}}\.safetensors|\.\d+{re.escape(PARTIAL)})")
 _PARTIAL_SECONDS = 3600.0
 _OF_PROCESS = re.compile(rf"\.(\d+){re.escape(PARTIAL)}$")
 _OF_RUNS = (  # kind, pattern in the run directory, whether a resumed run needs it
@@ -117,6 +119,7 @@ def find_left_overs(runs: Path | None = None) -> list[LeftOver]:
     temporary = {"configuration": CONFIG_PREFIX, "app bundle": BUNDLE_PREFIX, "delivery": DELIVERY_PREFIX}
     found = [LeftOver(kind, path) for kind, prefix in temporary.items() for path in abandoned(prefix)]
     found += [LeftOver("weights in shared memory", path) for path in abandoned(SHARED_PREFIX, SHARED_MEMORY)]
+    found += [LeftOver("incomplete delivery", path) for path in abandoned(INCOMING_PREFIX, runs)] if runs else []
     found += [LeftOver(HOME, home) for home in abandoned(HOME_PREFIX) if not headless(home)]
     return found + [item for directory in run_directories(runs) for item in _of_run(directory)]
 
@@ -148,21 +151,31 @@ def _of_run(directory: Path) -> Iterator[LeftOver]:
             yield LeftOver(f"{kind} {about}", path, directory, resumable and is_needed)
     yield from (replace(item, kind=f"{item.kind} {about}") for item in partial_files(directory))
     folder = _state_folder(directory, status)
-    if folder is not None and folder.is_dir():
+    if folder is not None:
         yield LeftOver(f"client states {about}", folder, directory, resumable)
 
 
 def _state_folder(directory: Path, status: Status) -> Path | None:
     """Return the folder of the states of a run's clients on this host; a copy of a run directory has none."""
     try:
-        if not directory.samefile(str(status.summary["directory"])):
+        place = Path(str(status.summary["directory"]))
+        if not place.is_absolute() or not directory.samefile(place):
             return None
         about = read_object(directory / CONFIG)
         run_id, given = int(about["run_id"]), str(about["run_config"].get("state-dir", ""))
         parent = Path(given).expanduser() if given else get_flwr_home() / _STATE_FOLDER
     except (OSError, ValueError, LookupError, TypeError, AttributeError, RuntimeError):
         return None
-    return parent / f"run-{run_id}"
+    folder = parent / f"run-{run_id}"
+    return folder if _holds_states(folder) else None
+
+
+def _holds_states(folder: Path) -> bool:
+    """Return whether a folder has only client states: a run directory from another host could name any folder."""
+    try:
+        return not folder.is_symlink() and all(_STATE.fullmatch(path.name) for path in folder.iterdir())
+    except OSError:
+        return False
 
 
 def partial_files(folder: Path) -> list[LeftOver]:

@@ -6,6 +6,7 @@ import unicodedata
 from pathlib import Path
 
 from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.disk.private import make_private, private_folder
 
 CONFIG = "config.json"
 CLIENT_STATE = "client-state"  # of the simulated clients of `fedddpm run`
@@ -55,16 +56,26 @@ def run_directory(config: Config, base: Path) -> Path:
 
 
 def make_directory(directory: Path) -> bool:
-    """Create a folder, and return whether it is new."""
+    """Create a folder that only this user can enter, and return whether it is new; refuse that of another user."""
     try:
-        directory.mkdir(parents=True)
+        make_private(directory.parent)
+        directory.mkdir(mode=0o700)
     except FileExistsError:
-        if directory.is_dir():
-            return False
-        raise _cannot_be_made(directory, "a file has this name") from None
+        return _check(directory)
     except OSError as error:
         raise _cannot_be_made(directory, error.strerror) from error
     return True
+
+
+def _check(directory: Path) -> bool:
+    """Return False for a folder that a run may use."""
+    if not directory.is_dir():
+        raise _cannot_be_made(directory, "a file has this name")
+    try:
+        private_folder(directory)
+    except OSError as error:
+        raise _cannot_be_made(directory, error.strerror) from error
+    return False
 
 
 def _cannot_be_made(directory: Path, reason: str | None) -> ConfigError:

@@ -87,6 +87,7 @@ class RunRecorder:
         Later checkpoints, which are damaged or not wanted, are removed, and the lines of ``stats.jsonl`` that the
         checkpoint does not cover: they are written again.
         """
+        make_directory(directory)
         recorder = cls.__new__(cls)
         recorder._open(directory, durable)
         recorder._status.begin()
@@ -111,14 +112,14 @@ class RunRecorder:
     def scratch(self) -> Path:
         """A folder for files that are removed once they are read."""
         folder = self.directory / "scratch"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
     @property
     def unfinished(self) -> Path:
         """A folder for finished pieces of a phase, which a resumed run reads; it is removed when the run completes."""
         folder = self.directory / "unfinished"
-        folder.mkdir(exist_ok=True)
+        folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
     def write_config(self, run_config: Mapping[str, Scalar], run: Run) -> None:

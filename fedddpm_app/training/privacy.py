@@ -23,6 +23,7 @@ from filelock import FileLock
 
 from fedddpm_app.config import Budget, Config, ConfigError, PrivatePhase
 from fedddpm_app.disk.durable import replacing
+from fedddpm_app.disk.private import private_folder
 from fedddpm_app.training.declined import DeclinedError
 
 DP_EPSILON, DP_EPSILON_TOTAL = "dp-epsilon", "dp-epsilon-total"  # metrics of a client's reply
@@ -197,8 +198,8 @@ class Ledger:
         PrivacyBudgetError
             If the phase would spend more than its budget; then nothing is added.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(self.path.with_suffix(".lock")):
+        private_folder(self.path.parent)
+        with FileLock(self.path.with_suffix(".lock"), mode=0o600):
             after = added(self.read(), steps)
             phase = [each for each in after if each.phase == steps.phase]
             epsilon = epsilon_of(phase, budget.delta)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shutil
 import types
 from dataclasses import replace
 
@@ -14,7 +15,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedddpm_app.auxiliary.pretraining import PRETRAIN
-from fedddpm_app.cli.fetch import FetchError, FileReceiver
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.reasons import reason_of
@@ -22,6 +22,7 @@ from fedddpm_app.federation.replies import ReplyRefusedError, ReplySpec, accept_
 from fedddpm_app.federation.roll_call import RollCall
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.launch import delivery
+from fedddpm_app.launch.receiver import FetchError, FileReceiver
 from fedddpm_app.progress import parse_line, parse_note
 from fedddpm_app.transport import ClientEnd, Expected, PayloadError, Transport, shared
 from fedddpm_app.transport.carriers import FILE, FLAT, can_read, pack_arrays, pack_file, pack_flat, receive
@@ -302,7 +303,7 @@ def delivered(tmp_path):
     (source / "plots").mkdir(parents=True)
     for name in ("a.txt", "plots/b.png"):
         (source / name).write_bytes(name.encode())
-    return [line.encode() for line in delivery.lines_of(source, 1.0)]
+    return [line.encode() for line in delivery.lines_of(source, 1.0, 1.0, 10)]
 
 
 def test_a_delivery(tmp_path, delivered):
@@ -312,6 +313,7 @@ def test_a_delivery(tmp_path, delivered):
     @MANY
     @given(st.lists(lines | st.sampled_from(delivered), max_size=8))
     def check(sent):
+        shutil.rmtree(tmp_path / "to", ignore_errors=True)
         receiver = FileReceiver(tmp_path / "to" / "run")
         try:
             with bounded():
@@ -319,6 +321,7 @@ def test_a_delivery(tmp_path, delivered):
                     receiver.take(line.decode(errors="replace"))
         except FetchError:
             pass
+        receiver.close()
         assert {path.name for path in tmp_path.iterdir()} <= {"source", "to"}
         assert {path.name for path in (tmp_path / "to").glob("*")} <= {"run"}
 

@@ -79,6 +79,19 @@ def test_a_copy_of_a_run_does_not_own_the_states_of_its_clients(tmp_path, tempor
     assert found == [("run-1", True)]
 
 
+def test_a_run_directory_from_elsewhere_cannot_have_other_files_removed(tmp_path, temporary, memory, monkeypatch):
+    """Its server says which folder has the states of its clients, and that this host made it."""
+    a_run(tmp_path, "run", "completed", 1)
+    thesis = tmp_path / "state" / "run-1" / "thesis.tex"
+    thesis.touch()
+    assert not any("client states" in item.kind for item in find_left_overs(tmp_path))
+    thesis.rename(thesis.with_name(f"client-0001-round-0002-{'0' * 64}.safetensors"))
+    assert any("client states" in item.kind for item in find_left_overs(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run" / "summary.json").write_text(json.dumps({"status": "completed", "directory": "run"}))
+    assert not any("client states" in item.kind for item in find_left_overs(tmp_path))
+
+
 def test_runs_of_other_users_are_not_looked_at(tmp_path, temporary, memory, monkeypatch):
     directory = a_run(tmp_path, "run", "completed", 1)
     monkeypatch.setattr(os, "getuid", lambda: directory.stat().st_uid + 1)

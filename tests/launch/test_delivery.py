@@ -7,9 +7,11 @@ import pytest
 from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
-from fedddpm_app.cli.fetch import FetchError, FileReceiver, find_directory
+from fedddpm_app.cli.fetch import find_directory
+from fedddpm_app.disk.private import make_private
 from fedddpm_app.launch.delivery import MARK, check_directory, lines_of, send
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun
+from fedddpm_app.launch.receiver import FetchError, FileReceiver
 from tests.conftest import ROOT
 
 runner = CliRunner()
@@ -27,14 +29,17 @@ def directory(tmp_path):
 
 
 def deliver(lines, to):
-    receiver = FileReceiver(to)
+    receiver = FileReceiver(to.with_name("incoming"))
     for line in lines:
         receiver.take(line)
+    if receiver.is_complete:
+        make_private(to)
+        receiver.move_to(to)
     return receiver
 
 
 def test_what_is_sent_is_what_was_there(directory, tmp_path):
-    lines = list(lines_of(directory, 1.0))
+    lines = list(lines_of(directory, 1.0, 10.0, 100))
     receiver = deliver(["something else", *lines, "and more"], tmp_path / "here")
     assert receiver.is_complete
     assert not receiver.left
@@ -53,8 +58,8 @@ def test_lines_are_written_no_faster_than_they_are_taken(capsys):
 
 
 def test_large_files_are_named_and_left(directory, tmp_path):
-    receiver = deliver(lines_of(directory, 0.1), tmp_path / "here")
-    assert receiver.left == {"samples/round.png": 512_000}
+    receiver = deliver(lines_of(directory, 0.1, 10.0, 100), tmp_path / "here")
+    assert receiver.left == {"samples/round.png": (512_000, "size")}
     assert receiver.is_complete
     assert not (tmp_path / "here" / "samples").exists()
 
@@ -87,12 +92,14 @@ def test_a_server_cannot_choose_the_folder(there, flower_home, tmp_path, monkeyp
 
 
 def test_what_comes_damaged_is_not_kept(directory, tmp_path):
-    lines = list(lines_of(directory, 1.0))
+    lines = list(lines_of(directory, 1.0, 10.0, 100))
     place = next(k for k, line in enumerate(lines) if " data " in line)
-    flipped = [*lines[:place], f"{MARK} data {base64.b64encode(b'other').decode()}", *lines[place + 1 :]]
+    other = base64.b64encode(b'{"run_id": "13"}').decode()
+    flipped = [*lines[:place], f"{MARK} data {other}", *lines[place + 1 :]]
     with pytest.raises(FetchError, match="did not arrive as it was sent"):
         deliver(flipped, tmp_path / "here")
-    assert not deliver(lines[:-1], tmp_path / "there").is_complete
+    assert not (tmp_path / "here").exists()
+    assert not deliver(lines[:-1], tmp_path / "other" / "there").is_complete
     with pytest.raises(FetchError, match="cannot be read"):
         deliver([f"{MARK} data ~~~"], tmp_path / "here")
 
@@ -124,7 +131,7 @@ def test_a_connection_that_flower_does_not_know_is_refused(flower_home, tmp_path
 
 def test_fetch_makes_the_runs_folder(flower_home, directory, tmp_path, monkeypatch):
     monkeypatch.setattr(FlowerRun, "log", lambda self: iter([f"run directory: {directory}"]))
-    monkeypatch.setattr(FlowerRun, "lines", lambda self: lines_of(directory, 1.0))
+    monkeypatch.setattr(FlowerRun, "lines", lambda self: lines_of(directory, 1.0, 10.0, 100))
     monkeypatch.setattr(FlowerRun, "status", lambda self: COMPLETED)
     again = ["fetch", "12", "--superlink", "lab", "--out", str(tmp_path / "out")]
     done = runner.invoke(app, again)

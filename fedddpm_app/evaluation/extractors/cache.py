@@ -8,6 +8,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from fedddpm_app.disk.durable import replacing
+from fedddpm_app.disk.private import private_folder
 from fedddpm_app.weights import Weights
 
 
@@ -36,14 +37,13 @@ def load_or_create(path: Path, create: Callable[[], Weights], holds: Collection[
     OSError
         If the folder cannot be written.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
+    private_folder(path.parent)
+    with FileLock(path.with_suffix(".lock"), mode=0o600):
         weights = _read(path)
         if weights is None or not weights.keys() >= set(holds):
             weights = create()
             with replacing(path) as work:
                 save_file(weights, work)
-                work.chmod(0o644)  # safetensors creates it with access only for its owner
     return weights
 
 

@@ -1,0 +1,82 @@
+"""Folders and files that only this user can read, whatever the umask: runs, caches and states hold private models."""
+
+import contextlib
+import functools
+import logging
+import os
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+
+logger = logging.getLogger("fedddpm")  # that of ``progress``, which imports torch: processes without it are private too
+_ROOT = 0
+_OTHERS = 0o077
+
+
+class OwnerError(OSError):
+    """A folder belongs to another user; the message is one sentence."""
+
+    def __init__(self, path: Path, owner: int) -> None:
+        super().__init__(f"{path} belongs to another user (uid {owner}), who could read and change what is in it")
+        self.strerror = str(self)
+
+
+def restrict_umask() -> None:
+    """Have this process, from now on, create files and folders for this user only."""
+    os.umask(_OTHERS)
+
+
+@contextlib.contextmanager
+def private_umask() -> Iterator[None]:
+    """Have the body, and the processes that it starts, create files and folders for this user only."""
+    before = os.umask(_OTHERS)
+    try:
+        yield
+    finally:
+        os.umask(before)
+
+
+def make_private(folder: Path) -> None:
+    """Create a folder and its missing parents for this user only; one that exists stays as it is."""
+    for missing in reversed([path for path in (folder, *folder.parents) if not path.exists()]):
+        missing.mkdir(mode=0o700, exist_ok=True)
+
+
+def private_folder(folder: Path) -> None:
+    """Create a folder as ``make_private`` does, or check the one that exists.
+
+    A folder that others can enter, as earlier versions created them, gives a warning.
+
+    Raises
+    ------
+    OwnerError
+        When the folder, or the link to it, belongs to another user.
+    OSError
+        When it cannot be created.
+    """
+    make_private(folder)
+    check_owner(folder)
+    about = folder.stat()
+    if about.st_uid != os.getuid():
+        raise OwnerError(folder, about.st_uid)
+    if about.st_mode & _OTHERS:
+        _warn(folder, stat.S_IMODE(about.st_mode))
+
+
+def check_owner(folder: Path) -> None:
+    """Raise ``OwnerError`` if a folder, or the link to it, exists and belongs to neither this user nor root."""
+    for look in (folder.lstat, folder.stat):
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            owner = look().st_uid
+            if owner not in (os.getuid(), _ROOT):
+                raise OwnerError(folder, owner)
+
+
+@functools.cache
+def _warn(folder: Path, mode: int) -> None:
+    """Warn once in a process."""
+    logger.warning(
+        "other users of this host may enter %s (mode %04o): make it private by `chmod -R go-rwx`, unless they should",
+        folder,
+        mode,
+    )
