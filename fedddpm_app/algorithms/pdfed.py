@@ -125,9 +125,12 @@ class PDFed(FederatedStrategy):
     key_prefix = "pdfed-"
     uses_keys = ("auxiliary-sampler", "auxiliary-batch-size", "inception-weights")
     client_actions: ClassVar[Mapping[str, ClientAction]] = {
-        SCORE: ClientAction(score, metrics=(NUM_EXAMPLES,), records=(SCORES,), exact=True),
+        SCORE: ClientAction(score, metrics=(NUM_EXAMPLES,), records=(SCORES,), exact=True, sends_own=True),
         TRAIN: ClientAction(
-            train_and_submit, metrics=(NUM_EXAMPLES, "loss", "final-loss", "steps"), records=(ARRAYS, SAMPLES)
+            train_and_submit,
+            metrics=(NUM_EXAMPLES, "loss", "final-loss", "steps"),
+            records=(ARRAYS, SAMPLES),
+            sends_own=True,
         ),
     }
     own_aggregation = "peers choose models, and nothing is aggregated"

@@ -1,5 +1,6 @@
 """The ServerApp: config -> data for evaluation -> strategy -> start."""
 
+import functools
 from pathlib import Path
 
 from flwr.app import Context
@@ -13,6 +14,7 @@ from fedddpm_app.config import Config, load_config
 from fedddpm_app.data.settings import given_keys, misfit, read_auto
 from fedddpm_app.data.sites import SITES
 from fedddpm_app.device import cpu_threads, resolve_device
+from fedddpm_app.disk.code import describe_code
 from fedddpm_app.disk.private import private_umask
 from fedddpm_app.evaluation.metrics import Metric
 from fedddpm_app.experiment.evaluators import create_evaluator
@@ -20,9 +22,12 @@ from fedddpm_app.experiment.monitor import Monitor
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import to_arrays
+from fedddpm_app.federation.security_log import NAME as SECURITY
+from fedddpm_app.federation.security_log import RESUMED, STARTED, SecurityLog
 from fedddpm_app.federation.server_state import MODEL
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.progress import configure_logging, logger, note
+from fedddpm_app.recording.checkpoints import Checkpoint
 from fedddpm_app.recording.files import needing_room
 from fedddpm_app.recording.provenance import caller_directory
 from fedddpm_app.recording.recorder import RunRecorder
@@ -59,6 +64,7 @@ def _run(grid: Grid, context: Context) -> None:
     recorder, checkpoint = open_run(config, run_config, _base_directory(config, grid), grid.run)
     with RunEnding(recorder) as ending:
         logger.info("run directory: %s", recorder.directory)
+        _log_start(recorder, grid, context, checkpoint)
         if unfit := misfit(config, given_keys(run_config, grid.run.override_config)):
             logger.warning("%s", unfit)
         if test_data is None:
@@ -89,6 +95,15 @@ def _run(grid: Grid, context: Context) -> None:
         recorder.keep_checkpoints(strategy.checkpoints.is_permanent)
         ending.complete(metrics)
     logger.info("run directory: %s", recorder.directory)
+
+
+def _log_start(recorder: RunRecorder, grid: Grid, context: Context, checkpoint: Checkpoint | None) -> None:
+    """Write to the security log with what settings and code the run starts, or is resumed."""
+    resumed = bool(context.run_config["resume"])
+    after = {"after_round": checkpoint.server_round if checkpoint else None} if resumed else {}
+    log = SecurityLog(functools.partial(recorder.append_to, SECURITY))
+    facts = {"run_id": str(grid.run.run_id), "fab_hash": grid.run.fab_hash, **after}
+    log.add(RESUMED if resumed else STARTED, **facts, **describe_code(context.run_config))
 
 
 def _attacks(config: Config, grid: Grid, recorder: RunRecorder, task: DiffusionTask) -> list[Metric]:

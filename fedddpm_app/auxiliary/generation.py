@@ -47,7 +47,7 @@ def generate(request: ActionRequest) -> ActionAnswer:
 
 
 GENERATE = ClientAction(
-    generate, records=(_IMAGES,), exact=True, is_private=True
+    generate, records=(_IMAGES,), exact=True, is_private=True, sends_own=True
 )  # pixels depend on every bit of the weights
 
 
@@ -181,6 +181,8 @@ class Generation:
         """Have each client sample its own model; the server later generates images that are missing or refused."""
         call = self._strategy.action_call("generate", self._config.pretrain.timeout)
         requests = Requests(self._shares, lambda share, indices: self._request(call, share, indices))
+        missing = [share.model.partition_id for share in self._shares if share.missing]
+        requests.refused |= call.clients.withheld_from(missing, call.name)
         under_way = min(self._strategy.clients.participants.under_way or _MESSAGES_IN_FLIGHT, _MESSAGES_IN_FLIGHT)
         replies = exchange_about(self._strategy.grid, requests.next, call.timeout, under_way)
         try:

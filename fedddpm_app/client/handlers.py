@@ -10,6 +10,7 @@ from flwr.clientapp import ClientApp
 from fedddpm_app import weights as weights_module
 from fedddpm_app.client.masking import STEPS, Masking, open_session
 from fedddpm_app.client.policy import check_action, check_round
+from fedddpm_app.client.security_log import SiteLog
 from fedddpm_app.client.state import ClientState, ClientStateError, state_folder
 from fedddpm_app.client.worker import Worker, this_process
 from fedddpm_app.config import Config, ConfigError, WireDtype
@@ -82,15 +83,25 @@ class FederatedClientApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message; a client that declines says so in one sentence, here and to the server."""
+        log = SiteLog(message, context, _partition(context))
+        log.join()
         try:
-            if message.metadata.message_type in STEPS:
-                return _agree(self._set_up(context), message, context)
-            if message.metadata.message_type.startswith(ACTION):
-                return _act(self._set_up(context), message, context)
-            return super().__call__(message, context)
-        except DeclinedError as error:
+            reply = self._answer(message, context)
+        except Exception as error:
+            log.failed(error)
+            if not isinstance(error, DeclinedError):
+                raise
             logger.warning("client %d declines: %s", _partition(context), error)
             return Message(declined(str(error)), reply_to=message)
+        log.answered()
+        return reply
+
+    def _answer(self, message: Message, context: Context) -> Message:
+        if message.metadata.message_type in STEPS:
+            return _agree(self._set_up(context), message, context)
+        if message.metadata.message_type.startswith(ACTION):
+            return _act(self._set_up(context), message, context)
+        return super().__call__(message, context)
 
 
 def create_client_app(set_up: SetUp) -> ClientApp:

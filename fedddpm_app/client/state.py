@@ -158,7 +158,12 @@ class ClientState(Mapping[str, Weights]):
 
 def state_folder(config: Config) -> Path:
     """Return the parent folder of the runs' folders: ``state-dir``, or the default one."""
-    parent = Path(config.run.state_dir).expanduser() if config.run.state_dir else default_folder()
+    return parent_folder(config.run.state_dir)
+
+
+def parent_folder(state_dir: str) -> Path:
+    """Return the parent folder of the runs' folders for a ``state-dir``, which may be empty."""
+    parent = Path(state_dir).expanduser() if state_dir else default_folder()
     return parent.resolve()
 
 

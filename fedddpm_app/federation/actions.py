@@ -71,7 +71,14 @@ class ActionCall:
         """Return one message for each partition; its record of weights also says how the answer is to be packed.
 
         ``own`` has further values, of one partition each. ``kept``: see ``Clients.address``.
+
+        Raises
+        ------
+        RuntimeError
+            If the action sends what is a client's own, and a newcomer holds a partition: see ``Clients.withheld_from``.
         """
+        if self.action.sends_own and (strangers := self.clients.participants.newcomers & {*partitions}):
+            raise RuntimeError(f'"{self.name}" would send clients {sorted(strangers)} their own to newcomers')
         message_type, records = ACTION + self.name, {ARRAYS: packed}
         messages = self.clients.address(
             partitions, message_type, records, self.server_round, self.timeout, with_states=True, kept=kept
@@ -120,8 +127,11 @@ class ActionCall:
         sent = {ARRAYS: weights} if weights else {}
         specs = {partition: self.spec({**sent, **likes[partition]}, check) for partition in partitions}
         first = next(iter(specs.values()), ReplySpec(server_round=self.server_round))
-        replies = self._exchange(partitions, weights, values, own)
-        return ReplyStream(self.clients, replies, partitions, self.name, first, specs)
+        withheld = self.clients.withheld_from(partitions, self.name) if self.action.sends_own else {}
+        asked = [partition for partition in partitions if partition not in withheld]
+        stream = ReplyStream(self.clients, self._exchange(asked, weights, values, own), asked, self.name, first, specs)
+        stream.refused |= withheld
+        return stream
 
     def _exchange(
         self,

@@ -2,7 +2,7 @@
 
 import functools
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -13,13 +13,17 @@ from flwr.serverapp import Grid
 from fedddpm_app.config import Config
 from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.admission import Admission
+from fedddpm_app.federation.bindings import NOT_ITS_OWN, Bindings
 from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.errors import ActorLostError
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants, is_deployed
+from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.records import ARRAYS, EXCHANGE, FORGET, RETURNED, request
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError, ReplySpec, accept_reply
 from fedddpm_app.federation.roll_call import RollCall
+from fedddpm_app.federation.security_log import NAME as SECURITY
+from fedddpm_app.federation.security_log import WITHHELD, SecurityLog
 from fedddpm_app.progress import logger
 from fedddpm_app.transport import Packed, Transport
 
@@ -58,6 +62,8 @@ class Clients:
         Judges the replies.
     roll_call : RollCall
         Knows which clients are connected.
+    log : SecurityLog, optional
+        Where refused replies are written.
 
     Attributes
     ----------
@@ -71,7 +77,8 @@ class Clients:
     state_run : str
         The id of the run that the clients' states belong to: of a resumed run, the first one.
     state_rounds : dict of int to int
-        By partition, the round of its last accepted reply, see ``ClientState``; a client without one is missing.
+        By partition, the round of its node's last accepted reply, see ``ClientState``; a client without one is
+        missing. A newcomer begins where the partition's own node was, whose round is kept until it is back.
     """
 
     def __init__(
@@ -81,6 +88,7 @@ class Clients:
         transport: Transport,
         admission: Admission,
         roll_call: RollCall,
+        log: SecurityLog | None = None,
     ) -> None:
         self.participants = participants
         self.transport = transport
@@ -90,31 +98,43 @@ class Clients:
         self.simulated = False
         self.state_run = ""
         self.state_rounds: dict[int, int] = {}
+        self.log = log or SecurityLog()
+        self._rounds_of_owners: dict[int, int] = {}  # by partition that a newcomer holds
         self._roll_call = roll_call
         self._accounting = accounting
         self._steps: dict[str, dict[int, float]] = {}
 
     @classmethod
-    def meet(cls, grid: Grid, config: Config, accounting: Accounting, transport: Transport) -> "Clients":
-        """Find the run's clients, as ``RollCall.start`` does."""
-        waiting = config.waiting
-        roll_call = RollCall(grid, config.data.num_clients, waiting.node_timeout, transport.probe())
+    def meet(
+        cls, grid: Grid, config: Config, accounting: Accounting, transport: Transport, recorder: Recorder
+    ) -> "Clients":
+        """Find the run's clients, as ``RollCall.start`` does.
+
+        The recorder keeps the security log and, in a deployment, the nodes that the partitions belong to: in a
+        simulation the nodes of a resumed run are new ones of the same machine.
+        """
+        waiting, simulated = config.waiting, not is_deployed(grid.run)
+        log = SecurityLog(functools.partial(recorder.append_to, SECURITY))
+        bindings = Bindings(None if simulated else recorder)
+        roll_call = RollCall(grid, config.data.num_clients, waiting.node_timeout, transport.probe(), bindings, log)
         found = roll_call.start(waiting.min_available_nodes)
-        clients = cls(found, accounting, transport, Admission(config), roll_call)
-        clients.simulated = not is_deployed(grid.run)
+        clients = cls(found, accounting, transport, Admission(config), roll_call, log)
+        clients.simulated = simulated
         clients.state_run = str(grid.run.run_id)
         return clients
 
     def state_dict(self) -> dict[str, object]:
         """Return what is known of the clients so far, for a checkpoint."""
-        states = {"state_run": self.state_run, "state_rounds": dict(self.state_rounds)}
-        return {"admission": self.admission.state_dict(), **states}
+        rounds = {"state_rounds": dict(self.state_rounds), "rounds_of_owners": dict(self._rounds_of_owners)}
+        return {"admission": self.admission.state_dict(), "state_run": self.state_run, **rounds}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue with what a checkpoint knows."""
         self.admission.load_state_dict(state["admission"])
         self.state_run = state["state_run"]
         self.state_rounds = {**state["state_rounds"]}
+        self._rounds_of_owners = {**state["rounds_of_owners"]}
+        self._follow_nodes()
 
     def present(self, at_least: int = 0) -> list[int]:
         """Return the partitions of the connected clients; wait a bounded time for ``at_least`` of them."""
@@ -122,7 +142,23 @@ class Clients:
         self._roll_call.update(self.participants, at_least)
         changed = {p for p, node in self.participants.node_of.items() if before.get(p) != node}
         self.declined -= changed  # a SuperNode was started anew, maybe with another policy
+        self._follow_nodes()
         return self.participants.present
+
+    def _follow_nodes(self) -> None:
+        """Keep the rounds of owners whose partitions newcomers hold; use them again for the owners that are back."""
+        newcomers = self.participants.newcomers
+        for partition in newcomers - self._rounds_of_owners.keys():
+            self._rounds_of_owners[partition] = self.state_rounds.get(partition, 0)
+        for partition in self._rounds_of_owners.keys() & {*self.participants.owned}:
+            self.state_rounds[partition] = self._rounds_of_owners.pop(partition)
+
+    def withheld_from(self, partitions: Iterable[int], action: str) -> dict[int, str]:
+        """Return the partitions that newcomers hold, with the reason why they are not sent a client's own work."""
+        withheld = dict.fromkeys(sorted({*partitions} & self.participants.newcomers), NOT_ITS_OWN)
+        if withheld:
+            self.log.add(WITHHELD, action=action, partitions=[*withheld])
+        return withheld
 
     def forget(self, grid: Grid, timeout: float) -> None:
         """Ask all connected clients to remove the state that they keep for this run."""
@@ -186,11 +222,14 @@ class Clients:
         check_examples = functools.partial(self.admission.check_examples, partition, held_out=spec.held_out)
         try:
             reply = accept_reply(message, partition, spec, self.transport, check_examples)
-        except ReplyRefusedError:
+        except ReplyRefusedError as error:
+            self.log.refuse(partition, error, spec.server_round)
             raise
         except Exception as error:
             logger.info("client %d: its reply cannot be checked:", partition, exc_info=error)
-            raise ReplyRefusedError(f"{type(error).__name__}: {error}") from error
+            refusal = ReplyRefusedError(f"{type(error).__name__}: {error}")
+            self.log.refuse(partition, refusal, spec.server_round)
+            raise refusal from error
         self._count(reply)
         return reply
 

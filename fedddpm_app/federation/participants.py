@@ -1,6 +1,6 @@
 """Clients by partition id: Flower's node ids are random, so a seed chooses from the partitions instead."""
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 
 import numpy as np
 from flwr.app import Message
@@ -32,6 +32,8 @@ class Participants:
         The last node that held a partition, even if that node is gone.
     present : list of int
         The partitions whose nodes are connected, in ascending order.
+    newcomers : set of int
+        Those of them that are held by another node than the one that they belong to, see ``bindings``.
     under_way : int or None
         The number of messages that is just enough to keep the processes busy; None if every node has a process of its
         own.
@@ -40,13 +42,20 @@ class Participants:
     def __init__(self, node_of: Mapping[int, int], num_workers: int | None = None, share_memory: bool = False) -> None:
         self.node_of: dict[int, int] = {}
         self.present: list[int] = []
+        self.newcomers: set[int] = set()
         self.share_memory = share_memory
         self.under_way = 2 * num_workers + 2 if num_workers and num_workers < len(node_of) else None
         self._partition_of: dict[int, int] = {}
         self.update(node_of)
 
-    def update(self, node_of: Mapping[int, int]) -> None:
+    @property
+    def owned(self) -> list[int]:
+        """The partitions that are held by the nodes that they belong to, in ascending order."""
+        return [partition for partition in self.present if partition not in self.newcomers]
+
+    def update(self, node_of: Mapping[int, int], newcomers: Iterable[int] = ()) -> None:
         """Update the connected nodes; late replies of a node that is gone are still recognised."""
+        self.newcomers = {*newcomers}
         self.node_of = dict(sorted({**self.node_of, **node_of}.items()))
         self.present = sorted(node_of)
         self._partition_of |= {node: partition for partition, node in node_of.items()}

@@ -9,14 +9,17 @@ import time
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
-from fedddpm_app.config import ConfigError, shown
+from fedddpm_app.config import ConfigError
+from fedddpm_app.federation.attendance import log_changes, misfit, warn_of_changes
+from fedddpm_app.federation.bindings import Bindings, identities
 from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.flower_internals import ErrorCode
 from fedddpm_app.federation.messaging import pull_reply
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.reasons import reason_of
-from fedddpm_app.federation.records import METRICS, NUM_PARTITIONS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
+from fedddpm_app.federation.records import METRICS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
+from fedddpm_app.federation.security_log import CLAIM_REFUSED, NODE_REFUSED, SecurityLog
 from fedddpm_app.progress import logger
 
 _FIRST_POLL_SECONDS = 0.01
@@ -42,13 +45,28 @@ class RollCall:
         Seconds to wait for nodes: at the start for all of them, later for ``min_replies``.
     probe : ArrayRecord, optional
         A record that every node tries to read, to find out whether weights can travel in files.
+    bindings : Bindings, optional
+        The nodes that the partitions belong to.
+    log : SecurityLog, optional
+        Where joins, departures and refusals are written.
     """
 
-    def __init__(self, grid: Grid, num_clients: int, timeout: float, probe: ArrayRecord | None = None) -> None:
+    def __init__(
+        self,
+        grid: Grid,
+        num_clients: int,
+        timeout: float,
+        probe: ArrayRecord | None = None,
+        bindings: Bindings | None = None,
+        log: SecurityLog | None = None,
+    ) -> None:
         self._grid = grid
         self._num_clients = num_clients
         self._timeout = timeout
         self._content = RecordDict({} if probe is None else {PROBE: probe})
+        self._bindings = bindings or Bindings()
+        self._log = log or SecurityLog()
+        self._identity: dict[int, str] = {}  # of the nodes that were queried
         self._started = False
         self._online: set[int] = set()
         self._queried: set[int] = set()  # online nodes that were asked for their partition
@@ -74,6 +92,8 @@ class RollCall:
         self._started = True
         sharing = self._sharing == len(self._partition_of) == self._num_clients  # a later node may be on another host
         participants = Participants(found, len(self._workers), sharing)
+        participants.update(found, self._bindings.newcomers(found, self._identity))
+        log_changes(self._log, {}, found, self._identity, participants.newcomers)
         for partition in participants.absent(self._num_clients):
             logger.warning("client %d is not connected: the run starts without it", partition)
         return participants
@@ -98,11 +118,9 @@ class RollCall:
             self._wait(min_replies, self._timeout)
         before = {partition: participants.node_of[partition] for partition in participants.present}
         now = self._by_partition()
-        participants.update(now)
-        for partition in sorted(before.keys() - now.keys()):
-            logger.warning("client %d is gone: its node is not connected", partition)
-        for partition in sorted(now.keys() - before.keys()):
-            logger.warning("client %d is connected, and takes part from now on", partition)
+        participants.update(now, self._bindings.newcomers(now, self._identity))
+        warn_of_changes(before, now)
+        log_changes(self._log, before, now, self._identity, participants.newcomers)
         if len(now) < min_replies:
             raise TooFewRepliesError(
                 f"{len(now)} clients are connected after node-timeout = {self._timeout:.0f} s, but min-replies = "
@@ -139,7 +157,9 @@ class RollCall:
         """Query the nodes that are new, are back, or did not answer."""
         self._online = set(self._grid.get_node_ids())
         self._queried &= self._online
-        for node in sorted(self._online - self._queried):
+        new = sorted(self._online - self._queried)
+        self._identity |= identities(new, self._grid) if new else {}
+        for node in new:
             self._partition_of.pop(node, None)
             ttl = time_to_live(max(_QUERY_SECONDS, self._timeout))
             message = Message(self._content, dst_node_id=node, message_type=MessageType.QUERY, ttl=ttl)
@@ -168,32 +188,33 @@ class RollCall:
                 self._silent.discard(node)
                 self._failed.pop(node, None)
                 continue
-            if reason not in self._failed.values():  # once, for all nodes that report it
-                logger.warning("%s", reason)
-            self._failed[node] = reason
-            self._silent.add(node)
+            self._fail(node, reason)
+
+    def _fail(self, node: int, reason: str) -> None:
+        """Count a node as not connected, and say so once for each reason."""
+        if reason not in self._failed.values():  # once, for all nodes that report it
+            logger.warning("%s", reason)
+        if reason != self._failed.get(node):
+            event = CLAIM_REFUSED if node in self._partition_of else NODE_REFUSED
+            self._log.add(event, node=str(node), identity=self._identity[node], reason=reason)
+        self._failed[node] = reason
+        self._silent.add(node)
 
     def _register(self, node: int, metrics: MetricRecord) -> str:
         """Register a node by the metrics in its answer, which are not trusted; return the reason if it cannot be."""
-        partition, nodes = metrics.get(PARTITION_ID), metrics.get(NUM_PARTITIONS, self._num_clients)
-        if not isinstance(partition, int):
-            return f"a node reported partition-id = {shown(partition)}, which is not a whole number."
-        if nodes != self._num_clients:
-            said = shown(nodes)
-            return (
-                f"num-clients = {self._num_clients}, but the nodes have num-partitions = {said}: set num-clients = "
-                f"{said}, or --federation-config 'num-supernodes={self._num_clients}'."
-            )
-        if not 0 <= partition < self._num_clients:
-            return (
-                f"num-clients = {self._num_clients}, but a node has partition-id = {partition}: give it a number from "
-                f"0 to {self._num_clients - 1}, or set num-clients to the number of nodes."
-            )
+        if problem := misfit(metrics, self._num_clients):
+            return problem
+        partition = int(metrics[PARTITION_ID])  # type: ignore[arg-type]
         self._workers.add(str(metrics.get(WORKER))[:_LONGEST_VALUE])
         self._sharing += metrics.get(SHARES_MEMORY) == 1
         self._partition_of[node] = partition
-        if self._by_partition()[partition] != node:  # it takes over when the first one, which may be dead, is gone
-            return f"partition-id = {partition} is held by two nodes: give each node a different one."
+        holder = self._by_partition()[partition]
+        if holder != node:  # it takes over when the other one, which may be dead, is gone
+            return (
+                f"partition-id = {partition} is held by two nodes: node {holder} keeps it, and node {node} takes no "
+                "part: give each node a different one."
+            )
+        self._bindings.claim(partition, self._identity[node])
         return ""
 
     def _check_common_error(self, known: int) -> None:
@@ -204,11 +225,16 @@ class RollCall:
             raise ConfigError(failed[0])
 
     def _by_partition(self) -> dict[int, int]:
-        """Return the connected nodes by partition; if two nodes hold the same one, the node that answered first."""
+        """Return the connected nodes by partition.
+
+        If two nodes hold the same one, it is the node that it belongs to, or else the node that answered first.
+        """
         known: dict[int, int] = {}
         for node, partition in self._partition_of.items():
             if node in self._online and 0 <= partition < self._num_clients:
                 known.setdefault(partition, node)
+                if self._bindings.is_owner(partition, self._identity[node]):
+                    known[partition] = node
         return known
 
     def _too_few(self, found: int, needed: int) -> str:

@@ -430,7 +430,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         """Find the run's clients, and choose how weights travel to them."""
         config = self.config
         self.grid = grid
-        self.clients = Clients.meet(grid, config, self.accounting, self.transport)
+        self.clients = Clients.meet(grid, config, self.accounting, self.transport, self.recorder)
         per_round = config.run.clients_per_round or config.data.num_clients
         under_way = self.clients.participants.under_way or per_round
         if is_private(type(self), config):

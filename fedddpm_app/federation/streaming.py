@@ -101,7 +101,8 @@ class ReplyStream:
         """
         replies = sorted((r for _, r in self._settled() if r is not None), key=lambda reply: reply.partition_id)
         too_large = self._clients.admission.judge_together(replies, lambda: self._spec.records[ARRAYS].start_norm)
-        self.refused |= {partition: one_line(reason) for partition, reason in too_large.items()}
+        for partition, reason in too_large.items():
+            self._refuse_judged(partition, ReplyRefusedError(reason))
         self._close()
         return [reply for reply in replies if reply.partition_id not in too_large]
 
@@ -138,9 +139,14 @@ class ReplyStream:
 
     def refuse(self, partition: int, reason: str) -> None:
         """Leave out a client whose reply was accepted, for a reason that became known later."""
-        self.refused[partition] = one_line(reason)
+        self._refuse_judged(partition, ReplyRefusedError(reason))
         self._clients.refusals[partition] = self.refused[partition]
         logger.warning("%s: client %d is left out: %s", self._name, partition, self.refused[partition])
+
+    def _refuse_judged(self, partition: int, error: ReplyRefusedError) -> None:
+        """Store the reason why a reply is refused that had passed the checks of its content."""
+        self.refused[partition] = one_line(str(error))
+        self._clients.log.refuse(partition, error, self._spec.server_round)
 
     def _judged(self, waiting: dict[int, Reply], partition: int) -> Iterator[Reply]:
         """Yield a client's waiting reply if its change of the weights is not too large."""
@@ -150,7 +156,7 @@ class ReplyStream:
         try:
             self._clients.admission.judge(reply, lambda: records[ARRAYS].start_norm, self._first)
         except ReplyRefusedError as error:
-            self.refused[partition] = one_line(str(error))
+            self._refuse_judged(partition, error)
         else:
             self._clients.admission.learn_size(reply)
             yield reply

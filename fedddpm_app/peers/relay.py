@@ -3,7 +3,7 @@
 A peer's turn comes when its submission is in the ledger: it scores the candidates that are new to it, chooses one, and
 trains on from there. Turns of the same moment are simultaneous: all submissions enter first, then all vote, then all
 choose. Peers that do not train vote with them. A peer that fails leaves, and its training is lost; it joins again at
-the border of a round if it is connected, and takes a turn then.
+the border of a round if it is connected, and takes a turn then. A newcomer that claims a peer's partition is no peer.
 """
 
 import time
@@ -17,6 +17,7 @@ from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.records import ARRAYS
 from fedddpm_app.federation.replies import GONE, Reply, ReplyRefusedError
+from fedddpm_app.federation.security_log import LEFT
 from fedddpm_app.federation.server_state import load_named_state, named_state
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.peers.board import Board, Submission
@@ -122,7 +123,7 @@ class Relay:
 
     def _meet(self) -> None:
         """Let peers that are not connected leave, and those that are new or back join and take a turn."""
-        present = self._strategy.clients.participants.present
+        present = self._strategy.clients.participants.owned
         for peer in [*self.live]:
             if peer not in present and peer not in self.trainings:
                 self._leave(peer, GONE)
@@ -137,6 +138,7 @@ class Relay:
         self.trainings.pop(peer, None)
         self._mail.sent.discard(peer)
         self.left[peer] = reason
+        self._strategy.clients.log.add(LEFT, partition=peer, reason=reason)
         self.book.add("left", peer=peer, time=self.time, reason=reason)
         logger.warning("client %d has left, and the others go on without it: %s", peer, reason)
 
@@ -241,7 +243,7 @@ class Relay:
 
     def _send_again(self) -> None:
         """Send the trainings of a checkpoint again; their bytes have been counted."""
-        accounting, present = self._strategy.accounting, self._strategy.clients.participants.present
+        accounting, present = self._strategy.accounting, self._strategy.clients.participants.owned
         counted, missing = accounting.bytes_down, sorted(self.trainings.keys() - self._mail.sent)
         for peer in [peer for peer in missing if peer not in present]:
             self._leave(peer, GONE)

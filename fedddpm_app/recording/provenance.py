@@ -13,9 +13,9 @@ import click
 import psutil
 
 from fedddpm_app.config import Scalar
+from fedddpm_app.disk.code import package_versions
 from fedddpm_app.federation.flower_internals import parse_config_args
 
-_PACKAGES = ("fedddpm-app", "flwr", "ray", "torch", "diffusers", "datasets", "flwr-datasets", "numpy")
 _FLWR_RUN = ("flwr", "run")
 _PORT = "FLWR_LOCAL_SUPERLINK_HTTP_API_PORT"
 
@@ -26,19 +26,13 @@ def describe_environment() -> dict[str, object]:
     Code that is not in a clone (a copy that Flower made) has the commit of the source that pip installed as editable.
     ``git_clean`` is whether the tracked files are those of the commit.
     """
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed"
     commit = _git("rev-parse", "HEAD")
     return {
         "git_commit": commit,
         "git_clean": None if commit is None else not _git("status", "--porcelain", "--untracked-files=no"),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": versions,
+        "packages": package_versions(),
     }
 
 

@@ -4,7 +4,9 @@
 (appended and flushed: one object per phase and round, keys with units), ``summary.json`` (status, see ``status``, and
 final metrics), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``auxiliary/``,
 ``samples/round-0005.png``, ``samples/rounds.png``, ``checkpoints/round-0005/`` (see ``checkpoints``) and ``plots/``.
-``unfinished/`` holds the pieces of a phase that is not finished, for a run that is resumed.
+``unfinished/`` holds the pieces of a phase that is not finished, for a run that is resumed. ``security.jsonl`` says who
+joined, left and declined, and what was refused (``federation.security_log``); it is only appended to. In a deployment,
+``partitions.jsonl`` has the nodes that the partitions belong to (``federation.bindings``).
 """
 
 import resource

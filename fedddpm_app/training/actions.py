@@ -92,6 +92,9 @@ class ClientAction:
     is_private : bool
         Whether its answer depends on a client's data only by weights that were trained privately, if the run asks for
         that, and by the number of examples. A private run refuses an algorithm with other actions.
+    sends_own : bool
+        Whether the server sends a client what is that client's own, such as its model. Then only the node gets it that
+        the partition belongs to, not one that claims the partition later.
     """
 
     run: Callable[[ActionRequest], ActionAnswer]
@@ -101,6 +104,7 @@ class ClientAction:
     exact: bool = False
     is_checked: bool = False
     is_private: bool = False
+    sends_own: bool = False
 
     def for_run(self, config: Config) -> "ClientAction":
         """Return the declaration in a run: a private pretraining has no losses, but says what privacy it spent."""

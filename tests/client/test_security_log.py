@@ -1,0 +1,52 @@
+"""What the security logs of a site and of the server say of a run."""
+
+import json
+from pathlib import Path
+
+from flwr.app import Error, Message
+
+from fedddpm_app.inprocess.grid import InProcessGrid
+
+
+def lines_of(path):
+    return [json.loads(line) for line in Path(path).read_text().splitlines()]
+
+
+def test_a_site_and_the_server_log_the_same_code_and_settings_and_what_the_site_declined(
+    run_app, run_config, tmp_path, monkeypatch
+):
+    """Only client 1 is a site: it has a policy."""
+    original = InProcessGrid.__init__
+
+    def create(self, *arguments):
+        original(self, *arguments)
+        self.contexts[1001].node_config["site-max-rounds"] = 1
+
+    monkeypatch.setattr(InProcessGrid, "__init__", create)
+    run = run_app(algorithm="fedavg")
+    server = lines_of(run.path / "security.jsonl")
+    assert [line["event"] for line in server] == ["started", "joined", "declined"]
+    assert server[1]["nodes"] == {str(client): str(1000 + client) for client in range(4)}
+    reason = "this site does not train in round 2: site-max-rounds = 1"
+    assert [server[2][key] for key in ("partition", "round", "reason")] == [1, 2, reason]
+    (path,) = (tmp_path / "state" / "security").iterdir()
+    site = lines_of(path)
+    assert [line["event"] for line in site] == ["joined", "declined"]
+    assert [site[1][key] for key in ("asked", "round", "reason")] == ["train", 2, reason]
+    for key in ("config_sha256", "code_sha256", "versions"):
+        assert site[0][key] == server[0][key]
+    assert str(tmp_path) not in path.read_text() + (run.path / "security.jsonl").read_text()
+
+
+def test_refused_replies_are_logged_without_paths(run_app, monkeypatch):
+    original = InProcessGrid._answer
+
+    def answer(self, message):
+        if message.metadata.message_type == "train" and message.metadata.dst_node_id == 1002:
+            return Message(Error(2, "<class 'OSError'>:<'cannot read /data/scans/patient-7.png'>"), reply_to=message)
+        return original(self, message)
+
+    monkeypatch.setattr(InProcessGrid, "_answer", answer)
+    run = run_app(algorithm="fedavg", num_rounds=1)
+    (refused,) = (line for line in lines_of(run.path / "security.jsonl") if line["event"] == "reply-refused")
+    assert (refused["partition"], refused["round"], refused["reason"]) == (2, 1, "OSError: cannot read <path>")
