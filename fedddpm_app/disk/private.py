@@ -14,7 +14,7 @@ _OTHERS = 0o077
 
 
 class OwnerError(OSError):
-    """A folder belongs to another user; the message is one sentence."""
+    """A folder belongs to another user, where everybody can make one; the message is one sentence."""
 
     def __init__(self, path: Path, owner: int) -> None:
         super().__init__(f"{path} belongs to another user (uid {owner}), who could read and change what is in it")
@@ -50,26 +50,42 @@ def private_folder(folder: Path) -> None:
     Raises
     ------
     OwnerError
-        When the folder, or the link to it, belongs to another user.
+        See ``check_owner``.
     OSError
         When it cannot be created.
     """
     make_private(folder)
     check_owner(folder)
-    about = folder.stat()
-    if about.st_uid != os.getuid():
-        raise OwnerError(folder, about.st_uid)
-    if about.st_mode & _OTHERS:
-        _warn(folder, stat.S_IMODE(about.st_mode))
+    mode = folder.stat().st_mode
+    if mode & _OTHERS:
+        _warn(folder, stat.S_IMODE(mode))
 
 
 def check_owner(folder: Path) -> None:
-    """Raise ``OwnerError`` if a folder, or the link to it, exists and belongs to neither this user nor root."""
+    """Check the owner of a folder, and of the link to it, if it exists: this user or root.
+
+    Where everybody can make folders, such as in ``/tmp``, another user may have laid a trap. Elsewhere, as in a folder
+    that a container mounts, the user has chosen the place: the log names its owner once.
+
+    Raises
+    ------
+    OwnerError
+        When another user made it where everybody can make folders.
+    """
     for look in (folder.lstat, folder.stat):
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             owner = look().st_uid
-            if owner not in (os.getuid(), _ROOT):
+            if owner in (os.getuid(), _ROOT):
+                continue
+            if folder.parent.stat().st_mode & stat.S_IWOTH:
                 raise OwnerError(folder, owner)
+            _warn_of_owner(folder, owner)
+
+
+@functools.cache
+def _warn_of_owner(folder: Path, owner: int) -> None:
+    """Warn once in a process."""
+    logger.warning("%s belongs to another user (uid %d), who can read and change what is in it", folder, owner)
 
 
 @functools.cache

@@ -24,8 +24,9 @@ def open_umask():
     os.umask(before)
 
 
-def give_away(folder, monkeypatch):
-    """Make another user the owner of a folder, or this process another user."""
+def give_away(folder, monkeypatch, parent_mode=0o1777):
+    """Make another user the owner of a folder, or this process another user, where everybody can make folders."""
+    folder.parent.chmod(parent_mode)
     if os.getuid() == 0:
         os.chown(folder, 12345, -1)
     else:
@@ -107,6 +108,7 @@ def test_states_in_a_folder_that_another_user_made_are_neither_written_nor_read(
 def test_a_run_directory_or_a_link_that_another_user_made_is_refused(tmp_path, monkeypatch):
     (tmp_path / "run").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "run")
+    tmp_path.chmod(0o1777)
     if os.getuid() == 0:
         os.lchown(tmp_path / "link", 12345, -1)
         with pytest.raises(ConfigError, match="belongs to another user"):
@@ -116,6 +118,14 @@ def test_a_run_directory_or_a_link_that_another_user_made_is_refused(tmp_path, m
         RunRecorder(tmp_path / "run")
     with pytest.raises(ConfigError, match="belongs to another user"):
         RunRecorder.resume(tmp_path / "run", None)
+
+
+def test_a_folder_of_another_user_where_only_its_user_can_have_put_it_is_named(tmp_path, monkeypatch, caplog):
+    """Such as the folder of a host in a container."""
+    (tmp_path / "run").mkdir(mode=0o700)
+    give_away(tmp_path / "run", monkeypatch, parent_mode=0o755)
+    RunRecorder(tmp_path / "run")
+    assert f"{tmp_path / 'run'} belongs to another user" in caplog.text
 
 
 def test_a_folder_of_an_earlier_version_gives_a_sentence(tmp_path, caplog):
