@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: demo test check long lint bench mutants results-table
+.PHONY: demo test check long lint audit bench mutants results-table
 
 demo: $(VENV)/.installed  ## FedDDPM on the embedded digits: about four minutes on 2 CPU cores
 	$(BIN)/fedddpm run
@@ -30,13 +30,17 @@ mutants: $(VENV)/.installed  ## mutation testing of the numerics: about 40 minut
 	$(BIN)/python -m tests.mutation run --label now --jobs 2
 	$(BIN)/python -m tests.mutation report
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.installed  ## format, style, security rules (ruff S), types, containers, scripts, secrets in files
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/hadolint docker/Dockerfile
-	$(BIN)/shellcheck docker/*.sh
+	$(BIN)/shellcheck docker/*.sh .ci/*.sh
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/*.yml docker/*/*.yml
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-files '^results/' --exclude-lines 'def test_'
+
+audit: lint  ## the security rules of `lint`, and known faults of the dependencies, where their database can be reached
+	.ci/audit.sh $(BIN)
 
 # torch is installed first, so that another package cannot install a different build of it.
 $(VENV)/.installed: pyproject.toml

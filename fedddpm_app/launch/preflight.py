@@ -22,7 +22,7 @@ _SOCKET_BYTES = (104 if sys.platform == "darwin" else 108) - 1
 _RAY_SOCKET = "/ray/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store"  # with the largest process id
 _OPEN_FILES = 512
 _LOOPBACK = "127.0.0.1"
-_SHARED_MEMORY = Path("/dev/shm")
+_SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 # only its room is looked at
 _PROBE_BYTES = 64 * 1024  # a disk or a quota may be full although some room is reported
 
 
@@ -83,7 +83,7 @@ def _check_ray_folder() -> None:
         raise ConfigError(
             f'{name} = "{folder}" has {length} bytes, which is too long: Ray makes sockets in it, and the path of a '
             f"socket has at most {_SOCKET_BYTES} bytes; set RAY_TMPDIR to a folder of at most {longest} bytes, such as "
-            "/tmp, or use --engine inprocess."
+            "/tmp, or use --engine inprocess."  # noqa: S108 # a text
         )
     check_folder(f'{name} = "{folder}"', Path(folder), _RAY_MB)
 

@@ -25,7 +25,7 @@ def ray_temporary_folder() -> tuple[str, str]:
     """Return the environment variable that sets the folder of Ray's files, and the folder."""
     names = ["RAY_TMPDIR", *(["TMPDIR"] if sys.platform.startswith("linux") else [])]
     name = next((name for name in names if name in os.environ), names[-1])
-    return name, os.environ.get(name, "/tmp")
+    return name, os.environ.get(name, "/tmp")  # noqa: S108 # where Ray puts its own files
 
 
 def joins_cluster() -> bool:

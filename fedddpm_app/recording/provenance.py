@@ -41,7 +41,11 @@ def _git(*arguments: str) -> str | None:
     try:
         source = source_folder()
         answer = subprocess.run(
-            ["git", "-C", source, *arguments], capture_output=True, text=True, timeout=10, check=True
+            ["git", "-C", source, *arguments],  # noqa: S607 # the user's own
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
         )
     except (metadata.PackageNotFoundError, OSError, subprocess.SubprocessError, ValueError):
         return None

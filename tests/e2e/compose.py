@@ -1,7 +1,9 @@
 """What `docker compose up` would start, started without Docker: a compose file's own commands as processes.
 
 Service names become loopback addresses, ports free ones, volumes and bind mounts folders, and the paths of containers
-the paths of these folders. All else, the commands, their order, their health checks, is as it stands in the file.
+the paths of these folders. All else, the commands, their order, their health checks, is as it stands in the file. With
+`confined`, and where the kernel allows it, a service also has the read-only root and the lack of capabilities of its
+container.
 """
 
 import contextlib
@@ -24,6 +26,12 @@ from tests.conftest import ROOT
 
 MARK = "FEDDDPM_TEST_STACK"
 _WAIT_SECONDS = 90.0
+CONFINE = """set -e
+folders=$1; shift
+for folder in $folders; do mount --bind "$folder" "$folder"; done
+mount -o remount,bind,ro /
+exec setpriv --bounding-set=-all --no-new-privs -- "$@"
+"""
 _VARIABLE = re.compile(r"\$\{(\w+)(?:(:-|:\?)([^}]*))?\}")
 
 
@@ -58,6 +66,8 @@ class Service:
             if path not in self.own_mounts:
                 self.own_mounts[path] = home / path.removeprefix("/")
             self.own_mounts[path].mkdir(parents=True, exist_ok=True)
+        self.temporary = home / "tmp"
+        self.temporary.mkdir()
 
     def mounted(self, path: str) -> Path:
         """The folder that a container's path stands for."""
@@ -72,9 +82,10 @@ class Service:
         return self.log_path.read_text(errors="replace") if self.log_path.exists() else ""
 
     def start(self) -> None:
+        self._configure()
         with self.log_path.open("a") as log:
             self.process = psutil.Popen(
-                [*self.prefix, *self.command],
+                [*self.prefix, *self._confinement(), *self.command],
                 env=self.environment,
                 cwd=self._here(self.spec.get("working_dir", "/home/app")),
                 stdin=subprocess.DEVNULL,
@@ -87,7 +98,8 @@ class Service:
     def environment(self) -> dict[str, str]:
         """As in a container: what the image and the file say, nothing of this machine but a mark to find it by."""
         own = {key: self._here(value) for key, value in self.stack.image.variables.items()}
-        return own | dict(self.spec.get("environment", {})) | {MARK: str(self.stack.folder)}
+        here = {MARK: str(self.stack.folder), "TMPDIR": str(self.temporary)}
+        return own | dict(self.spec.get("environment", {})) | here
 
     def wait(self) -> None:
         """Wait until the health check succeeds, or, without one, until the service has ended well."""
@@ -136,6 +148,17 @@ class Service:
             over.set()
             thread.join()
 
+    def _confinement(self) -> list[str]:
+        """The words before a command by which it can write to its volumes and tmpfs alone, as in its container."""
+        if not self.stack.confined:
+            return []
+        assert self.spec["read_only"]
+        assert self.spec["cap_drop"] == ["ALL"]
+        targets = [volume.split(":")[1] for volume in self.spec.get("volumes", []) if isinstance(volume, str)]
+        targets += [place.split(":")[0] for place in self.spec["tmpfs"] if not place.startswith("/tmp:")]
+        folders = [str(self.own_mounts[target]) for target in targets] + [str(self.temporary)]
+        return ["unshare", "--mount", "--propagation", "private", "sh", "-c", CONFINE, "sh", " ".join(folders)]
+
     def _folders(self) -> Iterator[tuple[str, Path]]:
         for volume in self.spec.get("volumes", []):
             if isinstance(volume, str):
@@ -148,16 +171,25 @@ class Service:
                 assert folder.exists(), f"create_host_path is false, and {folder} is missing"
                 yield volume["target"], folder
 
+    def _configure(self) -> None:
+        """Put this machine's ports, addresses and paths into the configuration that is mounted at ``/etc``."""
+        for path, file in self.own_mounts.items():
+            if path.startswith("/etc/") and file.parent != self.temporary:
+                text = re.sub(r"(?<=listen )\d+", lambda m: self._own_port(m[0]), file.read_text())
+                text = text.replace(" /tmp/", f" {self.temporary}/")
+                lines = [" ".join(map(self._here, line.split(" "))) for line in text.split("\n")]
+                self.own_mounts[path] = self.temporary / file.name
+                self.own_mounts[path].write_text("\n".join(lines))
+
     def _here(self, word: str) -> str:
         """Put this machine's ports, addresses and paths for the container's."""
         for name, service in self.stack.names.items():
             word = re.sub(rf"(?<![\w.-]){name}:(\d+)", lambda m, s=service: f"{self.stack.address(s, m[1])}", word)
-        word = re.sub(r"(localhost|127\.0\.0\.1):(\d{4,5})$", lambda m: f"{m[1]}:{self._own_port(m[2])}", word)
+        word = re.sub(r"(localhost|127\.0\.0\.1):(\d{4,5})(?=$|/)", lambda m: f"{m[1]}:{self._own_port(m[2])}", word)
         word = re.sub(r"^--port=(\d+)$", lambda m: f"--port={self._own_port(m[1])}", word)
         mounts = self.stack.mounts_for(self)
-        for path in sorted(mounts, key=len, reverse=True):
-            word = re.sub(rf"(?<![\w.-]){path}(?=$|[/\"])", str(mounts[path]), word)
-        return word
+        paths = "|".join(sorted(mounts, key=len, reverse=True))
+        return re.sub(rf"(?<![\w.-])({paths})(?=$|[/\";])", lambda m: str(mounts[m[1]]), word)
 
     def _own_port(self, port: str) -> str:
         return port if port in self.stack.mapped_ports else self.stack.port(self.name, port)
@@ -174,10 +206,13 @@ class Stack:
         For logs, named volumes and what a container has of its own.
     env_file : Path
         Its variables, as of ``.env``.
+    confined : bool
+        Whether services write to what their containers may write to alone; this needs the rights of root.
     """
 
-    def __init__(self, file: Path, folder: Path, env_file: Path) -> None:
+    def __init__(self, file: Path, folder: Path, env_file: Path, *, confined: bool = False) -> None:
         self.file = file
+        self.confined = confined
         self.folder = folder
         folder.mkdir(parents=True)
         lines = [line for line in env_file.read_text().splitlines() if line and not line.startswith("#")]
@@ -189,7 +224,7 @@ class Stack:
         self.names = {name: name for name in self.spec["services"]}
         for name, spec in self.spec["services"].items():
             for network in spec.get("networks", {}).values():
-                self.names |= dict.fromkeys(network["aliases"], name)
+                self.names |= dict.fromkeys(network.get("aliases", []), name)
         self.services = {name: Service(self, name, spec) for name, spec in self.spec["services"].items()}
 
     def __getitem__(self, name: str) -> Service:

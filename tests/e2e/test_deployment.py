@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import ssl
 import subprocess
 import sys
 import time
@@ -55,7 +56,7 @@ def started(docker, tmp_path):
     with contextlib.ExitStack() as stack:
 
         def start(file):
-            services = Stack(docker / file, tmp_path / "stack", docker / ".env")
+            services = Stack(docker / file, tmp_path / "stack", docker / ".env", confined=can_confine())
             stack.callback(services.down)
             services.up()
             return services
@@ -63,10 +64,15 @@ def started(docker, tmp_path):
         yield start
 
 
+def make_certificates(folder, name, *sites):
+    for words in (("server", name), *(("site", site) for site in sites)):
+        subprocess.run(["./certs.sh", *words], cwd=folder, check=True, capture_output=True)
+    return folder / "certs"
+
+
 @pytest.fixture
 def certificates(docker):
-    subprocess.run(["./certs.sh", "localhost", "site-0", "site-1"], cwd=docker, check=True, capture_output=True)
-    return docker / "certs"
+    return make_certificates(docker, "localhost", "site-0", "site-1")
 
 
 @pytest.fixture
@@ -102,6 +108,14 @@ def laptop(tmp_path):
             )
 
     return Laptop()
+
+
+def can_confine():
+    """Whether services can have the rights of their containers here, which takes those of root."""
+    try:
+        return subprocess.run(["unshare", "--mount", "true"], check=False, capture_output=True).returncode == 0
+    except FileNotFoundError:
+        return False
 
 
 def settings_of(tmp_path, **overrides):
@@ -149,7 +163,7 @@ def test_a_compose_file_runs_fedddpm_as_the_simulation_does(
 def test_a_site_that_keeps_its_model_takes_part_by_its_images(docker, certificates, started, laptop, tmp_path, run_app):
     """In mode "models" its policy leaves it out of D_aux, and it trains; in mode "images" it is in both."""
     with (docker / ".env").open("a") as env:
-        env.write("\nSITE_1_POLICY=site-shares-models=false\n")
+        env.write("\nSITE_1_POLICY=site-shares-models=false\n")  # pragma: allowlist secret
     stack = started("compose.tls.yml")
     laptop.connect(stack.published("superlink"), certificates / "user" / "ca.crt")
     output, _ = laptop.run(settings_of(tmp_path, run_name="models")).communicate(timeout=420)
@@ -178,6 +192,69 @@ def test_a_site_that_keeps_its_model_takes_part_by_its_images(docker, certificat
 
 def files_of(folder):
     return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+
+
+@pytest.fixture
+def gateway(docker, tmp_path):
+    """The server's host without its ServerApp: SuperLink and gateway, with the key of a site registered."""
+    certificates = make_certificates(docker, "127.0.0.2", "site-0")
+    shutil.copytree(certificates / "server", docker / "server" / "certs")
+    fill(docker / "server", {"SERVER_DATA": tmp_path / "server"})
+    stack = Stack(docker / "server" / "compose.yml", tmp_path / "server-stack", docker / "server" / ".env")
+    if with_gateway(stack) != "gateway":
+        pytest.skip("nginx is not installed")
+    stack.hosts["gateway"] = "127.0.0.2"
+    try:
+        for name in ("superlink", "gateway", "register"):
+            stack[name].start()
+            stack[name].wait()
+        yield stack
+    finally:
+        stack.down()
+
+
+def test_a_site_can_neither_start_runs_nor_register_nodes(gateway, docker, laptop, tmp_path):
+    """With the authority's certificate and the address that it has; its SuperNode works through that address."""
+    authority = docker / "certs" / "user" / "ca.crt"
+    make_key(tmp_path / "other")
+    register = ("flwr", "supernode", "register", f"{tmp_path / 'other'}.pub", "lab")
+    laptop.connect(gateway.published("gateway"), authority)
+    assert laptop.call(*register).returncode == 1
+    control = "control/list-runs"
+    for path in (
+        control,
+        f"fleet/../{control}",
+        f"fleet/%2e%2e/{control}",
+        f"fleet//../{control}",
+        "runtime/get-nodes",
+    ):
+        assert status(gateway.published("gateway"), authority, f"/v1/{path}") == 403
+    assert status(gateway.published("gateway"), authority, f"/v1/{control}/../../fleet/pull-messages") == 401
+    assert status(gateway.published("superlink"), authority, f"/v1/{control}") == 200
+    laptop.connect(gateway.published("superlink"), authority)
+    assert laptop.call(*register).returncode == 0
+
+    fill(docker / "client", {"SUPERLINK": gateway.published("gateway"), "PARTITION_ID": 0, "SITE_DATA": tmp_path})
+    shutil.copytree(docker / "certs" / "site-0", docker / "client" / "certs")
+    site = Stack(docker / "client" / "compose.yml", tmp_path / "site", docker / "client" / ".env")
+    try:
+        site["supernode"].start()
+        until(lambda: '"POST /v1/fleet/pull-messages HTTP/1.1" 200' in gateway["gateway"].log, 90.0)
+    finally:
+        site.down()
+
+
+def make_key(path):
+    subprocess.run(["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(path)], check=True)
+
+
+def status(address, authority, path):
+    """The status of an answer to a POST of a path as it stands."""
+    host, port = address.split(":")
+    context = ssl.create_default_context(cafile=str(authority))
+    connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=10)
+    connection.request("POST", path, body=b"", headers={"content-type": "application/protobuf"})
+    return connection.getresponse().status
 
 
 @pytest.fixture
@@ -226,9 +303,7 @@ def test_the_tls_stack_refuses_who_does_not_belong(superlink, certificates, lapt
     assert "Starting Flower SuperNode" in log
     assert "Exit Code" not in log
 
-    subprocess.run(
-        ["ssh-keygen", "-q", "-t", "ecdsa", "-b", "384", "-N", "", "-f", str(tmp_path / "other")], check=True
-    )
+    make_key(tmp_path / "other")
     ended, log = attempt(superlink, (str(certificates / "site-0" / "auth"), str(tmp_path / "other")))
     assert ended == 1
     assert "Failed to activate SuperNode" in log
@@ -239,8 +314,8 @@ def test_the_tls_stack_refuses_who_does_not_belong(superlink, certificates, lapt
     assert "must be registered" in log
 
     (tmp_path / "elsewhere").mkdir()
-    subprocess.run([str(certificates.parent / "certs.sh"), "superlink"], cwd=tmp_path / "elsewhere", check=True)
-    other = tmp_path / "elsewhere" / "certs" / "ca" / "ca.crt"
+    shutil.copy(certificates.parent / "certs.sh", tmp_path / "elsewhere")
+    other = make_certificates(tmp_path / "elsewhere", "superlink") / "ca" / "ca.crt"
     mine = certificates / "site-0" / "ca.crt"
     ended, log = attempt(superlink, (f"--root-certificates={mine}", f"--root-certificates={other}"))
     assert ended == 1
@@ -442,7 +517,7 @@ def kill_server(stack):
 def hosts(docker, tmp_path):
     """The per-host layout: a server here, and two sites in network namespaces, each with its own certificates."""
     names = ["fd-site-0", "fd-site-1"]
-    subprocess.run(["./certs.sh", SERVER, *names], cwd=docker, check=True, capture_output=True)
+    make_certificates(docker, SERVER, *names)
     with contextlib.ExitStack() as ending:
         try:
             ending.enter_context(network(names))
@@ -452,14 +527,15 @@ def hosts(docker, tmp_path):
         fill(docker / "server", {"SERVER_DATA": tmp_path / "server"})
         server = Stack(docker / "server" / "compose.yml", tmp_path / "stack", docker / "server" / ".env")
         ending.callback(server.down)
-        server.hosts["superlink"] = SERVER
+        door = with_gateway(server)
+        server.hosts |= dict.fromkeys((door, "superlink"), SERVER)
         sites = []
         for number, name in enumerate(names):
             folder = docker / name
             shutil.copytree(docker / "client", folder)
             shutil.copytree(docker / "certs" / name, folder / "certs")
             data = tmp_path / "sites" / f"site-{number:04d}"
-            given = {"SUPERLINK": server.published("superlink"), "PARTITION_ID": number, "SITE_DATA": data}
+            given = {"SUPERLINK": server.published(door), "PARTITION_ID": number, "SITE_DATA": data}
             fill(folder, given)
             site = Stack(folder / "compose.yml", tmp_path / name, folder / ".env")
             ending.callback(site.down)
@@ -469,6 +545,16 @@ def hosts(docker, tmp_path):
         for stack in (server, *sites):
             stack.up()
         yield server, names
+
+
+def with_gateway(server):
+    """Where sites reach a server: its gateway, or where there is no nginx, the SuperLink without one."""
+    nginx = shutil.which("nginx", path=f"{os.environ['PATH']}:/usr/sbin")
+    if nginx is None:
+        del server.services["gateway"]
+        return "superlink"
+    server.image.variables["PATH"] += f":{Path(nginx).parent}"
+    return "gateway"
 
 
 def fill(folder, given):
