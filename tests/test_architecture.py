@@ -8,14 +8,15 @@ import pytest
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "fedddpm_app"
-GROUND = {"apportion", "config", "device", "disk", "progress", "seeding", "shapes", "weights"}
+GROUND = {"apportion", "config", "device", "disk", "limits", "progress", "seeding", "shapes", "weights"}
 INTERNALS = "federation/flower_internals"
 MAY_IMPORT = {  # the longest prefix of a module's path counts
-    "config": set(),
+    "config": {"limits"},
+    "limits": set(),
     "seeding": set(),
     "weights": set(),
     "shapes": {"weights"},
-    "progress": set(),
+    "progress": {"config", "limits"},
     "apportion": set(),
     "disk": set(),
     "device": {"config"},
@@ -67,6 +68,7 @@ WITHOUT_FLOWER = (
         "experiment/evaluators",
         "experiment/task",
         "hierarchy",
+        "limits",
         "peers",
         "progress",
         "seeding",

@@ -21,7 +21,7 @@ from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.federation.server_state import MODEL
 from fedddpm_app.federation.start_notes import start_notes
-from fedddpm_app.progress import configure_logging, logger, note
+from fedddpm_app.progress import configure_logging, logger, name_directory, note
 from fedddpm_app.recording.files import needing_room
 from fedddpm_app.recording.provenance import caller_directory
 from fedddpm_app.recording.recorder import RunRecorder
@@ -56,7 +56,7 @@ def _run(grid: Grid, context: Context) -> None:
     evaluator = create_evaluator(config) if config.evaluation.measures_images else None
     recorder, checkpoint = open_run(config, run_config, _base_directory(config, grid), grid.run)
     with RunEnding(recorder) as ending:
-        logger.info("run directory: %s", recorder.directory)
+        name_directory(recorder.directory)
         if unfit := misfit(config, given_keys(run_config, grid.run.override_config)):
             logger.warning("%s", unfit)
         if test_data is None:
@@ -86,7 +86,7 @@ def _run(grid: Grid, context: Context) -> None:
         recorder.check_checkpoint()  # before the earlier ones are removed
         recorder.keep_checkpoints(strategy.checkpoints.is_permanent)
         ending.complete(metrics)
-    logger.info("run directory: %s", recorder.directory)
+    name_directory(recorder.directory)
 
 
 def _attacks(config: Config, grid: Grid, recorder: RunRecorder, task: DiffusionTask) -> list[Metric]:

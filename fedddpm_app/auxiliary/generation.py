@@ -21,13 +21,13 @@ from fedddpm_app.auxiliary.requests import ClientShare, Request, Requests
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.auxiliary.share import batches_of
 from fedddpm_app.auxiliary.uploads import PretrainedModel
+from fedddpm_app.config import one_line
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied
 from fedddpm_app.diffusion.sampling import SampleBatch, split_batches
 from fedddpm_app.federation.actions import ActionCall
 from fedddpm_app.federation.cost import FORWARD
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messaging import exchange_about
-from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.replies import GONE, ReplyRefusedError
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import ProgressEvent, logger, report

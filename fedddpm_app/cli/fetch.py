@@ -23,12 +23,11 @@ from fedddpm_app.launch import delivery
 from fedddpm_app.launch.connection import check_connection
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, has_ended, write_app
 from fedddpm_app.launch.leftovers import DELIVERY_PREFIX
+from fedddpm_app.progress import parse_directory
 from fedddpm_app.recording.directory import check_is_new, make_directory
 from fedddpm_app.recording.files import RecordingError, writing
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import read_status
-
-DIRECTORY_MARK = "run directory: "
 
 
 class FetchError(RuntimeError):
@@ -82,7 +81,7 @@ def find_directory(log: Iterable[str]) -> str:
     FetchError
         When the log names no folder.
     """
-    found = [line.partition(DIRECTORY_MARK)[2].strip() for line in log if DIRECTORY_MARK in line]
+    found = [named for line in log if (named := parse_directory(line))]
     if not found:
         raise FetchError(
             "the run has no run directory: the run does not exist, or it failed before it made its directory; see its "
@@ -155,8 +154,8 @@ class FileReceiver:
 
     def take(self, line: str) -> None:
         """Process a line of the log."""
-        _, found, text = line.partition(f"{delivery.MARK} ")
-        if not found:
+        mark, _, text = line.partition(" ")
+        if mark != delivery.MARK:
             self._error = line.strip() if "Error" in line else self._error
             return
         kind, _, rest = text.partition(" ")

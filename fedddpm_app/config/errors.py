@@ -1,6 +1,17 @@
-"""The error of a run config, and the text of other errors."""
+"""The error of a run config, and the texts of other errors: what another party wrote becomes one line of text."""
+
+import re
+import unicodedata
+
+from fedddpm_app.limits import LONGEST_REASON, LONGEST_TEXT
 
 _SHOWN = 200  # characters
+_ESCAPES = re.compile(  # of a terminal: CSI (colours, cursor), OSC and other strings (titles, links), two-byte ones
+    r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|\x1b[ -/]*[0-~]"
+)
+_INVISIBLE = "Cf"  # Unicode category of characters without a glyph: directions (bidi), zero width
 
 
 class ConfigError(ValueError):
@@ -21,3 +32,17 @@ def shown(value: object) -> str:
     """Return a value for a message, at most as long as two lines."""
     text = repr(value)
     return text if len(text) <= _SHOWN else f"{text[:_SHOWN]}..."
+
+
+def plain(text: str) -> str:
+    """Return a text as one line without control characters: no escape sequences, line ends, or changes of direction."""
+    if text.isprintable():
+        return text
+    shown = (char for char in _ESCAPES.sub("", text) if unicodedata.category(char) != _INVISIBLE)
+    return "".join(char if char.isprintable() else " " for char in shown)
+
+
+def one_line(text: str, longest: int = LONGEST_REASON) -> str:
+    """Return another party's text as one plain line with single spaces, cut off after ``longest`` characters."""
+    line = " ".join(plain(text[:LONGEST_TEXT]).split())
+    return line if len(line) <= longest else line[: longest - 3] + "..."

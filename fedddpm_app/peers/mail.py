@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
+from fedddpm_app.config import one_line
 from fedddpm_app.federation.conversation import Answer, Conversation
-from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.records import ARRAYS
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.federation.strategy import FederatedStrategy

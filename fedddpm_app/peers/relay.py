@@ -12,9 +12,9 @@ from contextlib import suppress
 from functools import cached_property
 
 from fedddpm_app import weights as weights_module
+from fedddpm_app.config import one_line
 from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError
 from fedddpm_app.federation.participants import is_deployed
-from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.records import ARRAYS
 from fedddpm_app.federation.replies import GONE, Reply, ReplyRefusedError
 from fedddpm_app.federation.server_state import load_named_state, named_state

@@ -3,7 +3,8 @@
 import pytest
 from flwr.app import Error
 
-from fedddpm_app.federation.reasons import one_line, reason_of
+from fedddpm_app.config import one_line
+from fedddpm_app.federation.reasons import reason_of
 
 
 def by_ray(error, message):
