@@ -21,7 +21,6 @@ from fedddpm_app.auxiliary.requests import ClientShare, Request, Requests
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.auxiliary.share import batches_of
 from fedddpm_app.auxiliary.uploads import PretrainedModel
-from fedddpm_app.config import one_line
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied
 from fedddpm_app.diffusion.sampling import SampleBatch, split_batches
 from fedddpm_app.federation.actions import ActionCall
@@ -209,7 +208,7 @@ class Generation:
             for part in parts:
                 _check_varied(request.share, part)
         except (ReplyRefusedError, DivergedError) as error:
-            requests.refused[partition] = one_line(str(error))
+            requests.refused[partition] = str(error)
             return
         for index, part in zip(request.indices, parts, strict=True):
             self._keep(request.share, index, part)

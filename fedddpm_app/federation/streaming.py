@@ -150,7 +150,7 @@ class ReplyStream:
         try:
             self._clients.admission.judge(reply, lambda: records[ARRAYS].start_norm, self._first)
         except ReplyRefusedError as error:
-            self.refused[partition] = one_line(str(error))
+            self.refused[partition] = str(error)
         else:
             self._clients.admission.learn_size(reply)
             yield reply
@@ -174,7 +174,7 @@ class ReplyStream:
         try:
             return self._clients.accept(message, partition, self._specs.get(partition, self._spec))
         except ReplyRefusedError as error:
-            self.refused[partition] = one_line(str(error))
+            self.refused[partition] = str(error)
             if isinstance(error, ReplyDeclinedError):
                 self.declined.add(partition)
             return None

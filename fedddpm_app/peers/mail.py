@@ -122,6 +122,6 @@ def _scores_of(answer: Answer) -> tuple[int, list[Score]] | str:
         reply = answer.accept()
         return reply.num_examples, unpack_scores(reply.load(SCORES), reply.num_examples)
     except ReplyRefusedError as error:
-        return one_line(str(error))
+        return str(error)
     except ValueError as error:
         return one_line(f"its scores cannot be true: {error}")
