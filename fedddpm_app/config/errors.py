@@ -15,7 +15,19 @@ _INVISIBLE = "Cf"  # Unicode category of characters without a glyph: directions 
 
 
 class ConfigError(ValueError):
-    """A run config that cannot be used; the message names the key, its value and the fix, a line for each problem."""
+    """A run config that cannot be used; the message names the key, its value and the fix, a line for each problem.
+
+    Parameters
+    ----------
+    text : str
+        The message.
+    public : str, optional
+        What a site sends in place of a message about its own files.
+    """
+
+    def __init__(self, text: str, public: str = "") -> None:
+        super().__init__(text)
+        self.public = public
 
 
 def first_line(error: BaseException) -> str:

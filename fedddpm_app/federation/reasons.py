@@ -25,7 +25,7 @@ _KILLED = {  # the last is the word of Ray's memory monitor
     for name in ("ActorDiedError", "ActorUnavailableError", "RayActorError", "OutOfMemoryError")
 }
 _DECLINED = "DeclinedError"  # of ``training.actions``
-_OWN = ("ConfigError", "StateError", "ProtocolError", _DECLINED)  # sentences without the name of an exception
+OWN = ("ConfigError", "StateError", "ProtocolError", "DivergedError", _DECLINED)  # their sentences need no name
 
 
 def reason_of(error: Error) -> str:
@@ -44,7 +44,7 @@ def reason_of(error: Error) -> str:
         typed = _RAISED_AS.match(raised)
         name, message = (typed[1], raised[typed.end() :]) if typed else ("RayTaskError", raised)
     message = message.strip().removeprefix(_WRAPPERS).strip()
-    return one_line(message if name.endswith(_OWN) else f"{name}: {message}")
+    return one_line(message if name.endswith(OWN) else f"{name}: {message}")
 
 
 def declined(reason: str) -> Error:
