@@ -11,14 +11,15 @@ PACKAGE = ROOT / "fedddpm_app"
 GROUND = {"apportion", "config", "device", "disk", "limits", "progress", "seeding", "shapes", "weights"}
 INTERNALS = "federation/flower_internals"
 MAY_IMPORT = {  # the longest prefix of a module's path counts
-    "config": set(),
+    "config": {"limits"},
+    "limits": set(),
     "seeding": set(),
     "weights": set(),
     "shapes": {"weights"},
-    "progress": set(),
+    "progress": {"config", "limits"},
     "apportion": set(),
     "disk": set(),
-    "limits": set(),
+    "disk/security": {"config"},
     "device": {"config"},
     "diffusion": GROUND,
     "training": GROUND,
@@ -68,6 +69,7 @@ WITHOUT_FLOWER = (
         "experiment/evaluators",
         "experiment/task",
         "hierarchy",
+        "limits",
         "peers",
         "progress",
         "seeding",

@@ -26,7 +26,7 @@ from fedddpm_app.federation.security_log import NAME as SECURITY
 from fedddpm_app.federation.security_log import RESUMED, STARTED, SecurityLog
 from fedddpm_app.federation.server_state import MODEL
 from fedddpm_app.federation.start_notes import start_notes
-from fedddpm_app.progress import configure_logging, logger, note
+from fedddpm_app.progress import configure_logging, logger, name_directory, note
 from fedddpm_app.recording.checkpoints import Checkpoint
 from fedddpm_app.recording.files import needing_room
 from fedddpm_app.recording.provenance import caller_directory
@@ -63,7 +63,7 @@ def _run(grid: Grid, context: Context) -> None:
     evaluator = create_evaluator(config) if config.evaluation.measures_images else None
     recorder, checkpoint = open_run(config, run_config, _base_directory(config, grid), grid.run)
     with RunEnding(recorder) as ending:
-        logger.info("run directory: %s", recorder.directory)
+        name_directory(recorder.directory)
         _log_start(recorder, grid, context, checkpoint)
         if unfit := misfit(config, given_keys(run_config, grid.run.override_config)):
             logger.warning("%s", unfit)
@@ -94,7 +94,7 @@ def _run(grid: Grid, context: Context) -> None:
         recorder.check_checkpoint()  # before the earlier ones are removed
         recorder.keep_checkpoints(strategy.checkpoints.is_permanent)
         ending.complete(metrics)
-    logger.info("run directory: %s", recorder.directory)
+    name_directory(recorder.directory)
 
 
 def _log_start(recorder: RunRecorder, grid: Grid, context: Context, checkpoint: Checkpoint | None) -> None:

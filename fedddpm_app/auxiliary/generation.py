@@ -27,7 +27,6 @@ from fedddpm_app.federation.actions import ActionCall
 from fedddpm_app.federation.cost import FORWARD
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messaging import exchange_about
-from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.replies import GONE, ReplyRefusedError
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import ProgressEvent, logger, report
@@ -211,7 +210,7 @@ class Generation:
             for part in parts:
                 _check_varied(request.share, part)
         except (ReplyRefusedError, DivergedError) as error:
-            requests.refused[partition] = one_line(str(error))
+            requests.refused[partition] = str(error)
             return
         for index, part in zip(request.indices, parts, strict=True):
             self._keep(request.share, index, part)

@@ -5,10 +5,11 @@ import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
-from typing import Never
+from typing import Any, Never
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from fedddpm_app.algorithms import REGISTRY, unknown_algorithm
 from fedddpm_app.config import (
@@ -19,6 +20,7 @@ from fedddpm_app.config import (
     kinds_of_keys,
     load_config,
     packaged_app,
+    plain,
     read_overrides,
 )
 from fedddpm_app.config.auto import auto_keys
@@ -29,17 +31,28 @@ RUN_CONFIG, FEDERATION_CONFIG = "--run-config", "--federation-config"
 for _stream in (sys.stdout, sys.stderr):
     if isinstance(_stream, io.TextIOWrapper):  # a name that the terminal's encoding lacks is escaped, not an error
         _stream.reconfigure(errors="backslashreplace")
-console = Console()
+
+
+class PlainConsole(Console):
+    """A console that prints every text as it is: without markup, and without control characters of others."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        """Return a text, also that of a table's cell, as rich shows it."""
+        lines = "\n".join(map(plain, text.split("\n")))
+        return super().render_str(lines, **{**options, "markup": False, "highlight": False, "emoji": False})
+
+
+console = PlainConsole()
 
 
 def say(sentence: str) -> None:
-    """Print a sentence on one line, without markup."""
-    console.print(sentence, markup=False, highlight=False, soft_wrap=True)
+    """Print a sentence on one line."""
+    console.print(sentence, soft_wrap=True)
 
 
 def refuse(sentence: str) -> Never:
     """Print a sentence, or a line for each problem, on standard error and exit with code 2."""
-    Console(stderr=True, soft_wrap=True).print(sentence, markup=False, highlight=False)
+    PlainConsole(stderr=True, soft_wrap=True).print(sentence)
     raise typer.Exit(BAD_INPUT)
 
 

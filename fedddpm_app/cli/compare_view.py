@@ -5,13 +5,13 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import timedelta
 
 from rich import box
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live
 from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from fedddpm_app.cli.common import console, say
+from fedddpm_app.cli.common import PlainConsole, console, say
 from fedddpm_app.compare.cells import Cell, Setting, State
 from fedddpm_app.compare.plan import Plan, amount_of, far_from_budget
 from fedddpm_app.compare.pool import Running
@@ -96,7 +96,7 @@ def print_plan(plan: Plan, states: Mapping[Cell, State], jobs: int) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     for settings in _together(plan.settings):
         table.add_row(*_row(plan, settings))
-    (console if console.is_terminal else Console(width=_WIDTH)).print(table)
+    (console if console.is_terminal else PlainConsole(width=_WIDTH)).print(table)
     say("Expected cost of a run: gradient steps; models from the clients (up) and to them (down).")
     if far := far_from_budget(plan):
         named = ", ".join(f"{label} {difference:+.1%}" for label, difference in far.items())

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedddpm_app.cli.common import PlainConsole
 from fedddpm_app.evaluation.metrics import CAVEAT
 from fedddpm_app.progress import ProgressEvent, logger, parse_line, parse_note
 from fedddpm_app.recording.status import read_status
@@ -20,13 +20,13 @@ from fedddpm_app.recording.status import read_status
 _LARGEST_SHOWN = 1e18
 _MIN_ELAPSED_SECONDS = 1.0  # a shorter time gives no reliable rate
 _MIN_SHOWN_SECONDS = 2.0  # work that takes less time gets no line
-_RUN_FAILED = "the run failed: "
-_NOTEWORTHY = (
-    *("WARNING", "ERROR", "Error", "left out", "waiting for nodes", _RUN_FAILED),
-    *("is gone:", "is connected, and", "is not connected:"),  # messages of ``federation.roll_call`` about clients
-)
+_RUN_FAILED = "ERROR: the run failed: "
+_NOTEWORTHY = ("WARNING", "ERROR", "Error", "waiting for nodes")
 _RAY_PREFIX = re.compile(r"^\(\w+ pid=[^)]*\) ")
-_NOISE = ("Since flwr 1.32", "Manually terminating ClientAppActor", "FutureWarning: ", "DeprecationWarning: ")
+_NOISE = re.compile(  # at the start of a line: a reason that a line quotes does not hide it
+    r"  |(?:WARNING *: *)?(?:Since flwr 1\.32|Manually terminating ClientAppActor|"
+    r"\S+:\d+: (?:Future|Deprecation)Warning: )"
+)
 
 
 class RunView:
@@ -36,7 +36,7 @@ class RunView:
     ----------
     total_steps : int or None
         Optimiser steps of the whole run; None if unknown, and then no remaining time is shown.
-    console : Console
+    console : PlainConsole
         The console to print to. A terminal shows live bars, any other output one line per event.
     starting : str
         The text to show until the first event.
@@ -49,7 +49,7 @@ class RunView:
     def __init__(
         self,
         total_steps: int | None,
-        console: Console,
+        console: PlainConsole,
         starting: str = "starting Flower and Ray",
         live: bool = True,
         clock: Callable[[], float] = time.monotonic,
@@ -91,9 +91,9 @@ class RunView:
         event = parse_line(line)
         if event is None:
             text = parse_note(line) or (line if _is_noteworthy(line) and not self._failed else None)
-            self._failed = self._failed or _RUN_FAILED in line
+            self._failed = self._failed or line.startswith(_RUN_FAILED)
             if text is not None:
-                self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+                self.console.print(text, soft_wrap=True)
             return
         if event.loss is not None:  # optimiser steps, not images
             self._done[event.phase, event.server_round, event.client] = event.step
@@ -101,7 +101,7 @@ class RunView:
         if self._live:
             self._move_bars(event)
         else:
-            self.console.print(self._describe(event), markup=False, highlight=False, soft_wrap=True)
+            self.console.print(self._describe(event), soft_wrap=True)
 
     def seconds_left(self) -> float | None:
         """Estimate the seconds to the end of the run, from the steps done since the start of the first work."""
@@ -157,11 +157,11 @@ class WorkView(logging.Handler):
 
     Parameters
     ----------
-    console : Console
+    console : PlainConsole
         The console to print to; other log lines are printed there too.
     """
 
-    def __init__(self, console: Console) -> None:
+    def __init__(self, console: PlainConsole) -> None:
         super().__init__()
         self.console = console
         self._bars = Progress(
@@ -192,17 +192,17 @@ class WorkView(logging.Handler):
         """Move a bar for a progress line; print any other line."""
         event = parse_line(record.getMessage())
         if event is None:
-            self.console.print(record.getMessage(), markup=False, highlight=False, soft_wrap=True)
+            self.console.print(record.getMessage(), soft_wrap=True)
         elif not self.console.is_terminal:
             if event.step == event.steps and time.monotonic() - self._began > _MIN_SHOWN_SECONDS:
-                self.console.print(f"{event.phase} {event.step:,}/{event.steps:,}", highlight=False)
+                self.console.print(f"{event.phase} {event.step:,}/{event.steps:,}")
         else:
             if event.phase not in self._tasks:
                 self._tasks[event.phase] = self._bars.add_task(event.phase)
             self._bars.update(self._tasks[event.phase], completed=event.step, total=event.steps)
 
 
-def print_metrics(metrics: Sequence[Mapping[str, Any]], console: Console) -> None:
+def print_metrics(metrics: Sequence[Mapping[str, Any]], console: PlainConsole) -> None:
     """Print metrics in the form of ``summary.json``: one table per set of images, then the notes on the metrics."""
     for n, weights, sampler, steps in dict.fromkeys(map(_sampling_of, metrics)):
         title = f"{n:,} generated images ({weights} weights, {sampler}, {steps} steps)"
@@ -219,7 +219,7 @@ def print_metrics(metrics: Sequence[Mapping[str, Any]], console: Console) -> Non
         console.print(table)
     for note in dict.fromkeys(part for metric in metrics for part in _caveats(metric)):
         names = _names([metric for metric in metrics if note in _caveats(metric)], metrics)
-        console.print(f"{names}: {note}", markup=False, highlight=False, soft_wrap=True)
+        console.print(f"{names}: {note}", soft_wrap=True)
 
 
 def _names(noted: Sequence[Mapping[str, Any]], metrics: Sequence[Mapping[str, Any]]) -> str:
@@ -239,11 +239,6 @@ def _sampling_of(metric: Mapping[str, Any]) -> tuple[int, str, str, int]:
     return metric["n"], metric["weights"], metric["sampler"], metric["steps"]
 
 
-def plain(value: Any) -> Any:
-    """Return a text, which may come from another host, without characters that control a terminal."""
-    return "".join(c if c.isprintable() or c == "\n" else "?" for c in value) if isinstance(value, str) else value
-
-
 def _rounded(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
@@ -257,7 +252,7 @@ def _shown(key: str, value: float) -> str:
     return f"{value:.4f}" if key.endswith(("loss", "dp_epsilon")) else f"{value:,.1f}".removesuffix(".0")
 
 
-def print_summary(directory: Path, console: Console) -> None:
+def print_summary(directory: Path, console: PlainConsole) -> None:
     """Print the final table of a run from its ``summary.json``, and the paths of its files."""
     status = read_status(directory)
     summary = status.summary
@@ -266,25 +261,25 @@ def print_summary(directory: Path, console: Console) -> None:
     table.add_column("value", justify="right")
     for key, value in summary.items():
         if isinstance(value, int | float):
-            table.add_row(Text(plain(key)), _shown(key, value))
+            table.add_row(key, _shown(key, value))
     console.print(table)
     metrics = summary.get("metrics")
     if isinstance(metrics, list) and metrics:
         try:
-            print_metrics([{key: plain(value) for key, value in metric.items()} for metric in metrics], console)
+            print_metrics(metrics, console)
         except (LookupError, TypeError, ValueError, AttributeError, OverflowError):
             console.print("the metrics in summary.json are damaged, and are not shown")
     for reason in ("stopped_by", "error"):
         if reason in summary:
             prefix = "stopped by " if reason == "stopped_by" else ""
-            console.print(f"{prefix}{plain(str(summary[reason]))}", markup=False, highlight=False, soft_wrap=True)
+            console.print(f"{prefix}{summary[reason]}", soft_wrap=True)
     for name in ("samples", "auxiliary", "plots", "pipeline", "stats.jsonl", "summary.json", "log.txt"):
         if (directory / name).exists():
-            console.print(str(directory / name), markup=False, highlight=False, soft_wrap=True)
-    console.print(f"run directory: {directory}", markup=False, highlight=False, soft_wrap=True)
+            console.print(str(directory / name), soft_wrap=True)
+    console.print(f"run directory: {directory}", soft_wrap=True)
 
 
 def _is_noteworthy(line: str) -> bool:
     """Return whether a log line is a warning or an error; the indented lines of a traceback are only in ``log.txt``."""
-    noise = _RAY_PREFIX.sub("", line).startswith("  ") or any(text in line for text in _NOISE)
-    return not noise and any(text in line for text in _NOTEWORTHY)
+    is_noise = _NOISE.match(_RAY_PREFIX.sub("", line))
+    return not is_noise and any(text in line for text in _NOTEWORTHY)

@@ -7,12 +7,13 @@ import typer
 from fedddpm_app.cli.claim import claim_directory
 from fedddpm_app.cli.common import FAILED, console, say
 from fedddpm_app.cli.console import RunView, print_summary
-from fedddpm_app.cli.fetch import DIRECTORY_MARK, fetch_into, find_directory
+from fedddpm_app.cli.fetch import fetch_into, find_directory
 from fedddpm_app.config import Config, ConfigError, Scalar
 from fedddpm_app.launch.connection import check_reachable
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, has_ended
 from fedddpm_app.launch.receiver import FetchError
 from fedddpm_app.launch.simulation import leaving_in_order
+from fedddpm_app.progress import parse_directory
 from fedddpm_app.recording.log import RunLog
 from fedddpm_app.recording.status import read_status
 
@@ -64,7 +65,7 @@ def _follow(run: FlowerRun, log: RunLog) -> list[str]:
         for line in run.lines():
             log.write(line)
             view.line(line)
-            named += [line] if DIRECTORY_MARK in line else []
+            named += [line] if parse_directory(line) else []
     return named
 
 

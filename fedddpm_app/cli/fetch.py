@@ -21,12 +21,11 @@ from fedddpm_app.launch.delivery import LOG
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, has_ended, write_app
 from fedddpm_app.launch.leftovers import DELIVERY_PREFIX, INCOMING_PREFIX
 from fedddpm_app.launch.receiver import FetchError, FileReceiver
+from fedddpm_app.progress import parse_directory
 from fedddpm_app.recording.directory import check_is_new, make_directory
 from fedddpm_app.recording.files import RecordingError, writing
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import read_status
-
-DIRECTORY_MARK = "run directory: "
 
 
 def fetch(run_id: str, superlink: str, out: Path, largest_mb: float, total_mb: float) -> None:
@@ -97,7 +96,7 @@ def find_directory(log: Iterable[str]) -> str:
     FetchError
         When the log names no folder.
     """
-    found = [line.partition(DIRECTORY_MARK)[2].strip() for line in log if DIRECTORY_MARK in line]
+    found = [named for line in log if (named := parse_directory(line))]
     if not found:
         raise FetchError(
             "the run has no run directory: the run does not exist, or it failed before it made its directory; see its "

@@ -33,11 +33,19 @@ class ForwardingClientApp(ClientApp):
         self._app = app
 
     def __call__(self, message: Message, context: Context) -> Message:
-        """Answer a message."""
+        """Answer a message; at a site, a failure says to the server what may leave the site."""
         if _is_in_actor():
             return process_of(self._app).answer(message, context)
-        with private_umask():
-            return call_app(_here(self._app), message, context)
+        try:
+            with private_umask():
+                return call_app(_here(self._app), message, context)
+        except Exception as error:
+            from fedddpm_app.client.site_failures import failure_at_site  # it imports torch
+
+            reply = failure_at_site(error, message, context)
+            if reply is None:
+                raise
+            return reply
 
     def _refuse(self, *_: Any, **__: Any) -> NoReturn:
         raise TypeError(f'this ClientApp only forwards: register functions with the app that "{self._app}" creates.')

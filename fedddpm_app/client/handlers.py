@@ -13,7 +13,7 @@ from fedddpm_app.client.policy import check_action, check_round
 from fedddpm_app.client.security_log import SiteLog
 from fedddpm_app.client.state import ClientState, ClientStateError, state_folder
 from fedddpm_app.client.worker import Worker, this_process
-from fedddpm_app.config import Config, ConfigError, WireDtype
+from fedddpm_app.config import Config, ConfigError, WireDtype, without_paths
 from fedddpm_app.config.site import SitePolicy
 from fedddpm_app.federation.privacy import is_private
 from fedddpm_app.federation.reasons import declined
@@ -39,7 +39,7 @@ from fedddpm_app.federation.records import (
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.training.actions import Metrics
-from fedddpm_app.training.declined import DeclinedError
+from fedddpm_app.training.declined import DeclinedError, TrainingDivergedError
 from fedddpm_app.training.hooks import LocalRound, TrainingHook, TrainResult
 from fedddpm_app.training.privacy import Ledger
 from fedddpm_app.transport import ClientEnd, Packed, can_read
@@ -92,7 +92,7 @@ class FederatedClientApp(ClientApp):
             if not isinstance(error, DeclinedError):
                 raise
             logger.warning("client %d declines: %s", _partition(context), error)
-            return Message(declined(str(error)), reply_to=message)
+            return Message(declined(without_paths(str(error))), reply_to=message)
         log.answered()
         return reply
 
@@ -291,11 +291,11 @@ def _text(message: Message, key: str) -> str:
 
 
 def _check_finite(training: TrainResult, hook: TrainingHook) -> None:
-    """Raise ``RuntimeError`` if the training diverged, before its state is saved."""
+    """Raise ``TrainingDivergedError`` if the training diverged, before its state is saved."""
     for weights in (training.weights, *hook.kept.values(), *hook.sent.values()):
         if not weights_module.is_finite(weights):
             loss = "" if training.privacy else f", with a last loss of {training.final_loss}"
-            raise RuntimeError(f"its training diverged{loss}: lower learning-rate")
+            raise TrainingDivergedError(f"its training diverged{loss}: lower learning-rate")
 
 
 def _checked(setup: ClientSetup, context: Context) -> ClientSetup:

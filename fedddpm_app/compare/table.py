@@ -13,6 +13,8 @@ from fedddpm_app.compare.notes import (
     share_of_budget,
 )
 from fedddpm_app.compare.numbers import number, range_of, signed
+from fedddpm_app.config import one_line
+from fedddpm_app.limits import LONGEST_TEXT
 
 _MB = "MB up, down"
 _COSTS = ("gradient steps", "models exchanged", _MB, "minutes")
@@ -115,7 +117,7 @@ def page(results: Results) -> str:
     unfinished = [cell for cell in results["cells"] if cell["status"] != "completed"]
     if unfinished:
         parts += ["## Cells that are not complete"]
-        parts += ["\n".join(f"- {cell_name(cell)}: {cell.get('reason', cell['status'])}" for cell in unfinished)]
+        parts += ["\n".join(f"- {cell_name(cell)}: {_reason_of(cell)}" for cell in unfinished)]
     if incomplete := clients_left_out(results):
         parts += ["## Cells without some clients", "\n".join(f"- {sentence}" for sentence in incomplete)]
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -164,6 +166,12 @@ def _side(difference: Mapping[str, Any]) -> str:
     if low == high == 0:
         return "equal"
     return "lower" if high < 0 else "higher" if low > 0 else "unclear"
+
+
+def _reason_of(cell: Mapping[str, Any]) -> str:
+    """Return why a cell is not complete; a reason may quote a client, so it is code, in which no markup counts."""
+    reason = one_line(str(cell.get("reason", "")), LONGEST_TEXT).replace("`", "'")
+    return f"`{reason}`" if reason else str(cell["status"])
 
 
 def _escaped(text: str) -> str:

@@ -10,7 +10,7 @@ from fedddpm_app.config.checks import check_sampler, check_warmup
 from fedddpm_app.config.data import MAX_CLASSES, DataConfig
 from fedddpm_app.config.diffusion import DiffusionConfig
 from fedddpm_app.config.dp import Budget, DPConfig, PrivatePhase
-from fedddpm_app.config.errors import ConfigError, first_line, printable, shown
+from fedddpm_app.config.errors import ConfigError, first_line, one_line, plain, printable, shown, without_paths
 from fedddpm_app.config.fields import (
     AggregatorName,
     Extractor,
@@ -66,9 +66,12 @@ __all__ = [
     "kinds_of_keys",
     "known_keys",
     "load_config",
+    "one_line",
     "packaged_app",
+    "plain",
     "printable",
     "read_overrides",
     "report_unused",
     "shown",
+    "without_paths",
 ]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fedddpm_app.config import ConfigError, DataConfig
 from fedddpm_app.data.partitioning import check_size, partition_rows
-from fedddpm_app.data.sites import SITE, SITES, is_site, load_splits, of_site
+from fedddpm_app.data.sites import SITE, SITES, is_site, keeping_names, load_splits, of_site
 from fedddpm_app.data.splits import LABEL
 from fedddpm_app.data.store import StoredSplit, load_stored
 from fedddpm_app.diffusion.images import ImageTensors
@@ -52,7 +52,8 @@ class FederatedDataset:
     @property
     def splits(self) -> dict[str, StoredSplit]:
         """The decoded splits on this host: ``train`` and ``test``; one may be missing with ``partition = "sites"``."""
-        return load_stored(self.config)
+        with keeping_names(self.config):
+            return load_stored(self.config)
 
     @property
     def train(self) -> ImageTensors:

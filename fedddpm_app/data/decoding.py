@@ -104,19 +104,13 @@ def decode(split: Split, config: DataConfig, pixels: np.ndarray, on_progress: Ca
 
 
 def check_bad(bad: list[str], num_images: int, config: DataConfig) -> None:
-    """Raise ``ConfigError`` if all images, or more than ``max_bad_images``, cannot be read.
-
-    A site sends its errors to the server; so with ``partition = "sites"`` the names of images are in the log alone.
-    """
+    """Raise ``ConfigError`` if all images, or more than ``max_bad_images``, cannot be read; a site sends the counts."""
     if len(bad) > config.max_bad_images or not num_images:
-        names = "; ".join(bad[:_SHOWN])
-        if config.partition == "sites":
-            logger.error("images that cannot be read: %s", names)
-            names = "the log on their host names them"
+        many = f"max-bad-images = {config.max_bad_images}, but {len(bad)} or more images of"
+        fix = "Repair or remove them, or use a larger number to leave them out."
         raise ConfigError(
-            f"max-bad-images = {config.max_bad_images}, but {len(bad)} or more images of dataset = "
-            f'"{config.dataset}" cannot be read: {names}. Repair or remove them, or use a larger number to leave them '
-            "out."
+            f'{many} dataset = "{config.dataset}" cannot be read: {"; ".join(bad[:_SHOWN])}. {fix}',
+            public=f"{many} this site cannot be read; its log names them. {fix}",
         )
 
 

@@ -7,6 +7,8 @@ are equal.
 """
 
 import functools
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
@@ -44,7 +46,8 @@ def of_site(config: DataConfig, data_path: str) -> DataConfig:
     if not is_folder(folder) or not (folder := folder.expanduser()).is_absolute():
         raise ConfigError(
             f'data-path = "{data_path}": there is no such folder on this host; give the absolute path of a folder in '
-            "--node-config, or in a container the path of the mounted volume."
+            "--node-config, or in a container the path of the mounted volume.",
+            public="data-path: there is no such folder on this host; its log names the folder",
         )
     return replace(config, dataset=f"{_SITE_PREFIX}{folder.resolve()}")
 
@@ -52,6 +55,18 @@ def of_site(config: DataConfig, data_path: str) -> DataConfig:
 def is_site(config: DataConfig) -> bool:
     """Return whether a config is for the images of a single site, see ``of_site``."""
     return config.dataset.startswith(_SITE_PREFIX)
+
+
+@contextmanager
+def keeping_names(config: DataConfig) -> Iterator[None]:
+    """Give an error of the body, which reads a site's images, a text for others, unless it has one."""
+    try:
+        yield
+    except Exception as error:
+        if not is_site(config) or getattr(error, "public", None):
+            raise
+        public = f"its images cannot be used ({type(error).__name__}): the log of its SuperNode says why"
+        raise ConfigError(str(error), public) from error
 
 
 def fingerprint(config: DataConfig) -> str:
@@ -145,7 +160,9 @@ def _with_classes(split: Split, folder: Path, config: DataConfig) -> Split:
     if unknown:
         raise ConfigError(
             f'class-names = "{config.class_names}", but {printable(folder)} also has the class "{unknown[0]}": add it '
-            "(and to num-classes), or move its images away."
+            "(and to num-classes), or move its images away.",
+            public=f'class-names = "{config.class_names}", but this site also has a class, named in its log, that is '
+            "not among them: add it (and to num-classes), or move its images away",
         )
     label_of = {label: names.index(own[label]) for label in np.unique(labels)}
     column = [label_of[label] for label in labels]

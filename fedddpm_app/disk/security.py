@@ -6,16 +6,10 @@ A line has no path, no image name and no weights: texts of clients are cut, and 
 import datetime
 import json
 import os
-import re
 from collections.abc import Mapping
 from pathlib import Path
 
-_LONGEST_TEXT = 300  # characters of a text; as of the reasons in the log of a run
-_PATH = re.compile(r"(?:(?<![\w.)\]/])|\bpath:)(?:~|\.{1,2})?(?:/[^\s/:;,'\"()\[\]<>]+)+/?|\b[A-Za-z]:\\[^\s;,'\"]+")
-
-_FILE = re.compile(
-    r"[^\s/\\'\"<>=(]+\.(?:png|jpe?g|tiff?|bmp|gif|webp|dcm|nii|np[yz]|parquet|csv|jsonl?)\b", re.IGNORECASE
-)
+from fedddpm_app.config import one_line, without_paths
 
 
 def entry_of(event: str, facts: Mapping[str, object]) -> dict[str, object]:
@@ -40,14 +34,9 @@ def append_entry(path: Path, entry: Mapping[str, object]) -> None:
         os.close(descriptor)
 
 
-def without_paths(text: str) -> str:
-    """Return a text, cut, with ``<path>`` in the place of each path, and ``<file>`` in that of each name of a file."""
-    return _FILE.sub("<file>", _PATH.sub("<path>", text[: 4 * _LONGEST_TEXT]))[:_LONGEST_TEXT]
-
-
 def _clean(value: object) -> object:
     if isinstance(value, str):
-        return without_paths(value)
+        return one_line(without_paths(value))
     if isinstance(value, Mapping):
         return {str(key): _clean(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

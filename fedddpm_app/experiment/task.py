@@ -84,7 +84,7 @@ class DiffusionTask:
         """Return the denoising loss on the client's held-out images, and their number."""
         data = self.held_out_data(partition_id)
         if not len(data):
-            raise ValueError("it has only one image, which it trains on, so it has no held-out image to evaluate on")
+            raise ConfigError("it has only one image, which it trains on, so it has no held-out image to evaluate on")
         return denoising_loss(model, self.loss_fn, data, self.config.evaluation.eval_draws), len(data)
 
     def label_counts(self, partition_id: int) -> list[int]:

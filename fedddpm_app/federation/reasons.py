@@ -7,16 +7,15 @@ import re
 
 from flwr.app import Error
 
+from fedddpm_app.config import one_line
 from fedddpm_app.federation.flower_internals import ErrorCode
+from fedddpm_app.limits import LONGEST_TEXT
 
 DEAD_ACTOR = (
     "a Ray actor was killed. Flower continues to send messages to dead actors, and every later round would lose "
     "clients: the run ends here, and can be resumed"
 )
-LONGEST_REASON = 300  # characters
-_LONGEST_TEXT = 65_536  # characters of a client's text that are read; a traceback fits
 _COLOUR = re.compile(r"\x1b\[[0-9;]*[A-Za-z]")
-_UNPRINTABLE = re.compile(r"[\s\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]+")
 _FLOWERS_FORM = re.compile(r"<class '([\w.()]{1,200})'>:<'")
 _RAISED_AS = re.compile(r"(?:[A-Za-z_]\w*\.)*([A-Za-z_]\w*): ")
 _WRAPPERS = "Exception ClientAppException occurred. Message:"  # of Flower's simulation
@@ -26,13 +25,7 @@ _KILLED = {  # the last is the word of Ray's memory monitor
     for name in ("ActorDiedError", "ActorUnavailableError", "RayActorError", "OutOfMemoryError")
 }
 _DECLINED = "DeclinedError"  # of ``training.actions``
-_OWN = ("ConfigError", "StateError", "ProtocolError", _DECLINED)  # sentences without the name of an exception
-
-
-def one_line(text: str, longest: int = LONGEST_REASON) -> str:
-    """Return a text without line breaks and control characters, cut off after ``longest`` characters."""
-    line = _UNPRINTABLE.sub(" ", _COLOUR.sub("", text[:_LONGEST_TEXT])).strip()
-    return line if len(line) <= longest else line[: longest - 3] + "..."
+OWN = ("ConfigError", "StateError", "ProtocolError", "DivergedError", _DECLINED)  # their sentences need no name
 
 
 def reason_of(error: Error) -> str:
@@ -41,7 +34,7 @@ def reason_of(error: Error) -> str:
     Flower writes ``<class 'X'>:<'message'>``. In a simulation X is Ray's ``RayTaskError``, and its message is a
     traceback whose first exception is the client's.
     """
-    text = _COLOUR.sub("", (error.reason or "")[:_LONGEST_TEXT])
+    text = _COLOUR.sub("", (error.reason or "")[:LONGEST_TEXT])
     found = _FLOWERS_FORM.match(text)
     if found is None:
         return one_line(text) or "the client failed without a reason"
@@ -51,7 +44,7 @@ def reason_of(error: Error) -> str:
         typed = _RAISED_AS.match(raised)
         name, message = (typed[1], raised[typed.end() :]) if typed else ("RayTaskError", raised)
     message = message.strip().removeprefix(_WRAPPERS).strip()
-    return one_line(message if name.endswith(_OWN) else f"{name}: {message}")
+    return one_line(message if name.endswith(OWN) else f"{name}: {message}")
 
 
 def declined(reason: str) -> Error:
@@ -61,13 +54,13 @@ def declined(reason: str) -> Error:
 
 def has_declined(error: Error) -> bool:
     """Return whether a client's error says that it declines."""
-    found = _FLOWERS_FORM.match((error.reason or "")[:_LONGEST_TEXT])
+    found = _FLOWERS_FORM.match((error.reason or "")[:LONGEST_TEXT])
     return found is not None and found[1].endswith(_DECLINED)
 
 
 def is_dead_actor(error: Error) -> bool:
     """Return whether an error of a simulation is Ray's for an actor whose process ended."""
-    found = _FLOWERS_FORM.match((error.reason or "")[:_LONGEST_TEXT])
+    found = _FLOWERS_FORM.match((error.reason or "")[:LONGEST_TEXT])
     return found is not None and found[1] in _KILLED
 
 

@@ -10,19 +10,17 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from flwr.app import Message, MessageType, MetricRecord, MetricRecordValues, RecordDict
+from flwr.app import Message, MessageType, MetricRecord, RecordDict
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import MAX_CLASSES
+from fedddpm_app.config import one_line
 from fedddpm_app.federation.flower_internals import ErrorCode
+from fedddpm_app.federation.metrics import problem_of
 from fedddpm_app.federation.reasons import has_declined, reason_of
-from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES, SERVER_ROUND
+from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES
+from fedddpm_app.limits import LARGEST_NUMBER
 from fedddpm_app.transport import Expected, Payload, PayloadError, Transport
 from fedddpm_app.weights import Weights
-
-_LONGEST_VALUE = 100  # characters of a client's texts that are quoted
-_LARGEST_NORM = 1e30  # of a tensor; a larger one overflows in a mean, or when a difference is scaled up
-_LARGEST_METRIC = 1e15  # of a declared one, such as a loss: squared errors of large targets are smaller
 
 _NO_NODE = 1
 
@@ -30,7 +28,10 @@ GONE = "its node is gone or did not answer in time"
 
 
 class ReplyRefusedError(ValueError):
-    """A reply that cannot be used; the message gives the reason."""
+    """A reply that cannot be used; the message gives the reason, in one plain line: it may quote what a client sent."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(one_line(reason))
 
 
 class ReplyDeclinedError(ReplyRefusedError):
@@ -185,7 +186,8 @@ def accept_reply(
     metrics = message.content.metric_records.get(METRICS)
     if metrics is None:
         raise ReplyRefusedError(f"it has no MetricRecord {METRICS!r}")
-    _check_metrics(metrics, spec)
+    if problem := problem_of(metrics, spec.server_round, spec.metrics, spec.lists, spec.counts_examples):
+        raise ReplyRefusedError(problem)
     if spec.counts_examples and check_examples is not None:
         check_examples(int(metrics[NUM_EXAMPLES]))  # type: ignore[arg-type]
     payloads = {
@@ -224,51 +226,10 @@ def _norm(name: str, payload: Payload) -> float:
     """Return the norm of a record, or of the client's change of the weights; refuse values that are not finite."""
     if name == ARRAYS and payload.expected.has_start:
         norm = payload.update_norm()
-        finite = norm < _LARGEST_NORM
+        finite = norm < LARGEST_NUMBER
     else:
         norms = weights_module.tensor_norms(payload.sent)
-        norm, finite = math.hypot(*norms), all(norm < _LARGEST_NORM for norm in norms)
+        norm, finite = math.hypot(*norms), all(norm < LARGEST_NUMBER for norm in norms)
     if not finite:
         raise ReplyRefusedError("its weights are not finite")
     return norm
-
-
-def _check_metrics(metrics: MetricRecord, spec: ReplySpec) -> None:
-    answered = metrics.get(SERVER_ROUND)
-    if answered != spec.server_round:
-        if answered is None:
-            raise ReplyRefusedError(f"it does not say which round it answers: it has no metric {SERVER_ROUND}")
-        raise ReplyRefusedError(f"it answers round {str(answered)[:_LONGEST_VALUE]}, not round {spec.server_round}")
-    if spec.counts_examples:
-        _check_num_examples(metrics.get(NUM_EXAMPLES))
-    for key in spec.metrics:
-        if not isinstance(metrics.get(key), int | float):
-            raise ReplyRefusedError(f"metric {key} is {repr(metrics.get(key))[:_LONGEST_VALUE]}, not a number")
-    for key, length in spec.lists.items():
-        values = metrics.get(key)
-        if not isinstance(values, list) or len(values) != length:
-            raise ReplyRefusedError(f"metric {key} is not a list of {length} numbers")
-    averaged = {*spec.metrics, *spec.lists}
-    for key, value in metrics.items():
-        most, numbers = _LARGEST_METRIC if key in averaged else _LARGEST_NORM, _numbers_of(value)
-        if not all(abs(number) < most for number in numbers):
-            large = f", which is not between -{most:.0e} and {most:.0e}" if all(map(math.isfinite, numbers)) else ""
-            large += ": a loss of this size means that its training diverged" if large and key in averaged else ""
-            raise ReplyRefusedError(f"metric {key} is {str(value)[:_LONGEST_VALUE]}{large}")
-    declared = {SERVER_ROUND, NUM_EXAMPLES, *averaged}
-    others = {key: value for key, value in metrics.items() if key not in declared}
-    count = sum(len(_numbers_of(value)) for value in others.values())
-    if count > MAX_CLASSES or any(len(key) > _LONGEST_VALUE for key in others):  # one number per class is usual
-        raise ReplyRefusedError(
-            f"its {len(others)} metrics that are not declared have {count} numbers: at most {MAX_CLASSES} numbers, "
-            f"and names of {_LONGEST_VALUE} characters, are accepted"
-        )
-
-
-def _numbers_of(value: MetricRecordValues) -> Sequence[float]:
-    return value if isinstance(value, list) else [value]
-
-
-def _check_num_examples(num_examples: object) -> None:
-    if not isinstance(num_examples, int) or num_examples < 1:
-        raise ReplyRefusedError(f"{NUM_EXAMPLES} is {repr(num_examples)[:_LONGEST_VALUE]}, not a positive whole number")

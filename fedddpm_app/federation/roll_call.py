@@ -20,6 +20,7 @@ from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.reasons import reason_of
 from fedddpm_app.federation.records import METRICS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
 from fedddpm_app.federation.security_log import CLAIM_REFUSED, NODE_REFUSED, SecurityLog
+from fedddpm_app.limits import LONGEST_VALUE
 from fedddpm_app.progress import logger
 
 _FIRST_POLL_SECONDS = 0.01
@@ -28,7 +29,6 @@ _LOG_SECONDS = 10.0  # between messages while nodes are awaited
 _QUERY_SECONDS = 60.0  # at least, for an answer; a node whose query has expired is queried again
 _RETRY_SECONDS = 5.0  # between queries of a node that failed, before the run starts
 _ANSWER_SECONDS = 20.0  # for the answer of a new node, which may have to start a process
-_LONGEST_VALUE = 100  # characters of a node's answer that are kept
 _GONE = (ErrorCode.NODE_UNAVAILABLE, ErrorCode.MESSAGE_UNAVAILABLE)
 
 
@@ -205,7 +205,7 @@ class RollCall:
         if problem := misfit(metrics, self._num_clients):
             return problem
         partition = int(metrics[PARTITION_ID])  # type: ignore[arg-type]
-        self._workers.add(str(metrics.get(WORKER))[:_LONGEST_VALUE])
+        self._workers.add(str(metrics.get(WORKER))[:LONGEST_VALUE])
         self._sharing += metrics.get(SHARES_MEMORY) == 1
         self._partition_of[node] = partition
         holder = self._by_partition()[partition]

@@ -5,8 +5,8 @@
 
 from collections.abc import Callable, Mapping
 
+from fedddpm_app.config import one_line
 from fedddpm_app.disk.security import entry_of
-from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.replies import ReplyDeclinedError, ReplyRefusedError
 
 NAME = "security.jsonl"

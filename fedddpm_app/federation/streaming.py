@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 from flwr.app import Message, MetricRecord
 
+from fedddpm_app.config import one_line
 from fedddpm_app.federation.errors import TooFewRepliesError
-from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.records import ARRAYS, METRICS
 from fedddpm_app.federation.replies import GONE, Reply, ReplyDeclinedError, ReplyRefusedError, ReplySpec
 from fedddpm_app.progress import ProgressEvent, logger, report
@@ -180,7 +180,7 @@ class ReplyStream:
         try:
             return self._clients.accept(message, partition, self._specs.get(partition, self._spec))
         except ReplyRefusedError as error:
-            self.refused[partition] = one_line(str(error))
+            self.refused[partition] = str(error)
             if isinstance(error, ReplyDeclinedError):
                 self.declined.add(partition)
             return None

@@ -16,10 +16,9 @@ from flwr.app import Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
-from fedddpm_app.config import Scalar
+from fedddpm_app.config import Scalar, one_line
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.flower_internals import NodeInfo, Run, TaskIdentity, TaskType, set_message_id
-from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.records import NUM_PARTITIONS, PARTITION_ID
 from fedddpm_app.progress import logger
 

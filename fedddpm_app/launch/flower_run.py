@@ -11,10 +11,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import click
-
 from fedddpm_app import limits
-from fedddpm_app.config import ConfigError, Scalar
+from fedddpm_app.config import ConfigError, Scalar, plain
 from fedddpm_app.disk.owned import OwnedFolder
 
 CONFIG_PREFIX = "fedddpm-config-"
@@ -146,7 +144,7 @@ class FlowerRun:
         return [self.connection] if self.connection else []
 
     def _read(self, *arguments: str) -> Iterator[str]:
-        """Start `flwr`, and yield its output lines, without colour codes, until it ends or until ``leave``."""
+        """Start `flwr`, and yield its output lines, without control characters, until it ends or until ``leave``."""
         process = self._followed = subprocess.Popen(
             [self._flwr, *arguments],
             env=self.environment,
@@ -158,7 +156,7 @@ class FlowerRun:
         )
         stream = process.stdout or io.StringIO()
         while line := stream.readline(limits.LOG_LINE):  # a longer line becomes several
-            yield click.unstyle(line.rstrip("\n"))
+            yield plain(line.rstrip("\n"))
         process.wait()
 
 

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, NamedTuple
 
 from fedddpm_app import limits
-from fedddpm_app.config import shown
+from fedddpm_app.config import one_line, shown
 from fedddpm_app.disk.placing import entered, move_into
 from fedddpm_app.launch.delivered_names import DeliveredNames, NameRefusedError
 from fedddpm_app.launch.delivery import MARK
@@ -92,9 +92,9 @@ class FileReceiver:
         FetchError
             When it is refused, or cannot be written.
         """
-        _, found, text = line.partition(f"{MARK} ")
-        if not found:
-            self._error = _plain(line) if "Error" in line else self._error
+        mark, _, text = line.partition(" ")
+        if mark != MARK:
+            self._error = one_line(line) if "Error" in line else self._error
             return
         kind, _, rest = text.partition(" ")
         try:
@@ -105,7 +105,7 @@ class FileReceiver:
         except NameRefusedError as error:
             raise FetchError(str(error)) from error
         except (binascii.Error, ValueError, LookupError, TypeError, RecursionError) as error:
-            raise FetchError(f"the delivery cannot be read: {_plain(str(error))}; try again.") from error
+            raise FetchError(f"the delivery cannot be read: {one_line(str(error))}; try again.") from error
         except OSError as error:
             raise FetchError(f"{self._folder} cannot be written: {error}.") from error
 
@@ -199,8 +199,3 @@ def _count(about: dict[str, Any], key: str, what: str, most: int) -> int:
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= most:
         raise FetchError(f"the server states {key} = {shown(value)} for {what}, which is refused.")
     return value
-
-
-def _plain(line: str) -> str:
-    """Return a server's text for the terminal: short, and without control characters."""
-    return "".join(c if c.isprintable() else "?" for c in line.strip()[:_ERROR_CHARACTERS])

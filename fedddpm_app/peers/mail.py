@@ -3,8 +3,8 @@
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
+from fedddpm_app.config import one_line
 from fedddpm_app.federation.conversation import Answer, Conversation
-from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.records import ARRAYS
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError
 from fedddpm_app.federation.strategy import FederatedStrategy
@@ -122,6 +122,6 @@ def _scores_of(answer: Answer) -> tuple[int, list[Score]] | str:
         reply = answer.accept()
         return reply.num_examples, unpack_scores(reply.load(SCORES), reply.num_examples)
     except ReplyRefusedError as error:
-        return one_line(str(error))
+        return str(error)
     except ValueError as error:
         return one_line(f"its scores cannot be true: {error}")

@@ -14,7 +14,6 @@ from functools import cached_property
 from fedddpm_app import weights as weights_module
 from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError
 from fedddpm_app.federation.participants import is_deployed
-from fedddpm_app.federation.reasons import one_line
 from fedddpm_app.federation.records import ARRAYS
 from fedddpm_app.federation.replies import GONE, Reply, ReplyRefusedError
 from fedddpm_app.federation.security_log import LEFT
@@ -184,7 +183,7 @@ class Relay:
             reply = self._mail.take(peer)
             strategy.clients.admission.judge(reply, lambda: weights_module.norm(training.start))
         except ReplyRefusedError as error:
-            self._leave(peer, one_line(str(error)))
+            self._leave(peer, str(error))
             return False
         strategy.clients.admission.learn_size(reply)
         weights, samples = (weights_module.copy(reply.load(record)) for record in (ARRAYS, SAMPLES))

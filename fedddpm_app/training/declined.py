@@ -1,4 +1,4 @@
-"""A client's refusal of a request, in one sentence."""
+"""A client's reasons for an answer without a result, each in one sentence."""
 
 
 class DeclinedError(Exception):
@@ -6,3 +6,7 @@ class DeclinedError(Exception):
 
     The server names the client and the reason, and goes on without it; the client is not asked again in the phase.
     """
+
+
+class TrainingDivergedError(RuntimeError):
+    """A client's training gave weights that are not finite."""

@@ -205,10 +205,7 @@ def test_a_client_that_diverged_once_comes_back_as_it_was(caplog, monkeypatch):
     assert [sorted(row["train/client_loss"]) for row in history] == [everyone, ["0", "2"], everyone, everyone]
     expected = reference(CLIENTS, "II", rounds=4, sampled=[(0, 1, 2), (0, 2), (0, 1, 2), (0, 1, 2)])
     assert same(weights["x"].numpy(), expected)
-    assert (
-        "client 1 is left out: RuntimeError: its training diverged, with a last loss of nan: lower learning-rate"
-        in caplog.text
-    )
+    assert "client 1 is left out: its training diverged, with a last loss of nan: lower learning-rate" in caplog.text
 
 
 def test_a_reply_that_the_server_refused_leaves_the_clients_state_as_it_was():

@@ -45,7 +45,7 @@ def check_that_a_failed_cell_stops_no_other(grid):
     completed = {"fedavg seed-0": "completed", "fedavg seed-1": "completed"}
     assert states == completed | {"fragile seed-0": "failed", "fragile seed-1": "failed"}
     assert "RuntimeError: the flag is set" in (grid.out / "fragile" / "iid" / "seed-0.log").read_text()
-    assert "fragile, iid, seed 1: the flag is set" in (grid.out / "table.md").read_text()
+    assert "fragile, iid, seed 1: `the flag is set`" in (grid.out / "table.md").read_text()
 
 
 def check_that_the_next_call_resumes_failed_cells(grid):

@@ -4,7 +4,7 @@ from fedddpm_app.compare.notes import clients_left_out, cost_note, measured_note
 from fedddpm_app.compare.numbers import number
 from fedddpm_app.compare.plots import limits_of
 from fedddpm_app.compare.publish import origin_of, section, with_section, without_places
-from fedddpm_app.compare.table import means_of, sentences_of, table_of
+from fedddpm_app.compare.table import means_of, page, sentences_of, table_of
 from tests.conftest import ROOT
 
 
@@ -77,6 +77,16 @@ def test_cells_that_left_clients_out_are_named():
     named = {"label": "late", "condition": "skew", "seed": 1}
     cells = [named, named | {"seed": 2, "left_out": {"pretrain": ["7"], "train": ["1", "7"]}}]
     assert clients_left_out({"cells": cells}) == ["late, skew, seed 2: pretrain without 7, train without 1, 7"]
+
+
+def test_a_reason_is_no_markup_in_a_table():
+    """The text of a client may be in it, and a page is shown by others."""
+    failed = {"label": "late", "condition": "skew", "seed": 1, "status": "failed"}
+    failed["reason"] = "client 3: `![x](http://x/y)` <img src=x>\n# end | \x1b[31m"
+    results = RESULTS | {"metrics": [], "title": "t", "cells": [failed, failed | {"reason": ""}]}
+    lines = page(results).splitlines()
+    assert "- late, skew, seed 1: `client 3: '![x](http://x/y)' <img src=x> # end |`" in lines
+    assert "- late, skew, seed 1: failed" in lines
 
 
 def test_the_bytes_of_collected_models_are_named_beside_those_of_the_training():

@@ -13,7 +13,7 @@ from fedddpm_app.disk.security import append_entry, entry_of
     [
         ("its state is lost: /home/ann/state/client-0001.safetensors does not exist", "<path> does not exist"),
         ("data-path = ~/images/patient 7: no folder", "data-path = <path> 7: no folder"),
-        ('dataset = "path:/data/x": unreadable', 'dataset = "<path>": unreadable'),
+        ('dataset = "path:/data/x": unreadable', "dataset = <path>: unreadable"),
         ("../state/x.png is broken", "<path> is broken"),
         ("'Ann Smith.PNG' is broken", "<file>' is broken"),
         (r"C:\Users\ann\scan.png is broken", "<path> is broken"),

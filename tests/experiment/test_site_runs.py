@@ -10,6 +10,8 @@ import server_app
 from fedddpm_app.config import load_config
 from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.export import export_sites
+from fedddpm_app.data.sites import is_site
+from fedddpm_app.data.store import load_stored
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.inprocess.grid import InProcessGrid
 from tests.conftest import RunDirectory
@@ -73,16 +75,22 @@ def test_a_server_without_any_images_measures_nothing_and_runs(deployed, folder,
 
 
 def test_a_site_that_cannot_load_its_data_is_named_and_the_others_go_on(deployed, folder, caplog):
+    """Its own log names files, folders and classes; the server learns the kind of the problem, and counts."""
     missing, unreadable, alone = folder / "nowhere", folder / "site-0001", folder / "site-0002"
     shutil.rmtree(alone)
-    shutil.copytree(folder / "site-0003" / "5", alone / "other")
-    next(unreadable.rglob("*.png")).write_bytes(b"no picture")
+    shutil.copytree(folder / "site-0003" / "5", alone / "Doe, Jane")
+    picture = next(unreadable.rglob("*.png"))
+    picture.write_bytes(b"no picture")
     run = deployed([missing, unreadable, alone, folder / "site-0003"], num_rounds=1)
     left_out = run.stats[0]["data/left_out"]
     assert sorted(left_out) == ["0", "1", "2"]
     assert "there is no such folder on this host" in left_out["0"]
     assert "max-bad-images = 0" in left_out["1"]
-    assert 'also has the class "other"' in left_out["2"]
+    assert "but 1 or more images" in left_out["1"]
+    assert "also has a class" in left_out["2"]
+    for name in (str(folder), "nowhere", picture.name, "Doe", "Jane"):
+        assert name not in (run.path / "stats.jsonl").read_text()
+        assert name in caplog.text
     assert run.stats[0]["data/num_examples"][:3] == [None, None, None]
     assert "the check of the data: client 1 is left out" in caplog.text
     [row] = run.rounds()
@@ -107,3 +115,20 @@ def test_fewer_than_min_replies_end_the_run(deployed, folder, algorithm, what):
         RoundFailedError, match=rf"{what}: 3 of the 4 clients returned a usable reply, fewer than min-replies = 4"
     ):
         deployed(paths, algorithm=algorithm, min_replies=4)
+
+
+def test_what_a_site_holds_stays_there_whatever_goes_wrong(deployed, folder, caplog, monkeypatch):
+    """Errors of libraries quote files and their content, and errors of the cache name folders of the host."""
+
+    def loading(config):
+        if not is_site(config):
+            return load_stored(config)
+        raise ValueError("could not convert 'Doe, Jane' of /srv/patients/Doe, Jane.png to an image")
+
+    monkeypatch.setattr("fedddpm_app.data.dataset.load_stored", loading)
+    with pytest.raises(
+        RoundFailedError, match=r"client 0: its images cannot be used \(ValueError\): the log"
+    ) as failed:
+        deployed(paths_of(folder), algorithm="fedavg", num_rounds=1)
+    assert "Doe" not in str(failed.value)
+    assert "/srv/patients/Doe, Jane.png" in caplog.text

@@ -3,7 +3,8 @@
 import pytest
 from flwr.app import Error
 
-from fedddpm_app.federation.reasons import one_line, reason_of
+from fedddpm_app.config import one_line
+from fedddpm_app.federation.reasons import reason_of
 
 
 def by_ray(error, message):
@@ -32,6 +33,9 @@ def by_ray(error, message):
         ),
         ("disk full", "disk full"),
         ("a\nb\r\n\t\x1b[31mc\x1b[0m\x00 d\u2028e", "a b c d e"),
+        ("\x1b]0;title\x07a\x1b]8;;http://x\x1b\\b\x1b(0c\x9b2Jd\x1b[2Ke\x1b", "abcde"),
+        ("<class 'ValueError'>:<'a\u202eb\u2066c\u200bd\ufeff'>", "ValueError: abcd"),
+        ("[red]a[/]", "[red]a[/]"),
         ("", "the client failed without a reason"),
         (None, "the client failed without a reason"),
         (by_ray("ValueError", "no data"), "ValueError: no data"),

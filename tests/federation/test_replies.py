@@ -160,6 +160,29 @@ def test_impossible_metrics_are_refused(reply, accept, config, metrics):
         accept(reply(metrics=metrics), check_examples=partial(Admission(config).check_examples, 0))
 
 
+@pytest.mark.parametrize(
+    "metrics",
+    [
+        {"mine": [float("nan")] * 200_000},
+        {"loss": [float("nan")] * 200_000},
+        {f"mine-{k}": 0.0 for k in range(1_001)},
+        {"x" * 101: 0.0},
+        {"mine": [10**18] * 100_001},
+    ],
+)
+def test_metrics_have_a_bounded_size(reply, accept, metrics):
+    with pytest.raises(ReplyRefusedError) as refused:
+        accept(reply(metrics=metrics))
+    assert len(str(refused.value)) <= 300
+
+
+@pytest.mark.parametrize("name", ["x\x1b[31m\n[fedddpm] note: y", "\u202eloss", "[/red]"])
+def test_the_name_of_a_metric_is_a_plain_text(reply, accept, name):
+    with pytest.raises(ReplyRefusedError) as refused:
+        accept(reply(metrics={name: float("nan")}))
+    assert str(refused.value).isprintable()
+
+
 def test_a_missing_metric_is_refused(reply, accept):
     with pytest.raises(ReplyRefusedError, match="metric final-loss is None"):
         accept(reply(), asked=ReplySpec(metrics=("loss", "final-loss")))

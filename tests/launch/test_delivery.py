@@ -84,7 +84,7 @@ def test_a_server_cannot_write_elsewhere(tmp_path, name):
 def test_a_server_cannot_choose_the_folder(there, flower_home, tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
-    monkeypatch.setattr(FlowerRun, "log", lambda self: iter([f"run directory: {there}"]))
+    monkeypatch.setattr(FlowerRun, "log", lambda self: iter([f"[fedddpm] run directory: {there}"]))
     monkeypatch.setattr(FlowerRun, "status", lambda self: COMPLETED)
     done = runner.invoke(app, ["fetch", "12"])
     assert done.exit_code == 1
@@ -105,10 +105,23 @@ def test_what_comes_damaged_is_not_kept(directory, tmp_path):
 
 
 def test_the_directory_is_the_last_that_the_log_names():
-    log = ["run directory: /results/runs/a", "x [INFO] run directory: /results/runs/a b", "end"]
+    log = ["[fedddpm] run directory: /results/runs/a", "[fedddpm] run directory: /results/runs/a b", "end"]
     assert find_directory(log) == "/results/runs/a b"
     with pytest.raises(FetchError, match="has no run directory"):
         find_directory(["nothing"])
+
+
+def test_a_client_does_not_choose_what_is_fetched():
+    ours = "[fedddpm] run directory: /results/runs/a"
+    for reason in ("run directory: /elsewhere", "[fedddpm] run directory: /elsewhere"):
+        log = [ours, f"WARNING: round 1: client 3 is left out: {reason}", f"INFO :      {reason}"]
+        assert find_directory(log) == "/results/runs/a"
+
+
+def test_a_text_is_no_file(tmp_path):
+    line = f"{MARK} file {json.dumps({'path': 'summary.json', 'bytes': 1})}"
+    assert deliver([f"WARNING: round 1: client 3 is left out: {line}"], tmp_path).num_bytes == 0
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.fixture
@@ -130,14 +143,14 @@ def test_a_connection_that_flower_does_not_know_is_refused(flower_home, tmp_path
 
 
 def test_fetch_makes_the_runs_folder(flower_home, directory, tmp_path, monkeypatch):
-    monkeypatch.setattr(FlowerRun, "log", lambda self: iter([f"run directory: {directory}"]))
+    monkeypatch.setattr(FlowerRun, "log", lambda self: iter([f"[fedddpm] run directory: {directory}"]))
     monkeypatch.setattr(FlowerRun, "lines", lambda self: lines_of(directory, 1.0, 10.0, 100))
     monkeypatch.setattr(FlowerRun, "status", lambda self: COMPLETED)
     again = ["fetch", "12", "--superlink", "lab", "--out", str(tmp_path / "out")]
     done = runner.invoke(app, again)
     assert done.exit_code == 0, done.output
     assert "run-a: completed" in done.output
-    assert (tmp_path / "out" / "run-a" / "log.txt").read_text() == f"run directory: {directory}\n"
+    assert (tmp_path / "out" / "run-a" / "log.txt").read_text() == f"[fedddpm] run directory: {directory}\n"
     (tmp_path / "out" / "run-a" / "summary.json").unlink()  # as after a delivery that broke off
     assert "run-a: completed" in runner.invoke(app, again).output
     (directory / "summary.json").unlink()
@@ -176,7 +189,7 @@ def test_an_interrupted_run_says_how_to_go_on(flower_home, tmp_path, monkeypatch
 
     def lines(self):
         self.run_id = "77"
-        yield "run directory: /results/runs/x"
+        yield "[fedddpm] run directory: /results/runs/x"
         raise SystemExit(130)
 
     monkeypatch.setattr(FlowerRun, "lines", lines)

@@ -23,7 +23,7 @@ def fetch(tmp_path, monkeypatch):
     monkeypatch.setenv("FLWR_HOME", str(tmp_path / "flwr"))
     (tmp_path / "flwr").mkdir()
     (tmp_path / "flwr" / "config.toml").write_text('[superlink]\ndefault = "lab"\n[superlink.lab]\naddress = "x:1"\n')
-    monkeypatch.setattr(FlowerRun, "log", lambda self: iter(["run directory: /results/runs/run-a"]))
+    monkeypatch.setattr(FlowerRun, "log", lambda self: iter(["[fedddpm] run directory: /results/runs/run-a"]))
     monkeypatch.setattr(FlowerRun, "status", lambda self: COMPLETED)
 
     def call(lines, *options):
