@@ -1,23 +1,18 @@
 """`fedddpm fetch`: copy the run directory of a deployed run to this machine."""
 
-import base64
-import binascii
-import hashlib
-import json
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, BinaryIO
+from pathlib import Path
 
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
 
+from fedddpm_app import limits
 from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import print_summary
 from fedddpm_app.cli.options import LARGEST_MB
+from fedddpm_app.cli.receiving import FetchError, FileReceiver
 from fedddpm_app.config import ConfigError, Scalar
-from fedddpm_app.disk.durable import partial_of
 from fedddpm_app.disk.owned import OwnedFolder
 from fedddpm_app.launch import delivery
 from fedddpm_app.launch.connection import check_connection
@@ -31,10 +26,6 @@ from fedddpm_app.recording.status import read_status
 DIRECTORY_MARK = "run directory: "
 
 
-class FetchError(RuntimeError):
-    """Files did not arrive, or did not arrive unchanged."""
-
-
 def fetch(run_id: str, superlink: str, out: Path, largest_mb: float) -> None:
     """Copy the run directory of a deployed run; ``commands.fetch`` describes the arguments."""
     if not run_id.isdigit():
@@ -42,7 +33,7 @@ def fetch(run_id: str, superlink: str, out: Path, largest_mb: float) -> None:
     run = FlowerRun.of(run_id, superlink)
     try:
         check_connection(superlink)
-        log, status = list(run.log()), run.status()
+        log, status = read_log(run.log()), run.status()
         directory = _make_run_folder(out, find_directory(log), run_id)
         with writing(directory / "log.txt"):
             (directory / "log.txt").write_text("\n".join(log) + "\n", encoding="utf-8")
@@ -55,6 +46,20 @@ def fetch(run_id: str, superlink: str, out: Path, largest_mb: float) -> None:
     else:
         say(f"the run has not ended; Flower reports {status}. Fetch it again after its end.")
         say(f"run directory: {directory}")
+
+
+def read_log(lines: Iterable[str]) -> list[str]:
+    """Return the lines of a run's log; raise ``FetchError`` if it has no end, or more than any run writes."""
+    kept, size = [], 0
+    for line in lines:
+        size += len(line)
+        if size > limits.DELIVERED_LOG_BYTES:
+            raise FetchError(
+                f"the log of the run has more than {limits.DELIVERED_LOG_BYTES:,} characters, which are not kept: copy "
+                "the run directory from the server's host."
+            )
+        kept.append(line)
+    return kept
 
 
 def _make_run_folder(out: Path, on_server: str, run_id: str) -> Path:
@@ -104,7 +109,7 @@ def fetch_into(directory: Path, run: FlowerRun, on_server: str, largest_mb: floa
         source = Path(delivery.__file__).read_text(encoding="utf-8")
         write_app(folder, "delivery", source, "app", "app", dict.fromkeys(given, "") | {"largest-mb": largest_mb})
         delivery_run = FlowerRun(folder, given, {}, run.connection)
-        receiver = FileReceiver(directory)
+        receiver = FileReceiver(directory, largest_mb)
         with Progress(
             TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(), console=console,
             disable=not console.is_terminal,
@@ -121,81 +126,3 @@ def fetch_into(directory: Path, run: FlowerRun, on_server: str, largest_mb: floa
         )
     for path, size in receiver.left.items():
         say(f"left on the server, larger than {largest_mb:g} MB: {on_server}/{path} ({size / 1e6:,.1f} MB)")
-
-
-@dataclass
-class FileReceiver:
-    """Writes the files that ``delivery`` sends. It refuses file names that point outside the folder.
-
-    Attributes
-    ----------
-    directory : Path
-        The folder to write the files to.
-    num_bytes : int
-        Bytes received so far.
-    left : dict of str to int
-        Files that were not sent, with their sizes.
-    is_complete : bool
-        Whether all files arrived.
-    """
-
-    directory: Path
-    num_bytes: int = 0
-    left: dict[str, int] = field(default_factory=dict)
-    is_complete: bool = False
-    _file: BinaryIO | None = None
-    _digest: Any = None
-    _received: int = 0
-    _error: str = ""
-
-    @property
-    def error_suffix(self) -> str:
-        """The last error line of the log, as a suffix for a message; empty if there is none."""
-        return f": {self._error}" if self._error else ""
-
-    def take(self, line: str) -> None:
-        """Process a line of the log."""
-        _, found, text = line.partition(f"{delivery.MARK} ")
-        if not found:
-            self._error = line.strip() if "Error" in line else self._error
-            return
-        kind, _, rest = text.partition(" ")
-        try:
-            if kind == "data":
-                self._append(base64.b64decode(rest, validate=True))
-            else:
-                self._handle(kind, json.loads(rest))
-        except (binascii.Error, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
-            raise FetchError(f"the delivery cannot be read: {error}; try again.") from error
-        except OSError as error:
-            raise FetchError(f"{self.directory} cannot be written: {error}.") from error
-
-    def _handle(self, kind: str, about: dict[str, Any]) -> None:
-        if kind == "file":
-            path = self._path(about["path"])
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self._file, self._digest = partial_of(path).open("wb"), hashlib.sha256()
-        elif kind == "done" and self._file is not None:
-            self._file.close()
-            if self._digest.hexdigest() != about["sha256"]:
-                raise FetchError(f"{about['path']} did not arrive as it was sent; try again.")
-            path = self._path(about["path"])
-            partial_of(path).replace(path)
-            self._file, self._received = None, self._received + 1
-        elif kind == "left":
-            self.left[str(about["path"])] = int(about["bytes"])
-        elif kind == "end":
-            self.is_complete = about["files"] == self._received
-
-    def _append(self, chunk: bytes) -> None:
-        if self._file is None:
-            raise FetchError("the delivery cannot be read: its data belong to no file; try again.")
-        self._file.write(chunk)
-        self._digest.update(chunk)
-        self.num_bytes += len(chunk)
-
-    def _path(self, name: str) -> Path:
-        parts = PurePosixPath(name).parts
-        if not parts or name.startswith("/") or ".." in parts:
-            raise FetchError(f"the server sent a file with the name {name}, which is refused.")
-        return self.directory.joinpath(*parts)

@@ -2,7 +2,7 @@
 
 A user of a deployment has only Flower's connection, which carries the log of a run's ServerApp. `fedddpm fetch`
 therefore starts this module as an app: it writes the files of one run directory to its log, as lines of base64 with
-their SHA-256, and `cli.fetch` assembles the files. The module imports only Flower and the standard library, because
+their SHA-256, and `cli.receiving` assembles the files. The module imports only Flower and the standard library, because
 the server's host may not have our packages.
 """
 

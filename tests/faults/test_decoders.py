@@ -14,7 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedddpm_app.auxiliary.pretraining import PRETRAIN
-from fedddpm_app.cli.fetch import FetchError, FileReceiver
+from fedddpm_app.cli.receiving import FetchError, FileReceiver
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.reasons import reason_of
@@ -312,7 +312,7 @@ def test_a_delivery(tmp_path, delivered):
     @MANY
     @given(st.lists(lines | st.sampled_from(delivered), max_size=8))
     def check(sent):
-        receiver = FileReceiver(tmp_path / "to" / "run")
+        receiver = FileReceiver(tmp_path / "to" / "run", 200.0)
         try:
             with bounded():
                 for line in sent:

@@ -7,7 +7,8 @@ import pytest
 from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
-from fedddpm_app.cli.fetch import FetchError, FileReceiver, find_directory
+from fedddpm_app.cli.fetch import find_directory
+from fedddpm_app.cli.receiving import FetchError, FileReceiver
 from fedddpm_app.launch.delivery import MARK, check_directory, lines_of, send
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun
 from tests.conftest import ROOT
@@ -27,7 +28,7 @@ def directory(tmp_path):
 
 
 def deliver(lines, to):
-    receiver = FileReceiver(to)
+    receiver = FileReceiver(to, 200.0)
     for line in lines:
         receiver.take(line)
     return receiver
@@ -69,7 +70,7 @@ def test_only_the_directory_of_the_run_is_sent(directory, tmp_path):
         check_directory(tmp_path, "12")
 
 
-@pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/../../evil", ""])
+@pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/../../evil", "", "evil.py", "pyproject.toml", "a/b.SO"])
 def test_a_server_cannot_write_elsewhere(tmp_path, name):
     with pytest.raises(FetchError, match="which is refused"):
         deliver([f"{MARK} file {json.dumps({'path': name, 'bytes': 1})}"], tmp_path)
