@@ -18,7 +18,7 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "shapes": {"weights"},
     "progress": {"config", "limits"},
     "apportion": set(),
-    "disk": set(),
+    "disk": {"limits"},
     "disk/security": {"config"},
     "device": {"config"},
     "diffusion": GROUND,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fedddpm_app.audit.attacks import Audit, Copies, Effort, Findings
 from fedddpm_app.audit.saving import PICTURE, RESULTS, save_findings
-from fedddpm_app.cli.common import FAILED, console, refuse, say
+from fedddpm_app.cli.common import FAILED, check_named, console, refuse, say
 from fedddpm_app.cli.console import WorkView
 from fedddpm_app.config import Config, ConfigError, default_run_config, known_keys, load_config
 from fedddpm_app.device import cpu_threads, resolve_device
@@ -36,12 +36,13 @@ def audit(
     samples: int,
     device: str,
     cache_dir: str | None,
+    algorithm: str | None,
 ) -> None:
     """Attack, print and write; ``commands.audit`` describes the arguments."""
     if data_path and client is None:
         refuse(f"--data-path {data_path} is one client's folder: give its number by --client.")
     try:
-        config = _config(run_dir, device, cache_dir)
+        config = _config(run_dir, device, cache_dir, algorithm)
         clients = _clients(config, client)
         with WorkView(console), cpu_threads(config.run.server_threads):
             task = DiffusionTask(config, data_path)
@@ -58,7 +59,7 @@ def audit(
     _write(run_dir, config, findings, clients)
 
 
-def _config(run_dir: Path, device: str, cache_dir: str | None) -> Config:
+def _config(run_dir: Path, device: str, cache_dir: str | None, algorithm: str | None) -> Config:
     """Return the run's config; refuse a folder without a completed run."""
     if not find_ensembles(run_dir) or not (run_dir / "config.json").is_file():
         raise ConfigError(f"RUN = {run_dir}: there is no completed run in it; give the directory of one.")
@@ -66,6 +67,7 @@ def _config(run_dir: Path, device: str, cache_dir: str | None) -> Config:
         saved = read_run_config(run_dir)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{run_dir / 'config.json'} cannot be read ({error}); give another run.") from error
+    check_named(saved.get("algorithm"), [algorithm], f"--algorithm {saved.get('algorithm')}")
     known = {key: value for key, value in saved.items() if key in known_keys()}
     places = {"device": device} | ({"cache-dir": cache_dir} if cache_dir else {})
     return load_config(default_run_config() | known | places)

@@ -190,6 +190,9 @@ def audit(
     samples: Annotated[int, typer.Option(min=0, help="Images of the final model to look for copies in.")] = 500,
     device: DeviceOption = "auto",
     cache_dir: Annotated[str | None, typer.Option(help="Cache folder, as for the key `cache-dir`.")] = None,
+    algorithm: Annotated[
+        str | None, typer.Option(metavar="MODULE:CLASS", help="The class of your own algorithm, if the run has one.")
+    ] = None,
 ) -> None:
     """Try known attacks on a run, where its training images are at hand, and say what it leaks.
 

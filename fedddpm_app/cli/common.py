@@ -2,7 +2,7 @@
 
 import io
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Never
@@ -56,13 +56,17 @@ def refuse(sentence: str) -> Never:
     raise typer.Exit(BAD_INPUT)
 
 
-def find_app(app_dir: Path | None) -> Path:
-    """Return the app's folder: ``app_dir``, or else the current folder, or else that of this package's own app."""
+def find_app(app_dir: Path | None, resumed: str = "") -> Path:
+    """Return the app's folder: ``app_dir``, or else the current folder, or else that of this package's own app.
+
+    The current folder is not taken if it lies in the run directory that is ``resumed``: a run is data, and no app.
+    """
     try:
         here = Path.cwd()
     except OSError:
         return refuse("The current folder was deleted: change to a folder that exists.")
-    for folder in [app_dir] if app_dir else [here, packaged_app()]:
+    is_run = bool(resumed) and here.resolve().is_relative_to(Path(resumed).expanduser().resolve())
+    for folder in [app_dir] if app_dir else [*([] if is_run else [here]), packaged_app()]:
         try:
             if "algorithm" in default_run_config(folder):
                 return folder.resolve()
@@ -96,6 +100,8 @@ def read_config(
     overrides = {**base, **given.values}
     values = default_run_config(folder) | overrides
     found = [*problems, *given.problems]
+    own = (default_run_config(folder)["algorithm"], given.values.get("algorithm"))
+    check_named(base.get("algorithm"), own, f"-c 'algorithm=\"{base.get('algorithm')}\"'")
     name = values["algorithm"]
     if isinstance(name, str) and ":" not in name and name not in REGISTRY:
         found.append(unknown_algorithm(name))
@@ -105,6 +111,30 @@ def read_config(
         raise ConfigError("\n".join([*found, str(error)])) from error
     config = load_config(values | numbers, found)
     return config, overrides if on_other_hosts else overrides | numbers
+
+
+def check_named(algorithm: object, named: Collection[object], how: str) -> None:
+    """Refuse a class of a module that only the config of a run names: its import would run code.
+
+    Parameters
+    ----------
+    algorithm : object
+        The value of ``algorithm`` in the run's config.json, which may come from somewhere else.
+    named : collection
+        What the user named: on the command line, or in the pyproject.toml of an app.
+    how : str
+        How to name it, for the message.
+
+    Raises
+    ------
+    ConfigError
+        When the user did not name it.
+    """
+    if isinstance(algorithm, str) and ":" in algorithm and algorithm not in named:
+        raise ConfigError(
+            f'algorithm = "{algorithm}" is code of the config.json of a run, which may come from somewhere else: if it '
+            f"is yours, name it, {how}."
+        )
 
 
 def _numbers(values: dict[str, Scalar], on_other_hosts: bool) -> dict[str, Scalar]:

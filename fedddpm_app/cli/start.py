@@ -19,7 +19,7 @@ def start(
     resume_previous: bool,
 ) -> None:
     """Read the config, and run; ``commands.run`` describes the arguments."""
-    folder = find_app(app_dir)
+    folder = find_app(app_dir, resume)
     try:
         federation = read_overrides(FEDERATION_CONFIG, [federation_config], {})
         base = resumed_config(resume, resume_previous, on_this_host=not superlink)

@@ -7,10 +7,11 @@ seed the last sheet of images. Weights, checkpoints and logs are left out, as ar
 import json
 import shutil
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+from fedddpm_app import limits
 from fedddpm_app.compare.cells import ORIGIN, Cell, other_values
 from fedddpm_app.compare.history import read_rows
 from fedddpm_app.compare.places import without_places
@@ -27,7 +28,6 @@ from fedddpm_app.recording.status import COMPLETED, SUMMARY, read_status
 
 CELLS = "cells.zip"  # in the folder of a published grid
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of all members, so that the same cells give the same bytes
-_LARGEST = 1 << 30  # bytes of all members
 
 
 def save_cells(plan: Plan, path: Path) -> None:
@@ -78,6 +78,18 @@ def _path(target: Path, name: str) -> Path:
     return target / name / CELLS
 
 
+def _check_members(members: Sequence[zipfile.ZipInfo]) -> None:
+    """Raise ``ValueError`` if members would take too much memory; each is read up to the size that it states."""
+    size = sum(member.file_size for member in members)
+    if len(members) > limits.CELLS_FILES:
+        raise ValueError(f"it states {len(members):,} files, more than {limits.CELLS_FILES:,}")
+    if size > limits.CELLS_BYTES:
+        raise ValueError(f"it states {size:,} bytes unpacked, more than {limits.CELLS_BYTES:,}")
+    for member in members:
+        if member.filename.endswith(".json") and member.file_size > limits.JSON_BYTES:
+            raise ValueError(f"{member.filename} states {member.file_size:,} bytes, more than {limits.JSON_BYTES:,}")
+
+
 class Archive:
     """The published cells of a grid.
 
@@ -99,8 +111,7 @@ class Archive:
         try:
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
-                if sum(member.file_size for member in members) > _LARGEST:
-                    raise ValueError(f"it has more than {_LARGEST >> 20} MB")
+                _check_members(members)
                 self._files = {member.filename: archive.read(member) for member in members}
             self._results = read_object(target / f"{name}.json")
         except Exception as error:  # of several libraries, for a damaged archive

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fedddpm_app import limits
+from fedddpm_app.disk.bounded import read_bytes
 from fedddpm_app.recording.recorder import STATS
 from fedddpm_app.recording.status import read_status
 from fedddpm_app.recording.style import number
@@ -70,8 +72,8 @@ def _seconds(row: dict[str, Any]) -> float:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a ``stats.jsonl``; lines that cannot be read are left out."""
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except OSError:
+        lines = read_bytes(path, limits.LINES_BYTES).decode("utf-8").splitlines()
+    except (OSError, ValueError):
         return []
     found = []
     for line in lines:

@@ -1,6 +1,7 @@
 """Decode all pictures of a split in threads, and count those that cannot be read."""
 
 import os
+import re
 import struct
 import threading
 import warnings
@@ -12,8 +13,9 @@ from dataclasses import dataclass, field
 import numpy as np
 from PIL import Image
 
+from fedddpm_app import limits
 from fedddpm_app.config import ConfigError, DataConfig, first_line
-from fedddpm_app.data.pixels import MAX_PIXELS, fit, is_grey, peak_of_16_bits
+from fedddpm_app.data.pixels import fit, is_grey, peak_of_16_bits
 from fedddpm_app.data.splits import Split
 from fedddpm_app.progress import logger
 
@@ -146,9 +148,9 @@ def _in_threads(split: Split, config: DataConfig) -> Iterator[tuple[int, _Image 
 def _read(split: Split, row: int, config: DataConfig) -> _Image | BaseException:
     try:
         image = split.read(row)
-        if image.width * image.height > MAX_PIXELS:
+        if image.width * image.height > limits.PIXELS:
             raise ValueError(
-                f"it has {image.width} x {image.height} pixels, above the limit of {MAX_PIXELS:,}: reduce it"
+                f"it has {image.width} x {image.height} pixels, above the limit of {limits.PIXELS:,}: reduce it"
             )
         if image.width * image.height <= _LARGE:
             return _pixels(image, config)
@@ -156,8 +158,9 @@ def _read(split: Split, row: int, config: DataConfig) -> _Image | BaseException:
             if image.format == "JPEG":
                 image.draft(None, (_DRAFT * config.image_size, _DRAFT * config.image_size))
             return _pixels(image, config)
-    except Image.DecompressionBombError:  # Pillow's own limit is higher, and it does not say how large the picture is
-        return ValueError(f"it has more pixels than the limit of {MAX_PIXELS:,}: reduce it")
+    except Image.DecompressionBombError as error:  # its text has the number of pixels first
+        stated = next(iter(re.findall(r"\d+", str(error))), "0")
+        return ValueError(f"it has {int(stated):,} pixels, above the limit of {limits.PIXELS:,}: reduce it")
     except UNREADABLE as error:
         return error
 

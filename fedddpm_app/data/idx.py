@@ -9,17 +9,16 @@ from pathlib import Path
 
 import numpy as np
 
+from fedddpm_app import limits
 from fedddpm_app.config import ConfigError
 from fedddpm_app.data.files import find_files
-from fedddpm_app.data.pixels import MAX_PIXELS
 from fedddpm_app.data.splits import split_named
 
 _IMAGES = re.compile(r"(?P<stem>.*?)images[.-]idx[34]-ubyte(\.gz)?")
 _DAMAGED = (EOFError, OSError, struct.error, zlib.error)
 _UNSIGNED_BYTE = 0x08
 _MAX_DIMENSIONS = 4  # (N, H, W, 3)
-_MAX_IMAGE_BYTES = 3 * MAX_PIXELS
-_MAX_RATIO = 1032  # of deflate: no gzip file unpacks to more times its size
+_MAX_IMAGE_BYTES = 3 * limits.PIXELS
 _BYTES_PER_READ = 2**24
 
 
@@ -98,9 +97,15 @@ def _check_shape(shape: tuple[int, ...], path: Path) -> None:
         raise ValueError(f"{path.name} claims {len(shape)} dimensions, but labels have 1 and images have 3 or 4")
     if 0 in shape[1:] or math.prod(shape[1:]) > _MAX_IMAGE_BYTES:
         size = " x ".join(map(str, shape[1:]))
-        raise ValueError(f"{path.name} claims images of {size}, but an image has 1 to {MAX_PIXELS:,} pixels")
-    if math.prod(shape) > path.stat().st_size * (_MAX_RATIO if path.suffix == ".gz" else 1):
+        raise ValueError(f"{path.name} claims images of {size}, but an image has 1 to {limits.PIXELS:,} pixels")
+    packed, stated = path.stat().st_size, math.prod(shape)
+    if path.suffix != ".gz" and stated > packed:
         raise _other_size(shape, path)
+    if stated > max(limits.UNPACKED_BYTES, limits.UNPACKED_RATIO * packed):
+        raise ValueError(
+            f"{path.name} does not hold, or unpacks to, the {stated:,} bytes that its header states, more than "
+            f"{limits.UNPACKED_RATIO} times its {packed:,} bytes: unpack it, if they are right"
+        )
 
 
 def _other_size(shape: tuple[int, ...], path: Path) -> ValueError:

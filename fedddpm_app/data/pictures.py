@@ -14,6 +14,7 @@ from fedddpm_app.data.files import check_links, find_files
 from fedddpm_app.data.layout import find_layout
 from fedddpm_app.data.metadata import Metadata, read_metadata
 from fedddpm_app.data.names import in_order, printable
+from fedddpm_app.data.pixels import open_picture
 from fedddpm_app.data.splits import LABEL, Split
 from fedddpm_app.progress import logger
 
@@ -85,7 +86,7 @@ def _split(pictures: list[Path], columns: Metadata, class_of: dict[Path, str], c
         table = table.remove_columns([c for c in table.column_names if c == LABEL])
         labels = [label_of[class_of[path]] for path in pictures]
         table = table.add_column(LABEL, labels, feature=ClassLabel(names=classes))
-    return Split(table, lambda row: Image.open(pictures[row]), lambda row: printable(pictures[row]))
+    return Split(table, lambda row: open_picture(pictures[row]), lambda row: printable(pictures[row]))
 
 
 def _is_stub(factory: object) -> bool:

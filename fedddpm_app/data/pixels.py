@@ -4,10 +4,16 @@ Pillow's mode does not say how a file stores its values (a PGM of 12 bits has th
 with alpha has the mode of colour), so the bit depth, the colour and the transparent value are those of the file.
 """
 
+import io
+from pathlib import Path
+
 import numpy as np
 from PIL import Image, ImageOps
 
-MAX_PIXELS = 2**26  # of one picture, 8192 x 8192; more take gigabytes of memory
+from fedddpm_app import limits
+
+Image.MAX_IMAGE_PIXELS = limits.PIXELS // 2  # Pillow refuses twice as many, also of a picture in a picture
+_RUN_BY_OTHERS = ("EPS", "WMF")
 _GREY_MODES = ("1", "L", "LA", "La", "I", "F")  # and the 16-bit modes
 _GREY_STEP = {"1": 255, "L;2": 85, "L;4": 17}  # a PNG of fewer than 8 bits: from its values to Pillow's
 _BITS_PER_SAMPLE, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # of TIFF
@@ -38,6 +44,18 @@ def fit(image: Image.Image, size: int, channels: int) -> np.ndarray:
     colours = opaque if opaque.mode == mode else opaque.convert(mode)
     fitted = ImageOps.fit(colours, (size, size), Image.Resampling.BICUBIC)
     return np.asarray(fitted).reshape(size, size, channels).transpose(2, 0, 1)
+
+
+def open_picture(source: Path | io.BytesIO) -> Image.Image:
+    """Open a picture; its pixels are not read yet.
+
+    Formats whose reader starts another program are refused, whatever the ending of the file is: the code in an EPS file
+    is run by Ghostscript, and a WMF file is drawn by the system.
+    """
+    Image.init()
+    if isinstance(source, Path) and not source.is_file() and source.exists():
+        raise ValueError("it is a device or a pipe")
+    return Image.open(source, formats=[name for name in Image.ID if name not in _RUN_BY_OTHERS])
 
 
 def is_grey(image: Image.Image) -> bool:
@@ -82,8 +100,10 @@ def _to_8_bits(image: Image.Image, file: Image.Image) -> Image.Image:
         return image
     if image.mode == "I" and file.format != "PPM":  # Pillow scales a PGM of 9 to 16 bits to 0 to 65535
         raise ValueError("its pixels are signed or have 32 bits, so their range is unknown: store 8 or 16 bits")
-    values, most = np.asarray(image).astype(np.int64), 2 ** _bits(file) - 1
-    grey = (values * 255 + most // 2) // most
+    values, most = np.asarray(image).astype(np.uint32), 2 ** _bits(file) - 1  # 65535 * 255 needs 24 bits
+    grey = values * 255
+    grey += most // 2
+    grey //= most
     if getattr(file, "tag_v2", {}).get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         grey = 255 - grey
     layer = Image.fromarray(grey.astype(np.uint8))

@@ -12,6 +12,7 @@ from datasets import Image as ImageFeature
 from PIL import Image
 
 from fedddpm_app.data.names import normal_form, printable
+from fedddpm_app.data.pixels import open_picture
 
 LABEL = "label"
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "cls", "target", "category", "digit", "label_id", "y")
@@ -97,7 +98,7 @@ def split_of_dataset(images: Dataset, split: str) -> Split:
         stored = encoded[row][_IMAGE]
         if stored is None:
             raise ValueError("it is empty")
-        return Image.open(stored["path"] if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
+        return open_picture(Path(stored["path"]) if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
 
     def name_of(row: int) -> str:
         path = (encoded[row][_IMAGE] or {}).get("path")

@@ -24,6 +24,7 @@ from fedddpm_app.data.sites import SITES, fingerprint, load_splits
 from fedddpm_app.data.sources import LOCAL
 from fedddpm_app.data.splits import Split
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.disk.bounded import read_json
 from fedddpm_app.disk.durable import PARTIAL, partial_of, publish
 from fedddpm_app.disk.private import OwnerError, check_owner, private_folder
 from fedddpm_app.progress import ItemReporter, logger
@@ -193,7 +194,7 @@ def _reserve(path: Path) -> None:
 def _open(folder: Path) -> dict[str, StoredSplit] | None:
     """Map the files of a folder; None if it is missing or damaged, so that it is built again."""
     try:
-        about = json.loads((folder / _ABOUT).read_text(encoding="utf-8"))
+        about = read_json(folder / _ABOUT)
         return {split: _open_split(folder, split, SplitInfo(**info)) for split, info in about["splits"].items()}
     except FileNotFoundError:
         return None
@@ -202,10 +203,15 @@ def _open(folder: Path) -> dict[str, StoredSplit] | None:
         return None
 
 
+def _mapped(path: Path) -> torch.Tensor:
+    """Map an array of numbers: a header that states more than the file holds, or objects, is an error."""
+    return torch.from_numpy(np.load(path, mmap_mode="c", allow_pickle=False))
+
+
 def _open_split(folder: Path, split: str, info: SplitInfo) -> StoredSplit:
-    images = torch.from_numpy(np.load(folder / f"{split}.images.npy", mmap_mode="c"))
-    labels = torch.from_numpy(np.load(folder / f"{split}.labels.npy")) if info.has_labels else None
-    rows = np.load(folder / f"{split}.rows.npy")
+    images = _mapped(folder / f"{split}.images.npy")
+    labels = _mapped(folder / f"{split}.labels.npy") if info.has_labels else None
+    rows = _mapped(folder / f"{split}.rows.npy").numpy()
     if {len(images), len(rows), len(rows if labels is None else labels)} != {info.num_images}:
         raise ValueError(f"its {split} split does not hold {info.num_images} images")
     return StoredSplit(ImageTensors(images, labels), rows, info)

@@ -11,12 +11,14 @@ from pathlib import Path
 import pyarrow
 from pyarrow import parquet
 
+from fedddpm_app import limits
 from fedddpm_app.config import ConfigError, first_line
 from fedddpm_app.data.labels import label_column
+from fedddpm_app.data.unpacked import check_parquet
+from fedddpm_app.disk.bounded import read_bytes
 
 FILE_NAME = "file_name"
 _DELIMITERS = (",", ";", "\t", "|")
-_MAX_ROWS = 10_000_000  # a parquet file of a few bytes can claim any number of rows
 _NUMBER = re.compile(r"[+-]?(0|[1-9][0-9]{0,17})(\.[0-9]*)?([eE][+-]?[0-9]{1,2})?", re.IGNORECASE)
 _MISSING = ("", "nan", "na", "n/a", "#n/a", "null", "none")  # an empty cell of a column of numbers
 _SEP_LINE = re.compile(r"sep=(.)\r?\n")  # with which Excel names the delimiter
@@ -79,7 +81,10 @@ def _with_file_name(columns: dict[str, list[object]], path: Path) -> dict[str, l
 
 
 def _read_text(path: Path) -> str:
-    content = path.read_bytes()
+    try:
+        content = read_bytes(path, limits.TABLE_BYTES)
+    except ValueError as error:
+        raise ConfigError(f"{path} cannot be read: {error}.") from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -158,10 +163,8 @@ def _read_json_lines(path: Path) -> dict[str, list[object]]:
 
 def _read_parquet(path: Path) -> dict[str, list[object]]:
     try:
-        with parquet.ParquetFile(path) as file:
-            if file.metadata.num_rows > _MAX_ROWS:
-                raise ConfigError(f"{path} claims {file.metadata.num_rows:,} rows, more than {_MAX_ROWS:,}: split it.")
-            table = file.read()
+        check_parquet(path, limits.TABLE_BYTES)
+        table = parquet.read_table(path, use_threads=False)
         return {name: table.column(k).to_pylist() for k, name in enumerate(table.column_names)}
     except (pyarrow.ArrowException, ValueError) as error:
         raise ConfigError(f"{path} is a damaged table ({first_line(error)}): repair or remove it.") from error

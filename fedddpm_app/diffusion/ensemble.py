@@ -3,7 +3,6 @@
 Image k starts from seed k whichever model generates it, so that images of different ensembles can be compared.
 """
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from fedddpm_app.apportion import Shares
 from fedddpm_app.config import ConfigError
 from fedddpm_app.diffusion.pipelines import find_pipelines, load_pipeline, pipeline_batches
 from fedddpm_app.diffusion.sampling import sample_batches
+from fedddpm_app.disk.bounded import read_json
 from fedddpm_app.weights import Weights
 
 SHARES = "shares.json"  # in the folder of several pipelines that generate images together
@@ -156,7 +156,7 @@ def _read_shares(folder: Path, names: Sequence[str]) -> Shares | None:
         return None
     shares = Shares()
     try:
-        shares.load_state_dict(json.loads(path.read_text(encoding="utf-8")))
+        shares.load_state_dict(read_json(path))
         if sorted(shares.num_examples) != sorted(number_of(name) for name in names):
             raise ValueError(f"it is about the models {sorted(shares.num_examples)}")
         counts = [count for each in shares.label_counts.values() for count in each]

@@ -17,6 +17,7 @@ from fedddpm_app.diffusion.images import to_uint8
 from fedddpm_app.diffusion.objective import predict
 from fedddpm_app.diffusion.sampling import sample_batches
 from fedddpm_app.diffusion.unet import is_denoiser
+from fedddpm_app.diffusion.untrusted import INDEX, check_pipeline
 
 OWN = "pipeline"  # a sampler name that means the pipeline's own scheduler and call
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -30,13 +31,16 @@ def find_pipelines(folder: Path) -> dict[str, Path]:
     The name is empty for a single pipeline, otherwise it is the client's. The result is empty without pipelines.
     """
     inner = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
-    if (inner / "model_index.json").is_file():
+    if (inner / INDEX).is_file():
         return {"": inner}
-    return {path.parent.name: path.parent for path in sorted(inner.glob("client-*/model_index.json"))}
+    return {path.parent.name: path.parent for path in sorted(inner.glob(f"client-*/{INDEX}"))}
 
 
 def load_pipeline(folder: Path) -> Any:
-    """Load a pipeline from a folder. Only weights in safetensors are read, and code in the folder is not run.
+    """Load a pipeline of diffusers' classes from a folder.
+
+    Only weights in safetensors are read, code in the folder is not run, and its configs state no larger models than its
+    weights are.
 
     Raises
     ------
@@ -44,6 +48,7 @@ def load_pipeline(folder: Path) -> Any:
         When the pipeline cannot be loaded; the message gives the reason.
     """
     try:
+        check_pipeline(folder)
         with _without_bars():
             pipeline = DiffusionPipeline.from_pretrained(
                 str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False

@@ -10,6 +10,8 @@ from fedddpm_app.launch.delivery import LOG, WORKING_FOLDERS
 
 _LONGEST_PART = 255  # bytes, of every usual file system
 _SPECIAL = ("", ".", "..")
+# of files that Python imports, and of the pyproject.toml that makes a folder a Flower app; runs write none of them
+_CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".pth", ".toml", ".zip", ".egg"}
 
 
 class NameRefusedError(ValueError):
@@ -55,6 +57,8 @@ def check_name(name: object) -> None:
         raise _refused(name, f"it must be a path in the folder, of at most {limits.DELIVERY_DEPTH} parts")
     if any(part.startswith(".") or len(os.fsencode(part)) > _LONGEST_PART for part in parts):
         raise _refused(name, f"its parts must not be hidden or longer than {_LONGEST_PART} bytes")
+    if PurePosixPath(name).suffix.casefold() in _CODE:
+        raise _refused(name, "it could be run as code: remove it there")
     if parts[0].casefold() in WORKING_FOLDERS or name.casefold() == LOG:
         raise _refused(name, "it is a working file of the server, or a file that this machine writes")
 

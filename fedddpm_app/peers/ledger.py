@@ -12,6 +12,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fedddpm_app import limits
+from fedddpm_app.disk.bounded import read_bytes
 from fedddpm_app.peers.replay import check_choices
 from fedddpm_app.peers.rules import History, LedgerError
 
@@ -138,7 +140,11 @@ def read_ledger(path: Path) -> StoredLedger:
     OSError
         If the file cannot be read.
     """
-    *lines, rest = path.read_bytes().split(b"\n")
+    try:
+        content = read_bytes(path, limits.LINES_BYTES)
+    except ValueError as error:
+        raise LedgerError(1, f"cannot be read: {error}") from error
+    *lines, rest = content.split(b"\n")
     return StoredLedger([_parse(number, text) for number, text in enumerate(lines, start=1)], bool(rest))
 
 

@@ -20,6 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedddpm_app.config import shown
+from fedddpm_app.disk.bounded import check_tensors
 from fedddpm_app.disk.durable import digest_of, flush_all, publish
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import writing
@@ -199,10 +200,10 @@ def load_checkpoint(directory: Path, server_round: int) -> Checkpoint:
     for name, digest in digests.items():
         _check(folder, name, digest)
     try:
-        tensors = load_file(folder / _TENSORS) if _TENSORS in digests else {}
+        tensors = _load(folder / _TENSORS) if _TENSORS in digests else {}
         content: Any = join(_read_json(folder / _STATE), tensors)
         stems = [name.removesuffix(".safetensors") for name in digests if name not in (_STATE, _TENSORS)]
-        models = {stem: load_file(folder / f"{stem}.safetensors") for stem in stems}
+        models = {stem: _load(folder / f"{stem}.safetensors") for stem in stems}
         if content["format"] != _FORMAT or content["server_round"] != server_round:
             raise ValueError(
                 f"it has format {content['format']} and round {content['server_round']}, not {_FORMAT} and "
@@ -211,6 +212,11 @@ def load_checkpoint(directory: Path, server_round: int) -> Checkpoint:
         return Checkpoint(server_round, models, content["state"], content["run"])
     except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
         raise CheckpointError(f"{folder} cannot be read: {error}") from error
+
+
+def _load(path: Path) -> Weights:
+    check_tensors(path)
+    return load_file(path)
 
 
 def _check(folder: Path, name: str, digest: object) -> None:

@@ -11,7 +11,9 @@ from typing import IO
 
 from safetensors import SafetensorError
 
+from fedddpm_app import limits
 from fedddpm_app.config import first_line
+from fedddpm_app.disk.bounded import check_size
 from fedddpm_app.disk.durable import replacing
 from fedddpm_app.progress import logger
 
@@ -94,9 +96,16 @@ def keep_lines(path: Path, count: int) -> list[dict[str, object]]:
 
 
 def read_lines(path: Path) -> list[dict[str, object]]:
-    """Return the objects of a file with one JSON object per line, without an unfinished last line; empty without it."""
+    """Return the objects of a file with one JSON object per line, without an unfinished last line; empty without it.
+
+    Raises
+    ------
+    ValueError
+        When a line is not JSON, or the file is larger than any of a run.
+    """
     if not path.is_file():
         return []
+    check_size(path, limits.LINES_BYTES)
     with path.open("rb") as file:
         length = _end_of_lines(file)
         file.seek(0)

@@ -1,8 +1,9 @@
 """Reading the JSON files of a run directory, which may be damaged or come from somewhere else."""
 
-import json
 from pathlib import Path
 from typing import Any
+
+from fedddpm_app.disk.bounded import read_json
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -13,12 +14,9 @@ def read_object(path: Path) -> dict[str, Any]:
     OSError
         When the file cannot be read.
     ValueError
-        When it holds something else.
+        When it holds something else, or is larger than any file of a run.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("its values are nested too deeply") from error
+    found = read_json(path)
     if not isinstance(found, dict):
         raise ValueError(f"it holds a {type(found).__name__} instead of an object")
     return found

@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image, ImageDraw, ImageFont
@@ -118,10 +119,19 @@ def read_tiles(path: Path) -> list[Image.Image]:
         try:
             grid = json.loads(sheet.info[_GRID])
             width, height, columns = grid["tile_width"], grid["tile_height"], grid["columns"]
+            _check_grid(sheet, grid)
             corners = [(k % columns * width, grid["row_tops"][k // columns]) for k in range(grid["images"])]
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a sheet of images of this app: its PNG has no text `{_GRID}`") from error
         return [sheet.crop((x, y, x + width, y + height)) for x, y in corners]
+
+
+def _check_grid(sheet: Image.Image, grid: dict[str, Any]) -> None:
+    """Raise ``ValueError`` if a sheet is not large enough for the tiles that its text states."""
+    width, height, columns, tops = grid["tile_width"], grid["tile_height"], grid["columns"], grid["row_tops"]
+    fits = width > 0 < height and 0 < columns * width <= sheet.width and len(tops) <= sheet.height // height
+    if not fits or not 0 <= grid["images"] <= columns * len(tops):
+        raise ValueError("its tiles are more than it has pixels for")
 
 
 def save_strip(rows: Sequence[tuple[str, Sequence[Image.Image]]], path: Path, caption: str, largest: int) -> None:

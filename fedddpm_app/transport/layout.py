@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fedddpm_app import limits
 from fedddpm_app.config import ConfigError, printable
 from fedddpm_app.weights import Weights
 
@@ -30,7 +31,6 @@ _NAMES = {
     torch.bool: "BOOL",
 }
 _DTYPES = {name: dtype for dtype, name in _NAMES.items()}
-_MAX_HEADER_BYTES = 10_000_000
 _LONGEST_REASON = 500  # characters; names and headers that another party sent may have any length
 
 Blob = bytes | memoryview | mmap.mmap
@@ -120,7 +120,7 @@ def read(blob: Blob) -> Weights:
         When it is not a blob that this module wrote.
     """
     content = memoryview(blob)
-    entries = _entries(content)
+    entries = _entries(content, limits.TENSOR_HEADER_BYTES)
     try:
         like = {
             name: torch.empty(entry["shape"], dtype=_DTYPES[entry["dtype"]], device="meta")
@@ -140,10 +140,10 @@ def _view(content: memoryview, dtype: torch.dtype, shape: torch.Size, offset: in
     return flat.view(shape)
 
 
-def _entries(content: memoryview) -> dict[str, Any]:
-    """Return the parsed header of a blob."""
+def _entries(content: memoryview, largest: int) -> dict[str, Any]:
+    """Return the parsed header of a blob, if it has at most ``largest`` bytes."""
     length = int.from_bytes(content[:8], "little")
-    if content.nbytes < 8 or not 0 < length <= min(_MAX_HEADER_BYTES, content.nbytes - 8):
+    if content.nbytes < 8 or not 0 < length <= min(largest, content.nbytes - 8):
         raise PayloadError("it is not a safetensors blob")
     try:
         entries = json.loads(bytes(content[8 : 8 + length]))
@@ -157,7 +157,7 @@ def _entries(content: memoryview) -> dict[str, Any]:
 def _difference(content: memoryview, expected: bytes) -> str:
     """Describe how a blob's tensors differ from the tensors of the expected header."""
     try:
-        found = _entries(content)
+        found = _entries(content, len(expected) + limits.ODD_HEADER_BYTES)
     except PayloadError as error:
         return str(error)
     wanted = json.loads(expected[8:])

@@ -23,6 +23,9 @@ CRAFTED = {
     "a file as a class": {"_class_name": "evil.py"},
     "a model of the folder": {"unet": ["evil", "EvilModel"]},
     "a model of the model's folder": {"unet": ["unet", "EvilModel"]},
+    "a class of another library": {"unet": ["transformers", "AutoModel"]},
+    "a module that is imported already": {"unet": ["os", "system"]},
+    "a folder elsewhere": {"../downloaded/unet": ["diffusers", "UNet2DModel"]},
     "a module of the search path": {"unet": ["evil_on_the_path", "EvilModel"]},
 }
 

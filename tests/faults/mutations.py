@@ -7,14 +7,17 @@ import copy
 import json
 import os
 import resource
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psutil
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 
+MB = 2**20
 _MOST_BYTES = 100_000_000  # that a decoder may allocate for an input of about a kilobyte
 MANY = settings(
     max_examples=int(os.environ.get("DECODER_EXAMPLES", "30")),
@@ -45,6 +48,28 @@ def bounded() -> Iterator[None]:
         yield
     finally:
         resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+@contextmanager
+def at_most(most: int) -> Iterator[None]:
+    """Check that Python takes at most this number of bytes, and the process not much more."""
+    tracemalloc.start()
+    try:
+        with bounded():
+            yield
+        peak = tracemalloc.get_traced_memory()[1]
+        assert peak < most, f"it took {peak / MB:.0f} MB"
+    finally:
+        tracemalloc.stop()
+
+
+def sparse(path: Path, size: int, head: bytes = b"{") -> Path:
+    """Write a file of any size that takes no room on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.write(head)
+        file.truncate(size)
+    return path
 
 
 @st.composite

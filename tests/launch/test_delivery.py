@@ -74,7 +74,7 @@ def test_only_the_directory_of_the_run_is_sent(directory, tmp_path):
         check_directory(tmp_path, "12")
 
 
-@pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/../../evil", ""])
+@pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/../../evil", "", "evil.py", "pyproject.toml", "a/b.SO"])
 def test_a_server_cannot_write_elsewhere(tmp_path, name):
     with pytest.raises(FetchError, match="which is refused"):
         deliver([f"{MARK} file {json.dumps({'path': name, 'bytes': 1})}"], tmp_path)

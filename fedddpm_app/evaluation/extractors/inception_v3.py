@@ -8,12 +8,15 @@ import hashlib
 import io
 import pickle
 import tempfile
+import zipfile
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
+from fedddpm_app import limits
 from fedddpm_app.config import ConfigError
+from fedddpm_app.disk.bounded import read_bytes
 from fedddpm_app.evaluation.extractors.base import Features, extract, to_rgb
 from fedddpm_app.weights import Weights
 
@@ -85,13 +88,14 @@ def _read(weights_path: str) -> bytes:
             'and give its path, inception-weights = "/path/to/the/file".'
         )
     try:
-        return Path(weights_path).expanduser().read_bytes()
-    except OSError as error:
+        return read_bytes(Path(weights_path).expanduser(), limits.NETWORK_BYTES)
+    except (OSError, ValueError) as error:
         raise _unusable(weights_path, f"cannot be read ({error})") from error
 
 
 def _parse(content: bytes, weights_path: str) -> Weights:
     """Read tensors from a file's content, and no other objects that a pickle may hold."""
+    _check_unpacked(content, weights_path)
     try:
         weights = torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
@@ -99,6 +103,21 @@ def _parse(content: bytes, weights_path: str) -> Weights:
     if not isinstance(weights, dict) or not all(isinstance(value, Tensor) for value in weights.values()):
         raise _unusable(weights_path, "holds no tensors by name")
     return weights
+
+
+def _check_unpacked(content: bytes, weights_path: str) -> None:
+    """Raise ``ConfigError`` if the members of a zip file, as torch writes it, would unpack to too much."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(content)) as archive:
+            members = archive.infolist()
+    except (zipfile.BadZipFile, *_UNREADABLE):
+        return  # an older format of torch, or none, which torch finds out
+    size = sum(member.file_size for member in members)
+    if size > limits.NETWORK_BYTES or any(member.compress_type != zipfile.ZIP_STORED for member in members):
+        raise _unusable(
+            weights_path,
+            f"states {size:,} bytes, more than the {limits.NETWORK_BYTES:,} of an Inception-v3, or is compressed",
+        )
 
 
 def _create_network(weights: Weights, weights_path: str) -> nn.Module:

@@ -1,0 +1,86 @@
+"""A pipeline folder from somewhere else: what its files name and state is checked before diffusers reads them."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+from diffusers import ModelMixin
+
+from fedddpm_app import limits
+from fedddpm_app.diffusion import pruned_unet
+from fedddpm_app.disk.bounded import check_tensors, read_json
+from fedddpm_app.weights import num_bytes
+
+INDEX = "model_index.json"
+_LIBRARIES = {"diffusers": diffusers, pruned_unet.__name__: pruned_unet}  # whose classes a pipeline may name
+
+
+def check_pipeline(folder: Path) -> None:
+    """Check a pipeline's classes, the numbers in its configs, and the sizes of its models.
+
+    Raises
+    ------
+    OSError
+        When a file is missing or cannot be read.
+    ValueError
+        When it names a class from elsewhere, or states a larger model than its files hold.
+    TypeError, RuntimeError, and others
+        When a model cannot be made from its config.
+    """
+    index = _config(folder / INDEX)
+    if not hasattr(diffusers, str(index.get("_class_name"))):
+        raise ValueError(f"{INDEX} names the class {index.get('_class_name')!r}, which diffusers does not have")
+    for name, entry in index.items():
+        if name.startswith("_") or not isinstance(entry, list) or entry == [None, None]:
+            continue
+        if len(entry) != 2 or entry[0] not in _LIBRARIES or not name.isidentifier():
+            raise ValueError(f"{INDEX} names {name} = {entry!r}: only components of diffusers are loaded")
+        _check_component(folder / name, getattr(_LIBRARIES[entry[0]], str(entry[1])))
+
+
+def _check_component(folder: Path, kind: Any) -> None:
+    """Check the configs and the weights in the folder of a component of class ``kind``."""
+    for path in folder.glob("*.json"):
+        _check_numbers(_config(path), path)
+    if not issubclass(kind, ModelMixin):
+        return
+    stored = sum(check_tensors(path) for path in folder.glob("*.safetensors"))
+    with torch.device("meta"):
+        stated = num_bytes(kind.from_config(_config(folder / "config.json")).state_dict())
+    if stated > limits.MODEL_RATIO * stored + limits.MIB:
+        raise ValueError(
+            f"{folder.name}/config.json states a model of {stated:,} bytes, but its safetensors hold {stored:,} bytes"
+        )
+
+
+def _config(path: Path) -> dict[str, Any]:
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} is not a JSON object")
+    return found
+
+
+def _check_numbers(config: dict[str, Any], path: Path) -> None:
+    """Raise ``ValueError`` if a number, or the length of a list, is larger than that of any published pipeline."""
+    for key, value in _entries(config):
+        most = limits.PIPELINE_LAYERS if "layers" in key or "block" in key else limits.PIPELINE_NUMBER
+        most = limits.IMAGE_SIDE if key == "sample_size" else most
+        where = f"{path.parent.name}/{path.name} states {key}"
+        if isinstance(value, list) and len(value) > most:
+            raise ValueError(f"{where} of {len(value):,} values, more than {most:,}")
+        if isinstance(value, int) and value > (limits.PIPELINE_NUMBER if key == "block_out_channels" else most):
+            raise ValueError(f"{where} = {value:,}, more than {most:,}")
+
+
+def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Yield the keys and values of a config, and each value in a list under the list's key."""
+    waiting = [*config.items()]
+    while waiting:
+        key, value = waiting.pop()
+        yield key, value
+        if isinstance(value, dict):
+            waiting += value.items()
+        elif isinstance(value, list):
+            waiting += [(key, item) for item in value]

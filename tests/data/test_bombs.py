@@ -1,0 +1,165 @@
+"""Bombs among pictures and data sets: what a few bytes state or imply is bounded before memory is taken."""
+
+import gzip
+import io
+import json
+import struct
+import tracemalloc
+
+import datasets
+import numpy as np
+import pyarrow
+import pytest
+import torch
+from PIL import Image
+from pyarrow import parquet
+
+from fedddpm_app.config import ConfigError
+from fedddpm_app.data import decoding
+from fedddpm_app.data.idx import read_idx
+from fedddpm_app.data.sources import load_local
+from fedddpm_app.data.splits import Split
+from fedddpm_app.data.store import load_stored
+from fedddpm_app.data.tables import read_table
+from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
+from tests.data.conftest import png
+from tests.faults.mutations import MB, at_most, sparse
+
+
+def read_picture(content, size=4):
+    split = Split(datasets.Dataset.from_dict({"row": [0]}), lambda _: Image.open(io.BytesIO(content)), str)
+    return decoding._read(split, 0, type("Config", (), {"image_size": size, "image_channels": 1}))
+
+
+def test_a_small_png_of_many_pixels(tmp_path):
+    content = png(13_300, 13_300, 1, 0, bytes(1663 * 13_300)).getvalue()
+    assert len(content) < 30_000
+    with at_most(MB):
+        found = read_picture(content)
+    assert "it has 176,890,000 pixels, above the limit of 67,108,864" in str(found)
+
+
+def test_a_picture_within_a_picture_of_another_size():
+    """An ICO file says 16 x 16, and holds a PNG of 10,000 x 10,000."""
+    inner = png(10_000, 10_000, 1, 0, bytes(1251 * 10_000)).getvalue()
+    entry = struct.pack("<BBBBHHII", 16, 16, 0, 0, 1, 32, len(inner), 22)
+    with at_most(4 * MB):
+        found = read_picture(struct.pack("<HHH", 0, 1, 1) + entry + inner)
+    assert isinstance(found, ValueError), found
+
+
+def test_many_frames_cost_as_much_as_the_first():
+    frames = [Image.new("L", (64, 64), k % 250) for k in range(300)]
+    for kind in ("GIF", "TIFF"):
+        content = io.BytesIO()
+        frames[0].save(content, kind, save_all=True, append_images=frames[1:])
+        with at_most(4 * MB):
+            pixels, *_ = read_picture(content.getvalue())
+        assert pixels.max() == 0
+
+
+def test_a_picture_of_4096_pixels_a_side_is_used(tmp_path):
+    values = np.zeros((4096, 4096), np.uint16)
+    values[:, 2048:] = 65535
+    content = io.BytesIO()
+    Image.fromarray(values).save(content, "PNG")
+    tracemalloc.start()
+    pixels, *_ = read_picture(content.getvalue())
+    assert tracemalloc.get_traced_memory()[1] < 15 * values.size
+    tracemalloc.stop()
+    assert pixels[0, 0].tolist()[::3] == [0, 255]
+
+
+def test_an_idx_file_that_unpacks_to_gigabytes(tmp_path):
+    path = tmp_path / "train-images-idx3-ubyte.gz"
+    count = 400_000
+    head = struct.pack(">BBBB3I", 0, 0, 8, 3, count, 28, 28)
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(head)
+        for _ in range(300):
+            file.write(bytes(MB))
+    with at_most(MB), pytest.raises(ValueError, match="unpacks to"):
+        read_idx(path)
+
+
+def test_a_label_table_that_unpacks_to_gigabytes(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedddpm_app.limits.TABLE_BYTES", 40 * MB)
+    names = pyarrow.array([f"{k}.png" for k in range(3000)])
+    text = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 3000), pyarrow.array(["x" * MB]))
+    parquet.write_table(pyarrow.table({"file_name": names, "note": text}), tmp_path / "metadata.parquet")
+    assert (tmp_path / "metadata.parquet").stat().st_size < MB
+    with at_most(3 * MB), pytest.raises(ConfigError, match=r"metadata\.parquet.*more than"):
+        read_table(tmp_path / "metadata.parquet")
+
+
+@pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
+def test_a_label_table_of_gigabytes(tmp_path, name):
+    path = sparse(tmp_path / name, 4 * 2**30)
+    with at_most(MB), pytest.raises(ConfigError, match="more than"):
+        read_table(path)
+
+
+def test_a_parquet_file_that_unpacks_to_gigabytes(tmp_path):
+    rows = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 3000), pyarrow.array([bytes(MB)]))
+    parquet.write_table(pyarrow.table({"image": rows}), tmp_path / "train.parquet")
+    assert (tmp_path / "train.parquet").stat().st_size < MB
+    with at_most(8 * MB), pytest.raises(ConfigError, match=r"train\.parquet.*unpacks to"):
+        load_local(f"path:{tmp_path}")
+
+
+FEATURES = {
+    "a billion classes": {"_type": "ClassLabel", "num_classes": 10**9},
+    "classes from a file": {"_type": "ClassLabel", "names_file": "/dev/zero"},
+    "a nested billion": {"_type": "List", "feature": {"_type": "ClassLabel", "num_classes": 10**9}},
+}
+
+
+@pytest.mark.parametrize("kind", ["parquet", "arrow", "save_to_disk"])
+@pytest.mark.parametrize("feature", FEATURES)
+def test_features_that_state_more_than_they_hold(tmp_path, kind, feature):
+    image = {"bytes": {"dtype": "binary", "_type": "Value"}, "path": {"dtype": "string", "_type": "Value"}}
+    info = {"info": {"features": {"image": image, "label": FEATURES[feature]}}}
+    table = pyarrow.table(
+        {"image": [{"bytes": b"1", "path": None}] * 3, "label": [[0]] * 3 if "nest" in feature else [0] * 3}
+    )
+    table = table.replace_schema_metadata({"huggingface": json.dumps(info)})
+    if kind == "parquet":
+        parquet.write_table(table, tmp_path / "train.parquet")
+    elif kind == "arrow":
+        with (
+            pyarrow.OSFile(str(tmp_path / "train.arrow"), "wb") as file,
+            pyarrow.ipc.new_stream(file, table.schema) as w,
+        ):
+            w.write_table(table)
+    else:
+        saved_to_disk(tmp_path, FEATURES[feature])
+    with at_most(8 * MB), pytest.raises(ConfigError, match="states"):
+        load_local(f"path:{tmp_path}")
+
+
+def saved_to_disk(folder, feature):
+    columns = {"image": [b"1"], "label": [0]}
+    datasets.Dataset.from_dict(columns).save_to_disk(str(folder))
+    info = json.loads((folder / "dataset_info.json").read_text())
+    info["features"]["label"] = feature
+    (folder / "dataset_info.json").write_text(json.dumps(info))
+
+
+def test_a_delivered_auxiliary_set_with_a_billion_classes(tmp_path, caplog):
+    saved_to_disk(tmp_path / "dataset", FEATURES["a billion classes"])
+    (tmp_path / "dataset.json").write_text("{}")
+    with at_most(8 * MB):
+        assert load_auxiliary_set(tmp_path) is None
+    assert "states 1,000,000,000 classes" in caplog.text
+
+
+def test_a_cache_whose_header_states_gigabytes(data_config, folder_of_images, tmp_path):
+    config = data_config(folder_of_images, image_size=8, image_channels=3, cache_dir=str(tmp_path / "cache"))
+    first = load_stored(config)
+    load_stored.cache_clear()
+    (rows,) = (tmp_path / "cache").rglob("train.rows.npy")
+    with rows.open("wb") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "<i8", "fortran_order": False, "shape": (10**11,)})
+    with at_most(8 * MB):
+        again = load_stored(config)
+    assert torch.equal(again["train"].data.images, first["train"].data.images)
