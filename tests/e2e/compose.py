@@ -283,6 +283,9 @@ class Stack:
     def down(self) -> None:
         """Stop everything that was started, also by what was started."""
         found = [process for process in psutil.process_iter() if _is_of(process, self.folder)]
+        for service in self.services.values():
+            if service.process is not None and service.process.is_running():  # nginx overwrites its environment
+                found += [service.process, *service.process.children(recursive=True)]
         for process in found:
             with contextlib.suppress(psutil.Error):
                 process.kill()
