@@ -41,8 +41,6 @@ UNPACKED_BYTES = 64 * MIB
 TABLE_BYTES = 256 * MIB
 # of a data set or a label table: one picture each
 ROWS = 10_000_000
-# of the classes that the features of a data set state; the names of ImageNet-21k are 21,841
-CLASSES = 100_000
 
 # of one number in a pipeline's config: the channels, classes, timesteps and pixels of published pipelines are below it
 PIPELINE_NUMBER = 100_000

@@ -19,7 +19,6 @@ from fedddpm_app.data.names import printable
 from fedddpm_app.data.pictures import picture_splits
 from fedddpm_app.data.splits import Split, split_named, split_of_array
 from fedddpm_app.data.unpacked import check_parquet
-from fedddpm_app.disk.features import INFO, check_arrow, check_info
 
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 
@@ -34,18 +33,13 @@ def load_folder(folder: Path, class_names: Sequence[str] | None = None) -> Datas
     if idx:
         return {split: _idx_split(images, labels, split) for split, (images, labels) in idx.items()}
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
-        for path in folder.rglob("*"):
-            if path.name == INFO:
-                check_info(path)
-            elif path.suffix == ".arrow":
-                check_arrow(path)
         return datasets.load_from_disk(str(folder))
     for suffix, builder in _TABLES.items():
         found = [path for path in find_files(folder) if path.suffix.lower() == suffix]
         found = [path for path in found if path.name.lower() not in TABLE_NAMES]
         files = _by_split(found, folder)
-        for path in found:
-            check_parquet(path) if builder == "parquet" else check_arrow(path)
+        for path in found if builder == "parquet" else ():
+            check_parquet(path)
         if files:
             return datasets.load_dataset(builder, data_files=files)
     return picture_splits(folder, class_names)

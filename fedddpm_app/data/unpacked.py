@@ -5,7 +5,6 @@ from pathlib import Path
 from pyarrow import parquet
 
 from fedddpm_app import limits
-from fedddpm_app.disk.features import check_schema
 
 _ROWS_AT_ONCE, _BATCH_BYTES = 256, 2**25
 
@@ -23,13 +22,12 @@ def check_parquet(path: Path, largest: int | None = None) -> None:
     Raises
     ------
     ValueError
-        When it states or unpacks to more, has too many rows, or states features that are too large.
+        When it states or unpacks to more, or has too many rows.
     """
     size = path.stat().st_size
     most = largest or max(limits.UNPACKED_BYTES, limits.UNPACKED_RATIO * size)
     with parquet.ParquetFile(path) as file:
         about = file.metadata
-        check_schema(file.schema_arrow, path)
         if about.num_rows > limits.ROWS:
             raise ValueError(f"{path.name} states {about.num_rows:,} rows, more than {limits.ROWS:,}: split it")
         stored = [about.row_group(k).total_byte_size for k in range(about.num_row_groups)]

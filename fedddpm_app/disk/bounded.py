@@ -46,13 +46,9 @@ def read_json(path: Path, largest: int = limits.JSON_BYTES) -> Any:
     ValueError
         When it is larger than ``largest`` bytes, or not JSON.
     """
-    return parse_json(read_bytes(path, largest))
-
-
-def parse_json(text: bytes) -> Any:
-    """Return the value of a JSON text; raise ``ValueError`` if it is not one, or nested too deeply."""
+    text = read_bytes(path, largest).decode("utf-8")
     try:
-        return json.loads(text.decode("utf-8"))
+        return json.loads(text)
     except RecursionError as error:
         raise ValueError("its values are nested too deeply") from error
 

@@ -15,7 +15,6 @@ from torch import Tensor
 
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.disk.durable import publish
-from fedddpm_app.disk.features import INFO, check_arrow, check_info
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import write_json, writing
 from fedddpm_app.recording.reading import read_object
@@ -65,9 +64,6 @@ def load_auxiliary_set(folder: Path) -> StoredAuxiliary | None:
         return None
     try:
         about = read_object(folder / _ABOUT)
-        check_info(folder / _DATASET / INFO)
-        for path in (folder / _DATASET).glob("*.arrow"):
-            check_arrow(path)
         table = datasets.load_from_disk(str(folder / _DATASET))
         images = torch.stack([_pixels(image) for image in table["image"]])
         labels = torch.tensor(table["label"], dtype=torch.int64) if "label" in table.column_names else None

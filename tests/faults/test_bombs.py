@@ -11,17 +11,17 @@ from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
 from flwr.app import Array, ArrayRecord
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
-from safetensors.torch import save_file
 
 from fedddpm_app.compare.archive import CELLS, Archive
 from fedddpm_app.config import ConfigError
 from fedddpm_app.diffusion.pipelines import load_pipeline
+from fedddpm_app.disk.durable import digest_of
 from fedddpm_app.evaluation.extractors import inception_v3
 from fedddpm_app.peers.ledger import read_ledger
 from fedddpm_app.recording.checkpoints import CheckpointError, CheckpointWriter, load_checkpoint
 from fedddpm_app.recording.files import read_lines
 from fedddpm_app.recording.reading import read_object
-from fedddpm_app.recording.sheets import read_tiles
+from fedddpm_app.recording.sheets import _GRID, read_tiles
 from fedddpm_app.transport import Expected, PayloadError
 from fedddpm_app.transport.carriers import FLAT, can_read, receive
 from tests.faults.mutations import MB, at_most, bounded, sparse
@@ -70,8 +70,6 @@ def test_a_checkpoint_with_json_of_gigabytes(checkpoint, name):
 def test_a_checkpoint_whose_weights_have_another_header(checkpoint, shape):
     header = json.dumps({"a": {"dtype": "F32", "shape": shape, "data_offsets": [0, 4]}}).encode()
     (checkpoint / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header + bytes(4))
-    from fedddpm_app.disk.durable import digest_of
-
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["model.safetensors"] = digest_of(checkpoint / "model.safetensors")
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
@@ -83,8 +81,6 @@ def test_a_checkpoint_with_millions_of_tensors(checkpoint):
     entry = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     header = json.dumps({f"{k}": entry for k in range(50_000)}).encode()
     (checkpoint / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-    from fedddpm_app.disk.durable import digest_of
-
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest["model.safetensors"] = digest_of(checkpoint / "model.safetensors")
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
@@ -96,9 +92,6 @@ def test_a_checkpoint_with_millions_of_tensors(checkpoint):
 def test_a_sheet_states_no_more_tiles_than_it_has_pixels_for(tmp_path, change):
     grid = {"tile_width": 10, "tile_height": 10, "columns": 2, "row_tops": [0], "images": 2}
     text = PngInfo()
-    text.add_text("fedddpm-grid", json.dumps(grid | change))
-    from fedddpm_app.recording.sheets import _GRID
-
     text.add_text(_GRID, json.dumps(grid | change))
     Image.new("RGB", (20, 10)).save(tmp_path / "sheet.png", pnginfo=text)
     with at_most(MB), pytest.raises(ValueError, match="not a sheet"):
@@ -196,8 +189,3 @@ def test_a_blob_with_a_header_of_megabytes(text):
         with pytest.raises(PayloadError):
             receive(record, Expected(WEIGHTS), 0, None)
         assert not can_read(record)
-
-
-def test_the_file_of_a_stored_model_is_read_as_before(tmp_path):
-    save_file(WEIGHTS, tmp_path / "a.safetensors")
-    assert (tmp_path / "a.safetensors").stat().st_size < 200
