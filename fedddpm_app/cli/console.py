@@ -256,7 +256,7 @@ def print_summary(directory: Path, console: PlainConsole) -> None:
     """Print the final table of a run from its ``summary.json``, and the paths of its files."""
     status = read_status(directory)
     summary = status.summary
-    table = Table(title=Text(f"{directory.name}: {status.state}"), title_justify="left")
+    table = Table(title=f"{directory.name}: {status.state}", title_justify="left")
     table.add_column("metric")
     table.add_column("value", justify="right")
     for key, value in summary.items():

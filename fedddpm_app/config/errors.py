@@ -6,6 +6,7 @@ import unicodedata
 from fedddpm_app.limits import LONGEST_REASON, LONGEST_TEXT
 
 _SHOWN = 200  # characters
+_READ = 4  # times as much of a text is searched for paths as is shown
 _QUOTED_OR_ABSOLUTE = re.compile(
     r"""(["'])(?:[a-z]+:)?(?:~|[A-Za-z]:)?[/\\][^"']*\1"""  # in quotes, where it may hold spaces
     r"""|(?<![\w.:/\\])(?:[a-z]+:)?(?:~[\w-]*|[A-Za-z]:)?[/\\](?=[^\s/\\])[^\s"'<>|;:,]*"""
@@ -16,9 +17,10 @@ _RELATIVE = re.compile(
 _FILE = re.compile(
     r"[^\s/\\'\"<>=(]+\.(?:png|jpe?g|tiff?|bmp|gif|webp|dcm|nii|np[yz]|parquet|csv|jsonl?)\b", re.IGNORECASE
 )
-_ESCAPES = re.compile(  # of a terminal: CSI (colours, cursor), OSC and other strings (titles, links), two-byte ones
+_ESCAPES = re.compile(  # of a terminal: CSI (colours, cursor), OSC and other strings (titles, links), two-byte ones;
+    # no string reaches over the start of the next one, so that the search takes linear time
     r"(?:\x1b\[|\x9b)[0-?]*[ -/]*[@-~]"
-    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x9c]*(?:\x07|\x1b\\|\x9c)"
+    r"|(?:\x1b[\]PX^_]|[\x9d\x90\x98\x9e\x9f])[^\x07\x1b\x90\x98\x9c-\x9f]*(?:\x07|\x1b\\|\x9c)"
     r"|\x1b[ -/]*[0-~]"
 )
 _INVISIBLE = "Cf"  # Unicode category of characters without a glyph: directions (bidi), zero width
@@ -72,6 +74,7 @@ def one_line(text: str, longest: int = LONGEST_REASON) -> str:
 
 def without_paths(text: str) -> str:
     """Return a text, cut, with ``<path>`` in the place of a path, and ``<file>`` in that of a name of a data file."""
+    text = text[: _READ * LONGEST_REASON]  # the patterns take the square of a text's length
     for pattern in (_QUOTED_OR_ABSOLUTE, _RELATIVE):
-        text = pattern.sub("<path>", text[:LONGEST_TEXT])
+        text = pattern.sub("<path>", text)
     return _FILE.sub("<file>", text)

@@ -65,7 +65,8 @@ def _config(path: Path) -> dict[str, Any]:
 def _check_numbers(config: dict[str, Any], path: Path) -> None:
     """Raise ``ValueError`` if a number, or the length of a list, is larger than that of any published pipeline."""
     for key, value in _entries(config):
-        most = limits.PIPELINE_LAYERS if "layers" in key or "block" in key else limits.PIPELINE_NUMBER
+        counts_layers = "." not in key and ("layers" in key or "block" in key)  # names of weights have dots
+        most = limits.PIPELINE_LAYERS if counts_layers else limits.PIPELINE_NUMBER
         most = limits.IMAGE_SIDE if key == "sample_size" else most
         where = f"{path.parent.name}/{path.name} states {key}"
         if isinstance(value, list) and len(value) > most:

@@ -136,7 +136,7 @@ def fetch(tmp_path, places, monkeypatch):
     (run / "scratch" / "reply").write_text("weights")
     (tmp_path / "home" / "flwr").mkdir()
     (tmp_path / "home" / "flwr" / "config.toml").write_text('[superlink]\n[superlink.lab]\naddress = "x:1"\n')
-    monkeypatch.setattr(FlowerRun, "log", lambda self: iter([f"run directory: {run}"]))
+    monkeypatch.setattr(FlowerRun, "log", lambda self: iter([f"[fedddpm] run directory: {run}"]))
     monkeypatch.setattr(FlowerRun, "status", lambda self: COMPLETED)
 
     def call(lines):

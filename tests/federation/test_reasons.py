@@ -1,10 +1,13 @@
 """A client's reason as one short line, in every form in which Flower and Ray report it."""
 
+import time
+
 import pytest
 from flwr.app import Error
 
-from fedddpm_app.config import one_line
+from fedddpm_app.config import one_line, without_paths
 from fedddpm_app.federation.reasons import reason_of
+from fedddpm_app.limits import LONGEST_TEXT
 
 
 def by_ray(error, message):
@@ -61,3 +64,12 @@ def test_megabytes_give_a_short_line(wrap):
 
 def test_a_short_line_stays_as_it_is():
     assert one_line("a" * 300) == "a" * 300
+
+
+@pytest.mark.parametrize("part", ["\x9d", "\x1b]", "\x1b[0", "\x9b", "/a", "a.", "'/", "~/"])
+def test_a_long_text_is_cleaned_in_a_short_time(part):
+    """A search that takes the square of the length took 38 seconds for a text of ``LONGEST_TEXT`` characters."""
+    text, began = part * LONGEST_TEXT, time.process_time()
+    one_line(text)
+    without_paths(text)
+    assert time.process_time() - began < 2.0
