@@ -45,6 +45,7 @@ def test_a_run_leaves_what_the_contract_says(shared_run):
     assert not (run.path / "scratch").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.plots
 def test_a_run_leaves_plots(run_app):
     run = run_app(eval_images=20)
@@ -111,10 +112,10 @@ def test_conditional_models_work_end_to_end(run_app):
     "overrides",
     [
         {"optimizer": "adam", "weight_decay": 0.01, "gradient_clip": 0.0},
-        {"local_steps": 0, "local_epochs": 1, "batch_size": 256},
-        {"ema_decay": 0.0, "server_ema_decay": 0.0},
+        pytest.param({"local_steps": 0, "local_epochs": 1, "batch_size": 256}, marks=pytest.mark.slow),
+        pytest.param({"ema_decay": 0.0, "server_ema_decay": 0.0}, marks=pytest.mark.slow),
         {"held_out_fraction": 0.0},
-        {"eval_every": 0, "preview_every": 0, "checkpoint_every": 1},
+        pytest.param({"eval_every": 0, "preview_every": 0, "checkpoint_every": 1}, marks=pytest.mark.slow),
         {"image_size": 16, "image_channels": 3, "unet_channels": "8,8,16", "unet_attention_resolutions": "8,4"},
     ],
     ids=str,

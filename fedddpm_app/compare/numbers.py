@@ -33,5 +33,5 @@ def _cost(value: float) -> str:
 
 def signed(value: float | None, like: float) -> str:
     """Return a difference with its sign, and the decimal places of ``like``."""
-    text = number(value, like)
-    return text if text.startswith("not") else f"+{text}" if value and value > 0 else text.replace("-", "−")
+    text = number(value, like).replace("-", "−")
+    return f"+{text}" if value and value > 0 and not text.startswith("not") else text

@@ -86,6 +86,7 @@ def test_without_correction_steps_it_is_fedavg_bit_for_bit(shared_run):
     assert not same(final_weights(fedavg), final_weights(shared_run(algorithm="fedddpm")))
 
 
+@pytest.mark.slow
 def test_never_correcting_is_fedavg_and_always_is_fedddpm(start):
     class Never(FedDDPM):
         def should_correct(self, server_round, weights):
@@ -377,6 +378,7 @@ def test_pretraining_uploads_are_counted_and_no_model_stays(start):
     assert not list(Path(strategy.recorder.directory).rglob("pretrain-*"))
 
 
+@pytest.mark.slow
 def test_starting_from_the_pretrained_average_changes_the_start(shared_run):
     fresh, warm = shared_run(num_rounds=1), shared_run(num_rounds=1, init_from_pretrained=True)
     losses = [next(row["eval/loss"] for row in run.stats if row["phase"] == "initial") for run in (fresh, warm)]

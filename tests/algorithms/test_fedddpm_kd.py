@@ -20,6 +20,7 @@ def same(a, b):
     return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 
+@pytest.mark.slow
 def test_without_correction_steps_it_is_fedavg_bit_for_bit(shared_run):
     fedavg = final_weights(shared_run(algorithm="fedavg"))
     assert same(fedavg, final_weights(shared_run(algorithm="fedddpm-kd", correction_steps=0)))

@@ -283,7 +283,9 @@ def test_the_shares_of_the_parts_are_those_of_the_model_but_without_its_memory(c
     assert found == {part: size / sum(sizes.values()) for part, size in sizes.items()}
 
 
-@pytest.mark.parametrize("split", SPLITS)
+@pytest.mark.parametrize(
+    "split", [name if name == "udec" else pytest.param(name, marks=pytest.mark.slow) for name in SPLITS]
+)
 def test_the_bytes_of_a_run_are_those_of_its_parts_and_its_cost(shared_run, run_config, split):
     """Every transfer is a header and the values of its parts; without headers, the bytes are the expected cost."""
     given = {"algorithm": "feddiffuse", "feddiffuse-split": split, "num-rounds": 3, "held-out-fraction": 0.0}
@@ -449,6 +451,7 @@ def test_a_server_that_may_not_collect_has_no_model_to_show(shared_run):
     assert not (run.path / "pipeline").exists()
 
 
+@pytest.mark.slow
 def test_metrics_pictures_checkpoints_and_pipelines_are_one_per_client(shared_run):
     run = shared_run(**UDEC, eval_images=12, eval_final_images=20)
     names = [f"client-{k:04d}" for k in range(4)]

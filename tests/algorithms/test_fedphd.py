@@ -256,6 +256,7 @@ def test_the_expected_cost_counts_the_small_models(shared_run, run_config):
     assert cost.models_up == cost.models_down == pytest.approx(4 * (1 + 2 * share))
 
 
+@pytest.mark.slow
 def test_a_run_that_is_complete_gets_more_rounds(run_config, tmp_path):
     """The merge at the end of a run is shown, and changes nothing for the edges."""
     settings = run_config | {"algorithm": "fedphd", "prune-ratio": 0.0, "cloud-every": 3, "eval-every": 0}

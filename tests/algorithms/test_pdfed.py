@@ -550,6 +550,7 @@ def test_a_class_conditional_run_scores_class_by_class(shared_run):
     assert classes.losses() != plain.losses()
 
 
+@pytest.mark.slow
 def test_weights_follow_the_wire_dtype_and_samples_do_not(shared_run, config):
     """Both ways 2 bytes fewer for each weight: 8 trainings, and nothing else."""
     full, half = (shared_run(**IMAGES, wire_dtype=value).summary for value in ("fp32", "bf16"))

@@ -265,8 +265,10 @@ def test_only_one_client_can_be_audited(shared_run):
     [
         ({"auxiliary_sharing": "images"}, {"global model", "auxiliary set"}),
         ({"algorithm": "fedavg"}, {"global model"}),
-        ({"algorithm": "mixture"}, {f"model of client {k}" for k in range(4)}),
-        ({"algorithm": "local-only"}, {f"model of client {k}" for k in range(4)}),
+        *(
+            pytest.param({"algorithm": name}, {f"model of client {k}" for k in range(4)}, marks=pytest.mark.slow)
+            for name in ("mixture", "local-only")
+        ),
     ],
 )
 def test_what_has_not_left_the_clients_is_not_attacked(shared_run, settings, targets):

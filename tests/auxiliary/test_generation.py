@@ -122,6 +122,7 @@ def test_progress_counts_the_images_that_are_there_already(plan, caplog):
     ]
 
 
+@pytest.mark.slow
 def test_a_run_that_differs_takes_nothing_over(plan, calls, monkeypatch):
     plan().run()
     others = [

@@ -130,7 +130,9 @@ def known_client(monkeypatch):
         monkeypatch.setattr(module, "open_gate", opened)
 
 
-@pytest.mark.parametrize("algorithm", ["fedddpm", "fedddpm-late", "mixture"])
+@pytest.mark.parametrize(
+    "algorithm", ["fedddpm", *(pytest.param(n, marks=pytest.mark.slow) for n in ("fedddpm-late", "mixture"))]
+)
 def test_in_the_other_mode_a_model_that_copies_does_not_leave(run_app, monkeypatch, algorithm):
     monkeypatch.setattr(Gate, "copies", copying({1: 1.0}))
     run = run_app(algorithm=algorithm, memorization_check="always", num_rounds=1, auxiliary_sampler="ddim")
@@ -235,7 +237,7 @@ def test_records_that_cannot_be_images_are_refused(run_app, monkeypatch, change,
     assert all(reason in text for text in row["pretrain/left_out"].values())
 
 
-@pytest.mark.parametrize("claimed", [0, 5, 1.5])
+@pytest.mark.parametrize("claimed", [5, *(pytest.param(number, marks=pytest.mark.slow) for number in (0, 1.5))])
 def test_another_number_of_images_than_asked_for_is_refused(run_app, monkeypatch, claimed):
     declared = FedDDPM.client_actions["share_images"]
 
@@ -251,7 +253,13 @@ def test_another_number_of_images_than_asked_for_is_refused(run_app, monkeypatch
     assert row["pretrain/left_out"]["1"] == f"it shares {claimed:g} images, but was asked for 4"
 
 
-@pytest.mark.parametrize(("key", "value"), [("memorized-share", 1.5), ("generated", -1), ("replaced", 1e9)])
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("memorized-share", 1.5),
+        *(pytest.param(*claim, marks=pytest.mark.slow) for claim in (("generated", -1), ("replaced", 1e9))),
+    ],
+)
 def test_claims_that_cannot_be_true_are_refused(run_app, monkeypatch, key, value):
     declared = FedDDPM.client_actions["share_images"]
 
@@ -266,6 +274,7 @@ def test_claims_that_cannot_be_true_are_refused(run_app, monkeypatch, key, value
     assert row["pretrain/left_out"]["2"].startswith(f"{key} is {value:g}, which is not between 0 and ")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [IMAGES, UNCHECKED, {"memorization_check": "always"}])
 def test_the_expected_cost_is_that_of_a_run(shared_run, run_config, settings):
     """There are no copies; a check of a part of D_aux with less than 32 images generates 32 images."""

@@ -73,6 +73,7 @@ def test_a_run_is_measured_again(shared_run, evaluate, tmp_path):
         assert Image.open(run.path / picture).width > 100
 
 
+@pytest.mark.slow
 def test_a_run_without_a_global_model_has_a_mean_and_spread(shared_run, evaluate, tmp_path):
     run = copy_of(shared_run(algorithm="local-only"), tmp_path)
     result = evaluate(run.path, "--num-images", "20", "--sampler", "ddim")

@@ -268,7 +268,13 @@ def test_no_key_is_said_to_have_no_effect_where_it_has_one(run_config, key, valu
         assert not [note for note in notes if note.startswith(f"{key} = ") and "no effect" in note]
 
 
-@pytest.mark.parametrize("algorithm", ["fedavg", "aux-only", "fedddpm-late", "mixture", "pdfed"])
+@pytest.mark.parametrize(
+    "algorithm",
+    [
+        "fedavg",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("aux-only", "fedddpm-late", "mixture", "pdfed")),
+    ],
+)
 def test_a_key_that_is_said_to_have_no_effect_has_none(outcome, run_config, algorithm):
     """All such keys at once, each with a value that changes another run."""
     given = {"algorithm": algorithm, "num-rounds": 1}

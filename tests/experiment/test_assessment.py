@@ -66,6 +66,7 @@ def test_a_metric_says_which_weights_it_is_of(run_app, decay, weights):
     assert {metric["weights"] for metric in run.summary["metrics"]} == {weights}
 
 
+@pytest.mark.slow
 def test_metrics_are_the_same_for_the_same_seed_and_independent_of_cheap_ones(shared_run):
     first, again = shared_run(num_rounds=1, **EVAL), shared_run(num_rounds=1, eval_final_images=30)
     assert first.summary["metrics"] == again.summary["metrics"]
@@ -112,7 +113,8 @@ def test_the_losses_of_the_timestep_bands_make_the_loss(shared_run):
     assert sum(bands) / 4 == pytest.approx(row["eval/ema_loss"], rel=0.05)
 
 
-@pytest.mark.parametrize("algorithm", [pytest.param("fedavg", marks=pytest.mark.slow), "fedddpm"])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["fedavg", "fedddpm"])
 def test_the_final_metrics_are_of_the_ema_after_several_rounds(run_app, config, algorithm):
     """Drawn and measured here again from the pipeline, which holds the EMA weights."""
     run = run_app(algorithm=algorithm, num_rounds=3, eval_final_images=30, server_ema_decay=0.9, seed=5)
@@ -140,6 +142,7 @@ def test_labels_are_those_of_the_reference(run_app, config, monkeypatch):
     assert torch.equal(asked[-1].bincount(), open_dataset(config.data, 0).test.labels.bincount())
 
 
+@pytest.mark.slow
 def test_the_sheet_of_pairs_shows_generated_images_over_training_images(run_app, config, monkeypatch):
     shown = {}
     monkeypatch.setattr(RunPictures, "save_pairs", lambda _, *args: shown.update({args[4]: args[:2]}))

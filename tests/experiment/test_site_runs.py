@@ -66,6 +66,7 @@ def test_sites_on_their_own_hosts_train_as_in_the_simulation(run_app, deployed, 
     assert weights[0] == weights[1]
 
 
+@pytest.mark.slow
 def test_a_server_without_any_images_measures_nothing_and_runs(deployed, folder, caplog):
     run = deployed(paths_of(folder))
     assert run.summary["status"] == "completed"
@@ -99,6 +100,7 @@ def test_a_site_that_cannot_load_its_data_is_named_and_the_others_go_on(deployed
     assert run.summary["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_a_conditional_model_wants_labels_at_every_site(deployed, folder):
     for picture in (folder / "site-0000").rglob("*.png"):
         picture.rename(folder / "site-0000" / picture.name)

@@ -94,6 +94,7 @@ def raising(faults):
     return {place: "raise" for place, fault in faults.items() if row_of(fault, place[0]).reason}
 
 
+@pytest.mark.slow
 def test_a_fault_of_each_kind_costs_its_client_one_phase_and_the_others_nothing(run_with):
     """Whatever the fault, the others' result is that of a run in which the client just fails."""
     accepted = [fault for fault in SHORT["train"] if row_of(fault, "train").reason is None]

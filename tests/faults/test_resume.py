@@ -60,7 +60,7 @@ OTHERS = {
 }
 FEW_PICTURES = {"eval-every": 0, "preview-every": 0}
 _SLOW = {"marks": pytest.mark.slow}
-_QUICK = ("feddyn", "feddiffuse")
+_QUICK = ("feddiffuse",)
 
 
 @pytest.fixture
@@ -254,6 +254,7 @@ def damage(path):
 _DAMAGED = [pytest.param(name, **_SLOW) for name in ("state.json", "manifest.json", None)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["model.safetensors", *_DAMAGED])
 def test_a_damaged_checkpoint_is_refused_and_the_one_before_is_offered(settings, stopped, name):
     resume = stopped("fedadam", 3)

@@ -83,6 +83,7 @@ def test_a_run_of_both_phases_ends_with_the_promised_epsilons(shared_run):
     assert summary["status"] == "completed"
 
 
+@pytest.mark.slow
 def test_no_number_of_private_images_leaves_but_their_count(run_config):
     app = Tapped()
     run = run_of(run_config, app, **BOTH)
