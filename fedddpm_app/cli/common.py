@@ -85,11 +85,13 @@ def read_config(
     *,
     on_other_hosts: bool = False,
     base: Mapping[str, Scalar] = MappingProxyType({}),
+    named: Scalar | None = None,
 ) -> tuple[Config, dict[str, Scalar]]:
     """Return an app's config with the overrides applied, and the overrides, which start with those in ``base``.
 
     Numbers that are read off the data replace ``"auto"`` in both. With ``on_other_hosts``, the hosts of the run read
-    them, and the overrides keep ``"auto"``.
+    them, and the overrides keep ``"auto"``. ``base`` may be the config of a run from somewhere else: an algorithm of a
+    module is taken from it only if the app, the overrides or ``named`` name it too.
 
     Raises
     ------
@@ -100,7 +102,7 @@ def read_config(
     overrides = {**base, **given.values}
     values = default_run_config(folder) | overrides
     found = [*problems, *given.problems]
-    own = (default_run_config(folder)["algorithm"], given.values.get("algorithm"))
+    own = (default_run_config(folder)["algorithm"], given.values.get("algorithm"), named)
     check_named(base.get("algorithm"), own, f"-c 'algorithm=\"{base.get('algorithm')}\"'")
     name = values["algorithm"]
     if isinstance(name, str) and ":" not in name and name not in REGISTRY:

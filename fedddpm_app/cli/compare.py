@@ -83,8 +83,8 @@ def run_cell(app_dir: Path, overrides: dict[str, Scalar]) -> None:
 
     directory = Path(str(overrides["output-dir"]), str(overrides["run-name"]))
     try:
-        overrides = _continued(directory) or overrides
-        config, given = read_config(app_dir, None, base=overrides)
+        base = _continued(directory) or overrides
+        config, given = read_config(app_dir, None, base=base, named=overrides.get("algorithm"))
         execute(app_dir, config, given, {}, Engine.inprocess, "")
     except ConfigError as error:
         say(str(error))
