@@ -87,6 +87,7 @@ def test_models_that_generate_together_equal_the_inprocess_engine(tmp_path, shar
     assert run.summary["metrics"] == inprocess.summary["metrics"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_peers_of_different_speed_equal_the_inprocess_engine(tmp_path, shared_run):
     """Trainings and votes are under way at the same time, in several processes; the ledger is the same."""
@@ -100,6 +101,7 @@ def test_peers_of_different_speed_equal_the_inprocess_engine(tmp_path, shared_ru
         assert run.summary[key] == here.summary[key]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_edges_and_pruning_equal_the_inprocess_engine(tmp_path, shared_run):
     """Each client gets the model of its edge, and after the second round the small model, in processes of their own."""
@@ -120,6 +122,7 @@ def test_edges_and_pruning_equal_the_inprocess_engine(tmp_path, shared_run):
     assert sum(tensor.numel() for tensor in pipelines[0].values()) == first["prune/parameters"]
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_masked_updates_equal_the_inprocess_engine(tmp_path, shared_run):
     """A client's four messages go to several processes; its secrets travel in Flower's context. The masks cancel.
@@ -139,6 +142,7 @@ def test_masked_updates_equal_the_inprocess_engine(tmp_path, shared_run):
     assert set(sets[0]["client"]) == {0, 1, 2, 3}
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_decisions_and_images_drawn_by_the_actors_equal_the_inprocess_engine(tmp_path, shared_run):
     """Decisions go through the log to the terminal; the actors' images are the server's, bit for bit."""
@@ -195,6 +199,7 @@ EXAMPLES = {
 }
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_examples_run_with_plain_flwr_run_and_land_where_it_was_called_from(tmp_path, shared_run):
     """Algorithms from outside the package, as in docs/subclassing.md, one after the other on one SuperLink.

@@ -372,6 +372,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1000, extractor.num_f
 """
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_memory_grows_with_the_features_and_not_with_the_images(tmp_path):
     """8,000 images more are 221 MB, their 64 features 2 MB; room is left for the blocks that work is done in."""
