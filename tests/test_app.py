@@ -116,7 +116,10 @@ def test_conditional_models_work_end_to_end(run_app):
         pytest.param({"ema_decay": 0.0, "server_ema_decay": 0.0}, marks=pytest.mark.slow),
         {"held_out_fraction": 0.0},
         pytest.param({"eval_every": 0, "preview_every": 0, "checkpoint_every": 1}, marks=pytest.mark.slow),
-        {"image_size": 16, "image_channels": 3, "unet_channels": "8,8,16", "unet_attention_resolutions": "8,4"},
+        pytest.param(
+            {"image_size": 16, "image_channels": 3, "unet_channels": "8,8,16", "unet_attention_resolutions": "8,4"},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=str,
 )

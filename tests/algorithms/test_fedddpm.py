@@ -170,6 +170,7 @@ def test_each_clients_share_is_drawn_from_the_model_it_uploaded(start, run_confi
     assert offset == 13 == len(strategy.auxiliary_data)
 
 
+@pytest.mark.slow
 def test_pretraining_may_start_from_the_first_rounds_mean(start, shared_run, run_config):
     """The first image of D_aux comes from the model that client 0 trains from FedAvg's first mean."""
     strategy, _ = start(num_rounds=1, pretrain_from="global")

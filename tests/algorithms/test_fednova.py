@@ -51,6 +51,7 @@ def test_a_plain_mean_is_caught():
     assert caught(check_reference, "fedavg")
 
 
+@pytest.mark.slow
 def test_it_removes_the_bias_of_unequal_steps():
     """With one step size to zero FedAvg ends where clients of more steps count more; FedNova at the optimum."""
     clients = [(torch.ones(1, 3), torch.zeros(1, 3)), (torch.ones(1, 3), torch.ones(1, 3))]

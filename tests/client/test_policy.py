@@ -98,9 +98,10 @@ def test_a_site_that_wants_privacy_trains_only_with_a_budget_that_is_small_enoug
     ("policy", "reason"),
     [
         ({"site_max_rounds": 1}, ": site-max-rounds = 1"),
-        (
+        pytest.param(
             {"site_min_images": 5},
             'this site shares nothing that was not checked, as "train_and_submit" does not: site-min',
+            marks=pytest.mark.slow,
         ),
         ({"site_shares_models": False}, 'shares no model of its own, which "train_and_submit" asks for'),
         pytest.param({"site_max_memorized_share": 0.5}, "shares nothing that was not checked", marks=pytest.mark.slow),

@@ -343,9 +343,8 @@ def test_a_complete_run_whose_clients_removed_their_states_is_refused(settings, 
     assert rounds_in(folder_of(stateful)) == ["round-0001", "round-0002"]
 
 
-@pytest.mark.parametrize(
-    ("sharing", "action"), [("models", "pretrain"), pytest.param("images", "share_images", **_SLOW)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("sharing", "action"), [("models", "pretrain"), ("images", "share_images")])
 def test_clients_that_have_pretrained_do_not_pretrain_again(settings, monkeypatch, sharing, action):
     trained, declared = [], FedDDPM.client_actions[action]
 

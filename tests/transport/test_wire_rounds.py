@@ -11,9 +11,10 @@ from tests.algorithms.problems import make_clients, run
 PLAIN_SGD = {"optimizer": "sgd", "gradient_clip": 0.0}  # of which SCAFFOLD needs no gradient of all images
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
-    [pytest.param({"algorithm": "fedavg"}, marks=pytest.mark.slow), {"algorithm": "scaffold"} | PLAIN_SGD],
+    [{"algorithm": "fedavg"}, {"algorithm": "scaffold"} | PLAIN_SGD],
     ids=str,
 )
 def test_transports_give_the_same_run_bit_for_bit(shared_run, settings):
