@@ -7,7 +7,7 @@ from flwr.clientapp import ClientApp
 
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.client.handlers import ClientSetup, create_client_app
-from fedddpm_app.client.policy import check_run, stricter
+from fedddpm_app.client.policy import at_site, check_run, stricter
 from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import Config, load_config
 from fedddpm_app.config.site import read_policy
@@ -33,6 +33,7 @@ def set_up(context: Context) -> ClientSetup:
     configure_logging()  # here, because Ray's actors get the app itself, and do not import the app's module
     data_path = str(context.node_config.get(DATA_PATH, ""))
     policy = read_policy(context.node_config)
-    config = stricter(load_config({**context.run_config, **read_auto(context.run_config, data_path)}), policy)
+    run_config = at_site(context.run_config, context.node_config)
+    config = stricter(load_config({**run_config, **read_auto(run_config, data_path)}), policy)
     check_run(config, policy)  # before the algorithm's module is imported
     return ClientSetup(config, get_algorithm(config), lambda: get_worker(config, data_path), policy)

@@ -1,12 +1,27 @@
-"""A site's policy against a run's config: what the site declines, and what it makes stricter."""
+"""A site's policy against a run's config: what the site declines, what it makes stricter, and where its files are."""
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from fedddpm_app.config import Config, PrivatePhase
+from fedddpm_app.config.fields import Scalar
 from fedddpm_app.config.site import SitePolicy
-from fedddpm_app.federation.records import ARRAYS
+from fedddpm_app.federation.records import ARRAYS, DATA_PATH
 from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.training.declined import DeclinedError
+
+PLACES = ("state-dir", "cache-dir")  # keys of a run, and of --node-config, which alone counts at a site
+
+
+def is_site(node_config: Mapping[str, Scalar]) -> bool:
+    """Return whether a node is a site: it has a folder of its own or a policy. Simulated clients have neither."""
+    return any(key == DATA_PATH or key.startswith(SitePolicy.PREFIX) for key in node_config)
+
+
+def at_site(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """Return the run config with the folders of the node where it is a site: the server chooses none there."""
+    own = {key: node_config.get(key, "") for key in PLACES} if is_site(node_config) else {}
+    return {**run_config, **own}
 
 
 def stricter(config: Config, policy: SitePolicy) -> Config:

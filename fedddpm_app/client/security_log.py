@@ -8,11 +8,11 @@ A log that cannot be written costs no round: a warning says so.
 
 from flwr.app import ConfigRecord, Context, Message
 
+from fedddpm_app.client.policy import is_site
 from fedddpm_app.client.state import parent_folder
-from fedddpm_app.config.site import SitePolicy
 from fedddpm_app.disk.code import describe_code
 from fedddpm_app.disk.security import append_entry, entry_of
-from fedddpm_app.federation.records import CONFIG, DATA_PATH, FORGET, SERVER_ROUND, STATE_RUN
+from fedddpm_app.federation.records import CONFIG, FORGET, SERVER_ROUND, STATE_RUN
 from fedddpm_app.progress import logger
 from fedddpm_app.secure.keys import ProtocolError
 from fedddpm_app.training.declined import DeclinedError
@@ -37,8 +37,7 @@ class SiteLog:
 
     def __init__(self, message: Message, context: Context, partition: int) -> None:
         self._message, self._context, self._partition = message, context, partition
-        is_site = any(key == DATA_PATH or key.startswith(SitePolicy.PREFIX) for key in context.node_config)
-        self._about = message.content.config_records.get(CONFIG) if is_site else None
+        self._about = message.content.config_records.get(CONFIG) if is_site(context.node_config) else None
 
     def join(self) -> None:
         """Write that the client has joined the run, once for each start of its SuperNode."""
@@ -65,7 +64,7 @@ class SiteLog:
         if self._about is None:
             return
         try:
-            folder = parent_folder(str(self._context.run_config.get("state-dir", ""))) / _FOLDER
+            folder = parent_folder(str(self._context.node_config.get("state-dir", ""))) / _FOLDER
             path = folder / f"run-{int(str(self._about[STATE_RUN]))}.jsonl"
             asked = {"asked": self._message.metadata.message_type, "round": self._about[SERVER_ROUND]}
             append_entry(path, entry_of(event, {"partition": self._partition, **asked, **facts}))

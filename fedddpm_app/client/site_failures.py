@@ -7,18 +7,19 @@ library may quote anything that it read. A sentence about the site's files has a
 
 from flwr.app import Context, Error, Message
 
+from fedddpm_app.client.policy import is_site
 from fedddpm_app.config import without_paths
 from fedddpm_app.federation.flower_internals import ErrorCode
 from fedddpm_app.federation.reasons import OWN
-from fedddpm_app.federation.records import DATA_PATH, PARTITION_ID
+from fedddpm_app.federation.records import PARTITION_ID
 from fedddpm_app.progress import configure_logging, logger
 
 _IN_THE_LOG = "the log of its SuperNode has the text of this error"
 
 
 def failure_at_site(error: Exception, message: Message, context: Context) -> Message | None:
-    """Log an error of a client, and return it as a reply; None for a client without a folder of its own."""
-    if DATA_PATH not in context.node_config:
+    """Log an error of a site, and return it as a reply; None for a client that is no site."""
+    if not is_site(context.node_config):
         return None
     configure_logging()
     logger.error("client %s failed:", context.node_config.get(PARTITION_ID), exc_info=error)

@@ -4,7 +4,9 @@ import json
 import logging
 
 import pytest
+from flwr.app import Context, RecordDict
 
+from fedddpm_app.apps.client import set_up
 from fedddpm_app.client.policy import stricter
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.config.site import SitePolicy, read_policy
@@ -172,3 +174,19 @@ def test_the_run_goes_on_without_a_site_whose_policy_cannot_be_read(run_app, at_
     (row,) = run_app(algorithm="fedavg", num_rounds=1).rounds()
     assert "site-max-round = 3: a site has no such key" in row["train/left_out"]["1"]
     assert sorted(row["train/client_loss"]) == ["0", "2", "3"]
+
+
+@pytest.mark.parametrize(
+    ("node", "places"),
+    [
+        ({}, ["/server/state", "/server/cache"]),  # a simulated client
+        ({"data-path": "/data"}, ["", ""]),
+        ({"site-max-rounds": 5, "state-dir": "/own/state"}, ["/own/state", ""]),
+        ({"data-path": "/data", "cache-dir": "/own/cache"}, ["", "/own/cache"]),
+    ],
+)
+def test_the_server_chooses_no_folder_of_a_site(run_config, node, places):
+    """Else it could write beside the site's files, or hide the account of the privacy that was spent."""
+    run_config |= {"state-dir": "/server/state", "cache-dir": "/server/cache"}
+    config = set_up(Context(1, 2, {"partition-id": 0} | node, RecordDict(), run_config)).config
+    assert [config.run.state_dir, config.data.cache_dir] == places

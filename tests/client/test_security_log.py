@@ -20,7 +20,7 @@ def test_a_site_and_the_server_log_the_same_code_and_settings_and_what_the_site_
 
     def create(self, *arguments):
         original(self, *arguments)
-        self.contexts[1001].node_config["site-max-rounds"] = 1
+        self.contexts[1001].node_config |= {"site-max-rounds": 1, "state-dir": str(tmp_path / "site")}
 
     monkeypatch.setattr(InProcessGrid, "__init__", create)
     run = run_app(algorithm="fedavg")
@@ -29,7 +29,7 @@ def test_a_site_and_the_server_log_the_same_code_and_settings_and_what_the_site_
     assert server[1]["nodes"] == {str(client): str(1000 + client) for client in range(4)}
     reason = "this site does not train in round 2: site-max-rounds = 1"
     assert [server[2][key] for key in ("partition", "round", "reason")] == [1, 2, reason]
-    (path,) = (tmp_path / "state" / "security").iterdir()
+    (path,) = (tmp_path / "site" / "security").iterdir()
     site = lines_of(path)
     assert [line["event"] for line in site] == ["joined", "declined"]
     assert [site[1][key] for key in ("asked", "round", "reason")] == ["train", 2, reason]
