@@ -1,6 +1,7 @@
 """The columns of data sets: the image column and the label column get their standard names."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 import datasets
 import pyarrow
@@ -14,8 +15,11 @@ UNREADABLE = (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError
 _IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp", "pixel_values")
 
 
-def splits_of(loaded: Dataset | DatasetDict, name: str) -> dict[str, Split]:
-    """Give the image and label columns of a data set their standard names and types."""
+def splits_of(loaded: Dataset | DatasetDict, name: str, folders: Sequence[Path] = ()) -> dict[str, Split]:
+    """Give the image and label columns of a data set their standard names and types.
+
+    A table may name pictures in ``folders``, and no others: it may come from somebody else.
+    """
     splits = _known_splits(loaded, name)
     columns = splits["train"].column_names
     features = splits["train"].features
@@ -29,7 +33,7 @@ def splits_of(loaded: Dataset | DatasetDict, name: str) -> dict[str, Split]:
     kept = {image: "image"} | ({label: LABEL} if label else {})
     splits = DatasetDict({split: _rename(part, kept, name, split) for split, part in splits.items()})
     parts = with_classes(splits, f'dataset = "{name}"', label) if label else splits
-    return {split: split_of_dataset(part, split) for split, part in parts.items()}
+    return {split: split_of_dataset(part, split, folders) for split, part in parts.items()}
 
 
 def _known_splits(loaded: Dataset | DatasetDict, name: str) -> DatasetDict:

@@ -4,7 +4,7 @@ import contextlib
 import glob
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import datasets
@@ -19,8 +19,10 @@ from fedddpm_app.data.names import printable
 from fedddpm_app.data.pictures import picture_splits
 from fedddpm_app.data.splits import Split, split_named, split_of_array
 from fedddpm_app.data.unpacked import check_parquet
+from fedddpm_app.disk.arrow import check_arrow, check_saved
 
 _TABLES = {".parquet": "parquet", ".arrow": "arrow"}
+_CHECKS: dict[str, Callable[[Path], None]] = {".parquet": check_parquet, ".arrow": check_arrow}
 
 
 def load_folder(folder: Path, class_names: Sequence[str] | None = None) -> Dataset | DatasetDict | dict[str, Split]:
@@ -33,13 +35,14 @@ def load_folder(folder: Path, class_names: Sequence[str] | None = None) -> Datas
     if idx:
         return {split: _idx_split(images, labels, split) for split, (images, labels) in idx.items()}
     if (folder / "dataset_dict.json").is_file() or (folder / "state.json").is_file():
+        check_saved(folder)
         return datasets.load_from_disk(str(folder))
     for suffix, builder in _TABLES.items():
         found = [path for path in find_files(folder) if path.suffix.lower() == suffix]
         found = [path for path in found if path.name.lower() not in TABLE_NAMES]
         files = _by_split(found, folder)
-        for path in found if builder == "parquet" else ():
-            check_parquet(path)
+        for path in found:
+            _CHECKS[suffix](path)
         if files:
             return datasets.load_dataset(builder, data_files=files)
     return picture_splits(folder, class_names)

@@ -11,6 +11,7 @@ from pathlib import Path
 import datasets
 import numpy as np
 from datasets import Dataset, DatasetDict
+from huggingface_hub.constants import HF_HUB_CACHE
 
 from fedddpm_app.config import ConfigError, first_line
 from fedddpm_app.data.columns import UNREADABLE, splits_of, without_train
@@ -56,7 +57,7 @@ def load_source(name: str) -> dict[str, Split]:
         return _digits()
     if name.startswith(("/", "./", "../", "~")):
         raise ConfigError(f'dataset = "{name}" looks like a folder: write "{LOCAL}{Path(name).absolute()}".')
-    return _complete(load_local(name) if name.startswith(LOCAL) else splits_of(_hub(name), name), name)
+    return _complete(load_local(name) if name.startswith(LOCAL) else _of_hub(name), name)
 
 
 def load_local(name: str, class_names: Sequence[str] | None = None) -> dict[str, Split]:
@@ -67,7 +68,7 @@ def load_local(name: str, class_names: Sequence[str] | None = None) -> dict[str,
     folder = local_folder(name)
     try:
         loaded = load_folder(folder, class_names)
-        return splits_of(loaded, name) if isinstance(loaded, Dataset | DatasetDict) else loaded
+        return splits_of(loaded, name, [folder]) if isinstance(loaded, Dataset | DatasetDict) else loaded
     except ConfigError:
         raise
     except UNREADABLE as error:
@@ -115,6 +116,12 @@ def _digits() -> dict[str, Split]:
     bunch = load_digits()
     pixels = np.rint(bunch.images * (255 / 16)).astype(np.uint8)
     return _complete({"train": split_of_array(pixels, bunch.target, [str(d) for d in range(10)], "train")}, DIGITS)
+
+
+def _of_hub(name: str) -> dict[str, Split]:
+    """Return the splits of a data set of the hub, whose pictures may be files in the caches."""
+    caches = (datasets.config.HF_DATASETS_CACHE, datasets.config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    return splits_of(_hub(name), name, [Path(cache) for cache in caches])
 
 
 def _hub(name: str) -> Dataset | DatasetDict:

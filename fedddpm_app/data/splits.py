@@ -2,7 +2,7 @@
 
 import io
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,15 +90,21 @@ class Split:
         return Split(table, lambda i: self.read(rows[i]), lambda i: self.name_of(rows[i]), self.fingerprint)
 
 
-def split_of_dataset(images: Dataset, split: str) -> Split:
-    """Return a split from a data set with an ``image`` column of files or encoded bytes."""
+def split_of_dataset(images: Dataset, split: str, folders: Sequence[Path]) -> Split:
+    """Return a split from a data set with an ``image`` column of encoded bytes, or of files in one of ``folders``."""
+    allowed = [folder.resolve() for folder in folders]
     encoded = images.select_columns([_IMAGE]).cast_column(_IMAGE, ImageFeature(decode=False))
 
     def read(row: int) -> Image.Image:
         stored = encoded[row][_IMAGE]
         if stored is None:
             raise ValueError("it is empty")
-        return open_picture(Path(stored["path"]) if stored["bytes"] is None else io.BytesIO(stored["bytes"]))
+        if stored["bytes"] is not None:
+            return open_picture(io.BytesIO(stored["bytes"]))
+        path = Path(stored["path"])
+        if not any(path.resolve().is_relative_to(folder) for folder in allowed):
+            raise ValueError("it is outside of the folder of the data set: store the picture itself in the table")
+        return open_picture(path)
 
     def name_of(row: int) -> str:
         path = (encoded[row][_IMAGE] or {}).get("path")

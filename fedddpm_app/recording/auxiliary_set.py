@@ -14,6 +14,7 @@ from PIL import Image as PillowImage
 from torch import Tensor
 
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.disk.arrow import check_saved
 from fedddpm_app.disk.durable import publish
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import write_json, writing
@@ -64,6 +65,7 @@ def load_auxiliary_set(folder: Path) -> StoredAuxiliary | None:
         return None
     try:
         about = read_object(folder / _ABOUT)
+        check_saved(folder / _DATASET)
         table = datasets.load_from_disk(str(folder / _DATASET))
         images = torch.stack([_pixels(image) for image in table["image"]])
         labels = torch.tensor(table["label"], dtype=torch.int64) if "label" in table.column_names else None

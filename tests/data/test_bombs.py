@@ -163,3 +163,36 @@ def test_a_cache_whose_header_states_gigabytes(data_config, folder_of_images, tm
     with at_most(8 * MB):
         again = load_stored(config)
     assert torch.equal(again["train"].data.images, first["train"].data.images)
+
+
+def arrow_file(folder, table, kind, compression=None):
+    new = {"stream": pyarrow.ipc.new_stream, "file": pyarrow.ipc.new_file}[kind]
+    with new(
+        str(folder / "train.arrow"), table.schema, options=pyarrow.ipc.IpcWriteOptions(compression=compression)
+    ) as w:
+        w.write_table(table)
+    return folder / "train.arrow"
+
+
+@pytest.mark.parametrize("kind", ["stream", "file"])
+@pytest.mark.parametrize("which", ["compressed", "dictionary", "nested dictionary", "rows of nothing"])
+def test_an_arrow_file_that_unpacks_to_gigabytes(tmp_path, kind, which):
+    shared = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 3000), pyarrow.array([bytes(MB)]))
+    table = {
+        "compressed": pyarrow.table({"image": [bytes(64 * MB)]}),
+        "dictionary": pyarrow.table({"image": shared}),
+        "nested dictionary": pyarrow.table({"image": pyarrow.StructArray.from_arrays([shared], ["bytes"])}),
+        "rows of nothing": pyarrow.table({"image": pyarrow.nulls(10**9)}),
+    }[which]
+    path = arrow_file(tmp_path, table, kind, "zstd" if which == "compressed" else None)
+    assert path.stat().st_size < 2 * MB
+    with at_most(8 * MB), pytest.raises(ConfigError, match=r"train\.arrow.*(compressed|share|10,000,000)"):
+        load_local(f"path:{tmp_path}")
+
+
+def test_an_arrow_file_with_labels_from_a_dictionary_is_used(tmp_path):
+    labels = pyarrow.array(["cat", "dog"] * 10).dictionary_encode()
+    content = png(8, 8, 8, 0, bytes(9 * 8)).getvalue()
+    table = pyarrow.table({"image": [{"bytes": content, "path": None}] * 20, "label": labels})
+    arrow_file(tmp_path, table, "stream")
+    assert load_local(f"path:{tmp_path}")["train"].class_names == ["cat", "dog"]
