@@ -26,7 +26,7 @@ from fedddpm_app.data.export import export_sites
 from fedddpm_app.launch.flower_run import to_toml
 from tests.conftest import ROOT, TINY, RunDirectory
 from tests.e2e.compose import Stack
-from tests.e2e.hosts import SERVER, cut, join, network
+from tests.e2e.hosts import SERVER, cut, inside, join, network
 
 CLASSES = ",".join(str(k) for k in range(10))
 SITES = {"partition": "sites", "class-names": CLASSES, "num-clients": 2, "node-timeout": 90.0}
@@ -539,12 +539,25 @@ def hosts(docker, tmp_path):
             fill(folder, given)
             site = Stack(folder / "compose.yml", tmp_path / name, folder / ".env")
             ending.callback(site.down)
+            assert set(site.spec["services"]["clientapp"]["networks"]) == {"inside"}
+            assert site.spec["networks"]["inside"] == {"internal": True}
             for service in site.services.values():
-                service.prefix = ["ip", "netns", "exec", name]
+                service.prefix = ["ip", "netns", "exec", inside(name) if service.name == "clientapp" else name]
+            site.hosts["supernode"] = "supernode"
             sites.append(site)
         for stack in (server, *sites):
             stack.up()
         yield server, names
+
+
+def reaches(namespace, address):
+    """Whether a program in a network namespace can connect to an address."""
+    host, port = address.rsplit(":", 1)
+    code = f"import socket; socket.create_connection(({host!r}, {port}), 5).close()"
+    done = subprocess.run(
+        ["ip", "netns", "exec", namespace, sys.executable, "-c", code], check=False, capture_output=True
+    )
+    return done.returncode == 0
 
 
 def with_gateway(server):
@@ -568,7 +581,11 @@ def fill(folder, given):
 
 @pytest.mark.long
 def test_a_site_that_is_cut_off_in_a_round_is_left_out_and_comes_back(hosts, docker, laptop, tmp_path):
+    """Meanwhile the container with the code of users reaches its SuperNode, and nothing else."""
     server, names = hosts
+    place = server.published("gateway" if "gateway" in server.services else "superlink")
+    assert reaches(names[0], place)
+    assert not reaches(inside(names[0]), place)
     laptop.connect(server.published("superlink"), docker / "certs" / "user" / "ca.crt")
     process = laptop.run(settings_of(tmp_path, num_rounds=6, **LONG | {"local_steps": 300}))
     stats = server["serverapp"].mounted("/results") / "runs" / "deployed" / "stats.jsonl"

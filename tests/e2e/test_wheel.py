@@ -93,7 +93,7 @@ def test_every_command_works_in_an_empty_folder(command, installed, shared_run):
         assert run.summary["status"] == "completed"
         assert run.losses() == shared_run(num_rounds=1).losses()
     example = {"algorithm": "examples.loss_weighted:LossWeighted", "run-name": "example"}
-    command("fedddpm", "run", "-c", to_toml(SETTINGS | example))
+    command("fedddpm", "run", "--engine", "inprocess", "-c", to_toml(SETTINGS | example))
     command("fedddpm", "sample", "runs/ray", "--num-images", "4", "--steps", "2", "--out", "sheet.png")
     command("fedddpm", "evaluate", "runs/ray", "--num-images", "40", "--steps", "2")
     assert (command.folder / "runs" / "ray" / "evaluation.json").exists()
