@@ -95,7 +95,7 @@ class SecureTraining(Training):
         accepted = self._add_updates(replies, encoding)
         strategy.accounting.images += sum(self._images(reply) for reply in accepted)
         share = sum(self._sizes[client] for client in session.answered) / self._total
-        weights, means = encoding.decode(self._unmasked(), share)
+        weights, means = encoding.decode(self._unmasked(encoding.told(self._total, self._round)), share)
         images = sum(reply.num_examples for reply in accepted)
         for name in self._unmasked_metrics:
             means[name] = sum(reply.number(name) * reply.num_examples for reply in accepted) / images
@@ -173,7 +173,7 @@ class SecureTraining(Training):
         self._check_enough(len(accepted), "returned a masked update")
         return sorted(accepted, key=lambda reply: reply.partition_id)
 
-    def _unmasked(self) -> Vector:
+    def _unmasked(self, told: bytes) -> Vector:
         """Have the clients reveal shares, and return the sum of their updates (step 4)."""
         session = self._session
         answered, dropped = sorted(session.answered), session.dropped
@@ -187,7 +187,7 @@ class SecureTraining(Training):
             rows = reply.load(REVEALED)
             revealed[reply.partition_id] = from_rows(rows["seeds"]), from_rows(rows["keys"])
         try:
-            return session.unmask(revealed)
+            return session.unmask(revealed, told)
         except ProtocolError as error:
             raise self._too_few(f"the masks of {len(answered)} updates cannot be removed: {error}") from error
 

@@ -76,9 +76,9 @@ def shared_key(private: bytes, public: bytes) -> bytes:
         raise ProtocolError("a public key is not a point of the curve") from error
 
 
-def shared_seed(private: bytes, public: bytes) -> bytes:
-    """Return the seed of the mask that two clients have in common."""
-    return base64.urlsafe_b64decode(shared_key(private, public))
+def shared_seed(private: bytes, public: bytes, told: bytes) -> bytes:
+    """Return the seed of the mask that two clients have in common, if they were told the same."""
+    return hashlib.sha256(base64.urlsafe_b64decode(shared_key(private, public)) + told).digest()
 
 
 def split(secret: bytes, threshold: int, count: int) -> list[bytes]:

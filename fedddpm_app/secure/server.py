@@ -50,7 +50,7 @@ class ServerSession:
         self._total.add(masked)
         self.answered.add(client)
 
-    def unmask(self, revealed: Mapping[int, tuple[Sequence[bytes], Sequence[bytes]]]) -> Vector:
+    def unmask(self, revealed: Mapping[int, tuple[Sequence[bytes], Sequence[bytes]]], told: bytes) -> Vector:
         """Return the sum of the numbers of the clients that answered.
 
         Parameters
@@ -58,6 +58,8 @@ class ServerSession:
         revealed : mapping of int to pair of lists
             By the client that reveals, its shares of the seeds of ``answered`` and of the keys of ``dropped``, both in
             ascending order of the clients.
+        told : bytes
+            As of ``ClientSession.mask``.
 
         Raises
         ------
@@ -80,7 +82,7 @@ class ServerSession:
             if private is None:
                 raise ProtocolError(f"the shares of client {client} do not give the key that belongs to its public one")
             for peer in answered:
-                add_mask(total, keys.shared_seed(private, self.public[peer].mask), subtract=client > peer)
+                add_mask(total, keys.shared_seed(private, self.public[peer].mask, told), subtract=client > peer)
         return total
 
     def _restored(self, shares: Sequence[bytes], fits: Callable[[bytes], bool]) -> bytes | None:
