@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from fedddpm_app.secure import keys
 from fedddpm_app.secure.client import PublicKeys
-from fedddpm_app.secure.keys import ProtocolError
+from fedddpm_app.secure.keys import ProtocolError, WrongShareError
 from fedddpm_app.secure.masks import Vector, add_mask
 
 
@@ -74,13 +74,14 @@ class ServerSession:
             promised = self.digests[client]
             seed = self._restored([seeds[place] for seeds, _ in shares], lambda it: keys.digest(it) == promised)  # noqa: B023
             if seed is None:
-                raise ProtocolError(f"the shares of client {client} do not give the seed that it promised")
+                raise WrongShareError(f"the shares of client {client} do not give the seed that it promised", client)
             add_mask(total, seed, subtract=True)
         for place, client in enumerate(dropped):
             known = self.public[client].mask
             private = self._restored([each[place] for _, each in shares], lambda it: keys.public_key_of(it) == known)  # noqa: B023
             if private is None:
-                raise ProtocolError(f"the shares of client {client} do not give the key that belongs to its public one")
+                reason = f"the shares of client {client} do not give the key that belongs to its public one"
+                raise WrongShareError(reason, client)
             for peer in answered:
                 add_mask(total, keys.shared_seed(private, self.public[peer].mask, told), subtract=client > peer)
         return total
