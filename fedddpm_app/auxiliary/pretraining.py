@@ -69,7 +69,9 @@ def images_of_generation(config: Config, count: int) -> float:
 
 
 def pretrain(request: ActionRequest) -> ActionAnswer:
-    """Train a local model from the received weights; return its EMA weights."""
+    """Train a local model from the received weights; return its EMA weights, unless the run's clients share images."""
+    if request.config.auxiliary.sharing == "images":
+        raise ConfigError('auxiliary-sharing = "images": this run\'s clients hand over no model of their own.')
     return with_label_counts(request, train_own_model(request, request.config.pretrain.steps, "pretrain"))
 
 

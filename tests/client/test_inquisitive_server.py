@@ -99,6 +99,22 @@ def test_a_client_makes_no_more_images_than_the_auxiliary_set_has(run_app, serve
     assert max(made) < 13
 
 
+def test_a_client_that_shares_images_sends_no_model_even_if_it_is_asked(run_app, server):
+    sent = []
+
+    def change(ask, message, client, grid):
+        about = message.metadata.__dict__
+        about["_message_type"] = "train.pretrain"
+        sent.append("arrays" in reply.content if (reply := ask(message)).has_content() else False)
+        about["_message_type"] = "train.share_images"
+        return ask(message)
+
+    server("train.share_images", change)
+    run = run_app(num_rounds=1, auxiliary_sharing="images", memorization_check="never")
+    assert sent == [False] * 4
+    assert run.phases()[0] == "pretrain"
+
+
 @pytest.mark.parametrize("earlier", ["state", "message"])
 def test_a_client_reveals_one_of_two_secrets_even_if_its_state_is_that_of_before(run_app, server, earlier):
     """Flower gives two messages that arrive together the same state, and a slow one brings it back when it ends."""
