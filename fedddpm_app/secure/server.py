@@ -33,6 +33,7 @@ class ServerSession:
     answered: set[int] = field(default_factory=set)
     threshold: int = 2
     _total: Vector | None = None
+    _first: int = 0  # the place of the first share of those that have fitted last
 
     def sealed_for(self, client: int) -> dict[int, bytes]:
         """Return the shares that others made for a client, by the client that made them."""
@@ -89,12 +90,15 @@ class ServerSession:
     def _restored(self, shares: Sequence[bytes], fits: Callable[[bytes], bool]) -> bytes | None:
         """Return the secret of some ``threshold`` neighbouring shares that fit, in a circle, or None.
 
-        A client that reveals a wrong share is thus passed over, where one more than ``threshold`` reveal.
+        A client that reveals a wrong share is thus passed over, where one more than ``threshold`` reveal. The next
+        secret is tried with the same clients first, so that a liar is passed over once, and not for each secret.
         """
-        for start in range(len(shares)):
+        for offset in range(len(shares)):
+            start = (self._first + offset) % len(shares)
             try:
                 secret = keys.combine([*shares[start:], *shares[:start]], self.threshold)
                 if fits(secret):
+                    self._first = start
                     return secret
             except ProtocolError:
                 continue

@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 
+from fedddpm_app.secure import keys
 from fedddpm_app.secure.keys import ProtocolError
 from fedddpm_app.secure.masks import Vector, add_mask
 from tests.secure.parties import SESSION, TOLD, Parties, signed, vector
@@ -151,6 +152,21 @@ def test_a_client_that_reveals_a_wrong_share_is_passed_over(liar):
     assert signed(parties.server.unmask(once, TOLD)) == expected
     with pytest.raises(ProtocolError, match="the shares of client 1 do not give the seed that it promised"):
         again.server.unmask(lied(lied(again.reveal(), liar), 3), TOLD)
+
+
+def test_a_client_that_reveals_wrong_shares_of_all_costs_little_time(monkeypatch):
+    """To combine shares takes a third of a second with 48 clients: client 3 of 9 is passed over in its first 4 tries."""
+    parties, tries, combine = Parties([vector(1, 2, 3)] * 9).until_upload(), [], keys.combine
+
+    def counted(*given):
+        tries.append(given)
+        return combine(*given)
+
+    monkeypatch.setattr(keys, "combine", counted)
+    revealed = parties.reveal()
+    revealed[3] = ([bytes(each) for each in map(len, revealed[3][0])], [])
+    assert signed(parties.server.unmask(revealed, TOLD))[0] == [9, 18, 27]
+    assert len(tries) == 9 + 4
 
 
 def test_secrets_do_not_outlive_the_upload():
