@@ -67,6 +67,7 @@ def test_a_part_that_stays_at_a_client_stays_there_whatever_the_server_asks_for(
     assert not [key for key, names in left.items() if "conv_in.weight" in names]
 
 
+@pytest.mark.slow
 def test_a_server_that_names_other_runs_gets_no_more_private_steps(run_app, server):
     """The budget of one round is spent after it, in whichever run's name the next one is asked for."""
     trained = []

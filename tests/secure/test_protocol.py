@@ -155,7 +155,7 @@ def test_a_client_that_reveals_a_wrong_share_is_passed_over(liar):
 
 
 def test_a_client_that_reveals_wrong_shares_of_all_costs_little_time(monkeypatch):
-    """To combine shares takes a third of a second with 48 clients: client 3 of 9 is passed over in its first 4 tries."""
+    """To combine shares takes a third of a second with 48 clients: client 3 of 9 costs 4 tries."""
     parties, tries, combine = Parties([vector(1, 2, 3)] * 9).until_upload(), [], keys.combine
 
     def counted(*given):
