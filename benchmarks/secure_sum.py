@@ -6,13 +6,14 @@ and one of them is lost after its shares: the server makes that client's masks w
 
 import time
 from collections.abc import Callable, MutableMapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 
 from benchmarks.report import Report, main
 from fedddpm_app.secure import keys
-from fedddpm_app.secure.client import ClientSession
+from fedddpm_app.secure.client import ClientSession, Record
 from fedddpm_app.secure.encoding import Encoding
 from fedddpm_app.secure.masks import Vector
 from fedddpm_app.secure.server import ServerSession
@@ -38,7 +39,7 @@ def _cost(num_weights: int, num_clients: int) -> dict[str, float]:
     trained = {"w": torch.randn(num_weights, generator=torch.Generator().manual_seed(0)) * 0.01}
     encoding = Encoding(start, ["loss"], _CLIP, num_clients)
     stores: list[MutableMapping[str, Any]] = [{} for _ in range(num_clients)]
-    clients = [ClientSession(store, me) for me, store in enumerate(stores)]
+    clients = [ClientSession(store, me, _record()) for me, store in enumerate(stores)]
     server = ServerSession(threshold=max(2, round(0.66 * num_clients)))
     server.public = {me: client.publish(_NAME, 1) for me, client in enumerate(clients)}
     sharing = 0.0
@@ -54,7 +55,7 @@ def _cost(num_weights: int, num_clients: int) -> dict[str, float]:
         masking = masking or seconds
     answered = sorted(server.answered)
     revealed = {me: clients[me].reveal(_NAME, answered, server.dropped) for me in answered}
-    unmasking, total = _timed(lambda: server.unmask(revealed))
+    unmasking, total = _timed(lambda: server.unmask(revealed, encoding.told(num_clients, 1)))
     decoding, _ = _timed(lambda: encoding.decode(total, len(answered) / num_clients))
     peers = num_clients - 1  # keys go up once and come down of all; shares of both secrets go up and down per peer
     small = 2 * keys.PUBLIC_BYTES * (1 + num_clients) + 2 * keys.SEALED_BYTES * peers + keys.DIGEST_BYTES
@@ -68,9 +69,14 @@ def _cost(num_weights: int, num_clients: int) -> dict[str, float]:
     }
 
 
+def _record() -> Record:
+    known: dict[str, Any] = {}
+    return lambda: nullcontext(known)
+
+
 def _masked(client: ClientSession, encoding: Encoding, trained: Weights, num_clients: int) -> Vector:
     vector = encoding.encode(trained, {"loss": 1.0}, 1 / num_clients, seed=0)
-    client.mask(_NAME, vector)
+    client.mask(_NAME, vector, encoding.told(num_clients, 1))
     return vector
 
 

@@ -30,12 +30,13 @@ A client that was not sampled for some rounds combines its own parts with the cu
 
 import dataclasses
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from typing import ClassVar
 
 import numpy as np
 import torch
 from flwr.serverapp import Grid
+from torch import nn
 
 from fedddpm_app.config import Config, ConfigError, DataConfig, UNetConfig
 from fedddpm_app.diffusion.parts import BOTTLENECK, DECODER, ENCODER, PARTS, parts
@@ -78,6 +79,12 @@ class FedDiffuse(FederatedStrategy):
     def keeps_model(cls, config: Config) -> bool:
         """Return whether parts stay with the clients."""
         return config.feddiffuse.split in TRAVELS
+
+    @classmethod
+    def stays_at_clients(cls, config: Config, model: nn.Module) -> Set[str]:
+        """Return the weights of the parts that do not travel."""
+        travels = TRAVELS.get(config.feddiffuse.split, PARTS)
+        return frozenset(name for name, part in parts(model).items() if part not in travels)
 
     @classmethod
     def has_global_model(cls, config: Config) -> bool:

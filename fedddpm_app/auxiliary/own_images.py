@@ -10,10 +10,10 @@ from torch import Tensor
 
 from fedddpm_app.auxiliary.collection import Collection
 from fedddpm_app.auxiliary.gate import Gate, check_share, open_gate
-from fedddpm_app.auxiliary.pretraining import LEAST_CHECKED, METRICS, TRIES, OwnTraining, drawn, train_own
+from fedddpm_app.auxiliary.pretraining import LEAST_CHECKED, METRICS, TRIES, OwnTraining, drawn, images_asked, train_own
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.auxiliary.share import batches_again, batches_of
-from fedddpm_app.auxiliary.uploads import COUNT, GENERATED, MEMORIZED_SHARE, REPLACED, Upload
+from fedddpm_app.auxiliary.uploads import GENERATED, MEMORIZED_SHARE, REPLACED, Upload
 from fedddpm_app.config import Config
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied, concatenate
 from fedddpm_app.federation.records import NUM_EXAMPLES
@@ -36,8 +36,8 @@ def share_images(request: ActionRequest) -> ActionAnswer:
     Near copies of training images are generated again, at most three times, and then left out.
     """
     config, partition_id = request.config, request.partition_id
+    count = images_asked(request)
     result, num_examples = train_own(request, config.pretrain.steps, "pretrain")
-    count = int(str(request.values[COUNT]))
     labels, batches = batches_of(config, partition_id, count, request.task.label_counts(partition_id))
     sampler = AuxiliarySampler(config, request.trainer.model)
     images = drawn(sampler, result.weights, batches)

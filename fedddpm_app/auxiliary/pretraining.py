@@ -12,7 +12,7 @@ from fedddpm_app.auxiliary.gate import check_enough, check_share, open_gate
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.auxiliary.share import batches_of
 from fedddpm_app.auxiliary.uploads import COUNT, GENERATED, LABEL_COUNTS, MEMORIZED_SHARE, REPLACED
-from fedddpm_app.config import Config
+from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.sampling import SampleBatch
 from fedddpm_app.federation.cost import FORWARD, Cost, of_images
@@ -69,7 +69,9 @@ def images_of_generation(config: Config, count: int) -> float:
 
 
 def pretrain(request: ActionRequest) -> ActionAnswer:
-    """Train a local model from the received weights; return its EMA weights."""
+    """Train a local model from the received weights; return its EMA weights, unless the run's clients share images."""
+    if request.config.auxiliary.sharing == "images":
+        raise ConfigError('auxiliary-sharing = "images": this run\'s clients hand over no model of their own.')
     return with_label_counts(request, train_own_model(request, request.config.pretrain.steps, "pretrain"))
 
 
@@ -117,11 +119,25 @@ def train_own(
 def _check(request: ActionRequest, weights: Weights, num_examples: int) -> Metrics:
     """Generate as many images as the client's part of D_aux has, and return the share of near copies among them."""
     config, partition_id = request.config, request.partition_id
-    count = max(int(str(request.values[COUNT])), LEAST_CHECKED)
+    count = max(images_asked(request), LEAST_CHECKED)
     _, batches = batches_of(config, partition_id, count, request.task.label_counts(partition_id))
     images = drawn(AuxiliarySampler(config, request.trainer.model), weights, batches)
     copies = open_gate(config, request.task, partition_id).copies(images)
     return {MEMORIZED_SHARE: check_share(config, copies, num_examples), GENERATED: len(images)}
+
+
+def images_asked(request: ActionRequest) -> int:
+    """Return the number of images of the client's part of D_aux, which the server names.
+
+    Raises
+    ------
+    ConfigError
+        If it is more than D_aux has.
+    """
+    count, most = int(str(request.values[COUNT])), request.config.auxiliary.size
+    if not 0 <= count <= most:
+        raise ConfigError(f"the server asks for {count} images of one client, but auxiliary-size = {most}.")
+    return count
 
 
 def drawn(sampler: AuxiliarySampler, weights: Weights, batches: Sequence[SampleBatch]) -> Tensor:

@@ -9,7 +9,8 @@ from flwr.clientapp import ClientApp
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.client.masking import STEPS, Masking, open_session
-from fedddpm_app.client.policy import check_action, check_round
+from fedddpm_app.client.policy import check_action, check_evaluation, check_round, trains
+from fedddpm_app.client.record import RunRecord
 from fedddpm_app.client.security_log import SiteLog
 from fedddpm_app.client.state import ClientState, ClientStateError, state_folder
 from fedddpm_app.client.worker import Worker, this_process
@@ -142,6 +143,7 @@ def create_client_app(set_up: SetUp) -> ClientApp:
     def evaluate(message: Message, context: Context) -> Message:
         """Evaluate on this client's held-out examples."""
         setup = _checked(set_up(context), context)
+        check_evaluation(setup.policy)
         if is_private(setup.strategy, setup.config):
             raise ConfigError("a private run asks no client to evaluate: a loss on its images has no noise.")
         state = _open_state(setup, message, context)
@@ -161,6 +163,8 @@ def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
             "server and the clients."
         )
     check_action(setup.config, setup.policy, name, action, _number(message, SERVER_ROUND))
+    if trains(action):
+        _count_training(setup, message, context)
     end = _end(setup, message, context)
     values: Any = dict(message.content.config_records.get(VALUES, ConfigRecord()))
     state, ledger = _open_state(setup, message, context), _ledger(setup, message, context)
@@ -174,7 +178,7 @@ def _agree(setup: ClientSetup, message: Message, context: Context) -> Message:
     """Answer a message of secure aggregation other than its request to train."""
     partition, setup = _partition(context), _checked(setup, context)
     check_round(setup.config, setup.policy, _number(message, SERVER_ROUND))
-    end, session = _end(setup, message, context), open_session(context, partition)
+    end, session = _end(setup, message, context), open_session(setup.config, context, partition)
     step = STEPS[message.metadata.message_type]
     answer = step(session, setup.config, end.unpack(), lambda: len(setup.worker.task.train_data(partition)))
     return _reply(message, answer.metrics, {name: end.pack(record) for name, record in answer.records.items()})
@@ -182,6 +186,8 @@ def _agree(setup: ClientSetup, message: Message, context: Context) -> Message:
 
 def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
     check_round(setup.config, setup.policy, _number(message, SERVER_ROUND))
+    _check_returned(setup, message)
+    _count_training(setup, message, context)
     if setup.config.secure.aggregation:
         return _train_masked(setup, message, context)
     keeps_residual = setup.config.transport.keeps_residuals
@@ -200,9 +206,29 @@ def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
     return _reply(message, metrics, records)
 
 
+def _count_training(setup: ClientSetup, message: Message, context: Context) -> None:
+    """Count a training, so that a server which names an earlier round gets no more of them than the site allows."""
+    if setup.policy.max_rounds:
+        record = RunRecord(setup.config, context, _partition(context))
+        record.count_training(message.metadata.message_type, setup.policy.max_rounds)
+
+
+def _check_returned(setup: ClientSetup, message: Message) -> None:
+    """Raise ``ConfigError`` if the server asks for weights that stay at the client."""
+    if not setup.strategy.keeps_model(setup.config):
+        return
+    model, asked = setup.worker.trainer.model, message.content.config_records.get(EXCHANGE)
+    names: Any = [*model.state_dict()] if asked is None else asked[RETURNED]
+    if kept := sorted({*names} & setup.strategy.stays_at_clients(setup.config, model))[:3]:
+        raise ConfigError(
+            f'the server asks for {", ".join(kept)}, which algorithm = "{setup.config.run.algorithm}" leaves at the '
+            "client: run the same code on the server and the clients."
+        )
+
+
 def _train_masked(setup: ClientSetup, message: Message, context: Context) -> Message:
     """Train one round, and answer with a masked update; the weights themselves are not packed."""
-    masking = Masking(setup.config, message, open_session(context, _partition(context)))
+    masking = Masking(setup.config, message, open_session(setup.config, context, _partition(context)))
     state = _open_state(setup, message, context)
     hook, end = _create_hook(setup, message, context, state), _end(setup, message, context)
     result = setup.worker.train(hook, _ledger(setup, message, context))
@@ -256,7 +282,9 @@ def _ledger(setup: ClientSetup, message: Message, context: Context) -> Ledger | 
     """Return the client's record of the privacy that it has spent in this run; None for a run that is not private."""
     if not setup.config.dp.is_on:
         return None
-    name = f"run-{int(_text(message, STATE_RUN))}-client-{_partition(context):04d}.json"
+    run = str(int(_text(message, STATE_RUN)))
+    RunRecord(setup.config, context, _partition(context)).check_account(run)
+    name = f"run-{run}-client-{_partition(context):04d}.json"
     return Ledger(state_folder(setup.config) / "privacy" / name)
 
 

@@ -1,7 +1,7 @@
 """The client's answers to the messages of secure aggregation: see ``fedddpm_app.secure``.
 
 The secrets are in ``context.state``, because the messages of one client may go to different processes. They are small,
-and are removed when the client has masked its update.
+and are removed when the client has masked its update. Which step the client has done is in its ``RunRecord``.
 """
 
 import types
@@ -10,6 +10,7 @@ from typing import Any
 
 from flwr.app import ConfigRecord, Context, Message
 
+from fedddpm_app.client.record import RunRecord
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.federation.records import (
     KEYS,
@@ -37,11 +38,12 @@ _STORE = "fedddpm-secure"
 Answering = Callable[[ClientSession, Config, Weights, Callable[[], int]], ActionAnswer]
 
 
-def open_session(context: Context, partition: int) -> ClientSession:
+def open_session(config: Config, context: Context, partition: int) -> ClientSession:
     """Return the client's session as the last message left it."""
     if _STORE not in context.state:
         context.state[_STORE] = ConfigRecord()
-    return ClientSession(context.state.config_records[_STORE], partition)
+    record = RunRecord(config, context, partition)
+    return ClientSession(context.state.config_records[_STORE], partition, record.secure_steps)
 
 
 def _publish(session: ClientSession, config: Config, sent: Weights, num_examples: Callable[[], int]) -> ActionAnswer:
@@ -124,7 +126,7 @@ class Masking:
         seed = derive_seed(self._config.run.seed, "secure-rounding", where.server_round, where.partition_id)
         measured = {**result.metrics(), **hook.metrics}
         vector = encoding.encode(result.weights, measured, num_examples / self._total, seed)
-        self._session.mask(self._name, vector)
+        self._session.mask(self._name, vector, encoding.told(self._total, where.server_round))
         plain = {name: value for name, value in measured.items() if name in UNMASKED}
         return ActionAnswer({NUM_EXAMPLES: num_examples, **plain}, {MASKED: vector.to_tensors()})
 

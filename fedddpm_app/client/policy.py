@@ -49,10 +49,22 @@ def check_round(config: Config, policy: SitePolicy, server_round: int) -> None:
     _check_epsilon(config, policy, "train")
 
 
+def check_evaluation(policy: SitePolicy) -> None:
+    """Raise ``DeclinedError`` for a loss on the site's images, if it wants privacy."""
+    if policy.max_epsilon:
+        raise DeclinedError(
+            f"this site reports no loss on its images, which has no noise: site-max-epsilon = {policy.max_epsilon:g}"
+        )
+
+
 def check_action(config: Config, policy: SitePolicy, name: str, action: ClientAction, server_round: int) -> None:
-    """Raise ``DeclinedError`` for an action that trains or returns a model of the site's own against the policy."""
+    """Raise ``DeclinedError`` for an action that says something of the site's images against the policy."""
+    if policy.max_epsilon and not action.is_private:
+        raise DeclinedError(
+            f'the answer to "{name}" depends on its images without noise: site-max-epsilon = {policy.max_epsilon:g}'
+        )
     returns_model = ARRAYS in action.records
-    if not (returns_model or "steps" in action.metrics):
+    if not (returns_model or trains(action)):
         return
     _check_number(policy, server_round)
     _check_epsilon(config, policy, "pretrain" if action.is_checked else "train")
@@ -67,6 +79,11 @@ def check_action(config: Config, policy: SitePolicy, name: str, action: ClientAc
         raise DeclinedError(f'this site shares nothing that was not checked, as "{name}" does not: {key} is set')
 
 
+def trains(action: ClientAction) -> bool:
+    """Return whether an action trains a model on the site's images."""
+    return "steps" in action.metrics
+
+
 def _check_number(policy: SitePolicy, server_round: int) -> None:
     if policy.max_rounds and server_round > policy.max_rounds:
         raise DeclinedError(f"this site does not train in round {server_round}: site-max-rounds = {policy.max_rounds}")
@@ -78,4 +95,9 @@ def _check_epsilon(config: Config, policy: SitePolicy, phase: PrivatePhase) -> N
         raise DeclinedError(
             f"this site trains with privacy only: {phase}-dp-epsilon = {epsilon:g}, and site-max-epsilon = "
             f"{policy.max_epsilon:g}"
+        )
+    if policy.max_epsilon and not config.dp.dp_secret_noise:
+        raise DeclinedError(
+            "this site trains with secret noise only: dp-secret-noise = false derives it from the run's seed, which "
+            f"the server knows, and site-max-epsilon = {policy.max_epsilon:g}"
         )

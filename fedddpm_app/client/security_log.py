@@ -6,6 +6,8 @@ line has neither the values of the run config nor texts of exceptions, which may
 A log that cannot be written costs no round: a warning says so.
 """
 
+import re
+
 from flwr.app import ConfigRecord, Context, Message
 
 from fedddpm_app.client.policy import is_site
@@ -19,6 +21,7 @@ from fedddpm_app.training.declined import DeclinedError
 
 JOINED, DECLINED, REFUSED, FAILED, FORGOT = "joined", "declined", "refused", "failed", "forgot"
 _FOLDER = "security"
+_RUN_ID = re.compile("[0-9]{1,20}")  # 64 bits
 _MARKER = "fedddpm-security-log"  # in the client's context: this SuperNode has written that it joined
 
 
@@ -65,8 +68,17 @@ class SiteLog:
             return
         try:
             folder = parent_folder(str(self._context.node_config.get("state-dir", ""))) / _FOLDER
-            path = folder / f"run-{int(str(self._about[STATE_RUN]))}.jsonl"
-            asked = {"asked": self._message.metadata.message_type, "round": self._about[SERVER_ROUND]}
+            path = folder / f"run-{self._run()}.jsonl"
+            number = self._about.get(SERVER_ROUND)
+            asked = {
+                "asked": self._message.metadata.message_type,
+                "round": number if isinstance(number, int) else None,
+            }
             append_entry(path, entry_of(event, {"partition": self._partition, **asked, **facts}))
-        except (OSError, ValueError, LookupError) as error:
+        except OSError as error:
             logger.warning("client %d: the security log cannot be written: %s", self._partition, error)
+
+    def _run(self) -> str:
+        """Return the run's id as the server names it, or Flower's where that is none: no message keeps a line out."""
+        named = str(self._about.get(STATE_RUN)) if self._about else ""
+        return named if _RUN_ID.fullmatch(named) else str(self._context.run_id)

@@ -1,8 +1,10 @@
 """The description of an algorithm: its parts, its keys and its cost, which are known before a run."""
 
 import types
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any, ClassVar
+
+from torch import nn
 
 from fedddpm_app.config import Config, ConfigError, keys_of_algorithms
 from fedddpm_app.federation.aggregation import check_rule
@@ -77,6 +79,11 @@ class AlgorithmDescription:
         A client can then get a part of the weights alone, see ``FederatedStrategy.exchanged``.
         """
         return False
+
+    @classmethod
+    def stays_at_clients(cls, config: Config, model: nn.Module) -> Set[str]:
+        """Return the names of a model's weights that a client never returns in a round; see ``keeps_model``."""
+        return frozenset()
 
     @classmethod
     def keeps_state(cls, config: Config) -> bool:

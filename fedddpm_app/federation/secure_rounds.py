@@ -3,11 +3,14 @@
 Before the weights go out, the clients exchange keys and shares; after the masked updates have come back, the clients
 that sent one reveal what removes the masks of the sum. ``aggregate`` of the algorithm gets one reply, which is the
 clients' weighted mean. A client that is lost before its update is in the sum is left out. With too few clients, or
-shares that do not fit, the round is repeated with new keys.
+shares that do not fit, the round is repeated with new keys, and without the client that made these shares: else one
+client could end the run.
 """
 
+import re
 import secrets
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -36,7 +39,7 @@ from fedddpm_app.progress import logger
 from fedddpm_app.secure import keys
 from fedddpm_app.secure.client import PublicKeys
 from fedddpm_app.secure.encoding import CLIPPED, Encoding
-from fedddpm_app.secure.keys import ProtocolError
+from fedddpm_app.secure.keys import ProtocolError, WrongShareError
 from fedddpm_app.secure.masks import Vector
 from fedddpm_app.secure.rows import from_rows, rows_like, to_rows
 from fedddpm_app.secure.server import ServerSession
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from fedddpm_app.federation.strategy import FederatedStrategy
 
 _NAME_BYTES = 16
+_BLAMES = re.compile(r"the shares of client (\d{1,9}) (were changed|are those|have another)")  # texts of ``unseal``
+_VOICES = 2  # a client alone could blame another one
 
 
 class SecureTraining(Training):
@@ -95,7 +100,7 @@ class SecureTraining(Training):
         accepted = self._add_updates(replies, encoding)
         strategy.accounting.images += sum(self._images(reply) for reply in accepted)
         share = sum(self._sizes[client] for client in session.answered) / self._total
-        weights, means = encoding.decode(self._unmasked(), share)
+        weights, means = encoding.decode(self._unmasked(encoding.told(self._total, self._round)), share)
         images = sum(reply.num_examples for reply in accepted)
         for name in self._unmasked_metrics:
             means[name] = sum(reply.number(name) * reply.num_examples for reply in accepted) / images
@@ -128,7 +133,7 @@ class SecureTraining(Training):
     def _collect_keys(self) -> None:
         """Ask the sampled clients for new public keys (step 1)."""
         like = dict.fromkeys(("mask", "seal"), rows_like(1, keys.PUBLIC_BYTES))
-        for reply in self._ask(SECURE_KEYS, self._strategy.sampled, {}, KEYS, like, counts_examples=True):
+        for reply in self._ask(SECURE_KEYS, self._strategy.sampled, {}, KEYS, like, _check_keys, counts_examples=True):
             rows = reply.load(KEYS)
             self._sizes[reply.partition_id] = reply.num_examples
             self._strategy.clients.admission.learn_size(reply)
@@ -169,11 +174,12 @@ class SecureTraining(Training):
         for reply in arrived:
             self._session.add(reply.partition_id, Vector.from_tensors(reply.load(MASKED)))
         self._refused |= stream.refused
+        self._exclude_blamed(stream.refused)
         strategy.clients.declined |= stream.declined
         self._check_enough(len(accepted), "returned a masked update")
         return sorted(accepted, key=lambda reply: reply.partition_id)
 
-    def _unmasked(self) -> Vector:
+    def _unmasked(self, told: bytes) -> Vector:
         """Have the clients reveal shares, and return the sum of their updates (step 4)."""
         session = self._session
         answered, dropped = sorted(session.answered), session.dropped
@@ -187,8 +193,10 @@ class SecureTraining(Training):
             rows = reply.load(REVEALED)
             revealed[reply.partition_id] = from_rows(rows["seeds"]), from_rows(rows["keys"])
         try:
-            return session.unmask(revealed)
+            return session.unmask(revealed, told)
         except ProtocolError as error:
+            if isinstance(error, WrongShareError):
+                self._exclude(error.client, str(error))
             raise self._too_few(f"the masks of {len(answered)} updates cannot be removed: {error}") from error
 
     def _ask(
@@ -198,6 +206,7 @@ class SecureTraining(Training):
         sent: Weights,
         record: str,
         like: Weights,
+        check: Callable[[Reply], None] | None = None,
         *,
         counts_examples: bool = False,
         leaves_out: bool = True,
@@ -206,7 +215,7 @@ class SecureTraining(Training):
         strategy, timeout = self._strategy, self._strategy.config.waiting.round_timeout
         packed = strategy.transport.pack({"session": to_rows([self._name], _NAME_BYTES), **sent})
         expected = {record: strategy.transport.expect(like)}
-        spec = ReplySpec(expected, (), counts_examples=counts_examples, server_round=self._round)
+        spec = ReplySpec(expected, (), check, counts_examples=counts_examples, server_round=self._round)
         messages = strategy.clients.address(clients, step, {ARRAYS: packed}, self._round, timeout)
         replies = exchange(strategy.grid, messages, timeout, strategy.clients.participants.under_way)
         stream = ReplyStream(
@@ -218,6 +227,20 @@ class SecureTraining(Training):
             strategy.transport.release(packed)
             strategy.clients.declined |= stream.declined
             self._refused |= stream.refused if leaves_out else {}
+
+    def _exclude_blamed(self, refused: Mapping[int, str]) -> None:
+        """Exclude a client whose shares several others could not open, and therefore sent no update."""
+        blamed = [(int(found[1]), client) for client, text in refused.items() if (found := _BLAMES.match(text))]
+        voices = Counter(culprit for culprit, client in blamed if culprit in self._session.sealed.keys() - {client})
+        for culprit, count in voices.items():
+            if count >= _VOICES:
+                self._exclude(culprit, f"the shares of client {culprit} were changed on their way to {count} clients")
+
+    def _exclude(self, client: int, reason: str) -> None:
+        """Ask a client for nothing in the rounds any more, as one that has declined."""
+        self._refused[client] = reason
+        self._strategy.clients.declined.add(client)
+        self._strategy.clients.log.refuse(client, ReplyRefusedError(reason), self._round)
 
     def _check_size(self, reply: Reply) -> None:
         """Raise ``ReplyRefusedError`` for an update of another weight than agreed."""
@@ -249,3 +272,12 @@ class SecureTraining(Training):
         if clipped > 0:
             text = "round %d: %.3g %% of the values of the updates were clipped to secure-clip = %g: use a larger one"
             logger.warning(text, self._round, 100 * clipped, clip)
+
+
+def _check_keys(reply: Reply) -> None:
+    """Refuse keys that no other client could use: else all the others would fail."""
+    try:
+        for rows in reply.load(KEYS).values():
+            keys.check_public(from_rows(rows)[0])
+    except ProtocolError as error:
+        raise ReplyRefusedError(str(error)) from error

@@ -1,11 +1,13 @@
 """The client's end: four steps in a fixed order, each of which a session allows once.
 
 A server that could repeat a step with other content would learn single updates: two uploads under one mask differ by
-the update alone, and shares of both secrets of one client unmask it. So the order, and what was revealed, are in the
-store, and a new session makes new keys.
+the update alone, and shares of both secrets of one client unmask it. So the step, and what was revealed, are in a
+record that does not go back when the store does, and a new session makes new keys.
 """
 
-from collections.abc import Mapping, MutableMapping, Sequence
+import hashlib
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,8 +15,11 @@ from fedddpm_app.secure import keys
 from fedddpm_app.secure.keys import KeyPair, ProtocolError
 from fedddpm_app.secure.masks import Vector, add_mask
 
-_STEP, _ID = "step", "session"
+_STEP, _ID, _KEYS, _REVEALED = "step", "session", "keys", "revealed"
 _SECRETS = ("mask-private", "seal-private", "seed")
+
+
+Record = Callable[[], AbstractContextManager[dict[str, Any]]]
 
 
 @dataclass(frozen=True)
@@ -34,11 +39,15 @@ class ClientSession:
         Keeps numbers, bytes and lists of them between the steps, maybe in another process.
     me : int
         The client's id among the clients of the sum, from 0.
+    record : callable
+        Gives a dict, to be read and changed by one process at a time: the step of the client's last session. The store
+        may be that of an earlier message; the record is never.
     """
 
-    def __init__(self, store: MutableMapping[str, Any], me: int) -> None:
+    def __init__(self, store: MutableMapping[str, Any], me: int, record: Record) -> None:
         self._store = store
         self._me = me
+        self._record = record
 
     @property
     def num_examples(self) -> int:
@@ -56,7 +65,6 @@ class ClientSession:
         self._store.clear()
         self._store.update(
             {
-                _STEP: 1,
                 _ID: session,
                 "num-examples": num_examples,
                 "mask-private": mask.private,
@@ -65,6 +73,9 @@ class ClientSession:
                 "seal-public": seal.public,
             }
         )
+        with self._record() as known:
+            known.clear()
+            known.update({_KEYS: self._keys(), _STEP: 1})
         return PublicKeys(mask.public, seal.public)
 
     def share(self, session: bytes, public: Mapping[int, PublicKeys], threshold: int) -> tuple[dict[int, bytes], bytes]:
@@ -127,14 +138,17 @@ class ClientSession:
             }
         )
 
-    def mask(self, session: bytes, vector: Vector) -> None:
-        """Add this client's masks to its numbers in place, and forget the secrets (step 3, after the training)."""
+    def mask(self, session: bytes, vector: Vector, told: bytes) -> None:
+        """Add this client's masks to its numbers in place, and forget the secrets (step 3, after the training).
+
+        ``told`` is ``Encoding.told``: the masks of clients that were told different things do not cancel.
+        """
         self._enter(4, session)
         store, place = self._store, {peer: at for at, peer in enumerate(self._store["participants"])}
         add_mask(vector, store["seed"])
         for peer in store["senders"]:
             if peer != self._me:
-                seed = keys.shared_seed(store["mask-private"], store["masks-public"][place[peer]])
+                seed = keys.shared_seed(store["mask-private"], store["masks-public"][place[peer]], told)
                 add_mask(vector, seed, subtract=peer < self._me)
         for name in _SECRETS:
             del store[name]
@@ -149,28 +163,41 @@ class ClientSession:
         ProtocolError
             If both shares of a client would become known, or too few clients are in the sum.
         """
-        store, lists = self._store, ([*answered], [*dropped])
-        if store.get(_STEP) == 5 and store[_ID] == session:
-            if ([*store["answered"]], [*store["dropped"]]) != lists:
+        store, lists = self._store, [[*answered], [*dropped]]
+        with self._record() as known:
+            again = known.get(_STEP) == 5 and self._is_session(known, session)
+            if again and known[_REVEALED] != lists:
                 raise ProtocolError("it has revealed its shares for other clients already, and never reveals both")
-        else:
-            self._enter(5, session)
-        together = [*answered, *dropped]
-        if sorted(together) != store["senders"] or self._me not in answered or len(answered) < store["threshold"]:
-            store[_STEP] = 6  # nothing is revealed in this session any more
+            if not again:
+                self._enter_in(known, 5, session)
+            together = sorted([*answered, *dropped])
+            fits = together == store["senders"] and self._me in answered and len(answered) >= store["threshold"]
+            known.update({_REVEALED: lists} if fits else {_STEP: 6})  # nothing is revealed in it any more
+        if not fits:
             raise ProtocolError(
                 f"a sum of {len(answered)} clients without {len(dropped)} others is not one that this client takes "
                 f"part in: it has {len(store['senders'])} clients, at least {store['threshold']} of them in the sum"
             )
-        store.update({"answered": lists[0], "dropped": lists[1]})
         place = {peer: at for at, peer in enumerate(store["senders"])}
         seeds = [store["seed-shares"][place[peer]] for peer in answered]
         return seeds, [store["key-shares"][place[peer]] for peer in dropped]
 
     def _enter(self, step: int, session: bytes) -> None:
         """Go to the next step, which can be done once."""
-        if self._store.get(_ID) != session:
+        with self._record() as known:
+            self._enter_in(known, step, session)
+
+    def _enter_in(self, known: dict[str, Any], step: int, session: bytes) -> None:
+        if not self._is_session(known, session):
             raise ProtocolError("it does not know this session: it was restarted, or another session has begun")
-        if self._store[_STEP] != step - 1:
-            raise ProtocolError(f"step {step} of a secure sum follows on step {step - 1}, not on {self._store[_STEP]}")
-        self._store[_STEP] = step
+        if known[_STEP] != step - 1:
+            raise ProtocolError(f"step {step} of a secure sum follows on step {step - 1}, not on {known[_STEP]}")
+        known[_STEP] = step
+
+    def _is_session(self, known: Mapping[str, Any], session: bytes) -> bool:
+        """Return whether the store has the session of this name, and the record the step of that session."""
+        return self._store.get(_ID) == session and known.get(_KEYS) == self._keys()
+
+    def _keys(self) -> str:
+        """Return what names the session in the record: its public key, which is new in each one."""
+        return hashlib.sha256(self._store["mask-public"]).hexdigest()

@@ -7,6 +7,8 @@ n_i / N add up to at most 1, and each rounding adds less than 1. Rounding is sto
 share is the part of N that arrived. Metrics and weights that are whole numbers travel in 64 bits.
 """
 
+import hashlib
+import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 
@@ -14,7 +16,7 @@ import torch
 from torch import Tensor
 
 from fedddpm_app.secure.masks import Vector
-from fedddpm_app.weights import Weights, cast_like
+from fedddpm_app.weights import Weights, cast_like, digest
 
 CLIPPED = "clipped-share"
 _LARGEST_WIDE = float(2**22)  # of a metric, or of the change of a whole number
@@ -92,6 +94,16 @@ class Encoding:
         others.append(torch.tensor([float(known[name]) for name in self._metrics], dtype=torch.float64))
         wide = torch.cat(others).clamp_(-_LARGEST_WIDE, _LARGEST_WIDE).mul_(share / _WIDE_STEP)
         return Vector.from_tensors({"narrow": narrow, "wide": _round(wide, random)})
+
+    def told(self, total: int, server_round: int) -> bytes:
+        """Return the SHA-256 of what a client's numbers depend on besides its images: N, the round, and the weights.
+
+        A server that tells clients different things could have the others send zeros: weights from which nothing is
+        learned, a round with a learning rate of zero, or a total beside which their images are none. The sum would
+        then be one client's update.
+        """
+        about = [total, server_round, self.step, *self._metrics, digest(dict(sorted(self._start.items())))]
+        return hashlib.sha256(json.dumps(about).encode()).digest()
 
     def _pieces(self, weights: Weights) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield the floating-point weights, flat, in pieces, each with the values that it started from."""

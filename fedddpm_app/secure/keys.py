@@ -9,6 +9,7 @@ import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.fernet import InvalidToken
 from cryptography.hazmat.primitives.asymmetric import ec
 
@@ -36,6 +37,14 @@ _PRIVATE_BYTES = 48
 
 class ProtocolError(Exception):
     """A message that the protocol does not allow, or that is damaged; the text is a sentence."""
+
+
+class WrongShareError(ProtocolError):
+    """The shares that a client made of its own secret do not give that secret; ``client`` is its id."""
+
+    def __init__(self, text: str, client: int) -> None:
+        super().__init__(text)
+        self.client = client
 
 
 @dataclass(frozen=True)
@@ -68,6 +77,16 @@ def public_key_of(private: bytes) -> bytes:
     return public_key_to_bytes(_private_key(private).public_key())
 
 
+def check_public(public: bytes) -> None:
+    """Raise ``ProtocolError`` if another party's bytes are not a public key of the curve."""
+    try:
+        key: object = bytes_to_public_key(public)
+    except (ValueError, UnsupportedAlgorithm):
+        key = None
+    if not (isinstance(key, ec.EllipticCurvePublicKey) and isinstance(key.curve, ec.SECP384R1)):
+        raise ProtocolError("a public key is not a point of the curve")
+
+
 def shared_key(private: bytes, public: bytes) -> bytes:
     """Return the key that two clients have in common, in the form that ``seal`` takes."""
     try:
@@ -76,9 +95,9 @@ def shared_key(private: bytes, public: bytes) -> bytes:
         raise ProtocolError("a public key is not a point of the curve") from error
 
 
-def shared_seed(private: bytes, public: bytes) -> bytes:
-    """Return the seed of the mask that two clients have in common."""
-    return base64.urlsafe_b64decode(shared_key(private, public))
+def shared_seed(private: bytes, public: bytes, told: bytes) -> bytes:
+    """Return the seed of the mask that two clients have in common, if they were told the same."""
+    return hashlib.sha256(base64.urlsafe_b64decode(shared_key(private, public)) + told).digest()
 
 
 def split(secret: bytes, threshold: int, count: int) -> list[bytes]:
@@ -112,7 +131,7 @@ def unseal(key: bytes, token: bytes, source: int, target: int) -> tuple[bytes, b
     except InvalidToken as error:
         raise ProtocolError(f"the shares of client {source} were changed on their way") from error
     if (found, meant) != (source, target):
-        raise ProtocolError(f"shares of client {found} for client {meant} came as those of client {source}")
+        raise ProtocolError(f"the shares of client {source} are those of client {found} for client {meant}")
     if (len(seed_share), len(key_share)) != (SEED_SHARE_BYTES, KEY_SHARE_BYTES):
         raise ProtocolError(f"the shares of client {source} have another length")
     return seed_share, key_share

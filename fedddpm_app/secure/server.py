@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from fedddpm_app.secure import keys
 from fedddpm_app.secure.client import PublicKeys
-from fedddpm_app.secure.keys import ProtocolError
+from fedddpm_app.secure.keys import ProtocolError, WrongShareError
 from fedddpm_app.secure.masks import Vector, add_mask
 
 
@@ -33,6 +33,7 @@ class ServerSession:
     answered: set[int] = field(default_factory=set)
     threshold: int = 2
     _total: Vector | None = None
+    _first: int = 0  # the place of the first share of those that have fitted last
 
     def sealed_for(self, client: int) -> dict[int, bytes]:
         """Return the shares that others made for a client, by the client that made them."""
@@ -50,7 +51,7 @@ class ServerSession:
         self._total.add(masked)
         self.answered.add(client)
 
-    def unmask(self, revealed: Mapping[int, tuple[Sequence[bytes], Sequence[bytes]]]) -> Vector:
+    def unmask(self, revealed: Mapping[int, tuple[Sequence[bytes], Sequence[bytes]]], told: bytes) -> Vector:
         """Return the sum of the numbers of the clients that answered.
 
         Parameters
@@ -58,6 +59,8 @@ class ServerSession:
         revealed : mapping of int to pair of lists
             By the client that reveals, its shares of the seeds of ``answered`` and of the keys of ``dropped``, both in
             ascending order of the clients.
+        told : bytes
+            As of ``ClientSession.mask``.
 
         Raises
         ------
@@ -72,26 +75,30 @@ class ServerSession:
             promised = self.digests[client]
             seed = self._restored([seeds[place] for seeds, _ in shares], lambda it: keys.digest(it) == promised)  # noqa: B023
             if seed is None:
-                raise ProtocolError(f"the shares of client {client} do not give the seed that it promised")
+                raise WrongShareError(f"the shares of client {client} do not give the seed that it promised", client)
             add_mask(total, seed, subtract=True)
         for place, client in enumerate(dropped):
             known = self.public[client].mask
             private = self._restored([each[place] for _, each in shares], lambda it: keys.public_key_of(it) == known)  # noqa: B023
             if private is None:
-                raise ProtocolError(f"the shares of client {client} do not give the key that belongs to its public one")
+                reason = f"the shares of client {client} do not give the key that belongs to its public one"
+                raise WrongShareError(reason, client)
             for peer in answered:
-                add_mask(total, keys.shared_seed(private, self.public[peer].mask), subtract=client > peer)
+                add_mask(total, keys.shared_seed(private, self.public[peer].mask, told), subtract=client > peer)
         return total
 
     def _restored(self, shares: Sequence[bytes], fits: Callable[[bytes], bool]) -> bytes | None:
         """Return the secret of some ``threshold`` neighbouring shares that fit, in a circle, or None.
 
-        A client that reveals a wrong share is thus passed over, where one more than ``threshold`` reveal.
+        A client that reveals a wrong share is thus passed over, where one more than ``threshold`` reveal. The next
+        secret is tried with the same clients first, so that a liar is passed over once, and not for each secret.
         """
-        for start in range(len(shares)):
+        for offset in range(len(shares)):
+            start = (self._first + offset) % len(shares)
             try:
                 secret = keys.combine([*shares[start:], *shares[:start]], self.threshold)
                 if fits(secret):
+                    self._first = start
                     return secret
             except ProtocolError:
                 continue

@@ -4,14 +4,17 @@ import json
 import logging
 
 import pytest
-from flwr.app import Context, RecordDict
+from flwr.app import ConfigRecord, Context, RecordDict
 
+from fedddpm_app.algorithms import REGISTRY
 from fedddpm_app.apps.client import set_up
-from fedddpm_app.client.policy import stricter
+from fedddpm_app.client.policy import check_action, stricter
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.config.site import SitePolicy, read_policy
 from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.records import CONFIG, METRICS, SERVER_ROUND
 from fedddpm_app.inprocess.grid import InProcessGrid
+from fedddpm_app.training.declined import DeclinedError
 
 
 @pytest.fixture
@@ -96,6 +99,64 @@ def test_a_site_that_wants_privacy_trains_only_with_a_budget_that_is_small_enoug
     assert "train/left_out" not in run_app(algorithm="fedavg", num_rounds=1, train_dp_epsilon=4.0).rounds()[0]
 
 
+def test_a_site_that_wants_privacy_trains_with_no_noise_that_the_server_knows(run_app, at_client_1):
+    """The server knows the seed, and could subtract the noise that derives from it."""
+    at_client_1(site_max_epsilon=4.0)
+    (row,) = run_app(algorithm="fedavg", num_rounds=1, train_dp_epsilon=4.0, dp_secret_noise=False).rounds()
+    assert row["train/left_out"]["1"].startswith("this site trains with secret noise only: dp-secret-noise = false")
+    assert sorted(row["train/left_out"]) == ["1"]
+
+
+def test_a_site_that_wants_privacy_reports_no_loss_on_its_images(run_app, at_client_1, monkeypatch):
+    at_client_1(site_max_epsilon=4.0)
+    original, losses = InProcessGrid._answer, []
+
+    def answer(self, message):
+        reply = original(self, message)
+        if message.metadata.message_type == "evaluate" and reply.has_content():
+            losses.append(message.metadata.dst_node_id)
+        return reply
+
+    monkeypatch.setattr(InProcessGrid, "_answer", answer)
+    (row,) = run_app(algorithm="fedavg", num_rounds=1).rounds()
+    assert sorted(losses) == [1000, 1002, 1003]
+    assert row["client-eval/left_out"]["1"].startswith("this site reports no loss on its images")
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "name"), [("pdfed", "score"), ("fedphd", "report_labels"), ("fedddpm-late", "vote")]
+)
+def test_a_site_that_wants_privacy_answers_no_question_about_its_images_without_noise(config, algorithm, name):
+    action = REGISTRY[algorithm].client_actions[name]
+    check_action(config, SitePolicy(), name, action, 1)
+    with pytest.raises(
+        DeclinedError, match=f'the answer to "{name}" depends on its images without noise: site-max-epsilon = 4'
+    ):
+        check_action(config, SitePolicy(max_epsilon=4.0), name, action, 1)
+
+
+def test_a_server_that_names_an_earlier_round_gets_no_more_trainings(run_app, at_client_1, monkeypatch):
+    """Client 1 is asked for round 1 three times; the policy allows one round."""
+    at_client_1(site_max_rounds=1)
+    original, answered = InProcessGrid._answer, []
+
+    def answer(self, message):
+        number = message.content[CONFIG][SERVER_ROUND] if message.metadata.message_type == "train" else 0
+        if not number or message.metadata.dst_node_id != 1001:
+            return original(self, message)
+        asked = ConfigRecord({**message.content[CONFIG], SERVER_ROUND: 1})  # messages share their records
+        message.content = RecordDict({**message.content, CONFIG: asked})
+        reply = original(self, message)
+        if not reply.has_error():
+            answered.append(number)
+            reply.content[METRICS][SERVER_ROUND] = number
+        return reply
+
+    monkeypatch.setattr(InProcessGrid, "_answer", answer)
+    run_app(algorithm="fedavg", num_rounds=3)
+    assert answered == [1]
+
+
 @pytest.mark.parametrize(
     ("policy", "reason"),
     [
@@ -117,7 +178,7 @@ def test_the_policy_holds_for_the_trainings_of_peers_too(run_app, at_client_1, p
     assert left
     assert all(reason in text for text in left)
     submitted = sum(entry["kind"] == "submission" and entry["peer"] == 1 for entry in ledger)
-    assert submitted == (2 if "site_max_rounds" in policy else 0)  # in round 1 peers are also asked for the second one
+    assert submitted == (1 if "site_max_rounds" in policy else 0)
 
 
 def test_a_sites_own_check_is_stricter_than_the_runs(run_app, at_client_1):

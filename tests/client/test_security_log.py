@@ -3,9 +3,12 @@
 import json
 from pathlib import Path
 
-from flwr.app import Error, Message
+import pytest
+from flwr.app import ConfigRecord, Context, Error, Message, RecordDict
 
+from fedddpm_app.client.security_log import SiteLog
 from fedddpm_app.inprocess.grid import InProcessGrid
+from fedddpm_app.training.declined import DeclinedError
 
 
 def lines_of(path):
@@ -50,3 +53,33 @@ def test_refused_replies_are_logged_without_paths(run_app, monkeypatch):
     run = run_app(algorithm="fedavg", num_rounds=1)
     (refused,) = (line for line in lines_of(run.path / "security.jsonl") if line["event"] == "reply-refused")
     assert (refused["partition"], refused["round"], refused["reason"]) == (2, 1, "OSError: cannot read <path>")
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [
+        {"server-round": b"1"},
+        {"server-round": [1] * 100_000},
+        {"server-round": '1}\n{"event": "forgot"'},
+        {"server-round": float("nan")},
+        {},
+        {"server-round": 10**18, "state-run": "no number"},
+        {"state-run": b"7"},
+        {"state-run": "9" * 300},
+    ],
+)
+def test_no_message_of_a_server_keeps_a_line_out_of_a_sites_log(tmp_path, asked):
+    """The first message is that in which a site writes that it has joined."""
+    node = {"partition-id": 0, "site-max-rounds": 1}
+    config = {"state-dir": str(tmp_path), "algorithm": "fedavg"}
+    context = Context(run_id=7, node_id=1, node_config=node, state=RecordDict(), run_config=config)
+    about = ConfigRecord({"server-round": 1, "state-run": "7"} | asked if asked else {})
+    log = SiteLog(Message(RecordDict({"config": about}), 1, "train"), context, 0)
+    log.join()
+    log.failed(DeclinedError("no"))
+    (path,) = (tmp_path / "security").iterdir()
+    assert path.name == "run-7.jsonl"
+    lines = lines_of(path)
+    assert [line["event"] for line in lines] == ["joined", "declined"]
+    assert all(line["round"] is None or isinstance(line["round"], int) for line in lines)
+    assert path.stat().st_size < 2_000

@@ -17,7 +17,7 @@ from fedddpm_app.federation.exchanges import Training
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import InProcessGrid, run_inprocess
 from fedddpm_app.inprocess.simulate import simulate
-from fedddpm_app.transport.carriers import read_record
+from fedddpm_app.transport.carriers import pack_flat, read_record
 from tests.algorithms.problems import CLIENTS, Point, quadratic, run
 from tests.conftest import RunDirectory
 from tests.faults.wrapper import FAULTS, FaultyClientApp
@@ -284,3 +284,34 @@ def test_models_that_leave_before_the_rounds_are_noted(run_config, given, noted)
 @pytest.mark.parametrize(("count", "needed"), [(2, 2), (3, 2), (4, 3), (10, 7), (100, 66)])
 def test_the_threshold_is_a_share_of_the_clients(run_config, count, needed):
     assert load_config(run_config).secure.needed(count) == needed
+
+
+@pytest.mark.parametrize(
+    ("step", "record", "tensor", "reason"),
+    [
+        ("keys", "keys", "mask", "a public key is not a point of the curve"),
+        ("keys", "keys", "seal", "a public key is not a point of the curve"),
+        ("shares", "shares", "digest", "the shares of client 1 do not give the seed that it promised"),
+        ("shares", "shares", "sealed", "the shares of client 1 were changed on their way"),
+    ],
+)
+def test_one_client_that_breaks_the_protocol_costs_its_own_reply_and_not_the_run(
+    run_app, monkeypatch, step, record, tensor, reason
+):
+    original = InProcessGrid._answer
+
+    def answer(self, message):
+        reply = original(self, message)
+        if message.metadata.message_type == f"train.secure_{step}" and message.metadata.dst_node_id == 1001:
+            sent = read_record(reply.content.array_records[record])
+            sent = sent | {tensor: torch.full_like(sent[tensor], 65)}
+            reply.content[record] = pack_flat(sent).record
+        return reply
+
+    monkeypatch.setattr(InProcessGrid, "_answer", answer)
+    quick = {key.replace("-", "_"): value for key, value in QUICK.items()}
+    run = run_app(**quick, **SECURE, max_round_retries=1)
+    rows = [row for row in run.stats if row["phase"] in ("round", "abandoned")]
+    assert [row["phase"] for row in rows] == (["round"] if step == "keys" else ["abandoned", "round"])
+    assert rows[-1].get("declined") == (None if step == "keys" else [1])
+    assert any(reason in row.get("train/left_out", {}).get("1", "") for row in rows)

@@ -1,5 +1,6 @@
 """A secure sum of a few clients in this process, without messages."""
 
+import contextlib
 import math
 
 import numpy as np
@@ -8,7 +9,7 @@ from fedddpm_app.secure.client import ClientSession
 from fedddpm_app.secure.masks import Vector
 from fedddpm_app.secure.server import ServerSession
 
-SESSION = b"a session"
+SESSION, TOLD = b"a session", b"what all were told"
 
 
 def vector(*numbers, wide=(7,)):
@@ -22,12 +23,15 @@ class Parties:
     def __init__(self, values, share=0.66):
         self.values = dict(enumerate(values))
         self.stores = {client: {} for client in self.values}
+        self.records = {client: {} for client in self.values}
         self.share = share
         self.server = ServerSession()
         self.uploads = {}
 
     def client(self, me):
-        return ClientSession(self.stores[me], me)  # anew for each step, as in another process
+        return ClientSession(
+            self.stores[me], me, lambda: contextlib.nullcontext(self.records[me])
+        )  # anew for each step, as in another process
 
     def publish(self, gone=()):
         self.server.public = {c: self.client(c).publish(SESSION, 1) for c in self.values if c not in gone}
@@ -42,7 +46,7 @@ class Parties:
         for c in self.server.sealed.keys() - set(gone):
             self.client(c).receive(SESSION, self.server.sealed_for(c))
             masked = Vector(self.values[c].narrow.copy(), self.values[c].wide.copy())
-            self.client(c).mask(SESSION, masked)
+            self.client(c).mask(SESSION, masked, TOLD)
             self.uploads[c] = masked
             self.server.add(c, masked)
 

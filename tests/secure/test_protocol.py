@@ -1,11 +1,14 @@
 """The secure sum of a round: what comes out, who may drop out when, and what a client never does."""
 
+import copy
+
 import numpy as np
 import pytest
 
+from fedddpm_app.secure import keys
 from fedddpm_app.secure.keys import ProtocolError
 from fedddpm_app.secure.masks import Vector, add_mask
-from tests.secure.parties import SESSION, Parties, signed, vector
+from tests.secure.parties import SESSION, TOLD, Parties, signed, vector
 
 VALUES = [
     vector(1, -2, 2**31 - 1),
@@ -36,7 +39,7 @@ def test_masks_of_different_seeds_look_random_and_differ():
 def test_the_sum_is_exact_modulo_its_range():
     """1 + 10 - 100 = -89, 2^31 - 1 + 5 + 2 = 2^31 + 6 = -2^31 + 6 modulo 2^32; wide 7 + 2^62 - 9 + 1."""
     parties = Parties(VALUES).until_upload()
-    assert signed(parties.server.unmask(parties.reveal())) == ([-89, 18, -(2**31) + 6], [2**62 - 1])
+    assert signed(parties.server.unmask(parties.reveal(), TOLD)) == ([-89, 18, -(2**31) + 6], [2**62 - 1])
 
 
 def test_an_upload_hides_its_numbers_and_two_uploads_of_the_same_differ():
@@ -55,7 +58,7 @@ def test_a_client_may_be_lost_before_every_step(step):
     for name in ("publish", "make_shares", "upload", "reveal"):
         revealed = getattr(parties, name)(gone=[1] if name == step else [])
     expected = ([-89, 18, -(2**31) + 6], [2**62 - 1]) if step == "reveal" else ([-99, -2, -(2**31) + 1], [-1])
-    assert signed(parties.server.unmask(revealed)) == expected
+    assert signed(parties.server.unmask(revealed, TOLD)) == expected
     assert parties.server.dropped == ([1] if step == "upload" else [])
 
 
@@ -63,7 +66,7 @@ def test_too_few_revealed_shares_give_no_sum():
     parties = Parties(VALUES).until_upload()  # 0.66 of 4 clients: 3
     revealed = parties.reveal(gone=[0, 3])
     with pytest.raises(ProtocolError, match="2 clients revealed shares, and 3 are needed"):
-        parties.server.unmask(revealed)
+        parties.server.unmask(revealed, TOLD)
 
 
 def test_a_client_reveals_one_of_two_secrets_whatever_it_is_asked_later():
@@ -104,7 +107,7 @@ def test_no_step_is_done_twice_or_out_of_turn():
     parties.upload()
     for repeated in (
         lambda: parties.client(0).receive(SESSION, parties.server.sealed_for(0)),
-        lambda: parties.client(0).mask(SESSION, vector(1, 2, 3)),
+        lambda: parties.client(0).mask(SESSION, vector(1, 2, 3), TOLD),
     ):
         with pytest.raises(ProtocolError, match="not on 4"):
             repeated()
@@ -138,7 +141,7 @@ def test_a_client_that_reveals_a_wrong_share_is_passed_over(liar):
     """Three of the other shares are enough; with two wrong ones of four, they are not."""
     parties = Parties(VALUES).until_upload()
     honest = Parties(VALUES).until_upload()
-    expected = signed(honest.server.unmask(honest.reveal()))
+    expected = signed(honest.server.unmask(honest.reveal(), TOLD))
 
     def lied(revealed, client):
         seeds, rest = revealed[client]
@@ -146,11 +149,54 @@ def test_a_client_that_reveals_a_wrong_share_is_passed_over(liar):
 
     once = lied(parties.reveal(), liar)
     again = Parties(VALUES).until_upload()
-    assert signed(parties.server.unmask(once)) == expected
+    assert signed(parties.server.unmask(once, TOLD)) == expected
     with pytest.raises(ProtocolError, match="the shares of client 1 do not give the seed that it promised"):
-        again.server.unmask(lied(lied(again.reveal(), liar), 3))
+        again.server.unmask(lied(lied(again.reveal(), liar), 3), TOLD)
+
+
+def test_a_client_that_reveals_wrong_shares_of_all_costs_little_time(monkeypatch):
+    """To combine shares takes a third of a second with 48 clients: client 3 of 9 costs 4 tries."""
+    parties, tries, combine = Parties([vector(1, 2, 3)] * 9).until_upload(), [], keys.combine
+
+    def counted(*given):
+        tries.append(given)
+        return combine(*given)
+
+    monkeypatch.setattr(keys, "combine", counted)
+    revealed = parties.reveal()
+    revealed[3] = ([bytes(each) for each in map(len, revealed[3][0])], [])
+    assert signed(parties.server.unmask(revealed, TOLD))[0] == [9, 18, 27]
+    assert len(tries) == 9 + 4
 
 
 def test_secrets_do_not_outlive_the_upload():
     parties = Parties(VALUES).until_upload()
     assert not {"seed", "mask-private", "seal-private"} & parties.stores[0].keys()
+
+
+def test_a_client_whose_store_goes_back_to_an_earlier_step_does_no_step_again():
+    """With shares of both secrets of client 1, its numbers would be known."""
+    parties = Parties(VALUES).until_upload()
+    before = copy.deepcopy(parties.stores)
+    first = parties.client(0).reveal(SESSION, [0, 1, 2, 3], [])
+    parties.stores = copy.deepcopy(before)
+    with pytest.raises(ProtocolError, match="never reveals both"):
+        parties.client(0).reveal(SESSION, [0, 2, 3], [1])
+    assert parties.client(0).reveal(SESSION, [0, 1, 2, 3], []) == first
+    parties.publish()
+    parties.stores = before
+    with pytest.raises(ProtocolError, match="another session has begun"):
+        parties.client(0).reveal(SESSION, [0, 1, 2, 3], [])
+
+
+def test_masks_of_clients_that_were_told_different_things_stay_in_the_sum():
+    parties = Parties(VALUES)
+    parties.publish()
+    parties.make_shares()
+    for client, told in enumerate((TOLD, TOLD, b"another total", TOLD)):
+        parties.client(client).receive(SESSION, parties.server.sealed_for(client))
+        masked = Vector(VALUES[client].narrow.copy(), VALUES[client].wide.copy())
+        parties.client(client).mask(SESSION, masked, told)
+        parties.server.add(client, masked)
+    numbers, _ = signed(parties.server.unmask(parties.reveal(), TOLD))
+    assert not {*numbers} & {-89, 18, -(2**31) + 6}
