@@ -55,7 +55,7 @@ def _cost(num_weights: int, num_clients: int) -> dict[str, float]:
         masking = masking or seconds
     answered = sorted(server.answered)
     revealed = {me: clients[me].reveal(_NAME, answered, server.dropped) for me in answered}
-    unmasking, total = _timed(lambda: server.unmask(revealed, encoding.told(num_clients, 1)))
+    unmasking, total = _timed(lambda: server.unmask(revealed, encoding.told(num_clients, 1, "")))
     decoding, _ = _timed(lambda: encoding.decode(total, len(answered) / num_clients))
     peers = num_clients - 1  # keys go up once and come down of all; shares of both secrets go up and down per peer
     small = 2 * keys.PUBLIC_BYTES * (1 + num_clients) + 2 * keys.SEALED_BYTES * peers + keys.DIGEST_BYTES
@@ -76,7 +76,7 @@ def _record() -> Record:
 
 def _masked(client: ClientSession, encoding: Encoding, trained: Weights, num_clients: int) -> Vector:
     vector = encoding.encode(trained, {"loss": 1.0}, 1 / num_clients, seed=0)
-    client.mask(_NAME, vector, encoding.told(num_clients, 1))
+    client.mask(_NAME, vector, encoding.told(num_clients, 1, ""))
     return vector
 
 

@@ -126,7 +126,8 @@ class Masking:
         seed = derive_seed(self._config.run.seed, "secure-rounding", where.server_round, where.partition_id)
         measured = {**result.metrics(), **hook.metrics}
         vector = encoding.encode(result.weights, measured, num_examples / self._total, seed)
-        self._session.mask(self._name, vector, encoding.told(self._total, where.server_round))
+        told = encoding.told(self._total, where.server_round, self._config.about_training)
+        self._session.mask(self._name, vector, told)
         plain = {name: value for name, value in measured.items() if name in UNMASKED}
         return ActionAnswer({NUM_EXAMPLES: num_examples, **plain}, {MASKED: vector.to_tensors()})
 

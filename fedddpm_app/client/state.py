@@ -11,11 +11,12 @@ accepted round beside the newest one, and earlier ones for a run that is resumed
 """
 
 import contextlib
+import hashlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from flwr.app import ConfigRecord, Context
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fedddpm_app.config import Config
@@ -26,6 +27,7 @@ from fedddpm_app.weights import Weights
 
 _MARKER = "fedddpm-client-state"
 _FOLDER = "fedddpm-state"
+_SETTINGS = "settings"  # in a file's metadata: no run with other settings, which may send more, reads it
 
 
 class ClientStateError(RuntimeError):
@@ -52,6 +54,7 @@ class ClientState(Mapping[str, Weights]):
     def __init__(self, config: Config, context: Context, run_id: str, partition_id: int, state_round: int = 0) -> None:
         self.folder = state_folder(config) / f"run-{int(run_id)}"
         self._recording = config.recording
+        self._settings = hashlib.sha256(config.about_training.encode()).hexdigest()
         self._context = context
         self._prefix = f"client-{partition_id:04d}"
         self._round = state_round
@@ -72,7 +75,7 @@ class ClientState(Mapping[str, Weights]):
         Raises
         ------
         ClientStateError
-            When its file is missing, has changed or is not a state.
+            When its file is missing, has changed, is not a state, or is that of a run with other settings.
         OwnerError
             When its folder belongs to another user.
         """
@@ -89,9 +92,14 @@ class ClientState(Mapping[str, Weights]):
         if digest_of(path) != digest:
             raise ClientStateError(f"{state} has changed: {path} has another SHA-256 than when it was written; {fix}.")
         try:
-            return _unflatten(load_file(path))
+            with safe_open(path, framework="pt") as file:
+                settings = (file.metadata() or {}).get(_SETTINGS)
+            flat = load_file(path)
         except (OSError, ValueError, SafetensorError) as error:
             raise ClientStateError(f"{state} cannot be read: {path}: {error}; {fix}.") from error
+        if settings != self._settings:
+            raise ClientStateError(f"{state} is that of a run with other settings: {path}; start a new run.")
+        return _unflatten(flat)
 
     def save(self, server_round: int, state: Mapping[str, Weights]) -> None:
         """Write and mark the state of a round; keep it and the state of ``state_round``.
@@ -102,7 +110,7 @@ class ClientState(Mapping[str, Weights]):
         private_folder(self.folder)
         before = self._digests().get(str(self._round)) or self._digest_by_name()
         with unfinished(self.folder / self._prefix) as work:
-            save_file(_flatten(state), work)
+            save_file(_flatten(state), work, {_SETTINGS: self._settings})
             kept = ({str(self._round): before} if self._round else {}) | {str(server_round): digest_of(work)}
             publish(work, self._path(server_round, kept[str(server_round)]))
         self._context.state[_MARKER] = ConfigRecord(dict(kept))

@@ -4,7 +4,7 @@ A key of ``[tool.flwr.app.config]`` is its group's ``PREFIX`` plus its field's n
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from fedddpm_app.config.admission import AdmissionConfig
@@ -28,6 +28,8 @@ from fedddpm_app.config.sharing import SharingConfig, checks_memorization
 from fedddpm_app.config.training import TrainingConfig
 from fedddpm_app.config.transport import TransportConfig
 from fedddpm_app.config.waiting import WaitingConfig
+
+_NOT_OF_TRAINING = ("run", "data", "sharing", "preview", "evaluation", "recording", "transport", "waiting", "admission")
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,13 @@ class Config(Baselines):
         """Whether clients compare images of their own models with their training images before they share anything."""
         check, epsilon = self.sharing.memorization_check, self.dp.pretrain_dp_epsilon
         return checks_memorization(check, self.auxiliary.sharing, self.data.partition, epsilon)
+
+    @property
+    def about_training(self) -> str:
+        """The settings of a client's training as one text, which is the same on all hosts of a run."""
+        groups = {name: group for name, group in asdict(self).items() if name not in _NOT_OF_TRAINING}
+        del groups["pretrain"]["timeout"]
+        return repr((self.run.algorithm, self.run.algorithm_options, groups))
 
 
 class NotValidError(Exception):

@@ -100,7 +100,8 @@ class SecureTraining(Training):
         accepted = self._add_updates(replies, encoding)
         strategy.accounting.images += sum(self._images(reply) for reply in accepted)
         share = sum(self._sizes[client] for client in session.answered) / self._total
-        weights, means = encoding.decode(self._unmasked(encoding.told(self._total, self._round)), share)
+        told = encoding.told(self._total, self._round, strategy.config.about_training)
+        weights, means = encoding.decode(self._unmasked(told), share)
         images = sum(reply.num_examples for reply in accepted)
         for name in self._unmasked_metrics:
             means[name] = sum(reply.number(name) * reply.num_examples for reply in accepted) / images

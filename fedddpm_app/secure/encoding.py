@@ -95,14 +95,14 @@ class Encoding:
         wide = torch.cat(others).clamp_(-_LARGEST_WIDE, _LARGEST_WIDE).mul_(share / _WIDE_STEP)
         return Vector.from_tensors({"narrow": narrow, "wide": _round(wide, random)})
 
-    def told(self, total: int, server_round: int) -> bytes:
-        """Return the SHA-256 of what a client's numbers depend on besides its images: N, the round, and the weights.
+    def told(self, total: int, server_round: int, settings: str) -> bytes:
+        """Return the SHA-256 of what a client's numbers depend on besides its images: N, round, settings and weights.
 
         A server that tells clients different things could have the others send zeros: weights from which nothing is
         learned, a round with a learning rate of zero, or a total beside which their images are none. The sum would
         then be one client's update.
         """
-        about = [total, server_round, self.step, *self._metrics, digest(dict(sorted(self._start.items())))]
+        about = [total, server_round, settings, self.step, *self._metrics, digest(dict(sorted(self._start.items())))]
         return hashlib.sha256(json.dumps(about).encode()).digest()
 
     def _pieces(self, weights: Weights) -> Iterator[tuple[Tensor, Tensor]]:

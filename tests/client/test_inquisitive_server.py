@@ -144,9 +144,9 @@ def test_a_client_reveals_one_of_two_secrets_even_if_its_state_is_that_of_before
     assert not any(revealed) if earlier == "state" else all(revealed)
 
 
-@pytest.mark.parametrize("lie", ["none", "total", "weights"])
+@pytest.mark.parametrize("lie", ["none", "total", "weights", "settings"])
 def test_a_sum_of_clients_that_were_told_different_things_says_nothing(run_app, server, monkeypatch, lie):
-    """With a huge total, or weights from which nothing is learned, the others' numbers are 0, and the sum is one's."""
+    """Others that learn nothing, or whose images are few beside a huge total, send zeros: the sum is one's update."""
     plain, sums = {}, []
     mask, unmask = ClientSession.mask, ServerSession.unmask
 
@@ -163,6 +163,9 @@ def test_a_sum_of_clients_that_were_told_different_things_says_nothing(run_app, 
             return ask(message)
         if lie == "total":
             return ask(changed(message, **config_of(message, "secure", total=2**62)))
+        if lie == "settings":
+            grid.contexts[1000 + client].run_config["learning-rate"] = 1e-30
+            return ask(message)
         zeros = {name: torch.zeros_like(each) for name, each in read_record(message.content["arrays"]).items()}
         return ask(changed(message, arrays=pack_flat(zeros).record))
 

@@ -70,9 +70,8 @@ def test_refused_replies_are_logged_without_paths(run_app, monkeypatch):
 )
 def test_no_message_of_a_server_keeps_a_line_out_of_a_sites_log(tmp_path, asked):
     """The first message is that in which a site writes that it has joined."""
-    node = {"partition-id": 0, "site-max-rounds": 1}
-    config = {"state-dir": str(tmp_path), "algorithm": "fedavg"}
-    context = Context(run_id=7, node_id=1, node_config=node, state=RecordDict(), run_config=config)
+    node = {"partition-id": 0, "site-max-rounds": 1, "state-dir": str(tmp_path)}
+    context = Context(run_id=7, node_id=1, node_config=node, state=RecordDict(), run_config={"algorithm": "fedavg"})
     about = ConfigRecord({"server-round": 1, "state-run": "7"} | asked if asked else {})
     log = SiteLog(Message(RecordDict({"config": about}), 1, "train"), context, 0)
     log.join()

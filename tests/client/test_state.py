@@ -1,6 +1,7 @@
 """What a client keeps: written whole, checked when read, gone when the run is over."""
 
 import logging
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from flwr.app import Context, RecordDict
 import client_app
 from fedddpm_app.algorithms import REGISTRY, get_algorithm
 from fedddpm_app.algorithms.scaffold import VARIATE_CHANGE, Scaffold, ScaffoldHook
+from fedddpm_app.apps.resuming import MAY_CHANGE
 from fedddpm_app.client.state import ClientState, ClientStateError
 from fedddpm_app.config import default_run_config, load_config
 from fedddpm_app.experiment.task import DiffusionTask
@@ -64,6 +66,25 @@ def test_clients_and_runs_do_not_share(open_state, config):
         other = Context(run_id=run_id, node_id=1, node_config={}, state=RecordDict(), run_config={})
         ClientState(config, other, str(run_id), partition).save(1, make(2.0))
     assert float(open_state(1)["dual"]["b"]) == 1.0
+
+
+def test_a_run_with_other_settings_does_not_read_it(open_state, config, context):
+    """One that collects the clients' models could name the run of one that does not."""
+    open_state().save(1, make(1.0))
+    other = replace(config, feddiffuse=replace(config.feddiffuse, collect_models=not config.feddiffuse.collect_models))
+    with pytest.raises(ClientStateError, match="is that of a run with other settings"):
+        ClientState(other, context, "7", 3, 1)["dual"]
+
+
+def test_a_resumed_run_may_change_no_key_by_which_a_state_is_known(run_config):
+    known = load_config(run_config).about_training
+    values = {"num-rounds": 9, "pretrain-timeout": 9.0, "node-timeout": 9.0, "min-replies": 2, "checkpoint-every": 2}
+    values |= {"preview-images": 20, "eval-every": 2, "memorization-check": "never", "wire-dtype": "fp32"}
+    for key, value in values.items():
+        assert key.startswith((*MAY_CHANGE, "wire-dtype"))
+        assert load_config(run_config | {key: value}).about_training == known, key
+    for key, value in {"learning-rate": 0.5, "algorithm": "scaffold", "feddiffuse-collect-models": False}.items():
+        assert load_config(run_config | {key: value}).about_training != known, key
 
 
 def test_a_lost_file_is_one_sentence_with_its_path(open_state):
