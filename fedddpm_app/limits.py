@@ -39,6 +39,10 @@ UNPACKED_RATIO = 100
 UNPACKED_BYTES = 64 * MIB
 # of a label table, packed or not: a row of 10 texts for each of a million pictures
 TABLE_BYTES = 256 * MIB
+# of the rows of a table times its columns: a cell takes memory or time, also if nothing is in it
+TABLE_CELLS = 50_000_000
+# of a table: `datasets` takes some 20 ms for each; 40 attributes are usual for faces, and some hundred for patients
+TABLE_COLUMNS = 1_000
 # of a data set or a label table: one picture each
 ROWS = 10_000_000
 
