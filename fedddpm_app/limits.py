@@ -19,6 +19,10 @@ DELIVERY_DEPTH = 8  # folders of a path; a run directory has 3
 LOG_LINE = 1 << 20  # characters of a line that a server sends; a line of a delivery has 131,200
 LOG_CHARACTERS = 300_000_000  # of a run's log, which is read as a whole; a day of 20 lines per second has half of it
 
+# ---- what the config of a run states -----------------------------------------------------------
+
+CLIENTS = 100_000  # each costs memory in every table of the run; the largest published simulations have some 10,000
+
 # ---- bombs: files, pictures, tables and models that come from elsewhere -------------------------
 
 MIB = 2**20
