@@ -67,7 +67,11 @@ def load_local(name: str, class_names: Sequence[str] | None = None) -> dict[str,
     folder = local_folder(name)
     try:
         loaded = load_folder(folder, class_names)
-        return splits_of(loaded, name) if isinstance(loaded, Dataset | DatasetDict) else loaded
+        if not isinstance(loaded, Dataset | DatasetDict):
+            return loaded
+        for part in loaded.values() if isinstance(loaded, DatasetDict) else [loaded]:
+            part.data.validate(full=True)  # Arrow reads outside of its file what a table states to be there
+        return splits_of(loaded, name)
     except ConfigError:
         raise
     except UNREADABLE as error:

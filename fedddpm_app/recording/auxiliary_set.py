@@ -67,6 +67,7 @@ def load_auxiliary_set(folder: Path) -> StoredAuxiliary | None:
     try:
         about = read_object(folder / _ABOUT)
         table = datasets.load_from_disk(str(folder / _DATASET))
+        table.data.validate(full=True)  # Arrow reads outside of its file what a table states to be there
         images = torch.stack([_pixels(image) for image in _pictures(table)])
         labels = torch.tensor(_cells(table, "label"), dtype=torch.int64) if "label" in table.column_names else None
         data, clients = ImageTensors(images, labels), [int(client) for client in _cells(table, "client")]

@@ -199,3 +199,28 @@ def test_a_cache_whose_header_states_gigabytes(data_config, folder_of_images, tm
     with at_most(8 * MB):
         again = load_stored(config)
     assert torch.equal(again["train"].data.images, first["train"].data.images)
+
+
+@pytest.mark.parametrize("kind", ["arrow", "save_to_disk", "auxiliary"])
+def test_a_picture_that_begins_and_ends_outside_its_file(tmp_path, kind, caplog):
+    """A place far outside ends the process by a signal, and one that is near has bytes of something else."""
+    cells = [{"bytes": letter * 37, "path": None} for letter in (b"a", b"b", b"c")]
+    features = {"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
+    features["client"] = datasets.Value("int32")
+    table = datasets.Dataset.from_dict({"image": cells, "client": [0] * 3}, features=datasets.Features(features))
+    folder = tmp_path / "auxiliary" / "dataset" if kind == "auxiliary" else tmp_path
+    table.save_to_disk(str(folder))
+    path = folder / "data-00000-of-00001.arrow"
+    content, stated = path.read_bytes(), struct.pack("<4i", 0, 37, 74, 111)
+    assert stated in content
+    path.write_bytes(content.replace(stated, struct.pack("<4i", 0, 37, 180, 111)))
+    if kind == "arrow":
+        for other in tmp_path.glob("*.json"):
+            other.unlink()
+    if kind == "auxiliary":
+        (tmp_path / "auxiliary" / "dataset.json").write_text("{}")
+        assert load_auxiliary_set(tmp_path / "auxiliary") is None
+        assert "offset" in caplog.text
+        return
+    with pytest.raises(ConfigError, match="offset"):
+        load_local(f"path:{tmp_path}")
