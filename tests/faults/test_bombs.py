@@ -19,7 +19,7 @@ from fedddpm_app.disk.durable import digest_of
 from fedddpm_app.evaluation.extractors import inception_v3
 from fedddpm_app.peers.ledger import read_ledger
 from fedddpm_app.recording.checkpoints import CheckpointError, CheckpointWriter, load_checkpoint
-from fedddpm_app.recording.files import read_lines, write_json
+from fedddpm_app.recording.files import RecordingError, keep_lines, read_lines, write_json
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.sheets import _GRID, read_tiles
 from fedddpm_app.transport import Expected, PayloadError
@@ -205,3 +205,11 @@ def test_published_cells_that_unpack_to_more_than_they_state(tmp_path, method):
     write_json(tmp_path / "grid.json", {})
     with at_most(8 * MB), pytest.raises(ConfigError, match="cells of grid cannot be read"):
         Archive(tmp_path, "grid")
+
+
+def test_a_line_that_is_nested_too_deeply(tmp_path):
+    (tmp_path / "stats.jsonl").write_text("[" * 200_000 + "]" * 200_000 + "\n")
+    with bounded(), pytest.raises(ValueError, match="nested too deeply"):
+        read_lines(tmp_path / "stats.jsonl")
+    with bounded(), pytest.raises(RecordingError, match="fewer than 1 complete lines"):
+        keep_lines(tmp_path / "stats.jsonl", 1)
