@@ -19,6 +19,10 @@ DELIVERY_DEPTH = 8  # folders of a path; a run directory has 3
 LOG_LINE = 1 << 20  # characters of a line that a server sends; a line of a delivery has 131,200
 LOG_CHARACTERS = 300_000_000  # of a run's log, which is read as a whole; a day of 20 lines per second has half of it
 
+# ---- what the config of a run states -----------------------------------------------------------
+
+CLIENTS = 100_000  # each costs memory in every table of the run; the largest published simulations have some 10,000
+
 # ---- bombs: files, pictures, tables and models that come from elsewhere -------------------------
 
 MIB = 2**20
@@ -39,6 +43,10 @@ UNPACKED_RATIO = 100
 UNPACKED_BYTES = 64 * MIB
 # of a label table, packed or not: a row of 10 texts for each of a million pictures
 TABLE_BYTES = 256 * MIB
+# of the rows of a table times its columns: a cell takes memory or time, also if nothing is in it
+TABLE_CELLS = 50_000_000
+# of a table: `datasets` takes some 20 ms for each; 40 attributes are usual for faces, and some hundred for patients
+TABLE_COLUMNS = 1_000
 # of a data set or a label table: one picture each
 ROWS = 10_000_000
 

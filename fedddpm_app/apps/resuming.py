@@ -15,7 +15,7 @@ from fedddpm_app.recording.checkpoints import (
     load_checkpoint,
     rounds_of,
 )
-from fedddpm_app.recording.directory import CLIENT_STATE, CONFIG, run_directory
+from fedddpm_app.recording.directory import CLIENT_STATE, CONFIG, check_has_no_links, run_directory
 from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.recording.recorder import STATS, RunRecorder
 from fedddpm_app.recording.status import COMPLETED, RUNNING, is_locked, read_status
@@ -81,6 +81,7 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
     ConfigError
         If the folder is not that of a run with the same config that is still to be finished.
     """
+    check_has_no_links(directory)
     saved, fixed = _read_config(directory, config), get_algorithm(config).fixed_on_resume
     _check_equal(directory, saved, run_config, fixed)
     status = read_status(directory)

@@ -27,6 +27,8 @@ from fedddpm_app.recording.files import RecordingError, writing
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import read_status
 
+_LINE_COST = 64  # bytes that Python takes for a line, beside its characters
+
 
 def fetch(run_id: str, superlink: str, out: Path, largest_mb: float, total_mb: float) -> None:
     """Copy the run directory of a deployed run; ``commands.fetch`` describes the arguments."""
@@ -75,7 +77,7 @@ def _read_log(run: FlowerRun) -> list[str]:
     lines, length = [], 0
     for line in run.log():
         lines.append(line)
-        length += len(line)
+        length += len(line) + _LINE_COST
         if length > limits.LOG_CHARACTERS:
             raise FetchError(f"the server sent a log of more than {limits.LOG_CHARACTERS:,} characters: refused.")
     return lines

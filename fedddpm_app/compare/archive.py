@@ -86,8 +86,16 @@ def _check_members(members: Sequence[zipfile.ZipInfo]) -> None:
     if size > limits.CELLS_BYTES:
         raise ValueError(f"it states {size:,} bytes unpacked, more than {limits.CELLS_BYTES:,}")
     for member in members:
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise ValueError(f"{member.filename} is packed by the method {member.compress_type}: pack it by deflate")
         if member.filename.endswith(".json") and member.file_size > limits.JSON_BYTES:
             raise ValueError(f"{member.filename} states {member.file_size:,} bytes, more than {limits.JSON_BYTES:,}")
+
+
+def _content(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> bytes:
+    """Return a member; no more is unpacked than it states, which is so only for a read of a stated size."""
+    with archive.open(member) as file:
+        return file.read(member.file_size)
 
 
 class Archive:
@@ -112,7 +120,7 @@ class Archive:
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
                 _check_members(members)
-                self._files = {member.filename: archive.read(member) for member in members}
+                self._files = {member.filename: _content(archive, member) for member in members}
             self._results = read_object(target / f"{name}.json")
         except Exception as error:  # of several libraries, for a damaged archive
             reason = getattr(error, "strerror", None) or error

@@ -17,6 +17,7 @@ ALGORITHM = "algorithm"
 OWN_KEYS = ("seed", "output-dir", "run-name", "state-dir", "resume", "resume-previous")
 _NAME = r"^\w[\w.+-]{0,59}$"
 _NAME_FIX = 'it should have at most 60 letters, digits, "_", "-", "+" and ".", because it names a folder'
+_MARKUP = frozenset("<>`|[]")  # of Markdown, in which the results are written
 _TABLES = ("base", "conditions", "rows")
 
 Keys = dict[str, Scalar]
@@ -188,6 +189,12 @@ def _problems(spec: GridSpec) -> list[str]:
     if unknown := [metric for metric in spec.trade_off if metric not in spec.metrics[1:]]:
         given = f"trade_off = {shown(unknown[0])}"
         found.append(f"{given} is not one of the metrics after the first, {spec.metrics[0]}: add it to metrics.")
+    swept = [value for value in spec.sweep.values if isinstance(value, str)] if spec.sweep else []
+    for key, text in (("title", spec.title), *(("sweep.values", value) for value in swept)):
+        if not text.isprintable() or _MARKUP & set(text):
+            found.append(
+                f"{key} = {shown(text)} is markup in the results: leave out line ends and the characters < > ` | [ ]."
+            )
     for key, values in (("seeds", spec.seeds), ("metrics", spec.metrics), ("trade_off", spec.trade_off)):
         if len(set(values)) < len(values):
             found.append(f"{key} = {shown(values)}: a value comes twice; give each once.")

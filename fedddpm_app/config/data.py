@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedddpm_app.config.fields import STRICT, CountOrZero, PositiveFloat, PositiveInt
+from fedddpm_app.limits import CLIENTS, IMAGE_SIDE
 
 MAX_CLASSES = 100_000
 PartitionName = Literal[
@@ -29,7 +30,9 @@ class DataConfig:
 
     PREFIX: ClassVar[str] = ""
     dataset: Annotated[str, Field(min_length=1)]
-    image_size: Annotated[int, Field(ge=1, description='it should be pixels, at least 1, or "auto"')]
+    image_size: Annotated[
+        int, Field(ge=1, le=IMAGE_SIDE, description=f'it should be pixels, from 1 to {IMAGE_SIDE}, or "auto"')
+    ]
     image_channels: Annotated[Literal[1, 3], Field(description='it should be 1 (grey), 3 (RGB) or "auto"')]
     num_classes: Annotated[
         int, Field(ge=1, le=MAX_CLASSES, description=f'it should be a number from 1 to {MAX_CLASSES}, or "auto"')
@@ -41,7 +44,7 @@ class DataConfig:
         ),
     ]
     class_conditional: bool
-    num_clients: PositiveInt
+    num_clients: Annotated[int, Field(ge=1, le=CLIENTS)]
     horizontal_flip: bool
     mixed_channels: Literal["error", "convert"]
     max_bad_images: CountOrZero

@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedddpm_app.config.fields import STRICT
+from fedddpm_app.limits import PIPELINE_NUMBER
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -13,7 +14,7 @@ class DiffusionConfig:
     """The forward process, the prediction type and the loss of the model, and the noise that DDIM adds."""
 
     PREFIX: ClassVar[str] = ""
-    diffusion_steps: Annotated[int, Field(ge=2)]
+    diffusion_steps: Annotated[int, Field(ge=2, le=PIPELINE_NUMBER)]
     beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"]
     beta_start: Annotated[float, Field(gt=0, lt=1)]
     beta_end: Annotated[float, Field(gt=0, lt=1)]

@@ -6,6 +6,7 @@ from pydantic import Field
 from pydantic.dataclasses import dataclass
 
 from fedddpm_app.config.fields import INTEGERS, STRICT, PositiveInt
+from fedddpm_app.limits import PIPELINE_LAYERS
 
 
 @dataclass(frozen=True, config=STRICT)
@@ -16,7 +17,7 @@ class UNetConfig:
     channels: Annotated[
         str, Field(pattern=rf"^{INTEGERS}$", description='it should be positive integers with commas, such as "16,32"')
     ]
-    layers_per_block: PositiveInt
+    layers_per_block: Annotated[int, Field(ge=1, le=PIPELINE_LAYERS)]
     attention_resolutions: Annotated[
         str,
         Field(pattern=rf"^({INTEGERS})?$", description='it should be pixels with commas, such as "8,4", or empty'),

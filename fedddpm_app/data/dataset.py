@@ -152,7 +152,8 @@ class FederatedDataset:
                 f'partition-column = "{config.partition_column}" is not a column of dataset = "{config.dataset}" (its '
                 f'label column is named "{LABEL}"): use one of {", ".join(table.column_names)}, or another partition.'
             )
-        column = list(table[config.partition_column])
+        cells = table.select_columns([config.partition_column]).with_format("arrow")[:]
+        column = cells.column(0).to_pylist()  # as they are stored: `datasets` would open files that they name
         values = [str(column[row]) for row in stored.rows.tolist()]
         missing = sum(value in ("", "None", "nan") for value in values)
         if missing:

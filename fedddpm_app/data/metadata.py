@@ -14,7 +14,7 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.data.labels import label_column, with_classes
 from fedddpm_app.data.names import normal_form, printable
 from fedddpm_app.data.splits import LABEL, split_named
-from fedddpm_app.data.tables import FILE_NAME, LabelTable, read_table
+from fedddpm_app.data.tables import FILE_NAME, LabelTable, check_cells, read_table
 from fedddpm_app.progress import logger
 
 TABLE_NAMES = ("metadata.csv", "metadata.tsv", "metadata.jsonl", "metadata.parquet")
@@ -172,6 +172,7 @@ def _matched(row_of: dict[str, tuple[int, int]], pictures: list[Path], where: st
 def _table(tables: list[LabelTable], order: list[tuple[int, int]], where: str) -> Dataset:
     """Return the columns of the tables with their rows in the order of the pictures, and the checked labels."""
     names = list(dict.fromkeys(name for table in tables for name in table.columns))
+    check_cells(where, len(order), len(names))
     columns = {name: [_cell(tables[number], name, row) for number, row in order] for name in names}
     labels = label_column(names)
     texts = {name: ["" if c is None else _text(c) for c in cells] for name, cells in columns.items() if name != labels}

@@ -5,6 +5,7 @@ import csv
 import io
 import json
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -104,8 +105,9 @@ def _read_delimited(path: Path) -> dict[str, list[object]]:
     """Read lines of texts. The delimiter is the character that gives the first line a column ``file_name``."""
     text = _read_text(path)
     text = text[match.end() :] if (match := _SEP_LINE.match(text)) else text
+    headers: list[list[str]] = []
     try:
-        headers = [_cells(next(csv.reader(io.StringIO(text, newline=""), delimiter=d), [])) for d in _DELIMITERS]
+        headers = [_header(text, delimiter) for delimiter in _DELIMITERS]
         named = [FILE_NAME in (cell.lower() for cell in header) for header in headers]
         best = named.index(True) if any(named) else max(range(len(headers)), key=lambda k: len(headers[k]))
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=_DELIMITERS[best], strict=True)
@@ -119,16 +121,30 @@ def _read_delimited(path: Path) -> dict[str, list[object]]:
                 )
             if row:
                 rows.append(_cells(row))
+                check_cells(path, len(rows), len(header))
     except csv.Error as error:
-        raise ConfigError(
-            f"{path} is a damaged table (line {reader.line_num}: {error}): repair or remove it."
-        ) from error
-    twice = next((name for name in header if name and header.count(name) > 1), None)
+        line = f"line {reader.line_num}: " if headers else ""
+        raise ConfigError(f"{path} is a damaged table ({line}{error}): repair or remove it.") from error
+    counts = Counter(header)
+    twice = next((name for name in header if name and counts[name] > 1), None)
     if twice is not None:
         raise ConfigError(f'{path} has two columns "{twice}": give each column its own name.')
     columns: dict[str, list[object]] = {name: [row[k] for row in rows] for k, name in enumerate(header) if name}
     labels = label_column(columns)
     return columns | ({labels: _numbers(columns[labels])} if labels else {})
+
+
+def _header(text: str, delimiter: str) -> list[str]:
+    return _cells(next(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter), []))
+
+
+def check_cells(where: Path | str, rows: int, columns: int) -> None:
+    """Raise ``ConfigError`` for too many columns or cells: they take time and memory, also if nothing is in them."""
+    if columns > limits.TABLE_COLUMNS or rows * columns > limits.TABLE_CELLS:
+        raise ConfigError(
+            f"{where} has {columns:,} columns and {rows:,} rows or more, above {limits.TABLE_COLUMNS:,} columns or "
+            f"{limits.TABLE_CELLS:,} cells: leave columns out."
+        )
 
 
 def _cells(row: list[str]) -> list[str]:
@@ -158,6 +174,7 @@ def _read_json_lines(path: Path) -> dict[str, list[object]]:
             )
         rows.append(row)
     names = dict.fromkeys(name for row in rows for name in row)
+    check_cells(path, len(rows), len(names))
     return {name: [row.get(name) for row in rows] for name in names if name}
 
 

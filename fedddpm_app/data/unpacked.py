@@ -22,7 +22,7 @@ def check_parquet(path: Path, largest: int | None = None) -> None:
     Raises
     ------
     ValueError
-        When it states or unpacks to more, or has too many rows.
+        When it states or unpacks to more, or has too many rows or cells.
     """
     size = path.stat().st_size
     most = largest or max(limits.UNPACKED_BYTES, limits.UNPACKED_RATIO * size)
@@ -30,6 +30,12 @@ def check_parquet(path: Path, largest: int | None = None) -> None:
         about = file.metadata
         if about.num_rows > limits.ROWS:
             raise ValueError(f"{path.name} states {about.num_rows:,} rows, more than {limits.ROWS:,}: split it")
+        columns = about.num_columns
+        if columns > limits.TABLE_COLUMNS or about.num_rows * columns > limits.TABLE_CELLS:
+            raise ValueError(
+                f"{path.name} states {columns:,} columns and {about.num_rows:,} rows, above {limits.TABLE_COLUMNS:,} "
+                f"columns or {limits.TABLE_CELLS:,} cells: leave columns out"
+            )
         stored = [about.row_group(k).total_byte_size for k in range(about.num_row_groups)]
         _check_total(path, sum(stored), most)
         # A cell has at most the bytes of its group, and each row of a batch may have that cell.

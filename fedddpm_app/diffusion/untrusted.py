@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import ModelMixin
+from diffusers import ModelMixin, SchedulerMixin
 
 from fedddpm_app import limits
 from fedddpm_app.diffusion import pruned_unet
@@ -37,7 +37,10 @@ def check_pipeline(folder: Path) -> None:
             continue
         if len(entry) != 2 or entry[0] not in _LIBRARIES or not name.isidentifier():
             raise ValueError(f"{INDEX} names {name} = {entry!r}: only components of diffusers are loaded")
-        _check_component(folder / name, getattr(_LIBRARIES[entry[0]], str(entry[1])))
+        kind = getattr(_LIBRARIES[entry[0]], str(entry[1]))
+        if not isinstance(kind, type) or not issubclass(kind, (ModelMixin, SchedulerMixin)):
+            raise ValueError(f"{INDEX} names {name} = {entry!r}: only models and schedulers are loaded")
+        _check_component(folder / name, kind)
 
 
 def _check_component(folder: Path, kind: Any) -> None:

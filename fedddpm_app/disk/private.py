@@ -62,24 +62,28 @@ def private_folder(folder: Path) -> None:
 
 
 def check_owner(folder: Path) -> None:
-    """Check the owner of a folder, and of the link to it, if it exists: this user or root.
+    """Check the owners of a folder, of the link to it, and of the folders above, if they exist: this user or root.
 
-    Where everybody can make folders, such as in ``/tmp``, another user may have laid a trap. Elsewhere, as in a folder
-    that a container mounts, the user has chosen the place: the log names its owner once.
+    Where everybody can make folders, such as in ``/tmp``, another user may have laid a trap: the owner of a folder can
+    exchange what is in it. Elsewhere, as in a folder that a container mounts, the user has chosen the place: the log
+    names the owner of the folder once.
 
     Raises
     ------
     OwnerError
-        When another user made it where everybody can make folders.
+        When another user made one of them where everybody can make folders.
     """
-    for look in (folder.lstat, folder.stat):
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            owner = look().st_uid
-            if owner in (os.getuid(), _ROOT):
-                continue
-            if folder.parent.stat().st_mode & stat.S_IWOTH:
-                raise OwnerError(folder, owner)
-            _warn_of_owner(folder, owner)
+    folder = folder.absolute()
+    for path in (folder, *folder.parents):
+        for look in (path.lstat, path.stat):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                owner = look().st_uid
+                if owner in (os.getuid(), _ROOT):
+                    continue
+                if path.parent.stat().st_mode & stat.S_IWOTH:
+                    raise OwnerError(path, owner)
+                if path == folder:
+                    _warn_of_owner(folder, owner)
 
 
 @functools.cache

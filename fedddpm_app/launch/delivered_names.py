@@ -10,8 +10,12 @@ from fedddpm_app.launch.delivery import LOG, WORKING_FOLDERS
 
 _LONGEST_PART = 255  # bytes, of every usual file system
 _SPECIAL = ("", ".", "..")
-# of files that Python imports, and of the pyproject.toml that makes a folder a Flower app; runs write none of them
-_CODE = {".py", ".pyc", ".pyd", ".so", ".dll", ".pth", ".toml", ".zip", ".egg"}
+# of files that Python imports, of the pyproject.toml that makes a folder a Flower app, and of scripts; runs write none
+_CODE = {
+    *(".py", ".pyc", ".pyw", ".pyz", ".pyd", ".pth", ".so", ".dll", ".dylib", ".zip", ".egg", ".whl", ".ipynb"),
+    *(".toml", ".cfg", ".ini", ".sh", ".bat", ".ps1"),
+}
+_SCRIPTS = {"makefile", "gnumakefile", "justfile"}  # that a program finds by their names
 
 
 class NameRefusedError(ValueError):
@@ -57,7 +61,7 @@ def check_name(name: object) -> None:
         raise _refused(name, f"it must be a path in the folder, of at most {limits.DELIVERY_DEPTH} parts")
     if any(part.startswith(".") or len(os.fsencode(part)) > _LONGEST_PART for part in parts):
         raise _refused(name, f"its parts must not be hidden or longer than {_LONGEST_PART} bytes")
-    if PurePosixPath(name).suffix.casefold() in _CODE:
+    if _CODE.intersection(PurePosixPath(name.casefold()).suffixes) or parts[-1].casefold() in _SCRIPTS:
         raise _refused(name, "it could be run as code: remove it there")
     if parts[0].casefold() in WORKING_FOLDERS or name.casefold() == LOG:
         raise _refused(name, "it is a working file of the server, or a file that this machine writes")

@@ -1,10 +1,11 @@
 """D_aux in the run directory: an Arrow data set with a digest, from which a resumed run reads it again."""
 
 import hashlib
+import io
 import json
 import shutil
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import datasets
 import numpy as np
@@ -13,6 +14,7 @@ from datasets import ClassLabel, Dataset, Features, Image, Value
 from PIL import Image as PillowImage
 from torch import Tensor
 
+from fedddpm_app import limits
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.disk.arrow import check_saved
 from fedddpm_app.disk.durable import publish
@@ -67,15 +69,31 @@ def load_auxiliary_set(folder: Path) -> StoredAuxiliary | None:
         about = read_object(folder / _ABOUT)
         check_saved(folder / _DATASET)
         table = datasets.load_from_disk(str(folder / _DATASET))
-        images = torch.stack([_pixels(image) for image in table["image"]])
-        labels = torch.tensor(table["label"], dtype=torch.int64) if "label" in table.column_names else None
-        data, clients = ImageTensors(images, labels), [int(client) for client in table["client"]]
+        images = torch.stack([_pixels(image) for image in _pictures(table)])
+        labels = torch.tensor(_cells(table, "label"), dtype=torch.int64) if "label" in table.column_names else None
+        data, clients = ImageTensors(images, labels), [int(client) for client in _cells(table, "client")]
         if (data.digest(), _digest(clients)) != (about["sha256"], about["clients_sha256"]):
             raise ValueError("its SHA-256 differs")
     except Exception as error:  # noqa: BLE001 - a damaged Arrow file raises errors of many types
         logger.warning("the auxiliary set in %s is damaged (%s): it is generated again", folder, error)
         return None
     return StoredAuxiliary(data, clients, data.digest())
+
+
+def _cells(table: Dataset, column: str) -> list[Any]:
+    """Return a column as it is stored: ``datasets`` would open files and addresses that it names."""
+    found: list[Any] = table.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
+    return found
+
+
+def _pictures(table: Dataset) -> list[PillowImage.Image]:
+    """Return the pictures that a table holds, with their pixels unread; other formats than ours may be programs."""
+    stored = [cell["bytes"] or b"" for cell in _cells(table, "image")]
+    pictures: list[PillowImage.Image] = [PillowImage.open(io.BytesIO(each), formats=["PNG"]) for each in stored]
+    size = sum(each.width * each.height * len(each.getbands()) for each in pictures)
+    if size > max(limits.UNPACKED_BYTES, limits.UNPACKED_RATIO * sum(map(len, stored))):
+        raise ValueError(f"its pictures unpack to {size:,} bytes, more than {limits.UNPACKED_RATIO} times their size")
+    return pictures
 
 
 def _digest(clients: list[int]) -> str:

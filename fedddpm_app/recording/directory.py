@@ -6,7 +6,7 @@ import unicodedata
 from pathlib import Path
 
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.disk.private import make_private, private_folder
+from fedddpm_app.disk.private import check_owner, make_private, private_folder
 
 CONFIG = "config.json"
 CLIENT_STATE = "client-state"  # of the simulated clients of `fedddpm run`
@@ -58,6 +58,7 @@ def run_directory(config: Config, base: Path) -> Path:
 def make_directory(directory: Path) -> bool:
     """Create a folder that only this user can enter, and return whether it is new; refuse that of another user."""
     try:
+        check_owner(directory)
         make_private(directory.parent)
         directory.mkdir(mode=0o700)
     except FileExistsError:
@@ -65,6 +66,13 @@ def make_directory(directory: Path) -> bool:
     except OSError as error:
         raise _cannot_be_made(directory, error.strerror) from error
     return True
+
+
+def check_has_no_links(directory: Path) -> None:
+    """Raise ``ConfigError`` if a run directory has links: a run writes to its files, and would write to others."""
+    link = next((path for path in directory.rglob("*") if path.is_symlink()), None)
+    if link is not None:
+        raise ConfigError(f"resume: {link} is a link, and nothing is written through it: put what it leads to there.")
 
 
 def _check(directory: Path) -> bool:

@@ -90,7 +90,7 @@ def keep_lines(path: Path, count: int) -> list[dict[str, object]]:
             lines = [file.readline() for _ in range(count)]
             file.truncate(file.tell())
     try:
-        return [json.loads(line) for line in lines]
+        return [_object_of(line) for line in lines]
     except ValueError as error:
         raise RecordingError(f"{path} has fewer than {count} complete lines: restore it from a backup.") from error
 
@@ -109,7 +109,15 @@ def read_lines(path: Path) -> list[dict[str, object]]:
     with path.open("rb") as file:
         length = _end_of_lines(file)
         file.seek(0)
-        return [json.loads(line) for line in file.read(length).splitlines()]
+        return [_object_of(line) for line in file.read(length).splitlines()]
+
+
+def _object_of(line: bytes) -> dict[str, object]:
+    try:
+        found: dict[str, object] = json.loads(line)
+    except RecursionError as error:
+        raise ValueError("its values are nested too deeply") from error
+    return found
 
 
 def rewrite_json(path: Path, content: Mapping[str, object]) -> None:

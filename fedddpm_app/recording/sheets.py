@@ -17,6 +17,7 @@ from PIL import Image, ImageDraw, ImageFont
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from fedddpm_app.disk.durable import replacing
 from fedddpm_app.recording.style import WARNING, font_file, printable
 
 _MIN_TILE_PIXELS = 64
@@ -184,7 +185,8 @@ def _save(tiles: Sequence[Image.Image], path: Path, columns: int, texts: Texts) 
     grid = {"images": len(tiles), "columns": columns, "tile_width": width, "tile_height": height, "row_tops": tops}
     info.add_text(_GRID, json.dumps(grid))
     path.parent.mkdir(parents=True, exist_ok=True)
-    sheet.save(path, pnginfo=info)
+    with replacing(path) as work:  # and not through a link
+        sheet.save(work, "PNG", pnginfo=info)
 
 
 def _write_below(draw: ImageDraw.ImageDraw, texts: Texts, tile: int, x: float, y: float) -> None:

@@ -18,6 +18,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
+from fedddpm_app.disk.durable import replacing
+
 # Okabe and Ito's palette, which colour-blind readers can tell apart; a colour has the same meaning in every picture.
 GENERATED, REAL, FLOOR = "#0072B2", "#8C8C8C", "#4D4D4D"
 CLIENTS, SERVER, TEST = "#0072B2", "#D55E00", "#009E73"
@@ -71,7 +73,8 @@ def open_figure(path: Path, title: str, width: float, height: float) -> Iterator
         figure.suptitle(title, x=0.01, ha="left")
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(path, dpi=DPI, metadata={"Software": None})
+        with replacing(path) as work:  # and not through a link
+            figure.savefig(work, format="png", dpi=DPI, metadata={"Software": None})
 
 
 def count_rounds(axes: Axes, rounds: Sequence[int]) -> None:

@@ -89,3 +89,16 @@ def test_a_scheduler_that_scales_starts_from_scaled_noise(pipeline_of):
             output = pipeline.unet(scheduler.scale_model_input(x_t, t), t).sample
             x_t = scheduler.step(output, t, x_t).prev_sample
     assert torch.equal(images, ((x_t.clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8))
+
+
+def test_no_picture_is_written_through_a_link_of_the_run(pipeline_of):
+    run = pipeline_of("ddpm")
+    kept = run.with_name("kept")
+    kept.write_text("of the user")
+    (run / "samples").mkdir()
+    (run / "samples" / "sample-ddpm-5-seed0.png").symlink_to(kept)
+    options = ["--num-images", "2", "--device", "cpu", "--sampler", "ddpm", "--steps", "5"]
+    result = CliRunner().invoke(app, ["sample", str(run), *options])
+    assert result.exit_code == 0, result.output
+    assert kept.read_text() == "of the user"
+    assert Image.open(run / "samples" / "sample-ddpm-5-seed0.png").format == "PNG"

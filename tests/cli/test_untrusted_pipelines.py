@@ -1,13 +1,18 @@
 """A pipeline folder from elsewhere is data: whatever code lies in it, `sample` and `evaluate` do not run it."""
 
 import json
+import shutil
 
 import pytest
 import torch
 from diffusers import DDPMPipeline, DDPMScheduler, UNet2DModel
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
+from fedddpm_app.config import ConfigError
+from fedddpm_app.diffusion.pipelines import load_pipeline
+from tests.faults.mutations import bounded
 
 EVIL = """
 import pathlib
@@ -65,4 +70,28 @@ def test_the_folder_without_a_crafted_index_is_sampled(folder):
     path, marker = folder
     result = CliRunner().invoke(app, ["sample", str(path), "--num-images", "1", "--steps", "1"])
     assert result.exit_code == 0, result.output
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("crafted", ["a pickle of weights", "a large model"])
+def test_a_pipeline_within_a_pipeline_is_refused(folder, crafted):
+    """Its own index, its configs and its weights would be read without a check."""
+    path, marker = folder
+    inner = path.with_name("inner")
+    path.rename(inner)
+    shutil.copytree(inner, path / "unet")
+    for name in ("model_index.json", "scheduler"):
+        (inner / name).rename(path / name)
+    unet = path / "unet" / "unet"
+    weights = unet / "diffusion_pytorch_model.safetensors"
+    if crafted == "a pickle of weights":
+        torch.save(load_file(weights), unet / "diffusion_pytorch_model.bin")
+        weights.unlink()
+    else:
+        about = json.loads((unet / "config.json").read_text())
+        (unet / "config.json").write_text(json.dumps(about | {"block_out_channels": [1024]}))
+    index = json.loads((path / "model_index.json").read_text())
+    (path / "model_index.json").write_text(json.dumps(index | {"unet": ["diffusers", "DDPMPipeline"]}))
+    with bounded(), pytest.raises(ConfigError, match="only models and schedulers"):
+        load_pipeline(path)
     assert not marker.exists()

@@ -44,6 +44,16 @@ def test_a_grid_file_is_read(tmp_path):
     assert spec.solved_keys("b") == ["num-rounds", "local-steps"]
 
 
+@pytest.mark.parametrize("text", ["<img src=x>", "a `b`", "a | b", "![x](http://x/y)", "two\\nlines", "\\u001b[31m"])
+@pytest.mark.parametrize("key", ["title", "sweep.values"])
+def test_a_grid_file_writes_no_markup_into_its_results(tmp_path, key, text):
+    """They are Markdown, and the README has the title and the lines of a sweep."""
+    more = f'title = "{text}"' if key == "title" else ""
+    other = "" if key == "title" else f'[sweep]\nkey = "dataset"\nvalues = ["{text}"]'
+    with pytest.raises(ConfigError, match=rf"{key} = .*markup"):
+        read(tmp_path, more=more, other=other)
+
+
 @pytest.mark.parametrize("path", GRIDS, ids=lambda path: path.stem)
 def test_the_grids_of_the_repository_are_valid(path):
     assert read_spec(path, {}).title

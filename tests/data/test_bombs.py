@@ -92,6 +92,42 @@ def test_a_label_table_that_unpacks_to_gigabytes(tmp_path, monkeypatch):
         read_table(tmp_path / "metadata.parquet")
 
 
+@pytest.mark.parametrize("kind", ["own columns", "columns of nothing"])
+def test_a_small_label_table_of_many_cells(tmp_path, monkeypatch, kind):
+    """Rows that each name a column of their own, and columns that hold nothing: a cell takes memory in any case."""
+    monkeypatch.setattr("fedddpm_app.limits.TABLE_CELLS", 10**6, raising=False)
+    names = [f"{k}.png" for k in range(1500)]
+    if kind == "own columns":
+        path = tmp_path / "metadata.jsonl"
+        path.write_text("\n".join(json.dumps({"file_name": name, name: 1}) for name in names))
+    else:
+        path = tmp_path / "metadata.parquet"
+        empty = {f"c{k}": pyarrow.nulls(1500) for k in range(1000)}
+        parquet.write_table(pyarrow.table({"file_name": names, **empty}), path)
+    assert path.stat().st_size < MB
+    with at_most(8 * MB), pytest.raises(ConfigError, match=r"metadata.*cells"):
+        read_table(path)
+
+
+def test_many_label_tables_of_many_columns(tmp_path, monkeypatch):
+    """Tables in many folders: their columns together are those of every picture."""
+    monkeypatch.setattr("fedddpm_app.limits.TABLE_COLUMNS", 110, raising=False)
+    for k in range(2):
+        folder = tmp_path / f"c{k}"
+        folder.mkdir()
+        Image.new("L", (4, 4)).save(folder / "1.png")
+        names = ",".join(f"f{k}-{column}" for column in range(100))
+        (folder / "metadata.csv").write_text(f"file_name,{names}\n1.png{',x' * 100}\n")
+    with pytest.raises(ConfigError, match="201 columns"):
+        load_local(f"path:{tmp_path}")
+
+
+def test_a_label_table_with_a_long_first_line_is_damaged(tmp_path):
+    (tmp_path / "metadata.csv").write_text("file_name," + ",".join(f"column{k}" for k in range(20_000)) + "\n")
+    with pytest.raises(ConfigError, match=r"metadata\.csv is a damaged table"):
+        read_table(tmp_path / "metadata.csv")
+
+
 @pytest.mark.parametrize("name", ["metadata.csv", "metadata.jsonl"])
 def test_a_label_table_of_gigabytes(tmp_path, name):
     path = sparse(tmp_path / name, 4 * 2**30)
@@ -196,3 +232,28 @@ def test_an_arrow_file_with_labels_from_a_dictionary_is_used(tmp_path):
     table = pyarrow.table({"image": [{"bytes": content, "path": None}] * 20, "label": labels})
     arrow_file(tmp_path, table, "stream")
     assert load_local(f"path:{tmp_path}")["train"].class_names == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("kind", ["arrow", "save_to_disk", "auxiliary"])
+def test_a_picture_that_begins_and_ends_outside_its_file(tmp_path, kind, caplog):
+    """A place far outside ends the process by a signal, and one that is near has bytes of something else."""
+    cells = [{"bytes": letter * 37, "path": None} for letter in (b"a", b"b", b"c")]
+    features = {"image": {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}}
+    features["client"] = datasets.Value("int32")
+    table = datasets.Dataset.from_dict({"image": cells, "client": [0] * 3}, features=datasets.Features(features))
+    folder = tmp_path / "auxiliary" / "dataset" if kind == "auxiliary" else tmp_path
+    table.save_to_disk(str(folder))
+    path = folder / "data-00000-of-00001.arrow"
+    content, stated = path.read_bytes(), struct.pack("<4i", 0, 37, 74, 111)
+    assert stated in content
+    path.write_bytes(content.replace(stated, struct.pack("<4i", 0, 37, 180, 111)))
+    if kind == "arrow":
+        for other in tmp_path.glob("*.json"):
+            other.unlink()
+    if kind == "auxiliary":
+        (tmp_path / "auxiliary" / "dataset.json").write_text("{}")
+        assert load_auxiliary_set(tmp_path / "auxiliary") is None
+        assert "offset" in caplog.text
+        return
+    with pytest.raises(ConfigError, match="offset"):
+        load_local(f"path:{tmp_path}")

@@ -7,7 +7,7 @@ import torch
 from flwr.app import Context, RecordDict
 
 from fedddpm_app.client.state import ClientState
-from fedddpm_app.config import ConfigError
+from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.data.store import load_stored
 from fedddpm_app.recording.log import RunLog
 from fedddpm_app.recording.recorder import RunRecorder
@@ -55,8 +55,6 @@ def decode(config):
 @pytest.fixture
 def here(run_config, tmp_path):
     """The app's config with all places below a new folder, which also is returned."""
-    from fedddpm_app.config import load_config
-
     places = {"state-dir": str(tmp_path / "new" / "state"), "cache-dir": str(tmp_path / "new" / "cache")}
     yield load_config(run_config | places), tmp_path / "new"
     load_stored.cache_clear()
@@ -136,3 +134,20 @@ def test_a_folder_of_an_earlier_version_gives_a_sentence(tmp_path, caplog):
     sentences = [record.message for record in caplog.records if "chmod -R go-rwx" in record.message]
     assert len(sentences) == 1
     assert f"{tmp_path / 'run'} (mode 0755)" in sentences[0]
+
+
+@pytest.mark.parametrize("place", ["run", "deep/run", "state", "cache"])
+def test_nothing_is_made_below_a_folder_that_another_user_made_where_everybody_can(
+    run_config, tmp_path, monkeypatch, place
+):
+    """Its owner could exchange what is in it: whoever starts a run in /tmp writes to /tmp/runs."""
+    theirs = tmp_path / "theirs"
+    theirs.mkdir()
+    give_away(theirs, monkeypatch)
+    config = load_config(
+        run_config | {"state-dir": str(theirs / "a" / "state"), "cache-dir": str(theirs / "a" / "cache")}
+    )
+    work = {"state": lambda: write_state(config), "cache": lambda: decode(config)}
+    with pytest.raises(OSError if place == "state" else ConfigError, match="belongs to another user"):
+        work.get(place, lambda: RunRecorder(theirs / place))()
+    load_stored.cache_clear()

@@ -19,7 +19,7 @@ from fedddpm_app.disk.durable import digest_of
 from fedddpm_app.evaluation.extractors import inception_v3
 from fedddpm_app.peers.ledger import read_ledger
 from fedddpm_app.recording.checkpoints import CheckpointError, CheckpointWriter, load_checkpoint
-from fedddpm_app.recording.files import read_lines
+from fedddpm_app.recording.files import RecordingError, keep_lines, read_lines, write_json
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.sheets import _GRID, read_tiles
 from fedddpm_app.transport import Expected, PayloadError
@@ -189,3 +189,27 @@ def test_a_blob_with_a_header_of_megabytes(text):
         with pytest.raises(PayloadError):
             receive(record, Expected(WEIGHTS), 0, None)
         assert not can_read(record)
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_published_cells_that_unpack_to_more_than_they_state(tmp_path, method):
+    """The library unpacks a member as a whole, and cuts it to the stated size afterwards."""
+    path = tmp_path / "grid" / "cells.zip"
+    path.parent.mkdir()
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("row/stats.jsonl", bytes(100 * MB))
+    content = bytearray(path.read_bytes())
+    for place in (22, content.rfind(b"PK\x01\x02") + 24):  # of the member, and of the directory
+        content[place : place + 4] = (1000).to_bytes(4, "little")
+    path.write_bytes(content)
+    write_json(tmp_path / "grid.json", {})
+    with at_most(8 * MB), pytest.raises(ConfigError, match="cells of grid cannot be read"):
+        Archive(tmp_path, "grid")
+
+
+def test_a_line_that_is_nested_too_deeply(tmp_path):
+    (tmp_path / "stats.jsonl").write_text("[" * 200_000 + "]" * 200_000 + "\n")
+    with bounded(), pytest.raises(ValueError, match="nested too deeply"):
+        read_lines(tmp_path / "stats.jsonl")
+    with bounded(), pytest.raises(RecordingError, match="fewer than 1 complete lines"):
+        keep_lines(tmp_path / "stats.jsonl", 1)

@@ -1,11 +1,13 @@
 """What comes from elsewhere is data: loading it runs no code, which would leave a mark on the disk."""
 
 import contextlib
+import io
 import json
 import os
 import pickle
 import sys
 
+import datasets
 import numpy as np
 import pyarrow
 import pytest
@@ -13,13 +15,18 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
+from fedddpm_app.apps.resuming import open_run
 from fedddpm_app.cli import app
+from fedddpm_app.cli.claim import continue_directory
 from fedddpm_app.cli.common import find_app
-from fedddpm_app.config import ConfigError, default_run_config, packaged_app
+from fedddpm_app.config import ConfigError, default_run_config, load_config, packaged_app
+from fedddpm_app.data.dataset import FederatedDataset
 from fedddpm_app.data.pixels import open_picture
 from fedddpm_app.data.sources import load_local
 from fedddpm_app.data.store import load_stored
 from fedddpm_app.evaluation.extractors import inception_v3
+from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
+from fedddpm_app.recording.files import write_json
 from tests.conftest import ROOT
 from tests.data.conftest import data_config, folder_of_images  # noqa: F401
 
@@ -161,3 +168,85 @@ def test_a_picture_that_is_a_program_is_not_run(tmp_path, mark, monkeypatch):
     with Image.open(tmp_path / "a.png") as opened, contextlib.suppress(OSError):  # Pillow alone does run it
         opened.load()
     assert mark.exists()
+
+
+@pytest.mark.parametrize("name", ["log.txt", "stats.jsonl", "checkpoints", "auxiliary/dataset"])
+def test_a_delivered_run_with_a_link_is_not_resumed(run_dir, name):
+    """A run writes to its files: a line of a log in ~/.bashrc is code, and lines of stats.jsonl are removed."""
+    about = json.loads((run_dir / "config.json").read_text())
+    about["run_config"]["algorithm"] = "fedavg"
+    (run_dir / "config.json").write_text(json.dumps(about))
+    (run_dir / "stats.jsonl").unlink()
+    (run_dir / "summary.json").write_text(json.dumps({"status": "failed"}))
+    kept = run_dir.with_name("kept")
+    if name in ("checkpoints", "auxiliary/dataset"):
+        (kept / "partial-1").mkdir(parents=True)
+    else:
+        kept.write_text("of the user")
+    (run_dir / name).parent.mkdir(exist_ok=True)
+    (run_dir / name).symlink_to(kept)
+    config = load_config(default_run_config() | about["run_config"] | {"resume": str(run_dir)})
+    run_config = default_run_config() | about["run_config"]
+    with pytest.raises(ConfigError, match="link"):
+        resumed(config, run_config)
+    assert (kept / "partial-1").is_dir() if kept.is_dir() else kept.read_text() == "of the user"
+
+
+def resumed(config, run_config):
+    """Do what `fedddpm run --resume` writes before the first round."""
+    directory, log = continue_directory(config, run_config)
+    with log:
+        log.write("a line")
+    with open_run(config, run_config, directory, FakeRun())[0]:
+        pass
+
+
+class FakeRun:
+    """Flower's description of a run."""
+
+    run_id, fab_hash = 2, "0"
+
+
+@pytest.mark.parametrize("column", ["a program", "a file of the host", "an address"])
+def test_a_delivered_auxiliary_set_holds_its_pictures(tmp_path, mark, monkeypatch, caplog, column):
+    """It names no other file and no address, and no picture is a program."""
+    asked = []
+    monkeypatch.setattr("PIL.EpsImagePlugin.Ghostscript", lambda *_, **__: mark.touch() or Image.new("RGB", (8, 8)))
+    Image.new("L", (8, 8)).save(tmp_path / "private.png")
+    eps = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(eps, "EPS")
+    where = {"a file of the host": str(tmp_path / "private.png"), "an address": "https://example.org/1.png"}
+    cell = {"bytes": eps.getvalue() if column == "a program" else None, "path": where.get(column)}
+    image = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    features = datasets.Features({"image": image, "client": datasets.Value("int32")})
+    folder = tmp_path / "auxiliary" / "dataset"
+    datasets.Dataset.from_dict({"image": [cell], "client": [0]}, features=features).save_to_disk(str(folder))
+    about = json.loads((folder / "dataset_info.json").read_text())
+    about["features"]["image"] = {"_type": "Image"}
+    write_json(folder / "dataset_info.json", about)
+    monkeypatch.setattr("datasets.features.image.xopen", lambda path, *_, **__: asked.append(path) or io.BytesIO())
+    write_json(tmp_path / "auxiliary" / "dataset.json", {"sha256": "", "clients_sha256": ""})
+    assert load_auxiliary_set(tmp_path / "auxiliary") is None
+    assert "SHA-256" not in caplog.text, "its pictures were read"
+    assert not mark.exists()
+    assert not asked
+
+
+def test_a_table_that_is_divided_by_its_column_opens_no_address(tmp_path, monkeypatch, data_config):  # noqa: F811
+    asked, folder, picture = [], tmp_path / "set", io.BytesIO()
+    Image.new("L", (8, 8)).save(picture, "PNG")
+    cell = {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}
+    columns = {
+        "image": [{"bytes": picture.getvalue(), "path": None}] * 4,
+        "site": [{"bytes": None, "path": f"https://example.org/{k % 2}.png"} for k in range(4)],
+    }
+    table = datasets.Dataset.from_dict(columns, features=datasets.Features({"image": cell, "site": cell}))
+    table.save_to_disk(str(folder))
+    about = json.loads((folder / "dataset_info.json").read_text())
+    about["features"] = {"image": {"_type": "Image"}, "site": {"_type": "Image"}}
+    write_json(folder / "dataset_info.json", about)
+    monkeypatch.setattr("datasets.features.image.xopen", lambda path, *_, **__: asked.append(path) or io.BytesIO())
+    config = data_config(folder, partition="natural", partition_column="site")
+    with contextlib.suppress(OSError, ConfigError):
+        _ = FederatedDataset(config, 0).clients
+    assert not asked

@@ -7,12 +7,13 @@ import pytest
 from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
-from fedddpm_app.cli.fetch import find_directory
+from fedddpm_app.cli.fetch import _read_log, find_directory
 from fedddpm_app.disk.private import make_private
 from fedddpm_app.launch.delivery import MARK, check_directory, lines_of, send
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun
 from fedddpm_app.launch.receiver import FetchError, FileReceiver
 from tests.conftest import ROOT
+from tests.faults.mutations import at_most
 
 runner = CliRunner()
 
@@ -200,3 +201,12 @@ def test_an_interrupted_run_says_how_to_go_on(flower_home, tmp_path, monkeypatch
         assert command in done.output
     assert (tmp_path / "runs" / "x" / "log.txt").exists()
     assert not (tmp_path / "runs" / "x" / "summary.json").exists()
+
+
+@pytest.mark.parametrize("line", ["", "ab"])
+def test_a_log_of_short_lines_takes_no_more_memory_than_one_of_long_lines(monkeypatch, line):
+    monkeypatch.setattr("fedddpm_app.limits.LOG_CHARACTERS", 10**6)
+    run = FlowerRun.of("1", "")
+    monkeypatch.setattr(run, "log", lambda: (line for _ in range(10**6)))
+    with at_most(4 * 10**6), pytest.raises(FetchError, match="a log of more than"):
+        _read_log(run)

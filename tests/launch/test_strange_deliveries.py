@@ -96,7 +96,8 @@ def test_a_link_to_a_run_directory_is_not_a_run_directory(tmp_path):
 @pytest.mark.parametrize(
     "name",
     ["a\x1b[2Jb", "a\nb", "a\u202eb", ".git/config", "a/.envrc", "log.txt", "LOG.TXT", "scratch/x", "unfinished/x",
-     "/".join("a" * 99), "a" * 300, "x.py", "plots/pyproject.toml"],
+     "/".join("a" * 99), "a" * 300, "x.py", "plots/pyproject.toml",
+     "x.so.1", "x.dylib", "a.pyw", "x.py.bak", "run.sh", "Makefile", "plots/GNUmakefile", "setup.cfg", "a.ipynb"],
 )  # fmt: skip
 def test_a_name_that_a_run_does_not_have_is_refused(fetch, tmp_path, name):
     code, output = fetch(whole(one("config.json"), one(name)))
