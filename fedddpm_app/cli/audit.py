@@ -69,7 +69,7 @@ def _config(run_dir: Path, device: str, cache_dir: str | None, algorithm: str | 
         raise ConfigError(f"{run_dir / 'config.json'} cannot be read ({error}); give another run.") from error
     check_named(saved.get("algorithm"), [algorithm], f"--algorithm {saved.get('algorithm')}")
     known = {key: value for key, value in saved.items() if key in known_keys()}
-    places = {"device": device} | ({"cache-dir": cache_dir} if cache_dir else {})
+    places = {"device": device, "cache-dir": cache_dir or ""}  # a delivered run chooses no folder of this host
     return load_config(default_run_config() | known | places)
 
 

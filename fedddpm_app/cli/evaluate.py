@@ -69,7 +69,7 @@ def evaluate(
         "eval-batch-size": batch_size,
         "ddim-eta": eta,
         "device": device,
-        "cache-dir": cache_dir,
+        "cache-dir": cache_dir or "",  # a delivered run chooses no folder of this host
     }
     try:
         ensembles = find_ensembles(target)

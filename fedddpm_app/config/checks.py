@@ -5,6 +5,7 @@ import math
 from fedddpm_app.config.errors import ConfigError
 from fedddpm_app.config.fields import Sampler
 from fedddpm_app.config.groups import Config, NotValidError
+from fedddpm_app.limits import PIPELINE_NUMBER
 
 MIN_ATTENTION_CHANNELS = 8  # one attention head of UNet2DModel
 _TRIED = 10**5  # divisors; the check of any number takes a few milliseconds
@@ -224,6 +225,8 @@ def _check_secure_clients(config: Config) -> None:
 def _check_unet(config: Config) -> None:
     size, unet = config.data.image_size, config.unet
     halvings = len(unet.block_out_channels) - 1
+    if max(unet.block_out_channels) > PIPELINE_NUMBER:
+        raise ConfigError(f'unet-channels = "{unet.channels}": use at most {PIPELINE_NUMBER} channels.')
     if size % 2**halvings or size >> halvings < 2:
         fits = max(2, round(size / 2**halvings)) * 2**halvings
         raise ConfigError(

@@ -8,6 +8,7 @@ from typing import Any
 from fedddpm_app.config.fields import Scalar
 
 _END_OF_PATH = re.compile(r"\.toml(?=[\s,;]|$)")
+_BITS = 63
 _LINE = re.compile(r"at line (\d+)")
 
 
@@ -40,9 +41,13 @@ def read_table(option: str, path: str, wanted: str) -> tuple[dict[str, Any], lis
         reason = getattr(error, "strerror", None) or error
         return {}, [f"{option} {path}: the file cannot be read ({reason}); give {wanted}."]
     try:
-        return tomllib.loads(content), []
+        table = tomllib.loads(content)
     except (ValueError, RecursionError) as error:
         return {}, [f"{option} {path} cannot be read: {_of_line(error, content)}."]
+    large = _largest_number(table)
+    if large.bit_length() > _BITS:
+        return {}, [f"{option} {path} has a number of {large.bit_length():,} bits: write one of at most {_BITS}."]
+    return table, []
 
 
 def read_file(option: str, path: str) -> tuple[dict[str, Scalar], list[str]]:
@@ -59,6 +64,13 @@ def read_file(option: str, path: str) -> tuple[dict[str, Scalar], list[str]]:
                 f"{option} {path}: {key} = {value} is not a number, a text, true or false; write one of these."
             )
     return values, problems
+
+
+def _largest_number(value: Any) -> int:
+    """Return the largest whole number in a table; Python writes none of more than 4,300 digits."""
+    if isinstance(value, dict | list):
+        return max(map(_largest_number, value.values() if isinstance(value, dict) else value), default=0)
+    return abs(value) if isinstance(value, int) else 0
 
 
 def _of_line(error: Exception, content: str) -> str:

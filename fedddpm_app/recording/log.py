@@ -3,12 +3,15 @@
 from pathlib import Path
 
 from fedddpm_app.config import ConfigError
+from fedddpm_app.limits import LOG_CHARACTERS
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.directory import make_directory
 
 
 class RunLog:
-    """A run's ``log.txt``; a context manager. A disk that is full ends the log, but not the run.
+    """A run's ``log.txt``; a context manager.
+
+    A disk that is full, or a server that writes without end, ends the log, and not the run.
 
     Parameters
     ----------
@@ -34,6 +37,7 @@ class RunLog:
         make_directory(directory)
         self.path = directory / "log.txt"
         self.error = ""
+        self._left = LOG_CHARACTERS
         try:
             self._file = self.path.open("a" if resumed else "x", encoding="utf-8", errors="replace", buffering=1)
         except FileExistsError:
@@ -51,11 +55,15 @@ class RunLog:
         except OSError as error:
             self.error = self.error or str(error.strerror)
         if self.error:
-            logger.warning("%s is incomplete: it could not be written (%s)", self.path, self.error)
+            logger.warning("%s is incomplete: it cannot hold all lines (%s)", self.path, self.error)
 
     def write(self, line: str) -> None:
-        """Write one line; after the first failure nothing is written."""
+        """Write one line; after the first failure, or the last character of the limit, nothing is written."""
         if self.error:
+            return
+        self._left -= len(line) + 1
+        if self._left < 0:
+            self.error = f"more than {LOG_CHARACTERS:,} characters"
             return
         try:
             self._file.write(f"{line}\n")

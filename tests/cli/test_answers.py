@@ -114,7 +114,7 @@ def test_every_key_is_listed_with_type_default_and_meaning():
     assert all(key.type and key.heading and key.meaning for key in list_keys())
     assert "# --- local training\n" in text
     assert "round-timeout = 3600.0  # number > 0; seconds to wait for a client's reply in a round\n" in text
-    assert "image-size = 8  # integer >= 1; pixels, square" in text
+    assert "image-size = 8  # integer >= 1 <= 2048; pixels, square" in text
 
 
 def test_a_search_finds_names_meanings_and_short_names():

@@ -71,6 +71,7 @@ def test_an_impossible_value_is_one_sentence_with_key_value_and_fix(run_config, 
         ({"beta-schedule": "linear", "beta-start": 0.5}, "below beta-end"),
         ({"unet-channels": "4,4", "unet-attention-resolutions": "8"}, "use more channels"),
         ({"unet-channels": "8,4", "unet-attention-resolutions": "8"}, "use more channels"),
+        ({"unet-channels": "8,1000000"}, "use at most 100000 channels"),
     ],
 )
 def test_values_that_do_not_fit_together_are_refused_with_the_fix(run_config, overrides, fix):

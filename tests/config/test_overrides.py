@@ -93,6 +93,7 @@ def test_what_cannot_be_read_is_named_with_the_fix(text, says):
         ("seed = 3".encode("utf-16"), {}, "not in UTF-8"),
         (b"seed = " + b"[" * 20000, {}, "cannot be read"),
         (b"seed = " + b"9" * 5000, {}, "cannot be read"),
+        (b"seed = 0x" + b"f" * 5000, {}, "has a number of 20,000 bits"),
     ],
 )
 def test_a_file_is_read_or_named_with_the_line(tmp_path, content, values, says):

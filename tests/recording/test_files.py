@@ -63,6 +63,15 @@ def test_a_log_on_a_full_disk_ends_and_the_run_goes_on(tmp_path):
     assert log.path.read_text() == "one\n"
 
 
+def test_a_log_ends_at_its_limit(tmp_path, monkeypatch):
+    monkeypatch.setattr("fedddpm_app.recording.log.LOG_CHARACTERS", 10)
+    with RunLog(tmp_path) as log:
+        for _ in range(9):
+            log.write("four")
+    assert log.path.read_text() == "four\nfour\n"
+    assert log.error == "more than 10 characters"
+
+
 @pytest.mark.parametrize(
     ("dataset", "name"),
     [
