@@ -63,6 +63,7 @@ def test_a_model_equal_to_its_one_teacher_stays_as_it_is(run_config, tmp_path):
     assert strategy.train_on_auxiliary(away, 3, "correct", 1).loss > 1e-6
 
 
+@pytest.mark.slow
 def test_the_warm_up_comes_before_round_one(shared_run):
     warm, cold = (shared_run(algorithm="fedddpm-kd", num_rounds=1, kd_warmup_steps=k) for k in (4, 0))
     assert warm.phases() == ["pretrain", "auxiliary", "warmup", "initial", "round"]

@@ -69,6 +69,7 @@ def test_with_the_seeds_of_fedddpms_auxiliary_set_its_models_generate_that_set(s
         assert torch.equal(images, stored.images[part])
 
 
+@pytest.mark.slow
 def test_metrics_sheets_and_pipelines(shared_run):
     """One set of metrics and one sheet of all models together, and one pipeline for each model."""
     run = shared_run(**MEASURED)

@@ -203,6 +203,7 @@ def test_novelty_that_is_left_out_of_the_choice_is_reported_all_the_same(monkeyp
 # ---- the order of arrival --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("node", ["select", "merge"])
 def test_the_order_of_arrival_changes_nothing_under_the_virtual_clock(monkeypatch, node):
     settings = {"rounds": 3, "node": node, "batch_size": 2, "validators": 1, "speed_spread": 3.0}

@@ -260,6 +260,7 @@ def test_only_one_client_can_be_audited(shared_run):
     ]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("settings", "targets"),
     [

@@ -243,6 +243,7 @@ BAD = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("bad", [*BAD, "no answer"])
 def test_the_server_draws_what_a_node_does_not(plan, caplog, bad, monkeypatch):
     class Odd(InProcessGrid):

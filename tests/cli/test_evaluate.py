@@ -84,6 +84,7 @@ def test_a_run_without_a_global_model_has_a_mean_and_spread(shared_run, evaluate
     assert fd["weights"] == "raw"
 
 
+@pytest.mark.slow
 def test_a_pipeline_that_cannot_draw_says_why(evaluate, tmp_path):
     """diffusers' PNDM needs more than 2 steps."""
     PNDMPipeline(unet=unet(), scheduler=PNDMScheduler(num_train_timesteps=50)).save_pretrained(tmp_path / "theirs")

@@ -99,6 +99,7 @@ def test_a_site_that_wants_privacy_trains_only_with_a_budget_that_is_small_enoug
     assert "train/left_out" not in run_app(algorithm="fedavg", num_rounds=1, train_dp_epsilon=4.0).rounds()[0]
 
 
+@pytest.mark.slow
 def test_a_site_that_wants_privacy_trains_with_no_noise_that_the_server_knows(run_app, at_client_1):
     """The server knows the seed, and could subtract the noise that derives from it."""
     at_client_1(site_max_epsilon=4.0)
@@ -157,6 +158,7 @@ def test_a_server_that_names_an_earlier_round_gets_no_more_trainings(run_app, at
     assert answered == [1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("policy", "reason"),
     [

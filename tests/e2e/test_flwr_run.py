@@ -59,9 +59,8 @@ def test_fedddpm_run_completes_and_equals_the_inprocess_engine(tmp_path, shared_
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "algorithm", ["feddiffuse", *(pytest.param(name, marks=pytest.mark.long) for name in ("scaffold", "moon"))]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("algorithm", ["feddiffuse", "scaffold", "moon"])
 def test_algorithms_with_state_equal_the_inprocess_engine(tmp_path, shared_run, algorithm):
     """Client state goes through files and Ray's contexts; with one actor and another seed as with several."""
     settings = {"algorithm": algorithm} | ({"seed": 1} if algorithm == "moon" else {})

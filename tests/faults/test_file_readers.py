@@ -21,7 +21,7 @@ from tests.faults.mutations import MANY, blobs, bounded, json_texts
 SHAPE = (2, 1, 2, 2)
 IMAGES = torch.arange(8, dtype=torch.uint8).view(SHAPE)
 BATCH = save({"images": IMAGES}, {"sha256": hashlib.sha256(IMAGES.numpy().data).hexdigest()})
-STATE = save({"control/a": torch.ones(2, 3), "residual/a": torch.ones(2)})
+KEPT = {"control": {"a": torch.ones(2, 3)}, "residual": {"a": torch.ones(2)}}
 
 
 def test_a_batch_of_images(tmp_path):
@@ -43,14 +43,18 @@ def test_a_batch_of_images(tmp_path):
 def test_a_clients_state(config, tmp_path, digest_matches):
     """Also a file whose name has the right SHA-256, as any program could write it."""
     context = Context(run_id=1, node_id=1, node_config={}, state=RecordDict(), run_config={})
-    folder = ClientState(config, context, "1", 0).folder
-    folder.mkdir(parents=True)
+    client = ClientState(config, context, "1", 0)
+    client.save(1, KEPT)
+    (path,) = client.folder.iterdir()
+    saved = path.read_bytes()
+    path.unlink()
+    context.state.config_records.clear()
 
     @MANY
-    @given(blobs(STATE) | st.just(STATE))
+    @given(blobs(saved) | st.just(saved))
     def check(content):
-        digest = hashlib.sha256(content if digest_matches else STATE).hexdigest()
-        path = folder / f"client-0000-round-0001-{digest}.safetensors"
+        digest = hashlib.sha256(content if digest_matches else saved).hexdigest()
+        path = client.folder / f"client-0000-round-0001-{digest}.safetensors"
         path.write_bytes(content)
         state, reason = None, ""
         try:
@@ -60,9 +64,9 @@ def test_a_clients_state(config, tmp_path, digest_matches):
             reason = str(error)
         if state is None:
             assert str(path) in reason
-            assert content != STATE
+            assert content != saved
         else:
-            assert digest_matches or content == STATE
+            assert digest_matches or content == saved
             assert all(isinstance(t, torch.Tensor) for weights in state.values() for t in weights.values())
         path.unlink()
 
@@ -74,7 +78,7 @@ def test_an_evaluation_network(tmp_path):
     path = tmp_path / "network.safetensors"
 
     @MANY
-    @given(blobs(STATE))
+    @given(blobs(BATCH))
     def check(content):
         path.write_bytes(content)
         with bounded():

@@ -149,7 +149,9 @@ def test_peers_with_faults_leave_and_the_others_go_on(run_with, part):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("transport", ["flat", pytest.param("shared-memory", marks=pytest.mark.long)])
-@pytest.mark.parametrize("phase", [*NAMED])
+@pytest.mark.parametrize(
+    "phase", [pytest.param(name, marks=[pytest.mark.long] * (name in ("train", "evaluate"))) for name in NAMED]
+)
 def test_the_whole_table(run_with, phase, transport):
     faults = [row.fault for row in TABLE if row.phase == phase]
     if phase in ("train", "evaluate"):

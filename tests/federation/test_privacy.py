@@ -105,6 +105,7 @@ def test_a_client_refuses_to_evaluate_in_a_private_run(run_config, monkeypatch):
     assert "no client to evaluate" in run.rounds()[0]["client-eval/left_out"]["0"]
 
 
+@pytest.mark.slow
 def test_the_ledger_has_the_steps_of_every_round(shared_run):
     found = ledgers_in(shared_run(**BOTH).path.parent / "state")
     for spent in found.values():
@@ -187,6 +188,7 @@ def distance(model, batch):
     return (model(batch) - batch.sum(1, keepdim=True)).square().mean()
 
 
+@pytest.mark.slow
 def test_simulate_trains_privately_and_learns_with_a_large_budget():
     torch.manual_seed(0)
     model, data = nn.Linear(2, 1), [points(400, 0), points(300, 1)]
