@@ -567,6 +567,8 @@ def with_gateway(server):
         del server.services["gateway"]
         return "superlink"
     server.image.variables["PATH"] += f":{Path(nginx).parent}"
+    if os.getuid() == 0:  # in its container it is another user, and so are then all its processes
+        server["gateway"].spec["command"][-1] += " user root;"
     return "gateway"
 
 
