@@ -57,6 +57,22 @@ def metrics_in(path):
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [("evaluate", ["--steps", "2", "--num-images", "40"]), ("audit", ["--samples", "40", "--images", "10"])],
+)
+def test_a_run_chooses_no_cache(shared_run, tmp_path, command, options):
+    """It may be somebody else's."""
+    run = copy_of(shared_run(num_rounds=1), tmp_path)
+    about = json.loads((run.path / "config.json").read_text())
+    about["run_config"]["cache-dir"] = str(tmp_path / "chosen")
+    (run.path / "config.json").write_text(json.dumps(about))
+    done = runner.invoke(app, [command, str(run.path), *options])
+    assert done.exit_code == 0, done.output
+    assert not (tmp_path / "chosen").exists()
+
+
+@pytest.mark.slow
 def test_a_run_is_measured_again(shared_run, evaluate, tmp_path):
     run = copy_of(shared_run(num_rounds=1, eval_final_images=30), tmp_path)
     result = evaluate(run.path, "--num-images", "30")

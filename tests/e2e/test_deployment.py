@@ -6,6 +6,7 @@ import json
 import os
 import re
 import shutil
+import socket
 import ssl
 import subprocess
 import sys
@@ -233,6 +234,8 @@ def test_a_site_can_neither_start_runs_nor_register_nodes(gateway, docker, lapto
     assert status(gateway.published("superlink"), authority, f"/v1/{control}") == 200
     laptop.connect(gateway.published("superlink"), authority)
     assert laptop.call(*register).returncode == 0
+    refused = with_slow_senders(gateway.published("gateway"), authority, 40)
+    assert refused == 40 - 24, "else a host without a key fills the gateway's /tmp, which stops all sites"
 
     fill(docker / "client", {"SUPERLINK": gateway.published("gateway"), "PARTITION_ID": 0, "SITE_DATA": tmp_path})
     shutil.copytree(docker / "certs" / "site-0", docker / "client" / "certs")
@@ -255,6 +258,28 @@ def status(address, authority, path):
     connection = http.client.HTTPSConnection(host, int(port), context=context, timeout=10)
     connection.request("POST", path, body=b"", headers={"content-type": "application/protobuf"})
     return connection.getresponse().status
+
+
+def with_slow_senders(address, authority, number):
+    """How many of these connections are refused, each of which announces a body of 16 MB and sends a part of it."""
+    host, port = address.split(":")
+    context = ssl.create_default_context(cafile=str(authority))
+    head = "POST /v1/fleet/pull-messages HTTP/1.1\r\nHost: x\r\nContent-Length: 16000000\r\n\r\n"
+    with contextlib.ExitStack() as stack:
+        senders = [
+            context.wrap_socket(socket.create_connection((host, int(port))), server_hostname=host)
+            for _ in range(number)
+        ]
+        for sender in senders:
+            stack.callback(sender.close)
+            sender.sendall(head.encode() + bytes(1000))
+            sender.settimeout(1.0)
+        answers = []
+        for sender in senders:
+            with contextlib.suppress(TimeoutError):
+                answers.append(sender.recv(12))
+    assert set(answers) <= {b"HTTP/1.1 503"}
+    return len(answers)
 
 
 @pytest.fixture
