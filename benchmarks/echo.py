@@ -23,7 +23,8 @@ from flwr.simulation import run_simulation
 from benchmarks.models import LARGE, MODELS
 from fedddpm_app.algorithms.fedavg import FederatedAveraging
 from fedddpm_app.client.forwarding import ForwardingClientApp
-from fedddpm_app.client.handlers import ClientSetup, create_client_app
+from fedddpm_app.client.handlers import create_client_app
+from fedddpm_app.client.setup import ClientSetup
 from fedddpm_app.client.worker import LocalResult
 from fedddpm_app.config import Config, default_run_config, load_config
 from fedddpm_app.experiment.task import DiffusionTask

@@ -6,8 +6,9 @@ from flwr.app import Context
 from flwr.clientapp import ClientApp
 
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.client.handlers import ClientSetup, create_client_app
+from fedddpm_app.client.handlers import create_client_app
 from fedddpm_app.client.policy import at_site, check_run, stricter
+from fedddpm_app.client.setup import ClientSetup
 from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import Config, load_config
 from fedddpm_app.config.site import read_policy

@@ -1,21 +1,28 @@
 """The ClientApp's handlers for any task: each takes a message and returns the worker's answer."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from typing import Any
 
-from flwr.app import ArrayRecord, ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.client.masking import STEPS, Masking, open_session
 from fedddpm_app.client.policy import check_action, check_evaluation, check_round, trains
-from fedddpm_app.client.record import RunRecord
+from fedddpm_app.client.requests import (
+    arrays_in,
+    check_returned,
+    count_training,
+    ledger_of,
+    number_in,
+    partition_of,
+    text_in,
+)
 from fedddpm_app.client.security_log import SiteLog
-from fedddpm_app.client.state import ClientState, ClientStateError, state_folder
-from fedddpm_app.client.worker import Worker, this_process
-from fedddpm_app.config import Config, ConfigError, WireDtype, without_paths
-from fedddpm_app.config.site import SitePolicy
+from fedddpm_app.client.setup import ClientSetup, SetUp, checked
+from fedddpm_app.client.state import ClientState, ClientStateError
+from fedddpm_app.client.worker import this_process
+from fedddpm_app.config import ConfigError, WireDtype, without_paths
 from fedddpm_app.federation.privacy import is_private
 from fedddpm_app.federation.reasons import declined
 from fedddpm_app.federation.records import (
@@ -37,34 +44,14 @@ from fedddpm_app.federation.records import (
     VALUES,
     WORKER,
 )
-from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.training.actions import Metrics
 from fedddpm_app.training.declined import DeclinedError, TrainingDivergedError
 from fedddpm_app.training.hooks import LocalRound, TrainingHook, TrainResult
-from fedddpm_app.training.privacy import Ledger
 from fedddpm_app.transport import ClientEnd, Packed, can_read
 from fedddpm_app.weights import Weights
 
 RESIDUAL = "wire-residual"  # record in a client's state, in addition to its algorithm's records
-
-
-@dataclass(frozen=True)
-class ClientSetup:
-    """The means to answer a message: the run's config, its strategy class, this process's worker, the site's policy."""
-
-    config: Config
-    strategy: type[FederatedStrategy]
-    get_worker: Callable[[], Worker]
-    policy: SitePolicy = field(default_factory=SitePolicy)
-
-    @property
-    def worker(self) -> Worker:
-        """The worker; it is created on first use."""
-        return self.get_worker()
-
-
-SetUp = Callable[[Context], ClientSetup]
 
 
 class FederatedClientApp(ClientApp):
@@ -84,7 +71,7 @@ class FederatedClientApp(ClientApp):
 
     def __call__(self, message: Message, context: Context) -> Message:
         """Answer a message; a client that declines says so in one sentence, here and to the server."""
-        log = SiteLog(message, context, _partition(context))
+        log = SiteLog(message, context, partition_of(context))
         log.join()
         try:
             reply = self._answer(message, context)
@@ -92,7 +79,7 @@ class FederatedClientApp(ClientApp):
             log.failed(error)
             if not isinstance(error, DeclinedError):
                 raise
-            logger.warning("client %d declines: %s", _partition(context), error)
+            logger.warning("client %d declines: %s", partition_of(context), error)
             return Message(declined(without_paths(str(error))), reply_to=message)
         log.answered()
         return reply
@@ -115,7 +102,7 @@ def create_client_app(set_up: SetUp) -> ClientApp:
         probe = message.content.array_records.get(PROBE)
         shares = probe is not None and can_read(probe)
         known: Mapping[str, int] = {
-            PARTITION_ID: _partition(context),
+            PARTITION_ID: partition_of(context),
             **{key: int(nodes) for key, nodes in context.node_config.items() if key == NUM_PARTITIONS},
             WORKER: this_process(),
             SHARES_MEMORY: int(shares),
@@ -125,24 +112,24 @@ def create_client_app(set_up: SetUp) -> ClientApp:
     @app.query("forget")
     def forget(message: Message, context: Context) -> Message:
         """Remove this client's state of the run."""
-        ClientState(set_up(context).config, context, _text(message, STATE_RUN), _partition(context)).forget()
+        ClientState(set_up(context).config, context, text_in(message, STATE_RUN), partition_of(context)).forget()
         return _reply(message, {})
 
     @app.query("look")
     def look(message: Message, context: Context) -> Message:
         """Load this client's images, and report the number of training images."""
-        worker = _checked(set_up(context), context).worker
-        return _reply(message, {NUM_EXAMPLES: len(worker.task.train_data(_partition(context)))})
+        worker = checked(set_up(context), context).worker
+        return _reply(message, {NUM_EXAMPLES: len(worker.task.train_data(partition_of(context)))})
 
     @app.train()
     def train(message: Message, context: Context) -> Message:
         """Train one round from the global weights."""
-        return _train(_checked(set_up(context), context), message, context)
+        return _train(checked(set_up(context), context), message, context)
 
     @app.evaluate()
     def evaluate(message: Message, context: Context) -> Message:
         """Evaluate on this client's held-out examples."""
-        setup = _checked(set_up(context), context)
+        setup = checked(set_up(context), context)
         check_evaluation(setup.policy)
         if is_private(setup.strategy, setup.config):
             raise ConfigError("a private run asks no client to evaluate: a loss on its images has no noise.")
@@ -155,20 +142,20 @@ def create_client_app(set_up: SetUp) -> ClientApp:
 
 def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
     """Run the client action that the message names."""
-    name, setup = message.metadata.message_type.removeprefix(ACTION), _checked(setup, context)
+    name, setup = message.metadata.message_type.removeprefix(ACTION), checked(setup, context)
     action = setup.strategy.client_actions.get(name)
     if action is None:
         raise ConfigError(
             f'algorithm = "{setup.config.run.algorithm}" has no client action "{name}": run the same code on the '
             "server and the clients."
         )
-    check_action(setup.config, setup.policy, name, action, _number(message, SERVER_ROUND))
+    check_action(setup.config, setup.policy, name, action, number_in(message, SERVER_ROUND))
     if trains(action):
-        _count_training(setup, message, context)
+        count_training(setup, message, context)
     end = _end(setup, message, context)
     values: Any = dict(message.content.config_records.get(VALUES, ConfigRecord()))
-    state, ledger = _open_state(setup, message, context), _ledger(setup, message, context)
-    given = (_partition(context), _number(message, SERVER_ROUND), end.unpack(), values, state, ledger)
+    state, ledger = _open_state(setup, message, context), ledger_of(setup, message, context)
+    given = (partition_of(context), number_in(message, SERVER_ROUND), end.unpack(), values, state, ledger)
     answer = setup.worker.act(action, *given)
     dtype: WireDtype | None = "fp32" if action.exact else None
     return _reply(message, answer.metrics, {name: end.pack(record, dtype) for name, record in answer.records.items()})
@@ -176,8 +163,8 @@ def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
 
 def _agree(setup: ClientSetup, message: Message, context: Context) -> Message:
     """Answer a message of secure aggregation other than its request to train."""
-    partition, setup = _partition(context), _checked(setup, context)
-    check_round(setup.config, setup.policy, _number(message, SERVER_ROUND))
+    partition, setup = partition_of(context), checked(setup, context)
+    check_round(setup.config, setup.policy, number_in(message, SERVER_ROUND))
     end, session = _end(setup, message, context), open_session(setup.config, context, partition)
     step = STEPS[message.metadata.message_type]
     answer = step(session, setup.config, end.unpack(), lambda: len(setup.worker.task.train_data(partition)))
@@ -185,15 +172,15 @@ def _agree(setup: ClientSetup, message: Message, context: Context) -> Message:
 
 
 def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
-    check_round(setup.config, setup.policy, _number(message, SERVER_ROUND))
-    _check_returned(setup, message)
-    _count_training(setup, message, context)
+    check_round(setup.config, setup.policy, number_in(message, SERVER_ROUND))
+    check_returned(setup, message)
+    count_training(setup, message, context)
     if setup.config.secure.aggregation:
         return _train_masked(setup, message, context)
     keeps_residual = setup.config.transport.keeps_residuals
     state = _open_state(setup, message, context, keeps_residual)
     hook, end = _create_hook(setup, message, context, state), _end(setup, message, context)
-    result = setup.worker.train(hook, _ledger(setup, message, context))
+    result = setup.worker.train(hook, ledger_of(setup, message, context))
     _check_finite(result.training, hook)
     trained = result.training.weights
     residual = _residual(setup, context, state, trained) if keeps_residual else {}
@@ -206,32 +193,12 @@ def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
     return _reply(message, metrics, records)
 
 
-def _count_training(setup: ClientSetup, message: Message, context: Context) -> None:
-    """Count a training, so that a server which names an earlier round gets no more of them than the site allows."""
-    if setup.policy.max_rounds:
-        record = RunRecord(setup.config, context, _partition(context))
-        record.count_training(message.metadata.message_type, setup.policy.max_rounds)
-
-
-def _check_returned(setup: ClientSetup, message: Message) -> None:
-    """Raise ``ConfigError`` if the server asks for weights that stay at the client."""
-    if not setup.strategy.keeps_model(setup.config):
-        return
-    model, asked = setup.worker.trainer.model, message.content.config_records.get(EXCHANGE)
-    names: Any = [*model.state_dict()] if asked is None else asked[RETURNED]
-    if kept := sorted({*names} & setup.strategy.stays_at_clients(setup.config, model))[:3]:
-        raise ConfigError(
-            f'the server asks for {", ".join(kept)}, which algorithm = "{setup.config.run.algorithm}" leaves at the '
-            "client: run the same code on the server and the clients."
-        )
-
-
 def _train_masked(setup: ClientSetup, message: Message, context: Context) -> Message:
     """Train one round, and answer with a masked update; the weights themselves are not packed."""
-    masking = Masking(setup.config, message, open_session(setup.config, context, _partition(context)))
+    masking = Masking(setup.config, message, open_session(setup.config, context, partition_of(context)))
     state = _open_state(setup, message, context)
     hook, end = _create_hook(setup, message, context, state), _end(setup, message, context)
-    result = setup.worker.train(hook, _ledger(setup, message, context))
+    result = setup.worker.train(hook, ledger_of(setup, message, context))
     _check_finite(result.training, hook)
     answer = masking.answer(result.training, result.num_examples, hook)
     if isinstance(state, ClientState):
@@ -255,8 +222,8 @@ def _create_hook(setup: ClientSetup, message: Message, context: Context, state: 
     """Create the algorithm's hook for the message's round."""
     end = _end(setup, message, context)
     received = {name: end.unpack(arrays) for name, arrays in message.content.array_records.items() if name != ARRAYS}
-    server_round, weights = _number(message, SERVER_ROUND), _with_own(setup, end.unpack(), state)
-    return setup.strategy.hook(LocalRound(setup.config, _partition(context), server_round, weights, received, state))
+    server_round, weights = number_in(message, SERVER_ROUND), _with_own(setup, end.unpack(), state)
+    return setup.strategy.hook(LocalRound(setup.config, partition_of(context), server_round, weights, received, state))
 
 
 def _with_own(setup: ClientSetup, sent: Weights, state: Mapping[str, Weights]) -> Weights:
@@ -274,18 +241,8 @@ def _open_state(
     """Return the client's state of its last accepted round, which is read on first use; empty without state."""
     if not (setup.strategy.keeps_state(setup.config) or keeps_residual):
         return {}
-    run_id, state_round = _text(message, STATE_RUN), _number(message, STATE_ROUND)
-    return ClientState(setup.config, context, run_id, _partition(context), state_round)
-
-
-def _ledger(setup: ClientSetup, message: Message, context: Context) -> Ledger | None:
-    """Return the client's record of the privacy that it has spent in this run; None for a run that is not private."""
-    if not setup.config.dp.is_on:
-        return None
-    run = str(int(_text(message, STATE_RUN)))
-    RunRecord(setup.config, context, _partition(context)).check_account(run)
-    name = f"run-{run}-client-{_partition(context):04d}.json"
-    return Ledger(state_folder(setup.config) / "privacy" / name)
+    run_id, state_round = text_in(message, STATE_RUN), number_in(message, STATE_ROUND)
+    return ClientState(setup.config, context, run_id, partition_of(context), state_round)
 
 
 def _residual(setup: ClientSetup, context: Context, state: Mapping[str, Weights], like: Weights) -> Weights:
@@ -298,24 +255,14 @@ def _residual(setup: ClientSetup, context: Context, state: Mapping[str, Weights]
             raise
         logger.warning(
             "client %d: the rounding error of its last reply is lost, and the next reply does not correct it: %s",
-            _partition(context),
+            partition_of(context),
             error,
         )
         return {}
 
 
 def _end(setup: ClientSetup, message: Message, context: Context) -> ClientEnd:
-    return ClientEnd(_arrays(message), setup.config.transport.wire_dtype, _partition(context))
-
-
-def _number(message: Message, key: str) -> int:
-    config: ConfigRecord = message.content.config_records[CONFIG]
-    return int(config[key])  # type: ignore[arg-type]
-
-
-def _text(message: Message, key: str) -> str:
-    config: ConfigRecord = message.content.config_records[CONFIG]
-    return str(config[key])
+    return ClientEnd(arrays_in(message), setup.config.transport.wire_dtype, partition_of(context))
 
 
 def _check_finite(training: TrainResult, hook: TrainingHook) -> None:
@@ -326,31 +273,8 @@ def _check_finite(training: TrainResult, hook: TrainingHook) -> None:
             raise TrainingDivergedError(f"its training diverged{loss}: lower learning-rate")
 
 
-def _checked(setup: ClientSetup, context: Context) -> ClientSetup:
-    nodes = context.node_config.get(NUM_PARTITIONS, setup.config.data.num_clients)
-    if nodes != setup.config.data.num_clients:
-        raise ConfigError(
-            f"num-clients = {setup.config.data.num_clients}, but this node has num-partitions = {nodes}: set "
-            f"num-clients = {nodes}, or --federation-config 'num-supernodes={setup.config.data.num_clients}'."
-        )
-    return setup
-
-
-def _partition(context: Context) -> int:
-    if PARTITION_ID not in context.node_config:
-        raise ConfigError(
-            "this SuperNode has no partition-id: start it with --node-config 'partition-id=0 num-partitions=2'."
-        )
-    return int(context.node_config[PARTITION_ID])
-
-
-def _arrays(message: Message) -> ArrayRecord:
-    arrays: ArrayRecord = message.content.array_records[ARRAYS]
-    return arrays
-
-
 def _reply(message: Message, metrics: Metrics, records: Mapping[str, Packed] | None = None) -> Message:
     """Return a reply, with the round of the message that it answers."""
     arrays = {name: packed.record for name, packed in (records or {}).items()}
-    answered = {SERVER_ROUND: _number(message, SERVER_ROUND)} if CONFIG in message.content.config_records else {}
+    answered = {SERVER_ROUND: number_in(message, SERVER_ROUND)} if CONFIG in message.content.config_records else {}
     return Message(RecordDict({**arrays, METRICS: MetricRecord({**metrics, **answered})}), reply_to=message)

@@ -13,6 +13,7 @@ from fedddpm_app.data.sites import SITE, SITES, is_site, keeping_names, load_spl
 from fedddpm_app.data.splits import LABEL
 from fedddpm_app.data.store import StoredSplit, load_stored
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.disk.arrow import stored_cells
 from fedddpm_app.seeding import derive_seed
 
 
@@ -152,8 +153,7 @@ class FederatedDataset:
                 f'partition-column = "{config.partition_column}" is not a column of dataset = "{config.dataset}" (its '
                 f'label column is named "{LABEL}"): use one of {", ".join(table.column_names)}, or another partition.'
             )
-        cells = table.select_columns([config.partition_column]).with_format("arrow")[:]
-        column = cells.column(0).to_pylist()  # as they are stored: `datasets` would open files that they name
+        column = stored_cells(table, config.partition_column)
         values = [str(column[row]) for row in stored.rows.tolist()]
         missing = sum(value in ("", "None", "nan") for value in values)
         if missing:

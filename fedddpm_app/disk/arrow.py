@@ -6,9 +6,11 @@
 import struct
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+from datasets import Dataset
 
 from fedddpm_app import limits
 from fedddpm_app.disk.bounded import read_json
@@ -66,6 +68,12 @@ def check_arrow(path: Path) -> None:
                 f'{path.name}: the rows of its column "{field.name}" ({field.type}) share values: store plain values'
             )
     _check_rows(path, reader)
+
+
+def stored_cells(table: Dataset, column: str) -> list[Any]:
+    """Return a column as it is stored: ``datasets`` would open files and addresses that its cells name."""
+    found: list[Any] = table.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
+    return found
 
 
 def _inside(folder: Path, name: str) -> Path:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from fedddpm_app.algorithms.fedddpm import FedDDPM
-from fedddpm_app.client.handlers import ClientSetup, create_client_app
+from fedddpm_app.client.handlers import create_client_app
+from fedddpm_app.client.setup import ClientSetup
 from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.device import resolve_device

@@ -5,7 +5,7 @@ import io
 import json
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import datasets
 import numpy as np
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from fedddpm_app import limits
 from fedddpm_app.diffusion.images import ImageTensors
-from fedddpm_app.disk.arrow import check_saved
+from fedddpm_app.disk.arrow import check_saved, stored_cells
 from fedddpm_app.disk.durable import publish
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import write_json, writing
@@ -70,8 +70,10 @@ def load_auxiliary_set(folder: Path) -> StoredAuxiliary | None:
         check_saved(folder / _DATASET)
         table = datasets.load_from_disk(str(folder / _DATASET))
         images = torch.stack([_pixels(image) for image in _pictures(table)])
-        labels = torch.tensor(_cells(table, "label"), dtype=torch.int64) if "label" in table.column_names else None
-        data, clients = ImageTensors(images, labels), [int(client) for client in _cells(table, "client")]
+        labels = (
+            torch.tensor(stored_cells(table, "label"), dtype=torch.int64) if "label" in table.column_names else None
+        )
+        data, clients = ImageTensors(images, labels), [int(client) for client in stored_cells(table, "client")]
         if (data.digest(), _digest(clients)) != (about["sha256"], about["clients_sha256"]):
             raise ValueError("its SHA-256 differs")
     except Exception as error:  # noqa: BLE001 - a damaged Arrow file raises errors of many types
@@ -80,15 +82,9 @@ def load_auxiliary_set(folder: Path) -> StoredAuxiliary | None:
     return StoredAuxiliary(data, clients, data.digest())
 
 
-def _cells(table: Dataset, column: str) -> list[Any]:
-    """Return a column as it is stored: ``datasets`` would open files and addresses that it names."""
-    found: list[Any] = table.select_columns([column]).with_format("arrow")[:].column(0).to_pylist()
-    return found
-
-
 def _pictures(table: Dataset) -> list[PillowImage.Image]:
     """Return the pictures that a table holds, with their pixels unread; other formats than ours may be programs."""
-    stored = [cell["bytes"] or b"" for cell in _cells(table, "image")]
+    stored = [cell["bytes"] or b"" for cell in stored_cells(table, "image")]
     pictures: list[PillowImage.Image] = [PillowImage.open(io.BytesIO(each), formats=["PNG"]) for each in stored]
     size = sum(each.width * each.height * len(each.getbands()) for each in pictures)
     if size > max(limits.UNPACKED_BYTES, limits.UNPACKED_RATIO * sum(map(len, stored))):
