@@ -203,6 +203,27 @@ def audit(
 
 
 @app.command()
+@done_by("report:report")
+def report(
+    folder: Annotated[
+        Path, typer.Argument(metavar="RUN_OR_COMPARISON", help="A run directory, or the folder of a comparison.")
+    ],
+    out: Annotated[Path | None, typer.Option(metavar="FILE", help="Default: report.html in that folder.")] = None,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Write it again after each round; an open page renews itself.")
+    ] = False,
+    closest_pairs: Annotated[
+        bool, typer.Option("--closest-pairs", help="Also show the training images that samples resemble most.")
+    ] = False,
+) -> None:
+    """Write one HTML file about a run or a comparison, which opens offline, on a phone, and on paper.
+
+    A run may still be going on. The file has the plots, images, metrics, costs, faults and the configuration. It has
+    no path and no host of this machine.
+    """
+
+
+@app.command()
 @done_by("ledger:ledger")
 def ledger(
     run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a run with algorithm = pdfed.")],

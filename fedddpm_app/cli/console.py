@@ -2,6 +2,7 @@
 
 import logging
 import re
+import shlex
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -276,6 +277,7 @@ def print_summary(directory: Path, console: PlainConsole) -> None:
     for name in ("samples", "auxiliary", "plots", "pipeline", "stats.jsonl", "summary.json", "log.txt"):
         if (directory / name).exists():
             console.print(str(directory / name), soft_wrap=True)
+    console.print(f"all of it on one page: fedddpm report {shlex.quote(str(directory))}", soft_wrap=True)
     console.print(f"run directory: {directory}", soft_wrap=True)
 
 

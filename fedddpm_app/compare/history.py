@@ -1,11 +1,15 @@
 """The history of a cell: a metric over rounds, gradient steps, MB and seconds, from its ``stats.jsonl``."""
 
 import json
+import math
+import statistics
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from fedddpm_app import limits
+from fedddpm_app.compare.statistics import deviation, interval
 from fedddpm_app.disk.bounded import read_bytes
 from fedddpm_app.recording.recorder import STATS
 from fedddpm_app.recording.status import read_status
@@ -13,6 +17,7 @@ from fedddpm_app.recording.style import number
 
 AXES = {"round": "round", "steps": "gradient steps", "mb": "MB exchanged", "seconds": "seconds without evaluation"}
 _LEFT_OUT = "/left_out"
+_NOTHING = dict.fromkeys(AXES, 0.0)
 _EVALUATION = ("time/server-evaluate_s", "time/evaluate_s")
 
 
@@ -37,15 +42,40 @@ class History:
 
 def read_history(directory: Path, metric: str) -> History:
     """Return the history of a complete cell; lines that cannot be read are left out."""
-    points, spent = [], {"round": 0.0, "steps": 0.0, "mb": 0.0, "seconds": 0.0}
-    for row in read_rows(directory / STATS):
-        spent["steps"] += _known(row, "compute/steps")
-        spent["mb"] += _known(row, "comm/up_mb") + _known(row, "comm/down_mb")
-        spent["seconds"] += _seconds(row)
-        spent["round"] = max(spent["round"], _known(row, "round"))
-        points += [Point(**spent, value=value) for value in _values(row.get("eval/metrics"), metric)]
+    rows = with_costs(read_rows(directory / STATS))
+    points = [Point(**spent, value=value) for row, spent in rows for value in _values(row.get("eval/metrics"), metric)]
     final = _values(read_status(directory).summary.get("metrics"), metric)
+    spent = rows[-1][1] if rows else _NOTHING
     return History(points, Point(**spent, value=final[0]) if final else None)
+
+
+def averaged(histories: Sequence[History]) -> list[tuple[Point, float]]:
+    """Return the mean over the seeds of each round's point, and the deviation of its values (0 for one seed)."""
+    same: dict[float, list[Point]] = {}
+    for history in histories:
+        for point in history.points:
+            same.setdefault(point.round, []).append(point)
+    return [(mean_point(points), deviation([point.value for point in points]) or 0.0) for points in same.values()]
+
+
+def mean_point(points: Sequence[Point]) -> Point:
+    """Return the means of the costs and the value of some points; the mean of no finite value is NaN."""
+    means = {axis: statistics.fmean(getattr(point, axis) for point in points) for axis in AXES}
+    return Point(**means, value=interval([point.value for point in points]).mean)
+
+
+def with_costs(rows: Sequence[dict[str, Any]]) -> list[tuple[dict[str, Any], dict[str, float]]]:
+    """Return each line of a ``stats.jsonl`` with the cost up to its end, by the keys of ``AXES``."""
+    found, spent = [], _NOTHING
+    for row in rows:
+        spent = {
+            "round": max(spent["round"], _known(row, "round")),
+            "steps": spent["steps"] + _known(row, "compute/steps"),
+            "mb": spent["mb"] + _known(row, "comm/up_mb") + _known(row, "comm/down_mb"),
+            "seconds": spent["seconds"] + _seconds(row),
+        }
+        found.append((row, spent))
+    return found
 
 
 def read_seconds(directory: Path) -> float:
@@ -78,15 +108,16 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     found = []
     for line in lines:
         try:
-            found.append(json.loads(line))
-        except ValueError:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
             continue
+        found += [row] if isinstance(row, dict) else []
     return found
 
 
 def _known(row: dict[str, Any], key: str) -> float:
-    value = row.get(key)
-    return float(value) if isinstance(value, int | float) else 0.0
+    value = number(row.get(key))
+    return 0.0 if math.isnan(value) else value
 
 
 def _values(metrics: object, name: str) -> list[float]:

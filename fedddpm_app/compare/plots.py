@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from fedddpm_app.compare.history import AXES, History, Point
+from fedddpm_app.compare.history import AXES, History, Point, averaged, mean_point
 from fedddpm_app.compare.looks import (
     LEGEND_COLUMNS,
     WIDE,
@@ -21,7 +21,6 @@ from fedddpm_app.compare.looks import (
     scale,
     values_of,
 )
-from fedddpm_app.compare.statistics import deviation, interval
 from fedddpm_app.compare.table import conditions_of, labels_of
 from fedddpm_app.recording.style import FLOOR, MAX_MARKED_ROUNDS, SERIES, open_figure
 
@@ -69,23 +68,19 @@ def _points(histories: Sequence[History]) -> list[Point]:
 
 def _curve(axes: Axes, axis: str, histories: Sequence[History], look: Look, label: str) -> None:
     """Plot the mean over the seeds, with a band of one deviation, and the final model."""
-    same: dict[float, list[Point]] = {}
-    for history in histories:
-        for point in history.points:
-            same.setdefault(point.round, []).append(point)
-    places = [statistics.fmean(getattr(p, axis) for p in points) for points in same.values()]
-    means = [interval([p.value for p in points]).mean for points in same.values()]
-    spreads = [deviation([p.value for p in points]) or 0.0 for points in same.values()]
-    marker = look.marker if len(same) <= MAX_MARKED_ROUNDS else ""
-    if same:
+    points = averaged(histories)
+    places, means = [getattr(p, axis) for p, _ in points], [p.value for p, _ in points]
+    marker = look.marker if len(points) <= MAX_MARKED_ROUNDS else ""
+    if points:
         axes.plot(places, means, color=look.color, linestyle=look.linestyle, marker=marker, markersize=3, linewidth=1.2)
-        low, high = ([m + sign * s for m, s in zip(means, spreads, strict=True)] for sign in (-1, 1))
+        low, high = ([p.value + sign * spread for p, spread in points] for sign in (-1, 1))
         axes.fill_between(places, low, high, color=look.color, alpha=0.12, linewidth=0)
     final = [each.final for each in histories if each.final]
     if final:
-        place, value = (statistics.fmean(getattr(p, key) for p in final) for key in (axis, "value"))
+        mean = mean_point(final)
         big: dict[str, Any] = {"marker": look.marker, "markersize": 9, "markeredgecolor": "white"}
-        axes.plot([place], [value], color=look.color, linestyle=look.linestyle, label=label, **big)
+        place = getattr(mean, axis)
+        axes.plot([place], [mean.value], color=look.color, linestyle=look.linestyle, label=label, **big)
 
 
 def plot_claim(results: Results, metric: str, path: Path) -> None:

@@ -24,13 +24,19 @@ _LEAST_SEEDS = 3  # of a statement
 
 def table_of(results: Results, metric: str, *, with_costs: bool = True) -> str:
     """Return a Markdown table of a metric: a row per line of the grid, a column per condition, and the costs."""
+    heading, rows = cells_of(results, metric, with_costs=with_costs)
+    return _markdown(heading, [[_escaped(label), *cells] for label, *cells in rows])
+
+
+def cells_of(results: Results, metric: str, *, with_costs: bool = True) -> tuple[list[str], list[list[str]]]:
+    """Return the heading and the rows of a metric's table as texts."""
     conditions = conditions_of(results)
     heading = ["", *conditions, *(_COSTS if with_costs else ())]
     rows = []
     for label, settings in _by_label(results).items():
         cells = [_cell(settings.get(condition), metric, results) for condition in conditions]
-        rows.append([_escaped(label), *cells, *(_costs(list(settings.values())) if with_costs else ())])
-    return _markdown(heading, rows)
+        rows.append([label, *cells, *(_costs(list(settings.values())) if with_costs else ())])
+    return heading, rows
 
 
 def means_of(results: Results) -> str:

@@ -36,7 +36,7 @@ def plot_trade_off(results: Results, path: Path) -> None:
         for row, condition in zip(grid, conditions, strict=True):
             for axes, other in zip(row, others, strict=True):
                 for label, look in looks.items():
-                    _points(axes, _pairs(results, label, condition, other), look, label)
+                    _points(axes, pairs_of(results, label, condition, other), look, label)
                 _floors(axes, results, condition, other)
                 axes.set_xlabel(_with_direction(results, other))
             row[0].set(ylabel=metric, title=condition)
@@ -47,7 +47,7 @@ def plot_trade_off(results: Results, path: Path) -> None:
             figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=LEGEND_COLUMNS)
 
 
-def _pairs(results: Results, label: str, condition: str, other: str) -> list[tuple[float, float]]:
+def pairs_of(results: Results, label: str, condition: str, other: str) -> list[tuple[float, float]]:
     """Return (value of the other metric, value of the first) of each seed that has both."""
     cells = [each for each in results["cells"] if (each["label"], each["condition"]) == (label, condition)]
     pairs = [(value_in(cell, other), value_in(cell, results["metrics"][0])) for cell in cells]

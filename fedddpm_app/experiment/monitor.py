@@ -84,6 +84,8 @@ class Monitor:
             if measures and is_due(evaluation.eval_every, server_round, num_rounds):
                 losses |= self._losses(server_round)
                 losses |= self._metrics(server_round)
+            if not server_round:
+                self._save_real()
             if server_round and is_due(self.config.preview.every, server_round, num_rounds):
                 with _warn_on_failure(f"round {server_round}: no sheet of images"):
                     self._preview(server_round)
@@ -191,6 +193,12 @@ class Monitor:
             self.strategy.record(**{"eval/client_losses": means, "eval/median_loss": statistics.median(means.values())})
         bands = [_mean(same, factors) for same in zip(*(loss.bands for loss in losses), strict=True)]
         return DenoisingLoss(_mean([loss.mean for loss in losses], factors), bands)
+
+    def _save_real(self) -> None:
+        """Write a sheet of the test split, unless it belongs to a site: then it stays with its owner."""
+        test, data = self.task.data.test, self.config.data
+        if test is not None and self.config.preview.images and data.partition != "sites":
+            self.recorder.pictures.save_real(test, self.config.preview.images, self.task.data.class_names)
 
     def _preview(self, server_round: int) -> None:
         """Write a sheet of each model that generates alone; for clients' models, also one with a row per client."""

@@ -14,6 +14,7 @@ _SPECIAL = ("", ".", "..")
 _CODE = {
     *(".py", ".pyc", ".pyw", ".pyz", ".pyd", ".pth", ".so", ".dll", ".dylib", ".zip", ".egg", ".whl", ".ipynb"),
     *(".toml", ".cfg", ".ini", ".sh", ".bat", ".ps1"),
+    *(".html", ".htm", ".xhtml", ".mht", ".mhtml", ".svg", ".js", ".css"),  # of pages, whose scripts a browser runs
 }
 _SCRIPTS = {"makefile", "gnumakefile", "justfile"}  # that a program finds by their names
 

@@ -25,7 +25,8 @@ from flwr.serverapp import Grid, ServerApp
 MARK = "[fedddpm-delivery]"
 WORKING_FOLDERS = ("scratch", "unfinished", "client-state")  # at the top of a run directory
 LOG = "log.txt"  # the receiver writes its own
-_WORKING_FILES = ("owner.lock", "reserve.bin", LOG)
+REPORT = "report.html"  # a page of another host could hold scripts; the receiver makes its own
+_WORKING_FILES = ("owner.lock", "reserve.bin", LOG, REPORT)
 _PARTIAL = ".partial"
 _TOO_LARGE, _LINK, _SPECIAL = "size", "link", "special"
 _CHUNK_BYTES = 96 * 1024

@@ -24,7 +24,7 @@ from fedddpm_app.recording.style import (
 Row = Mapping[str, Any]
 
 
-class _Curve(NamedTuple):
+class Curve(NamedTuple):
     """The look of a loss: the colour is the place of the data, a dashed line has the EMA weights or held-out images."""
 
     label: str
@@ -35,16 +35,16 @@ class _Curve(NamedTuple):
     marker: str = "o"
 
 
-_LOSSES = {
-    "train/loss": _Curve("clients, during training", CLIENTS),
-    "client-eval/loss": _Curve("clients, held-out images", CLIENTS, "--", marker="s"),
-    "correct/loss": _Curve("server, correction on D_aux", SERVER),
-    "eval/loss": _Curve("test split, raw weights", TEST, width=4.5, alpha=0.35),
-    "eval/ema_loss": _Curve("test split, EMA weights", TEST, "--", marker="D"),
+LOSSES = {
+    "train/loss": Curve("clients, during training", CLIENTS),
+    "client-eval/loss": Curve("clients, held-out images", CLIENTS, "--", marker="s"),
+    "correct/loss": Curve("server, correction on D_aux", SERVER),
+    "eval/loss": Curve("test split, raw weights", TEST, width=4.5, alpha=0.35),
+    "eval/ema_loss": Curve("test split, EMA weights", TEST, "--", marker="D"),
 }
-_CLIPPED = 1.5  # the loss of round 0 is outside the plot if it is so many times as large as every later one
-_WIDE = 8.0  # a wider range of losses gets a log axis
-_QUANTITIES = {
+CLIPPED = 1.5  # the loss of round 0 is outside the plot if it is so many times as large as every later one
+WIDE = 8.0  # a wider range of losses gets a log axis
+QUANTITIES = {
     **dict.fromkeys(("fid", "fd", "kid", "kd"), "distance"),
     **dict.fromkeys(("inception", "score"), "score"),
     **dict.fromkeys(("precision", "recall", "coverage", "class"), "share, 0 to 1"),
@@ -54,18 +54,18 @@ _QUANTITIES = {
 
 def plot_losses(stats: Sequence[Row], path: Path, run: str = "") -> None:
     """Plot every denoising loss of ``stats.jsonl`` over the rounds into a PNG; ``run`` is the name of the run."""
-    curves = {key: _points(stats, key) for key in _LOSSES}
+    curves = {key: _points(stats, key) for key in LOSSES}
     finite = [loss for points in curves.values() for _, loss in points if math.isfinite(loss)]
     later = [loss for points in curves.values() for k, loss in points if k and math.isfinite(loss)]
     with open_figure(path, f"Denoising loss{run and f' of {run}'}", 8, 5) as figure:
         axes = figure.subplots()
         for key, points in curves.items():
             if points:
-                _draw(axes, points, _LOSSES[key])
+                _draw(axes, points, LOSSES[key])
         _mark_corrections(axes, stats)
         count_rounds(axes, sorted({k for points in curves.values() for k, _ in points}))
         axes.set_ylabel("mean squared error of the prediction, per pixel")
-        clipped = bool(later) and max(finite) > _CLIPPED * max(later)
+        clipped = bool(later) and max(finite) > CLIPPED * max(later)
         _limit(axes, later if clipped else finite, clipped)
         axes.set_title("; ".join(_remarks(curves, max(finite) if clipped else None)), fontsize=9, color=WARNING)
         if axes.lines:
@@ -74,7 +74,7 @@ def plot_losses(stats: Sequence[Row], path: Path, run: str = "") -> None:
 
 def _limit(axes: Axes, losses: Sequence[float], clipped: bool) -> None:
     """Choose the y axis for the losses that it shows."""
-    if losses and min(losses) > 0 and max(losses) > _WIDE * min(losses):
+    if losses and min(losses) > 0 and max(losses) > WIDE * min(losses):
         plain_log_axis(axes)
     if clipped:
         pad = max(0.08 * (max(losses) - min(losses)), 0.02 * max(losses))
@@ -86,7 +86,7 @@ def _points(stats: Sequence[Row], key: str) -> list[tuple[int, float]]:
     return [(row["round"], number(row[key])) for row in stats if key in row and "round" in row]
 
 
-def _draw(axes: Axes, points: Sequence[tuple[int, float]], curve: _Curve) -> None:
+def _draw(axes: Axes, points: Sequence[tuple[int, float]], curve: Curve) -> None:
     rounds, losses = zip(*points, strict=True)
     marker = curve.marker if len(points) <= MAX_MARKED_ROUNDS else ""
     look: dict[str, Any] = {
@@ -161,7 +161,7 @@ def _panel(axes: Axes, name: str, points: Sequence[tuple[int, Row]]) -> None:
     axes.fill_between(places, low, high, color=FLOOR, alpha=0.2, linewidth=0, label="floor ± its deviation")
     better = points[-1][1].get("better")
     direction = {"lower": "\n↓ lower is better", "higher": "\n↑ higher is better"}.get(str(better), "")
-    axes.set(title=f"{name}{direction}", ylabel=_QUANTITIES.get(name.partition("-")[0], ""))
+    axes.set(title=f"{name}{direction}", ylabel=QUANTITIES.get(name.partition("-")[0], ""))
     count_rounds(axes, rounds)
     if all(map(math.isnan, values)):
         axes.text(0.5, 0.75, "not defined", transform=axes.transAxes, ha="center")

@@ -5,13 +5,16 @@ from pathlib import Path
 
 from torch import Tensor
 
+from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.recording.curves import plot_losses, plot_metrics
 from fedddpm_app.recording.files import optional
 from fedddpm_app.recording.plots import plot_classes, plot_partition
 from fedddpm_app.recording.samples import (
+    REAL_SHEET,
     round_sheet,
     save_auxiliary_sheets,
     save_clients,
+    save_real,
     save_rounds,
     save_samples,
 )
@@ -62,6 +65,13 @@ class RunPictures:
         with optional(folder):
             save_samples(images, round_sheet(folder, server_round, name), caption, labels, class_names)
             save_rounds(folder, f"{owner}, {about}", name)
+
+    def save_real(self, data: ImageTensors, count: int, class_names: Sequence[str]) -> None:
+        """Write a sheet of about ``count`` real images of the test split, once."""
+        folder = self._directory / "samples"
+        if not (folder / REAL_SHEET).exists():
+            with optional(folder):
+                save_real(data, folder / REAL_SHEET, count, "Real images of the test split", class_names)
 
     def save_clients(self, images: Mapping[str, Tensor], server_round: int, about: str) -> None:
         """Write one sheet with a row for each client's model; ``images`` are uint8 (N, C, H, W), by model."""

@@ -13,9 +13,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.recording.sheets import Texts, read_tiles, save_sheet, save_strip
 from fedddpm_app.recording.style import class_labels
 
+REAL_SHEET = "real.png"  # of the test split, to compare with
 COLUMNS = 10  # of a sheet without classes, and of the strip
 MAX_ROUNDS = 12
 _AUXILIARY_IMAGES = 100  # of a client's sheet
@@ -82,6 +84,33 @@ def save_samples(images: Tensor, path: Path, about: str, labels: Tensor | None, 
     height, width = images.shape[2:]
     caption = f"{about}, {len(images)} images of {width}x{height} pixels."
     save_sheet(images, path, columns, Texts(caption, rows))
+
+
+def save_real(data: ImageTensors, path: Path, count: int, about: str, class_names: Sequence[str]) -> None:
+    """Write a sheet of real images, to compare generated ones with: of each class as many, if they have labels.
+
+    Parameters
+    ----------
+    data : ImageTensors
+        uint8, shape (N, C, H, W).
+    path : Path
+        The PNG.
+    count : int
+        Images, about.
+    about : str
+        The origin of the images, for the caption.
+    class_names : sequence of str
+        By label.
+    """
+    labels = data.labels.cpu() if data.labels is not None else None
+    classes = 0 if labels is None else int(labels.max()) + 1
+    each = max(1, count // classes) if classes else 0
+    if labels is None or labels.bincount().min() < each:
+        shown = data.images[spread_out(len(data.images), count)].cpu()
+        save_samples(shown, path, about, None, class_names)
+        return
+    rows = torch.cat([(labels == k).nonzero().flatten()[:each] for k in range(classes)])
+    save_samples(data.images.cpu()[rows], path, about, labels[rows], class_names)
 
 
 def save_clients(images: Mapping[str, Tensor], path: Path, about: str) -> None:

@@ -9,7 +9,8 @@ from typer.testing import CliRunner
 from fedddpm_app.cli import app
 from fedddpm_app.cli.fetch import _read_log, find_directory
 from fedddpm_app.disk.private import make_private
-from fedddpm_app.launch.delivery import MARK, check_directory, lines_of, send
+from fedddpm_app.launch.delivered_names import NameRefusedError, check_name
+from fedddpm_app.launch.delivery import MARK, REPORT, check_directory, lines_of, send
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun
 from fedddpm_app.launch.receiver import FetchError, FileReceiver
 from tests.conftest import ROOT
@@ -75,7 +76,9 @@ def test_only_the_directory_of_the_run_is_sent(directory, tmp_path):
         check_directory(tmp_path, "12")
 
 
-@pytest.mark.parametrize("name", ["../../evil", "/etc/evil", "a/../../evil", "", "evil.py", "pyproject.toml", "a/b.SO"])
+@pytest.mark.parametrize(
+    "name", ["../../evil", "/etc/evil", "a/../../evil", "", "evil.py", "pyproject.toml", "a/b.SO", "a.HTML", "a.svg"]
+)
 def test_a_server_cannot_write_elsewhere(tmp_path, name):
     with pytest.raises(FetchError, match="which is refused"):
         deliver([f"{MARK} file {json.dumps({'path': name, 'bytes': 1})}"], tmp_path)
@@ -210,3 +213,10 @@ def test_a_log_of_short_lines_takes_no_more_memory_than_one_of_long_lines(monkey
     monkeypatch.setattr(run, "log", lambda: (line for _ in range(10**6)))
     with at_most(4 * 10**6), pytest.raises(FetchError, match="a log of more than"):
         _read_log(run)
+
+
+def test_a_page_stays_on_its_host(directory, tmp_path):
+    (directory / REPORT).write_text("<script>alert(1)</script>")
+    assert not any('"report.html"' in line for line in lines_of(directory, 1.0, 10.0, 100))
+    with pytest.raises(NameRefusedError, match="could be run as code"):
+        check_name(f"samples/{REPORT}")

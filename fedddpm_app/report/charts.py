@@ -1,0 +1,230 @@
+"""Charts of a report, by Altair: the same data and colours as the run's plots, with values under the pointer.
+
+Colours are CSS variables where they must differ between light and dark pages. Texts of a run are only data.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import altair as alt
+
+from fedddpm_app.recording.curves import WIDE
+from fedddpm_app.recording.style import HEAT_MAP
+
+BY_COST = ("round", "steps", "mb")  # the x axes that a reader of a chart over the rounds can choose
+_HEIGHT, _SMALL_HEIGHT = 280, 190
+_DASHES: Mapping[str, list[int]] = {"-": [1, 0], "--": [6, 4], ":": [2, 3], "-.": [6, 3, 2, 3]}
+_MANY = 60  # points of a line: with more, only those under the pointer are marked
+Row = Mapping[str, Any]
+
+
+def colour(name: str) -> str:
+    """Return a colour of a plot for a page that is light or dark."""
+    return {"#000000": "var(--ink)", "#4D4D4D": "var(--muted)", "#8C8C8C": "var(--grey)"}.get(name, name)
+
+
+def over_rounds(
+    rows: Sequence[Row],
+    looks: Mapping[str, tuple[str, str]],
+    unit: str,
+    *,
+    marks: Sequence[Row] = (),
+    log: bool = False,
+    limits: tuple[float, float] | None = None,
+    small: bool = False,
+) -> dict[str, Any]:
+    """Return the lines of one or more series over the rounds, or another cost that the reader chooses.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        ``round``, ``steps``, ``mb``, ``series``, ``value``; with ``low`` and ``high`` a line has a band.
+    looks : mapping of str to (str, str)
+        The colour and Matplotlib's line style of each series, in the order of the legend.
+    unit : str
+        The title of the y axis.
+    marks : sequence of mapping
+        Rows as above without a value, with ``label``: events that are marked at the lower edge.
+    log : bool
+        Whether the y axis is logarithmic.
+    limits : (float, float), optional
+        Of the y axis; what is outside is cut off.
+    small : bool
+        Whether it shares its row of the page with others.
+    """
+    names = [name for name in looks if any(row["series"] == name for row in rows)]
+    scale = alt.Scale(
+        nice=limits is None,
+        padding=6,
+        **({"type": "log"} if log else {"zero": False}),
+        **({"domain": limits} if limits else {}),
+    )
+    base = alt.Chart(alt.Data(values=list(rows))).encode(
+        x=alt.X("round:Q", title="round", axis=_rounds_axis(), scale=alt.Scale(zero=False, nice=False, padding=8)),
+        y=alt.Y("value:Q", title=unit, scale=scale),
+        color=alt.Color("series:N", scale=_colours(names, looks), legend=_legend(names)),
+        tooltip=_tips("series:N", "value:Q", "round:Q", "steps:Q", "mb:Q"),
+    )
+    dashes = alt.StrokeDash(
+        "series:N",
+        scale=alt.Scale(domain=names, range=[_DASHES.get(looks[name][1], [1, 0]) for name in names]),
+        legend=_legend(names),
+    )
+    each = max((sum(row["series"] == name for row in rows) for name in names), default=0)
+    band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.15, clip=True)
+    layers = [
+        *([band.encode(y="low:Q", y2="high:Q", tooltip=[])] if any("low" in row for row in rows) else []),
+        base.mark_line(clip=True, strokeWidth=1.8).encode(dashes, tooltip=[]),
+        base.mark_point(filled=True, clip=True, size=45, opacity=1 if each <= _MANY else 0),
+    ]
+    if marks:
+        layers.append(_events(marks))
+    return _finished(alt.layer(*layers), small)
+
+
+def _events(marks: Sequence[Row]) -> Any:
+    """Return triangles at the lower edge."""
+    return (
+        alt.Chart(alt.Data(values=list(marks)))
+        .mark_point(shape="triangle-up", filled=True, size=70, color="var(--accent)", yOffset=-5)
+        .encode(x="round:Q", y=alt.value("height"), tooltip=_tips("label:N", "round:Q"))
+    )
+
+
+def bars(rows: Sequence[Row], unit: str, colours: Mapping[str, str], *, stacked: bool = True) -> dict[str, Any]:
+    """Return bars, stacked or side by side; ``rows`` have ``where``, ``series``, ``rank``, ``value``, in order."""
+    names = [name for name in colours if any(row["series"] == name for row in rows)]
+    chart = (
+        alt.Chart(alt.Data(values=list(rows)))
+        .mark_bar()
+        .encode(
+            x=alt.X("where:N", title=None, sort=None, axis=alt.Axis(labelAngle=-40, labelOverlap=True, labelLimit=120)),
+            y=alt.Y("value:Q", title=unit),
+            color=alt.Color(
+                "series:N",
+                scale=alt.Scale(domain=names, range=[colour(colours[name]) for name in names]),
+                legend=_legend(names, "square"),
+            ),
+            order=alt.Order("rank:Q"),
+            tooltip=_tips("where:N", "series:N", "value:Q"),
+        )
+    )
+    if not stacked:
+        chart = chart.encode(xOffset=alt.XOffset("series:N", sort=names), y=alt.Y("value:Q", title=unit, stack=None))
+    return _finished(chart, small=True)
+
+
+def heat_map(rows: Sequence[Row], columns: Sequence[str], unit: str, *, written: bool) -> dict[str, Any]:
+    """Return coloured cells of clients by classes, ``columns``; ``rows`` have ``across``, ``down``, ``value`` > 0."""
+    angle = -60 if max(map(len, columns), default=0) > 3 else 0
+    axes = {
+        "x": alt.X(
+            "across:N",
+            title="class",
+            sort=None,
+            scale=alt.Scale(domain=list(columns)),
+            axis=alt.Axis(labelAngle=angle, labelOverlap=True, orient="top", labelLimit=120),
+        ),
+        "y": alt.Y("down:N", title=None, sort=None, axis=alt.Axis(labelOverlap=True)),
+    }
+    base = alt.Chart(alt.Data(values=list(rows))).encode(**axes)
+    most = max((row["value"] for row in rows), default=1)
+    cells = base.mark_rect().encode(
+        color=alt.Color(
+            "value:Q",
+            scale=alt.Scale(scheme=HEAT_MAP.lower(), domain=[0, most]),
+            legend=None if written else alt.Legend(title=unit, orient="bottom", gradientLength=180),
+        ),
+        tooltip=_tips("down:N", "across:N", "value:Q"),
+    )
+    texts = base.mark_text(fontSize=10).encode(
+        text="value:Q",
+        color=alt.condition(f"datum.value > {most * 0.45}", alt.value("white"), alt.value("black")),
+    )
+    height = max(120, min(900, 24 * len({row["down"] for row in rows})))
+    return _finished(alt.layer(cells, texts) if written else cells, small=False, height=height)
+
+
+def intervals(rows: Sequence[Row], unit: str, colours: Mapping[str, str], lines: Sequence[Row]) -> dict[str, Any]:
+    """Return a row per series with its seeds, mean and interval; ``lines`` are vertical lines with ``x``, ``label``.
+
+    ``rows`` have ``series``, ``kind`` (``seed`` or ``mean``) and ``value``; a mean may have ``low`` and ``high``.
+    Values that are far apart get a logarithmic axis, which cuts off an interval that reaches zero.
+    """
+    names, log = [*colours], is_wide([row["value"] for row in rows])
+    shown = [row["value"] for row in rows]
+    scale = alt.Scale(type="log", domain=[min(shown) / 1.3, max(shown) * 1.3]) if log else alt.Scale(zero=False)
+    y = alt.Y("series:N", sort=names, title=None, axis=alt.Axis(labelLimit=170))
+    shades = alt.Color("series:N", scale=_colours(names, {name: (each, "-") for name, each in colours.items()}))
+    base = alt.Chart(alt.Data(values=list(rows))).encode(y=y, color=shades.legend(None))
+    x = alt.X("value:Q", title=unit, scale=scale, axis=alt.Axis(format="~g"))
+    means = base.transform_filter("datum.kind === 'mean'")
+    tips = _tips("series:N", "value:Q", "low:Q", "high:Q")
+    layers = [
+        alt.Chart(alt.Data(values=list(lines)))
+        .mark_rule(strokeDash=[3, 3], color="var(--muted)")
+        .encode(x=alt.X("x:Q", title=unit, scale=scale), tooltip=_tips("label:N", "x:Q")),
+        base.transform_filter("datum.kind === 'seed'")
+        .mark_point(filled=True, opacity=0.45)
+        .encode(x=x, tooltip=_tips("series:N", "value:Q", "seed:N")),
+        means.transform_filter("isValid(datum.low)")
+        .transform_calculate(low=f"max(datum.low, {min(shown) / 1.3 if log else -1e300})")
+        .mark_rule(strokeWidth=1.6, clip=True)
+        .encode(x=alt.X("low:Q", title=unit, scale=scale), x2="high:Q", tooltip=tips),
+        means.mark_tick(thickness=2.5, size=16, clip=True).encode(x=x, tooltip=tips),
+    ]
+    return _finished(alt.layer(*layers), small=False, height=max(80, 22 * len(names)))
+
+
+def is_wide(values: Sequence[float]) -> bool:
+    """Return whether values need a logarithmic axis."""
+    return bool(values) and min(values) > 0 and max(values) > WIDE * min(values)
+
+
+def scatter(rows: Sequence[Row], across: str, up: str, colours: Mapping[str, str]) -> dict[str, Any]:
+    """Return a point per seed and a large one per mean; ``rows`` have ``series``, ``kind``, ``x`` and ``y``."""
+    names = [*colours]
+    looks = {name: (each, "-") for name, each in colours.items()}
+    chart = (
+        alt.Chart(alt.Data(values=list(rows)))
+        .mark_point(filled=True)
+        .encode(
+            x=alt.X("x:Q", title=across, scale=alt.Scale(zero=False)),
+            y=alt.Y("y:Q", title=up, scale=alt.Scale(zero=False)),
+            color=alt.Color("series:N", scale=_colours(names, looks), legend=_legend(names, "circle")),
+            size=alt.condition("datum.kind === 'mean'", alt.value(150), alt.value(30)),
+            opacity=alt.condition("datum.kind === 'mean'", alt.value(1), alt.value(0.5)),
+            tooltip=_tips("series:N", "kind:N", "x:Q", "y:Q"),
+        )
+    )
+    return _finished(chart, small=True, height=_HEIGHT)
+
+
+def _colours(names: Sequence[str], looks: Mapping[str, tuple[str, str]]) -> alt.Scale:
+    return alt.Scale(domain=list(names), range=[colour(looks[name][0]) for name in names])
+
+
+def _legend(names: Sequence[str], symbol: str = "stroke") -> alt.Legend | None:
+    if len(names) < 2:
+        return None
+    return alt.Legend(title=None, orient="bottom", columns=2, labelLimit=260, symbolType=symbol, symbolOpacity=1)
+
+
+def _rounds_axis() -> alt.Axis:
+    return alt.Axis(tickMinStep=1, format="~s", labelOverlap=True)
+
+
+def _tips(*fields: str) -> list[alt.Tooltip]:
+    """Return what the pointer shows; numbers have 4 significant digits."""
+    names = {"steps": "gradient steps", "mb": "MB exchanged", "where": "", "across": "class", "down": "client"}
+    return [
+        alt.Tooltip(each, title=names.get(each[:-2], each[:-2]), **({"format": ",.4~g"} if each.endswith(":Q") else {}))
+        for each in fields
+    ]
+
+
+def _finished(chart: Any, small: bool, height: int | None = None) -> dict[str, Any]:
+    """Return the specification, as wide as the page."""
+    sized = chart.properties(width="container", height=height or (_SMALL_HEIGHT if small else _HEIGHT))
+    spec: dict[str, Any] = sized.to_dict(validate=False)  # which takes most of the time; a browser test draws them
+    return spec
