@@ -12,6 +12,7 @@ from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.training.declined import DeclinedError
 from fedddpm_app.weights import snapshot
 
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("memorizing")]  # its model is trained once
 FEW = {"num-clients": 58, "partition": "iid", "held-out-fraction": 0.12}
 
 
@@ -48,14 +49,12 @@ def ask(trained, monkeypatch):
     return act
 
 
-@pytest.mark.slow
 def test_the_model_does_not_leave(ask):
     with pytest.raises(DeclinedError, match=r"(3[0-2]) of 32 images of its model are near copies of its 22 training"):
         ask("pretrain", memorization_check="always")
     assert "arrays" in ask("pretrain", memorization_check="never").records
 
 
-@pytest.mark.slow
 def test_no_copy_leaves_as_an_image(trained, ask):
     with pytest.raises(DeclinedError, match=r"(3[0-2]) of 32 images of its model are near copies"):
         ask("share_images", auxiliary_sharing="images")

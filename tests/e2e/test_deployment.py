@@ -130,9 +130,8 @@ def in_simulation(run_app, tmp_path, **overrides):
     return run_app(**sites, dataset=f"path:{tmp_path / 'sites'}", **overrides)
 
 
-@pytest.mark.parametrize(
-    ("file", "transport"), [pytest.param("compose.yml", "auto", marks=pytest.mark.long), ("compose.tls.yml", "flat")]
-)
+@pytest.mark.long
+@pytest.mark.parametrize(("file", "transport"), [("compose.yml", "auto"), ("compose.tls.yml", "flat")])
 def test_a_compose_file_runs_fedddpm_as_the_simulation_does(
     file, transport, started, laptop, tmp_path, run_app, request
 ):

@@ -94,6 +94,8 @@ def test_every_command_works_in_an_empty_folder(command, installed, shared_run):
         assert run.losses() == shared_run(num_rounds=1).losses()
     example = {"algorithm": "examples.loss_weighted:LossWeighted", "run-name": "example"}
     command("fedddpm", "run", "--engine", "inprocess", "-c", to_toml(SETTINGS | example))
+    command("fedddpm", "report", "runs/ray")
+    assert "vegaEmbed" in (command.folder / "runs" / "ray" / "report.html").read_text(encoding="utf-8")
     command("fedddpm", "sample", "runs/ray", "--num-images", "4", "--steps", "2", "--out", "sheet.png")
     command("fedddpm", "evaluate", "runs/ray", "--num-images", "40", "--steps", "2")
     assert (command.folder / "runs" / "ray" / "evaluation.json").exists()

@@ -128,6 +128,7 @@ def test_what_leaves_a_channels_last_model_is_contiguous(config):
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_compiled_code_has_the_gradients_of_eager_code(config):
     """Losses alone would not tell: a wrong backward pass of torch's compiler changed them by a hundredth."""
     if missing_compiler(CPU):
