@@ -19,11 +19,7 @@ def save_findings(run_dir: Path, findings: Findings, seed: int, clients: Sequenc
     RecordingError
         When a file cannot be written.
     """
-    names = sorted({attack.name for _, attack in findings.attacks})
-    curves = [
-        Curve(f"{target}: {attack.name}", *roc_of(attack.members, attack.others), names.index(attack.name))
-        for target, attack in findings.attacks
-    ]
+    curves = [Curve(target, attack.name, *roc_of(attack.members, attack.others)) for target, attack in findings.attacks]
     write_json(run_dir / RESULTS, {"seed": seed, "clients": [*clients], **findings.to_dict()})
     if curves:
         with writing(run_dir / "plots" / PICTURE):

@@ -61,8 +61,8 @@ def sample(
     try:
         with writing(path):
             how = sampler_name(name, eta or 0.0) if name else OWN
-            caption = f"{run_dir.resolve().name}: {how}, {steps} steps, seed {seed}"
-            save_samples(images, path, caption, labels, class_names=[])
+            title = f"{run_dir.resolve().name}: {how}, {steps} steps, seed {seed}"
+            save_samples(images, path, title, labels, class_names=[])
     except RecordingError as error:
         say(str(error))
         raise typer.Exit(FAILED) from error

@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
-from fedddpm_app.recording.style import SERIES, plain_log_axis
+from fedddpm_app.recording.style import LINES, MARKERS, SERIES, plain_log_axis
 
 Results = Mapping[str, Any]
 LEGEND_COLUMNS = 5
 WIDE = 8.0  # a wider range gets a log axis
-_LINES = ("-", "--", ":")
-_MARKERS = "osD^vP*Xdph<>8"
+_OWN = ("fedavg", "fedddpm", "fedddpm-plus")  # rows with the same look in every grid
 
 
 @dataclass(frozen=True)
@@ -26,24 +26,39 @@ class Look:
 
 
 def looks_of(results: Results) -> dict[str, Look]:
-    """Return the look of each line: the colour is the row's, and the reference alone is black."""
-    colours = colours_of(results)
+    """Return the look of each line: that of its row, and the next marker and dash for each value of a sweep."""
+    numbers = _numbers_of(results)
     values: dict[str, list[str]] = {}
     for each in results["settings"]:
         if each["label"] not in values.setdefault(each["row"], []):
             values[each["row"]].append(each["label"])
-    looks = {}
-    for k, row in enumerate(colours):
-        for v, label in enumerate(values[row]):
-            line = _LINES[(k // len(SERIES) + v) % len(_LINES)]
-            looks[label] = Look(colours[row], line, _MARKERS[(k + v) % len(_MARKERS)])
-    return looks
+    return {label: _look(numbers[row], v) for row, labels in values.items() for v, label in enumerate(labels)}
 
 
-def colours_of(results: Results) -> dict[str, str]:
-    """Return the colour of each row, the reference first."""
-    rows = sorted({each["row"]: None for each in results["settings"]}, key=lambda row: row != results["reference"])
-    return {row: SERIES[1 + (k - 1) % (len(SERIES) - 1)] if k else SERIES[0] for k, row in enumerate(rows)}
+def row_looks(results: Results) -> dict[str, Look]:
+    """Return the look of each row that has settings, in the order of the settings."""
+    numbers = _numbers_of(results)
+    return {each["row"]: _look(numbers[each["row"]]) for each in results["settings"]}
+
+
+def _numbers_of(results: Results) -> dict[str, int]:
+    """Return a number for each row of the grid's file, whichever are shown; those of ``_OWN`` are the first."""
+    others = [row for row in results["grid"]["rows"] if row not in _OWN]
+    return {row: number for number, row in enumerate([*_OWN, *others])}
+
+
+def _look(number: int, value: int = 0) -> Look:
+    colour = number if number < len(SERIES) else len(_OWN) + (number - len(_OWN)) % (len(SERIES) - len(_OWN))
+    return Look(SERIES[colour], LINES[(number + value) % len(LINES)], MARKERS[(number + value) % len(MARKERS)])
+
+
+def legend_of(figure: Figure, looks: Mapping[str, Look]) -> None:
+    """Write one legend for all panels of a figure, in the order of the lines."""
+    legends = [axes.get_legend_handles_labels() for axes in figure.axes]
+    handles = {text: handle for legend in legends for handle, text in zip(*legend, strict=True)}
+    shown = [label for label in looks if label in handles]
+    if shown:
+        figure.legend([handles[label] for label in shown], shown, loc="outside lower center", ncols=LEGEND_COLUMNS)
 
 
 def values_of(results: Results, label: str, condition: str, metric: str) -> list[float]:

@@ -15,14 +15,17 @@ from fedddpm_app.compare.looks import (
     WIDE,
     Look,
     Results,
-    colours_of,
     heading,
+    legend_of,
     looks_of,
+    row_looks,
     scale,
     values_of,
 )
 from fedddpm_app.compare.table import conditions_of, labels_of
-from fedddpm_app.recording.style import FLOOR, MAX_MARKED_ROUNDS, SERIES, open_figure
+from fedddpm_app.recording.style import FLOOR, mark_every, open_figure
+
+_EDGE = 1.3  # a logarithmic axis of the claim ends at so many times its last value
 
 
 def plot_curves(
@@ -56,10 +59,7 @@ def plot_curves(
             row[0].xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
             row[0].set(ylabel=metric, title=condition)
             scale(row[0], [p.value for (_, c), found in histories.items() if c == condition for p in _points(found)])
-        legends = [axes.get_legend_handles_labels() for axes in grid.flat]
-        handles = {text: handle for legend in legends for handle, text in zip(*legend, strict=True)}
-        if handles:
-            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=LEGEND_COLUMNS)
+        legend_of(figure, looks)
 
 
 def _points(histories: Sequence[History]) -> list[Point]:
@@ -70,9 +70,10 @@ def _curve(axes: Axes, axis: str, histories: Sequence[History], look: Look, labe
     """Plot the mean over the seeds, with a band of one deviation, and the final model."""
     points = averaged(histories)
     places, means = [getattr(p, axis) for p, _ in points], [p.value for p, _ in points]
-    marker = look.marker if len(points) <= MAX_MARKED_ROUNDS else ""
     if points:
-        axes.plot(places, means, color=look.color, linestyle=look.linestyle, marker=marker, markersize=3, linewidth=1.2)
+        every = mark_every(len(points))
+        shape: dict[str, Any] = {"linestyle": look.linestyle, "marker": look.marker, "markevery": every}
+        axes.plot(places, means, color=look.color, markersize=3, linewidth=1.2, **shape)
         low, high = ([p.value + sign * spread for p, spread in points] for sign in (-1, 1))
         axes.fill_between(places, low, high, color=look.color, alpha=0.12, linewidth=0)
     final = [each.final for each in histories if each.final]
@@ -92,7 +93,7 @@ def plot_claim(results: Results, metric: str, path: Path) -> None:
     conditions, labels, looks = conditions_of(results), labels_of(results), looks_of(results)
     title = (
         f"{heading(results, metric)}\n"
-        f"points: seeds; tick: mean; line: 95 % interval of the paired difference to {results['reference']}\n"
+        f"points: seeds; tick: mean; line, cut at the edge: 95 % interval of the difference to {results['reference']}\n"
         f"dotted: mean of {results['reference']}, where the difference is zero; dashed: floor (real images)"
     )
     with open_figure(path, title, 2.6 + 4.0 * len(conditions), 1.8 + 0.36 * len(labels)) as figure:
@@ -102,24 +103,28 @@ def plot_claim(results: Results, metric: str, path: Path) -> None:
             for place, label in enumerate(labels):
                 values = values_of(results, label, condition, metric)
                 limits = limits_of(results, label, condition, metric)
-                shown += _bar(axes, place, values, limits, looks[label].color)
-            _reference_lines(axes, results, condition, metric)
+                _bar(axes, place, values, limits, looks[label])
+                shown += values
+            shown += _reference_lines(axes, results, condition, metric)
             scale(axes, shown, "x")
+            if axes.get_xscale() == "log":  # wide intervals, also those that reach zero, end at the edge
+                axes.set_xlim(min(shown) / _EDGE, max(shown) * _EDGE)
             axes.set(title=condition, xlabel=metric)
             axes.grid(visible=False, axis="y")
         panels[0].set_yticks(range(len(labels)), labels)
         panels[0].set_ylim(len(labels) - 0.5, -0.5)
 
 
-def _bar(axes: Axes, place: float, values: Sequence[float], limits: Sequence[float], colour: str) -> list[float]:
-    """Plot the values of a line, their mean, and an interval if it has one; return the numbers shown."""
+def _bar(axes: Axes, place: float, values: Sequence[float], limits: Sequence[float], look: Look) -> None:
+    """Plot the values of a line, their mean, and an interval if it has one."""
     if not values:
-        return []
-    axes.plot(values, [place] * len(values), "o", color=colour, markersize=4, alpha=0.45, markeredgewidth=0)
+        return
+    colour = look.color
+    axes.plot(values, [place] * len(values), look.marker, color=colour, markersize=4, alpha=0.45, markeredgewidth=0)
     axes.plot([statistics.fmean(values)] * 2, [place - 0.28, place + 0.28], color=colour, linewidth=2)
     if limits:
-        axes.plot(limits, [place] * 2, color=colour, linewidth=1.4)
-    return [*values, *limits]
+        low, high = limits
+        axes.hlines(place, low, high, color=colour, linewidth=1.4)
 
 
 def limits_of(results: Results, label: str, condition: str, metric: str) -> list[float]:
@@ -136,14 +141,17 @@ def limits_of(results: Results, label: str, condition: str, metric: str) -> list
     return [reference["metrics"][metric]["mean"] + difference[key] for key in ("low", "high")]
 
 
-def _reference_lines(axes: Axes, results: Results, condition: str, metric: str) -> None:
-    """Mark the reference's mean, and the floor."""
+def _reference_lines(axes: Axes, results: Results, condition: str, metric: str) -> list[float]:
+    """Mark the reference's mean, and the floor; return the floor."""
+    colour = row_looks(results)[results["reference"]].color
     for each in results["settings"]:
         found = each["metrics"].get(metric)
         if each["condition"] == condition and each["row"] == results["reference"] and not each["sweep"] and found:
-            axes.axvline(found["mean"], color=SERIES[0], linestyle=":", linewidth=1)
+            axes.axvline(found["mean"], color=colour, linestyle=":", linewidth=1)
             if math.isfinite(found["floor"] or math.nan):
                 axes.axvline(found["floor"], color=FLOOR, linestyle="--", linewidth=1)
+                return [found["floor"]]
+    return []
 
 
 def plot_sweep(results: Results, metric: str, path: Path) -> None:
@@ -156,9 +164,9 @@ def plot_sweep(results: Results, metric: str, path: Path) -> None:
         panels = figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0]
         for axes, condition in zip(panels, conditions, strict=True):
             shown = []
-            for row, colour in colours_of(results).items():
+            for row, look in row_looks(results).items():
                 settings = [e for e in results["settings"] if (e["row"], e["condition"]) == (row, condition)]
-                shown += _sweep_line(axes, settings, sweep, places, metric, colour, row)
+                shown += _sweep_line(axes, settings, sweep, places, metric, look, row)
             axes.set(title=condition, xlabel=sweep["key"])
             if numeric and min(places) > 0 and max(places) > WIDE * min(places):
                 axes.set_xscale("log")
@@ -175,7 +183,7 @@ def _sweep_line(
     sweep: Mapping[str, Any],
     places: Sequence[float],
     metric: str,
-    colour: str,
+    look: Look,
     row: str,
 ) -> list[float]:
     """Plot a row over the values, or as a level line where the key has no effect; return the values shown."""
@@ -186,7 +194,8 @@ def _sweep_line(
         return []
     where, means = [place for place, _ in known], [each["mean"] for _, each in known]
     level = None in by_value
-    axes.plot(where, means, color=colour, linestyle="--" if level else "-", marker="" if level else "o", label=row)
+    line, marker = ("--", "") if level else ("-", look.marker)
+    axes.plot(where, means, color=look.color, linestyle=line, marker=marker, label=row)
     low, high = ([each["mean"] if each[key] is None else each[key] for _, each in known] for key in ("low", "high"))
-    axes.fill_between(where, low, high, color=colour, alpha=0.15, linewidth=0)
+    axes.fill_between(where, low, high, color=look.color, alpha=0.15, linewidth=0)
     return [*means, *low, *high]

@@ -38,8 +38,8 @@ def save_side_by_side(cells: Sequence[Cell], path: Path) -> bool:
         return False
     shown = spread_out(min(len(tiles) for _, tiles in rows), _COLUMNS)
     about = f"{cells[0].setting.condition}, seed {cells[0].seed}"
-    caption = f"Images of the final models: {about}. Each column starts from the same noise."
-    save_strip([(label, [tiles[k] for k in shown]) for label, tiles in rows], path, caption, _LARGEST_TILE)
+    title = f"Images of the final models: {about}. Each column starts from the same noise."
+    save_strip([(label, [tiles[k] for k in shown]) for label, tiles in rows], path, title, _LARGEST_TILE)
     return True
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from fedddpm_app.compare.looks import LEGEND_COLUMNS, Look, Results, heading, looks_of, scale, value_in, values_of
+from fedddpm_app.compare.looks import Look, Results, heading, legend_of, looks_of, scale, value_in, values_of
 from fedddpm_app.compare.table import conditions_of
 from fedddpm_app.recording.style import FLOOR, open_figure
 
@@ -41,10 +41,7 @@ def plot_trade_off(results: Results, path: Path) -> None:
                 axes.set_xlabel(_with_direction(results, other))
             row[0].set(ylabel=metric, title=condition)
             scale(row[0], [v for label in looks for v in values_of(results, label, condition, metric)])
-        legends = [axes.get_legend_handles_labels() for axes in grid.flat]
-        handles = {text: handle for legend in legends for handle, text in zip(*legend, strict=True)}
-        if handles:
-            figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=LEGEND_COLUMNS)
+        legend_of(figure, looks)
 
 
 def pairs_of(results: Results, label: str, condition: str, other: str) -> list[tuple[float, float]]:

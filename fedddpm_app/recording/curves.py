@@ -11,11 +11,11 @@ from fedddpm_app.recording.style import (
     CLIENTS,
     FLOOR,
     GENERATED,
-    MAX_MARKED_ROUNDS,
     SERVER,
     TEST,
     WARNING,
     count_rounds,
+    mark_every,
     number,
     open_figure,
     plain_log_axis,
@@ -37,13 +37,15 @@ class Curve(NamedTuple):
 
 LOSSES = {
     "train/loss": Curve("clients, during training", CLIENTS),
-    "client-eval/loss": Curve("clients, held-out images", CLIENTS, "--", marker="s"),
-    "correct/loss": Curve("server, correction on D_aux", SERVER),
+    "client-eval/loss": Curve("clients, held-out images", CLIENTS, ":", marker="s"),
+    "correct/loss": Curve("server, correction on D_aux", SERVER, "-.", marker="^"),
     "eval/loss": Curve("test split, raw weights", TEST, width=4.5, alpha=0.35),
     "eval/ema_loss": Curve("test split, EMA weights", TEST, "--", marker="D"),
 }
-CLIPPED = 1.5  # the loss of round 0 is outside the plot if it is so many times as large as every later one
-WIDE = 8.0  # a wider range of losses gets a log axis
+_CLIPPED = 2.0  # the loss of round 0 is outside the plot if it would make the axis so many times as long
+WIDE = 4.0  # a wider range of losses gets a log axis
+_SHORT = 10.0  # a log axis of a narrower range has more numbers
+_MAX_CORRECTIONS = 40  # with more, triangles would be a bar
 QUANTITIES = {
     **dict.fromkeys(("fid", "fd", "kid", "kd"), "distance"),
     **dict.fromkeys(("inception", "score"), "score"),
@@ -64,18 +66,32 @@ def plot_losses(stats: Sequence[Row], path: Path, run: str = "") -> None:
                 _draw(axes, points, LOSSES[key])
         _mark_corrections(axes, stats)
         count_rounds(axes, sorted({k for points in curves.values() for k, _ in points}))
-        axes.set_ylabel("mean squared error of the prediction, per pixel")
-        clipped = bool(later) and max(finite) > CLIPPED * max(later)
+        axes.set_ylabel("denoising loss, mean over pixels")
+        clipped = flattens(curves)
         _limit(axes, later if clipped else finite, clipped)
-        axes.set_title("; ".join(_remarks(curves, max(finite) if clipped else None)), fontsize=9, color=WARNING)
+        lost = sorted({k for points in curves.values() for k, loss in points if math.isnan(loss)})
+        missing = _missing(lost, any_later=bool(later))  # a red text says that losses are not finite
+        above = f"round 0 (untrained) is above the plot: {max(finite):.3g}" if clipped else ""
+        remarks = "; ".join(filter(None, [missing, above]))
+        axes.set_title(remarks, fontsize=9, color=WARNING if lost else FLOOR)
         if axes.lines:
             figure.legend(loc="outside lower center", ncols=3)
+
+
+def flattens(curves: Mapping[str, Sequence[tuple[int, float]]]) -> bool:
+    """Return whether the loss of round 0 would hide how the later ones change; a single later round changes nothing."""
+    known = [(k, loss) for points in curves.values() for k, loss in points if math.isfinite(loss)]
+    later = [loss for k, loss in known if k]
+    if len({k for k, _ in known if k}) < 2:
+        return False
+    least, most = min(later), max(later)
+    return max(loss for _, loss in known) - least > _CLIPPED * (most - least)
 
 
 def _limit(axes: Axes, losses: Sequence[float], clipped: bool) -> None:
     """Choose the y axis for the losses that it shows."""
     if losses and min(losses) > 0 and max(losses) > WIDE * min(losses):
-        plain_log_axis(axes)
+        plain_log_axis(axes, short=max(losses) < _SHORT * min(losses))
     if clipped:
         pad = max(0.08 * (max(losses) - min(losses)), 0.02 * max(losses))
         axes.set_ylim(min(losses) - (pad if axes.get_yscale() == "linear" else 0.1 * min(losses)), max(losses) + pad)
@@ -88,14 +104,14 @@ def _points(stats: Sequence[Row], key: str) -> list[tuple[int, float]]:
 
 def _draw(axes: Axes, points: Sequence[tuple[int, float]], curve: Curve) -> None:
     rounds, losses = zip(*points, strict=True)
-    marker = curve.marker if len(points) <= MAX_MARKED_ROUNDS else ""
     look: dict[str, Any] = {
         "color": curve.colour,
         "linestyle": curve.line,
         "linewidth": curve.width,
         "alpha": curve.alpha,
     }
-    axes.plot(rounds, losses, marker=marker, markersize=4, label=curve.label, **look)
+    every = mark_every(len(points))
+    axes.plot(rounds, losses, marker=curve.marker, markersize=4, markevery=every, label=curve.label, **look)
 
 
 def _mark_corrections(axes: Axes, stats: Sequence[Row]) -> None:
@@ -104,17 +120,17 @@ def _mark_corrections(axes: Axes, stats: Sequence[Row]) -> None:
     if rows:
         steps = sorted({row["correct/steps"] for row in rows})
         label = f"corrected on the server ({' or '.join(f'{count:,}' for count in steps)} steps)"
-        look: dict[str, Any] = {"marker": "^", "markersize": 7, "linestyle": "", "color": SERVER, "clip_on": False}
+        marker = "^" if len(rows) <= _MAX_CORRECTIONS else "|"
+        look: dict[str, Any] = {"marker": marker, "markersize": 7, "linestyle": "", "color": SERVER, "clip_on": False}
         rounds = [row["round"] for row in rows]
         axes.plot(rounds, [0] * len(rows), transform=axes.get_xaxis_transform(), label=label, **look)
 
 
-def _remarks(curves: Mapping[str, Sequence[tuple[int, float]]], above: float | None) -> list[str]:
-    """Return the remarks about what the curves do not show."""
-    lost = sorted({k for points in curves.values() for k, loss in points if math.isnan(loss)})
-    named = ", ".join(map(str, lost[:5])) + (", …" if len(lost) > 5 else "")
-    remarks = [f"no finite loss in round {named}"] if lost else []
-    return remarks + ([] if above is None else [f"round 0 (untrained) is above the plot: {above:.3g}"])
+def _missing(lost: Sequence[int], *, any_later: bool) -> str:
+    """Return a remark about rounds without a finite loss; empty if there are none."""
+    if lost:
+        return f"no finite loss in round {', '.join(map(str, lost[:5]))}{', …' if len(lost) > 5 else ''}"
+    return "" if any_later else "no losses after round 0"
 
 
 def plot_metrics(stats: Sequence[Row], path: Path, run: str = "") -> None:
@@ -150,8 +166,8 @@ def _panel(axes: Axes, name: str, points: Sequence[tuple[int, Row]]) -> None:
     """Plot one metric; its title says whether lower or higher is better."""
     rounds = [k for k, _ in points]
     values, floors, spreads = ([number(m[key]) for _, m in points] for key in ("value", "floor", "floor_std"))
-    marker = "o" if len(points) <= MAX_MARKED_ROUNDS else ""
-    axes.plot(rounds, values, color=GENERATED, marker=marker, markersize=4, label="generated images")
+    every = mark_every(len(points))
+    axes.plot(rounds, values, color=GENERATED, marker="o", markersize=4, markevery=every, label="generated images")
     band = [0 if math.isnan(spread) else spread for spread in spreads]
     low, high = ([f + sign * b for f, b in zip(floors, band, strict=True)] for sign in (-1, 1))
     places = rounds

@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 from matplotlib.patches import FancyArrowPatch
 from matplotlib.ticker import FuncFormatter, NullFormatter
 
-from fedddpm_app.recording.style import FLOOR, HEAT_MAP, REAL, SERVER, open_figure, plain_log_axis
+from fedddpm_app.recording.style import FLOOR, HEAT_MAP, OTHERS, REAL, SERIES, open_figure, plain_log_axis
 
 _WIDE = 8.0  # a wider range of values gets a log scale of colours
 _MAX_NUMBERED = 120  # with more models, their numbers would overlap
 _MAX_ARROWS = 1000  # more take long to draw, and hide each other
 _MAX_HEIGHT = 24.0  # inches
 _NO_VALUE = "#D9D9D9"
+_BEST = SERIES[0]
 _DARK = 0.5  # the part of the scale with colours too dark for black text
 
 
@@ -107,7 +108,7 @@ def _draw_arrows(axes: Axes, models: Sequence[Model], places: Sequence[tuple[flo
             arrowstyle="-|>",
             mutation_scale=9,
             connectionstyle="arc3,rad=0" if start[1] != place[1] else "arc3,rad=-0.25",
-            color=SERVER if from_other else REAL,
+            color=OTHERS if from_other else REAL,
             linewidth=1.2 if from_other else 0.9,
             shrinkA=7,
             shrinkB=8,
@@ -133,7 +134,7 @@ def _draw_models(
     if known:
         _draw_scale(figure, axes, norm, colours, meaning)
         best = places[values.index(min(known))]
-        axes.plot(*best, "o", markersize=18 if numbered else 11, markerfacecolor="none", color=SERVER, zorder=2)
+        axes.plot(*best, "o", markersize=18 if numbered else 11, markerfacecolor="none", color=_BEST, zorder=2)
 
 
 def _scale(known: Sequence[float]) -> Normalize:

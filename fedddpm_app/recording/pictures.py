@@ -11,6 +11,7 @@ from fedddpm_app.recording.files import optional
 from fedddpm_app.recording.plots import plot_classes, plot_partition
 from fedddpm_app.recording.samples import (
     REAL_SHEET,
+    names_of,
     round_sheet,
     save_auxiliary_sheets,
     save_clients,
@@ -27,7 +28,7 @@ class RunPictures:
     Parameters
     ----------
     directory : Path
-        The run directory; its name is part of the captions.
+        The run directory; its name is part of the titles.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -39,11 +40,11 @@ class RunPictures:
         with optional(self._plots):
             plot_partition(counts, class_names, self._plots / "partition.png")
 
-    def save_auxiliary(self, images: Tensor, clients: list[int]) -> None:
+    def save_auxiliary(self, data: ImageTensors, clients: list[int], class_names: Sequence[str]) -> None:
         """Write a sheet per client of its images in D_aux; ``clients`` holds the partition id of each image."""
         folder = self._directory / "auxiliary"
         with optional(folder):
-            save_auxiliary_sheets(images, clients, folder, self._directory.name)
+            save_auxiliary_sheets(data, clients, folder, self._directory.name, class_names)
 
     def save_samples(
         self,
@@ -57,14 +58,14 @@ class RunPictures:
     ) -> None:
         """Write a round's sheet of generated images, and the strip over the rounds.
 
-        ``about`` is the part of the caption about weights and sampler; ``name`` identifies one of several models.
+        ``about`` is the part of the title about weights and sampler; ``name`` identifies one of several models.
         """
         folder = self._directory / "samples"
         owner = f"{self._directory.name}{name and ', '}{name}"
-        caption = f"{owner}, round {server_round}: {about}"
+        title = f"{owner}, round {server_round}: {about}"
         with optional(folder):
-            save_samples(images, round_sheet(folder, server_round, name), caption, labels, class_names)
-            save_rounds(folder, f"{owner}, {about}", name)
+            save_samples(images, round_sheet(folder, server_round, name), title, labels, class_names)
+            save_rounds(folder, f"{owner}, {about}", name, names_of(labels, class_names))
 
     def save_real(self, data: ImageTensors, count: int, class_names: Sequence[str]) -> None:
         """Write a sheet of about ``count`` real images of the test split, once."""
@@ -77,8 +78,8 @@ class RunPictures:
         """Write one sheet with a row for each client's model; ``images`` are uint8 (N, C, H, W), by model."""
         folder = self._directory / "samples"
         with optional(folder):
-            caption = f"{self._directory.name}, round {server_round}: {about}"
-            save_clients(images, round_sheet(folder, server_round, "clients"), caption)
+            title = f"{self._directory.name}, round {server_round}: {about}"
+            save_clients(images, round_sheet(folder, server_round, "clients"), title)
 
     def save_classes(self, metric: Mapping[str, object], class_names: Sequence[str], name: str = "") -> None:
         """Plot the classes of the metric ``class-tv``; ``name`` identifies the model if a run has several."""

@@ -47,7 +47,7 @@ def plot_partition(counts: Tensor, class_names: Sequence[str], path: Path) -> No
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(max(2, min(6, classes * 0.3)), 1))
         _heat_map(figure, left, counts)
         left.set_xticks(range(0, classes, step), names[::step], fontsize=size, rotation=90 if upright else 0)
-        left.set(xlabel="class", ylabel="client")
+        left.set(xlabel=f"class ({step} columns per name)" if step > 1 else "class", ylabel="client")
         left.yaxis.set_major_locator(MaxNLocator(nbins=min(clients, 40), integer=True, min_n_ticks=1))
         bars = right.barh(range(clients), counts.sum(1).tolist(), color=CLIENTS)
         if clients <= _MAX_BARS:

@@ -180,7 +180,8 @@ class RunRecorder:
         """Write D_aux: an Arrow data set with ``image``, ``client`` (and ``label``), and a sheet per client."""
         folder = self.directory / "auxiliary"
         self.auxiliary_digest = save_auxiliary_set(folder, data, clients)
-        self.pictures.save_auxiliary(data.images, clients)
+        names = next((row["data/classes"] for row in self.stats if "data/classes" in row), None)
+        self.pictures.save_auxiliary(data, clients, names if isinstance(names, list) else [])
 
     def load_auxiliary(self) -> tuple[ImageTensors, list[int]] | None:
         """Read D_aux on the CPU, with the partition id of each image; None if there is none, or if it is damaged."""

@@ -7,38 +7,41 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fedddpm_app.recording.style import FLOOR, SERIES, open_figure, plain_log_axis
+from fedddpm_app.recording.style import FLOOR, LINES, MARKERS, SERIES, open_figure, plain_log_axis
 
 _SMALLEST = 1e-3
 
 
 class Curve(NamedTuple):
-    """A curve: its name, false- and true-positive rates, rising, and a number that several curves of a kind share."""
+    """The curve of an attack on a target: false- and true-positive rates, both rising."""
 
-    name: str
+    target: str
+    attack: str
     false: NDArray[np.float64]
     true: NDArray[np.float64]
-    kind: int
 
 
 def plot_roc(curves: Sequence[Curve], path: Path, run: str) -> None:
-    """Plot curves into a PNG, each with its name, and the diagonal of a guess."""
-    styles = ("-", "--", ":", "-.")
+    """Plot curves into a PNG, and the diagonal of a guess; a target has a colour and a marker, an attack a dash."""
+    targets, attacks = ([*dict.fromkeys(getattr(curve, key) for curve in curves)] for key in ("target", "attack"))
     height = max(4.2, 1.5 + 0.2 * len(curves))
     with open_figure(path, f"{run}: membership inference", 9.5, height) as figure:
         axes = figure.subplots()
         line = np.geomspace(_SMALLEST, 1)
         axes.plot(line, line, color=FLOOR, linewidth=0.8, label="a guess")
-        kinds = sorted({curve.kind for curve in curves})
-        for number, curve in enumerate(curves):
+        for curve in curves:
+            target, attack = targets.index(curve.target), attacks.index(curve.attack)
             axes.plot(
                 np.maximum(curve.false, _SMALLEST),
                 np.maximum(curve.true, _SMALLEST),
-                color=SERIES[number % len(SERIES)],
-                linestyle=styles[kinds.index(curve.kind) % len(styles)],
+                color=SERIES[target % len(SERIES)],
+                linestyle=LINES[attack % len(LINES)],
+                marker=MARKERS[target % len(MARKERS)],
+                markersize=4,
+                markevery=0.15,  # of the length of the diagonal of the axes
                 linewidth=1.2,
                 drawstyle="steps-post",
-                label=curve.name,
+                label=f"{curve.target}: {curve.attack}",
             )
         plain_log_axis(axes, "x")
         plain_log_axis(axes, "y")

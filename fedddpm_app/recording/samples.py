@@ -30,7 +30,7 @@ def round_sheet(folder: Path, server_round: int, name: str = "") -> Path:
     return folder / f"round-{server_round:04d}{name and '-'}{name}.png"
 
 
-def save_rounds(folder: Path, about: str, name: str = "") -> None:
+def save_rounds(folder: Path, about: str, name: str = "", classes: Sequence[str] = ()) -> None:
     """Write the strip over the rounds from the sheets in a folder.
 
     Parameters
@@ -38,9 +38,11 @@ def save_rounds(folder: Path, about: str, name: str = "") -> None:
     folder : Path
         The folder ``samples`` of a run.
     about : str
-        The origin of the images, for the caption.
+        The origin of the images, for the title.
     name : str
         The name of the model, if there are several.
+    classes : sequence of str
+        The class of each image of a sheet; empty for a model without classes.
     """
     pattern = re.compile(rf"round-(\d+){re.escape(name and '-' + name)}\.png")
     found = sorted((int(match[1]), path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name)))
@@ -52,8 +54,17 @@ def save_rounds(folder: Path, about: str, name: str = "") -> None:
     columns = [least * k // min(least, COLUMNS) for k in range(min(least, COLUMNS))]  # over all classes
     rows = [(label, [tiles[k] for k in columns]) for label, tiles in sheets]
     every = "" if len(shown) == len(found) else f" {len(shown)} of {len(found)} rounds are shown."
-    caption = f"{about}: images over the rounds. Each column starts from the same noise.{every}"
-    save_strip(rows, folder / f"rounds{name and '-'}{name}.png", caption, _STRIP_TILE)
+    title = f"{about}: images over the rounds. Each column starts from the same noise.{every}"
+    shown_classes = [classes[k] for k in columns] if len(classes) >= least else []
+    save_strip(rows, folder / f"rounds{name and '-'}{name}.png", title, _STRIP_TILE, shown_classes)
+
+
+def names_of(labels: Tensor | None, class_names: Sequence[str]) -> list[str]:
+    """Return the name of the class of each image for a picture; empty without labels (int64, shape (N,))."""
+    if labels is None or not len(labels):
+        return []
+    names = class_labels(class_names, int(labels.max()) + 1)
+    return [f"class {name}" if (name := names[label]).strip("#").isdigit() else name for label in labels.tolist()]
 
 
 def save_samples(images: Tensor, path: Path, about: str, labels: Tensor | None, class_names: Sequence[str]) -> None:
@@ -66,24 +77,28 @@ def save_samples(images: Tensor, path: Path, about: str, labels: Tensor | None, 
     path : Path
         The PNG.
     about : str
-        The origin of the images, for the caption.
+        The origin of the images, for the title.
     labels : Tensor or None
         int64, shape (N,).
     class_names : sequence of str
         By label; a class without a name gets its number.
     """
-    columns, rows = COLUMNS, []
+    columns, rows, classes = COLUMNS, [], "the model has no classes"
     if labels is not None:
-        classes = int(labels.max()) + 1
-        each = len(images) // classes
-        per_row = 1 if classes <= _MAX_ROWS else max(1, COLUMNS // each)
-        names = class_labels([*class_names, *(f"class {k}" for k in range(len(class_names), classes))], classes)
-        parts = [names[k : k + per_row] for k in range(0, classes, per_row)]
-        rows = [part[0] if len(part) == 1 else f"{part[0]} to {part[-1]}" for part in parts]
-        columns = each * per_row
+        count = int(labels.max()) + 1
+        each = len(images) // count
+        per_row = 1 if count <= _MAX_ROWS else max(1, COLUMNS // each)
+        columns, classes = each * per_row, f"{each} of each class"
+        rows = _row_names(names_of(labels, class_names), columns)
     height, width = images.shape[2:]
-    caption = f"{about}, {len(images)} images of {width}x{height} pixels."
-    save_sheet(images, path, columns, Texts(caption, rows))
+    title = f"{about}, {len(images)} images of {width}x{height} pixels; {classes}."
+    save_sheet(images, path, columns, Texts(title, rows))
+
+
+def _row_names(names: Sequence[str], columns: int) -> list[str]:
+    """Return the label of each row from the names of its images: one class, or the first and the last."""
+    rows = [names[start : start + columns] for start in range(0, len(names), columns)]
+    return [row[0] if row[0] == row[-1] else f"{row[0]} to {row[-1]}" for row in rows]
 
 
 def save_real(data: ImageTensors, path: Path, count: int, about: str, class_names: Sequence[str]) -> None:
@@ -124,24 +139,63 @@ def save_clients(images: Mapping[str, Tensor], path: Path, about: str) -> None:
     path : Path
         The PNG.
     about : str
-        The origin of the images, for the caption.
+        The origin of the images, for the title.
     """
     rows = [generated[spread_out(len(generated), COLUMNS)] for generated in images.values()]
-    caption = f"{about}. Each row is one client's own model, and each column starts from the same noise."
-    save_sheet(torch.cat(rows), path, len(rows[0]), Texts(caption, [*images]))
+    title = f"{about}. Each row is one client's own model, and each column starts from the same noise."
+    save_sheet(torch.cat(rows), path, len(rows[0]), Texts(title, [*images]))
 
 
-def save_auxiliary_sheets(images: Tensor, clients: Sequence[int], folder: Path, run: str) -> None:
-    """Write a sheet per client of the auxiliary set, uint8 (N, C, H, W); ``clients`` are the images' clients."""
+def save_auxiliary_sheets(
+    data: ImageTensors, clients: Sequence[int], folder: Path, run: str, class_names: Sequence[str]
+) -> None:
+    """Write a sheet per client of the auxiliary set; with labels, it has a row per class that the client has.
+
+    Parameters
+    ----------
+    data : ImageTensors
+        The auxiliary set.
+    clients : sequence of int
+        The client of each image.
+    folder : Path
+        For the PNGs.
+    run : str
+        The name of the run, for the titles.
+    class_names : sequence of str
+        By label; a class without a name gets its number.
+    """
+    names = names_of(data.labels, class_names)
     for client in sorted(set(clients)):
         rows = [row for row, owner in enumerate(clients) if owner == client]
-        step = max(1, len(rows) // _AUXILIARY_IMAGES)  # spread over the client's share, and so over its classes
-        shown = rows[::step][:_AUXILIARY_IMAGES]
-        caption = (
-            f"{run}, auxiliary set: {len(shown)} of the {len(rows)} images that the server generated from the "
-            f"pretrained model of client {client}."
+        if data.labels is None:
+            shown, labels = [rows[k] for k in spread_out(len(rows), _AUXILIARY_IMAGES)], list[str]()
+        else:
+            shown, labels = _by_class(data.labels, rows, names)
+        height, width = data.images.shape[2:]
+        title = (
+            f"{run}, auxiliary set: {len(rows)} images of {width}x{height} pixels from the pretrained model of client "
+            f"{client}{'' if data.labels is None else ', by class'}; at most "
+            f"{_AUXILIARY_IMAGES if data.labels is None else f'{COLUMNS} in a row'} are shown."
         )
-        save_sheet(images[shown], folder / f"client-{client:04d}.png", COLUMNS, Texts(caption))
+        empty = frozenset(k for k, row in enumerate(shown) if row < 0)
+        path = folder / f"client-{client:04d}.png"
+        save_sheet(data.images[shown], path, COLUMNS, Texts(title, labels, empty=empty))
+
+
+def _by_class(labels: Tensor, rows: Sequence[int], names: Sequence[str]) -> tuple[list[int], list[str]]:
+    """Return a client's images, by number, with a row per class, filled up with -1, and the names of the rows."""
+    of_class: dict[str, list[int]] = {}
+    for row in sorted(rows, key=lambda row: int(labels[row])):
+        of_class.setdefault(names[row], []).append(row)
+    if len(of_class) > _MAX_ROWS:
+        shown = [row for members in of_class.values() for row in members]
+        shown = [shown[k] for k in spread_out(len(shown), _AUXILIARY_IMAGES)]
+        return shown, _row_names([names[row] for row in shown], COLUMNS)
+    shown = []
+    for members in of_class.values():
+        chosen = [members[k] for k in spread_out(len(members), COLUMNS)]
+        shown += chosen + [-1] * (COLUMNS - len(chosen))
+    return shown, [f"{name} ({len(members)})" for name, members in of_class.items()]
 
 
 def spread_out(count: int, most: int) -> list[int]:

@@ -1,7 +1,7 @@
-"""Sheets of images as one PNG: a grid of tiles with texts around it.
+"""Sheets of images as one PNG: a grid of tiles with a title above it and texts around it.
 
-The grid starts at the top left corner; texts are to the right of it and below it. The PNG's text ``grid`` describes it,
-so that ``read_tiles`` returns the tiles without the texts.
+The grid starts at the left edge; row labels are to the right of it. The PNG's text ``grid`` describes it, so that
+``read_tiles`` returns the tiles without the texts.
 """
 
 import itertools
@@ -25,10 +25,11 @@ _GAP_GREY = 64
 _FONT_PIXELS = 15
 _LINE_PIXELS = 20
 _MARGIN = 8
-_MIN_WIDTH = 480  # of a sheet with a caption
+_MIN_WIDTH = 480  # of a sheet with a title
 _GRID = "grid"
 _PAIRS_PER_ROW = 10
 _MAX_TEXT = 1000
+_MAX_LABEL = 60  # characters: two shortened names
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,23 @@ class Texts:
 
     Attributes
     ----------
-    caption : str
-        Below the grid; broken into lines.
+    title : str
+        Above the grid; broken into lines.
     rows : sequence of str
         To the right of each row; empty without labels.
     below : sequence of str
-        Under each tile; empty without texts.
+        Under each tile, shortened to its width; empty without texts.
     marked : collection of int
         The tiles whose text and frame have the colour of a warning.
+    empty : collection of int
+        The tiles that are left white, which fill up rows.
     """
 
-    caption: str = ""
+    title: str = ""
     rows: Sequence[str] = ()
     below: Sequence[str] = ()
     marked: frozenset[int] = frozenset()
+    empty: frozenset[int] = frozenset()
 
 
 def save_sheet(images: Tensor, path: Path, columns: int = 10, texts: Texts | None = None) -> None:
@@ -59,7 +63,7 @@ def save_sheet(images: Tensor, path: Path, columns: int = 10, texts: Texts | Non
     Parameters
     ----------
     images : Tensor
-        uint8, shape (N, C, H, W), C in {1, 3}; in reading order. Grey tiles complete the last row.
+        uint8, shape (N, C, H, W), C in {1, 3}; in reading order.
     path : Path
         The PNG; its folder is created. Without images, no PNG is written.
     columns : int
@@ -85,27 +89,29 @@ def save_pairs(generated: Tensor, train: Tensor, ratios: Tensor, threshold: floa
     path : Path
         The PNG; its folder is created.
     about : str
-        The origin of the images, for the caption.
+        The origin of the images, for the title.
     """
-    images, below, rows, marked = [], [], [], set()
+    images, below, rows, marked, empty = [], [], [], set[int](), set[int]()
     size = min(_PAIRS_PER_ROW, len(generated))
     copies = [ratio < threshold or ratio == 0 for ratio in ratios.tolist()]
     for start in range(0, len(generated), _PAIRS_PER_ROW):
         part = slice(start, start + _PAIRS_PER_ROW)
         marked |= {2 * start + k for k, copy in enumerate(copies[part]) if copy}
         marked |= {2 * start + size + k for k, copy in enumerate(copies[part]) if copy}
-        gap = torch.full((size - len(generated[part]), *generated.shape[1:]), _GAP_GREY, dtype=torch.uint8)
+        shown = len(generated[part])
+        empty |= {2 * start + k + row for k in range(shown, size) for row in (0, size)}
+        gap = torch.zeros(size - shown, *generated.shape[1:], dtype=torch.uint8)
         images += [generated[part], gap, train[part], gap]
         numbers = [f"{ratio:.3f}" for ratio in ratios[part].tolist()]
         below += [*[""] * size, *numbers, *[""] * (size - len(numbers))]
         rows += ["generated", "nearest training image"]
-    caption = (
+    title = (
         f"{about and f'{about}. '}The {len(generated)} generated images that are closest to training images, closest "
         "first. Number: distance to the nearest training image, divided by the mean distance to the nearest ones "
         f"(docs/evaluation.md). {sum(copies)} of these {len(copies)} pairs are below the threshold of {threshold:.3f}"
         f"{' (red)' if any(copies) else ''}."
     )
-    save_sheet(torch.cat(images), path, size, Texts(caption, rows, below, frozenset(marked)))
+    save_sheet(torch.cat(images), path, size, Texts(title, rows, below, frozenset(marked), frozenset(empty)))
 
 
 def read_tiles(path: Path) -> list[Image.Image]:
@@ -135,12 +141,22 @@ def _check_grid(sheet: Image.Image, grid: dict[str, Any]) -> None:
         raise ValueError("its tiles are more than it has pixels for")
 
 
-def save_strip(rows: Sequence[tuple[str, Sequence[Image.Image]]], path: Path, caption: str, largest: int) -> None:
-    """Write rows of tiles, each with its label; tiles wider than ``largest`` pixels are reduced."""
+def save_strip(
+    rows: Sequence[tuple[str, Sequence[Image.Image]]],
+    path: Path,
+    title: str,
+    largest: int,
+    columns: Sequence[str] = (),
+) -> None:
+    """Write rows of tiles, each with its label; tiles wider than ``largest`` pixels are reduced.
+
+    ``columns`` has the texts under the last row; empty without such texts.
+    """
     tiles = [tile for _, row in rows for tile in row]
     if tiles[0].width > largest:
         tiles = [tile.resize((largest, largest), Image.Resampling.BOX) for tile in tiles]
-    _save(tiles, path, len(rows[0][1]), Texts(caption, [label for label, _ in rows]))
+    below = [""] * (len(tiles) - len(columns)) + [*columns]
+    _save(tiles, path, len(rows[0][1]), Texts(title, [label for label, _ in rows], below))
 
 
 def to_pil(image: Tensor) -> Image.Image:
@@ -159,27 +175,27 @@ def _tile(image: Tensor) -> Image.Image:
 def _save(tiles: Sequence[Image.Image], path: Path, columns: int, texts: Texts) -> None:
     width, height = tiles[0].size
     written = [any(texts.below[start : start + columns]) for start in range(0, len(tiles), columns)]
-    *tops, bottom = itertools.accumulate((height + _LINE_PIXELS * below for below in written), initial=0)
-    labels = [printable(label, 40) or "" for label in texts.rows]
+    labels = [printable(label, _MAX_LABEL) or "" for label in texts.rows]
     right = max((_width(label) for label in labels), default=-2 * _MARGIN) + 2 * _MARGIN
     total = columns * width + right
-    lines = _wrap(texts.caption, max(total, _MIN_WIDTH) - 2 * _MARGIN)
-    total, foot = (max(total, _MIN_WIDTH), len(lines) * _LINE_PIXELS + 2 * _MARGIN) if lines else (total, 0)
-    sheet = Image.new("RGB", (total, bottom + foot), "white")
+    lines = _wrap(texts.title, max(total, _MIN_WIDTH) - 2 * _MARGIN)
+    total, head = (max(total, _MIN_WIDTH), len(lines) * _LINE_PIXELS + 2 * _MARGIN) if lines else (total, 0)
+    *tops, bottom = itertools.accumulate((height + _LINE_PIXELS * below for below in written), initial=head)
+    sheet = Image.new("RGB", (total, bottom), "white")
     draw = ImageDraw.Draw(sheet)
-    draw.rectangle((0, 0, columns * width - 1, bottom - 1), fill=(_GAP_GREY,) * 3)
     for k, tile in enumerate(tiles):
         x, y = k % columns * width, tops[k // columns]
-        sheet.paste(tile, (x, y))
+        if k not in texts.empty:
+            sheet.paste(tile, (x, y))
         if k in texts.marked:
             draw.rectangle((x, y, x + width - 1, y + height - 1), outline=WARNING, width=3)
         if written[k // columns]:
-            _write_below(draw, texts, k, x + width / 2, y + height + _LINE_PIXELS / 2)
+            _write_below(draw, texts, k, (x, y, width, height))
     for k, label in enumerate(labels):
         place = (columns * width + _MARGIN, tops[k] + height / 2)
         draw.text(place, label, "black", _font(label), anchor="lm")
     for k, line in enumerate(lines):
-        place = (_MARGIN, bottom + _MARGIN + (k + 0.5) * _LINE_PIXELS)
+        place = (_MARGIN, _MARGIN + (k + 0.5) * _LINE_PIXELS)
         draw.text(place, line, "black", _font(line), anchor="lm")
     info = PngInfo()
     grid = {"images": len(tiles), "columns": columns, "tile_width": width, "tile_height": height, "row_tops": tops}
@@ -189,10 +205,18 @@ def _save(tiles: Sequence[Image.Image], path: Path, columns: int, texts: Texts) 
         sheet.save(work, "PNG", pnginfo=info)
 
 
-def _write_below(draw: ImageDraw.ImageDraw, texts: Texts, tile: int, x: float, y: float) -> None:
-    text = texts.below[tile] if tile < len(texts.below) else ""
-    colour = "#FF8080" if tile in texts.marked else "white"
-    draw.text((x, y), text, colour, _font(text), anchor="mm")
+def _write_below(draw: ImageDraw.ImageDraw, texts: Texts, tile: int, box: tuple[int, int, int, int]) -> None:
+    """Write the text of a tile in the middle below it; ``box`` is its corner, width and height."""
+    x, y, width, height = box
+    text = shortened(texts.below[tile] if tile < len(texts.below) else "", width)
+    place = (x + width / 2, y + height + _LINE_PIXELS / 2)
+    draw.text(place, text, WARNING if tile in texts.marked else "black", _font(text), anchor="mm")
+
+
+def shortened(text: str, width: float) -> str:
+    """Return a text with its middle left out, if it is wider than ``width`` pixels."""
+    fitting = (shown for limit in range(len(text), 1, -1) if _width(shown := printable(text, limit) or "") <= width)
+    return next(fitting, "")
 
 
 def _wrap(text: str, width: float) -> list[str]:

@@ -20,16 +20,22 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormat
 
 from fedddpm_app.disk.durable import replacing
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; a colour has the same meaning in every picture.
-GENERATED, REAL, FLOOR = "#0072B2", "#8C8C8C", "#4D4D4D"
-CLIENTS, SERVER, TEST = "#0072B2", "#D55E00", "#009E73"
+# Okabe and Ito's palette, which colour-blind readers can tell apart, with darker colours where theirs are too light for
+# lines. In the pictures of a run, a colour has one meaning: whose data or model, or what kind of image.
+CLIENTS, SERVER, TEST, OTHERS = "#0072B2", "#D55E00", "#009E73", "#E69F00"  # others: what a peer takes from another
+GENERATED, REAL, FLOOR = "#882255", "#8C8C8C", "#4D4D4D"
 WARNING = "#C00000"
-# Of the rows of a comparison; the first is the reference. The palette's yellow is too light for lines.
-SERIES = ("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00")
 HEAT_MAP = "Blues"
+# Of the rows of a comparison and of the targets of an audit. Markers and dashes differ as well, for prints in grey.
+SERIES = (
+    *("#000000", "#0072B2", "#D55E00", "#009E73", "#CC79A7"),
+    *("#56B4E9", "#E69F00", "#882255", "#999933", "#7F4F24"),
+)
+LINES = ("-", "--", "-.", ":")
+MARKERS = "osD^vP*Xdph<>"
 
 DPI = 120
-MAX_MARKED_ROUNDS = 40  # with more rounds, the markers would hide the curve
+_MAX_MARKS = 20  # on a curve; more would hide it
 _MAX_NAME = 24  # characters of a class name
 _LARGEST = 1e100  # Matplotlib has no axis up to the largest floats
 _FONTS = (
@@ -86,11 +92,16 @@ def count_rounds(axes: Axes, rounds: Sequence[int]) -> None:
         axes.set_xticks([rounds[0]])
 
 
-def plain_log_axis(axes: Axes, which: Literal["x", "y"] = "y") -> None:
-    """Make an axis logarithmic, with decimals such as 0.05 instead of powers of ten."""
+def mark_every(count: int) -> int:
+    """Return k: a curve of ``count`` points is marked at every k-th."""
+    return max(1, -(-count // _MAX_MARKS))
+
+
+def plain_log_axis(axes: Axes, which: Literal["x", "y"] = "y", *, short: bool = False) -> None:
+    """Make an axis logarithmic, with decimals such as 0.05 instead of powers of ten; a short one has more of them."""
     axes.set(**{f"{which}scale": "log"})
     axis = axes.yaxis if which == "y" else axes.xaxis
-    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_locator(LogLocator(subs=range(1, 10) if short else (1, 2, 5)))
     axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.10g}"))
     axis.set_minor_formatter(NullFormatter())
 

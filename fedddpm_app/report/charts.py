@@ -12,6 +12,14 @@ from fedddpm_app.recording.curves import WIDE
 from fedddpm_app.recording.style import HEAT_MAP
 
 BY_COST = ("round", "steps", "mb")  # the x axes that a reader of a chart over the rounds can choose
+_CHANGING = {  # the colours that are too dark for a dark page
+    "#000000": "var(--ink)",
+    "#4D4D4D": "var(--muted)",
+    "#8C8C8C": "var(--grey)",
+    "#882255": "var(--wine)",
+    "#7F4F24": "var(--brown)",
+    "#0072B2": "var(--blue)",
+}
 _HEIGHT, _SMALL_HEIGHT = 280, 190
 _DASHES: Mapping[str, list[int]] = {"-": [1, 0], "--": [6, 4], ":": [2, 3], "-.": [6, 3, 2, 3]}
 _MANY = 60  # points of a line: with more, only those under the pointer are marked
@@ -20,7 +28,7 @@ Row = Mapping[str, Any]
 
 def colour(name: str) -> str:
     """Return a colour of a plot for a page that is light or dark."""
-    return {"#000000": "var(--ink)", "#4D4D4D": "var(--muted)", "#8C8C8C": "var(--grey)"}.get(name, name)
+    return _CHANGING.get(name, name)
 
 
 def over_rounds(

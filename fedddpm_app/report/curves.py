@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from fedddpm_app.recording.curves import CLIPPED, LOSSES, QUANTITIES
+from fedddpm_app.recording.curves import LOSSES, QUANTITIES, flattens
 from fedddpm_app.recording.style import FLOOR, GENERATED, REAL, class_labels
 from fedddpm_app.report.blocks import Chart, Table, Text, cell
 from fedddpm_app.report.charts import bars, is_wide, over_rounds
@@ -52,13 +52,16 @@ def losses(run: StoredRun) -> list[Chart | Text]:
 
 
 def _limits(rows: Sequence[Mapping[str, Any]]) -> tuple[tuple[float, float] | None, str]:
-    """Return the limits of the losses after round 0 if that is far above them, with the remark."""
-    later = [row["value"] for row in rows if row["round"]]
-    most = max(row["value"] for row in rows)
-    if not later or most <= CLIPPED * max(later):
+    """Return the limits of the losses after round 0 if that would flatten them, with the remark."""
+    curves: dict[str, list[tuple[int, float]]] = {}
+    for row in rows:
+        curves.setdefault(row["series"], []).append((row["round"], row["value"]))
+    if not flattens(curves):
         return None, ""
+    later = [row["value"] for row in rows if row["round"]]
     pad = 0.05 * (max(later) - min(later)) or 0.05 * max(later)
     low = min(later) - pad if min(later) > pad else min(later) * 0.95
+    most = max(row["value"] for row in rows)
     return (low, max(later) + pad), f"Round 0 (untrained) is above the plot: {cell(most)}."
 
 
