@@ -41,6 +41,7 @@ def test_names_lead_nowhere_and_texts_are_data(comparison: Path, tmp_path: Path)
     (outside / "summary.json").write_bytes((inside.parent / "summary.json").read_bytes())
     for each in [*results["settings"], *results["cells"]]:
         each.update(row="../outside", condition="iid") if each["row"] == "fedavg" else None
+    results["grid"]["rows"]["../outside"] = {}
     results["settings"][0]["label"] = results["cells"][0]["label"] = ATTACK
     change(comparison / "results.json", **(results | {"title": ATTACK}))
     page = comparison_page(comparison)
