@@ -99,6 +99,9 @@ def sample(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: 25, or the pipeline's.")] = None,
     eta: Annotated[float | None, typer.Option(min=0, max=1, help="Noise of ddim: 0 = none, the default.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Classifier-free guidance of a model with classes; default: its own.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: DeviceOption = "auto",
     out: Annotated[
@@ -122,6 +125,9 @@ def evaluate(
     sampler: Annotated[str | None, typer.Option(help=f"{SAMPLERS} | pipeline (its own scheduler)")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     eta: Annotated[float | None, typer.Option(min=0, max=1, help="Noise of ddim; default: the run's ddim-eta.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Classifier-free guidance of a model with classes; default: its own.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images generated per batch.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=_LARGEST_SEED)] = None,
     threads: Annotated[
