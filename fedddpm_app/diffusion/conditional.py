@@ -123,7 +123,7 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
             raise ValueError(f'output_type = "{output_type}": use "pil", "np" or "pt"')
         unet, device = self.unet, self._execution_device
         self._set_timesteps(num_inference_steps)
-        shape = (len(labels), unet.config.in_channels, *_height_and_width(unet.config.sample_size))
+        shape = (len(labels), unet.config.in_channels, *height_and_width(unet.config.sample_size))
         noise = randn_tensor(shape, generator=generator, device=device, dtype=unet.dtype)
         images = denoise(
             unet,
@@ -196,7 +196,8 @@ def guidance_for(pipeline: Any, scale: float | None) -> Guidance | None:
     return None
 
 
-def _height_and_width(size: Any) -> tuple[int, int]:
+def height_and_width(size: Any) -> tuple[int, int]:
+    """Return the ``sample_size`` of a UNet's config, which is a number or two, as two."""
     return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
 
 

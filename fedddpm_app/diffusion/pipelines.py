@@ -13,7 +13,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fedddpm_app.config import ConfigError, Sampler, first_line
-from fedddpm_app.diffusion.conditional import ClassConditionalPipeline
+from fedddpm_app.diffusion.conditional import ClassConditionalPipeline, height_and_width
 from fedddpm_app.diffusion.guidance import Guidance
 from fedddpm_app.diffusion.images import to_uint8
 from fedddpm_app.diffusion.reverse import denoise
@@ -126,7 +126,7 @@ def image_shape(pipeline: Any, steps: int) -> tuple[int, int, int]:
         config = pipeline.unet.config
         if config.sample_size is None:
             raise ConfigError("the pipeline's UNet does not give its image size: add sample_size to unet/config.json.")
-        height, width = _pair(config.sample_size)
+        height, width = height_and_width(config.sample_size)
         return int(config.in_channels), height, width
     images = _call(pipeline, steps, [0])
     return images.shape[1], images.shape[2], images.shape[3]
@@ -250,7 +250,3 @@ def _predicts_as_trained(pipeline: Any) -> bool:
     unet, scheduler = pipeline.unet.config, pipeline.scheduler.config
     known = scheduler.get("prediction_type", "epsilon") in _PREDICTIONS
     return bool(known and unet.in_channels == unet.out_channels)
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))
