@@ -21,8 +21,8 @@ from fedddpm_app.config import default_run_config
 from fedddpm_app.diffusion.pipelines import find_pipelines, load_pipeline, pipeline_batches
 from fedddpm_app.export.citations import SOURCES
 from tests.conftest import ROOT
+from tests.diffusion.test_guidance import GUIDED
 
-GUIDED = {"num_rounds": 1, "class_conditional": True, "class_dropout": 0.3, "guidance_scale": 2.0}
 NASTY = "</a>|<script>alert(1)</script>\n---\nlicense: evil\n# [x](http://evil.example) `www.evil.example`"
 
 
@@ -160,7 +160,7 @@ def test_of_a_run_without_a_global_model_one_clients_model_is_exported(exported,
 
 
 def test_the_folder_says_nothing_about_the_host_and_repeats_the_run(exported):
-    run, folder = exported("--license", "apache-2.0", **GUIDED, eval_final_images=20)
+    run, folder = exported("--license", "apache-2.0", **GUIDED)
     host = str(run.parent)
     for path in folder.rglob("*"):
         if path.is_file():
@@ -176,7 +176,7 @@ def test_the_folder_says_nothing_about_the_host_and_repeats_the_run(exported):
 
 def test_texts_of_a_strange_run_are_data(shared_run, tmp_path):
     run = tmp_path / "run"
-    shutil.copytree(shared_run(**GUIDED, eval_final_images=20).path, run)
+    shutil.copytree(shared_run(**GUIDED).path, run)
     rows = [json.loads(line) for line in (run / "stats.jsonl").read_text().splitlines()]
     rows[0]["data/classes"] = [NASTY] * 10
     (run / "stats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
