@@ -124,7 +124,7 @@ class ClassConditionalPipeline(DiffusionPipeline):  # type: ignore[misc]
         unet, device = self.unet, self._execution_device
         self._set_timesteps(num_inference_steps)
         shape = (len(labels), unet.config.in_channels, *height_and_width(unet.config.sample_size))
-        noise = randn_tensor(shape, generator=generator, device=device, dtype=unet.dtype)
+        noise = randn_tensor(shape, generator=generator, device=device)
         images = denoise(
             unet,
             self.scheduler,

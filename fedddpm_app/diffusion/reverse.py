@@ -34,7 +34,7 @@ def denoise(
     scheduler : SchedulerMixin
         With its timesteps, on the CPU: a sampler reads them, and on a GPU each read would synchronise.
     noise : Tensor
-        Standard normal, shape (B, C, H, W), on the model's device.
+        Standard normal, float32, shape (B, C, H, W), on the model's device.
     generator : torch.Generator, one per image, or None
         Of the noise that steps add; None takes torch's own.
     labels : Tensor, optional
@@ -48,13 +48,13 @@ def denoise(
     progress : callable
         Wraps the timesteps, for example in a progress bar.
     """
-    was_training, device = model.training, noise.device
+    was_training, device, dtype = model.training, noise.device, next(model.parameters()).dtype
     model.eval()
     x_t: Tensor = noise * scheduler.init_noise_sigma
     taken = inspect.signature(scheduler.step).parameters
     options = {name: value for name, value in (("generator", generator), ("eta", eta)) if name in taken and value}
     for t in progress(scheduler.timesteps):
-        x_in, t_model = scheduler.scale_model_input(x_t, t), t.to(device).expand(len(x_t))
+        x_in, t_model = scheduler.scale_model_input(x_t, t).to(dtype), t.to(device).expand(len(x_t))
 
         def output(classes: Tensor | None, x_in: Tensor = x_in, t_model: Tensor = t_model) -> Tensor:
             with autocast(device, precision):

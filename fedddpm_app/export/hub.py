@@ -5,7 +5,7 @@ from pathlib import Path
 import httpx
 from huggingface_hub import HfApi, get_token
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, OfflineModeIsEnabled
-from huggingface_hub.utils._validators import validate_repo_id
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined] # it is public
 
 from fedddpm_app.config import ConfigError, first_line
 

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fedddpm_app import ClassConditionalPipeline
 from fedddpm_app.algorithms import REGISTRY
 from fedddpm_app.cli import app
-from fedddpm_app.config import default_run_config
+from fedddpm_app.config import ConfigError, default_run_config
 from fedddpm_app.diffusion.pipelines import find_pipelines, load_pipeline, pipeline_batches
 from fedddpm_app.export.citations import SOURCES
 from tests.conftest import ROOT
@@ -115,6 +115,25 @@ def test_a_wrong_call_is_refused(shared_run, arguments, says):
     pipeline = load_pipeline(shared_run(**GUIDED).path / "pipeline")
     with pytest.raises(ValueError, match=re.escape(says)):
         pipeline(**arguments)
+
+
+@pytest.mark.parametrize("crafted", [{"null_class": 3}, {"guidance_scale": "2"}, {"guidance_scale": float("inf")}])
+def test_an_index_that_does_not_fit_its_model_is_refused(shared_run, tmp_path, crafted):
+    shutil.copytree(shared_run(**GUIDED).path / "pipeline", tmp_path / "model")
+    index = json.loads((tmp_path / "model" / "model_index.json").read_text())
+    (tmp_path / "model" / "model_index.json").write_text(json.dumps(index | crafted))
+    with pytest.raises(ConfigError, match=next(iter(crafted))):
+        load_pipeline(tmp_path / "model")
+
+
+def test_a_pipeline_in_half_precision_draws_nearly_the_same(exported):
+    _, folder = exported(**GUIDED)
+    images = []
+    for dtype in (torch.float32, torch.bfloat16):
+        pipeline = ClassConditionalPipeline.from_pretrained(folder, torch_dtype=dtype)
+        generator = torch.Generator().manual_seed(0)
+        images.append(pipeline([1, 2], num_inference_steps=2, generator=generator, output_type="pt").images)
+    assert (images[0] - images[1]).abs().mean() < 0.05
 
 
 def test_guidance_is_refused_where_the_model_was_not_trained_for_it(exported, tmp_path):
