@@ -1,5 +1,6 @@
 """Texts of a run in Markdown: whatever they hold, they are shown as they are, on one line."""
 
+import html
 import math
 import re
 from collections.abc import Sequence
@@ -7,12 +8,12 @@ from collections.abc import Sequence
 from fedddpm_app.config import one_line
 from fedddpm_app.limits import LONGEST_VALUE
 
-_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|<>~&:@/$]|(?<=[wW]{3})\.)")  # "www." is a link, too
+_MARKUP = re.compile(r"([\\`*_{}\[\]()#+!|~:@/$]|(?<=[wW]{3})\.)")  # "www." is a link, too
 
 
 def literal(text: str, longest: int = LONGEST_VALUE) -> str:
     """Return a text that Markdown shows as it is: no markup, no link, no HTML; of at most ``longest`` characters."""
-    return _MARKUP.sub(r"\\\1", one_line(text, longest))
+    return html.escape(_MARKUP.sub(r"\\\1", one_line(text, longest)), quote=False)
 
 
 def fenced(text: str, language: str) -> str:

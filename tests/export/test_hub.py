@@ -39,13 +39,18 @@ class Hub(BaseHTTPRequestHandler):
         if self.path == "/api/validate-yaml":
             return self.answer(200, {"errors": [], "warnings": []})
         if self.path.endswith("/preupload/main"):
-            files = [{"path": each["path"], "uploadMode": "regular"} for each in json.loads(body)["files"]]
+            files = [
+                {"path": each["path"], "uploadMode": "regular", "shouldIgnore": False}
+                for each in json.loads(body)["files"]
+            ]
             return self.answer(200, {"files": files})
         if self.path.endswith("/commit/main"):
             lines = [json.loads(line) for line in body.splitlines()]
             files = [line["value"] for line in lines if line["key"] == "file"]
             got["files"] = {each["path"]: base64.b64decode(each["content"]) for each in files}
-            return self.answer(200, {"commitUrl": f"{self.server.url}/x", "commitOid": "0" * 40, "commitMessage": ""})
+            return self.answer(
+                200, {"commitUrl": f"{self.server.url}/me/model/commit/0", "commitOid": "0", "commitMessage": ""}
+            )
         return self.answer(404, {"error": self.path})
 
     def do_GET(self):
