@@ -1,5 +1,6 @@
 """The model of a run that is exported, as a pipeline in a folder of its own, with a sheet of its images."""
 
+import inspect
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fedddpm_app.config import Config, ConfigError, first_line
 from fedddpm_app.diffusion.choice import choose_sampler
@@ -66,12 +67,21 @@ def load_model(folder: Path, config: Config) -> Any:
     if not is_plain(pipeline):
         raise ConfigError(f"{folder} is not the pipeline of a run, a UNet2DModel on pixels with a scheduler.")
     try:
-        pipeline = create_pipeline(pipeline.unet, pipeline.scheduler, config)
+        pipeline = create_pipeline(_known(pipeline.unet), _known(pipeline.scheduler), config)
     except ValueError as error:
         raise ConfigError(f"{folder} does not fit the config.json of its run: {first_line(error)}.") from error
-    pipeline.unet.register_to_config(_name_or_path="")  # where it was loaded from
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def _known(part: Any) -> Any:
+    """Return a model or scheduler whose config has the settings of its class alone: no path, and no other texts."""
+    settings = inspect.signature(type(part).__init__).parameters
+    made = type(part).from_config({key: value for key, value in part.config.items() if key in settings})
+    if isinstance(part, nn.Module):
+        made.load_state_dict(part.state_dict())
+        made.eval()
+    return made
 
 
 @contextmanager
