@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from fedddpm_app.algorithms.fedddpm import FedDDPM
     from fedddpm_app.algorithms.fedddpm_plus import FedDDPMPlus
     from fedddpm_app.config import Config, ConfigError, load_config
+    from fedddpm_app.diffusion.conditional import ClassConditionalPipeline
     from fedddpm_app.federation.errors import RoundFailedError
     from fedddpm_app.federation.exchanged import Exchanged
     from fedddpm_app.federation.replies import Reply, ReplyRefusedError
@@ -21,6 +22,7 @@ _MODULES = {
     "ActionAnswer": "training.actions",
     "ActionRequest": "training.actions",
     "Batch": "training.task",
+    "ClassConditionalPipeline": "diffusion.conditional",
     "ClientAction": "training.actions",
     "Config": "config",
     "ConfigError": "config",
@@ -43,6 +45,7 @@ __all__ = [
     "ActionAnswer",
     "ActionRequest",
     "Batch",
+    "ClassConditionalPipeline",
     "ClientAction",
     "Config",
     "ConfigError",

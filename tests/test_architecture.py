@@ -54,6 +54,8 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "apps": GROUND | {"algorithms", "client", "data", "experiment", "federation", "recording"},
     "apps/server": GROUND
     | {"algorithms", "apps", "audit/final", "data", "evaluation/metrics", "experiment", "federation", "recording"},
+    "export": GROUND
+    | {"algorithms", "data/sources", "diffusion", "federation/description", "launch/flower_run", "recording"},
     "inprocess": GROUND | {"algorithms", "client", "federation", "training"},
     "launch": GROUND | {INTERNALS, "recording", "transport/shared"},
     "launch/guardian": {"disk/owned", "launch/homes"},  # it waits beside a run, and stays light

@@ -26,6 +26,7 @@ from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.config import Config, ConfigError, check_warmup
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.distillation import DistillationSet, distillation_loss
+from fedddpm_app.diffusion.guidance import class_dropout_of
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.federation.cost import FORWARD, Cost, of_images
@@ -59,13 +60,13 @@ class Distilling(FedDDPM):
                 f"the model of client {missing[0]}, which generated a part of the auxiliary set, is not there any "
                 "more: restore the folder unfinished of the run from a backup, or start a new run."
             )
-        scheduler = create_noise_scheduler(self.config.diffusion)
+        scheduler, data = create_noise_scheduler(self.config.diffusion), self.config.data
         distillation = DistillationSet(
             auxiliary,
             clients,
             lambda client: models[client].load(),
             self.task.create_model(),
-            DenoisingObjective(scheduler, self.config.data.horizontal_flip),
+            DenoisingObjective(scheduler, data.horizontal_flip, class_dropout=class_dropout_of(data)),
             batch_size=self.config.auxiliary.batch_size,
             precision=self.trainer.acceleration.precision,
         )

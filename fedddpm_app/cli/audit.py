@@ -15,6 +15,7 @@ from fedddpm_app.cli.console import WorkView
 from fedddpm_app.config import Config, ConfigError, default_run_config, known_keys, load_config
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.choice import choose_sampler
+from fedddpm_app.diffusion.conditional import guidance_for
 from fedddpm_app.diffusion.ensemble import find_ensembles, in_order
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.sampling import image_seeds
@@ -89,7 +90,8 @@ def _samples(run_dir: Path, config: Config, task: DiffusionTask, count: int) -> 
     settings, labels = config.evaluation, None
     if config.data.class_conditional:
         labels = labels_like(task.data.train.labels, count)
-    name, steps = choose_sampler(ensemble.first(), settings.eval_final_sampler, None, settings.eval_final_sampler_steps)
+    pipeline = ensemble.first()
+    name, steps = choose_sampler(pipeline, settings.eval_final_sampler, None, settings.eval_final_sampler_steps)
     return in_order(
         ensemble.sample(
             resolve_device(config.run.device),
@@ -99,6 +101,7 @@ def _samples(run_dir: Path, config: Config, task: DiffusionTask, count: int) -> 
             labels=labels,
             batch_size=settings.eval_batch_size,
             eta=config.diffusion.ddim_eta,
+            guidance=guidance_for(pipeline, None),
         )
     )
 

@@ -99,6 +99,9 @@ def sample(
     ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps; default: 25, or the pipeline's.")] = None,
     eta: Annotated[float | None, typer.Option(min=0, max=1, help="Noise of ddim: 0 = none, the default.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Classifier-free guidance of a model with classes; default: its own.")
+    ] = None,
     seed: Annotated[int, typer.Option(min=0)] = 0,
     device: DeviceOption = "auto",
     out: Annotated[
@@ -122,6 +125,9 @@ def evaluate(
     sampler: Annotated[str | None, typer.Option(help=f"{SAMPLERS} | pipeline (its own scheduler)")] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Denoising steps.")] = None,
     eta: Annotated[float | None, typer.Option(min=0, max=1, help="Noise of ddim; default: the run's ddim-eta.")] = None,
+    guidance: Annotated[
+        float | None, typer.Option(min=0, help="Classifier-free guidance of a model with classes; default: its own.")
+    ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images generated per batch.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, max=_LARGEST_SEED)] = None,
     threads: Annotated[
@@ -137,6 +143,33 @@ def evaluate(
 
     Options default to the run's config. For another pipeline they default to the app's config and the pipeline's
     own sampler.
+    """
+
+
+@app.command("export")
+@done_by("export:export_run")
+def export_run(
+    run_dir: Annotated[Path, typer.Argument(metavar="RUN", help="The directory of a completed run.")],
+    folder: Annotated[Path, typer.Argument(metavar="DIR", help="A new folder.")],
+    client: Annotated[
+        int | None, typer.Option(min=0, metavar="N", help="The client, in a run whose clients have their own models.")
+    ] = None,
+    license_id: Annotated[
+        str, typer.Option("--license", metavar="ID", help="The model's licence, such as apache-2.0.")
+    ] = "",
+    samples: Annotated[int, typer.Option(min=0, help="Images on the card's sheet; 0 = no sheet.")] = 40,
+    device: DeviceOption = "auto",
+    push_to: Annotated[
+        str, typer.Option("--push", metavar="REPO", help="Also make this repository on the Hugging Face hub.")
+    ] = "",
+    public: Annotated[bool, typer.Option("--public", help="Everyone can read the repository; else it is private.")] = (
+        False
+    ),
+) -> None:
+    """Write a run's model as a diffusers pipeline with a model card, ready for the Hugging Face hub.
+
+    DIR gets the weights as safetensors, README.md (data, algorithm, metrics with floors, privacy, how to repeat the
+    run), and a sheet of generated images. No image of a client, no path and no name of a host is in it.
     """
 
 

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import typer
 
@@ -22,13 +22,13 @@ from fedddpm_app.config import (
 from fedddpm_app.data.probe import look_at
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.choice import check_eta, choose_sampler
+from fedddpm_app.diffusion.conditional import guidance_for, num_classes
 from fedddpm_app.diffusion.ensemble import PipelineEnsemble, find_ensembles
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.pipelines import (
     OWN,
     default_steps,
     image_shape,
-    num_classes,
 )
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
@@ -44,6 +44,15 @@ from fedddpm_app.recording.sheets import save_pairs
 _CHANNELS: dict[int, Literal[1, 3]] = {1: 1, 3: 3}
 
 
+class _How(NamedTuple):
+    """How images are generated; None is the default of the pipeline or of the run."""
+
+    sampler: str
+    steps: int | None
+    guidance: float | None
+    seed: int
+
+
 def evaluate(
     target: Path,
     dataset: str | None,
@@ -54,6 +63,7 @@ def evaluate(
     sampler: str | None,
     steps: int | None,
     eta: float | None,
+    guidance: float | None,
     batch_size: int | None,
     seed: int | None,
     threads: int | None,
@@ -91,7 +101,8 @@ def evaluate(
             evaluator = create_evaluator(config)
             for name, ensemble in ensembles.items():
                 weights = "pretrained" if ensemble.of_clients else _weights(run_config, name)
-                evaluations[name] = _measure(evaluator, ensemble, config, num_images, sampler, steps, seed, weights)
+                how = _How(sampler, steps, guidance, seed)
+                evaluations[name] = _measure(evaluator, ensemble, config, num_images, how, weights)
     except (ConfigError, DivergedError) as error:
         refuse(str(error))
     metrics = [metric.to_dict() for metric in _means(evaluations)]
@@ -172,25 +183,25 @@ def _measure(
     ensemble: PipelineEnsemble,
     config: Config,
     num_images: int,
-    sampler: str,
-    steps: int | None,
-    seed: int,
+    how: _How,
     weights: str,
 ) -> Evaluation:
     """Generate images and measure them; only the features stay in memory."""
     pipeline, eta = ensemble.first(), config.diffusion.ddim_eta
-    ours, steps = choose_sampler(pipeline, sampler, steps, config.evaluation.eval_final_sampler_steps)
+    ours, steps = choose_sampler(pipeline, how.sampler, how.steps, config.evaluation.eval_final_sampler_steps)
+    guidance = guidance_for(pipeline, how.guidance)
     conditional = num_classes(pipeline) is not None
     batches = ensemble.sample(
         resolve_device(config.run.device),
         sampler=ours,
         steps=steps,
-        seeds=image_seeds(seed, "evaluate", num_images),
+        seeds=image_seeds(how.seed, "evaluate", num_images),
         labels=labels_like(evaluator.reference.images.labels, num_images) if conditional else None,
         batch_size=config.evaluation.eval_batch_size,
         eta=eta,
+        guidance=guidance,
     )
-    sampling = SamplingInfo(sampler_name(ours, eta) if ours else OWN, steps, weights)
+    sampling = SamplingInfo(sampler_name(ours, eta, guidance) if ours else OWN, steps, weights)
     return evaluator.measure(reported((images for _, images in batches), "evaluate", num_images), sampling)
 
 

@@ -8,9 +8,10 @@ from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.config import ConfigError
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.choice import check_eta, choose_sampler
+from fedddpm_app.diffusion.conditional import guidance_for, num_classes
 from fedddpm_app.diffusion.ensemble import PipelineEnsemble, find_ensembles, in_order
 from fedddpm_app.diffusion.images import DivergedError
-from fedddpm_app.diffusion.pipelines import OWN, is_plain, num_classes
+from fedddpm_app.diffusion.pipelines import OWN, is_plain
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.experiment.monitor import class_rows
 from fedddpm_app.recording.files import RecordingError, writing
@@ -26,6 +27,7 @@ def sample(
     sampler: str | None,
     steps: int | None,
     eta: float | None,
+    guidance: float | None,
     seed: int,
     device: str,
     out: Path | None,
@@ -38,7 +40,7 @@ def sample(
         pipeline = ensemble.first()
         name, steps = choose_sampler(pipeline, sampler or (_OURS if is_plain(pipeline) else OWN), steps, _STEPS)
         check_eta(eta, name or OWN)
-        classes = num_classes(pipeline)
+        classes, guided = num_classes(pipeline), guidance_for(pipeline, guidance)
         labels = None if classes is None else class_rows(classes, num_images)
         count = num_images if labels is None else len(labels)
         with console.status("generating"):
@@ -50,17 +52,18 @@ def sample(
                 labels=labels,
                 batch_size=_BATCH_SIZE,
                 eta=eta or 0.0,
+                guidance=guided,
             )
             images = in_order(batches)
     except (ConfigError, DivergedError) as error:
         refuse(str(error))
     if images.shape[1] not in (1, 3):
         refuse(f"RUN = {run_dir}: its images have {images.shape[1]} channels; give a pipeline of grey or RGB images.")
-    noise = f"-eta{eta:g}" if eta else ""
+    noise = (f"-eta{eta:g}" if eta else "") + (f"-guidance{guided.scale:g}" if guided else "")
     path = out or (run_dir / "samples" / f"sample-{name or OWN}{noise}-{steps}-seed{seed}.png")
     try:
         with writing(path):
-            how = sampler_name(name, eta or 0.0) if name else OWN
+            how = sampler_name(name, eta or 0.0, guided) if name else OWN
             title = f"{run_dir.resolve().name}: {how}, {steps} steps, seed {seed}"
             save_samples(images, path, title, labels, class_names=[])
     except RecordingError as error:

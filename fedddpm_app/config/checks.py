@@ -106,6 +106,20 @@ def _check_classes_per_client(config: Config) -> None:
         )
 
 
+def _check_class_dropout(config: Config) -> None:
+    data, scale = config.data, config.diffusion.guidance_scale
+    if data.class_dropout and not data.class_conditional:
+        raise ConfigError(
+            f"class-dropout = {data.class_dropout} with class-conditional = false: the model has no classes to drop; "
+            "use class-conditional = true, or class-dropout = 0.0."
+        )
+    if scale != 1 and not data.class_dropout:
+        raise ConfigError(
+            f"guidance-scale = {scale} with class-dropout = 0.0: guidance needs a model that also learns images "
+            "without their classes; use class-conditional = true and class-dropout = 0.1, or guidance-scale = 1.0."
+        )
+
+
 def _check_sites(config: Config) -> None:
     data = config.data
     if data.partition == "sites" and not data.dataset.startswith("path:"):
@@ -270,6 +284,7 @@ _CHECKS = (
     _check_warmup,
     _check_clients,
     _check_classes_per_client,
+    _check_class_dropout,
     _check_sites,
     _check_class_names,
     _check_waiting,

@@ -44,6 +44,7 @@ class DataConfig:
         ),
     ]
     class_conditional: bool
+    class_dropout: Annotated[float, Field(ge=0, lt=1)]
     num_clients: Annotated[int, Field(ge=1, le=CLIENTS)]
     horizontal_flip: bool
     mixed_channels: Literal["error", "convert"]
@@ -62,6 +63,16 @@ class DataConfig:
     def classes(self) -> list[str]:
         """``class_names`` as a list, by label; empty if no names are given."""
         return [name.strip() for name in self.class_names.split(",")] if self.class_names else []
+
+    @property
+    def null_class(self) -> int | None:
+        """The label that stands for no class: the one after all classes; None without ``class_dropout``."""
+        return self.num_classes if self.class_conditional and self.class_dropout else None
+
+    @property
+    def num_class_embeds(self) -> int | None:
+        """The labels that the model knows: the classes and the null class; None for an unconditional model."""
+        return self.num_classes + (self.null_class is not None) if self.class_conditional else None
 
     @property
     def image_shape(self) -> tuple[int, int, int]:

@@ -8,10 +8,12 @@ from pydantic.dataclasses import dataclass
 from fedddpm_app.config.fields import STRICT
 from fedddpm_app.limits import PIPELINE_NUMBER
 
+MAX_GUIDANCE = 100.0  # published scales are at most some 10
+
 
 @dataclass(frozen=True, config=STRICT)
 class DiffusionConfig:
-    """The forward process, the prediction type and the loss of the model, and the noise that DDIM adds."""
+    """The forward process, the prediction type and the loss of the model, the noise of DDIM, and the guidance."""
 
     PREFIX: ClassVar[str] = ""
     diffusion_steps: Annotated[int, Field(ge=2, le=PIPELINE_NUMBER)]
@@ -22,3 +24,4 @@ class DiffusionConfig:
     loss: Literal["mse", "huber"]
     loss_weighting: Literal["none", "sigmoid-log-snr"]
     ddim_eta: Annotated[float, Field(ge=0, le=1)]
+    guidance_scale: Annotated[float, Field(ge=0, le=MAX_GUIDANCE)]

@@ -3,7 +3,8 @@
 from typing import Any
 
 from fedddpm_app.config import ConfigError, Sampler, check_sampler
-from fedddpm_app.diffusion.pipelines import OWN, default_steps, is_plain, num_classes
+from fedddpm_app.diffusion.conditional import num_classes
+from fedddpm_app.diffusion.pipelines import OWN, default_steps, is_plain
 from fedddpm_app.diffusion.sampling import SAMPLERS
 
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from fedddpm_app import weights as weights_module
 from fedddpm_app.device import autocast
 from fedddpm_app.diffusion.images import ImageBatch, ImageTensors
-from fedddpm_app.diffusion.objective import DenoisingObjective, flip_half, predict
+from fedddpm_app.diffusion.objective import DenoisingObjective, predict
 from fedddpm_app.weights import Weights
 
 _CHUNK = 4096  # least number of images whose targets are computed together; the random numbers depend on it
@@ -58,7 +58,7 @@ class DistillationSet:
     model : nn.Module
         Takes the weights of one teacher after the other; not the model that is trained.
     objective : DenoisingObjective
-        The forward process of the teachers, and whether images are mirrored.
+        The forward process of the teachers, and how images and labels are changed in training.
     batch_size : int
         Images of a teacher's forward pass, at most.
     precision : {"fp32", "bf16"}
@@ -110,9 +110,7 @@ class DistillationSet:
 
     def _chunk(self, index: Tensor, batch_size: int, generator: torch.Generator) -> Iterator[DistillationBatch]:
         """Yield the batches of ``index``."""
-        images, labels = self._images.batch(index)
-        if self._objective.horizontal_flip:
-            images = flip_half(ImageBatch(images, labels), generator).images
+        images, labels = self._objective.augmented(self._images.batch(index), generator)
         t = torch.randint(self._objective.num_timesteps, (len(index),), generator=generator, device=self.device)
         noise = torch.randn(images.shape, generator=generator, device=self.device)
         x_t = self._objective.scheduler.add_noise(images, noise, t)

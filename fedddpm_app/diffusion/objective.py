@@ -24,6 +24,7 @@ from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
 from fedddpm_app.config import DiffusionConfig
+from fedddpm_app.diffusion.guidance import ClassDropout
 from fedddpm_app.diffusion.images import ImageBatch
 
 
@@ -52,6 +53,8 @@ class DenoisingObjective:
         The loss of a pixel.
     weighting : {"none", "sigmoid-log-snr"}
         The weight of a timestep; see the module's text.
+    class_dropout : ClassDropout, optional
+        Replaces labels by the null class in training.
     """
 
     def __init__(
@@ -61,9 +64,11 @@ class DenoisingObjective:
         *,
         loss: Literal["mse", "huber"] = "mse",
         weighting: Literal["none", "sigmoid-log-snr"] = "none",
+        class_dropout: ClassDropout | None = None,
     ) -> None:
         self.scheduler = scheduler
         self.horizontal_flip = horizontal_flip
+        self.class_dropout = class_dropout
         self._loss = F.mse_loss if loss == "mse" else F.smooth_l1_loss
         self._is_weighted = weighting != "none"
         self.num_timesteps: int = scheduler.config.num_train_timesteps
@@ -113,13 +118,19 @@ class DenoisingObjective:
         weight = self.weight(t)
         return losses if weight is None else losses * weight
 
+    def augmented(self, batch: ImageBatch, generator: torch.Generator) -> ImageBatch:
+        """Return a batch for training: mirrored by ``horizontal_flip``, without some labels by ``class_dropout``."""
+        if self.horizontal_flip:
+            batch = flip_half(batch, generator)
+        return self.class_dropout(batch, generator) if self.class_dropout else batch
+
     def __call__(self, model: nn.Module, batch: ImageBatch, generator: torch.Generator) -> Tensor:
         """Return the loss of a batch, a scalar, with t uniform on {0, ..., T - 1} and noise from ``generator``.
 
-        With ``horizontal_flip``, a model in training mode gets mirrored images.
+        A model in training mode gets images as ``augmented`` changes them.
         """
-        if self.horizontal_flip and model.training:
-            batch = flip_half(batch, generator)
+        if model.training:
+            batch = self.augmented(batch, generator)
         images = batch.images
         t = torch.randint(self.num_timesteps, (len(images),), generator=generator, device=images.device)
         noise = torch.randn(images.shape, generator=generator, device=images.device)

@@ -13,11 +13,13 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from fedddpm_app.config import ConfigError, Sampler, first_line
+from fedddpm_app.diffusion.conditional import ClassConditionalPipeline, height_and_width
+from fedddpm_app.diffusion.guidance import Guidance
 from fedddpm_app.diffusion.images import to_uint8
-from fedddpm_app.diffusion.objective import predict
+from fedddpm_app.diffusion.reverse import denoise
 from fedddpm_app.diffusion.sampling import sample_batches
 from fedddpm_app.diffusion.unet import is_denoiser
-from fedddpm_app.diffusion.untrusted import INDEX, check_pipeline
+from fedddpm_app.diffusion.untrusted import INDEX, check_pipeline, class_name
 
 OWN = "pipeline"  # a sampler name that means the pipeline's own scheduler and call
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
@@ -37,7 +39,7 @@ def find_pipelines(folder: Path) -> dict[str, Path]:
 
 
 def load_pipeline(folder: Path) -> Any:
-    """Load a pipeline of diffusers' classes from a folder.
+    """Load a pipeline of diffusers' classes, or of ours, from a folder.
 
     Only weights in safetensors are read, code in the folder is not run, and its configs state no larger models than its
     weights are.
@@ -50,7 +52,7 @@ def load_pipeline(folder: Path) -> Any:
     try:
         check_pipeline(folder)
         with _without_bars():
-            pipeline = DiffusionPipeline.from_pretrained(
+            pipeline = _kind_of(folder).from_pretrained(
                 str(folder), use_safetensors=True, local_files_only=True, low_cpu_mem_usage=False
             )
     except _UNLOADABLE as error:
@@ -76,6 +78,7 @@ def pipeline_batches(
     labels: Tensor | None,
     batch_size: int,
     eta: float = 0.0,
+    guidance: Guidance | None = None,
 ) -> Iterator[Tensor]:
     """Yield images, uint8 (B, C, H, W), one per seed.
 
@@ -93,7 +96,7 @@ def pipeline_batches(
         int64 (N,), for a class-conditional model; only with our samplers.
     batch_size : int
         Images per model call, >= 1.
-    eta : float
+    eta, guidance : float, Guidance or None
         As of ``sample_batch``; only with our samplers.
     """
     if sampler is None:
@@ -110,6 +113,7 @@ def pipeline_batches(
         labels=labels,
         batch_size=batch_size,
         eta=eta,
+        guidance=guidance,
     )
 
 
@@ -122,7 +126,7 @@ def image_shape(pipeline: Any, steps: int) -> tuple[int, int, int]:
         config = pipeline.unet.config
         if config.sample_size is None:
             raise ConfigError("the pipeline's UNet does not give its image size: add sample_size to unet/config.json.")
-        height, width = _pair(config.sample_size)
+        height, width = height_and_width(config.sample_size)
         return int(config.in_channels), height, width
     images = _call(pipeline, steps, [0])
     return images.shape[1], images.shape[2], images.shape[3]
@@ -141,13 +145,6 @@ def default_steps(pipeline: Any) -> int | None:
     if parameter is None or not isinstance(parameter.default, int):
         return None
     return _possible_steps(pipeline, min(parameter.default, num_timesteps(pipeline) or parameter.default))
-
-
-def num_classes(pipeline: Any) -> int | None:
-    """Return the number of classes of a class-conditional UNet; None for an unconditional pipeline."""
-    config = getattr(getattr(pipeline, "unet", None), "config", {})
-    classes: int | None = config.get("num_class_embeds")
-    return classes
 
 
 def _call(pipeline: Any, steps: int, seeds: Sequence[int]) -> Tensor:
@@ -173,25 +170,26 @@ def _call(pipeline: Any, steps: int, seeds: Sequence[int]) -> Tensor:
     return to_uint8(torch.from_numpy(images).permute(0, 3, 1, 2) * 2 - 1).contiguous()
 
 
-@torch.no_grad()
 def _denoise(pipeline: Any, steps: int, seeds: Sequence[int]) -> Tensor:
     """Sample with a scheduler for which ``DDPMPipeline`` does not scale the noise and the model's input."""
-    unet, scheduler = pipeline.unet.eval(), pipeline.scheduler
+    unet, scheduler = pipeline.unet, pipeline.scheduler
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    shape = (len(seeds), *image_shape(pipeline, steps))
+    noise = randn_tensor((len(seeds), *image_shape(pipeline, steps)), generator=generators, device=unet.device)
     try:
-        scheduler.set_timesteps(steps, device=unet.device)
-        x_t = randn_tensor(shape, generator=generators, device=unet.device) * scheduler.init_noise_sigma
-        noise = {"generator": generators} if "generator" in inspect.signature(scheduler.step).parameters else {}
-        for t in scheduler.timesteps:
-            output = predict(unet, scheduler.scale_model_input(x_t, t), t, None)
-            x_t = scheduler.step(output, t, x_t, return_dict=False, **noise)[0]
+        scheduler.set_timesteps(steps, device="cpu")
+        images = denoise(unet, scheduler, noise, generators)
     except _UNUSABLE as error:
         raise ConfigError(
             f"the pipeline's {type(scheduler).__name__} does not generate images in {steps} steps "
             f"({first_line(error)}): use another --steps, or another --sampler."
         ) from error
-    return to_uint8(x_t).cpu()
+    return to_uint8(images).cpu()
+
+
+def _kind_of(folder: Path) -> Any:
+    """Return the class of the pipeline in a folder: ours, or any of diffusers'."""
+    own = class_name(folder) == ClassConditionalPipeline.__name__
+    return ClassConditionalPipeline if own else DiffusionPipeline
 
 
 @contextmanager
@@ -252,7 +250,3 @@ def _predicts_as_trained(pipeline: Any) -> bool:
     unet, scheduler = pipeline.unet.config, pipeline.scheduler.config
     known = scheduler.get("prediction_type", "epsilon") in _PREDICTIONS
     return bool(known and unet.in_channels == unet.out_channels)
-
-
-def _pair(size: Any) -> tuple[int, int]:
-    return (int(size), int(size)) if isinstance(size, int) else (int(size[0]), int(size[1]))

@@ -10,9 +10,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor, nn
 
 from fedddpm_app.config import Sampler
-from fedddpm_app.device import autocast
+from fedddpm_app.diffusion.guidance import Guidance
 from fedddpm_app.diffusion.images import to_uint8
-from fedddpm_app.diffusion.objective import predict
+from fedddpm_app.diffusion.reverse import denoise
 from fedddpm_app.seeding import derive_seed
 
 
@@ -36,9 +36,10 @@ SAMPLERS: dict[Sampler, tuple[type[Any], dict[str, Any]]] = {
 _MIN_LAMBDA = -5.1  # lowest log(alpha_t / sigma_t) where DPM-Solver++ starts; leaves out the cosine schedule's last t
 
 
-def sampler_name(sampler: Sampler, eta: float) -> str:
-    """Return the name of a sampler for captions and metrics, with ``eta`` if it adds noise by it."""
-    return f"{sampler}, eta = {eta:g}" if eta and sampler == "ddim" else sampler
+def sampler_name(sampler: Sampler, eta: float, guidance: Guidance | None = None) -> str:
+    """Return the name of a sampler for captions and metrics, with ``eta`` if it adds noise by it, and the guidance."""
+    noise = f", eta = {eta:g}" if eta and sampler == "ddim" else ""
+    return f"{sampler}{noise}" + (f", guidance = {guidance.scale:g}" if guidance else "")
 
 
 def create_sampler(scheduler: DDPMScheduler, sampler: Sampler) -> Any:
@@ -180,6 +181,7 @@ def sample_batch(
     steps: int,
     shape: tuple[int, int, int],
     eta: float = 0.0,
+    guidance: Guidance | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Tensor:
     """Sample the images of one batch.
@@ -202,6 +204,8 @@ def sample_batch(
     eta : float
         In [0, 1], of ``ddim`` alone: the noise that a step adds has eta times the deviation of ancestral sampling
         (Song et al. 2021, eq. 16). With 0 the image follows from the first noise.
+    guidance : Guidance, optional
+        Of a batch with labels, for a model with a null class.
     precision : {"fp32", "bf16"}
         ``bf16`` autocasts the model's calls; the sampler's arithmetic stays float32.
 
@@ -210,40 +214,23 @@ def sample_batch(
     Tensor
         uint8 on the CPU, shape (``batch.kept``, C, H, W).
     """
-    images = _reverse(model, create_sampler(scheduler, sampler), steps, batch, shape, eta, precision)
+    device = next(model.parameters()).device
+    reverse = create_sampler(scheduler, sampler)
+    set_timesteps(reverse, steps, torch.device("cpu"))
+    generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
+    images = denoise(
+        model,
+        reverse,
+        randn_tensor((len(generators), *shape), generator=generators, device=device),
+        generators,
+        labels=None if batch.labels is None else batch.labels.to(device),
+        guidance=guidance,
+        eta=eta,
+        precision=precision,
+    )
     return to_uint8(images[: batch.kept]).cpu()
 
 
 def image_seeds(seed: int, purpose: str, count: int, *indices: int) -> list[int]:
     """Return the seeds of the images 0 to ``count`` - 1 for a purpose (see ``derive_seed``)."""
     return [derive_seed(seed, purpose, *indices, k) for k in range(count)]
-
-
-@torch.no_grad()
-def _reverse(
-    model: nn.Module,
-    sampler: Any,
-    steps: int,
-    batch: SampleBatch,
-    shape: tuple[int, int, int],
-    eta: float,
-    precision: Literal["fp32", "bf16"],
-) -> Tensor:
-    was_training = model.training
-    model.eval()
-    device = next(model.parameters()).device
-    labels = None if batch.labels is None else batch.labels.to(device)
-    set_timesteps(sampler, steps, torch.device("cpu"))  # the sampler reads them; on a GPU each read would synchronise
-    generators = [torch.Generator().manual_seed(seed) for seed in batch.seeds]
-    x_t: Tensor = randn_tensor((len(generators), *shape), generator=generators, device=device)
-    x_t = x_t * sampler.init_noise_sigma
-    noise: dict[str, Any] = {"generator": generators}
-    if isinstance(sampler, DDIMScheduler):
-        noise = noise | {"eta": eta} if eta else {}
-    for t, t_model in zip(sampler.timesteps, sampler.timesteps.to(device), strict=True):
-        x_in = sampler.scale_model_input(x_t, t)
-        with autocast(device, precision):
-            output = predict(model, x_in, t_model.expand(len(x_in)), labels)
-        x_t = sampler.step(output.float(), t, x_t, return_dict=False, **noise)[0]
-    model.train(was_training)
-    return x_t

@@ -21,7 +21,8 @@ def create_unet(unet: UNetConfig, data: DataConfig, seed: int) -> UNet2DModel:
         Channels per resolution level, layers, attention, normalisation.
     data : DataConfig
         Image size (pixels) and channels; with ``class_conditional`` the model takes ``class_labels``
-        in [0, ``num_classes``) and adds their embedding to the time embedding.
+        in [0, ``num_class_embeds``), the last of which is the null class if there is ``class_dropout``, and adds their
+        embedding to the time embedding.
     seed : int
         The run's seed; equal seeds give equal initial weights.
 
@@ -45,7 +46,7 @@ def create_unet(unet: UNetConfig, data: DataConfig, seed: int) -> UNet2DModel:
             add_attention=any(attention),
             norm_num_groups=unet.norm_groups,
             dropout=unet.dropout,
-            num_class_embeds=data.num_classes if data.class_conditional else None,
+            num_class_embeds=data.num_class_embeds,
         ).train()
 
 

@@ -10,6 +10,7 @@ from diffusers import ModelMixin, SchedulerMixin
 
 from fedddpm_app import limits
 from fedddpm_app.diffusion import pruned_unet
+from fedddpm_app.diffusion.conditional import ClassConditionalPipeline
 from fedddpm_app.disk.bounded import check_tensors, read_json
 from fedddpm_app.weights import num_bytes
 
@@ -30,7 +31,7 @@ def check_pipeline(folder: Path) -> None:
         When a model cannot be made from its config.
     """
     index = _config(folder / INDEX)
-    if not hasattr(diffusers, str(index.get("_class_name"))):
+    if not hasattr(diffusers, class_name(folder)) and class_name(folder) != ClassConditionalPipeline.__name__:
         raise ValueError(f"{INDEX} names the class {index.get('_class_name')!r}, which diffusers does not have")
     for name, entry in index.items():
         if name.startswith("_") or not isinstance(entry, list) or entry == [None, None]:
@@ -41,6 +42,11 @@ def check_pipeline(folder: Path) -> None:
         if not isinstance(kind, type) or not issubclass(kind, (ModelMixin, SchedulerMixin)):
             raise ValueError(f"{INDEX} names {name} = {entry!r}: only models and schedulers are loaded")
         _check_component(folder / name, kind)
+
+
+def class_name(folder: Path) -> str:
+    """Return the name of a pipeline's class, as its folder states it; errors as in ``check_pipeline``."""
+    return str(_config(folder / INDEX).get("_class_name"))
 
 
 def _check_component(folder: Path, kind: Any) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fedddpm_app.apportion import labels_by_share
 from fedddpm_app.config import Config, Sampler
 from fedddpm_app.diffusion.ensemble import Ensemble
+from fedddpm_app.diffusion.guidance import Guidance, guidance_of
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.evaluation.copies import NAME as COPIES
@@ -24,17 +25,18 @@ _SHOWN = ("fid", "kid", "fd-", "kd-", "recall-", "coverage-", "class-tv")  # the
 
 @dataclass(frozen=True)
 class Plan:
-    """The number of images to generate, and the sampler."""
+    """The number of images to generate, the sampler and the guidance."""
 
     images: int
     sampler: Sampler
     steps: int
     eta: float
+    guidance: Guidance | None
 
     @property
     def name(self) -> str:
         """The sampler's name in notes and metrics."""
-        return sampler_name(self.sampler, self.eta)
+        return sampler_name(self.sampler, self.eta, self.guidance)
 
 
 class Assessment:
@@ -62,12 +64,12 @@ class Assessment:
         self.evaluator = evaluator
         self.model = model
         self.scheduler = scheduler
-        self._eta = config.diffusion.ddim_eta
+        self._how = config.diffusion.ddim_eta, guidance_of(config)
 
     def after_round(self, server_round: int, models: Mapping[str, Ensemble], weights: str) -> list[Metric]:
         """Return the cheap metrics of models, by name; ``weights`` is their kind, see ``SamplingInfo``."""
         settings = self.config.evaluation
-        plan = Plan(settings.eval_images, settings.eval_sampler, settings.eval_sampler_steps, self._eta)
+        plan = Plan(settings.eval_images, settings.eval_sampler, settings.eval_sampler_steps, *self._how)
         evaluations = self._measure_each(models, plan, weights, find_copies=False)
         metrics = mean_over_clients({name: evaluation.metrics for name, evaluation in evaluations.items()})
         shown = ", ".join(f"{m.name} {m.value:.4g} (floor {m.floor:.4g})" for m in metrics if m.name.startswith(_SHOWN))
@@ -83,7 +85,7 @@ class Assessment:
         """
         settings = self.config.evaluation
         steps = settings.eval_final_sampler_steps
-        plan = Plan(settings.eval_final_images, settings.eval_final_sampler, steps, self._eta)
+        plan = Plan(settings.eval_final_images, settings.eval_final_sampler, steps, *self._how)
         evaluations = self._measure_each(models, plan, weights)
         metrics = mean_over_clients({name: evaluation.metrics for name, evaluation in evaluations.items()})
         class_names = self.evaluator.reference.real.class_names
@@ -131,6 +133,7 @@ class Assessment:
             shape=data.image_shape,
             labels=labels,
             eta=plan.eta,
+            guidance=plan.guidance,
             batch_size=self.config.evaluation.eval_batch_size,
         )
         return reported((images for _, images in batches), "evaluate", plan.images)
@@ -141,7 +144,7 @@ class Assessment:
         for batch in torch.split(images, self.config.evaluation.eval_batch_size):
             search.add(batch)
         self._save_pairs(search.pairs, "auxiliary")
-        name = sampler_name(settings.sampler, self._eta)
+        name = sampler_name(settings.sampler, self.config.diffusion.ddim_eta)
         return search.metric("train", SamplingInfo(name, settings.sampler_steps, "pretrained"), f"aux-{COPIES}")
 
     def _save_pairs(self, pairs: Pairs, folder: str, name: str = "") -> None:

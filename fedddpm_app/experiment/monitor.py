@@ -5,14 +5,15 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 import torch
-from diffusers import DDPMPipeline
 from flwr.app import ArrayRecord, MetricRecord
 from torch import Tensor
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, is_due
 from fedddpm_app.device import cpu_threads, resolve_device
+from fedddpm_app.diffusion.conditional import create_pipeline
 from fedddpm_app.diffusion.ensemble import SHARES, Ensemble, in_order, name_of, number_of
+from fedddpm_app.diffusion.guidance import guidance_of
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors
 from fedddpm_app.diffusion.pruned_unet import with_own_config
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
@@ -118,7 +119,7 @@ class Monitor:
         """Write ``pipeline/`` with the EMA weights; without a global model, it contains one pipeline per client."""
         for name, weights in self._models(self.config.run.num_rounds).items():
             weights_module.load_into(self.model, weights)
-            pipeline = DDPMPipeline(unet=with_own_config(self.model.eval()), scheduler=self.task.scheduler)
+            pipeline = create_pipeline(with_own_config(self.model.eval()), self.task.scheduler, self.config)
             folder = self.recorder.directory / "pipeline" / name
             with writing(folder):
                 pipeline.save_pretrained(str(folder))
@@ -213,7 +214,8 @@ class Monitor:
     @property
     def _about_preview(self) -> str:
         preview, eta = self.config.preview, self.config.diffusion.ddim_eta
-        return f"{self._weights_name} weights, {sampler_name(preview.sampler, eta)}, {preview.sampler_steps} steps"
+        sampler = sampler_name(preview.sampler, eta, guidance_of(self.config))
+        return f"{self._weights_name} weights, {sampler}, {preview.sampler_steps} steps"
 
     def _sheet(self, server_round: int, name: str, ensemble: Ensemble) -> Tensor:
         """Generate a sheet with fixed seeds; for a conditional model it has a row (or more) per class."""
@@ -231,6 +233,7 @@ class Monitor:
             shape=data.image_shape,
             labels=labels,
             eta=self.config.diffusion.ddim_eta,
+            guidance=guidance_of(self.config),
         )
         images = in_order(batches)
         self.recorder.generated["preview"] += count

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.device import resolve_device
+from fedddpm_app.diffusion.guidance import class_dropout_of
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.diffusion.unet import create_unet
@@ -47,6 +48,7 @@ class DiffusionTask:
             config.data.horizontal_flip,
             loss=config.diffusion.loss,
             weighting=config.diffusion.loss_weighting,
+            class_dropout=class_dropout_of(config.data),
         )
         self._parts: dict[tuple[str, int], TrainingData] = {}
 

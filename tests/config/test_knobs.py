@@ -22,6 +22,7 @@ LATE = {"algorithm": "fedddpm-late"}
 PHD = {"algorithm": "fedphd"}
 PEERS = {"algorithm": "pdfed", "pdfed-samples": 10}
 PROBE = PLUS | {"plus-signal": "probe-loss"}
+CLASSES = {"class-conditional": True}
 CHEAP = LOCAL | {"eval-images": 20}
 FINAL = LOCAL | {"eval-final-images": 30}
 SGD = {"optimizer": "sgd", "gradient-clip": 0.0}
@@ -43,6 +44,7 @@ KNOBS = [
     ("image-size", [4, 16], LOCAL),
     ("image-channels", [3], LOCAL),
     ("class-conditional", [True], ONE),
+    ("class-dropout", [0.5, 0.9], ONE | CLASSES),
     ("num-classes", [11, 13], LOCAL | {"class-conditional": True, "num-classes": 12}),
     ("num-clients", [3, 5], LOCAL | FOUR),
     ("horizontal-flip", [True], LOCAL),
@@ -64,6 +66,7 @@ KNOBS = [
     ("loss", ["huber"], LOCAL),
     ("loss-weighting", ["sigmoid-log-snr"], LOCAL | {"prediction-type": "v_prediction"}),
     ("ddim-eta", [1.0, 0.5], LOCAL),
+    ("guidance-scale", [0.0, 3.0], LOCAL | CLASSES | {"class-dropout": 0.5}),
     ("local-steps", [2, 4], LOCAL),
     ("local-epochs", [1, 3], LOCAL | {"local-steps": 0, "local-epochs": 2, "batch-size": 256}),
     ("batch-size", [4, 16], LOCAL),
