@@ -42,6 +42,7 @@ FLOWER_ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",  # Ray sends no usage data either
     "RAY_memory_monitor_refresh_ms": "0",  # it kills actors; without it the system kills the largest, an actor's child
     "RAY_DEDUP_LOGS": "0",  # keep the progress lines of all clients, even if they are similar
+    "MPLBACKEND": "agg",  # a notebook's backend is one of its own process
 }
 
 _QUIET = "ignore::FutureWarning:ray._private.worker"  # advice to the authors of Flower, not to a user
