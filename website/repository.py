@@ -16,6 +16,7 @@ UNDER = "repository"
 LANDING, NOTEBOOK = "README.md", "examples/tour.ipynb"
 _SHOWN = {".py": "python", ".toml": "toml", ".yml": "yaml", ".cff": "yaml", ".conf": "nginx", ".sh": "sh"}
 _AS_IT_IS = {".json", ".png", ".svg", ".zip"}
+_UNSEARCHED = "---\nsearch: {exclude: true}\nhide: [navigation, toc]\n---\n\n"  # code has long lines
 _LINK = re.compile(r"(?P<start>\]\()(?P<target>[^)\s]+)(?P<end>\))")
 _CODE = re.compile(r"^```.*?^```|`[^`\n]*`", re.DOTALL | re.MULTILINE)
 _ELSEWHERE = re.compile(r"[a-z]+:|#|/")
@@ -91,10 +92,11 @@ def content_of(path: str) -> str | bytes:
         return _listing(path)
     if kind in _AS_IT_IS:
         return (ROOT / path).read_bytes()
-    hidden = "---\nsearch:\n  exclude: true\n---\n\n"
     if kind == ".md":
         return read(path)
-    return f"{hidden}# {posixpath.basename(path)}\n\n`{path}`\n\n````{_SHOWN.get(kind, 'text')}\n{read(path)}````\n"
+    return (
+        f"{_UNSEARCHED}# {posixpath.basename(path)}\n\n`{path}`\n\n````{_SHOWN.get(kind, 'text')}\n{read(path)}````\n"
+    )
 
 
 def with_site_links(markdown: str, source: str) -> str:
@@ -169,4 +171,4 @@ def _listing(folder: str) -> str:
     """Return a page that lists the files of a folder."""
     names = sorted(path.removeprefix(f"{folder}/") for path in tracked() if path.startswith(f"{folder}/"))
     lines = "\n".join(f"- [{name}]({name})" for name in names if not name.endswith("__init__.py"))
-    return f"---\nsearch:\n  exclude: true\n---\n\n# {folder}\n\n{lines}\n"
+    return f"{_UNSEARCHED}# {folder}\n\n{lines}\n"

@@ -27,7 +27,6 @@ def execute(folder: Path) -> Any:
         When a cell fails.
     """
     notebook = nbformat.read(ROOT / NOTEBOOK, as_version=4)
-    (folder / "tour").mkdir()
     client = NotebookClient(
         notebook, timeout=60 * _MINUTES, record_timing=False, resources={"metadata": {"path": str(folder)}}
     )
