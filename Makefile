@@ -44,7 +44,7 @@ lint: $(VENV)/.installed  ## format, style, security rules (ruff S), types, cont
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/shellcheck docker/*.sh .ci/*.sh
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/*.yml docker/*/*.yml
-	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-files '^results/' --exclude-lines 'def test_'
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-files '^results/|\.ipynb$$' --exclude-lines 'def test_'
 
 audit: lint  ## the security rules of `lint`, and known faults of the dependencies, where their database can be reached
 	.ci/audit.sh $(BIN)

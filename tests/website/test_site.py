@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from html.parser import HTMLParser
+from urllib.parse import urlsplit
 
 import pytest
 
@@ -123,6 +124,14 @@ def test_a_link_of_the_repository_becomes_one_of_the_site(source, link, expected
 def test_code_is_not_changed():
     code = "```\n[x](docs/config.md)\n```\n`[x](docs/config.md)`"
     assert with_site_links(code, "index.md") == code
+
+
+def test_a_link_to_another_host_is_well_formed():
+    for path in (path for path in tracked() if path.endswith(".md")):
+        for link in re.findall(r"\]\((\w+:[^)\s]*)", (ROOT / path).read_text(encoding="utf-8")):
+            parts = urlsplit(link)
+            assert parts.scheme == "https", f"{path}: {link}"
+            assert re.fullmatch(r"(?:[a-z0-9-]+\.)+[a-z]+", parts.hostname), f"{path}: {link}"
 
 
 def test_nested_lists_are_read_alike_by_a_code_host_and_by_the_site():
