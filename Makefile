@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: demo test check long lint audit bench mutants results-table
+.PHONY: demo test check long lint audit bench mutants results-table docs tour
 
 demo: $(VENV)/.installed  ## FedDDPM on the embedded digits: about four minutes on 2 CPU cores
 	$(BIN)/fedddpm run
@@ -23,8 +23,15 @@ bench: $(VENV)/.installed  ## every benchmark in its short form; docs/performanc
 		$(BIN)/python -m benchmarks.$$name --short || exit 1; \
 	done
 
-results-table: $(VENV)/.installed  ## the README's section of results, from results/*.json
+results-table: $(VENV)/.installed  ## the tables of the README and of docs/which-algorithm.md, from results/*.json
 	$(BIN)/python -m fedddpm_app.compare.publish README.md results
+	$(BIN)/python -m website.choosing docs/which-algorithm.md results
+
+docs: $(VENV)/.installed  ## the documentation site, into site/; every warning, such as a dead link, is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
+
+tour: $(VENV)/.installed  ## run examples/tour.ipynb, and store its outputs in it: about five minutes on 2 CPU cores
+	$(BIN)/python -m website.tour
 
 mutants: $(VENV)/.installed  ## mutation testing of the numerics: about 40 minutes; tests/mutants.json has the verdicts
 	$(BIN)/python -m tests.mutation run --label now --jobs 2
@@ -37,7 +44,7 @@ lint: $(VENV)/.installed  ## format, style, security rules (ruff S), types, cont
 	$(BIN)/hadolint docker/Dockerfile
 	$(BIN)/shellcheck docker/*.sh .ci/*.sh
 	$(BIN)/check-jsonschema --builtin-schema vendor.compose-spec docker/*.yml docker/*/*.yml
-	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-files '^results/' --exclude-lines 'def test_'
+	git ls-files -z | xargs -0 $(BIN)/detect-secrets-hook --exclude-files '^results/|\.ipynb$$' --exclude-lines 'def test_'
 
 audit: lint  ## the security rules of `lint`, and known faults of the dependencies, where their database can be reached
 	.ci/audit.sh $(BIN)

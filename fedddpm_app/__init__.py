@@ -76,3 +76,8 @@ def __getattr__(name: str) -> object:
 def __dir__() -> list[str]:
     """Return the public names."""
     return sorted([*globals(), *__all__])
+
+
+def load_ipython_extension(shell: object) -> None:
+    """Give a notebook the command: IPython calls this for ``%load_ext fedddpm_app``, and ``%fedddpm run`` works."""
+    import_module("fedddpm_app.cli.notebook").register(shell)

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
+from fedddpm_app.cli.bars import Bars
 from fedddpm_app.cli.common import PlainConsole
 from fedddpm_app.evaluation.metrics import CAVEAT
 from fedddpm_app.progress import ProgressEvent, logger, parse_line, parse_note
@@ -38,11 +39,11 @@ class RunView:
     total_steps : int or None
         Optimiser steps of the whole run; None if unknown, and then no remaining time is shown.
     console : PlainConsole
-        The console to print to. A terminal shows live bars, any other output one line per event.
+        The console to print to. A terminal and a notebook show bars, any other output one line per event.
     starting : str
         The text to show until the first event.
     live : bool
-        Whether a terminal may show live bars; a debugger in this process needs the terminal for itself.
+        Whether bars may be shown; a debugger in this process needs the terminal for itself.
     clock : callable
         Returns monotonic seconds.
     """
@@ -58,26 +59,25 @@ class RunView:
         self.total_steps = total_steps
         self._starting = starting
         self.console = console
-        self._live = live and console.is_terminal
         self._failed = False
         self._clock = clock
         self._first: tuple[float, int] | None = None  # start time of the rate, and the steps done by then
         self._done: dict[tuple[str, int | None, int | None], int] = {}
-        self._bars = Progress(
+        self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TextColumn("{task.fields[loss]}"),
             TimeRemainingColumn(),
             console=console,
-            disable=not self._live,
+            wanted=live,
         )
         self._tasks: dict[tuple[str, int | None], TaskID] = {}
         self._run_task = self._bars.add_task(starting, total=total_steps, loss="")
 
     def __enter__(self) -> "RunView":
         self._bars.start()
-        if not self._live:
+        if not self._bars.is_shown:
             self.console.print(self._starting)
         return self
 
@@ -99,7 +99,7 @@ class RunView:
         if event.loss is not None:  # optimiser steps, not images
             self._done[event.phase, event.server_round, event.client] = event.step
             self._first = self._first or self._start_of(event)
-        if self._live:
+        if self._bars.is_shown:
             self._move_bars(event)
         else:
             self.console.print(self._describe(event), soft_wrap=True)
@@ -154,7 +154,7 @@ def _round_and_worker(event: ProgressEvent) -> tuple[str, str]:
 
 
 class WorkView(logging.Handler):
-    """Shows the progress of this process: bars on a terminal, elsewhere one line after each long piece of work.
+    """Shows the progress of this process: bars where they can be, elsewhere one line after each long piece of work.
 
     Parameters
     ----------
@@ -165,13 +165,12 @@ class WorkView(logging.Handler):
     def __init__(self, console: PlainConsole) -> None:
         super().__init__()
         self.console = console
-        self._bars = Progress(
+        self._bars = Bars(
             TextColumn("{task.description}"),
             BarColumn(),
             MofNCompleteColumn(),
             TimeRemainingColumn(),
             console=console,
-            disable=not console.is_terminal,
         )
         self._tasks: dict[str, TaskID] = {}
         self._began = time.monotonic()
@@ -194,7 +193,7 @@ class WorkView(logging.Handler):
         event = parse_line(record.getMessage())
         if event is None:
             self.console.print(record.getMessage(), soft_wrap=True)
-        elif not self.console.is_terminal:
+        elif not self._bars.is_shown:
             if event.step == event.steps and time.monotonic() - self._began > _MIN_SHOWN_SECONDS:
                 self.console.print(f"{event.phase} {event.step:,}/{event.steps:,}")
         else:

@@ -80,7 +80,7 @@ def _run_here(
     try:
         with log, leaving_in_order():
             if apps:
-                view = RunView(steps, console, "starting", live=False)  # a debugger needs the terminal
+                view = RunView(steps, console, "starting", live=console.is_jupyter)  # a debugger needs the terminal
                 _run_inprocess(*apps, default_run_config(folder) | overrides | placed, config, view, log)
             else:
                 view = RunView(steps, console)

@@ -1,5 +1,6 @@
 """`fedddpm sample`: generate a sheet of new images with the model of a completed run."""
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import typer
@@ -43,7 +44,7 @@ def sample(
         classes, guided = num_classes(pipeline), guidance_for(pipeline, guidance)
         labels = None if classes is None else class_rows(classes, num_images)
         count = num_images if labels is None else len(labels)
-        with console.status("generating"):
+        with console.status("generating") if console.is_terminal else nullcontext():
             batches = ensemble.sample(
                 resolve_device(device),
                 sampler=name,

@@ -19,7 +19,7 @@ from fedddpm_app.limits import LONGEST_TEXT
 _MB = "MB up, down"
 _COSTS = ("gradient steps", "models exchanged", _MB, "minutes")
 _NO_SETTING: Results = {"metrics": {}}
-_LEAST_SEEDS = 3  # of a statement
+LEAST_SEEDS = 3  # of a statement
 
 
 def table_of(results: Results, metric: str, *, with_costs: bool = True) -> str:
@@ -84,7 +84,7 @@ def _sentences_against(results: Results, metric: str, reference: str) -> list[st
     for each in results["settings"]:
         difference = each["metrics"].get(metric, {}).get("differences", {}).get(reference)
         if difference and difference["n"]:
-            side = _side(difference) if difference["n"] == len(results["seeds"]) >= _LEAST_SEEDS else "unknown"
+            side = side_of(difference) if difference["n"] == len(results["seeds"]) >= LEAST_SEEDS else "unknown"
             share = share_of_budget(results, each)
             where = each["condition"] + ("" if share is None else f", at {share:.0%} of the budget")
             sides[side].setdefault(each["label"], []).append(where)
@@ -95,7 +95,7 @@ def _sentences_against(results: Results, metric: str, reference: str) -> list[st
     ]
     starts.append(f"No difference to {reference} is shown, because the interval contains zero: ")
     starts.append(f"{metric} is that of {reference}, with every seed: ")
-    few = f"there are fewer than {_LEAST_SEEDS} seeds, or not all have the metric"
+    few = f"there are fewer than {LEAST_SEEDS} seeds, or not all have the metric"
     starts.append(f"No statement against {reference}, because {few}: ")
     named = ["; ".join(f"{label} ({', '.join(where)})" for label, where in found.items()) for found in sides.values()]
     if not any(named[:-1]) and named[-1]:
@@ -166,7 +166,7 @@ def _costs(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [range_of([each["steps"] for each in settings]), range_of(models), mb, minutes]
 
 
-def _side(difference: Mapping[str, Any]) -> str:
+def side_of(difference: Mapping[str, Any]) -> str:
     """Return what a difference of at least two seeds shows."""
     low, high = difference["low"], difference["high"]
     if low == high == 0:

@@ -43,7 +43,7 @@ FLOWER_ENVIRONMENT = {
     "RAY_memory_monitor_refresh_ms": "0",  # it kills actors; without it the system kills the largest, an actor's child
     "RAY_DEDUP_LOGS": "0",  # keep the progress lines of all clients, even if they are similar
 }
-
+_OF_A_NOTEBOOK = {"FORCE_COLOR", "CLICOLOR_FORCE", "MPLBACKEND"}  # a kernel sets them for its own output
 _QUIET = "ignore::FutureWarning:ray._private.worker"  # advice to the authors of Flower, not to a user
 
 
@@ -85,7 +85,7 @@ class FlowerRun:
         bin_dir = Path(sys.executable).parent
         self._flwr = str(bin_dir / "flwr") if (bin_dir / "flwr").exists() else "flwr"
         self.environment = {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name not in _OF_A_NOTEBOOK},
             **FLOWER_ENVIRONMENT,
             "PATH": f"{bin_dir}{os.pathsep}{os.environ.get('PATH', '')}",
             "PYTHONUNBUFFERED": "1",

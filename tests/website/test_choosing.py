@@ -1,0 +1,80 @@
+"""docs/which-algorithm.md says what the files in results/ say."""
+
+import json
+import re
+
+import pytest
+
+from fedddpm_app.config.reference import list_keys
+from tests.conftest import ROOT
+from website.choosing import BEGIN, END, section, with_section
+
+PAGE = ROOT / "docs" / "which-algorithm.md"
+RESULTS = ROOT / "results"
+GRIDS = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))]
+
+
+def test_the_tables_are_those_of_the_results():
+    text = PAGE.read_text(encoding="utf-8")
+    assert text == with_section(text, section(RESULTS)), "run `make results-table`"
+
+
+def test_the_text_around_them_has_no_measured_number():
+    text = PAGE.read_text(encoding="utf-8")
+    around = text.partition(BEGIN)[0] + text.partition(END)[2]
+    assert not re.search(r"\d\.\d", around)
+
+
+def test_what_has_not_been_measured_is_in_no_file():
+    defaults = {key.name: key.default for key in list_keys()}
+    settings = [
+        defaults | grid["grid"]["base"] | condition | row
+        for grid in GRIDS
+        for condition in grid["grid"]["conditions"].values()
+        for row in grid["grid"]["rows"].values()
+    ]
+    assert max(each["image-size"] for each in settings) == 16
+    assert max(each["num-clients"] for each in settings) == 8
+    assert {each["image-channels"] for each in settings} == {1}
+    assert {each["class-conditional"] for each in settings} == {False}
+
+
+@pytest.fixture
+def grid(tmp_path):
+    """Return a function that writes a grid of one row whose difference to the reference is given."""
+
+    def write(low, high, n=3):
+        difference = {"mean": (low + high) / 2, "low": low, "high": high, "n": n}
+        metrics = {"fd": {"mean": 5.0, "sd": 1.0, "n": n, "differences": {"base": difference}}}
+        plain = {"condition": "iid", "up_mb": 1.0}
+        results = {
+            "name": "toy",
+            "title": "",
+            "reference": "base",
+            "seeds": [0, 1, 2],
+            "match": "rounds",
+            "metrics": ["fd"],
+            "grid": {"base": {"dataset": "digits"}, "conditions": {"iid": {"partition": "iid"}}},
+            "settings": [
+                {"label": "base", **plain, "metrics": {"fd": {"mean": 6.0, "sd": 1.0, "n": n, "differences": {}}}},
+                {"label": "mine", **plain, "metrics": metrics},
+            ],
+        }
+        (tmp_path / "toy.json").write_text(json.dumps(results))
+        return section(tmp_path)
+
+    return write
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "says"),
+    [(-3.0, -1.0, "**lower**: `mine`"), (1.0, 3.0, "higher: `mine`"), (-1.0, 2.0, "no difference shown: `mine`")],
+)
+def test_a_statement_follows_from_the_interval(grid, low, high, says):
+    assert f"- iid: {says}." in grid(low, high)
+
+
+def test_two_seeds_allow_no_statement(grid):
+    text = grid(-3.0, -1.0, n=2)
+    assert "`mine`" not in text
+    assert "Grids without a statement" in text

@@ -1,0 +1,1 @@
+"""The documentation site: what `mkdocs` builds besides the pages of ``docs/``."""
