@@ -28,6 +28,11 @@ def round_sheet(folder: Path, server_round: int, name: str = "") -> Path:
     return folder / f"round-{server_round:04d}{name and '-'}{name}.png"
 
 
+def auxiliary_sheet(folder: Path, client: int) -> Path:
+    """Return the sheet of a client's images in the auxiliary set."""
+    return folder / f"client-{client:04d}.png"
+
+
 def save_rounds(folder: Path, about: str, name: str = "") -> None:
     """Write the strip over the rounds from the sheets in a folder.
 
@@ -112,7 +117,7 @@ def save_auxiliary_sheets(images: Tensor, clients: Sequence[int], folder: Path, 
             f"{run}, auxiliary set: {len(shown)} of the {len(rows)} images that the server generated from the "
             f"pretrained model of client {client}."
         )
-        save_sheet(images[shown], folder / f"client-{client:04d}.png", COLUMNS, Texts(caption))
+        save_sheet(images[shown], auxiliary_sheet(folder, client), COLUMNS, Texts(caption))
 
 
 def spread_out(count: int, most: int) -> list[int]:
