@@ -4,7 +4,7 @@ PYTHON ?= python3
 TORCH ?= torch==2.13.0
 BIN := $(VENV)/bin
 
-.PHONY: demo test check long lint audit bench mutants results-table docs tour
+.PHONY: demo test check long lint audit bench mutants results-table docs tour trackers
 
 demo: $(VENV)/.installed  ## FedDDPM on the embedded digits: about four minutes on 2 CPU cores
 	$(BIN)/fedddpm run
@@ -17,6 +17,10 @@ check: test  ## all that `test` runs, and the slow tests
 
 long: $(VENV)/.installed  ## slow tests that do not fit into the 25 minutes of CI
 	$(BIN)/python -m pytest -m long
+
+trackers: $(VENV)/.installed  ## the tests of all trackers' libraries, which it installs: about five minutes
+	$(BIN)/pip install --quiet -e ".[tensorboard,wandb,mlflow,trackio]"
+	$(BIN)/python -m pytest -m "slow or not slow" tests/tracking
 
 bench: $(VENV)/.installed  ## every benchmark in its short form; docs/performance.md has the results of the long form
 	for name in transport deployment train_step allocator sampling federation_overhead scale reliability secure_sum; do \

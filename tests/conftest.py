@@ -41,6 +41,7 @@ TINY: dict[str, Scalar] = {
     "eval-final-sampler-steps": 2,
     "node-timeout": 1.0,
     "max-round-retries": 0,
+    "tracker": "none",
 }
 
 

@@ -27,6 +27,7 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "data": GROUND | {"diffusion"},
     "evaluation": GROUND | {"diffusion", "training/task"},
     "recording": GROUND | {"diffusion", INTERNALS},
+    "tracking": GROUND | {"recording/directory", "recording/status"},
     "secure": GROUND | {INTERNALS},
     "federation": GROUND | {"diffusion/images", "secure", "training", "transport"},
     "client": GROUND | {"federation", "secure", "training", "transport"},
@@ -51,9 +52,10 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "experiment": GROUND | {"data", "diffusion", "evaluation", "federation", "recording", "training"},
     "experiment/task": GROUND | {"data", "diffusion", "evaluation", "training"},
     "experiment/evaluators": GROUND | {"data", "evaluation"},
-    "apps": GROUND | {"algorithms", "client", "data", "experiment", "federation", "recording"},
+    "apps": GROUND | {"algorithms", "client", "data", "experiment", "federation", "recording", "tracking"},
     "apps/server": GROUND
-    | {"algorithms", "apps", "audit/final", "data", "evaluation/metrics", "experiment", "federation", "recording"},
+    | {"algorithms", "apps", "audit/final", "data", "evaluation/metrics", "experiment", "federation", "recording"}
+    | {"tracking"},
     "export": GROUND
     | {"algorithms", "data/sources", "diffusion", "federation/description", "launch/flower_run", "recording"},
     "inprocess": GROUND | {"algorithms", "client", "federation", "training"},

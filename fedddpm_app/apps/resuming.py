@@ -19,12 +19,14 @@ from fedddpm_app.recording.directory import CLIENT_STATE, CONFIG, check_has_no_l
 from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.recording.recorder import STATS, RunRecorder
 from fedddpm_app.recording.status import COMPLETED, RUNNING, is_locked, read_status
+from fedddpm_app.tracking import start_tracking
 
 # Keys that change neither the weights nor the losses of the rounds that are done.
 MAY_CHANGE = (
     *("num-rounds", "resume", "resume-previous", "output-dir", "run-name", "state-dir", "cache-dir", "transport"),
     *("node-timeout", "round-timeout", "pretrain-timeout", "min-available-nodes", "min-replies", "max-round-retries"),
     *("checkpoint-every", "checkpoint-keep", "preview-", "eval-", "inception-weights", "memorization-", "membership-"),
+    *("tracker", "track-client-images"),
 )
 _MEASURING = ("eval-", "inception-weights", "memorization-")  # their values must be the same along a curve
 _NOT_MEASURING = ("eval-every", "eval-batch-size", "eval-final-")
@@ -60,12 +62,14 @@ def open_run(
     if not config.run.resume:
         recorder = RunRecorder(run_directory(config, base), cache_folder(config.data))
         recorder.write_config(run_config, run)
+        recorder.attach(start_tracking(config, run_config, recorder.directory, recorder.stats))
         return recorder, None
     directory = (base / Path(config.run.resume).expanduser()).resolve()
     checkpoint = find_resumable(directory, config, run_config)
     recorder = RunRecorder.resume(directory, checkpoint, cache_folder(config.data))
     with recorder:
         changed = recorder.add_to_config(run_config, run, checkpoint.server_round if checkpoint else None)
+        recorder.attach(start_tracking(config, run_config, directory, recorder.stats))
     if measured := [key for key in changed if key.startswith(_MEASURING) and not key.startswith(_NOT_MEASURING)]:
         text = "the metrics of the new rounds are measured with another %s: they do not continue the same curves"
         logger.warning(text, ", ".join(measured))

@@ -31,6 +31,7 @@ from fedddpm_app.recording.checkpoints import Checkpoint
 from fedddpm_app.recording.files import needing_room
 from fedddpm_app.recording.provenance import caller_directory
 from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.tracking import chosen_trackers
 from fedddpm_app.weights import snapshot
 
 
@@ -58,6 +59,7 @@ def _run(grid: Grid, context: Context) -> None:
     config = load_config(run_config)
     algorithm = get_algorithm(config)
     resolve_device(config.run.device)
+    chosen_trackers(config)  # which refuses a library that is not installed
     task = DiffusionTask(config)
     test_data = task.data.test
     evaluator = create_evaluator(config) if config.evaluation.measures_images else None

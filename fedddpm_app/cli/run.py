@@ -37,6 +37,7 @@ from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.log import RunLog
 from fedddpm_app.recording.status import COMPLETED as RUN_COMPLETED
 from fedddpm_app.recording.status import mark_interrupted, name_of_stop, read_status
+from fedddpm_app.tracking import chosen_trackers
 from fedddpm_app.training.acceleration import check_compiler
 
 
@@ -104,6 +105,7 @@ def _check_machine(config: Config, federation: dict[str, Scalar], engine: Engine
     preflight.check_temporary_folder()
     if engine is Engine.simulation:
         preflight.check_simulation(config, federation)
+    chosen_trackers(config)
     run, data = config.run, config.data
     output = output_folder(config, Path.cwd())
     preflight.check_folder(f'output-dir = "{run.output_dir}"', output, preflight.OUTPUT_MB)

@@ -19,7 +19,7 @@ ORIGIN = "origin.json"  # in the folder of a restored cell
 REFUSED = 2  # the exit code of a cell that could not start or continue
 # Keys that change neither the weights nor the metrics of a run.
 _NEUTRAL = (
-    *("output-dir", "run-name", "state-dir", "cache-dir", "resume", "transport", "checkpoint-", "preview-"),
+    *("output-dir", "run-name", "state-dir", "cache-dir", "resume", "transport", "checkpoint-", "preview-", "track"),
     *("node-timeout", "round-timeout", "pretrain-timeout", "min-available-nodes", "min-replies", "max-round-retries"),
 )
 

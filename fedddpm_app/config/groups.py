@@ -25,11 +25,15 @@ from fedddpm_app.config.pdfed import PDFedConfig
 from fedddpm_app.config.run import RunConfig
 from fedddpm_app.config.secure import SecureConfig
 from fedddpm_app.config.sharing import SharingConfig, checks_memorization
+from fedddpm_app.config.tracking import TrackingConfig
 from fedddpm_app.config.training import TrainingConfig
 from fedddpm_app.config.transport import TransportConfig
 from fedddpm_app.config.waiting import WaitingConfig
 
-_NOT_OF_TRAINING = ("run", "data", "sharing", "preview", "evaluation", "recording", "transport", "waiting", "admission")
+_NOT_OF_TRAINING = (
+    *("run", "data", "sharing", "preview", "evaluation", "recording", "tracking", "transport", "waiting"),
+    "admission",
+)
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,7 @@ class Config(Baselines):
     preview: PreviewConfig
     evaluation: EvaluationConfig
     recording: RecordingConfig
+    tracking: TrackingConfig
     dp: DPConfig
     client_dp: ClientDPConfig
     transport: TransportConfig

@@ -39,6 +39,7 @@ _NOT_WITH: _Conditions = types.MappingProxyType(  # key -> another key, and its 
         "beta-end": ("beta-schedule", ["squaredcos_cap_v2"]),
         "loss-weighting": ("prediction-type", ["epsilon"]),
         "eval-sampler": ("eval-images", [0]),
+        "track-client-images": ("tracker", ["none"]),
         "eval-sampler-steps": ("eval-images", [0]),
         "eval-final-sampler": ("eval-final-images", [0]),
         "eval-final-sampler-steps": ("eval-final-images", [0]),

@@ -240,7 +240,13 @@ class Monitor:
         known = self.task.data.has_train  # with sites, the server may have no images
         names = self.task.data.class_names if known else data.classes
         self.recorder.pictures.save_samples(
-            images, server_round, self._about_preview, labels=labels, class_names=names, name=name
+            images,
+            server_round,
+            self._about_preview,
+            of_clients=not self._is_global,
+            labels=labels,
+            class_names=names,
+            name=name,
         )
         return images
 

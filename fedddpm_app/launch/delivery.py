@@ -6,7 +6,8 @@ their SHA-256, and ``receiver`` assembles the files. The module imports only Flo
 the server's host may not have our packages.
 
 Only plain files with one name are sent. A link could lead to any file of the host, and is only named; so are sockets
-and pipes. Working files of a run, among them the clients' own models, never leave the host, and are not named.
+and pipes. Working files of a run, among them the clients' own models, and trackers' databases never leave the host, and
+are not named.
 """
 
 import base64
@@ -23,7 +24,7 @@ from flwr.app import Context
 from flwr.serverapp import Grid, ServerApp
 
 MARK = "[fedddpm-delivery]"
-WORKING_FOLDERS = ("scratch", "unfinished", "client-state")  # at the top of a run directory
+WORKING_FOLDERS = ("scratch", "unfinished", "client-state", "tracking")  # at the top of a run directory
 LOG = "log.txt"  # the receiver writes its own
 REPORT = "report.html"  # a page of another host could hold scripts; the receiver makes its own
 _WORKING_FILES = ("owner.lock", "reserve.bin", LOG, REPORT)

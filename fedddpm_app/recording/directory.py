@@ -10,6 +10,7 @@ from fedddpm_app.disk.private import check_owner, make_private, private_folder
 
 CONFIG = "config.json"
 CLIENT_STATE = "client-state"  # of the simulated clients of `fedddpm run`
+TRACKING = "tracking"  # the files of trackers
 
 
 def check_is_new(directory: Path) -> None:
@@ -69,8 +70,13 @@ def make_directory(directory: Path) -> bool:
 
 
 def check_has_no_links(directory: Path) -> None:
-    """Raise ``ConfigError`` if a run directory has links: a run writes to its files, and would write to others."""
-    link = next((path for path in directory.rglob("*") if path.is_symlink()), None)
+    """Raise ``ConfigError`` if a run directory has links: a run writes to its files, and would write to others.
+
+    Those that a library made among the trackers' files are removed with these files, before anything is written there.
+    """
+    of_trackers = directory / TRACKING
+    found = (path for path in directory.rglob("*") if path.is_symlink() and of_trackers not in path.parents)
+    link = next(found, None)
     if link is not None:
         raise ConfigError(f"resume: {link} is a link, and nothing is written through it: put what it leads to there.")
 

@@ -11,6 +11,7 @@ from fedddpm_app.recording.files import optional
 from fedddpm_app.recording.plots import plot_classes, plot_partition
 from fedddpm_app.recording.samples import (
     REAL_SHEET,
+    auxiliary_sheet,
     names_of,
     round_sheet,
     save_auxiliary_sheets,
@@ -20,6 +21,7 @@ from fedddpm_app.recording.samples import (
     save_samples,
 )
 from fedddpm_app.recording.sheets import save_pairs
+from fedddpm_app.recording.sink import Sink
 
 
 class RunPictures:
@@ -29,9 +31,15 @@ class RunPictures:
     ----------
     directory : Path
         The run directory; its name is part of the titles.
+
+    Attributes
+    ----------
+    sink : Sink or None
+        What also gets the sheets of images.
     """
 
     def __init__(self, directory: Path) -> None:
+        self.sink: Sink | None = None
         self._directory = directory
         self._plots = directory / "plots"
 
@@ -45,6 +53,8 @@ class RunPictures:
         folder = self._directory / "auxiliary"
         with optional(folder):
             save_auxiliary_sheets(data, clients, folder, self._directory.name, class_names)
+            for client in sorted(set(clients)):
+                self._pass_on(auxiliary_sheet(folder, client), f"auxiliary/client-{client:04d}", of_clients=True)
 
     def save_samples(
         self,
@@ -52,6 +62,7 @@ class RunPictures:
         server_round: int,
         about: str,
         *,
+        of_clients: bool,
         labels: Tensor | None = None,
         class_names: Sequence[str] = (),
         name: str = "",
@@ -59,12 +70,15 @@ class RunPictures:
         """Write a round's sheet of generated images, and the strip over the rounds.
 
         ``about`` is the part of the title about weights and sampler; ``name`` identifies one of several models.
+        ``of_clients``: the images are of clients' own models.
         """
         folder = self._directory / "samples"
         owner = f"{self._directory.name}{name and ', '}{name}"
         title = f"{owner}, round {server_round}: {about}"
         with optional(folder):
-            save_samples(images, round_sheet(folder, server_round, name), title, labels, class_names)
+            path = round_sheet(folder, server_round, name)
+            save_samples(images, path, title, labels, class_names)
+            self._pass_on(path, f"samples/{name or 'model'}", server_round, of_clients)
             save_rounds(folder, f"{owner}, {about}", name, names_of(labels, class_names))
 
     def save_real(self, data: ImageTensors, count: int, class_names: Sequence[str]) -> None:
@@ -79,7 +93,9 @@ class RunPictures:
         folder = self._directory / "samples"
         with optional(folder):
             title = f"{self._directory.name}, round {server_round}: {about}"
-            save_clients(images, round_sheet(folder, server_round, "clients"), title)
+            path = round_sheet(folder, server_round, "clients")
+            save_clients(images, path, title)
+            self._pass_on(path, "samples/clients", server_round, of_clients=True)
 
     def save_classes(self, metric: Mapping[str, object], class_names: Sequence[str], name: str = "") -> None:
         """Plot the classes of the metric ``class-tv``; ``name`` identifies the model if a run has several."""
@@ -95,6 +111,7 @@ class RunPictures:
         with optional(path):
             kind = "auxiliary set" if folder == "auxiliary" else f"final model{name and ' of '}{name}"
             save_pairs(generated, train, ratios, threshold, path, f"{self._directory.name}, {kind}")
+            self._pass_on(path, f"{folder}/{path.stem}", of_clients=True)  # it has training images
 
     def save_curves(self, stats: Sequence[Mapping[str, object]]) -> None:
         """Plot the losses and the metrics in the lines of ``stats.jsonl``."""
@@ -102,3 +119,8 @@ class RunPictures:
             if stats:
                 plot_losses(stats, self._plots / "losses.png", self._directory.name)
                 plot_metrics(stats, self._plots / "metrics.png", self._directory.name)
+
+    def _pass_on(self, path: Path, name: str, server_round: int | None = None, of_clients: bool = False) -> None:
+        """Give a sheet to the sink; without images, none was written."""
+        if self.sink is not None and path.is_file():
+            self.sink.picture(path, name, server_round=server_round, of_clients=of_clients)

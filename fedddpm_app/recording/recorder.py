@@ -6,7 +6,8 @@ final metrics), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``aux
 ``samples/round-0005.png``, ``samples/rounds.png``, ``checkpoints/round-0005/`` (see ``checkpoints``) and ``plots/``.
 ``unfinished/`` holds the pieces of a phase that is not finished, for a run that is resumed. ``security.jsonl`` says who
 joined, left and declined, and what was refused (``federation.security_log``); it is only appended to. In a deployment,
-``partitions.jsonl`` has the nodes that the partitions belong to (``federation.bindings``).
+``partitions.jsonl`` has the nodes that the partitions belong to (``federation.bindings``). ``tracking/`` has what
+trackers store.
 """
 
 import resource
@@ -31,11 +32,14 @@ from fedddpm_app.recording.files import append_line, keep_lines, read_lines, wri
 from fedddpm_app.recording.pictures import RunPictures
 from fedddpm_app.recording.provenance import describe_environment
 from fedddpm_app.recording.reading import read_object
+from fedddpm_app.recording.sink import Sink
 from fedddpm_app.recording.status import COMPLETED, FAILED, INTERRUPTED, name_of_stop
 from fedddpm_app.recording.status_file import StatusFile
 from fedddpm_app.weights import Weights
 
 STATS = "stats.jsonl"
+_SINK_SECONDS = 30.0  # for the sink at the end of a run, such as an upload
+_SINK_SECONDS_AT_STOP = 3.0  # where Flower ends the process soon
 
 
 class RunRecorder:
@@ -79,6 +83,7 @@ class RunRecorder:
         self.auxiliary_digest = ""
         self._run_config: dict[str, Scalar] = {}
         self.pictures = RunPictures(directory)
+        self._sink: Sink | None = None
         self._checkpoints = CheckpointWriter(directory)
         self._status = StatusFile(directory)
 
@@ -109,6 +114,10 @@ class RunRecorder:
     def __exit__(self, _: object, error: BaseException | None, *__: object) -> None:
         if error is not None:
             self.finish_after(error, {})
+
+    def attach(self, sink: Sink | None) -> None:
+        """Also give all further lines and pictures, and the summary, to a sink, if there is one."""
+        self._sink = self.pictures.sink = sink
 
     @property
     def scratch(self) -> Path:
@@ -154,6 +163,8 @@ class RunRecorder:
         line = {**stats, "mem/peak_rss_mb": _peak_rss_mb()}
         self.stats.append(line)
         append_line(self.directory / STATS, line)
+        if self._sink is not None:
+            self._sink.line(line)
 
     def append_to(self, name: str, entry: Mapping[str, object]) -> None:
         """Append an object to another file of the folder, with one JSON object per line."""
@@ -261,7 +272,11 @@ class RunRecorder:
             (self.directory / "scratch").rmdir()
         reasons = {"error": error, "stopped_by": stopped_by}
         summary = {"status": status, **metrics, "time/total_s": round(time.time() - self.began, 1)}
-        self._status.end(summary | {name: reason for name, reason in reasons.items() if reason}, releases)
+        try:
+            self._status.end(summary | {name: reason for name, reason in reasons.items() if reason}, releases)
+        finally:
+            if self._sink is not None:
+                self._sink.end(summary, _SINK_SECONDS if releases else _SINK_SECONDS_AT_STOP)
 
 
 def _peak_rss_mb() -> float:

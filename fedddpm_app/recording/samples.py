@@ -30,6 +30,11 @@ def round_sheet(folder: Path, server_round: int, name: str = "") -> Path:
     return folder / f"round-{server_round:04d}{name and '-'}{name}.png"
 
 
+def auxiliary_sheet(folder: Path, client: int) -> Path:
+    """Return the sheet of a client's images in the auxiliary set."""
+    return folder / f"client-{client:04d}.png"
+
+
 def save_rounds(folder: Path, about: str, name: str = "", classes: Sequence[str] = ()) -> None:
     """Write the strip over the rounds from the sheets in a folder.
 
@@ -178,7 +183,7 @@ def save_auxiliary_sheets(
             f"{_AUXILIARY_IMAGES if data.labels is None else f'{COLUMNS} in a row'} are shown."
         )
         empty = frozenset(k for k, row in enumerate(shown) if row < 0)
-        path = folder / f"client-{client:04d}.png"
+        path = auxiliary_sheet(folder, client)
         save_sheet(data.images[shown], path, COLUMNS, Texts(title, labels, empty=empty))
 
 

@@ -221,6 +221,8 @@ ELSEWHERE = {
     "secure-threshold": "tests/federation/test_secure_rounds",
     "max-round-retries": "tests/faults/test_quorum",
     "checkpoint-keep": "tests/faults/test_resume",
+    "tracker": "where, not what: tests/tracking",
+    "track-client-images": "where, not what: tests/tracking",
     "resume": "tests/faults/test_resume",
     "resume-previous": "tests/faults/test_resume",
 }

@@ -95,7 +95,7 @@ def settings(run_config, places):
     """A run whose clients keep states, and that generates D_aux from their own models."""
     folders = {"output-dir": str(places["RUN"].parent), "run-name": "run", "state-dir": str(places["STATE"])}
     folders["cache-dir"] = str(places["CACHE"])
-    return run_config | folders | {"wire-dtype": "int8-delta", "num-clients": 2, "num-rounds": 1}
+    return run_config | folders | {"wire-dtype": "int8-delta", "num-clients": 2, "num-rounds": 1, "tracker": "auto"}
 
 
 @pytest.mark.slow

@@ -63,7 +63,7 @@ def test_a_run_directory_gives_out_only_the_files_of_the_run(tmp_path, fetch):
     secret.write_text("secret")
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "ca.key").write_text("secret")
-    for folder in ("scratch", "unfinished", "samples", "client-state"):
+    for folder in ("scratch", "unfinished", "samples", "client-state", "tracking"):
         (run / folder).mkdir(parents=True)
         (run / folder / "file").write_text(folder)
     (run / "config.json").write_text(ABOUT)
@@ -96,7 +96,7 @@ def test_a_link_to_a_run_directory_is_not_a_run_directory(tmp_path):
 @pytest.mark.parametrize(
     "name",
     ["a\x1b[2Jb", "a\nb", "a\u202eb", ".git/config", "a/.envrc", "log.txt", "LOG.TXT", "scratch/x", "unfinished/x",
-     "/".join("a" * 99), "a" * 300, "x.py", "plots/pyproject.toml",
+     "tracking/x", "/".join("a" * 99), "a" * 300, "x.py", "plots/pyproject.toml",
      "x.so.1", "x.dylib", "a.pyw", "x.py.bak", "run.sh", "Makefile", "plots/GNUmakefile", "setup.cfg", "a.ipynb"],
 )  # fmt: skip
 def test_a_name_that_a_run_does_not_have_is_refused(fetch, tmp_path, name):
