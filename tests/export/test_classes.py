@@ -19,6 +19,7 @@ from diffusers import DDIMScheduler
 from safetensors.torch import save_file
 from fedddpm_app import ClassConditionalPipeline
 
+torch.set_num_threads(1)
 pipeline = ClassConditionalPipeline.from_pretrained(sys.argv[1])
 pipeline.scheduler = DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing="trailing")
 labels = torch.arange(200) % 10
