@@ -85,7 +85,7 @@ def test_the_pipeline_draws_images_in_another_process(shared_run):
 
 
 def test_a_conditional_pipeline_draws_the_classes_asked_for(shared_run, tmp_path):
-    """As the README says: diffusers' own call has no place for labels, the saved model and scheduler have."""
+    """Also where diffusers' own class, whose call has no place for labels, loads the folder."""
     run = shared_run(class_conditional=True, num_rounds=1)
     options = ["--num-images", "12", "--sampler", "ddim", "--steps", "2", "--out", str(tmp_path / "sheet.png")]
     drawn = CliRunner().invoke(cli, ["sample", str(run.path), *options])

@@ -89,6 +89,7 @@ def test_a_conditional_model_draws_the_runs_images_of_the_classes_asked_for(expo
     assert torch.equal((images * 255).round().to(torch.uint8), expected)
 
 
+@pytest.mark.slow
 def test_the_conditional_pipeline_loads_in_a_plain_process(exported):
     _, folder = exported(**GUIDED)
     code = (
