@@ -34,7 +34,7 @@ results-table: $(VENV)/.installed  ## the tables of the README and of docs/which
 docs: $(VENV)/.installed  ## the documentation site, into site/; every warning, such as a dead link, is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
-tour: $(VENV)/.installed  ## run examples/tour.ipynb, and store its outputs in it: about five minutes on 2 CPU cores
+tour: $(VENV)/.installed  ## run examples/tour.ipynb, and store its outputs in it
 	$(BIN)/python -m website.tour
 
 mutants: $(VENV)/.installed  ## mutation testing of the numerics: about 40 minutes; tests/mutants.json has the verdicts

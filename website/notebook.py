@@ -7,7 +7,7 @@ import nbformat
 from website.repository import NOTEBOOK, ROOT, UNDER
 
 DOWNLOAD = f"{UNDER}/{NOTEBOOK}"
-_OPENING = f"[Download the notebook]({DOWNLOAD}). The outputs below are those of two CPU cores."
+_OPENING = f"[Download the notebook]({DOWNLOAD}). The outputs below are those of two CPU cores that other work shared."
 
 
 def as_markdown() -> str:

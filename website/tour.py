@@ -12,6 +12,7 @@ from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError
 
 from website.repository import NOTEBOOK, ROOT
 
@@ -30,8 +31,20 @@ def execute(folder: Path) -> Any:
     client = NotebookClient(
         notebook, timeout=60 * _MINUTES, record_timing=False, resources={"metadata": {"path": str(folder)}}
     )
-    client.execute(env=os.environ | {"PYTHONPATH": str(ROOT)})
+    try:
+        client.execute(env=os.environ | {"PYTHONPATH": str(ROOT), "XDG_CACHE_HOME": str(_private(folder / "cache"))})
+    except CellExecutionError as error:
+        for cell in notebook.cells:
+            for output in cell.get("outputs", []):
+                error.add_note(output.get("data", {}).get("text/plain", ""))
+        raise
     return notebook
+
+
+def _private(folder: Path) -> Path:
+    """Return a new folder of this user alone, so that a run has no note on the caches of this machine."""
+    folder.mkdir(mode=0o700)
+    return folder
 
 
 def without_places(notebook: Any, folder: Path) -> Any:

@@ -60,6 +60,7 @@ class RunView:
         self._starting = starting
         self.console = console
         self._failed = False
+        self._last_text: str | None = None  # above bars, a repetition says nothing new
         self._clock = clock
         self._first: tuple[float, int] | None = None  # start time of the rate, and the steps done by then
         self._done: dict[tuple[str, int | None, int | None], int] = {}
@@ -93,8 +94,9 @@ class RunView:
         if event is None:
             text = parse_note(line) or (line if _is_noteworthy(line) and not self._failed else None)
             self._failed = self._failed or line.startswith(_RUN_FAILED)
-            if text is not None:
+            if text is not None and not (self._bars.is_shown and text == self._last_text):
                 self.console.print(text, soft_wrap=True)
+            self._last_text = text or self._last_text
             return
         if event.loss is not None:  # optimiser steps, not images
             self._done[event.phase, event.server_round, event.client] = event.step
@@ -137,7 +139,7 @@ class RunView:
             self._tasks[key] = self._bars.add_task("", total=event.steps, loss="")
         loss = f"loss {event.loss:.4f}" if event.loss is not None else ""
         description = f"{round_prefix}{event.phase} {worker}"
-        self._bars.update(self._tasks[key], completed=event.step, description=description, loss=loss)
+        self._bars.update(self._tasks[key], completed=event.step, total=event.steps, description=description, loss=loss)
         self._bars.update(self._run_task, description="run", completed=self._steps_done(), total=self.total_steps)
 
     def _steps_done(self) -> int:
