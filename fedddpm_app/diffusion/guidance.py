@@ -40,6 +40,11 @@ class Guidance:
     scale: float
     null_class: int
 
+    @property
+    def mixes(self) -> bool:
+        """Whether the output is one that the model does not give by itself."""
+        return self.scale not in (0, 1)
+
     def combine(self, output: Callable[[Tensor], Tensor], labels: Tensor) -> Tensor:
         """Return the guided output of a model.
 

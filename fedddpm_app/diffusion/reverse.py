@@ -27,6 +27,9 @@ def denoise(
 ) -> Tensor:
     """Return images, float32 of shape (B, C, H, W), about in [-1, 1].
 
+    Guidance leads to many images outside of [-1, 1], which samplers clip. DDIM then also takes the noise that belongs
+    to the clipped image: with the model's noise beside a clipped image, x_t would lose its variance.
+
     Parameters
     ----------
     model : nn.Module
@@ -52,7 +55,8 @@ def denoise(
     model.eval()
     x_t: Tensor = noise * scheduler.init_noise_sigma
     taken = inspect.signature(scheduler.step).parameters
-    options = {name: value for name, value in (("generator", generator), ("eta", eta)) if name in taken and value}
+    wanted = {"generator": generator, "eta": eta, "use_clipped_model_output": guidance is not None and guidance.mixes}
+    options = {name: value for name, value in wanted.items() if name in taken and value}
     for t in progress(scheduler.timesteps):
         x_in, t_model = scheduler.scale_model_input(x_t, t).to(dtype), t.to(device).expand(len(x_t))
 

@@ -1,9 +1,11 @@
 """Classifier-free guidance: class dropout in training, the scale in sampling."""
 
+import inspect
 import re
 
 import pytest
 import torch
+from diffusers import DDIMScheduler
 from torch import nn
 from typer.testing import CliRunner
 
@@ -85,6 +87,22 @@ def test_scale_1_is_the_conditional_and_scale_0_the_unconditional_model_with_one
     assert torch.equal(found["one"], found["conditional"])
     assert torch.equal(found["zero"], found["unconditional"])
     assert not torch.equal(found["one"], found["zero"])
+
+
+@pytest.mark.parametrize(("scale", "corrected"), [(0.0, False), (1.0, False), (2.0, True)])
+def test_guided_ddim_takes_the_noise_of_the_clipped_image(config, monkeypatch, scale, corrected):
+    """And the models alone are sampled as without guidance, bit for bit."""
+    step, given = DDIMScheduler.step, []
+
+    def watched(self, *arguments, use_clipped_model_output=False, **options):
+        given.append(use_clipped_model_output)
+        return step(self, *arguments, use_clipped_model_output=use_clipped_model_output, **options)
+
+    watched.__signature__ = inspect.signature(step)
+    monkeypatch.setattr(DDIMScheduler, "step", watched)
+    scheduler = gaussian_scheduler(config)
+    draw(Classes(scheduler), scheduler, Guidance(scale, NULL), count=2)
+    assert given == [corrected] * 50
 
 
 def test_labels_are_dropped_with_their_probability_and_independently():
