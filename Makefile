@@ -18,7 +18,7 @@ check: test  ## all that `test` runs, and the slow tests
 long: $(VENV)/.installed  ## slow tests that do not fit into the 25 minutes of CI
 	$(BIN)/python -m pytest -m long
 
-trackers: $(VENV)/.installed  ## the tests of all trackers' libraries, which it installs: about five minutes
+trackers: $(VENV)/.installed  ## the tests of all trackers' libraries, which it installs: about two minutes
 	$(BIN)/pip install --quiet -e ".[tensorboard,wandb,mlflow,trackio]"
 	$(BIN)/python -m pytest -m "slow or not slow" tests/tracking
 

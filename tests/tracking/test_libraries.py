@@ -185,13 +185,15 @@ def test_the_lines_are_on_the_disk_while_the_run_goes_on_and_when_it_is_killed(l
     assert status == []
 
 
-def test_a_run_of_the_app_reads_back(library, run_config):
+def test_a_run_of_the_app_that_gets_another_round_reads_back(library, run_config):
     """All lines of FedDDPM with metrics, as its clients and its server write them."""
     settings = {"tracker": library, "eval-images": 20, "eval-final-images": 30, "num-rounds": 1}
     settings |= {"num-clients": 2, "eval-extractor": "pixels-pca"}
-    assert in_child(lambda: run_of(run_config, settings)) == 0
-    run = RunDirectory(Path(run_config["output-dir"]) / run_config["run-name"])
+    path = Path(run_config["output-dir"]) / run_config["run-name"]
+    for more in ({}, {"num-rounds": 2, "resume": str(path)}):
+        assert in_child(lambda more=more: run_of(run_config, settings | more)) == 0
+    run = RunDirectory(path)
     points, pictures, status = read(library, run.path)
     assert points == expected(library, run.stats, run.summary)
     assert {"eval/loss", "eval/fd-pixels-pca", "pretrain/comm/up_mb", "summary/memorized-share"} <= points.keys()
-    assert (pictures, status) == ({"samples/model": [1]}, ["completed"])
+    assert (pictures, status) == ({"samples/model": [1, 2]}, ["completed"])
