@@ -48,6 +48,12 @@ _OBJECTS = {
         ["simulate"],
         [],
     ),
+    "pipelines": (
+        "Pipelines",
+        "Models that generate images of given classes. [Sharing a model](../export.md) has examples.",
+        ["ClassConditionalPipeline"],
+        [],
+    ),
     "ports": (
         "What a strategy stands on",
         "The interfaces that a strategy gets: a learning task, its data, and a recorder. These modules may change "

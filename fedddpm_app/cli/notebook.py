@@ -1,6 +1,7 @@
 """The command in a notebook: ``%fedddpm run ...``, with bars and tables that fit there."""
 
 import shlex
+import warnings
 from typing import Any
 
 from fedddpm_app.cli.commands import app
@@ -8,6 +9,7 @@ from fedddpm_app.cli.commands import app
 
 def register(shell: Any) -> None:
     """Register the line magic ``%fedddpm`` with an IPython shell."""
+    warnings.filterwarnings("ignore", message="IProgress not found")  # tqdm's bars are not shown
     shell.register_magic_function(run_line, "line", "fedddpm")
 
 
