@@ -47,7 +47,7 @@ def agreement(folder, file, scales, cache_dir):
 @pytest.mark.slow
 @pytest.mark.long
 def test_the_classes_asked_for_are_drawn(tmp_path, cache_dir):
-    """One model of all digits, trained for 1,500 steps: about two minutes on a CPU core."""
+    """One model of all digits, trained for 1,500 steps: 75 s of a CPU core."""
     places = {"output-dir": str(tmp_path), "run-name": "run", "cache-dir": str(cache_dir)}
     measured = {"eval-images": 0, "eval-final-images": 0, "eval-every": 0, "preview-every": 0}
     trained = {"algorithm": "fedavg", "partition": "iid", "num-rounds": 1, "local-steps": 1500, "num-clients": 2}
