@@ -19,7 +19,7 @@ _COPIES = "memorized-share"
 
 def privacy_notes(run: ExportedRun, client: str) -> list[str]:
     """Return the sentences of a card; ``client`` names the client whose own model is exported, if it is one's."""
-    config, name = run.config, run.config.run.algorithm
+    config = run.config
     notes = [
         "The clients were nodes of a deployment, each with its own images."
         if run.is_deployed
@@ -28,10 +28,7 @@ def privacy_notes(run: ExportedRun, client: str) -> list[str]:
     ]
     if client:
         notes.append("This is the model of one client, which was not averaged with those of the others.")
-    if name in REGISTRY:
-        notes += _seen(REGISTRY[name], config)
-    else:
-        notes.append("The algorithm is not one of the package: its own code says what clients send.")
+    notes += who_saw_what(config)
     notes += [
         f"Differential privacy {_PHASES[phase]}: epsilon = {epsilon:.4g} at delta = {delta:.3g}."
         for phase, (epsilon, delta) in run.epsilons.items()
@@ -43,13 +40,22 @@ def privacy_notes(run: ExportedRun, client: str) -> list[str]:
     return [*notes, *_measured(run.metrics, client)]
 
 
+def who_saw_what(config: Config) -> list[str]:
+    """Return sentences about what left the clients in a run, as docs/privacy.md has it."""
+    name = config.run.algorithm
+    if name not in REGISTRY:
+        return ["The algorithm is not one of the package: its own code says what clients send."]
+    return _seen(REGISTRY[name], config)
+
+
 def _seen(kind: type[AlgorithmDescription], config: Config) -> list[str]:
-    """Return who saw what, as docs/privacy.md has it."""
     notes, name = [], config.run.algorithm
     if name == "centralized":
         return ["All images were read in one place: this training keeps nothing private."]
     if name == "pdfed":
         return ["A relay saw all models, samples and votes; each peer saw samples of all, and models of others."]
+    if name == "mixture":
+        return ["The server got each client's own model, which was trained on that client's images."]
     if name == "local-only":
         return ["Clients exchanged nothing in training; the server got their models to evaluate them."]
     if name == "feddiffuse":
@@ -73,9 +79,9 @@ def _measured(metrics: list[MetricRow], client: str) -> list[str]:
     """Return what the run found out about copies and membership."""
     by_name = {metric.name: metric for metric in metrics}
     copies, notes = by_name.get(_COPIES), []
-    value = copies.by_client.get(client, copies.value) if copies else math.nan
+    value = _of_model(copies, client) if copies else math.nan
     if copies is None or math.isnan(value):
-        notes.append("The run did not look for copies of training images.")
+        notes.append("The run did not look for copies of training images among images of this model.")
     else:
         above = " This is above the floor: look at the images before you share the model." * (value > copies.floor)
         notes.append(
@@ -83,7 +89,13 @@ def _measured(metrics: list[MetricRow], client: str) -> list[str]:
             f"{copies.reference_n:,} training images; of real images it is {copies.floor:.2%}.{above}"
         )
     attack = by_name.get("membership-final")
-    if attack is not None and not math.isnan(attack.value):
-        notes.append(f"Membership inference on the model has an AUC of {attack.value:.3f}; 0.5 is a guess.")
+    auc = _of_model(attack, client) if attack else math.nan
+    if not math.isnan(auc):
+        notes.append(f"Membership inference on the model has an AUC of {auc:.3f}; 0.5 is a guess.")
     notes.append("A low share of near copies is no proof: other attacks may find out more about the training images.")
     return notes
+
+
+def _of_model(metric: MetricRow, client: str) -> float:
+    """Return the value of the exported model; NaN if the run measured only that of all clients' models together."""
+    return metric.by_client.get(client, math.nan) if client else metric.value

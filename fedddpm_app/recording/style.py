@@ -6,6 +6,7 @@ become an empty box: see ``printable``.
 
 import functools
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -128,7 +129,8 @@ def class_labels(class_names: Sequence[str], count: int) -> list[str]:
     """
     given = [printable(class_names[k]) if k < len(class_names) else str(k) for k in range(count)]
     names = [f"#{k}" if name is None else name for k, name in enumerate(given)]
-    return [f"{name} #{k}" if names.count(name) > 1 else name for k, name in enumerate(names)]
+    times = Counter(names)
+    return [f"{name} #{k}" if times[name] > 1 else name for k, name in enumerate(names)]
 
 
 def font_file(text: str) -> str:

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import groupby
+from itertools import accumulate, groupby
 from typing import Any, ClassVar
 
 from fedddpm_app.config import one_line
@@ -10,6 +10,7 @@ from fedddpm_app.limits import LONGEST_TEXT
 
 _WORDS = frozenset("{[\"'`")  # how a quoted text or an object begins
 MAX_ROWS = 1_000  # of a table: more make the file large, and nobody reads them
+_MARKUP = 20  # characters around a cell
 
 
 @dataclass(frozen=True)
@@ -31,23 +32,25 @@ class Facts:
 
 @dataclass(frozen=True)
 class Table:
-    """A table of texts; one with ``folded`` is closed at first."""
+    """A table of texts; one with ``folded`` is closed at first, and ``most`` is the limit of its characters."""
 
     kind: ClassVar[str] = "table"
     headings: Sequence[str]
     rows: Sequence[Sequence[str]]
     caption: str = ""
     folded: bool = False
+    most: int = 200_000
 
     @property
     def shown(self) -> Sequence[Sequence[str]]:
-        """The first rows, at most ``MAX_ROWS``."""
-        return self.rows[:MAX_ROWS]
+        """The first rows, at most ``MAX_ROWS`` and ``most`` characters."""
+        sizes = accumulate(sum(map(len, row)) + _MARKUP * len(row) for row in self.rows[:MAX_ROWS])
+        return self.rows[: sum(size <= self.most for size in sizes)]
 
     @property
     def texts(self) -> list[bool]:
         """Whether each column has words, which begin at the left; numbers end at the right."""
-        columns = list(zip(*self.shown, strict=True))
+        columns = list(zip(*self.shown, strict=True)) or [()] * len(self.headings)
         return [any(item[:1].isalpha() or item[:1] in _WORDS for item in column if item) for column in columns]
 
     @property

@@ -22,6 +22,7 @@ _CHANGING = {  # the colours that are too dark for a dark page
 }
 _HEIGHT, _SMALL_HEIGHT = 280, 190
 _DASHES: Mapping[str, list[int]] = {"-": [1, 0], "--": [6, 4], ":": [2, 3], "-.": [6, 3, 2, 3]}
+_FEW_ROUNDS = 8
 _MANY = 60  # points of a line: with more, only those under the pointer are marked
 Row = Mapping[str, Any]
 
@@ -68,7 +69,12 @@ def over_rounds(
         **({"domain": limits} if limits else {}),
     )
     base = alt.Chart(alt.Data(values=list(rows))).encode(
-        x=alt.X("round:Q", title="round", axis=_rounds_axis(), scale=alt.Scale(zero=False, nice=False, padding=8)),
+        x=alt.X(
+            "round:Q",
+            title="round",
+            axis=_rounds_axis([row["round"] for row in rows]),
+            scale=alt.Scale(zero=False, nice=False, padding=8),
+        ),
         y=alt.Y("value:Q", title=unit, scale=scale),
         color=alt.Color("series:N", scale=_colours(names, looks), legend=_legend(names)),
         tooltip=_tips("series:N", "value:Q", "round:Q", "steps:Q", "mb:Q"),
@@ -218,8 +224,11 @@ def _legend(names: Sequence[str], symbol: str = "stroke") -> alt.Legend | None:
     return alt.Legend(title=None, orient="bottom", columns=2, labelLimit=260, symbolType=symbol, symbolOpacity=1)
 
 
-def _rounds_axis() -> alt.Axis:
-    return alt.Axis(tickMinStep=1, format="~s", labelOverlap=True)
+def _rounds_axis(rounds: Sequence[float]) -> alt.Axis:
+    """Return an axis with whole numbers: Vega divides one of few rounds into halves."""
+    first, last = int(min(rounds, default=0)), int(max(rounds, default=0))
+    few = {"values": list(range(first, last + 1))} if last - first < _FEW_ROUNDS else {}
+    return alt.Axis(tickMinStep=1, format="~s", labelOverlap=True, **few)
 
 
 def _tips(*fields: str) -> list[alt.Tooltip]:

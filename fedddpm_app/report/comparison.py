@@ -9,7 +9,6 @@ from fedddpm_app.compare.cells import Line
 from fedddpm_app.compare.history import AXES, History, averaged, read_history
 from fedddpm_app.compare.looks import Results, looks_of, values_of
 from fedddpm_app.compare.notes import cell_name, clients_left_out, cost_note, measured_note
-from fedddpm_app.compare.places import without_places
 from fedddpm_app.compare.plan import RESULTS
 from fedddpm_app.compare.plots import limits_of
 from fedddpm_app.compare.publish import origin_of
@@ -21,9 +20,11 @@ from fedddpm_app.recording.status import COMPLETED, is_locked
 from fedddpm_app.report.blocks import Chart, Facts, Page, Picture, Section, Table, Text, cell
 from fedddpm_app.report.charts import intervals, is_wide, over_rounds, scatter
 from fedddpm_app.report.pictures import Pictures
-from fedddpm_app.report.reading import as_json
+from fedddpm_app.report.reading import as_json, thinned, usable
 
 _SAMPLES = "samples-*.png"
+_MOST_SHEETS = 20
+_MOST_POINTS = 3_000  # of all curves together; each has some 200 characters, in the plot and in its table
 
 
 def comparison_page(folder: Path, *, refresh: int = 0) -> Page:
@@ -43,7 +44,7 @@ def comparison_page(folder: Path, *, refresh: int = 0) -> Page:
     """
     path = folder / RESULTS
     try:
-        results: dict[str, Any] = without_places(read_object(path))
+        results: dict[str, Any] = usable(read_object(path))
         return _page(folder, results, refresh)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise ConfigError(
@@ -137,11 +138,11 @@ def _curves(folder: Path, results: Results, metrics: list[str]) -> list[Chart]:
     """Return the metrics over the rounds of each condition, the mean over the seeds that are on this disk."""
     charts = []
     looks = {label: (look.color, look.linestyle) for label, look in looks_of(results).items()}
+    most = max(20, _MOST_POINTS // max(1, len(looks) * len(metrics) * len(conditions_of(results))))
     for metric in metrics:
         for condition in conditions_of(results):
-            rows = [
-                row for label in looks for row in _curve(label, _histories(folder, results, label, condition, metric))
-            ]
+            curves = [_curve(label, _histories(folder, results, label, condition, metric)) for label in looks]
+            rows = [row for curve in curves for row in thinned(curve, most)]
             if not rows:
                 continue
             keys = (*AXES, "value", "low", "high")
@@ -204,9 +205,9 @@ def _trade_off(results: Results) -> list[Chart]:
 
 
 def _samples(folder: Path) -> list[Picture | Text]:
-    pictures = Pictures()
+    pictures = Pictures(folder)
     found: list[Picture | Text] = []
-    for path in sorted(folder.glob(_SAMPLES)):
+    for path in sorted(folder.glob(_SAMPLES))[:_MOST_SHEETS]:
         name = path.stem.removeprefix("samples-")
         found += pictures.read(
             path, name, f"Images of each row's final model, {name}; a row per row of the grid.", wide=True

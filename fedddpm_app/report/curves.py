@@ -11,7 +11,8 @@ from fedddpm_app.report.charts import bars, is_wide, over_rounds
 from fedddpm_app.report.reading import Line, StoredRun, is_count, metrics_in, thinned
 
 _PLACES = ("round", "gradient steps", "MB exchanged")
-_MAX_CLASSES, _FEW_CLASSES = 200, 12
+_MOST_LABELS, _MAX_CLASSES, _FEW_CLASSES = 4_000, 200, 12  # of the table; of the plot; of a small plot
+_FEW_CLIENTS = 10  # whose table is open
 _LOSS_UNIT = "mean squared error per pixel"
 
 
@@ -126,7 +127,22 @@ def final_metrics(run: StoredRun) -> list[Table | Text]:
             notes.setdefault(cell(metric["note"]), []).append(metric["name"])
     explained = [f"{', '.join(names)}: {note}" for note, names in notes.items()]
     floor = "The floor is the same metric of equally many real images, which a perfect generator reaches."
-    return [Table(headings, rows, "Final model"), Text([floor, *explained])]
+    return [Table(headings, rows, "Final model"), *_of_clients(run.metrics), Text([floor, *explained])]
+
+
+def _of_clients(metrics: Sequence[Mapping[str, Any]]) -> list[Table | Text]:
+    """Return the values of the clients' own models, of a run without a global model."""
+    of_clients = {
+        metric["name"]: dict(zip(map(cell, metric["client_names"]), metric["clients"], strict=False))
+        for metric in metrics
+        if isinstance(metric.get("clients"), list) and isinstance(metric.get("client_names"), list)
+    }
+    names = list(dict.fromkeys(name for values in of_clients.values() for name in values))
+    if not names:
+        return []
+    body = [[name, *(cell(values.get(name)) for values in of_clients.values())] for name in names]
+    note = "There is no global model: a value is the mean over the clients' own models, and its ± their deviation."
+    return [Text([note]), Table(["", *of_clients], body, "Each client's own model", folded=len(names) > _FEW_CLIENTS)]
 
 
 def classes(run: StoredRun) -> list[Chart]:
@@ -136,7 +152,7 @@ def classes(run: StoredRun) -> list[Chart]:
     shares: dict[str, Any] = {name: counts.get(name) for name in ("generated", "real")}
     if not all(isinstance(each, list) and each and all(map(is_count, each)) for each in shares.values()):
         return []
-    size = min(len(each) for each in shares.values())
+    size = min(_MOST_LABELS, *(len(each) for each in shares.values()))
     row = next((line.row for line in run.lines if line.row.get("phase") == "data"), {})
     given = row.get("data/classes")
     names = class_labels(given if isinstance(given, list) and all(isinstance(n, str) for n in given) else [], size)

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import Any
 
+from fedddpm_app.config import ConfigError, default_run_config, known_keys, load_config
+from fedddpm_app.export.privacy import who_saw_what
 from fedddpm_app.recording.curves import LOSSES
 from fedddpm_app.recording.style import CLIENTS
 from fedddpm_app.report.blocks import Chart, Table, Text, cell
@@ -93,23 +95,20 @@ def privacy(run: StoredRun) -> list[Chart | Table | Text]:
     """Return the budgets, the shares of copies, what was masked, and the findings of an audit."""
     keys = list(dict.fromkeys(key for line in run.lines for key in line.row if any(part in key for part in _PRIVATE)))
     known = [line for line in run.lines if any(key in line.row for key in keys)]
-    blocks: list[Chart | Table | Text] = [Text([_sharing(run)])] if run.config else []
+    blocks: list[Chart | Table | Text] = [Text(_sharing(run))] if run.config else []
     if keys:
         body = [[line.name, *(cell(line.row.get(key)) for key in keys)] for line in known]
         blocks.append(Table(["", *keys], body, "Guarantees and checks, per phase and round"))
     return [*blocks, *_audit(run.audit)]
 
 
-def _sharing(run: StoredRun) -> str:
-    """Return what left the clients, in a sentence."""
-    phases = {line.row.get("phase") for line in run.lines}
-    masked = run.config.get("secure-aggregation") is True
-    rounds = "only sums of masked updates reached the server" if masked else "each client's update reached the server"
-    if "pretrain" not in phases:
-        return f"In the rounds, {rounds}."
-    images = run.config.get("auxiliary-sharing") == "images"
-    shared = "images that its own model generated" if images else "its own pretrained model"
-    return f"For D_aux, each client sent {shared}. In the rounds, {rounds}."
+def _sharing(run: StoredRun) -> list[str]:
+    """Return what left the clients, in sentences; it follows from the config, which may be that of another version."""
+    given = {key: value for key, value in run.config.items() if key in known_keys()}
+    try:
+        return who_saw_what(load_config(default_run_config() | given))
+    except (ConfigError, TypeError):
+        return ["The config is not one of this version: docs/privacy.md says what leaves the clients of an algorithm."]
 
 
 def _audit(audit: dict[str, Any]) -> list[Chart | Table | Text]:

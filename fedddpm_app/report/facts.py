@@ -35,14 +35,14 @@ def holders(run: StoredRun) -> list[Chart | Text]:
         return [Text(["The clients' images are not recorded."])]
     table_of: Any = counts if _is_table(counts, len(sizes)) else [[size] for size in sizes]
     classes = len(table_of[0])
-    has_names = isinstance(given, list) and all(isinstance(name, str) for name in given)
-    names = class_labels(given, classes) if has_names and given else ["images"] * classes
     total = f"{sum(sizes):,} training images on {len(sizes):,} clients"
     unassigned = row.get("data/num_unassigned") or 0
     rest = f" {cell(unassigned)} images belong to no client." if unassigned else ""
     about = f"{total}.{rest}"
     if len(sizes) * classes > _MAX_CELLS:
         return [_sizes(sizes, about)]
+    has_names = isinstance(given, list) and all(isinstance(name, str) for name in given)
+    names = class_labels(given, classes) if has_names and given else ["images"] * classes
     return [_map(table_of, sizes, names, about)]
 
 

@@ -21,7 +21,7 @@
     const changed = {};
     for (const [key, item] of Object.entries(value)) {
       const moves = key === "x" && item && item.field === "round";
-      const axis = moves && item.axis ? { axis: { ...item.axis, ...(field === "round" ? {} : { tickMinStep: null }) } } : {};
+      const axis = moves && item.axis ? { axis: { ...item.axis, ...(field === "round" ? {} : { tickMinStep: null, values: null }) } } : {};
       const title = moves && "title" in item ? { title: titles[field] } : {};
       changed[key] = moves ? { ...item, field, ...axis, ...title } : key === "data" ? item : along(item, field);
     }

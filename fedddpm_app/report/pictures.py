@@ -9,13 +9,18 @@ from PIL import Image
 from fedddpm_app import limits
 from fedddpm_app.report.blocks import Picture
 
-_TOTAL_BYTES = 3_000_000  # of all pictures: base64 makes four thirds of it, and a page has at most 5 MB
+_TOTAL_BYTES = 2_000_000  # of all pictures: base64 makes four thirds of it, and the library and values take the rest
 _ONE_BYTES = 600_000
 _LARGEST_SIDE = 1600  # pixels: of a tall strip, or of a screen
 
 
 class Pictures:
-    """Reads pictures as long as there is room for them.
+    """Reads pictures of a folder as long as there is room for them.
+
+    Parameters
+    ----------
+    folder : Path
+        The run directory or comparison; a link that leads out of it is not read, as it may come from somewhere else.
 
     Attributes
     ----------
@@ -23,13 +28,17 @@ class Pictures:
         The names of the pictures that are not shown, with the reason.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder.resolve()
         self._left = _TOTAL_BYTES
         self.left_out: list[str] = []
 
     def read(self, path: Path, title: str, alt: str, *, wide: bool = False) -> list[Picture]:
         """Return the picture in a PNG; nothing without the file, or if it is damaged or there is no room."""
         if not path.is_file():
+            return []
+        if not path.resolve().is_relative_to(self._folder):
+            self.left_out.append(f"{path.name} is a link to another folder")
             return []
         try:
             data, kind, (width, height) = _encoded(path)

@@ -23,6 +23,7 @@ MAX_POINTS = 500  # of a line; a longer one is thinned out
 _WARNINGS = ("WARNING", "ERROR")
 _MAX_WARNINGS = 100
 AUDIT = "audit.json"
+_DEEPEST = 20  # lists and objects in each other; a run has at most 5
 T = TypeVar("T")
 
 
@@ -69,12 +70,12 @@ class StoredRun:
     def status(self) -> Status:
         """The status of the run."""
         found = read_status(self.directory)
-        return replace(found, summary=without_places(found.summary))
+        return replace(found, state=one_line(found.state, limits.LONGEST_VALUE), summary=usable(dict(found.summary)))
 
     @cached_property
     def lines(self) -> list[Line]:
         """The lines of ``stats.jsonl``."""
-        rows = with_costs(without_places(read_rows(self.directory / STATS)))
+        rows = with_costs(usable(read_rows(self.directory / STATS)))
         return [Line(row, int(spent["round"]), spent["steps"], spent["mb"]) for row, spent in rows]
 
     @cached_property
@@ -106,7 +107,7 @@ class StoredRun:
     @cached_property
     def events(self) -> list[dict[str, Any]]:
         """The lines of the security log."""
-        found: list[dict[str, Any]] = without_places(read_rows(self.directory / SECURITY_LOG))
+        found: list[dict[str, Any]] = usable(read_rows(self.directory / SECURITY_LOG))
         return found
 
     @cached_property
@@ -122,10 +123,27 @@ class StoredRun:
 
     def _object(self, name: str) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = without_places(read_object(self.directory / name))
+            found: dict[str, Any] = usable(read_object(self.directory / name))
         except (OSError, ValueError):
             return {}
         return found
+
+
+def usable(value: Any) -> Any:
+    """Return a value of a JSON file without places, parts that are nested too deeply, and numbers beyond all floats."""
+    return without_places(_bounded(value, _DEEPEST))
+
+
+def _bounded(value: Any, depth: int) -> Any:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return None if abs(value) > limits.LARGEST_NUMBER else value
+    if not isinstance(value, dict | list):
+        return value
+    if not depth:
+        return None
+    if isinstance(value, list):
+        return [_bounded(item, depth - 1) for item in value]
+    return {key: _bounded(item, depth - 1) for key, item in value.items()}
 
 
 def objects_in(found: object) -> list[dict[str, Any]]:
@@ -143,11 +161,11 @@ def metrics_in(found: object) -> list[dict[str, Any]]:
     return [metric for metric in objects_in(found) if isinstance(metric.get("name"), str)]
 
 
-def thinned(lines: Sequence[T]) -> list[T]:
-    """Return at most ``MAX_POINTS`` of the lines, evenly spread, with the first and the last."""
-    if len(lines) <= MAX_POINTS:
+def thinned(lines: Sequence[T], most: int = MAX_POINTS) -> list[T]:
+    """Return at most ``most`` of the lines, evenly spread, with the first and the last."""
+    if len(lines) <= most:
         return list(lines)
-    return [lines[round(k * (len(lines) - 1) / (MAX_POINTS - 1))] for k in range(MAX_POINTS)]
+    return [lines[round(k * (len(lines) - 1) / (most - 1))] for k in range(most)]
 
 
 def as_json(value: object) -> str:

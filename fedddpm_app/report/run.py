@@ -27,7 +27,7 @@ def run_page(directory: Path, *, pairs: bool = False, refresh: int = 0) -> Page:
     refresh : int
         Seconds after which a browser reads the file again while the run goes on; 0 = never.
     """
-    run, pictures = StoredRun(directory), Pictures()
+    run, pictures = StoredRun(directory), Pictures(directory)
     shown = images(run, pictures)
     sections = [
         Section("result", "Result", [*_headlines(run), *final_metrics(run)]),

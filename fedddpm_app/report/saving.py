@@ -5,6 +5,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 
@@ -13,26 +14,47 @@ import vl_convert
 from markupsafe import Markup
 
 from fedddpm_app.disk.durable import replacing
-from fedddpm_app.recording.files import without_nan, writing
-from fedddpm_app.report.blocks import Chart, Page
+from fedddpm_app.recording.files import RecordingError, without_nan, writing
+from fedddpm_app.report.blocks import Chart, Page, Table
 
 REPORT = "report.html"
 LARGEST_BYTES = 5_000_000
+_SHORTER = (50_000, 5_000)  # characters of each table of a page that is too large
 
 
 def save_page(page: Page, path: Path) -> int:
-    """Write a page as one HTML file, and return its bytes.
+    """Write a page as one HTML file, and return its bytes; its tables are shorter if it would be too large.
 
     Raises
     ------
     RecordingError
-        When it cannot be written.
+        When it cannot be written, or would have more than ``LARGEST_BYTES``.
     """
-    text = render(page)
+    data = render(page).encode()
+    for most in _SHORTER:
+        if len(data) > LARGEST_BYTES:
+            data = render(_with_tables_of(page, most)).encode()
+    if len(data) > LARGEST_BYTES:
+        raise RecordingError(
+            f"{path.name} would have {len(data):,} bytes, more than {LARGEST_BYTES:,}: the run or comparison has more "
+            "texts than a page can show; read its stats.jsonl or results.json."
+        )
     with writing(path), replacing(path) as work:
         work.touch(mode=0o600)
-        work.write_text(text, encoding="utf-8")
-    return len(text.encode())
+        work.write_bytes(data)
+    return len(data)
+
+
+def _with_tables_of(page: Page, most: int) -> Page:
+    """Return a page whose tables have at most so many characters each."""
+
+    def shorter(block: object) -> object:
+        if isinstance(block, Chart):
+            return replace(block, table=replace(block.table, most=most))
+        return replace(block, most=most) if isinstance(block, Table) else block
+
+    sections = [replace(section, blocks=[*map(shorter, section.blocks)]) for section in page.sections]
+    return replace(page, sections=sections)
 
 
 def render(page: Page) -> str:

@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from fedddpm_app.config import default_run_config
+from fedddpm_app.config import Scalar, default_run_config, known_keys
 from fedddpm_app.config.reference import list_keys
 from fedddpm_app.report.blocks import Table, Text, cell
 from fedddpm_app.report.facts import resumes
@@ -48,11 +48,17 @@ def changed_keys(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def command_of(config: Mapping[str, Any]) -> str:
-    """Return the command that repeats a run; a path in it is only its last name."""
-    changed = changed_keys(config)
+    """Return the command that repeats a run, in printable characters; a path in it is only its last name."""
+    known = known_keys()
+    changed = {key: value for key, value in changed_keys(config).items() if key in known and isinstance(value, Scalar)}
     if not changed:
         return "fedddpm run"
-    return f"fedddpm run -c {shlex.quote(' '.join(f'{key}={as_json(value)}' for key, value in changed.items()))}"
+    return f"fedddpm run -c {shlex.quote(' '.join(f'{key}={_quoted(value)}' for key, value in changed.items()))}"
+
+
+def _quoted(value: object) -> str:
+    """Return a value as it stands in TOML; what a terminal or a reader would not see as it is, is escaped."""
+    return "".join(c if c.isprintable() else f"\\U{ord(c):08x}" for c in as_json(value))
 
 
 def _versions(about: Mapping[str, Any]) -> list[list[str]]:

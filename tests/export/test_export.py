@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 import tomllib
+from dataclasses import replace
 
 import pytest
 import torch
@@ -17,9 +18,12 @@ from typer.testing import CliRunner
 from fedddpm_app import ClassConditionalPipeline
 from fedddpm_app.algorithms import REGISTRY
 from fedddpm_app.cli import app
-from fedddpm_app.config import ConfigError, default_run_config
+from fedddpm_app.config import ConfigError, default_run_config, load_config
 from fedddpm_app.diffusion.pipelines import find_pipelines, load_pipeline, pipeline_batches
+from fedddpm_app.export.card import lengths
 from fedddpm_app.export.citations import SOURCES
+from fedddpm_app.export.exported import read_run
+from fedddpm_app.export.privacy import privacy_notes
 from tests.conftest import ROOT
 from tests.diffusion.test_guidance import GUIDED
 
@@ -251,3 +255,31 @@ def test_every_algorithm_has_the_paper_of_the_readme(name):
     _, paper = SOURCES[name]
     linked = re.findall(r"https://arxiv.org/abs/[\d.]+", row)
     assert not linked or (paper is not None and linked == [paper.url])
+
+
+def test_a_clients_card_has_nothing_of_the_models_together(shared_run):
+    run = read_run(shared_run(algorithm="local-only", num_rounds=1, eval_final_images=12).path)
+    metrics = [replace(metric, by_client={}, value=0.125) for metric in run.metrics]
+    metrics += [replace(metrics[0], name="membership-final")]
+    together = replace(run, metrics=metrics)
+    assert "The run did not look for copies" in " ".join(privacy_notes(together, "client-0001"))
+    assert "0.125" not in " ".join(privacy_notes(together, "client-0001"))
+    assert "12.50%" in " ".join(privacy_notes(together, ""))
+
+
+@pytest.mark.parametrize(
+    ("name", "sentences"),
+    [
+        (
+            "fedddpm",
+            ["Rounds: 2, with 4 of 4 clients, 3 steps per client.", "3 steps for each.", "12 images, generated"],
+        ),
+        ("centralized", ["Rounds: 2, in which no client trains."]),
+        ("mixture", ["Rounds: 2, in which no client trains.", "3 steps for each."]),
+        ("pdfed", ["Rounds: 2, with 4 of 4 clients, 3 steps per client."]),
+    ],
+)
+def test_the_card_says_how_long_each_part_of_the_training_is(name, sentences, run_config):
+    notes = lengths(load_config(run_config | {"algorithm": name}))
+    assert len(notes) == len(sentences)
+    assert all(each in note for each, note in zip(sentences, notes, strict=True))

@@ -132,23 +132,73 @@ def test_damaged_files_leave_their_part_out(run: Path, name: str) -> None:
     assert "Configuration" in render(run_page(run))
 
 
-@pytest.mark.parametrize("value", [None, "x", [], {}, -1, 1e308, True, [[1], [2, 3]], {"0": {"a": 1}}])
+@pytest.mark.parametrize("value", [None, "x", [], {}, -1, 1e308, 10**400, True, [[1], [2, 3]], {"0": {"a": 1}}])
 def test_odd_values_leave_their_part_out(run: Path, value: object) -> None:
     keys = ("data/label_counts", "data/num_examples", "data/classes", "train/loss", "eval/metrics", "train/left_out")
     keys += ("comm/up_mb", "time/train_s", "plus/signal", "correct/steps", "vote/local_loss", "compute/steps", "round")
     (run / "stats.jsonl").write_text(json.dumps({"phase": "data", **dict.fromkeys(keys, value)}) + "\n")
     append(run, **{"phase": "round", **dict.fromkeys(keys, value)})
-    change(run / "summary.json", metrics=value)
+    append(run, phase=value)
+    change(run / "summary.json", metrics=value, **{"time/total_s": value})
     (run / "audit.json").write_text(json.dumps({"attacks": value, "copies": value}))
     assert "Configuration" in render(run_page(run))
+
+
+@pytest.mark.parametrize("name", ["stats.jsonl", "config.json", "summary.json"])
+def test_nested_values_leave_their_part_out(run: Path, name: str) -> None:
+    (run / name).write_text(f'{{"phase": "round", "run_config": {"[" * 900 + "]" * 900}}}')
+    assert "Faults and refusals" in render(run_page(run))
+
+
+def test_the_command_is_what_a_reader_sees() -> None:
+    keys = {"dataset": "a\u202eb\x9b31m", "evil\x03\nrm -rf ~": 1, "seed": 3, "num-rounds": [1]}
+    command_line = command_of(default_run_config() | keys)
+    assert command_line.isprintable()
+    *_, text = shlex.split(command_line)
+    assert read_overrides("-c", [text], kinds_of_keys()).values == {"dataset": keys["dataset"], "seed": 3}
+
+
+def test_a_link_out_of_the_run_is_not_followed(run: Path, tmp_path: Path) -> None:
+    (run / "samples" / "real.png").rename(tmp_path / "mine.png")
+    (run / "samples" / "real.png").symlink_to(tmp_path / "mine.png")
+    page = run_page(run)
+    assert "Real images (test split)" not in {block.title for block in blocks(page, Picture)}
+    assert "real.png is a link to another folder" in render(page)
+
+
+@pytest.mark.parametrize(
+    ("keys", "sentence"),
+    [
+        ({"algorithm": "fedddpm"}, "The server also got each client&#39;s own model"),
+        ({"algorithm": "local-only"}, "Clients exchanged nothing in training"),
+        ({"algorithm": "mixture"}, "The server got each client&#39;s own model"),
+        ({"algorithm": "centralized"}, "this training keeps nothing private"),
+        ({"algorithm": "my:Own"}, "its own code says what clients send"),
+        ({"algorithm": "fedavg", "seed": "x"}, "docs/privacy.md says what leaves the clients"),
+    ],
+)
+def test_says_what_left_the_clients(run: Path, keys: dict[str, object], sentence: str) -> None:
+    about = json.loads((run / "config.json").read_text())
+    change(run / "config.json", run_config=about["run_config"] | keys)
+    assert sentence in render(run_page(run))
+
+
+def test_without_a_global_model_each_client_has_its_values(run: Path) -> None:
+    own = {"name": "fd-x", "value": 2.5, "std": 0.5, "clients": [2, 3], "client_names": ["client-0000", "client-0003"]}
+    change(run / "summary.json", metrics=[own])
+    table = next(block for block in blocks(run_page(run), Table) if block.caption == "Each client's own model")
+    assert table.rows == [["client-0000", "2"], ["client-0003", "3"]]
 
 
 def test_large_runs_stay_small(run: Path, tmp_path: Path) -> None:
     counts = [[k % 7] * 100 for k in range(3_000)]
     append(run, phase="data", **{"data/label_counts": counts, "data/num_examples": [600] * 3_000, "data/classes": []})
-    for k in range(2_000):
+    for k in range(800):
         append(run, phase="round", round=k, **{"train/loss": 0.1 + 1 / (k + 1), "time/train_s": 1.0, "comm/up_mb": 1.0})
     assert save_page(run_page(run), tmp_path / "report.html") < LARGEST_BYTES - 1_000_000  # which the library needs
+    for k in range(30):
+        append(run, phase="round", round=800, **{f"group{k}/{j}": "long text " * 6_000 for j in range(3)})
+    assert save_page(run_page(run), tmp_path / "report.html") < LARGEST_BYTES
 
 
 def test_the_command_writes_a_private_file_and_follows(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
