@@ -93,6 +93,7 @@ def test_the_page_of_the_rules_shows_the_malicious_client():
     assert (ROOT / "examples" / "sign_flip.py").read_text().split('"""\n\n', 1)[1] in page
 
 
+@pytest.mark.slow
 def test_an_action_of_an_outside_algorithm_is_answered_and_used(shared_run):
     """q = 0 is FedAvg, bit for bit; the factors of other q reach the global model."""
     settings = {"algorithm": "examples.loss_weighted:LossWeighted", "num_rounds": 1}

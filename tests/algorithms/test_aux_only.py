@@ -33,6 +33,7 @@ def test_fedddpm_is_a_round_of_fedavg_and_then_the_same_steps():
     assert same(run("fedddpm", **settings), expected, 1e-12)
 
 
+@pytest.mark.slow
 def test_it_builds_fedddpms_set_and_trains_on_no_client(shared_run):
     control, method = shared_run(algorithm="aux-only"), shared_run(algorithm="fedddpm")
     assert control.phases() == ["pretrain", "auxiliary", "initial", "round", "round"]

@@ -37,6 +37,7 @@ def fine_tuned(config, weights, server_round=2):
     return [(answer.records["arrays"], answer.metrics["num-examples"]) for answer in answers]
 
 
+@pytest.mark.slow
 def test_without_distillation_steps_it_is_the_mean_of_the_fine_tuned_models_bit_for_bit(shared_run, run_config):
     rounds = final_weights(shared_run(algorithm="fedavg"))
     expected = weights_module.weighted_mean(fine_tuned(load_config(run_config), rounds))

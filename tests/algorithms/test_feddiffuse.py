@@ -447,7 +447,7 @@ def test_a_server_that_may_not_collect_has_no_model_to_show(shared_run):
     assert "comm/collected_mb" not in run.summary
     assert not [key for row in run.rounds() for key in row if key.startswith("eval/")]
     assert all(row["client-eval/loss"] > 0 for row in run.rounds())
-    assert not list(run.path.glob("samples/*"))
+    assert not list(run.path.glob("samples/ro*"))
     assert not (run.path / "pipeline").exists()
 
 
@@ -486,7 +486,7 @@ def test_without_any_clients_model_no_other_model_takes_its_place(run_app, monke
     assert run.summary["status"] == "completed"
     assert run.summary["metrics"] == []
     assert not [key for row in run.rounds() for key in row if key.startswith("eval/")]
-    assert not list(run.path.glob("samples/*"))
+    assert not list(run.path.glob("samples/ro*"))
     assert not (run.path / "pipeline").exists()
     assert "no model of a client was collected: there are no metrics" in caplog.text
 

@@ -71,6 +71,7 @@ class WithoutLinearTerm(FedDynHook):
         model.x.grad += self._dual[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hook_class", [Unsquared, WithoutLinearTerm])
 def test_broken_regularisers_are_caught(hook_class):
     class Mutant(FedDyn):

@@ -170,6 +170,7 @@ A = {"algorithm": "fedphd", "unet_channels": "16,16", "num_rounds": 3}  # 4 grou
 B = A | {"prune_round": 1, "cloud_every": 3, "prune_penalty": 0.01}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("settings", [A, B], ids=["mode A", "mode B"])
 def test_after_the_pruning_all_models_of_the_run_are_small(shared_run, settings):
     run = shared_run(**settings)
@@ -199,6 +200,7 @@ def create_unet_of(settings):
     return create_unet(config.unet, config.data, 0)
 
 
+@pytest.mark.slow
 def test_a_client_that_comes_after_the_pruning_trains_the_small_model(run_app, monkeypatch):
     """Node 3 connects when the others have been asked to train in round 1, after which the model is pruned."""
     nodes, answer, trained = InProcessGrid.get_node_ids, InProcessGrid._answer, []

@@ -85,6 +85,7 @@ def test_metrics_sheets_and_pipelines(shared_run):
     assert run.summary["images/evaluation"] == 2 * 20 + 30
 
 
+@pytest.mark.slow
 def test_the_loss_is_the_mean_over_the_models_by_their_shares(shared_run, run_config):
     run, task = shared_run(**MEASURED), DiffusionTask(load_config(run_config))
     ensemble, data = find_ensembles(run.path)[""], task.data.test.without_labels()

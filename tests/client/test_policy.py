@@ -48,6 +48,7 @@ def test_a_site_takes_part_only_in_the_algorithms_that_it_allows(run_app, at_cli
     assert "train/left_out" not in run_app(algorithm="fedprox").rounds()[0]
 
 
+@pytest.mark.slow
 def test_a_site_that_shares_no_models_still_shares_images_and_trains(run_app, at_client_1):
     at_client_1(site_shares_models=False)
     models = run_app(num_rounds=1)

@@ -31,6 +31,7 @@ def by_name(metrics):
     return {metric["name"]: metric for metric in metrics}
 
 
+@pytest.mark.slow
 def test_a_run_has_cheap_metrics_after_every_round_and_the_full_ones_at_the_end(shared_run):
     run = shared_run(**MEASURED)
     for row in run.rounds():

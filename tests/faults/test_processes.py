@@ -58,6 +58,7 @@ def test_the_home_of_a_killed_command_ends_with_its_run_and_not_before(tmp_path,
     superlink.wait(5)
 
 
+@pytest.mark.slow
 def test_clean_stops_a_run_without_its_command_only_when_asked(tmp_path, temporary, memory):
     home = abandon(homes.create_home(tmp_path / "run"))
     server = start(home, "flwr-simulation")

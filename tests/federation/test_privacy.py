@@ -98,6 +98,7 @@ def test_no_number_of_private_images_leaves_but_their_count(run_config):
     assert next(row for row in run.stats if row["phase"] == "pretrain")["pretrain/client_loss"] == {}
 
 
+@pytest.mark.slow
 def test_a_client_refuses_to_evaluate_in_a_private_run(run_config, monkeypatch):
     monkeypatch.setattr("fedddpm_app.federation.exchanges.is_private", lambda *_: False)  # its server asks all the same
     run = run_of(run_config, **FEDAVG, num_rounds=1)
@@ -114,6 +115,7 @@ def test_the_ledger_has_the_steps_of_every_round(shared_run):
     assert [name.rpartition("-client-")[2] for name in found] == ["0000", "0001"]
 
 
+@pytest.mark.slow
 def test_a_lost_reply_is_spent(run_config):
     """Client 0's first reply is lost; its second one has as much spent as that of client 1, whose replies all came."""
     run = run_of(run_config, Tapped(lost=[1]), **FEDAVG)

@@ -89,6 +89,7 @@ def test_batches_keep_the_form_of_their_data_set():
     assert seen == [(5, 2)]
 
 
+@pytest.mark.slow
 def test_a_pair_of_numbers_is_one_example():
     class X(nn.Module):
         def __init__(self):

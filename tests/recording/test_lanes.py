@@ -18,6 +18,7 @@ def drawn(tmp_path, *models, run="run"):
     return path.read_bytes()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "models",
     [

@@ -104,6 +104,7 @@ def test_steps_are_written_down_before_they_are_taken(run_config, tmp_path):
         begin(config, "train", None, num_examples=100, steps=3, planned=6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("batch_size", "rate"), [(0, 1.0), (50, 0.5), (1000, 1.0)])
 def test_the_sampling_rate_is_the_batch_over_the_images(run_config, tmp_path, batch_size, rate):
     config = load_config(run_config | {"train-dp-epsilon": 3.0, "batch-size": batch_size})
