@@ -166,7 +166,7 @@ def intervals(rows: Sequence[Row], unit: str, colours: Mapping[str, str], lines:
     Values that are far apart get a logarithmic axis, which cuts off an interval that reaches zero.
     """
     names, log = [*colours], is_wide([row["value"] for row in rows])
-    shown = [row["value"] for row in rows]
+    shown = [row["value"] for row in rows] + [line["x"] for line in lines if line["x"] > 0 or not log]
     scale = alt.Scale(type="log", domain=[min(shown) / 1.3, max(shown) * 1.3]) if log else alt.Scale(zero=False)
     y = alt.Y("series:N", sort=names, title=None, axis=alt.Axis(labelLimit=170))
     shades = alt.Color("series:N", scale=_colours(names, {name: (each, "-") for name, each in colours.items()}))
@@ -176,7 +176,7 @@ def intervals(rows: Sequence[Row], unit: str, colours: Mapping[str, str], lines:
     tips = _tips("series:N", "value:Q", "low:Q", "high:Q")
     layers = [
         alt.Chart(alt.Data(values=list(lines)))
-        .mark_rule(strokeDash=[3, 3], color="var(--muted)")
+        .mark_rule(strokeDash=[3, 3], color="var(--muted)", clip=True)
         .encode(x=alt.X("x:Q", title=unit, scale=scale), tooltip=_tips("label:N", "x:Q")),
         base.transform_filter("datum.kind === 'seed'")
         .mark_point(filled=True, opacity=0.45)

@@ -97,14 +97,7 @@ def costs(run: StoredRun) -> list[Facts | Chart]:
         if line.number(key)
     ]
     totals = {key: sum(line.number(key) or 0.0 for line in lines) for key in (*ways.values(), *parts)}
-    facts = Facts(
-        [
-            ("gradient steps", cell(round(run.lines[-1].steps)), "as counted by the run"),
-            ("from the clients", f"{cell(totals['comm/up_mb'])} MB", ""),
-            ("to the clients", f"{cell(totals['comm/down_mb'])} MB", ""),
-            ("time", _minutes(run.status.summary.get("time/total_s")), "with evaluation"),
-        ]
-    )
+    facts = _totals(run, totals)
     table = Table(
         ["", *ways, *(f"{_part(key)}, s" for key in parts)],
         [[line.name, *(cell(line.number(key)) for key in (*ways.values(), *parts))] for line in lines],
@@ -120,6 +113,22 @@ def costs(run: StoredRun) -> list[Facts | Chart]:
         Chart("Communication", alt_mb, bars(moved, "MB", colours), table, wide=False),
         Chart("Time", alt_s, bars(spent, "seconds", named), table, wide=False),
     ]
+
+
+def _totals(run: StoredRun, totals: Mapping[str, float]) -> Facts:
+    """Return the cost of the whole run."""
+    directions = {
+        "comm/up_mb": ("from the clients", ""),
+        "comm/down_mb": ("to the clients", ""),
+        "comm/collected_mb": ("collected", "own models of the clients, for evaluation; not in MB exchanged"),
+    }
+    moved = [
+        (name, f"{cell(totals[key])} MB", note)
+        for key, (name, note) in directions.items()
+        if totals[key] or key != "comm/collected_mb"
+    ]
+    steps = ("gradient steps", cell(round(run.lines[-1].steps)), "as counted by the run")
+    return Facts([steps, *moved, ("time", _minutes(run.status.summary.get("time/total_s")), "with evaluation")])
 
 
 def _is_part(key: str) -> bool:

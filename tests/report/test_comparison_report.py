@@ -29,6 +29,8 @@ def test_has_the_tables_statements_and_curves(comparison: Path) -> None:
     assert {row[2] for row in curves[0].table.rows} == {"10", "20"}  # gradient steps add up
     claim = next(b for b in blocks if isinstance(b, Chart) and b.title == "fd-classifier: iid")
     assert {row[0] for row in claim.table.rows} <= set(labels_of(results))
+    floors = [row["x"] for row in claim.spec["layer"][0]["data"]["values"] if row["label"] == "floor"]
+    assert claim.spec["layer"][0]["encoding"]["x"]["scale"]["domain"][0] < floors[0]  # the floor is in the plot
     assert page.status == "incomplete"
 
 
