@@ -38,7 +38,6 @@ def over_rounds(
     unit: str,
     *,
     marks: Sequence[Row] = (),
-    log: bool = False,
     limits: tuple[float, float] | None = None,
     small: bool = False,
 ) -> dict[str, Any]:
@@ -54,20 +53,13 @@ def over_rounds(
         The title of the y axis.
     marks : sequence of mapping
         Rows as above without a value, with ``label``: events that are marked at the lower edge.
-    log : bool
-        Whether the y axis is logarithmic.
     limits : (float, float), optional
-        Of the y axis; what is outside is cut off.
+        Of the y axis; what is outside is cut off. Values that are far apart get a logarithmic axis.
     small : bool
         Whether it shares its row of the page with others.
     """
     names = [name for name in looks if any(row["series"] == name for row in rows)]
-    scale = alt.Scale(
-        nice=limits is None,
-        padding=6,
-        **({"type": "log"} if log else {"zero": False}),
-        **({"domain": limits} if limits else {}),
-    )
+    scale, rows = _scaled(rows, limits)
     base = alt.Chart(alt.Data(values=list(rows))).encode(
         x=alt.X(
             "round:Q",
@@ -94,6 +86,21 @@ def over_rounds(
     if marks:
         layers.append(_events(marks))
     return _finished(alt.layer(*layers), small)
+
+
+def _scaled(rows: Sequence[Row], limits: tuple[float, float] | None) -> tuple[alt.Scale, Sequence[Row]]:
+    """Return the scale of the y axis, and the rows; a logarithmic axis has no band that reaches zero."""
+    log = is_wide([row["value"] for row in rows if limits is None or row["value"] <= limits[1]])
+    scale = alt.Scale(
+        nice=limits is None,
+        padding=6,
+        **({"type": "log"} if log else {"zero": False}),
+        **({"domain": limits} if limits else {}),
+    )
+    if not log:
+        return scale, rows
+    bands = ("low", "high")
+    return scale, [{k: v for k, v in row.items() if k not in bands or row["low"] > 0} for row in rows]
 
 
 def _events(marks: Sequence[Row]) -> Any:

@@ -18,7 +18,7 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import COMPLETED, is_locked
 from fedddpm_app.report.blocks import Chart, Facts, Page, Picture, Section, Table, Text, cell
-from fedddpm_app.report.charts import intervals, is_wide, over_rounds, scatter
+from fedddpm_app.report.charts import intervals, over_rounds, scatter
 from fedddpm_app.report.pictures import Pictures
 from fedddpm_app.report.reading import as_json, thinned, usable
 
@@ -150,7 +150,7 @@ def _curves(folder: Path, results: Results, metrics: list[str]) -> list[Chart]:
             table = Table(["row", *AXES.values(), metric, "low", "high"], body, f"{metric}, {condition}")
             alt = f"Lines of {metric} over the rounds, {condition}: the mean over the seeds, with a deviation."
             title = f"{metric}: {condition}"
-            spec = over_rounds(rows, looks, metric, small=True, log=is_wide([row["value"] for row in rows]))
+            spec = over_rounds(rows, looks, metric, small=True)
             charts.append(Chart(title, alt, spec, table, wide=False))
     return charts
 

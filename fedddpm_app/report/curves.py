@@ -7,13 +7,13 @@ from typing import Any
 from fedddpm_app.recording.curves import LOSSES, QUANTITIES, flattens
 from fedddpm_app.recording.style import FLOOR, GENERATED, REAL, class_labels
 from fedddpm_app.report.blocks import Chart, Table, Text, cell
-from fedddpm_app.report.charts import bars, is_wide, over_rounds
+from fedddpm_app.report.charts import bars, over_rounds
 from fedddpm_app.report.reading import Line, StoredRun, is_count, metrics_in, thinned
 
 _PLACES = ("round", "gradient steps", "MB exchanged")
 _MOST_LABELS, _MAX_CLASSES, _FEW_CLASSES = 4_000, 200, 12  # of the table; of the plot; of a small plot
 _FEW_CLIENTS = 10  # whose table is open
-_LOSS_UNIT = "mean squared error per pixel"
+_LOSS_UNIT = "denoising loss, mean over pixels"
 
 
 def losses(run: StoredRun) -> list[Chart | Text]:
@@ -28,14 +28,13 @@ def losses(run: StoredRun) -> list[Chart | Text]:
     if not rows:
         return [Text(["No loss is recorded yet."])]
     limits, note = _limits(rows)
-    shown = [row["value"] for row in rows if limits is None or row["value"] <= limits[1]]
     corrected = [line for line in run.rounds if line.number("correct/steps")]
     marks = [
         {**line.place, "label": f"corrected on D_aux, {cell(line.row['correct/steps'])} steps"}
         for line in thinned(corrected)
     ]
     looks = {curve.label: (curve.colour, curve.line) for curve in LOSSES.values()}
-    spec = over_rounds(rows, looks, _LOSS_UNIT, marks=marks, log=is_wide(shown), limits=limits)
+    spec = over_rounds(rows, looks, _LOSS_UNIT, marks=marks, limits=limits)
     keys = {key: curve.label for key, curve in LOSSES.items() if any(line.number(key) is not None for line in lines)}
     table = Table(
         [*_PLACES, *keys.values(), "corrected"],
@@ -98,7 +97,7 @@ def _metric(name: str, found: Sequence[tuple[Line, Mapping[str, Any]]]) -> Chart
     )
     ends = f" First {cell(values[0])}, last {cell(values[-1])}, floor {cell(about.get('floor'))}." if values else ""
     alt = f"Line of {name} of generated images over the rounds, with the floor of real images. {better}.{ends}"
-    spec = over_rounds(rows, looks, unit, small=True, log=is_wide(values))
+    spec = over_rounds(rows, looks, unit, small=True)
     return Chart(f"{name} {better}", alt, spec, table, wide=False)
 
 

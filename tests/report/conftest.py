@@ -12,7 +12,7 @@ from tests.conftest import ROOT, RunDirectory
 
 ATTACK = '</script><script>alert(1)</script><img src="https://example.org/x.png">'
 METRICS = [
-    {"name": "fd-classifier", "value": 9.5, "floor": 1.5, "floor_std": 0.2, "n": 20, "better": "lower", "steps": 2},
+    {"name": "fd-classifier", "value": 9.5, "floor": 0.5, "floor_std": 0.6, "n": 20, "better": "lower", "steps": 2},
     {
         "name": "class-tv",
         "value": 0.25,
