@@ -92,7 +92,7 @@ def _scaled(rows: Sequence[Row], limits: tuple[float, float] | None) -> tuple[al
     """Return the scale of the y axis, and the rows; a logarithmic axis has no band that reaches zero."""
     log = is_wide([row["value"] for row in rows if limits is None or row["value"] <= limits[1]])
     scale = alt.Scale(
-        nice=limits is None,
+        nice=limits is None and not log,  # which would add decades
         padding=6,
         **({"type": "log"} if log else {"zero": False}),
         **({"domain": limits} if limits else {}),
