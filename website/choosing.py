@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from fedddpm_app.compare.numbers import number, range_of, signed
+from fedddpm_app.compare.publish import with_section
 from fedddpm_app.compare.table import LEAST_SEEDS, conditions_of, labels_of, side_of
 from fedddpm_app.disk.durable import replacing
 from fedddpm_app.recording.reading import read_object
@@ -32,21 +33,6 @@ def section(results_folder: Path) -> str:
     if silent:
         parts.append(f"Grids without a statement, because too few of their seeds are complete: {'; '.join(silent)}.")
     return "\n\n".join([BEGIN, *parts, END])
-
-
-def with_section(page: str, new: str) -> str:
-    """Return a page with new tables between the marker comments.
-
-    Raises
-    ------
-    ValueError
-        When a marker is missing.
-    """
-    before, begin, rest = page.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ValueError(f"the page has no part between {BEGIN} and {END}: add these two lines.")
-    return before + new + after
 
 
 def _part(results: Mapping[str, Any]) -> str:
@@ -138,7 +124,7 @@ def _mean(setting: Mapping[str, Any] | None, metric: str) -> str:
 
 def main(page: Path, results_folder: Path) -> None:
     """Write the tables anew."""
-    text = with_section(page.read_text(encoding="utf-8"), section(results_folder))
+    text = with_section(page.read_text(encoding="utf-8"), section(results_folder), BEGIN, END)
     with replacing(page) as work:
         work.write_text(text, encoding="utf-8")
 

@@ -114,18 +114,18 @@ def origin_of(results: Mapping[str, Any], folder: str) -> str:
     return f"{run}{shared}{missing} Everything: [`{path}`]({path})."
 
 
-def with_section(readme: str, new: str) -> str:
-    """Return a README with a new section between the marker comments.
+def with_section(page: str, new: str, begin: str = BEGIN, end: str = END) -> str:
+    """Return a page, by default the README, with a new section between two marker comments.
 
     Raises
     ------
     ConfigError
         When a marker is missing.
     """
-    before, begin, rest = readme.partition(BEGIN)
-    _, end, after = rest.partition(END)
-    if not begin or not end:
-        raise ConfigError(f"the README has no section between {BEGIN} and {END}: add these two lines.")
+    before, found, rest = page.partition(begin)
+    _, last, after = rest.partition(end)
+    if not found or not last:
+        raise ConfigError(f"the page has no section between {begin} and {end}: add these two lines.")
     return before + new + after
 
 

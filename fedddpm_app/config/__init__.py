@@ -22,7 +22,14 @@ from fedddpm_app.config.fields import (
     WireDtype,
 )
 from fedddpm_app.config.groups import Config, is_due
-from fedddpm_app.config.loading import default_run_config, kinds_of_keys, known_keys, load_config, packaged_app
+from fedddpm_app.config.loading import (
+    changed_keys,
+    default_run_config,
+    kinds_of_keys,
+    known_keys,
+    load_config,
+    packaged_app,
+)
 from fedddpm_app.config.model import UNetConfig
 from fedddpm_app.config.overrides import Overrides, read_overrides
 from fedddpm_app.config.run import RunConfig
@@ -56,6 +63,7 @@ __all__ = [
     "TransportName",
     "UNetConfig",
     "WireDtype",
+    "changed_keys",
     "check_sampler",
     "check_warmup",
     "default_run_config",

@@ -20,6 +20,10 @@ from fedddpm_app.config.words import advice
 _CONTROL = "it has a control character, such as a line break; leave it out"
 _FIXES = {"bool_type": "it should be true or false", "string_type": "it should be a text, in double quotes"}
 _NUMBER = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
+_OF_THE_HOST = (
+    *("output-dir", "run-name", "state-dir", "cache-dir", "resume", "resume-previous"),
+    *("device", "inception-weights", "tracker"),
+)
 
 
 def keys_of(group: type) -> dict[str, str]:
@@ -47,6 +51,13 @@ def pyproject_text(app_dir: Path | None = None) -> str:
 def default_run_config(app_dir: Path | None = None) -> dict[str, Scalar]:
     """Return ``[tool.flwr.app.config]`` of an app's pyproject.toml, by default of this package's own app."""
     return dict(tomllib.loads(pyproject_text(app_dir))["tool"]["flwr"]["app"]["config"])
+
+
+def changed_keys(run_config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the keys of a run whose values differ from the app's, without those that only say where it was run."""
+    defaults = default_run_config()
+    changed = {key: value for key, value in run_config.items() if key not in defaults or value != defaults[key]}
+    return {key: value for key, value in changed.items() if key not in _OF_THE_HOST}
 
 
 def known_keys() -> list[str]:

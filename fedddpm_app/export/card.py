@@ -8,7 +8,7 @@ import json
 
 from fedddpm_app.algorithms import REGISTRY
 from fedddpm_app.algorithms.fedddpm import FedDDPM
-from fedddpm_app.config import Config, Scalar, without_paths
+from fedddpm_app.config import Config, Scalar, changed_keys, without_paths
 from fedddpm_app.data.sources import LOCAL
 from fedddpm_app.export.citations import DDPM, GUIDANCE, SOURCES, Paper
 from fedddpm_app.export.exported import ExportedRun
@@ -19,16 +19,6 @@ from fedddpm_app.export.privacy import privacy_notes
 from fedddpm_app.launch.flower_run import to_toml
 
 _PACKAGE = "fedddpm-app"
-_PLACES = (
-    "output-dir",
-    "run-name",
-    "state-dir",
-    "cache-dir",
-    "resume",
-    "resume-previous",
-    "device",
-    "inception-weights",
-)
 _MOST_CLASSES = 100  # in the list of names
 _PARTITIONS = {
     "dirichlet": "dirichlet-alpha",
@@ -189,7 +179,7 @@ def _metrics(run: ExportedRun, facts: CardFacts) -> str:
 
 
 def _reproduce(run: ExportedRun) -> str:
-    keys = {key: _without_places(value) for key, value in run.overrides().items() if key not in _PLACES}
+    keys = {key: _without_places(value) for key, value in changed_keys(run.run_config).items()}
     if "dataset" in keys:
         keys["dataset"] = run.config.data.dataset if public_data(run) else f"{LOCAL}/images"
     recipe = to_toml(keys) or "# all keys have their defaults"

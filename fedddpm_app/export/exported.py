@@ -85,11 +85,6 @@ class ExportedRun:
     num_images: int | None
     is_deployed: bool
 
-    def overrides(self) -> dict[str, Scalar]:
-        """Return the keys that differ from the defaults."""
-        defaults = default_run_config()
-        return {key: value for key, value in self.run_config.items() if value != defaults[key]}
-
 
 def read_run(directory: Path) -> ExportedRun:
     """Read the directory of a completed run.

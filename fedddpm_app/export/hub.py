@@ -26,7 +26,7 @@ def check_push(repo: str) -> None:
             f"--push {repo!r} is not the name of a repository ({first_line(error)}): use NAME/MODEL."
         ) from (error)
     if get_token() is None:
-        raise ConfigError(f"--push {repo}: there is no token of the hub; run `hf auth login`, or set HF_TOKEN.")
+        raise ConfigError(f"--push {repo} needs a token of the hub: run `hf auth login`, or set HF_TOKEN.")
 
 
 def push(folder: Path, repo: str, *, public: bool, endpoint: str | None = None) -> str:

@@ -4,13 +4,11 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
-from fedddpm_app.config import Scalar, default_run_config, known_keys
+from fedddpm_app.config import Scalar, changed_keys, default_run_config, known_keys
 from fedddpm_app.config.reference import list_keys
 from fedddpm_app.report.blocks import Table, Text, cell
 from fedddpm_app.report.facts import resumes
 from fedddpm_app.report.reading import StoredRun, as_json
-
-_OF_THE_HOST = ("output-dir", "run-name", "state-dir", "cache-dir", "resume", "resume-previous", "tracker")
 
 
 def settings(run: StoredRun) -> list[Table | Text]:
@@ -37,14 +35,6 @@ def settings(run: StoredRun) -> list[Table | Text]:
     ]
     resumed = resumes(run.about)
     return [*found, *([Table(["resumed after round", "changed keys"], resumed, "Resumed")] if resumed else [])]
-
-
-def changed_keys(config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the keys whose values differ from the app's defaults, without those that name places of the host."""
-    defaults = default_run_config()
-    return {
-        key: value for key, value in config.items() if key not in _OF_THE_HOST and value != defaults.get(key, object())
-    }
 
 
 def command_of(config: Mapping[str, Any]) -> str:

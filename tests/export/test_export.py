@@ -193,7 +193,7 @@ def test_the_folder_says_nothing_about_the_host_and_repeats_the_run(exported):
     assert about["license"] == "apache-2.0"
     recipe = tomllib.loads(body.partition("```toml\n")[2].partition("```")[0])
     config = json.loads((run / "config.json").read_text())["run_config"]
-    places = {"output-dir", "run-name", "state-dir", "cache-dir"}
+    places = {"output-dir", "run-name", "state-dir", "cache-dir", "tracker"}
     assert default_run_config() | recipe == config | {key: default_run_config()[key] for key in places}
     assert Image.open(folder / "samples.png").width > 8
 

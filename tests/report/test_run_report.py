@@ -11,11 +11,11 @@ from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
 from fedddpm_app.cli import report as command
-from fedddpm_app.config import default_run_config, kinds_of_keys, read_overrides
+from fedddpm_app.config import changed_keys, default_run_config, kinds_of_keys, read_overrides
 from fedddpm_app.report.blocks import Chart, Page, Picture, Table
 from fedddpm_app.report.run import run_page
 from fedddpm_app.report.saving import LARGEST_BYTES, render, save_page
-from fedddpm_app.report.settings import changed_keys, command_of
+from fedddpm_app.report.settings import command_of
 from tests.report.conftest import ATTACK, append, change
 
 pytestmark = pytest.mark.usefixtures("without_library")

@@ -5,9 +5,10 @@ import re
 
 import pytest
 
+from fedddpm_app.compare.publish import with_section
 from fedddpm_app.config.reference import list_keys
 from tests.conftest import ROOT
-from website.choosing import BEGIN, END, section, with_section
+from website.choosing import BEGIN, END, section
 
 PAGE = ROOT / "docs" / "which-algorithm.md"
 RESULTS = ROOT / "results"
@@ -16,7 +17,7 @@ GRIDS = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("*.json"))
 
 def test_the_tables_are_those_of_the_results():
     text = PAGE.read_text(encoding="utf-8")
-    assert text == with_section(text, section(RESULTS)), "run `make results-table`"
+    assert text == with_section(text, section(RESULTS), BEGIN, END), "run `make results-table`"
 
 
 def test_the_text_around_them_has_no_measured_number():
