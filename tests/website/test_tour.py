@@ -65,6 +65,7 @@ def test_its_code_uses_public_names_only():
 
 @pytest.mark.slow
 @pytest.mark.long
+@pytest.mark.timeout(1800)
 def test_the_notebook_runs(tmp_path):
     """Its bars are one output each, which ends at 100 %."""
     done = execute(tmp_path)
