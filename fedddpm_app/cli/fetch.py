@@ -12,6 +12,7 @@ from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.console import print_summary
 from fedddpm_app.cli.options import LARGEST_MB
 from fedddpm_app.config import ConfigError, Scalar, shown
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.owned import OwnedFolder
 from fedddpm_app.disk.placing import move_into
 from fedddpm_app.disk.private import private_umask
@@ -24,7 +25,6 @@ from fedddpm_app.launch.receiver import FetchError, FileReceiver
 from fedddpm_app.progress import parse_directory
 from fedddpm_app.recording.directory import check_is_new, make_directory
 from fedddpm_app.recording.files import RecordingError, writing
-from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import read_status
 
 _LINE_COST = 64  # bytes that Python takes for a line, beside its characters

@@ -19,10 +19,10 @@ from fedddpm_app.compare.plan import RESULTS, SOLVED, Plan
 from fedddpm_app.compare.samples import SHEETS, last_sheet
 from fedddpm_app.compare.shared import OF_GRID, source_of
 from fedddpm_app.config import ConfigError
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.durable import partial_of, publish, replacing
 from fedddpm_app.recording.directory import CONFIG
 from fedddpm_app.recording.files import write_json, writing
-from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.recorder import STATS
 from fedddpm_app.recording.status import COMPLETED, SUMMARY, read_status
 

@@ -13,10 +13,10 @@ from fedddpm_app.compare.samples import save_side_by_side
 from fedddpm_app.compare.table import page
 from fedddpm_app.compare.trade_off import PICTURE, plot_trade_off
 from fedddpm_app.device import describe_machine
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.durable import replacing
 from fedddpm_app.recording.files import optional, without_nan, write_json, writing
 from fedddpm_app.recording.provenance import describe_environment
-from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import COMPLETED, now, read_status
 
 _PICTURES = ("claim.png", "curves-*.png", "sweep-*.png", "samples-*.png", PICTURE)

@@ -11,7 +11,7 @@ from fedddpm_app.compare.notes import LEFT_OUT, clients_left_out
 from fedddpm_app.compare.plan import Plan
 from fedddpm_app.compare.shared import OF_GRID, source_of
 from fedddpm_app.compare.statistics import deviation, interval, paired_difference
-from fedddpm_app.recording.reading import read_object
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.recording.status import COMPLETED, Status, read_status
 
 _OF_A_METRIC = ("value", "std", "median", "floor", "floor_std", "note")  # ``measured`` has the rest

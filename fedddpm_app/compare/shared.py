@@ -9,9 +9,10 @@ from fedddpm_app.compare.cells import ORIGIN, Cell, State, effective
 from fedddpm_app.compare.plan import RESULTS, Plan
 from fedddpm_app.config import ConfigError, Scalar, load_config
 from fedddpm_app.data.settings import read_auto
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.directory import CONFIG
-from fedddpm_app.recording.reading import read_object, read_run_config
+from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.recording.status import COMPLETED, read_status
 
 OF_GRID = "of_grid"

@@ -10,8 +10,8 @@ from typing import Any
 
 from fedddpm_app.compare.places import without_places
 from fedddpm_app.config import Scalar
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.recording.files import write_json
-from fedddpm_app.recording.reading import read_object
 
 _SETTINGS = "settings"
 

@@ -11,7 +11,7 @@ from diffusers import ModelMixin, SchedulerMixin
 from fedddpm_app import limits
 from fedddpm_app.diffusion import pruned_unet
 from fedddpm_app.diffusion.conditional import ClassConditionalPipeline
-from fedddpm_app.disk.bounded import check_tensors, read_json
+from fedddpm_app.disk.bounded import check_tensors, read_object
 from fedddpm_app.weights import num_bytes
 
 INDEX = "model_index.json"
@@ -30,7 +30,7 @@ def check_pipeline(folder: Path) -> None:
     TypeError, RuntimeError, and others
         When a model cannot be made from its config.
     """
-    index = _config(folder / INDEX)
+    index = read_object(folder / INDEX)
     if not hasattr(diffusers, class_name(folder)) and class_name(folder) != ClassConditionalPipeline.__name__:
         raise ValueError(f"{INDEX} names the class {index.get('_class_name')!r}, which diffusers does not have")
     for name, entry in index.items():
@@ -46,29 +46,22 @@ def check_pipeline(folder: Path) -> None:
 
 def class_name(folder: Path) -> str:
     """Return the name of a pipeline's class, as its folder states it; errors as in ``check_pipeline``."""
-    return str(_config(folder / INDEX).get("_class_name"))
+    return str(read_object(folder / INDEX).get("_class_name"))
 
 
 def _check_component(folder: Path, kind: Any) -> None:
     """Check the configs and the weights in the folder of a component of class ``kind``."""
     for path in folder.glob("*.json"):
-        _check_numbers(_config(path), path)
+        _check_numbers(read_object(path), path)
     if not issubclass(kind, ModelMixin):
         return
     stored = sum(check_tensors(path) for path in folder.glob("*.safetensors"))
     with torch.device("meta"):
-        stated = num_bytes(kind.from_config(_config(folder / "config.json")).state_dict())
+        stated = num_bytes(kind.from_config(read_object(folder / "config.json")).state_dict())
     if stated > limits.MODEL_RATIO * stored + limits.MIB:
         raise ValueError(
             f"{folder.name}/config.json states a model of {stated:,} bytes, but its safetensors hold {stored:,} bytes"
         )
-
-
-def _config(path: Path) -> dict[str, Any]:
-    found = read_json(path)
-    if not isinstance(found, dict):
-        raise ValueError(f"{path.name} is not a JSON object")
-    return found
 
 
 def _check_numbers(config: dict[str, Any], path: Path) -> None:

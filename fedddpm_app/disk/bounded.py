@@ -53,6 +53,14 @@ def read_json(path: Path, largest: int = limits.JSON_BYTES) -> Any:
         raise ValueError("its values are nested too deeply") from error
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file; errors as in ``read_json``, also for another value."""
+    found = read_json(path)
+    if not isinstance(found, dict):
+        raise ValueError(f"{path.name} holds a {type(found).__name__} instead of an object")
+    return found
+
+
 def check_tensors(path: Path) -> int:
     """Return the bytes of a safetensors file, after a check of the size of its header.
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, known_keys, load_config, one_line
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.limits import LONGEST_VALUE
 from fedddpm_app.recording.files import read_lines
-from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import COMPLETED, read_status
 
 _VERSION = re.compile(r"[0-9A-Za-z.+!-]{1,40}")

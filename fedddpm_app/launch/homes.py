@@ -14,9 +14,9 @@ from pathlib import Path
 
 import psutil
 
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.owned import OwnedFolder, abandoned, remove_abandoned, taken_over
 from fedddpm_app.progress import logger
-from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import Status, read_status
 from fedddpm_app.transport.shared import PREFIX as SHARED_PREFIX
 from fedddpm_app.transport.shared import ROOT as SHARED_MEMORY

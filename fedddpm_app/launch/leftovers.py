@@ -15,6 +15,7 @@ from pathlib import Path
 
 import psutil
 
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.durable import PARTIAL
 from fedddpm_app.disk.owned import LOCK, OwnerLock, abandoned, taken_over
 from fedddpm_app.federation.flower_internals import get_flwr_home
@@ -23,7 +24,6 @@ from fedddpm_app.launch.flower_run import CONFIG_PREFIX
 from fedddpm_app.launch.homes import PREFIX as HOME_PREFIX
 from fedddpm_app.launch.homes import end_home, headless
 from fedddpm_app.recording.directory import CONFIG
-from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.status import COMPLETED, Status, read_status
 from fedddpm_app.recording.status_file import RESERVE
 from fedddpm_app.transport.shared import PREFIX as SHARED_PREFIX

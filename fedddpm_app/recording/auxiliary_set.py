@@ -17,10 +17,10 @@ from torch import Tensor
 from fedddpm_app import limits
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.disk.arrow import check_saved, stored_cells
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.durable import publish
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import write_json, writing
-from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.sheets import to_pil
 
 _DATASET, _ABOUT = "dataset", "dataset.json"

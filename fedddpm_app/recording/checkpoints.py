@@ -20,11 +20,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fedddpm_app.config import shown
-from fedddpm_app.disk.bounded import check_tensors
+from fedddpm_app.disk.bounded import check_tensors, read_object
 from fedddpm_app.disk.durable import digest_of, flush_all, publish
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import writing
-from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.trees import join, split
 from fedddpm_app.weights import Weights
 

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from fedddpm_app.config import Scalar
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.federation.flower_internals import Run
 from fedddpm_app.recording.auxiliary_set import discard_auxiliary_set, load_auxiliary_set, save_auxiliary_set
 from fedddpm_app.recording.checkpoints import Checkpoint, CheckpointWriter, remove_checkpoints
@@ -31,7 +32,6 @@ from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
 from fedddpm_app.recording.files import append_line, keep_lines, read_lines, write_json
 from fedddpm_app.recording.pictures import RunPictures
 from fedddpm_app.recording.provenance import describe_environment
-from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.sink import Sink
 from fedddpm_app.recording.status import COMPLETED, FAILED, INTERRUPTED, name_of_stop
 from fedddpm_app.recording.status_file import StatusFile

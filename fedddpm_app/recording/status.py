@@ -13,10 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.owned import LOCK, is_held
 from fedddpm_app.recording.files import RecordingError, rewrite_json
 from fedddpm_app.recording.owner import describe, has_died
-from fedddpm_app.recording.reading import read_object
 
 SUMMARY = "summary.json"
 RUNNING, COMPLETED, FAILED, INTERRUPTED, UNKNOWN = "running", "completed", "failed", "interrupted", "unknown"

@@ -15,7 +15,7 @@ from fedddpm_app.compare.publish import origin_of
 from fedddpm_app.compare.table import NOTE_ON_STATISTICS, cells_of, conditions_of, labels_of, sentences_of
 from fedddpm_app.compare.trade_off import pairs_of
 from fedddpm_app.config import ConfigError
-from fedddpm_app.recording.reading import read_object
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.recording.status import COMPLETED, is_locked
 from fedddpm_app.report.blocks import Chart, Facts, Page, Picture, Section, Table, Text, cell
 from fedddpm_app.report.charts import intervals, over_rounds, scatter

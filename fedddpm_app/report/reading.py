@@ -12,10 +12,9 @@ from fedddpm_app import limits
 from fedddpm_app.compare.history import read_rows, with_costs
 from fedddpm_app.compare.places import without_places
 from fedddpm_app.config import one_line
-from fedddpm_app.disk.bounded import read_bytes
+from fedddpm_app.disk.bounded import read_bytes, read_object
 from fedddpm_app.federation.security_log import NAME as SECURITY_LOG
 from fedddpm_app.recording.directory import CONFIG
-from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.recorder import STATS
 from fedddpm_app.recording.status import Status, read_status
 

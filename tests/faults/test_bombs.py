@@ -15,12 +15,12 @@ from PIL.PngImagePlugin import PngInfo
 from fedddpm_app.compare.archive import CELLS, Archive
 from fedddpm_app.config import ConfigError
 from fedddpm_app.diffusion.pipelines import load_pipeline
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.durable import digest_of
 from fedddpm_app.evaluation.extractors import inception_v3
 from fedddpm_app.peers.ledger import read_ledger
 from fedddpm_app.recording.checkpoints import CheckpointError, CheckpointWriter, load_checkpoint
 from fedddpm_app.recording.files import RecordingError, keep_lines, read_lines, write_json
-from fedddpm_app.recording.reading import read_object
 from fedddpm_app.recording.sheets import _GRID, read_tiles
 from fedddpm_app.transport import Expected, PayloadError
 from fedddpm_app.transport.carriers import FLAT, can_read, receive

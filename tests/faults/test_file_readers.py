@@ -13,9 +13,10 @@ from safetensors.torch import save
 
 from fedddpm_app.auxiliary.batch_files import BatchFiles
 from fedddpm_app.client.state import ClientState, ClientStateError
+from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.evaluation.extractors import cache
 from fedddpm_app.recording.checkpoints import CheckpointError, CheckpointWriter, load_checkpoint
-from fedddpm_app.recording.reading import read_object, read_run_config
+from fedddpm_app.recording.reading import read_run_config
 from tests.faults.mutations import MANY, blobs, bounded, json_texts
 
 SHAPE = (2, 1, 2, 2)
