@@ -1,6 +1,6 @@
 """Charts of a report, by Altair: the same data and colours as the run's plots, with values under the pointer.
 
-Colours are CSS variables where they must differ between light and dark pages. Texts of a run are only data.
+Texts of a run are only data.
 """
 
 from collections.abc import Mapping, Sequence
@@ -10,26 +10,13 @@ import altair as alt
 
 from fedddpm_app.recording.curves import WIDE
 from fedddpm_app.recording.style import HEAT_MAP
+from fedddpm_app.report.encodings import HEIGHT, colour_scale, finished, legend, tips
 
 BY_COST = ("round", "steps", "mb")  # the x axes that a reader of a chart over the rounds can choose
-_CHANGING = {  # the colours that are too dark for a dark page
-    "#000000": "var(--ink)",
-    "#4D4D4D": "var(--muted)",
-    "#8C8C8C": "var(--grey)",
-    "#882255": "var(--wine)",
-    "#7F4F24": "var(--brown)",
-    "#0072B2": "var(--blue)",
-}
-_HEIGHT, _SMALL_HEIGHT = 280, 190
 _DASHES: Mapping[str, list[int]] = {"-": [1, 0], "--": [6, 4], ":": [2, 3], "-.": [6, 3, 2, 3]}
 _FEW_ROUNDS = 8
 _MANY = 60  # points of a line: with more, only those under the pointer are marked
 Row = Mapping[str, Any]
-
-
-def colour(name: str) -> str:
-    """Return a colour of a plot for a page that is light or dark."""
-    return _CHANGING.get(name, name)
 
 
 def over_rounds(
@@ -61,31 +48,38 @@ def over_rounds(
     names = [name for name in looks if any(row["series"] == name for row in rows)]
     scale, rows = _scaled(rows, limits)
     base = alt.Chart(alt.Data(values=list(rows))).encode(
-        x=alt.X(
-            "round:Q",
-            title="round",
-            axis=_rounds_axis([row["round"] for row in rows]),
-            scale=alt.Scale(zero=False, nice=False, padding=8),
-        ),
+        x=_rounds([row["round"] for row in rows]),
         y=alt.Y("value:Q", title=unit, scale=scale),
-        color=alt.Color("series:N", scale=_colours(names, looks), legend=_legend(names)),
-        tooltip=_tips("series:N", "value:Q", "round:Q", "steps:Q", "mb:Q"),
-    )
-    dashes = alt.StrokeDash(
-        "series:N",
-        scale=alt.Scale(domain=names, range=[_DASHES.get(looks[name][1], [1, 0]) for name in names]),
-        legend=_legend(names),
+        color=alt.Color("series:N", scale=colour_scale({name: looks[name][0] for name in names}), legend=legend(names)),
+        tooltip=tips("series:N", "value:Q", "round:Q", "steps:Q", "mb:Q"),
     )
     each = max((sum(row["series"] == name for row in rows) for name in names), default=0)
-    band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.15, clip=True)
     layers = [
-        *([band.encode(y="low:Q", y2="high:Q", tooltip=[])] if any("low" in row for row in rows) else []),
-        base.mark_line(clip=True, strokeWidth=1.8).encode(dashes, tooltip=[]),
+        *([_band(base)] if any("low" in row for row in rows) else []),
+        base.mark_line(clip=True, strokeWidth=1.8).encode(_dashes(names, looks), tooltip=[]),
         base.mark_point(filled=True, clip=True, size=45, opacity=1 if each <= _MANY else 0),
+        *([_events(marks)] if marks else []),
     ]
-    if marks:
-        layers.append(_events(marks))
-    return _finished(alt.layer(*layers), small)
+    return finished(alt.layer(*layers), small)
+
+
+def _rounds(rounds: Sequence[float]) -> alt.X:
+    """Return an x axis with whole numbers: Vega divides one of few rounds into halves."""
+    first, last = int(min(rounds, default=0)), int(max(rounds, default=0))
+    few = {"values": list(range(first, last + 1))} if last - first < _FEW_ROUNDS else {}
+    axis = alt.Axis(tickMinStep=1, format="~s", labelOverlap=True, **few)
+    return alt.X("round:Q", title="round", axis=axis, scale=alt.Scale(zero=False, nice=False, padding=8))
+
+
+def _dashes(names: Sequence[str], looks: Mapping[str, tuple[str, str]]) -> alt.StrokeDash:
+    scale = alt.Scale(domain=list(names), range=[_DASHES.get(looks[name][1], [1, 0]) for name in names])
+    return alt.StrokeDash("series:N", scale=scale, legend=legend(names))
+
+
+def _band(base: alt.Chart) -> alt.Chart:
+    """Return areas between ``low`` and ``high``."""
+    band = base.transform_filter("isValid(datum.low)").mark_area(opacity=0.15, clip=True)
+    return band.encode(y="low:Q", y2="high:Q", tooltip=[])
 
 
 def _scaled(rows: Sequence[Row], limits: tuple[float, float] | None) -> tuple[alt.Scale, Sequence[Row]]:
@@ -108,7 +102,7 @@ def _events(marks: Sequence[Row]) -> Any:
     return (
         alt.Chart(alt.Data(values=list(marks)))
         .mark_point(shape="triangle-up", filled=True, size=70, color="var(--accent)", yOffset=-5)
-        .encode(x="round:Q", y=alt.value("height"), tooltip=_tips("label:N", "round:Q"))
+        .encode(x="round:Q", y=alt.value("height"), tooltip=tips("label:N", "round:Q"))
     )
 
 
@@ -123,16 +117,16 @@ def bars(rows: Sequence[Row], unit: str, colours: Mapping[str, str], *, stacked:
             y=alt.Y("value:Q", title=unit),
             color=alt.Color(
                 "series:N",
-                scale=alt.Scale(domain=names, range=[colour(colours[name]) for name in names]),
-                legend=_legend(names, "square"),
+                scale=colour_scale({name: colours[name] for name in names}),
+                legend=legend(names, "square"),
             ),
             order=alt.Order("rank:Q"),
-            tooltip=_tips("where:N", "series:N", "value:Q"),
+            tooltip=tips("where:N", "series:N", "value:Q"),
         )
     )
     if not stacked:
         chart = chart.encode(xOffset=alt.XOffset("series:N", sort=names), y=alt.Y("value:Q", title=unit, stack=None))
-    return _finished(chart, small=True)
+    return finished(chart, small=True)
 
 
 def heat_map(rows: Sequence[Row], columns: Sequence[str], unit: str, *, written: bool) -> dict[str, Any]:
@@ -156,14 +150,14 @@ def heat_map(rows: Sequence[Row], columns: Sequence[str], unit: str, *, written:
             scale=alt.Scale(scheme=HEAT_MAP.lower(), domain=[0, most]),
             legend=None if written else alt.Legend(title=unit, orient="bottom", gradientLength=180),
         ),
-        tooltip=_tips("down:N", "across:N", "value:Q"),
+        tooltip=tips("down:N", "across:N", "value:Q"),
     )
     texts = base.mark_text(fontSize=10).encode(
         text="value:Q",
         color=alt.condition(f"datum.value > {most * 0.45}", alt.value("white"), alt.value("black")),
     )
     height = max(120, min(900, 24 * len({row["down"] for row in rows})))
-    return _finished(alt.layer(cells, texts) if written else cells, small=False, height=height)
+    return finished(alt.layer(cells, texts) if written else cells, small=False, height=height)
 
 
 def intervals(rows: Sequence[Row], unit: str, colours: Mapping[str, str], lines: Sequence[Row]) -> dict[str, Any]:
@@ -176,25 +170,25 @@ def intervals(rows: Sequence[Row], unit: str, colours: Mapping[str, str], lines:
     shown = [row["value"] for row in rows] + [line["x"] for line in lines if line["x"] > 0 or not log]
     scale = alt.Scale(type="log", domain=[min(shown) / 1.3, max(shown) * 1.3]) if log else alt.Scale(zero=False)
     y = alt.Y("series:N", sort=names, title=None, axis=alt.Axis(labelLimit=170))
-    shades = alt.Color("series:N", scale=_colours(names, {name: (each, "-") for name, each in colours.items()}))
+    shades = alt.Color("series:N", scale=colour_scale(colours))
     base = alt.Chart(alt.Data(values=list(rows))).encode(y=y, color=shades.legend(None))
     x = alt.X("value:Q", title=unit, scale=scale, axis=alt.Axis(format="~g"))
     means = base.transform_filter("datum.kind === 'mean'")
-    tips = _tips("series:N", "value:Q", "low:Q", "high:Q")
+    range_tips = tips("series:N", "value:Q", "low:Q", "high:Q")
     layers = [
         alt.Chart(alt.Data(values=list(lines)))
         .mark_rule(strokeDash=[3, 3], color="var(--muted)", clip=True)
-        .encode(x=alt.X("x:Q", title=unit, scale=scale), tooltip=_tips("label:N", "x:Q")),
+        .encode(x=alt.X("x:Q", title=unit, scale=scale), tooltip=tips("label:N", "x:Q")),
         base.transform_filter("datum.kind === 'seed'")
         .mark_point(filled=True, opacity=0.45)
-        .encode(x=x, tooltip=_tips("series:N", "value:Q", "seed:N")),
+        .encode(x=x, tooltip=tips("series:N", "value:Q", "seed:N")),
         means.transform_filter("isValid(datum.low)")
         .transform_calculate(low=f"max(datum.low, {min(shown) / 1.3 if log else -1e300})")
         .mark_rule(strokeWidth=1.6, clip=True)
-        .encode(x=alt.X("low:Q", title=unit, scale=scale), x2="high:Q", tooltip=tips),
-        means.mark_tick(thickness=2.5, size=16, clip=True).encode(x=x, tooltip=tips),
+        .encode(x=alt.X("low:Q", title=unit, scale=scale), x2="high:Q", tooltip=range_tips),
+        means.mark_tick(thickness=2.5, size=16, clip=True).encode(x=x, tooltip=range_tips),
     ]
-    return _finished(alt.layer(*layers), small=False, height=max(80, 22 * len(names)))
+    return finished(alt.layer(*layers), small=False, height=max(80, 22 * len(names)))
 
 
 def is_wide(values: Sequence[float]) -> bool:
@@ -204,51 +198,16 @@ def is_wide(values: Sequence[float]) -> bool:
 
 def scatter(rows: Sequence[Row], across: str, up: str, colours: Mapping[str, str]) -> dict[str, Any]:
     """Return a point per seed and a large one per mean; ``rows`` have ``series``, ``kind``, ``x`` and ``y``."""
-    names = [*colours]
-    looks = {name: (each, "-") for name, each in colours.items()}
     chart = (
         alt.Chart(alt.Data(values=list(rows)))
         .mark_point(filled=True)
         .encode(
             x=alt.X("x:Q", title=across, scale=alt.Scale(zero=False)),
             y=alt.Y("y:Q", title=up, scale=alt.Scale(zero=False)),
-            color=alt.Color("series:N", scale=_colours(names, looks), legend=_legend(names, "circle")),
+            color=alt.Color("series:N", scale=colour_scale(colours), legend=legend([*colours], "circle")),
             size=alt.condition("datum.kind === 'mean'", alt.value(150), alt.value(30)),
             opacity=alt.condition("datum.kind === 'mean'", alt.value(1), alt.value(0.5)),
-            tooltip=_tips("series:N", "kind:N", "x:Q", "y:Q"),
+            tooltip=tips("series:N", "kind:N", "x:Q", "y:Q"),
         )
     )
-    return _finished(chart, small=True, height=_HEIGHT)
-
-
-def _colours(names: Sequence[str], looks: Mapping[str, tuple[str, str]]) -> alt.Scale:
-    return alt.Scale(domain=list(names), range=[colour(looks[name][0]) for name in names])
-
-
-def _legend(names: Sequence[str], symbol: str = "stroke") -> alt.Legend | None:
-    if len(names) < 2:
-        return None
-    return alt.Legend(title=None, orient="bottom", columns=2, labelLimit=260, symbolType=symbol, symbolOpacity=1)
-
-
-def _rounds_axis(rounds: Sequence[float]) -> alt.Axis:
-    """Return an axis with whole numbers: Vega divides one of few rounds into halves."""
-    first, last = int(min(rounds, default=0)), int(max(rounds, default=0))
-    few = {"values": list(range(first, last + 1))} if last - first < _FEW_ROUNDS else {}
-    return alt.Axis(tickMinStep=1, format="~s", labelOverlap=True, **few)
-
-
-def _tips(*fields: str) -> list[alt.Tooltip]:
-    """Return what the pointer shows; numbers have 4 significant digits."""
-    names = {"steps": "gradient steps", "mb": "MB exchanged", "where": "", "across": "class", "down": "client"}
-    return [
-        alt.Tooltip(each, title=names.get(each[:-2], each[:-2]), **({"format": ",.4~g"} if each.endswith(":Q") else {}))
-        for each in fields
-    ]
-
-
-def _finished(chart: Any, small: bool, height: int | None = None) -> dict[str, Any]:
-    """Return the specification, as wide as the page."""
-    sized = chart.properties(width="container", height=height or (_SMALL_HEIGHT if small else _HEIGHT))
-    spec: dict[str, Any] = sized.to_dict(validate=False)  # which takes most of the time; a browser test draws them
-    return spec
+    return finished(chart, small=True, height=HEIGHT)
