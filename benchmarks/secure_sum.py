@@ -45,11 +45,11 @@ def _cost(num_weights: int, num_clients: int) -> dict[str, float]:
     sharing = 0.0
     for me, client in enumerate(clients):
         seconds, made = _timed(lambda client=client: client.share(_NAME, server.public, server.threshold))
-        server.sealed[me], server.digests[me] = made
+        server.add_shares(me, made)
         sharing = sharing or seconds
     masking = 0.0
     for me, client in enumerate(clients[:-1]):
-        client.receive(_NAME, server.sealed_for(me))
+        client.receive(_NAME, server.sealed_for(me), server.promised_to(me))
         seconds, vector = _timed(lambda client=client: _masked(client, encoding, trained, num_clients))
         server.add(me, vector)
         masking = masking or seconds
@@ -59,6 +59,7 @@ def _cost(num_weights: int, num_clients: int) -> dict[str, float]:
     decoding, _ = _timed(lambda: encoding.decode(total, len(answered) / num_clients))
     peers = num_clients - 1  # keys go up once and come down of all; shares of both secrets go up and down per peer
     small = 2 * keys.PUBLIC_BYTES * (1 + num_clients) + 2 * keys.SEALED_BYTES * peers + keys.DIGEST_BYTES
+    small += keys.PROMISE_BYTES * (num_clients + peers)
     small += keys.SEED_SHARE_BYTES * len(answered) + keys.KEY_SHARE_BYTES * len(server.dropped)
     return {
         "client: shares, s": sharing,

@@ -46,7 +46,8 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "peers/report": GROUND | {"federation", "peers", "training"},
     "algorithms": GROUND | {"auxiliary", "diffusion", "federation", "hierarchy", "peers", "training"},
     "audit": GROUND
-    | {"algorithms", "auxiliary", "data", "diffusion", "evaluation", "experiment", "recording/files", "training"},
+    | {"algorithms", "auxiliary", "data", "diffusion", "evaluation", "experiment", "recording/files", "training"}
+    | {"transport/wire"},
     "audit/final": GROUND | {"audit", "diffusion", "evaluation", "experiment", "training/declined"},
     "audit/saving": GROUND | {"audit", "evaluation", "recording"},
     "experiment": GROUND | {"data", "diffusion", "evaluation", "federation", "recording", "training"},

@@ -35,6 +35,7 @@ def set_up(context: Context) -> ClientSetup:
     data_path = str(context.node_config.get(DATA_PATH, ""))
     policy = read_policy(context.node_config)
     run_config = at_site(context.run_config, context.node_config)
-    config = stricter(load_config({**run_config, **read_auto(run_config, data_path)}), policy)
-    check_run(config, policy)  # before the algorithm's module is imported
-    return ClientSetup(config, get_algorithm(config), lambda: get_worker(config, data_path), policy)
+    asked = load_config({**run_config, **read_auto(run_config, data_path)})
+    check_run(asked, policy)  # before the algorithm's module is imported
+    strategy, config = get_algorithm(asked), stricter(asked, policy)
+    return ClientSetup(config, strategy, lambda: get_worker(config, data_path), policy)

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fedddpm_app.algorithms import get_algorithm
+from fedddpm_app.client.state import default_folder
 from fedddpm_app.config import Config, ConfigError, Scalar
 from fedddpm_app.data.store import cache_folder
 from fedddpm_app.federation.flower_internals import Run
@@ -94,6 +95,8 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
             f"resume: {directory} is still running, by {status.owner}; stop it first. If that host is "
             f'gone, and the folder has no locks, set the status in its summary.json to "failed".'
         )
+    if (keeper := _keeper_of_states(config)) or config.dp.is_on:
+        _check_state_folder(directory, saved, run_config)
     checkpoint = find_checkpoint(directory, previous=config.run.resume_previous)
     if checkpoint is None:
         return None
@@ -105,15 +108,13 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
         )
     if status.state == COMPLETED and done == wanted:
         raise ConfigError(f"resume: {directory} is complete, with {done} rounds; give a num-rounds above {done}.")
-    if keeper := _keeper_of_states(config):
+    if keeper:
         all_done = rounds_of(directory)[-1] == saved.get("num-rounds")
         if all_done and wanted > done:
             raise ConfigError(
                 f"resume: {directory} has all its {saved.get('num-rounds')} rounds, after which its clients remove the "
                 f"state that {keeper} keeps between rounds; start a new run with more rounds."
             )
-    if keeper or config.dp.is_on:
-        _check_state_folder(directory, saved, run_config)
     return checkpoint
 
 
@@ -126,8 +127,10 @@ def _keeper_of_states(config: Config) -> str:
 
 def _check_state_folder(directory: Path, saved: Mapping[str, Any], run_config: Mapping[str, Scalar]) -> None:
     """Raise ``ConfigError`` if the clients would look for their states in another folder than before."""
-    before, now = str(saved.get("state-dir", "")), str(run_config.get("state-dir", ""))
-    if before and now not in (before, str(directory / CLIENT_STATE)):
+    before, now = (str(values.get("state-dir", "")) for values in (saved, run_config))
+    moved_along = Path(before).name == CLIENT_STATE and now == str(directory / CLIENT_STATE)
+    in_flower_home = not before and Path(now).name == default_folder().name  # `fedddpm run` names that of the user
+    if now != before and not moved_along and not in_flower_home:
         raise ConfigError(
             f'resume: state-dir was "{before}" and is "{now}": the clients of {directory} have their states in the '
             f'first folder; use state-dir = "{before}".'

@@ -125,6 +125,7 @@ class Audit:
         auxiliary : tuple of ImageTensors and list of int, or None
             D_aux, and the client of each image.
         """
+        self._targets.check_clients()
         attacks, copies = [], []
         targets = [*self._targets.final(), *self._targets.uploaded()]
         for number, target in enumerate(targets):
@@ -215,6 +216,7 @@ class Audit:
             held_out,
             neighbours=settings.memorization_neighbours,
             rate=settings.memorization_rate,
+            mirrored=self._config.data.horizontal_flip,
         )
 
 

@@ -60,14 +60,18 @@ def metrics_of(findings: Findings) -> list[Metric]:
     for target, attack in findings.attacks:
         kind = "auxiliary" if attack.name == DISTANCE else _KINDS[target.split(" of ")[0]]
         found.setdefault(kind, {}).setdefault(attack.name, []).append(attack)
-    return [_metric(kind, *list(by_name.items())[-1]) for kind, by_name in found.items()]
+    return [_metric(kind, *max(by_name.items(), key=lambda it: _mean_auc(it[1]))) for kind, by_name in found.items()]
+
+
+def _mean_auc(attacks: list[Attack]) -> float:
+    return float(np.mean([attack.auc for attack in attacks]))
 
 
 def _metric(kind: str, name: str, attacks: list[Attack]) -> Metric:
     values = [attack.auc for attack in attacks]
     return Metric(
         name=f"membership-{kind}",
-        value=float(np.mean(values)),
+        value=_mean_auc(attacks),
         std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         n=sum(len(attack.members) for attack in attacks),
         reference="held-out and test",

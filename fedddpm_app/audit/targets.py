@@ -12,7 +12,7 @@ from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.audit.pools import Pool, pool_of
 from fedddpm_app.auxiliary.pretraining import train_own
-from fedddpm_app.config import Config
+from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.ensemble import find_ensembles, number_of
 from fedddpm_app.diffusion.images import ImageTensors
@@ -25,6 +25,7 @@ from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionRequest
 from fedddpm_app.training.privacy import Ledger
 from fedddpm_app.training.trainer import create_trainer
+from fedddpm_app.transport.wire import down_dtype, get_wire
 from fedddpm_app.weights import Weights, load_into, snapshot
 
 FINAL, OWN = "global model", "own model"  # how the names of targets begin
@@ -124,6 +125,12 @@ class Targets:
                 found |= set(row.get("clients", ())) - set(map(int, row.get("train/left_out", ())))
         return [client for client in self._clients if client in found or not found]
 
+    def check_clients(self) -> None:
+        """Raise ``ConfigError`` if no model of the run has seen images of this host's clients."""
+        if not self.trained():
+            named = ", ".join(map(str, self._clients))
+            raise ConfigError(f"client {named} took no part in {self._run_dir}: no model has seen its images.")
+
     def _uploaders(self) -> list[int]:
         """Return the clients whose own models have arrived."""
         return next((row["pretrain/clients"] for row in self._rows("pretrain")), [])
@@ -146,15 +153,22 @@ class Targets:
 
         Models on other images are trained without privacy, so that they know them.
         """
-        config = _without_checks(self._config) if images is None else self._training
+        config, start = self._training, snapshot(self._task.create_model())
+        if images is None:
+            config, start = _without_checks(self._config), self._sent(start)
         task = self._task if images is None else _With(self._task, images)
         trainer = create_trainer(config, task)
         purpose, server_round = ("pretrain", None) if images is None else ("audit", number)
         with cpu_threads(self._config.run.client_threads), TemporaryDirectory() as folder:
             account = Ledger(Path(folder) / "again.json")
-            request = ActionRequest(config, task, trainer, client, 0, snapshot(task.create_model()), ledger=account)
+            request = ActionRequest(config, task, trainer, client, 0, start, ledger=account)
             result, _ = train_own(request, self._config.pretrain.steps, purpose, server_round)
-        return self._model(result.weights)
+        return self._model(self._sent(result.weights) if images is None else result.weights)
+
+    def _sent(self, weights: Weights) -> Weights:
+        """Return weights as they arrive by the run's ``wire-dtype``."""
+        wire = get_wire(down_dtype(self._config.transport.wire_dtype))
+        return wire.decode(wire.encode(weights, weights), weights, weights)
 
     def _trainer_of(self, client: int) -> Callable[[ImageTensors, int], Module]:
         return lambda images, number: self._pretrained(client, images, number)

@@ -128,8 +128,11 @@ class Collection(Generic[U]):
         return row | ({f"{name}/memorized_share": shares} if shares else {})
 
     def _note_privacy(self, uploads: Sequence[U]) -> None:
-        spent = {upload.partition_id: upload.dp_epsilon for upload in uploads if upload.dp_epsilon is not None}
-        self._strategy.spending.know("pretrain", spent)
+        spending = self._strategy.spending
+        spending.know(
+            "pretrain", {each.partition_id: each.dp_epsilon for each in uploads if each.dp_epsilon is not None}
+        )
+        spending.know("total", {each.partition_id: each.dp_total for each in uploads if each.dp_total is not None})
 
     def _known(self, models: list[U]) -> list[U]:
         """Return the uploads, whose numbers of images are the most that their clients may claim later."""

@@ -33,7 +33,8 @@ _KEPT = "images"
 def share_images(request: ActionRequest) -> ActionAnswer:
     """Train a local model, and return the client's part of D_aux as uint8 images; the model stays here.
 
-    Near copies of training images are generated again, at most three times, and then left out.
+    Near copies of training images are generated again, at most three times, and then left out. Of a private model they
+    stay, where a site's policy has them counted: how many there are has no noise.
     """
     config, partition_id = request.config, request.partition_id
     count = images_asked(request)
@@ -45,13 +46,30 @@ def share_images(request: ActionRequest) -> ActionAnswer:
     found: dict[str, float] = {GENERATED: len(images)}
     if config.checks_memorization:
         gate = open_gate(config, request.task, partition_id)
-        kept, found = _without_copies(request, gate, sampler, result.weights, images, labels)
+        copies, found = _judged(request, gate, sampler, result.weights, images)
+        if result.privacy is None:
+            kept, found = _without_copies(request, gate, sampler, result.weights, images, labels, copies, found)
+        else:
+            del found[MEMORIZED_SHARE]
     if not kept.any():
         raise DeclinedError(f"it shares nothing: its {len(images)} images and those in their place are near copies")
-    if result.privacy is not None:  # a site's own policy checks, but its result has no noise
-        found = {GENERATED: len(images)}
     metrics = {**result.metrics(), NUM_EXAMPLES: num_examples, _KEPT: int(kept.sum()), **found}
     return ActionAnswer(metrics, {_RECORD: _packed(images, labels, kept)})
+
+
+def _judged(
+    request: ActionRequest, gate: Gate, sampler: AuxiliarySampler, weights: Weights, images: Tensor
+) -> tuple[Tensor, dict[str, float]]:
+    """Return which images are near copies, and what is to be reported; decline if it is too large a share of them."""
+    config, partition_id = request.config, request.partition_id
+    copies, generated = gate.copies(images), len(images)
+    judged = copies
+    if len(images) < LEAST_CHECKED:  # a share of fewer says little
+        _, batches = batches_of(config, partition_id, LEAST_CHECKED, request.task.label_counts(partition_id))
+        judged = gate.copies(drawn(sampler, weights, batches))
+        generated += len(judged)
+    share = check_share(config, judged, len(request.task.train_data(partition_id)))
+    return copies, {MEMORIZED_SHARE: share, GENERATED: generated}
 
 
 def _without_copies(
@@ -61,16 +79,12 @@ def _without_copies(
     weights: Weights,
     images: Tensor,
     labels: Tensor | None,
+    copies: Tensor,
+    found: dict[str, float],
 ) -> tuple[Tensor, dict[str, float]]:
-    """Replace near copies among ``images``, in place; return which images are none, and what is to be reported."""
+    """Replace ``copies`` among ``images``, in place; return which images are none, and what is to be reported."""
     config, partition_id = request.config, request.partition_id
-    copies, generated = gate.copies(images), len(images)
-    judged = copies
-    if len(images) < LEAST_CHECKED:  # a share of fewer says little
-        _, batches = batches_of(config, partition_id, LEAST_CHECKED, request.task.label_counts(partition_id))
-        judged = gate.copies(drawn(sampler, weights, batches))
-        generated += len(judged)
-    share, first = check_share(config, judged, len(request.task.train_data(partition_id))), int(copies.sum())
+    first, generated = int(copies.sum()), found[GENERATED]
     for attempt in range(1, TRIES + 1):
         index = copies.nonzero().flatten()
         if not len(index):
@@ -79,7 +93,7 @@ def _without_copies(
         again = drawn(sampler, weights, batches)
         images[index], copies[index] = again, gate.copies(again)
         generated += len(again)
-    return ~copies, {MEMORIZED_SHARE: share, GENERATED: generated, REPLACED: first - int(copies.sum())}
+    return ~copies, {**found, GENERATED: generated, REPLACED: first - int(copies.sum())}
 
 
 def _packed(images: Tensor, labels: Tensor | None, kept: Tensor) -> Weights:

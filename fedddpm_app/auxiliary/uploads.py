@@ -13,7 +13,7 @@ from fedddpm_app.disk.durable import digest_of, publish, unfinished
 from fedddpm_app.federation.records import ARRAYS
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.progress import logger
-from fedddpm_app.training.privacy import DP_EPSILON
+from fedddpm_app.training.privacy import DP_EPSILON, DP_EPSILON_TOTAL
 from fedddpm_app.weights import Weights
 
 LABEL_COUNTS, HELD_OUT_LOSS = "label-counts", "held-out-loss"
@@ -46,8 +46,9 @@ class Upload:
         The share of near copies among images of its model, as the client reports it; None if it did not look.
     generated : int
         The number of images that it generated.
-    dp_epsilon : float or None
-        The privacy that the client has spent on this training, if it trained privately.
+    dp_epsilon, dp_total : float or None
+        The privacy that the client has spent on this training, and in all its private trainings of the run, if it
+        trained privately.
     """
 
     partition_id: int
@@ -60,6 +61,7 @@ class Upload:
     memorized_share: float | None = None
     generated: int = 0
     dp_epsilon: float | None = None
+    dp_total: float | None = None
 
     @classmethod
     def content(cls, reply: Reply, *, labelled: bool) -> tuple[dict[str, Any], Weights]:
@@ -72,6 +74,7 @@ class Upload:
             "memorized_share": _finite(reply.metrics.get(MEMORIZED_SHARE)),
             "generated": int(_finite(reply.metrics.get(GENERATED)) or 0),
             "dp_epsilon": _finite(reply.metrics.get(DP_EPSILON)),
+            "dp_total": _finite(reply.metrics.get(DP_EPSILON_TOTAL)),
         }
         return about, {}
 

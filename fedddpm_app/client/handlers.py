@@ -11,6 +11,7 @@ from fedddpm_app.client.masking import STEPS, Masking, open_session
 from fedddpm_app.client.policy import check_action, check_evaluation, check_round, trains
 from fedddpm_app.client.requests import (
     arrays_in,
+    check_masked,
     check_returned,
     count_training,
     ledger_of,
@@ -150,6 +151,7 @@ def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
             "server and the clients."
         )
     check_action(setup.config, setup.policy, name, action, number_in(message, SERVER_ROUND))
+    check_masked(setup, message, context)
     if trains(action):
         count_training(setup, message, context)
     end = _end(setup, message, context)
@@ -174,6 +176,7 @@ def _agree(setup: ClientSetup, message: Message, context: Context) -> Message:
 def _train(setup: ClientSetup, message: Message, context: Context) -> Message:
     check_round(setup.config, setup.policy, number_in(message, SERVER_ROUND))
     check_returned(setup, message)
+    check_masked(setup, message, context)
     count_training(setup, message, context)
     if setup.config.secure.aggregation:
         return _train_masked(setup, message, context)

@@ -58,9 +58,13 @@ def _share(session: ClientSession, config: Config, sent: Weights, _: Callable[[]
     """Answer with the shares for each peer, in the order of the peers."""
     rows = zip(sent["clients"].tolist(), from_rows(sent["mask"]), from_rows(sent["seal"]), strict=True)
     public = {client: PublicKeys(mask, seal) for client, mask, seal in rows}
-    sealed, digest = session.share(_name(sent), public, config.secure.needed(len(public)))
-    shares = to_rows([sealed[peer] for peer in sorted(sealed)], keys.SEALED_BYTES)
-    return ActionAnswer({}, {SHARES: {"sealed": shares, "digest": to_rows([digest], keys.DIGEST_BYTES)}})
+    made = session.share(_name(sent), public, config.secure.needed(len(public)))
+    rows_of = {
+        "sealed": to_rows([made.sealed[peer] for peer in sorted(made.sealed)], keys.SEALED_BYTES),
+        "promises": to_rows([made.promises[client] for client in sorted(made.promises)], keys.PROMISE_BYTES),
+        "digest": to_rows([made.digest], keys.DIGEST_BYTES),
+    }
+    return ActionAnswer({}, {SHARES: rows_of})
 
 
 def _reveal(session: ClientSession, config: Config, sent: Weights, _: Callable[[], int]) -> ActionAnswer:
@@ -100,7 +104,8 @@ class Masking:
         self._config, self._session = config, session
         self._name, self._total, self._metrics = given["session"], int(given["total"]), [*given["metrics"]]
         self._num_clients = len(given["senders"]) + 1
-        session.receive(self._name, dict(zip(given["senders"], given["sealed"], strict=True)))
+        sealed, promised = (dict(zip(given["senders"], given[key], strict=True)) for key in ("sealed", "promised"))
+        session.receive(self._name, sealed, promised)
         if not session.num_examples <= self._total:
             raise ProtocolError(f"all clients together have {self._total} images, fewer than this one")
 

@@ -46,6 +46,7 @@ def check_run(config: Config, policy: SitePolicy) -> None:
 def check_round(config: Config, policy: SitePolicy, server_round: int) -> None:
     """Raise ``DeclinedError`` for a round after the site's last one, or one without the privacy that it wants."""
     _check_number(policy, server_round)
+    _check_masked(config, policy)
     _check_epsilon(config, policy, "train")
 
 
@@ -67,6 +68,7 @@ def check_action(config: Config, policy: SitePolicy, name: str, action: ClientAc
     if not (returns_model or trains(action)):
         return
     _check_number(policy, server_round)
+    _check_masked(config, policy)
     _check_epsilon(config, policy, "pretrain" if action.is_checked else "train")
     if returns_model and not policy.shares_models:
         raise DeclinedError(
@@ -89,12 +91,26 @@ def _check_number(policy: SitePolicy, server_round: int) -> None:
         raise DeclinedError(f"this site does not train in round {server_round}: site-max-rounds = {policy.max_rounds}")
 
 
+def _check_masked(config: Config, policy: SitePolicy) -> None:
+    if policy.secure_aggregation and not config.secure.aggregation:
+        raise DeclinedError(
+            "this site trains only where its updates are masked: secure-aggregation = false, and "
+            "site-secure-aggregation = true"
+        )
+
+
 def _check_epsilon(config: Config, policy: SitePolicy, phase: PrivatePhase) -> None:
     epsilon = config.dp.of(phase).epsilon
     if policy.max_epsilon and not 0 < epsilon <= policy.max_epsilon:
         raise DeclinedError(
             f"this site trains with privacy only: {phase}-dp-epsilon = {epsilon:g}, and site-max-epsilon = "
             f"{policy.max_epsilon:g}"
+        )
+    delta = config.dp.of(phase).delta
+    if policy.max_epsilon and delta > policy.max_delta:
+        raise DeclinedError(
+            f"this site's images are not protected enough: {phase}-dp-delta = {delta:g}, and site-max-delta = "
+            f"{policy.max_delta:g}"
         )
     if policy.max_epsilon and not config.dp.dp_secret_noise:
         raise DeclinedError(

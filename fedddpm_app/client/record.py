@@ -18,7 +18,7 @@ from fedddpm_app.disk.durable import replacing
 from fedddpm_app.disk.private import private_folder
 from fedddpm_app.training.declined import DeclinedError
 
-_ACCOUNT, _TRAININGS, _SECURE = "account", "trainings", "secure"
+_ACCOUNT, _TRAININGS, _SECURE, _ACTIONS = "account", "trainings", "secure", "actions"
 
 
 class RunRecord:
@@ -43,6 +43,20 @@ class RunRecord:
             first = known.setdefault(_ACCOUNT, run)
         if first != run:
             raise DeclinedError("the server names another run than before, in which the client has spent no privacy")
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether the client has taken part in a secure sum of the run."""
+        with self._changing() as known:
+            return _SECURE in known
+
+    def is_first(self, action: str) -> bool:
+        """Return whether this is the run's first request for an action, and remember it."""
+        with self._changing() as known:
+            done: list[str] = known.setdefault(_ACTIONS, [])
+            is_new = action not in done
+            done += [action] if is_new else []
+        return is_new
 
     def count_training(self, kind: str, most: int) -> None:
         """Count a training, by the type of its message; raise ``DeclinedError`` after ``most`` of them."""

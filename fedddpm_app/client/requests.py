@@ -8,8 +8,11 @@ from fedddpm_app.client.record import RunRecord
 from fedddpm_app.client.setup import ClientSetup
 from fedddpm_app.client.state import state_folder
 from fedddpm_app.config import ConfigError
-from fedddpm_app.federation.records import ARRAYS, CONFIG, EXCHANGE, PARTITION_ID, RETURNED, STATE_RUN
+from fedddpm_app.federation.records import ACTION, ARRAYS, CONFIG, EXCHANGE, PARTITION_ID, RETURNED, STATE_RUN
+from fedddpm_app.federation.secure_checks import PRETRAIN, sends_own_models
 from fedddpm_app.training.privacy import Ledger
+
+_DEFAULT = ".default"  # Flower takes "train.default" for "train"
 
 
 def partition_of(context: Context) -> int:
@@ -43,7 +46,24 @@ def count_training(setup: ClientSetup, message: Message, context: Context) -> No
     """Count a training, so that a server which names an earlier round gets no more of them than the site allows."""
     if setup.policy.max_rounds:
         record = RunRecord(setup.config, context, partition_of(context))
-        record.count_training(message.metadata.message_type, setup.policy.max_rounds)
+        kind = message.metadata.message_type.removesuffix(_DEFAULT)
+        record.count_training(kind, setup.policy.max_rounds)
+
+
+def check_masked(setup: ClientSetup, message: Message, context: Context) -> None:
+    """Raise ``ConfigError`` if a client of a run with masked updates is asked for weights without a mask.
+
+    Except for the model of its own that FedDDPM needs, if clients share models: once.
+    """
+    record = RunRecord(setup.config, context, partition_of(context))
+    if not setup.config.secure.aggregation:
+        if record.is_masked:
+            raise ConfigError("the server asks for weights without a mask, in a run with secure-aggregation = true.")
+    elif message.metadata.message_type == f"{ACTION}{PRETRAIN}":
+        if not sends_own_models(setup.strategy, setup.config):
+            raise ConfigError("the server asks for a model of its own, which this run does not need.")
+        if not record.is_first(PRETRAIN):
+            raise ConfigError("the server asks for another model of its own, besides the first one.")
 
 
 def check_returned(setup: ClientSetup, message: Message) -> None:

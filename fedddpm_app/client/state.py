@@ -88,17 +88,19 @@ class ClientState(Mapping[str, Weights]):
         digest = self._digests().get(str(self._round)) or self._digest_by_name()
         path = self._path(self._round, digest)
         if not path.is_file():
-            raise ClientStateError(f"{state} is lost: {path} does not exist; {fix}.")
+            raise ClientStateError(f'{state} is lost: "{path}" does not exist; {fix}.')
         if digest_of(path) != digest:
-            raise ClientStateError(f"{state} has changed: {path} has another SHA-256 than when it was written; {fix}.")
+            raise ClientStateError(
+                f'{state} has changed: "{path}" has another SHA-256 than when it was written; {fix}.'
+            )
         try:
             with safe_open(path, framework="pt") as file:
                 settings = (file.metadata() or {}).get(_SETTINGS)
             flat = load_file(path)
         except (OSError, ValueError, SafetensorError) as error:
-            raise ClientStateError(f"{state} cannot be read: {path}: {error}; {fix}.") from error
+            raise ClientStateError(f'{state} cannot be read: "{path}": {error}; {fix}.') from error
         if settings != self._settings:
-            raise ClientStateError(f"{state} is that of a run with other settings: {path}; start a new run.")
+            raise ClientStateError(f'{state} is that of a run with other settings: "{path}"; start a new run.')
         return _unflatten(flat)
 
     def save(self, server_round: int, state: Mapping[str, Weights]) -> None:

@@ -31,7 +31,7 @@ from fedddpm_app.config.transport import TransportConfig
 from fedddpm_app.config.waiting import WaitingConfig
 
 _NOT_OF_TRAINING = (
-    *("run", "data", "sharing", "preview", "evaluation", "recording", "tracking", "transport", "waiting"),
+    *("run", "sharing", "preview", "evaluation", "recording", "tracking", "transport", "waiting"),
     "admission",
 )
 
@@ -79,7 +79,8 @@ class Config(Baselines):
         """The settings of a client's training as one text, which is the same on all hosts of a run."""
         groups = {name: group for name, group in asdict(self).items() if name not in _NOT_OF_TRAINING}
         del groups["pretrain"]["timeout"]
-        return repr((self.run.algorithm, self.run.algorithm_options, groups))
+        del groups["data"]["cache_dir"]  # a folder of the host
+        return repr((self.run.algorithm, self.run.algorithm_options, self.run.seed, groups))
 
 
 class NotValidError(Exception):

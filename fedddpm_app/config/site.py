@@ -6,6 +6,7 @@ from typing import Annotated, ClassVar
 from pydantic import Field
 from pydantic.dataclasses import dataclass
 
+from fedddpm_app.config.dp import Delta
 from fedddpm_app.config.errors import ConfigError
 from fedddpm_app.config.fields import STRICT, CountOrZero, FloatOrZero, Scalar
 from fedddpm_app.config.loading import keys_of, load_group
@@ -38,6 +39,10 @@ class SitePolicy:
         As the run's ``max-memorized-share``; below 1, the site checks also where the run does not.
     max_epsilon : float
         The largest privacy budget of a phase in which it trains; 0 for none: it also trains without a budget.
+    max_delta : float
+        The largest delta of such a budget; it has an effect with ``max_epsilon``.
+    secure_aggregation : bool
+        Whether it trains only in runs with ``secure-aggregation``.
     """
 
     PREFIX: ClassVar[str] = "site-"
@@ -47,6 +52,8 @@ class SitePolicy:
     min_images: CountOrZero = 0
     max_memorized_share: Share = 1.0
     max_epsilon: FloatOrZero = 0.0
+    max_delta: Delta = 1e-5
+    secure_aggregation: bool = False
 
     @property
     def allowed(self) -> tuple[str, ...]:

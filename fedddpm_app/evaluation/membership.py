@@ -156,9 +156,10 @@ def log_losses(losses: Tensor) -> Scores:
 def by_likelihood_ratio(losses: Scores, references: Sequence[Scores], inside: Sequence[NDArray[np.bool_]]) -> Scores:
     """Return the scores of LiRA: how much likelier an image's loss is if it was trained on.
 
-    ``log N(l; mu_in, s) - log N(l; mu_out, s)``, with an image's means over the reference models that were trained with
-    and without it, and with the deviation s of all images together, as for few reference models. An image that all or
-    none of the reference models have seen gets the mean over the images in place of its own.
+    ``log N(l; mu - g, s) - log N(l; mu, s)``, where mu is an image's mean loss under reference models that have not
+    seen it, and g the gap by which the loss is lower under those that have. With few reference models, a gap of each
+    image's own would be noise: so g is that of all images together, as is the deviation s. All reference models then
+    say something of mu, those that have seen the image with g added.
 
     Parameters
     ----------
@@ -177,17 +178,22 @@ def by_likelihood_ratio(losses: Scores, references: Sequence[Scores], inside: Se
     if len(references) < 2:
         raise ValueError(f"{len(references)} reference models: at least 2 are needed")
     values, seen = np.stack(references), np.stack(inside)
-    means = []
-    spread = np.zeros_like(values)
-    for chosen in (seen, ~seen):
-        count = chosen.sum(0)
-        own = np.where(chosen, values, 0.0).sum(0) / np.maximum(count, 1)
-        mean = np.where(count > 0, own, np.where(chosen, values, 0.0).sum() / max(1, chosen.sum()))
-        spread += np.where(chosen, (values - mean) ** 2, 0.0)
-        means.append(mean)
-    deviation = max(float(np.sqrt(spread.sum() / max(1, spread.size - 2 * spread.shape[1]))), _LEAST_DEVIATION)
-    found: Scores = norm.logpdf(losses, means[0], deviation) - norm.logpdf(losses, means[1], deviation)
+    gap = _gap(values, seen)
+    without = values + np.where(seen, gap, 0.0)
+    mean = without.mean(0)
+    deviation = float(np.sqrt(((without - mean) ** 2).sum() / (without.size - without.shape[1])))
+    deviation = max(deviation, _LEAST_DEVIATION)
+    found: Scores = norm.logpdf(losses, mean - gap, deviation) - norm.logpdf(losses, mean, deviation)
     return found
+
+
+def _gap(values: Scores, seen: NDArray[np.bool_]) -> float:
+    """Return the mean over images of the loss without membership less that with it; a small positive one at least."""
+    count = np.stack([seen.sum(0), (~seen).sum(0)])
+    sums = np.stack([np.where(chosen, values, 0.0).sum(0) for chosen in (seen, ~seen)])
+    both = (count > 0).all(0)
+    gaps = sums[1, both] / count[1, both] - sums[0, both] / count[0, both]
+    return max(float(gaps.mean()) if both.any() else 0.0, _LEAST_DEVIATION)
 
 
 def by_distance(images: Tensor, generated: Tensor, k: int) -> Scores:

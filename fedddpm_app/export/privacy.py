@@ -62,7 +62,11 @@ def _seen(kind: type[AlgorithmDescription], config: Config) -> list[str]:
         collected = " and, for evaluation, whole models" if config.feddiffuse.collect_models else ""
         notes.append(f'The server saw the parts of feddiffuse-split = "{config.feddiffuse.split}"{collected}.')
     elif kind.trains_on_clients and config.secure.aggregation:
-        notes.append("In a round the server saw the mean of masked updates alone, and each client's number of images.")
+        notes.append(
+            "In a round the server saw the mean of masked updates alone, and each client's numbers of images and steps."
+        )
+        if config.data.held_out_fraction > 0:
+            notes.append("Where clients evaluate, it also saw each client's loss on its held-out images.")
     elif kind.trains_on_clients:
         notes.append("In a round the server saw each client's weights, its loss and its number of images.")
     pretrains = issubclass(kind, FedDDPM) and kind.pretrains(config)

@@ -127,9 +127,9 @@ class Spending:
         return self.of("train") | self.of("total")
 
     def know(self, phase: str, epsilon: Mapping[int, float]) -> None:
-        """Take over the epsilons of clients; what is spent in one phase is spent in total at least."""
-        self.epsilon[phase] |= epsilon
-        self.epsilon["total"] = {**epsilon} | self.epsilon["total"]
+        """Take over the epsilons of clients, which only grow; what one phase spends is spent in total at least."""
+        for known in (self.epsilon[phase], self.epsilon["total"]):
+            known |= {client: max(value, known.get(client, 0.0)) for client, value in epsilon.items()}
 
     def of(self, phase: str) -> dict[str, object]:
         """Return the epsilons of a phase so far, for ``stats.jsonl``; empty if none is known."""

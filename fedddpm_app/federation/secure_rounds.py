@@ -37,7 +37,7 @@ from fedddpm_app.federation.replies import Reply, ReplyRefusedError, ReplySpec, 
 from fedddpm_app.federation.streaming import ReplyStream, collecting, with_progress
 from fedddpm_app.progress import logger
 from fedddpm_app.secure import keys
-from fedddpm_app.secure.client import PublicKeys
+from fedddpm_app.secure.client import PublicKeys, Shares
 from fedddpm_app.secure.encoding import CLIPPED, Encoding
 from fedddpm_app.secure.keys import ProtocolError, WrongShareError
 from fedddpm_app.secure.masks import Vector
@@ -49,7 +49,9 @@ if TYPE_CHECKING:
     from fedddpm_app.federation.strategy import FederatedStrategy
 
 _NAME_BYTES = 16
-_BLAMES = re.compile(r"the shares of client (\d{1,9}) (were changed|are those|have another)")  # texts of ``unseal``
+_BLAMES = re.compile(
+    r"the shares of client (\d{1,9}) (were changed|are those|are not those|have another)"
+)  # texts of ``unseal``
 _VOICES = 2  # a client alone could blame another one
 
 
@@ -67,10 +69,11 @@ class SecureTraining(Training):
         messages = super().messages(arrays)
         client_at = {node: client for client, node in self._strategy.clients.participants.node_of.items()}
         for message in messages:  # they share their records, but each has its own content
-            sealed = self._session.sealed_for(client_at[message.metadata.dst_node_id])
-            self._strategy.accounting.bytes_down += sum(map(len, sealed.values()))
+            client = client_at[message.metadata.dst_node_id]
+            sealed, promised = self._session.sealed_for(client), self._session.promised_to(client)
+            self._strategy.accounting.bytes_down += sum(map(len, [*sealed.values(), *promised.values()]))
             given = ConfigRecord({"session": self._name, "metrics": self._metrics, "total": self._total})
-            given["senders"], given["sealed"] = [*sealed], [*sealed.values()]
+            given["senders"], given["sealed"], given["promised"] = [*sealed], [*sealed.values()], [*promised.values()]
             message.content = RecordDict({**message.content, SECURE: given})
         return messages
 
@@ -152,12 +155,17 @@ class SecureTraining(Training):
             "mask": to_rows([each.mask for each in public], keys.PUBLIC_BYTES),
             "seal": to_rows([each.seal for each in public], keys.PUBLIC_BYTES),
         }
-        like = {"sealed": rows_like(len(clients) - 1, keys.SEALED_BYTES), "digest": rows_like(1, keys.DIGEST_BYTES)}
+        like = {
+            "sealed": rows_like(len(clients) - 1, keys.SEALED_BYTES),
+            "promises": rows_like(len(clients), keys.PROMISE_BYTES),
+            "digest": rows_like(1, keys.DIGEST_BYTES),
+        }
         for reply in self._ask(SECURE_SHARES, clients, sent, SHARES, like):
             rows, me = reply.load(SHARES), reply.partition_id
             peers = [client for client in clients if client != me]
-            self._session.sealed[me] = dict(zip(peers, from_rows(rows["sealed"]), strict=True))
-            self._session.digests[me] = from_rows(rows["digest"])[0]
+            sealed = dict(zip(peers, from_rows(rows["sealed"]), strict=True))
+            promises = dict(zip(clients, from_rows(rows["promises"]), strict=True))
+            self._session.add_shares(me, Shares(sealed, promises, from_rows(rows["digest"])[0]))
         self._check_enough(len(self._session.sealed), "shared their secrets")
 
     def _add_updates(self, replies: Iterable[Message], encoding: Encoding) -> list[Reply]:
@@ -194,10 +202,13 @@ class SecureTraining(Training):
             rows = reply.load(REVEALED)
             revealed[reply.partition_id] = from_rows(rows["seeds"]), from_rows(rows["keys"])
         try:
-            return session.unmask(revealed, told)
+            total = session.unmask(revealed, told)
+            self._exclude(session.liars, f"round {self._round}: it revealed other shares than those that it was given")
+            return total
         except ProtocolError as error:
             if isinstance(error, WrongShareError):
-                self._exclude(error.client, str(error))
+                self._refused |= dict.fromkeys(error.clients, str(error))
+                self._exclude(error.clients, str(error))
             raise self._too_few(f"the masks of {len(answered)} updates cannot be removed: {error}") from error
 
     def _ask(
@@ -235,13 +246,15 @@ class SecureTraining(Training):
         voices = Counter(culprit for culprit, client in blamed if culprit in self._session.sealed.keys() - {client})
         for culprit, count in voices.items():
             if count >= _VOICES:
-                self._exclude(culprit, f"the shares of client {culprit} were changed on their way to {count} clients")
+                reason = f"the shares of client {culprit} were not as promised, or changed, for {count} clients"
+                self._refused[culprit] = reason
+                self._exclude([culprit], reason)
 
-    def _exclude(self, client: int, reason: str) -> None:
-        """Ask a client for nothing in the rounds any more, as one that has declined."""
-        self._refused[client] = reason
-        self._strategy.clients.declined.add(client)
-        self._strategy.clients.log.refuse(client, ReplyRefusedError(reason), self._round)
+    def _exclude(self, clients: Iterable[int], reason: str) -> None:
+        """Ask clients for nothing in the rounds any more, as those that have declined."""
+        for client in sorted(clients):
+            self._strategy.clients.declined.add(client)
+            self._strategy.clients.log.refuse(client, ReplyRefusedError(reason), self._round)
 
     def _check_size(self, reply: Reply) -> None:
         """Raise ``ReplyRefusedError`` for an update of another weight than agreed."""

@@ -35,7 +35,7 @@ def start_notes(algorithm: type[FederatedStrategy], config: Config, run_config: 
     own_models = "pretrain-dp-epsilon" not in reasons
     notes += notes_on_privacy(config, trains=algorithm.trains_on_clients, pretrains=own_models)
     notes += notes_on_clients(config)
-    notes += note_on_models(algorithm, config, reasons)
+    notes += note_on_models(algorithm, config)
     for key, (decay, count, unit) in used.items():
         notes += _note_on_average(config.training, key, float(decay), count, unit)
     return notes

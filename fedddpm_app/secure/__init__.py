@@ -12,8 +12,8 @@ https://eprint.iacr.org/2017/281, figure 4, without its signatures: a server tha
 Symbols: x_i -> the whole numbers of ``Encoding.encode``, s_ij -> ``shared_seed``, PRG -> ``masks.add_mask``.
 Deviations: all clients share with all (SecAgg+, Bell et al. 2020, takes a few neighbours of each). PRG is AES-256 in
 counter mode with the full 256 bits: Flower's own generator has a seed of 32 bits, which can be tried out. A client also
-sends the SHA-256 of b_i, so that a wrong share is noticed. s_ij depends on what the server told both clients
-(``Encoding.told``), which keeps a server from having all but one send zeros (Pasquini et al. 2022,
-https://arxiv.org/abs/2111.07380). The room has no messages: ``client`` and ``server`` are the
+sends the SHA-256 of b_i and of each share, so that a wrong share is noticed, and who made or revealed it. s_ij depends
+on what the server told both clients (``Encoding.told``), which keeps a server from having all but one send zeros
+(Pasquini et al. 2022, https://arxiv.org/abs/2111.07380). The room has no messages: ``client`` and ``server`` are the
 two ends as state machines, and Flower carries what they return.
 """

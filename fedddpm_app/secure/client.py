@@ -30,6 +30,25 @@ class PublicKeys:
     seal: bytes
 
 
+@dataclass(frozen=True)
+class Shares:
+    """What a client gives away of its secrets in step 2.
+
+    Attributes
+    ----------
+    sealed : dict of int to bytes
+        For each peer, its shares of both secrets, which only it can open.
+    promises : dict of int to bytes
+        For each client, this one included, the digests of its shares.
+    digest : bytes
+        Of the seed.
+    """
+
+    sealed: dict[int, bytes]
+    promises: dict[int, bytes]
+    digest: bytes
+
+
 class ClientSession:
     """A client's part in one secure sum.
 
@@ -78,8 +97,8 @@ class ClientSession:
             known.update({_KEYS: self._keys(), _STEP: 1})
         return PublicKeys(mask.public, seal.public)
 
-    def share(self, session: bytes, public: Mapping[int, PublicKeys], threshold: int) -> tuple[dict[int, bytes], bytes]:
-        """Return the sealed shares of both secrets for each peer, and the digest of the seed (step 2).
+    def share(self, session: bytes, public: Mapping[int, PublicKeys], threshold: int) -> Shares:
+        """Return the shares of both secrets (step 2).
 
         Parameters
         ----------
@@ -99,8 +118,9 @@ class ClientSession:
         seed = keys.new_seed()
         of_seed = keys.split(seed, threshold, len(everyone))
         of_key = keys.split(store["mask-private"], threshold, len(everyone))
-        sealed = {}
+        sealed, promises = {}, {}
         for place, peer in enumerate(everyone):
+            promises[peer] = keys.promise(of_seed[place], of_key[place])
             if peer != self._me:
                 key = keys.shared_key(store["seal-private"], public[peer].seal)
                 sealed[peer] = keys.seal(key, self._me, peer, of_seed[place], of_key[place])
@@ -114,12 +134,13 @@ class ClientSession:
                 "own-share": of_seed[everyone.index(self._me)],
             }
         )
-        return sealed, keys.digest(seed)
+        return Shares(sealed, promises, keys.digest(seed))
 
-    def receive(self, session: bytes, sealed: Mapping[int, bytes]) -> None:
+    def receive(self, session: bytes, sealed: Mapping[int, bytes], promised: Mapping[int, bytes]) -> None:
         """Open the shares that the peers made for this client; the training may begin (step 3).
 
-        ``sealed`` is by the client that made them: those with which this client has masks in common.
+        Both are by the client that made them: those with which this client has masks in common. A share that is not the
+        promised one is refused here, so that the server can tell later who has lied about it.
         """
         self._enter(3, session)
         store, place = self._store, {peer: at for at, peer in enumerate(self._store["participants"])}
@@ -130,6 +151,8 @@ class ClientSession:
         for peer, token in sealed.items():
             key = keys.shared_key(store["seal-private"], store["seals-public"][place[peer]])
             opened[peer] = keys.unseal(key, token, peer, self._me)
+            if keys.promise(*opened[peer]) != promised.get(peer):
+                raise ProtocolError(f"the shares of client {peer} are not those that it has promised")
         store.update(
             {
                 "senders": senders,

@@ -6,7 +6,7 @@ Curve P-384, HKDF with SHA-256, Fernet, and Shamir's scheme over GF(2^128).
 import base64
 import hashlib
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -29,6 +29,7 @@ from fedddpm_app.secure.masks import SEED_BYTES
 
 PUBLIC_BYTES = 215  # PEM
 DIGEST_BYTES = 32
+PROMISE_BYTES = 2 * DIGEST_BYTES
 SEED_SHARE_BYTES = 52  # 4 for the index, and 48: the secret is padded to a multiple of 16
 KEY_SHARE_BYTES = 68
 SEALED_BYTES = 268  # Fernet's token of both shares and the ids of their two clients
@@ -40,11 +41,11 @@ class ProtocolError(Exception):
 
 
 class WrongShareError(ProtocolError):
-    """The shares that a client made of its own secret do not give that secret; ``client`` is its id."""
+    """Clients did not make, or did not reveal, the shares that they had promised; ``clients`` are their ids."""
 
-    def __init__(self, text: str, client: int) -> None:
+    def __init__(self, text: str, clients: Iterable[int]) -> None:
         super().__init__(text)
-        self.client = client
+        self.clients = sorted(clients)
 
 
 @dataclass(frozen=True)
@@ -67,9 +68,19 @@ def new_seed() -> bytes:
     return secrets.token_bytes(SEED_BYTES)
 
 
-def digest(seed: bytes) -> bytes:
-    """Return what the server may know of a seed before it is revealed."""
-    return hashlib.sha256(seed).digest()
+def digest(secret: bytes) -> bytes:
+    """Return what the server may know of a seed, or of a share, before it is revealed; both are random."""
+    return hashlib.sha256(secret).digest()
+
+
+def promise(seed_share: bytes, key_share: bytes) -> bytes:
+    """Return the digests of the two shares of one client for another one."""
+    return digest(seed_share) + digest(key_share)
+
+
+def keeps_promise(share: bytes, promised: bytes, *, of_key: bool) -> bool:
+    """Return whether a share, of the key or of the seed, is the promised one."""
+    return digest(share) == (promised[DIGEST_BYTES:] if of_key else promised[:DIGEST_BYTES])
 
 
 def public_key_of(private: bytes) -> bytes:

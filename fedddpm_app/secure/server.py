@@ -1,10 +1,10 @@
 """The server's end: it passes keys and shares on, adds masked numbers, and removes the masks that do not cancel."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from fedddpm_app.secure import keys
-from fedddpm_app.secure.client import PublicKeys
+from fedddpm_app.secure.client import PublicKeys, Shares
 from fedddpm_app.secure.keys import ProtocolError, WrongShareError
 from fedddpm_app.secure.masks import Vector, add_mask
 
@@ -19,21 +19,35 @@ class ServerSession:
         The keys of each client, by its id.
     sealed : dict of int to dict of int to bytes
         By the client that made them, the shares for each of its peers.
+    promises : dict of int to dict of int to bytes
+        By the client that made them, the digests of the shares of each client, itself included.
     digests : dict of int to bytes
         Of each client's seed.
     answered : set of int
         The clients whose numbers are in the sum.
     threshold : int
         The shares that give a secret back; set before the clients share.
+    liars : set of int
+        The clients that have revealed a share which they were not given.
     """
 
     public: dict[int, PublicKeys] = field(default_factory=dict)
     sealed: dict[int, dict[int, bytes]] = field(default_factory=dict)
+    promises: dict[int, dict[int, bytes]] = field(default_factory=dict)
     digests: dict[int, bytes] = field(default_factory=dict)
     answered: set[int] = field(default_factory=set)
     threshold: int = 2
+    liars: set[int] = field(default_factory=set)
     _total: Vector | None = None
-    _first: int = 0  # the place of the first share of those that have fitted last
+
+    def add_shares(self, client: int, shares: Shares) -> None:
+        """Add the shares that a client has made."""
+        self.sealed[client], self.promises[client] = shares.sealed, shares.promises
+        self.digests[client] = shares.digest
+
+    def promised_to(self, client: int) -> dict[int, bytes]:
+        """Return the digests of the shares of ``sealed_for``."""
+        return {sender: self.promises[sender][client] for sender in self.sealed_for(client)}
 
     def sealed_for(self, client: int) -> dict[int, bytes]:
         """Return the shares that others made for a client, by the client that made them."""
@@ -65,41 +79,43 @@ class ServerSession:
         Raises
         ------
         ProtocolError
-            If shares are too few, or do not fit; the sum is then lost.
+            If shares are too few.
+        WrongShareError
+            If too few are the promised ones, or a client has promised others than those of its secret.
         """
         total, answered, dropped = self._total, sorted(self.answered), self.dropped
         if total is None or len(revealed) < self.threshold:
             raise ProtocolError(f"{len(revealed)} clients revealed shares, and {self.threshold} are needed")
-        shares = [revealed[client] for client in sorted(revealed)]
         for place, client in enumerate(answered):
-            promised = self.digests[client]
-            seed = self._restored([seeds[place] for seeds, _ in shares], lambda it: keys.digest(it) == promised)  # noqa: B023
-            if seed is None:
-                raise WrongShareError(f"the shares of client {client} do not give the seed that it promised", client)
+            seed = self._restored(client, {at: seeds[place] for at, (seeds, _) in revealed.items()}, of_key=False)
+            if keys.digest(seed) != self.digests[client]:
+                raise WrongShareError(f"the shares of client {client} do not give the seed that it promised", [client])
             add_mask(total, seed, subtract=True)
         for place, client in enumerate(dropped):
-            known = self.public[client].mask
-            private = self._restored([each[place] for _, each in shares], lambda it: keys.public_key_of(it) == known)  # noqa: B023
-            if private is None:
+            private = self._restored(client, {at: each[place] for at, (_, each) in revealed.items()}, of_key=True)
+            if not _is_key(private, self.public[client].mask):
                 reason = f"the shares of client {client} do not give the key that belongs to its public one"
-                raise WrongShareError(reason, client)
+                raise WrongShareError(reason, [client])
             for peer in answered:
                 add_mask(total, keys.shared_seed(private, self.public[peer].mask, told), subtract=client > peer)
         return total
 
-    def _restored(self, shares: Sequence[bytes], fits: Callable[[bytes], bool]) -> bytes | None:
-        """Return the secret of some ``threshold`` neighbouring shares that fit, in a circle, or None.
+    def _restored(self, client: int, shares: Mapping[int, bytes], *, of_key: bool) -> bytes:
+        """Return the secret of a client from the shares that are the promised ones; remember who revealed others."""
+        promises = self.promises[client]
+        wrong = {at for at, share in shares.items() if not keys.keeps_promise(share, promises[at], of_key=of_key)}
+        self.liars |= wrong
+        good = [share for at, share in sorted(shares.items()) if at not in wrong]
+        if len(good) < self.threshold:
+            reason = (
+                f"{len(good)} of the shares of client {client} are those that it made, and {self.threshold} are needed"
+            )
+            raise WrongShareError(reason, wrong)
+        return keys.combine(good, self.threshold)
 
-        A client that reveals a wrong share is thus passed over, where one more than ``threshold`` reveal. The next
-        secret is tried with the same clients first, so that a liar is passed over once, and not for each secret.
-        """
-        for offset in range(len(shares)):
-            start = (self._first + offset) % len(shares)
-            try:
-                secret = keys.combine([*shares[start:], *shares[:start]], self.threshold)
-                if fits(secret):
-                    self._first = start
-                    return secret
-            except ProtocolError:
-                continue
-        return None
+
+def _is_key(private: bytes, public: bytes) -> bool:
+    try:
+        return keys.public_key_of(private) == public
+    except ProtocolError:
+        return False

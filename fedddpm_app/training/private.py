@@ -10,12 +10,14 @@ noise multiplicity of Dockhorn et al. 2023 (DPDM, https://arxiv.org/abs/2210.099
 sigma -> noise_multiplier, q -> sample_rate, k -> multiplicity, n -> num_examples.
 
 The loss must be a mean over the batch of terms of one example each: a loss or a layer that mixes examples has no
-gradient per example. Layers with buffers, such as batch normalisation, are refused by Opacus. A first batch whose
-gradients per example do not have the gradient of the batch as their mean ends the training.
+gradient per example. Layers with buffers, such as batch normalisation, are refused by Opacus. The first batch of a
+training is checked: its gradients per example must have the gradient of the batch as their mean, and stay the same
+beside other examples.
 """
 
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,6 +71,8 @@ class PrivateGradients:
         The noise of the gradients; on the model's device.
     micro_batch : int, optional
         Examples whose gradients are in memory together; by default as many as ``BYTES_IN_MEMORY`` holds.
+    draws : torch.Generator, optional
+        The generator that the loss draws from.
     """
 
     def __init__(
@@ -80,11 +84,12 @@ class PrivateGradients:
         order: torch.Generator,
         noise: torch.Generator,
         micro_batch: int = 0,
+        draws: torch.Generator | None = None,
     ) -> None:
         from opacus.grad_sample import GradSampleHooks
         from opacus.optimizers import DPOptimizer
 
-        self._data, self._privacy = data, privacy
+        self._data, self._privacy, self._streams = data, privacy, RandomStreams(data.device, draws)
         self._named: dict[str, Any] = {name: p for name, p in model.named_parameters() if p.requires_grad}
         size = sum(p.numel() * p.element_size() for p in self._named.values()) * min(2, privacy.multiplicity)
         self._micro_batch = micro_batch or max(1, BYTES_IN_MEMORY // size)
@@ -145,28 +150,25 @@ class PrivateGradients:
         draws = self._privacy.multiplicity if len(part) else 0
         batch, losses, sums = self._data.batch(part) if draws else None, [], dict[str, Tensor]()
         for _ in range(draws):
-            loss = loss_of(batch)
-            with warnings.catch_warnings():  # torch warns of the hook on the layer that gets the images
-                warnings.filterwarnings("ignore", "Full backward hook is firing")
-                loss.backward()  # type: ignore[no-untyped-call]
-            self._check(len(part))
+            before = self._streams.state() if not self._is_checked else None
+            loss = _backward(loss_of, batch)
+            if before is not None:
+                self._check_mean(len(part))
+                self._check_alone(part, loss_of, before)
             for name, parameter in self._named.items():
                 if parameter.grad_sample is not None:
                     found = parameter.grad_sample.to(parameter.dtype)
                     sums[name] = sums[name].add_(found) if name in sums else found
                 parameter.grad_sample = parameter.grad = None
-            losses.append(loss.detach())
+            losses.append(loss)
         _drop_infinite(sums)
         for name, parameter in self._named.items():
             total = sums[name] if name in sums else parameter.new_zeros((len(part), *parameter.shape))
             parameter.grad_sample = total / draws if draws > 1 else total
         return losses
 
-    def _check(self, size: int) -> None:
-        """Raise ``ConfigError`` if the first gradients per example do not have the batch's gradient as their mean."""
-        if self._is_checked:
-            return
-        self._is_checked = True
+    def _check_mean(self, size: int) -> None:
+        """Raise ``ConfigError`` if the gradients per example do not have the batch's gradient as their mean."""
         for name, parameter in self._named.items():
             whole = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
             found = parameter.grad_sample
@@ -179,9 +181,77 @@ class PrivateGradients:
                     "model must use its parameters through their own layers."
                 )
 
+    def _check_alone(self, part: Tensor, loss_of: Callable[[Batch], Tensor], before: Sequence[Tensor]) -> None:
+        """Raise ``ConfigError`` if the gradients of half a batch change with the images of the other half.
+
+        ``before`` is the state of the random streams before the gradients of ``part``. A batch of one shows nothing.
+        """
+        if len(part) < 2:
+            return
+        self._is_checked = True
+        kept, half = {name: (p.grad, p.grad_sample) for name, p in self._named.items()}, len(part) // 2
+        for stays, index in (
+            (slice(half), torch.cat([part[:half], part[:1].expand(len(part) - half)])),
+            (slice(half, None), torch.cat([part[-1:].expand(half), part[half:]])),
+        ):
+            with self._streams.again_from(before):
+                self._optimizer.zero_grad(set_to_none=True)
+                _backward(loss_of, self._data.batch(index))
+            for name, parameter in self._named.items():
+                if kept[name][1] is not None:
+                    _check_same(kept[name][1][stays], parameter.grad_sample[stays], name)
+        for name, parameter in self._named.items():
+            parameter.grad, parameter.grad_sample = kept[name]
+
     def _remove_own_hooks(self) -> None:
         for handle in self._contiguous:
             handle.remove()
+
+
+class RandomStreams:
+    """What a loss draws from: torch's own generators, such as for dropout, and one that it was given."""
+
+    def __init__(self, device: torch.device, generator: torch.Generator | None) -> None:
+        self._device, self._generator = device, generator
+
+    def state(self) -> list[Tensor]:
+        """Return the state of all."""
+        own = [torch.cuda.get_rng_state(self._device)] if self._device.type == "cuda" else []
+        return [torch.get_rng_state(), *([self._generator.get_state()] if self._generator else []), *own]
+
+    @contextmanager
+    def again_from(self, state: Sequence[Tensor]) -> Iterator[None]:
+        """Draw from an earlier state in the body, and continue after it as if nothing had been drawn."""
+        now = self.state()
+        self._set(state)
+        yield
+        self._set(now)
+
+    def _set(self, state: Sequence[Tensor]) -> None:
+        first, *others = state
+        torch.set_rng_state(first)
+        if self._generator:
+            self._generator.set_state(others.pop(0))
+        if others:
+            torch.cuda.set_rng_state(others[0], self._device)
+
+
+def _backward(loss_of: Callable[[Batch], Tensor], batch: Batch) -> Tensor:
+    """Set the gradients of a batch, and return its loss."""
+    loss = loss_of(batch)
+    with warnings.catch_warnings():  # torch warns of the hook on the layer that gets the images
+        warnings.filterwarnings("ignore", "Full backward hook is firing")
+        loss.backward()  # type: ignore[no-untyped-call]
+    return loss.detach()
+
+
+def _check_same(alone: Tensor, beside_others: Tensor, name: str) -> None:
+    """Raise ``ConfigError`` if the gradients of the same examples differ."""
+    if (alone - beside_others).norm() > _TOLERANCE * alone.norm() + 1e-5:
+        raise ConfigError(
+            f"a private training needs gradients of single examples, but those of {name} depend on the other images of "
+            "the batch: the loss and the layers must treat each example alone."
+        )
 
 
 def _drop_infinite(gradients: Mapping[str, Tensor]) -> None:

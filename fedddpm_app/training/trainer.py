@@ -185,7 +185,7 @@ class Trainer:
                 own = torch.Generator(self.device).manual_seed(split_seed(seed, 4)[3])
                 if privacy.secret:
                     order, own = secret_generator(torch.device("cpu")), secret_generator(self.device)
-                private = PrivateGradients(self.model, self.optimizer, data, privacy, order, own)
+                private = PrivateGradients(self.model, self.optimizer, data, privacy, order, own, draws=noise)
                 set_gradients = self._private_gradients(loss, stack.enter_context(private), noise)
             clip = 0.0 if privacy else self.config.gradient_clip
             losses = self._loop(set_gradients, steps, hook, clip, schedule, ema, StepReporter(steps, on_report))

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fedddpm_app.audit.attacks import RATIO, THRESHOLD, Audit, Effort
+from fedddpm_app.audit.attacks import RATIO, THRESHOLD, Audit, Effort, Findings
+from fedddpm_app.audit.final import metrics_of
 from fedddpm_app.audit.pools import Pool, pool_of
 from fedddpm_app.audit.targets import Target, Targets
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
@@ -17,6 +18,7 @@ from fedddpm_app.auxiliary.share import batches_of
 from fedddpm_app.cli import app
 from fedddpm_app.config import default_run_config, load_config
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.evaluation.membership import Attack
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
 from fedddpm_app.recording.reading import read_run_config
@@ -174,7 +176,12 @@ def test_a_run_attacks_itself_at_its_end(run_app):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, pytest.param({"pretrain_dp_epsilon": 5.0, "dp_secret_noise": False}, marks=pytest.mark.slow)]
+    "settings",
+    [
+        {},
+        pytest.param({"pretrain_dp_epsilon": 5.0, "dp_secret_noise": False}, marks=pytest.mark.slow),
+        pytest.param({"wire_dtype": "bf16"}, marks=pytest.mark.slow),
+    ],
 )
 def test_the_models_that_are_attacked_are_those_of_the_run(shared_run, settings):
     """Generated again from the clients' own models, D_aux is the same, also with noise that derives from the seed."""
@@ -247,6 +254,23 @@ def test_images_that_the_models_have_not_seen_are_no_members(run_app):
     assert targets.trained() == [trained]
     assert len(targets.final()[0].pool.members) == len(task.data.client(trained).train)
     assert Targets("unused", config, task, range(4)).trained() == [0, 1, 2, 3]
+
+
+def test_a_client_that_took_no_part_has_nothing_to_audit(run_app):
+    run = run_app(algorithm="fedavg", num_rounds=1, clients_per_round=1, local_steps=1)
+    (trained,) = run.rounds()[0]["clients"]
+    code, text = audit(run, *QUICK, "--client", str((trained + 1) % 4))
+    assert code == 2
+    assert f"client {(trained + 1) % 4} took no part in" in " ".join(text.split())
+
+
+def test_the_stronger_attack_is_the_metric():
+    def attack(name, auc):
+        return Attack(name, auc, (0.0, 1.0), 0.1, (0.0, 1.0), np.zeros(3), np.zeros(3))
+
+    strong, weak = [attack(THRESHOLD, 0.9), attack(THRESHOLD, 0.7)], [attack(RATIO, 0.6), attack(RATIO, 0.95)]
+    (metric,) = metrics_of(Findings([("own model of client 0", each) for each in [*strong, *weak]], []))
+    assert (metric.name, metric.value, metric.extractor) == ("membership-own-models", pytest.approx(0.8), THRESHOLD)
 
 
 def test_only_one_client_can_be_audited(shared_run):

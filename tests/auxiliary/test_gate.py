@@ -53,6 +53,26 @@ def test_exact_copies_are_found_where_every_image_has_a_twin():
     assert Gate(train, train[:2], **SETTINGS).copies(noise(9, 1)).all()
 
 
+def test_a_near_duplicate_among_real_images_does_not_switch_the_check_off():
+    """Such as a picture that was saved twice, once as a JPEG: its ratio would be the threshold of 50 images."""
+    train = noise(40, 0)
+    for doubled, held_out in ((torch.cat([train, near(train[:1], 2)]), noise(9, 1)), (train, near(train[:1], 2))):
+        gate = Gate(doubled, held_out, **SETTINGS)
+        assert gate.copies(near(train[5:], 20)).all()
+        assert gate.copies(noise(400, 2)).double().mean() < 0.06
+
+
+def test_copies_of_mirror_images_are_found_where_the_model_was_trained_on_them():
+    train, held_out = noise(40, 0), noise(20, 1)
+    mirrored = near(train.flip(-1))
+    assert not Gate(train, held_out, **SETTINGS).copies(mirrored).any()
+    for embed in (None, lambda images: images.double().flatten(1).float()):
+        gate = Gate(train, held_out, **SETTINGS, embed=embed, mirrored=True)
+        assert gate.copies(mirrored).all()
+        assert gate.copies(near(train)).all()
+        assert gate.copies(noise(400, 2)).double().mean() < 0.12
+
+
 def test_one_image_is_too_few():
     with pytest.raises(DeclinedError, match="1 training image is too few to find out"):
         Gate(noise(1, 0), noise(5, 1), **SETTINGS)

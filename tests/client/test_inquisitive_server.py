@@ -7,6 +7,7 @@ import pytest
 import torch
 from flwr.app import ConfigRecord, RecordDict
 
+from fedddpm_app.config import load_config
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.secure.client import ClientSession
 from fedddpm_app.secure.server import ServerSession
@@ -179,3 +180,51 @@ def test_a_sum_of_clients_that_were_told_different_things_says_nothing(run_app, 
     if lie == "total":
         others = (total.narrow - plain[1]).astype(np.int32)
         assert abs(others.astype(np.int64)).max() > 2**20
+
+
+def test_clients_that_were_told_to_hold_images_back_are_known_by_their_masks(run_config):
+    """With one image each, they would send almost nothing: their settings of the data are among what was told."""
+    known = load_config(run_config).about_training
+    for key, value in {"held-out-fraction": 0.9999, "partition": "iid", "seed": 5}.items():
+        assert load_config(run_config | {key: value}).about_training != known, key
+    assert load_config(run_config | {"cache-dir": "/of/this/host"}).about_training == known
+
+
+def test_a_client_of_a_masked_run_sends_no_update_without_a_mask(run_app, server):
+    """Whatever its message or its run config says in a later step."""
+    plain = []
+
+    def change(ask, message, client, grid):
+        if client == 1:
+            context = grid.contexts[1001]
+            context.run_config["secure-aggregation"] = False
+            plain.append(ask(message))
+            context.run_config["secure-aggregation"] = True
+        return ask(message)
+
+    server("train", change)
+    (row,) = run_app(**SECURE).rounds()
+    assert "the server asks for weights without a mask, in a run with secure-aggregation" in plain[0].error.reason
+    assert "train/left_out" not in row
+
+
+@pytest.mark.parametrize(
+    ("settings", "reason"),
+    [({"correction_steps": 0}, "which this run does not need"), ({}, "besides the first one")],
+)
+def test_a_client_of_a_masked_run_sends_no_other_model_of_its_own(run_app, server, settings, reason):
+    """In a round, the server asks for one that starts at the global weights, and would show what masks hide."""
+    plain = []
+
+    def change(ask, message, client, grid):
+        about = message.metadata.__dict__
+        about["_message_type"] = "train.pretrain"
+        plain.append(ask(changed(message, **{"values": ConfigRecord({"count": 1})})))
+        about["_message_type"] = "train"
+        return ask(message)
+
+    server("train", change)
+    (row,) = run_app(**SECURE | {"algorithm": "fedddpm"} | settings).rounds()
+    assert len(plain) == 4
+    assert all(reason in reply.error.reason for reply in plain)
+    assert "train/left_out" not in row

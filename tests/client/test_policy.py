@@ -4,10 +4,12 @@ import json
 import logging
 
 import pytest
+import torch
 from flwr.app import ConfigRecord, Context, RecordDict
 
 from fedddpm_app.algorithms import REGISTRY
 from fedddpm_app.apps.client import set_up
+from fedddpm_app.auxiliary.gate import Gate
 from fedddpm_app.client.policy import check_action, stricter
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.config.site import SitePolicy, read_policy
@@ -95,6 +97,8 @@ def test_a_site_that_wants_privacy_trains_only_with_a_budget_that_is_small_enoug
     (row,) = (row for row in run.stats if row["phase"] == "pretrain")
     assert row["pretrain/left_out"] == {"1": reason.format("pretrain", 0)}
     assert run.rounds()[0]["train/left_out"] == {"1": reason.format("train", 0)}
+    weak = run_app(algorithm="fedavg", num_rounds=1, train_dp_epsilon=4.0, train_dp_delta=1e-3).rounds()[0]
+    assert weak["train/left_out"]["1"].endswith("train-dp-delta = 0.001, and site-max-delta = 1e-05")
     too_large = run_app(algorithm="fedavg", num_rounds=1, train_dp_epsilon=5.0).rounds()[0]
     assert too_large["train/left_out"] == {"1": reason.format("train", 5)}
     assert "train/left_out" not in run_app(algorithm="fedavg", num_rounds=1, train_dp_epsilon=4.0).rounds()[0]
@@ -137,8 +141,9 @@ def test_a_site_that_wants_privacy_answers_no_question_about_its_images_without_
         check_action(config, SitePolicy(max_epsilon=4.0), name, action, 1)
 
 
-def test_a_server_that_names_an_earlier_round_gets_no_more_trainings(run_app, at_client_1, monkeypatch):
-    """Client 1 is asked for round 1 three times; the policy allows one round."""
+@pytest.mark.parametrize("kind", ["train", "train.default"])
+def test_a_server_that_names_an_earlier_round_gets_no_more_trainings(run_app, at_client_1, monkeypatch, kind):
+    """Client 1 is asked for round 1 three times; the policy allows one round. Flower knows the request by two names."""
     at_client_1(site_max_rounds=1)
     original, answered = InProcessGrid._answer, []
 
@@ -148,6 +153,7 @@ def test_a_server_that_names_an_earlier_round_gets_no_more_trainings(run_app, at
             return original(self, message)
         asked = ConfigRecord({**message.content[CONFIG], SERVER_ROUND: 1})  # messages share their records
         message.content = RecordDict({**message.content, CONFIG: asked})
+        message.metadata.__dict__["_message_type"] = kind if number > 1 else "train"
         reply = original(self, message)
         if not reply.has_error():
             answered.append(number)
@@ -191,6 +197,34 @@ def test_a_sites_own_check_is_stricter_than_the_runs(run_app, at_client_1):
     assert row["pretrain/clients"] == [0, 2, 3]
     assert row["pretrain/left_out"]["1"].endswith("and min-images-to-share = 10000")
     assert "pretrain/memorized_share" not in row, "the others do not check"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("limit", "declines"), [(0.5, False), (0.0, True)])
+@pytest.mark.parametrize("sharing", ["models", "images"])
+def test_a_site_checks_a_private_model_too_and_says_no_number(
+    run_app, at_client_1, monkeypatch, sharing, limit, declines
+):
+    """The run may not ask for that; of the result, the server learns only whether the site shares something."""
+    monkeypatch.setattr(Gate, "copies", lambda _, images: torch.arange(len(images)) == 0)
+    at_client_1(site_max_memorized_share=limit)
+    run = run_app(num_rounds=1, pretrain_dp_epsilon=3.0, auxiliary_sharing=sharing)
+    (row,) = (row for row in run.stats if row["phase"] == "pretrain")
+    assert row["pretrain/clients"] == ([0, 2, 3] if declines else [0, 1, 2, 3])
+    reason = "it shares nothing: too many images of its model are near copies for this site's policy"
+    assert row.get("pretrain/left_out") == ({"1": reason} if declines else None)
+    assert "pretrain/memorized_share" not in row
+    built = next(row for row in run.stats if row["phase"] == "auxiliary")
+    assert not any(built.get("aux/replaced", {}).values())
+    assert "train/left_out" not in run.rounds()[0]
+
+
+def test_a_site_that_wants_masks_trains_only_with_secure_aggregation(run_app, at_client_1):
+    at_client_1(site_secure_aggregation=True)
+    (row,) = run_app(algorithm="fedavg", num_rounds=1).rounds()
+    assert row["train/left_out"]["1"].startswith("this site trains only where its updates are masked")
+    (row,) = run_app(algorithm="fedavg", num_rounds=1, secure_aggregation=True, max_update_norm="").rounds()
+    assert "train/left_out" not in row
 
 
 @pytest.mark.parametrize(

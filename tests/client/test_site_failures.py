@@ -28,7 +28,10 @@ def test_a_path_is_left_out_of_a_text(text, sent):
     [
         (ConfigError("num-clients = 2: use 3."), "num-clients = 2: use 3."),
         (ConfigError("/data/Doe.png is damaged", public="a picture is damaged"), "a picture is damaged"),
-        (ClientStateError("its state is lost: /x/y does not exist"), "its state is lost: <path> does not exist"),
+        (
+            ClientStateError('its state is lost: "/home/Dr Anna Meier/y" does not exist'),
+            "its state is lost: <path> does not exist",
+        ),
         (KeyError("Doe, Jane"), "the log of its SuperNode has the text of this error"),
         (OSError(2, "No such file", "/data/Doe.png"), "the log of its SuperNode has the text of this error"),
     ],

@@ -62,23 +62,37 @@ def test_scores_that_say_nothing_are_refused(members, others):
 
 
 def test_the_likelihood_ratio_by_hand():
-    """Image 0: in at losses 1 and 2, out at 4; image 1: in at 2, out at 6 and 5; pooled variance (0.5 + 0.5) / 2."""
+    """Image 0: in at losses 1 and 2, out at 4; image 1: in at 2, out at 6 and 5: the gap is (2.5 + 3.5) / 2.
+
+    With the gap added to what a reference model has seen: 4, 5, 4 and 5, 6, 5, whose means are 13 / 3 and 16 / 3.
+    """
     references = [np.array([1.0, 2.0]), np.array([2.0, 6.0]), np.array([4.0, 5.0])]
     inside = [np.array([True, True]), np.array([True, False]), np.array([False, False])]
-    variance = (0.25 + 0.25 + 0.25 + 0.25) / (6 - 4)
+    variance = 2 * (2 / 3) / (6 - 2)
     found = by_likelihood_ratio(np.array([1.5, 5.5]), references, inside)
-    expected = [(2.5**2 - 0) / (2 * variance), (0 - 3.5**2) / (2 * variance)]
-    assert found.tolist() == pytest.approx(expected)
+    without = np.array([1.5 - 13 / 3, 5.5 - 16 / 3])
+    assert found.tolist() == pytest.approx((without**2 - (without + 3) ** 2) / (2 * variance))
     with pytest.raises(ValueError, match="1 reference models: at least 2"):
         by_likelihood_ratio(np.array([1.5, 5.5]), references[:1], inside[:1])
 
 
-def test_an_image_that_all_reference_models_saw_gets_the_mean_of_the_others():
-    references = [np.array([1.0, 2.0]), np.array([1.0, 6.0])]
+def test_an_image_that_all_reference_models_saw_is_judged_by_the_gap_of_the_others():
+    references = [np.array([1.0, 2.0]), np.array([1.1, 6.0])]
     inside = [np.array([True, True]), np.array([True, False])]
-    found = by_likelihood_ratio(np.array([1.0, 1.0]), references, inside)
-    assert np.isfinite(found).all()
-    assert found[0] > 0  # its loss is that of members, and far from 6
+    found = by_likelihood_ratio(np.array([1.0, 6.0]), references, inside)
+    assert found[0] > 0 > found[1]
+
+
+def test_reference_models_that_know_their_images_less_than_the_target_still_help():
+    """They say how difficult an image is; a gap of each image's own would turn the scores of many around."""
+    random = np.random.default_rng(0)
+    difficulty, member = random.normal(size=600) * 0.3, np.arange(600) < 300
+    inside = [chosen for _ in range(2) for first in [random.random(600) < 0.5] for chosen in (first, ~first)]
+    target = difficulty - 0.3 * member + random.normal(size=600) * 0.1
+    references = [difficulty - 0.05 * seen + random.normal(size=600) * 0.1 for seen in inside]
+    ratio = by_likelihood_ratio(target, references, inside)
+    assert measure("", -target[member], -target[~member], 0).auc < 0.8
+    assert measure("", ratio[member], ratio[~member], 0).auc > 0.9
 
 
 def test_the_likelihood_ratio_finds_members_that_a_threshold_does_not():

@@ -17,8 +17,9 @@ import torch
 import client_app
 import server_app
 from fedddpm_app.algorithms.fedddpm import FedDDPM
+from fedddpm_app.apps.resuming import find_resumable
 from fedddpm_app.auxiliary.pretraining import PRETRAIN
-from fedddpm_app.config import ConfigError
+from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.disk.owned import LOCK, OwnerLock
 from fedddpm_app.inprocess.grid import run_inprocess
 from fedddpm_app.recording import checkpoints
@@ -298,6 +299,36 @@ def test_another_config_is_refused_with_the_differences(stopped):
     config.write_text(config.read_text().replace('"learning-rate": 0.003', '"learning-rate": 0.5'))
     with pytest.raises(ConfigError, match=r"learning-rate was 0\.003 and is 0\.5"):
         run_here(resume | {"learning-rate": 0.5})
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "is_accepted"),
+    [
+        ("/a", "/a", True),
+        ("/a", "/b", False),
+        ("/a", "{run}/client-state", False),
+        ("/old place/client-state", "{run}/client-state", True),  # the run was moved, and its clients' states with it
+        ("", "", True),
+        ("", "/home/jane/.flwr/fedddpm-state", True),  # `fedddpm run` names the folder of a run of `flwr run`
+        ("", "/b", False),
+    ],
+)
+def test_a_private_run_is_resumed_only_where_its_clients_accounts_are(stopped, run_config, before, now, is_accepted):
+    """Also before the first checkpoint, when its pretraining has been spent."""
+    resume = stopped("fedadam", 1)
+    folder = folder_of(resume)
+    shutil.rmtree(folder / "checkpoints")
+    now = now.format(run=folder)
+    saved = resume | {"train-dp-epsilon": 3.0, "state-dir": before}
+    (folder / "config.json").write_text(json.dumps({"run_config": saved | {"resume": ""}}))
+    given = saved | {"state-dir": now}
+    if is_accepted:
+        assert find_resumable(folder, load_config(given), given) is None
+    else:
+        with pytest.raises(
+            ConfigError, match=f'state-dir was "{before}" and is "{now}": .* use state-dir = "{before}"'
+        ):
+            find_resumable(folder, load_config(given), given)
 
 
 def contents(folder):

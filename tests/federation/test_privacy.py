@@ -20,6 +20,7 @@ from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import run_inprocess
 from fedddpm_app.inprocess.simulate import MemoryRecorder
 from fedddpm_app.training.hooks import TrainingHook
+from fedddpm_app.training.privacy import Spent, epsilon_of
 from tests.conftest import RunDirectory
 
 QUICK = {"preview-every": 0, "num-clients": 2, "batch-size": 32, "learning-rate": 0.01}
@@ -321,3 +322,26 @@ def test_spending_is_kept_over_a_checkpoint():
     again.load_state_dict(json.loads(json.dumps(spending.state_dict())))
     assert again.of("pretrain") == {"pretrain/dp_epsilon": {"0": 1.0, "1": 2.0}, "pretrain/dp_epsilon_max": 2.0}
     assert again.of("total")["total/dp_epsilon_max"] == 2.0
+
+
+def test_a_pretraining_after_the_rounds_adds_to_the_total():
+    """Also where no reply of a later round says so; nothing that was spent is taken back."""
+    spending = Spending()
+    for phase in ("train", "total"):
+        spending.know(phase, {0: 2.0})
+    spending.know("pretrain", {0: 1.0})
+    spending.know("total", {0: 2.5})
+    assert spending.epsilon == {"pretrain": {0: 1.0}, "train": {0: 2.0}, "total": {0: 2.5}}
+    spending.know("total", {0: 2.0})
+    assert spending.epsilon["total"] == {0: 2.5}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharing", ["models", "images"])
+def test_the_summary_has_what_the_clients_have_spent_if_they_pretrain_last(run_config, sharing):
+    more = {"pretrain-from": "global", "num-rounds": 1, "auxiliary-sharing": sharing}
+    run = run_of(run_config, **BOTH | more)
+    spent = [[Spent(**row) for row in rows] for rows in ledgers(run_config).values()]
+    assert all({row.phase for row in rows} == {"train", "pretrain"} for rows in spent)
+    assert run.summary["total/dp_epsilon"] == pytest.approx(max(epsilon_of(rows, 1e-5) for rows in spent))
+    assert run.summary["total/dp_epsilon"] > run.summary["train/dp_epsilon"]

@@ -292,7 +292,8 @@ def test_the_threshold_is_a_share_of_the_clients(run_config, count, needed):
         ("keys", "keys", "mask", "a public key is not a point of the curve"),
         ("keys", "keys", "seal", "a public key is not a point of the curve"),
         ("shares", "shares", "digest", "the shares of client 1 do not give the seed that it promised"),
-        ("shares", "shares", "sealed", "the shares of client 1 were changed on their way"),
+        ("shares", "shares", "sealed", "the shares of client 1 were not as promised, or changed, for 3 clients"),
+        ("shares", "shares", "promises", "the shares of client 1 were not as promised, or changed, for 3 clients"),
     ],
 )
 def test_one_client_that_breaks_the_protocol_costs_its_own_reply_and_not_the_run(

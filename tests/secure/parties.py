@@ -39,16 +39,18 @@ class Parties:
 
     def make_shares(self, gone=()):
         for c in self.server.public.keys() - set(gone):
-            made = self.client(c).share(SESSION, self.server.public, self.server.threshold)
-            self.server.sealed[c], self.server.digests[c] = made
+            self.server.add_shares(c, self.client(c).share(SESSION, self.server.public, self.server.threshold))
 
     def upload(self, gone=()):
         for c in self.server.sealed.keys() - set(gone):
-            self.client(c).receive(SESSION, self.server.sealed_for(c))
+            self.receive(c)
             masked = Vector(self.values[c].narrow.copy(), self.values[c].wide.copy())
             self.client(c).mask(SESSION, masked, TOLD)
             self.uploads[c] = masked
             self.server.add(c, masked)
+
+    def receive(self, client):
+        self.client(client).receive(SESSION, self.server.sealed_for(client), self.server.promised_to(client))
 
     def reveal(self, gone=()):
         lists = sorted(self.server.answered), self.server.dropped

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedddpm_app.secure import keys
-from fedddpm_app.secure.keys import ProtocolError
+from fedddpm_app.secure.keys import ProtocolError, WrongShareError
 from fedddpm_app.secure.masks import Vector, add_mask
 from tests.secure.parties import SESSION, TOLD, Parties, signed, vector
 
@@ -100,13 +100,13 @@ def test_no_step_is_done_twice_or_out_of_turn():
     parties = Parties(VALUES)
     parties.publish()
     with pytest.raises(ProtocolError, match="follows on step 2, not on 1"):
-        parties.client(0).receive(SESSION, {})
+        parties.client(0).receive(SESSION, {}, {})
     parties.make_shares()
     with pytest.raises(ProtocolError, match="step 2"):
         parties.client(0).share(SESSION, parties.server.public, 3)
     parties.upload()
     for repeated in (
-        lambda: parties.client(0).receive(SESSION, parties.server.sealed_for(0)),
+        lambda: parties.receive(0),
         lambda: parties.client(0).mask(SESSION, vector(1, 2, 3), TOLD),
     ):
         with pytest.raises(ProtocolError, match="not on 4"):
@@ -129,33 +129,52 @@ def test_a_client_notices_keys_and_shares_that_are_not_as_they_should_be():
         parties.client(0).share(SESSION, parties.server.public, 2)  # not more than half
     parties.publish()
     parties.make_shares()
-    sealed = parties.server.sealed_for(0)
+    sealed, promised = parties.server.sealed_for(0), parties.server.promised_to(0)
     with pytest.raises(ProtocolError, match="shares of client 1 were changed"):
-        parties.client(0).receive(SESSION, sealed | {1: sealed[2]})
+        parties.client(0).receive(SESSION, sealed | {1: sealed[2]}, promised)
     with pytest.raises(ProtocolError, match="shares came from 1 peers"):
-        parties.client(1).receive(SESSION, {0: parties.server.sealed_for(1)[0]})
+        parties.client(1).receive(SESSION, {0: parties.server.sealed_for(1)[0]}, promised)
+    with pytest.raises(ProtocolError, match="the shares of client 3 are not those that it has promised"):
+        parties.client(2).receive(SESSION, parties.server.sealed_for(2), parties.server.promised_to(2) | {3: bytes(64)})
 
 
-@pytest.mark.parametrize("liar", [0, 2])
-def test_a_client_that_reveals_a_wrong_share_is_passed_over(liar):
-    """Three of the other shares are enough; with two wrong ones of four, they are not."""
+def lied(revealed, client, about=0, part=0):
+    """What a client reveals, with another share of the seed or the key of one client."""
+    lists = [[*each] for each in revealed[client]]
+    lists[part][about] = lists[part][about][:-1] + bytes([lists[part][about][-1] ^ 1])
+    return revealed | {client: tuple(lists)}
+
+
+@pytest.mark.parametrize(("part", "gone", "expected"), [(0, [], 36), (1, [8], 36 - 8)])
+def test_clients_that_reveal_wrong_shares_are_passed_over_and_known(part, gone, expected):
+    """Clients 1 and 4 of 9, of whose shares 6 are needed: whatever their places are, and of seeds and keys alike."""
+    parties = Parties([vector(n) for n in range(9)]).until_upload(gone)
+    revealed = lied(lied(parties.reveal(), 1, part=part), 4, part=part)
+    assert signed(parties.server.unmask(revealed, TOLD))[0] == [expected]
+    assert parties.server.liars == {1, 4}
+
+
+def test_too_few_true_shares_are_blamed_on_those_that_revealed_others():
     parties = Parties(VALUES).until_upload()
-    honest = Parties(VALUES).until_upload()
-    expected = signed(honest.server.unmask(honest.reveal(), TOLD))
-
-    def lied(revealed, client):
-        seeds, rest = revealed[client]
-        return revealed | {client: ([seeds[0], seeds[1][:-1] + b"x", *seeds[2:]], rest)}
-
-    once = lied(parties.reveal(), liar)
-    again = Parties(VALUES).until_upload()
-    assert signed(parties.server.unmask(once, TOLD)) == expected
-    with pytest.raises(ProtocolError, match="the shares of client 1 do not give the seed that it promised"):
-        again.server.unmask(lied(lied(again.reveal(), liar), 3), TOLD)
+    with pytest.raises(WrongShareError, match="2 of the shares of client 0 are those that it made, and 3 are") as error:
+        parties.server.unmask(lied(lied(parties.reveal(), 2), 3), TOLD)
+    assert error.value.clients == [2, 3]
 
 
-def test_a_client_that_reveals_wrong_shares_of_all_costs_little_time(monkeypatch):
-    """To combine shares takes a third of a second with 48 clients: client 3 of 9 costs 4 tries."""
+def test_a_client_whose_own_shares_give_another_seed_is_blamed():
+    """Its shares are as promised, but the digest of its seed is not."""
+    parties = Parties(VALUES)
+    parties.publish()
+    parties.make_shares()
+    parties.server.digests[1] = bytes(32)
+    parties.upload()
+    with pytest.raises(WrongShareError, match="the shares of client 1 do not give the seed that it promised") as error:
+        parties.server.unmask(parties.reveal(), TOLD)
+    assert error.value.clients == [1]
+
+
+def test_a_client_that_reveals_wrong_shares_of_all_costs_no_time(monkeypatch):
+    """To combine shares takes a third of a second with 48 clients: it is done once for each secret."""
     parties, tries, combine = Parties([vector(1, 2, 3)] * 9).until_upload(), [], keys.combine
 
     def counted(*given):
@@ -166,7 +185,7 @@ def test_a_client_that_reveals_wrong_shares_of_all_costs_little_time(monkeypatch
     revealed = parties.reveal()
     revealed[3] = ([bytes(each) for each in map(len, revealed[3][0])], [])
     assert signed(parties.server.unmask(revealed, TOLD))[0] == [9, 18, 27]
-    assert len(tries) == 9 + 4
+    assert len(tries) == 9
 
 
 def test_secrets_do_not_outlive_the_upload():
@@ -194,7 +213,7 @@ def test_masks_of_clients_that_were_told_different_things_stay_in_the_sum():
     parties.publish()
     parties.make_shares()
     for client, told in enumerate((TOLD, TOLD, b"another total", TOLD)):
-        parties.client(client).receive(SESSION, parties.server.sealed_for(client))
+        parties.receive(client)
         masked = Vector(VALUES[client].narrow.copy(), VALUES[client].wide.copy())
         parties.client(client).mask(SESSION, masked, told)
         parties.server.add(client, masked)

@@ -122,10 +122,10 @@ def test_a_large_model_splits_its_batches(monkeypatch):
 
     monkeypatch.setattr(private, "BYTES_IN_MEMORY", 32)
     gradients_of(nn.Linear(2, 1, bias=False), Columns(torch.ones(5, 2), "x"), ALL, loss_of)
-    assert seen == [4, 1]
+    assert seen == [4, 4, 4, 1]  # the first one three times, for the check
     twice = dataclasses.replace(ALL, multiplicity=2)
     gradients_of(nn.Linear(2, 1, bias=False), Columns(torch.ones(5, 2), "x"), twice, loss_of)
-    assert seen[2:] == [2, 2, 2, 2, 1, 1]
+    assert seen[4:] == [2, 2, 2, 2, 2, 2, 1, 1]
 
 
 # ---- by hand: the gradient of line_loss at an example x is x
@@ -214,6 +214,49 @@ def test_layers_that_mix_examples_are_refused(objective):
     with pytest.raises(ConfigError, match="layers without buffers"):
         gradients_of(model, Columns(torch.randn(4, 2), "x"), ALL, line_loss)
     model[0](torch.randn(3, 2)).mean().backward()  # no hook of ours is left
+
+
+def relative(model, batch):
+    errors = model(batch).square().flatten()
+    return (errors / errors.detach().max()).mean()
+
+
+def spread(model, batch):
+    return model(batch).var()
+
+
+@pytest.mark.parametrize(
+    ("loss_of", "layer"),
+    [
+        (relative, nn.Identity()),
+        (spread, nn.Identity()),
+        (line_loss, nn.BatchNorm1d(4, affine=False, track_running_stats=False)),
+    ],
+)
+def test_a_loss_or_a_layer_that_mixes_examples_is_refused(loss_of, layer):
+    """Its gradients per example have the right mean, but one example would change those of all."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(2, 4), layer, nn.Tanh(), nn.Linear(4, 1))
+    with pytest.raises(ConfigError, match="depend on the other images of the batch"):
+        gradients_of(model, Columns(torch.randn(6, 2, generator=seeded(1)), "x"), ALL, loss_of)
+
+
+def test_the_check_of_the_first_batch_changes_no_random_numbers():
+    """Neither those of the loss nor those of dropout: a second training without the check has the same gradient."""
+    data = Columns(torch.randn(6, 2, generator=seeded(1)), "x")
+
+    def found(checked):
+        torch.manual_seed(0)
+        model, draws = nn.Sequential(nn.Linear(2, 4), nn.Dropout(), nn.Linear(4, 1)), seeded(5)
+        optimizer = torch.optim.SGD(model.parameters(), 0.1)
+        loss_of = lambda batch: model(batch + torch.randn(batch.shape, generator=draws)).square().mean()  # noqa: E731
+        with PrivateGradients(model, optimizer, data, ALL, seeded(0), seeded(0), draws=draws) as gradients:
+            gradients._is_checked = not checked
+            for _ in range(2):
+                gradients.next(loss_of)
+            return [p.grad.clone() for p in model.parameters()]
+
+    assert all(map(torch.equal, found(True), found(False)))
 
 
 def test_a_parameter_that_is_used_beside_its_layer_is_refused():
