@@ -12,6 +12,7 @@ from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.audit.pools import Pool, pool_of
 from fedddpm_app.auxiliary.pretraining import train_own
+from fedddpm_app.auxiliary.uploads import PretrainedModel, UploadFiles
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.ensemble import find_ensembles, number_of
@@ -92,11 +93,16 @@ class Targets:
         return found
 
     def uploaded(self) -> list[Target]:
-        """Return the clients' own models of FedDDPM that left them; they are trained again, which gives the same."""
+        """Return the clients' own models of FedDDPM that left them.
+
+        At the end of a run with ``membership-attack`` they are still there. Later they are trained again, which gives
+        the same, where nothing secret and no earlier global model went into them.
+        """
+        stored = UploadFiles(self._run_dir / "unfinished", "pretrain", PretrainedModel).read("")
         algorithm = get_algorithm(self._config)
         if not issubclass(algorithm, FedDDPM) or not algorithm.pretrains(self._config):
             return []
-        if self._config.dp.pretrain.is_private and self._config.dp.dp_secret_noise:
+        if not stored and self._config.dp.pretrain.is_private and self._config.dp.dp_secret_noise:
             note("the clients' own models were trained privately, with noise that is not kept: they are not attacked")
             return []
         if self._config.auxiliary.sharing == "images":
@@ -110,12 +116,15 @@ class Targets:
             Target(
                 f"{OWN} of client {client}, uploaded",
                 self._pool(client),
-                lambda client=client: self._pretrained(client),  # type: ignore[misc]
+                self._uploaded(client, stored.get(client)),
                 self._trainer_of(client),
             )
             for client in self._clients
             if client in uploaders
         ]
+
+    def _uploaded(self, client: int, stored: PretrainedModel | None) -> Callable[[], Module]:
+        return lambda: self._model(stored.load()) if stored else self._pretrained(client)
 
     def trained(self) -> list[int]:
         """Return the clients of this host whose images the final model has seen; all if the run does not say."""

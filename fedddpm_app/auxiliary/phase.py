@@ -13,6 +13,7 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.unet import is_denoiser
+from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.phases import START, finish_phase, finished_phase, forget_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.task import TrainingData
@@ -172,7 +173,12 @@ class AuxiliaryPhase:
             )
 
     def drop_uploads(self) -> None:
-        """Remove the files of own models, or of the clients' images, which are no longer needed."""
-        for upload in (*self._models, *self._images):
+        """Remove the files of own models, or of the clients' images, which are no longer needed.
+
+        In a simulation with ``membership-attack``, the models stay in ``unfinished`` until the end of the run.
+        """
+        strategy = self._strategy
+        attacks = strategy.config.evaluation.membership_attack != "none" and not is_deployed(strategy.grid.run)
+        for upload in (*(() if attacks else self._models), *self._images):
             upload.path.unlink(missing_ok=True)
         self._models, self._images = [], []

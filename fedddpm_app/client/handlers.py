@@ -151,13 +151,14 @@ def _act(setup: ClientSetup, message: Message, context: Context) -> Message:
             "server and the clients."
         )
     check_action(setup.config, setup.policy, name, action, number_in(message, SERVER_ROUND))
-    check_masked(setup, message, context)
+    end = _end(setup, message, context)
+    weights = end.unpack()
+    check_masked(setup, message, context, weights)
     if trains(action):
         count_training(setup, message, context)
-    end = _end(setup, message, context)
     values: Any = dict(message.content.config_records.get(VALUES, ConfigRecord()))
     state, ledger = _open_state(setup, message, context), ledger_of(setup, message, context)
-    given = (partition_of(context), number_in(message, SERVER_ROUND), end.unpack(), values, state, ledger)
+    given = (partition_of(context), number_in(message, SERVER_ROUND), weights, values, state, ledger)
     answer = setup.worker.act(action, *given)
     dtype: WireDtype | None = "fp32" if action.exact else None
     return _reply(message, answer.metrics, {name: end.pack(record, dtype) for name, record in answer.records.items()})

@@ -18,7 +18,7 @@ from fedddpm_app.disk.durable import replacing
 from fedddpm_app.disk.private import private_folder
 from fedddpm_app.training.declined import DeclinedError
 
-_ACCOUNT, _TRAININGS, _SECURE, _ACTIONS = "account", "trainings", "secure", "actions"
+_ACCOUNT, _TRAININGS, _SECURE, _START = "account", "trainings", "secure", "own-model-start"
 
 
 class RunRecord:
@@ -50,13 +50,11 @@ class RunRecord:
         with self._changing() as known:
             return _SECURE in known
 
-    def is_first(self, action: str) -> bool:
-        """Return whether this is the run's first request for an action, and remember it."""
+    def has_started_from(self, weights: str) -> bool:
+        """Return whether these are the weights, by digest, that the client's own model was first to start from."""
         with self._changing() as known:
-            done: list[str] = known.setdefault(_ACTIONS, [])
-            is_new = action not in done
-            done += [action] if is_new else []
-        return is_new
+            first: str = known.setdefault(_START, weights)
+        return first == weights
 
     def count_training(self, kind: str, most: int) -> None:
         """Count a training, by the type of its message; raise ``DeclinedError`` after ``most`` of them."""

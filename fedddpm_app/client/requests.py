@@ -11,6 +11,7 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.records import ACTION, ARRAYS, CONFIG, EXCHANGE, PARTITION_ID, RETURNED, STATE_RUN
 from fedddpm_app.federation.secure_checks import PRETRAIN, sends_own_models
 from fedddpm_app.training.privacy import Ledger
+from fedddpm_app.weights import Weights, digest
 
 _DEFAULT = ".default"  # Flower takes "train.default" for "train"
 
@@ -50,10 +51,11 @@ def count_training(setup: ClientSetup, message: Message, context: Context) -> No
         record.count_training(kind, setup.policy.max_rounds)
 
 
-def check_masked(setup: ClientSetup, message: Message, context: Context) -> None:
+def check_masked(setup: ClientSetup, message: Message, context: Context, sent: Weights | None = None) -> None:
     """Raise ``ConfigError`` if a client of a run with masked updates is asked for weights without a mask.
 
-    Except for the model of its own that FedDDPM needs, if clients share models: once.
+    Except for the model of its own that FedDDPM needs, if clients share models: all requests for it must have the same
+    weights, ``sent``.
     """
     record = RunRecord(setup.config, context, partition_of(context))
     if not setup.config.secure.aggregation:
@@ -62,8 +64,8 @@ def check_masked(setup: ClientSetup, message: Message, context: Context) -> None
     elif message.metadata.message_type == f"{ACTION}{PRETRAIN}":
         if not sends_own_models(setup.strategy, setup.config):
             raise ConfigError("the server asks for a model of its own, which this run does not need.")
-        if not record.is_first(PRETRAIN):
-            raise ConfigError("the server asks for another model of its own, besides the first one.")
+        if sent is not None and not record.has_started_from(digest(sent)):
+            raise ConfigError("the server asks for another model of its own, which starts from other weights.")
 
 
 def check_returned(setup: ClientSetup, message: Message) -> None:

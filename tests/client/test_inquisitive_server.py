@@ -210,7 +210,7 @@ def test_a_client_of_a_masked_run_sends_no_update_without_a_mask(run_app, server
 
 @pytest.mark.parametrize(
     ("settings", "reason"),
-    [({"correction_steps": 0}, "which this run does not need"), ({}, "besides the first one")],
+    [({"correction_steps": 0}, "which this run does not need"), ({}, "which starts from other weights")],
 )
 def test_a_client_of_a_masked_run_sends_no_other_model_of_its_own(run_app, server, settings, reason):
     """In a round, the server asks for one that starts at the global weights, and would show what masks hide."""
@@ -219,7 +219,9 @@ def test_a_client_of_a_masked_run_sends_no_other_model_of_its_own(run_app, serve
     def change(ask, message, client, grid):
         about = message.metadata.__dict__
         about["_message_type"] = "train.pretrain"
-        plain.append(ask(changed(message, **{"values": ConfigRecord({"count": 1})})))
+        moved = {name: each + 1 for name, each in read_record(message.content["arrays"]).items()}
+        values = ConfigRecord({"count": 1})
+        plain.append(ask(changed(message, values=values, arrays=pack_flat(moved).record)))
         about["_message_type"] = "train"
         return ask(message)
 
