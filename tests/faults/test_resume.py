@@ -24,7 +24,7 @@ from fedddpm_app.disk.owned import LOCK, OwnerLock
 from fedddpm_app.inprocess.grid import run_inprocess
 from fedddpm_app.recording import checkpoints
 from fedddpm_app.recording.files import RecordingError, write_json
-from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.recording.recorder import STATS, RunRecorder
 from tests.conftest import RunDirectory
 from tests.faults.killing import run_in_child
 
@@ -318,6 +318,7 @@ def test_a_private_run_is_resumed_only_where_its_clients_accounts_are(stopped, r
     resume = stopped("fedadam", 1)
     folder = folder_of(resume)
     shutil.rmtree(folder / "checkpoints")
+    (folder / STATS).unlink()
     now = now.format(run=folder)
     saved = resume | {"train-dp-epsilon": 3.0, "state-dir": before}
     (folder / "config.json").write_text(json.dumps({"run_config": saved | {"resume": ""}}))

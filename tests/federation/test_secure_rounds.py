@@ -81,8 +81,9 @@ class Spy:
         self.replies, self.up, self.down, answer = [], 0, 0, InProcessGrid._answer
 
         def noted(grid, message):
-            sealed = message.content.config_records.get("secure", {}).get("sealed", [])
-            self.down += sum(map(len, sealed)) + size_of(message.content)
+            given = message.content.config_records.get("secure", {})
+            shares = [*given.get("sealed", []), *given.get("promised", [])]
+            self.down += sum(map(len, shares)) + size_of(message.content)
             reply = answer(grid, message)
             if reply.has_content():
                 self.up += size_of(reply.content)
