@@ -46,7 +46,9 @@ class RunRecord:
 
     @property
     def is_masked(self) -> bool:
-        """Whether the client has taken part in a secure sum of the run."""
+        """Whether the client has taken part in a secure sum of the run; without a file, it has not."""
+        if not self._path.exists():
+            return False
         with self._changing() as known:
             return _SECURE in known
 
