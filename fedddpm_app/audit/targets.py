@@ -98,15 +98,15 @@ class Targets:
         At the end of a run with ``membership-attack`` they are still there. Later they are trained again, which gives
         the same, where nothing secret and no earlier global model went into them.
         """
-        stored = UploadFiles(self._run_dir / "unfinished", "pretrain", PretrainedModel).read("")
         algorithm = get_algorithm(self._config)
         if not issubclass(algorithm, FedDDPM) or not algorithm.pretrains(self._config):
             return []
-        if not stored and self._config.dp.pretrain.is_private and self._config.dp.dp_secret_noise:
-            note("the clients' own models were trained privately, with noise that is not kept: they are not attacked")
-            return []
         if self._config.auxiliary.sharing == "images":
             note('auxiliary-sharing = "images": the clients\' own models have not left them, and are not attacked')
+            return []
+        stored = UploadFiles(self._run_dir / "unfinished", "pretrain", PretrainedModel).read("")
+        if not stored and self._config.dp.pretrain.is_private and self._config.dp.dp_secret_noise:
+            note("the clients' own models were trained privately, with noise that is not kept: they are not attacked")
             return []
         if algorithm.own_training(self._config).name != "pretrain" or self._config.fedddpm.pretrain_from != "initial":
             note("the clients' own models were trained from a global model that is not kept: they are not attacked")
