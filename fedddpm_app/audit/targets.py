@@ -146,7 +146,11 @@ class Targets:
 
     def _rows(self, phase: str) -> list[dict[str, Any]]:
         """Return the objects of a phase in ``stats.jsonl``."""
-        rows = read_lines(Path(self._run_dir) / "stats.jsonl")
+        path = Path(self._run_dir) / "stats.jsonl"
+        try:
+            rows = read_lines(path)
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"{path} cannot be read ({error}); give another run.") from error
         return [row for row in rows if row.get("phase") == phase]
 
     # ---- models ---------------------------------------------------------------------------------

@@ -25,6 +25,7 @@ from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
 from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.reading import read_run_config
+from fedddpm_app.training.declined import DeclinedError, TrainingDivergedError
 
 
 def audit(
@@ -53,7 +54,7 @@ def audit(
             stored = load_auxiliary_set(run_dir / "auxiliary")
             work = Audit(run_dir, config, task, clients, Effort(images, draws, references))
             findings = work.run(generated, (stored.data, stored.clients) if stored else None)
-    except (ConfigError, DivergedError) as error:
+    except (ConfigError, DivergedError, TrainingDivergedError, DeclinedError) as error:
         refuse(str(error))
     _print_attacks(findings.attacks)
     _print_copies(findings.copies)

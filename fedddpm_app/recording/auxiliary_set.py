@@ -77,7 +77,7 @@ def load_auxiliary_set(folder: Path) -> StoredAuxiliary | None:
         if (data.digest(), _digest(clients)) != (about["sha256"], about["clients_sha256"]):
             raise ValueError("its SHA-256 differs")
     except Exception as error:  # noqa: BLE001 - a damaged Arrow file raises errors of many types
-        logger.warning("the auxiliary set in %s is damaged (%s): it is generated again", folder, error)
+        logger.warning("the auxiliary set in %s is damaged (%s): it is not used", folder, error)
         return None
     return StoredAuxiliary(data, clients, data.digest())
 

@@ -262,6 +262,10 @@ def test_a_client_that_took_no_part_has_nothing_to_audit(run_app):
     code, text = audit(run, *QUICK, "--client", str((trained + 1) % 4))
     assert code == 2
     assert f"client {(trained + 1) % 4} took no part in" in " ".join(text.split())
+    (run.path / "stats.jsonl").write_text("{\n")
+    code, text = audit(run, *QUICK)
+    assert code == 2
+    assert "stats.jsonl cannot be read" in " ".join(text.split())
 
 
 def test_the_stronger_attack_is_the_metric():
