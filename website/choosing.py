@@ -69,16 +69,15 @@ def _in_short(results: Mapping[str, Any], condition: str) -> str:
 def _described(results: Mapping[str, Any]) -> str:
     """Return what the table compares: the data, the conditions, the cost, and the meaning of its columns."""
     base, metric = results["grid"]["base"], results["metrics"][0]
-    conditions = "; ".join(
-        f"{name} is {', '.join(f'`{key} = {value}`' for key, value in keys.items())}"
-        for name, keys in results["grid"]["conditions"].items()
-    )
+    data = [f"Data: `{base['dataset']}`, {base.get('num-clients', 4)} clients"]
+    for name, keys in results["grid"]["conditions"].items():
+        settings = keys or {key: value for key, value in base.items() if key.startswith("partition")}
+        data += [f"{name} is {', '.join(f'`{key} = {value}`' for key, value in settings.items())}"] if settings else []
     in_steps = results["match"] == "steps"
     budget = f"{results['budget']:,.0f} gradient steps" if in_steps else f"the same {results['match']}"
     return (
         f"{metric} against that of `{results['reference']}`; lower is better. In brackets: the mean paired difference, "
-        f"and its 95 % interval over {len(results['seeds'])} seeds. Data: `{base['dataset']}`, "
-        f"{base.get('num-clients', 4)} clients; {conditions}. Every row has {budget}."
+        f"and its 95 % interval over {len(results['seeds'])} seeds. {'; '.join(data)}. Every row has {budget}."
     )
 
 
