@@ -162,16 +162,20 @@ class FedPhD(FederatedStrategy):
 
     @classmethod
     def cost(cls, config: Config, sizes: Sequence[int]) -> Cost:
-        """Count the models that travel after the pruning by their share of the full model's parameters.
-
-        Compute is in gradient steps: those of the small model are cheaper, but count alike.
-        """
+        """Count steps and models after the pruning by their share of the full model's operations and parameters."""
         cost, rounds = super().cost(config, sizes), config.run.num_rounds
         if config.prune.ratio == 0:
             return cost
-        kept = kept_share(config.unet, config.data, config.prune.ratio)
-        share = (config.prune.round + kept * (rounds - config.prune.round)) / rounds
-        return Cost(cost.steps, cost.models_up * share, cost.models_down * share)
+        before, kept = config.prune.round, kept_shares(config.unet, config.data, config.prune.ratio)
+        parameters, compute = ((before + share * (rounds - before)) / rounds for share in kept)
+        return Cost(cost.steps * compute, cost.models_up * parameters, cost.models_down * parameters)
+
+    @classmethod
+    def compute_of_round(cls, config: Config, server_round: int) -> float:
+        """Return the share of the operations that a pruning keeps, after it."""
+        if config.prune.ratio == 0 or server_round <= config.prune.round:
+            return 1.0
+        return kept_shares(config.unet, config.data, config.prune.ratio)[1]
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Check that model and data can be used, and ask the clients for their label counts."""
@@ -281,8 +285,9 @@ def check_counts(num_classes: int, reply: Reply) -> None:
 
 
 @functools.lru_cache(maxsize=8)
-def kept_share(unet: UNetConfig, data: DataConfig, ratio: float) -> float:
-    """Return the share of the parameters that a pruning keeps; it does not depend on the values."""
+def kept_shares(unet: UNetConfig, data: DataConfig, ratio: float) -> tuple[float, float]:
+    """Return the shares of parameters and of multiply-adds that a pruning keeps; they do not depend on the values."""
     model = create_unet(unet, data, seed=0)
     pruning = prune(model, snapshot(model), ratio)
-    return pruning.after.parameters / pruning.before.parameters
+    before, after = pruning.before, pruning.after
+    return after.parameters / before.parameters, after.macs / before.macs

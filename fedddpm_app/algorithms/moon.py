@@ -15,15 +15,19 @@ projection head. In a client's first round z_prev = z_glob: the term then has no
 """
 
 import copy
+import functools
 from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
 from flwr.serverapp import Grid
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.config import Config, ConfigError, DataConfig, UNetConfig
+from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.federation.cost import FORWARD
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.training.task import Batch
@@ -40,9 +44,11 @@ class MoonHook(TrainingHook):
 
     @classmethod
     def training_images(cls, config: Config, num_examples: int, steps: int, *, is_first: bool) -> float:
-        """Count the two frozen models as whole forward passes: an upper bound, as they stop at the representation."""
+        """Count the passes of the two frozen models, which end at the representation."""
         images = super().training_images(config, num_examples, steps, is_first=is_first)
-        return images if is_first or config.moon.mu == 0 else images * 5.0 / 3.0
+        if is_first or config.moon.mu == 0:
+            return images
+        return images * (1.0 + 2.0 * FORWARD * share_of_pass(config.unet, config.data, config.moon.representation))
 
     @classmethod
     def why_not_private(cls, config: Config) -> str:
@@ -192,6 +198,27 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
 def _first_tensor(output: object) -> Tensor:
     values = output.values() if isinstance(output, dict) else output
     return next(value for value in values if isinstance(value, Tensor))  # type: ignore[attr-defined]
+
+
+@functools.lru_cache(maxsize=8)
+def share_of_pass(unet: UNetConfig, data: DataConfig, name: str) -> float:
+    """Return the share of a UNet's forward pass, in operations, up to a submodule; 1 if the UNet lacks it.
+
+    No memory is allocated for the model.
+    """
+    with torch.device("meta"):
+        model = create_unet(unet, data, seed=0)
+        images, zero = torch.empty(1, *data.image_shape), torch.zeros(1, dtype=torch.int64)
+        keywords: dict[str, object] = {"class_labels": zero} if data.class_conditional else {}
+    if name not in dict(model.named_modules()):
+        return 1.0
+    view = Representation(model, name)
+    with FlopCounterMode(display=False) as part:
+        view.of(((images, zero), keywords))
+    view.close()
+    with FlopCounterMode(display=False) as whole, torch.no_grad():
+        model(images, zero, **keywords)
+    return part.get_total_flops() / whole.get_total_flops()
 
 
 def _frozen_copy(model: nn.Module, weights: Weights) -> nn.Module:

@@ -160,6 +160,11 @@ class AlgorithmDescription:
         return of_images(config, images) + traffic
 
     @classmethod
+    def compute_of_round(cls, config: Config, server_round: int) -> float:
+        """Return the compute of a client's step in a round, as a share of that of the run's first model (here: 1)."""
+        return 1.0
+
+    @classmethod
     def traffic(cls, config: Config, first: float) -> Cost:
         """Return the models' worth of weights that all rounds exchange.
 

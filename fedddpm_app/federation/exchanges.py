@@ -204,7 +204,8 @@ class Training:
         most, claimed = strategy.config.training.steps_for(size), reply.number("steps")
         steps = most if math.isnan(claimed) else int(min(max(0.0, claimed), most))
         is_first = strategy.clients.state_rounds.get(reply.partition_id, 0) == 0
-        return strategy.hook.training_images(strategy.config, size, steps, is_first=is_first)
+        images = strategy.hook.training_images(strategy.config, size, steps, is_first=is_first)
+        return images * strategy.compute_of_round(strategy.config, self._round)
 
     def _with_quorum(self, replies: Iterator[Reply], stream: ReplyStream, accepted: list[Reply]) -> Iterator[Reply]:
         """Yield the replies; after the last one, raise ``TooFewRepliesError`` if they are fewer than ``min-replies``.

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 import client_app
 import server_app
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.algorithms.fedphd import FedPhD, FedPhDHook, check_counts, kept_share
+from fedddpm_app.algorithms.fedphd import FedPhD, FedPhDHook, check_counts, kept_shares
 from fedddpm_app.config import ConfigError, default_run_config, load_config
 from fedddpm_app.diffusion.pruning import channel_norms, prunable_weights
 from fedddpm_app.diffusion.unet import create_unet
@@ -248,14 +248,17 @@ def test_no_penalty_without_a_later_pruning(run_config, settings):
     assert not config.prune.is_sparse_round(1)
 
 
-def test_the_expected_cost_counts_the_small_models(shared_run, run_config):
+def test_the_cost_counts_the_small_models(shared_run, run_config):
     run = shared_run(**B)
     (row,) = (row for row in run.stats if row["phase"] == "prune")
     config = load_config(run_config | {key.replace("_", "-"): value for key, value in B.items()})
-    share = row["prune/parameters"] / row["prune/parameters_before"]
-    assert kept_share(config.unet, config.data, 0.25) == pytest.approx(share, rel=1e-12)
+    parameters, compute = (row[f"prune/{key}"] / row[f"prune/{key}_before"] for key in ("parameters", "macs"))
+    assert kept_shares(config.unet, config.data, 0.25) == pytest.approx((parameters, compute), rel=1e-12)
     cost = FedPhD.cost(config, [10] * 4)
-    assert cost.models_up == cost.models_down == pytest.approx(4 * (1 + 2 * share))
+    assert cost.models_up == cost.models_down == pytest.approx(4 * (1 + 2 * parameters))
+    local = 4 * config.training.local_steps
+    assert [row["compute/steps"] for row in run.rounds()] == pytest.approx([local, compute * local, compute * local])
+    assert cost.steps == pytest.approx(local * (1 + 2 * compute))
 
 
 @pytest.mark.slow

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fedddpm_app.algorithms.moon import Moon, MoonHook, Representation, contrastive_loss
+from fedddpm_app.algorithms.moon import Moon, MoonHook, Representation, contrastive_loss, share_of_pass
 from fedddpm_app.config import ConfigError, default_run_config, load_config
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.federation.errors import RoundFailedError
@@ -166,6 +166,19 @@ def test_outputs_are_averaged_over_their_places(output, pooled):
     assert view.value.tolist() == pooled
     output += 1  # what comes after the submodule may work in place
     assert view.value.tolist() == pooled
+
+
+def test_the_cost_counts_passes_up_to_the_representation(run_config):
+    config = load_config(run_config | {"algorithm": "moon", "num-rounds": 2})
+    unet, data = config.unet, config.data
+    names = ("time_embedding", "conv_in", "mid_block", "up_blocks.0", "", "no such module")
+    time, conv_in, middle, last, whole, unknown = (share_of_pass(unet, data, name) for name in names)
+    assert 0 < time < conv_in < middle < last < whole == unknown == 1
+    channels = unet.block_out_channels[0]
+    of_time, of_conv = channels * 4 * channels + (4 * channels) ** 2, data.image_size**2 * 9 * channels
+    assert conv_in / time == pytest.approx((of_time + of_conv) / of_time)
+    first, later = (MoonHook.training_images(config, 100, 3, is_first=is_first) for is_first in (True, False))
+    assert later == pytest.approx(first * (1 + 2 / 3 * middle))
 
 
 def test_the_frozen_models_are_in_evaluation_mode_and_the_clients_own():

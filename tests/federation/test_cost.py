@@ -47,7 +47,7 @@ def test_fractions_of_a_step_add_up():
         ({"algorithm": "fedavg", "num-rounds": 4}, 2.0),
         ({"algorithm": "fedavg", "clients-per-round": 2}, 0.5),
         ({"algorithm": "fedavg", "batch-size": 16}, 1.0),  # in steps of 16 images
-        ({"algorithm": "moon"}, 4 / 3),  # in the first of two rounds there is no previous model
+        ({"algorithm": "moon", "moon-representation": ""}, 4 / 3),  # without a previous model in the first of 2 rounds
         ({"algorithm": "fedprox"}, 1.0),
         ({"algorithm": "centralized"}, 1.0),
         ({"algorithm": "scaffold", "optimizer": "sgd", "gradient-clip": 0.0}, 1.0),
