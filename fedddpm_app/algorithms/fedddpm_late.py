@@ -221,6 +221,8 @@ class FedDDPMLate(Distilling):
         """
         config, one = self.config, OwnTraining(_ANNEAL, 1)
         saved = self.generated_images(config) + self.images_of_steps(config, config.correction.steps)
+        if config.checks_memorization:  # the models of the second fine-tuning are checked, too
+            saved = max(0.0, saved - self.generated_images(config))
         steps = int(saved / sum(one.images(config, model.num_examples) for model in models))
         if steps <= config.training.warmup_steps:
             steps = 0

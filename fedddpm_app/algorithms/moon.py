@@ -218,7 +218,7 @@ def share_of_pass(unet: UNetConfig, data: DataConfig, name: str) -> float:
     view.close()
     with FlopCounterMode(display=False) as whole, torch.no_grad():
         model(images, zero, **keywords)
-    return part.get_total_flops() / whole.get_total_flops()
+    return float(part.get_total_flops() / whole.get_total_flops())
 
 
 def _frozen_copy(model: nn.Module, weights: Weights) -> nn.Module:

@@ -15,7 +15,7 @@ from fedddpm_app.cli.common import FAILED, RUN_CONFIG, find_app, read_config, re
 from fedddpm_app.cli.compare_view import GridView, print_plan
 from fedddpm_app.cli.options import Engine
 from fedddpm_app.cli.start import resumed_config
-from fedddpm_app.compare.archive import Archive
+from fedddpm_app.compare.archive import Archive, place_of
 from fedddpm_app.compare.cells import REFUSED, Cell, State, state_of
 from fedddpm_app.compare.outputs import Outputs
 from fedddpm_app.compare.plan import Plan, make_plan
@@ -57,7 +57,7 @@ def compare(
             published = archive.find(plan, new) if archive else []
             states |= dict.fromkeys(published, State.PUBLISHED)
             if publish is not None:
-                _keep_published(publish, plan, states)
+                _keep_published(publish, plan, states, runs=not no_run)
             shared = find_shared(plan, [cell for cell, state in states.items() if state is State.NEW])
             jobs = jobs or _jobs(plan)
             print_plan(plan, states | dict.fromkeys(shared, State.SHARED), jobs)
@@ -156,11 +156,15 @@ def _locked(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def _keep_published(target: Path, plan: Plan, states: dict[Cell, State]) -> None:
-    """Raise ``ConfigError`` if the published grid has complete cells that are neither complete nor restored here."""
+def _keep_published(target: Path, plan: Plan, states: dict[Cell, State], *, runs: bool) -> None:
+    """Raise ``ConfigError`` if the published grid has complete cells that this one will lack.
+
+    Cells with another config are replaced if this command ``runs`` them.
+    """
     if not Archive.exists(target, plan.spec.name):
         return
-    kept = Archive(target, plan.spec.name).complete(plan, _incomplete(states))
+    archive = Archive(target, plan.spec.name)
+    kept = archive.complete(plan, _incomplete(states))
     lost = [cell for cell in kept if states[cell] is not State.PUBLISHED]
     if lost:
         started = [str(cell.directory) for cell in lost if cell.directory.exists()]
@@ -168,6 +172,14 @@ def _keep_published(target: Path, plan: Plan, states: dict[Cell, State]) -> None
         raise ConfigError(
             f"--publish = {target} has complete cells ({len(lost)}) of {plan.spec.name} that {plan.folder} lacks, such "
             f"as {lost[0].name}: {first}add --restore {target} to keep them."
+        )
+    has = (State.COMPLETED, State.PUBLISHED)
+    here = {place_of(cell, plan) for cell, state in states.items() if runs or state in has}
+    if others := sorted(archive.places - here):
+        raise ConfigError(
+            f"--publish = {target} has complete cells ({len(others)}) of {plan.spec.name} that this grid lacks or has "
+            f"with another config, such as {others[0]}: give the grid another name; or, to drop them, remove "
+            f"{archive.path} first."
         )
 
 

@@ -43,7 +43,7 @@ def save_cells(plan: Plan, path: Path) -> None:
         for cell in plan.cells:
             if read_status(cell.directory).state == COMPLETED:
                 for name, content in _members(cell, with_sheet=cell.seed == plan.spec.seeds[0]).items():
-                    _add(archive, f"{_place(cell, plan)}/{name}", content)
+                    _add(archive, f"{place_of(cell, plan)}/{name}", content)
 
 
 def _members(cell: Cell, *, with_sheet: bool) -> dict[str, bytes]:
@@ -70,7 +70,8 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     archive.writestr(member, content, zipfile.ZIP_DEFLATED)
 
 
-def _place(cell: Cell, plan: Plan) -> str:
+def place_of(cell: Cell, plan: Plan) -> str:
+    """Return a cell's folder in the grid's."""
     return cell.directory.relative_to(plan.folder).as_posix()
 
 
@@ -108,6 +109,11 @@ class Archive:
     name : str
         The grid's name.
 
+    Attributes
+    ----------
+    path : Path
+        The file.
+
     Raises
     ------
     ConfigError
@@ -115,7 +121,7 @@ class Archive:
     """
 
     def __init__(self, target: Path, name: str) -> None:
-        path = _path(target, name)
+        self.path = path = _path(target, name)
         try:
             with zipfile.ZipFile(path) as archive:
                 members = archive.infolist()
@@ -139,6 +145,12 @@ class Archive:
         """The solved values of the grid, as in its ``solved.json``."""
         return self._object(SOLVED)
 
+    @property
+    def places(self) -> set[str]:
+        """The folders of all complete cells, whatever their configs."""
+        folders = {name.removesuffix(f"/{SUMMARY}") for name in self._files if name.endswith(f"/{SUMMARY}")}
+        return {each for each in folders if self._object(f"{each}/{SUMMARY}").get("status") == COMPLETED}
+
     def find(self, plan: Plan, cells: Iterable[Cell]) -> list[Cell]:
         """Return the cells that can be restored: those that have no folder yet, and are complete in the archive."""
         return [cell for cell in self.complete(plan, cells) if not cell.directory.exists()]
@@ -147,7 +159,7 @@ class Archive:
         """Return the cells of which the archive has a complete run with their config; paths count by last names."""
         found = []
         for cell in cells:
-            prefix = f"{_place(cell, plan)}/"
+            prefix = f"{place_of(cell, plan)}/"
             saved = self._object(prefix + CONFIG).get("run_config")
             complete = self._object(prefix + SUMMARY).get("status") == COMPLETED and prefix + STATS in self._files
             if complete and isinstance(saved, dict):
@@ -164,7 +176,7 @@ class Archive:
             When a file cannot be written.
         """
         for cell in cells:
-            prefix = f"{_place(cell, plan)}/"
+            prefix = f"{place_of(cell, plan)}/"
             work = partial_of(cell.directory)
             with writing(cell.directory):
                 shutil.rmtree(work, ignore_errors=True)

@@ -17,17 +17,22 @@ def cost_note(results: Results) -> str:
     own = "".join(f" (for its own lines: {name})" for name in reference_of_sweep(results))
     named = f"Reference: {results['reference']}{own}. Seeds: {', '.join(map(str, seeds))}."
     if match == "rounds":
-        return f"{named} The numbers of rounds are those of the grid file; gradient steps differ."
+        steps = range_of([each["steps"] for each in results["settings"]])
+        return f"{named} The numbers of rounds are those of the grid file. Gradient steps of a run: {steps}."
     budgets = [each["expected"]["budget"] for each in results["settings"]]
     unit = "gradient steps" if match == "steps" else "models exchanged (up and down)"
     rest = " An image that only goes forward counts 1/3 of a training image." if match == "steps" else ""
+    return f"{named} All rows have a budget of {range_of(budgets)} {unit}.{rest}{far_note(results)}"
+
+
+def far_note(results: Results) -> str:
+    """Return a sentence, after a space, with the settings whose cost is far from the budget; empty without any."""
     far = {
         f"{each['label']} ({each['condition']}: {share:.0%})": None
         for each in results["settings"]
         if (share := share_of_budget(results, each)) is not None
     }
-    rest += f" Not within 2 % of it: {', '.join(far)}." if far else ""
-    return f"{named} All rows have a budget of {range_of(budgets)} {unit}.{rest}"
+    return f" Not within 2 % of it: {', '.join(far)}." if far else ""
 
 
 def share_of_budget(results: Results, setting: Mapping[str, Any]) -> float | None:

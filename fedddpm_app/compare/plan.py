@@ -127,6 +127,11 @@ def _all_settings(spec: GridSpec, defaults: Mapping[str, Scalar], source: str, s
                 cost = amount_of(spec, setting.cost)
                 budgets[condition, line.value] = cost
                 budgets.setdefault((condition, None), cost)
+    dtypes = {setting.config.transport.wire_dtype: setting.line.label for setting in found}
+    if spec.match == "bytes" and len(dtypes) > 1:
+        named = " and ".join(f'wire-dtype = "{dtype}" (row {label})' for dtype, label in dtypes.items())
+        sentence = 'match = "bytes" counts models, which have other bytes with another dtype: use one for all rows'
+        problems.setdefault(named, f"{source}: {named}: {sentence}, or another match.")
     if problems:
         raise ConfigError("\n".join(problems.values()))
     return found
@@ -181,15 +186,16 @@ def _setting(
         keys[line.key] = line.value
     config = _load(defaults, {**keys, "seed": spec.seeds[0]})
     budget = spec.budget
-    if spec.match != "rounds" and budget is None:
+    if spec.match != "rounds" and budget is None and row != spec.reference:
         budget = budgets.get((condition, line.value), budgets.get((condition, None)))
     name, wanted = (line.label, condition), spec.solved_keys(row)
-    solved = known.find(name, keys, wanted, budget or 0.0) or {}
+    basis = spec.budget or {**spec.base, **spec.conditions[condition], **spec.keys_of_row(spec.reference)}
+    solved = known.find(name, keys, wanted, basis) or {}
     for key in wanted:
         solved[key] = solved.get(key) or _solve(spec, config, key, budget or 0.0)
         config = _load(defaults, {**keys, **solved, "seed": spec.seeds[0]})
     if wanted:
-        known.add(name, keys, solved, budget or 0.0)
+        known.add(name, keys, solved, basis)
     keys |= solved
     get_algorithm(config)
     cost = _mean_cost(config, tuple(spec.seeds))

@@ -81,16 +81,18 @@ def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
 
 
 def _leave_out_other_measures(cells: Mapping[Cell, dict[str, Any]], statuses: Mapping[Cell, Status]) -> list[str]:
-    """Remove metrics that cannot be paired, measured otherwise than in the first cell of condition and seed; name them.
+    """Remove metrics that were measured otherwise than in a condition's first cell, and return their names.
 
-    Seeds may differ: the images that ``memorized-share`` compares with depend on the seed.
+    Seeds may differ only if the images of the comparison are not the test split: those of ``memorized-share`` depend on
+    the seed.
     """
-    first: dict[tuple[str, int, str], list[object]] = {}
+    first: dict[tuple[str, int | None, str], list[object]] = {}
     left_out = []
     for cell, found in cells.items():
         for name, metric in _metrics_of(statuses[cell]).items():
             digests = [metric.get(key) for key in _DIGESTS]
-            expected = first.setdefault((cell.setting.condition, cell.seed, name), digests)
+            seed = None if metric.get("reference") == "test" else cell.seed
+            expected = first.setdefault((cell.setting.condition, seed, name), digests)
             if digests != expected and found.get("metrics", {}).pop(name, None):
                 left_out.append(f"{cell.name}: {name}")
     return left_out

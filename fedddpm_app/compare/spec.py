@@ -252,6 +252,11 @@ def _problems_of_sweep(spec: GridSpec, sweep: Sweep) -> list[str]:
     found += [f"{given} is also a key of {name}: leave it out there." for name, keys in tables if sweep.key in keys]
     if len(set(map(folder_name, sweep.values))) < len(sweep.values):
         found.append(f"sweep.values = {shown(sweep.values)}: a value comes twice; give each once.")
+    if sweep.reference in sweep.values and spec.match != "rounds" and spec.budget is None:
+        found.append(
+            f"sweep.reference = {shown(sweep.reference)} compares lines of a row, which have no common budget: give "
+            "budget, or leave sweep.reference out."
+        )
     if sweep.reference is not None and sweep.reference not in sweep.values:
         found.append(f"sweep.reference = {shown(sweep.reference)} is not one of the values {shown(sweep.values)}.")
     return found

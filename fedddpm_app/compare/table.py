@@ -13,6 +13,7 @@ from fedddpm_app.compare.notes import (
     share_of_budget,
 )
 from fedddpm_app.compare.numbers import number, range_of, signed
+from fedddpm_app.compare.statistics import CONFIDENCE
 from fedddpm_app.config import one_line
 from fedddpm_app.limits import LONGEST_TEXT
 
@@ -49,7 +50,7 @@ def means_of(results: Results) -> str:
     rows = []
     for label, settings in _by_label(results).items():
         means = [settings.get(condition, _NO_SETTING)["metrics"].get(metric) for metric, condition in columns]
-        cells = [number(each["mean"]) if each and each["n"] else "–" for each in means]
+        cells = [number(each["mean"]) + _seeds(each, results) if each and each["n"] else "–" for each in means]
         rows.append([_escaped(label), *cells, _costs(list(settings.values()))[_COSTS.index(_MB)]])
     return _markdown(heading, rows)
 
@@ -74,7 +75,13 @@ def sentences_of(results: Results, metric: str) -> list[str]:
     no statement. A run that did not cost the budget is named with its share.
     """
     names = (results["reference"], *results["also_against"], *reference_of_sweep(results))
-    return [sentence for name in names for sentence in _sentences_against(results, metric, name)]
+    found = [sentence for name in names for sentence in _sentences_against(results, metric, name)]
+    differences = [each["metrics"].get(metric, {}).get("differences", {}) for each in results["settings"]]
+    sides = [side_in(each[name], results) for each in differences for name in names if name in each]
+    shown = sum(side in ("lower", "higher", "unclear") for side in sides)
+    expected = f"{shown * (1 - CONFIDENCE):.1f} of these {shown} intervals"
+    by_chance = f"If no row differed, {expected} would exclude zero by chance."
+    return [*found, *([by_chance] if shown > 1 else [])]
 
 
 def _sentences_against(results: Results, metric: str, reference: str) -> list[str]:
@@ -84,7 +91,7 @@ def _sentences_against(results: Results, metric: str, reference: str) -> list[st
     for each in results["settings"]:
         difference = each["metrics"].get(metric, {}).get("differences", {}).get(reference)
         if difference and difference["n"]:
-            side = side_of(difference) if difference["n"] == len(results["seeds"]) >= LEAST_SEEDS else "unknown"
+            side = side_in(difference, results)
             share = share_of_budget(results, each)
             where = each["condition"] + ("" if share is None else f", at {share:.0%} of the budget")
             sides[side].setdefault(each["label"], []).append(where)
@@ -142,18 +149,28 @@ def conditions_of(results: Results) -> list[str]:
 def _cell(setting: Mapping[str, Any] | None, metric: str, results: Results) -> str:
     """Return a setting's mean ± deviation, its difference to the reference, and the number of seeds if some lack."""
     found = setting["metrics"].get(metric) if setting else None
-    if not found or not found["n"]:
+    if setting is None or not found or not found["n"]:
         return "–"
     mean = found["mean"]
     text = number(mean) + (f" ± {number(found['sd'], mean)}" if found["sd"] is not None else "")
-    differences, seeds = found["differences"], len(results["seeds"])
-    difference = next(
-        (differences[n] for n in (results["reference"], *reference_of_sweep(results)) if n in differences), None
-    )
+    difference = difference_of(setting, metric, results)
     if difference and difference["n"]:
         low, middle, high = (signed(difference[key], difference["mean"]) for key in ("low", "mean", "high"))
         text += f" ({middle} [{low}, {high}])" if difference["n"] > 1 else f" ({middle})"
-    return text if found["n"] == seeds else f"{text}, {found['n']} of {seeds} seeds"
+    return text + _seeds(found, results)
+
+
+def difference_of(setting: Mapping[str, Any], metric: str, results: Results) -> Mapping[str, Any] | None:
+    """Return the difference of a setting to the reference, or to its row's line of the sweep; None for these two."""
+    differences = setting["metrics"][metric]["differences"]
+    names = (results["reference"], *reference_of_sweep(results))
+    return next((differences[name] for name in names if name in differences), None)
+
+
+def _seeds(found: Mapping[str, Any], results: Results) -> str:
+    """Return the number of seeds that a mean is of, if it is not that of the grid."""
+    seeds = len(results["seeds"])
+    return "" if found["n"] == seeds else f", {found['n']} of {seeds} seeds"
 
 
 def _costs(settings: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -166,8 +183,10 @@ def _costs(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     return [range_of([each["steps"] for each in settings]), range_of(models), mb, minutes]
 
 
-def side_of(difference: Mapping[str, Any]) -> str:
-    """Return what a difference of at least two seeds shows."""
+def side_in(difference: Mapping[str, Any], results: Results) -> str:
+    """Return what a difference shows; "unknown" for fewer than 3 seeds, or if it lacks seeds of the grid."""
+    if not difference["n"] == len(results["seeds"]) >= LEAST_SEEDS:
+        return "unknown"
     low, high = difference["low"], difference["high"]
     if low == high == 0:
         return "equal"

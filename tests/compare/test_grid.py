@@ -137,6 +137,11 @@ def check_that_published_cells_are_restored_elsewhere(grid):
     assert "has complete cells (1) of tiny" in result.stderr
     assert f"such as fedavg | iid | seed 1: add --restore {published} to keep them" in result.stderr
     shutil.rmtree(other.out)
+    less = Grid(folder, "less", rows="[rows.fedavg]\n")
+    result = less.call("--restore", str(published), "--publish", str(published), "--no-run")
+    assert result.exit_code == 2, result.output
+    lacks = "has complete cells (2) of tiny that this grid lacks or has with another config"
+    assert f"{lacks}, such as fragile/iid/seed-0: give the grid another name" in result.stderr
     (again / "tiny" / "cells.zip").write_bytes(b"PK")
     result = other.call("--restore", str(again))
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
@@ -155,19 +160,21 @@ def check_that_a_finished_grid_runs_nothing_again(grid):
 
 
 def check_that_another_measure_is_left_out(grid):
-    """The digest of a cell's extractor differs from that of the first cell."""
-    summary = grid.cells()["fragile seed-1"]
-    before = summary.read_text()
-    found = json.loads(before)
-    found["metrics"][0]["extractor_digest"] = "another"
-    summary.write_text(json.dumps(found))
+    """The digest of the extractor of all cells with the second seed differs from that of the first cell."""
+    before = {path: path.read_text() for name, path in grid.cells().items() if name.endswith("seed-1")}
+    for path, text in before.items():
+        found = json.loads(text)
+        found["metrics"][0]["extractor_digest"] = "another"
+        path.write_text(json.dumps(found))
     result = grid.call()
-    summary.write_text(before)
+    for path, text in before.items():
+        path.write_text(text)
     name = found["metrics"][0]["name"]
     assert result.exit_code == 0, result.output
-    assert f"differ from those of the first cell: fragile | iid | seed 1: {name}" in result.output.replace("\n", " ")
+    output = " ".join(result.output.split())
+    assert f"those of the first cell: fedavg | iid | seed 1: {name}; fragile | iid | seed 1: {name}" in output
     results = grid.results()
-    assert [each["metrics"][name]["n"] for each in results["settings"]] == [2, 1]
+    assert [each["metrics"][name]["n"] for each in results["settings"]] == [1, 1]
     assert results["settings"][1]["metrics"][name]["differences"]["fedavg"]["n"] == 1
     assert results["measured"][name]["extractor_digest"] != "another"
 

@@ -133,6 +133,10 @@ def test_the_grids_of_the_repository_fit_their_budgets(path):
             'grid.toml: row fedavg, condition iid: algorithm = "fedavgg" is not known',
         ),
         (
+            {"match": "bytes", "budget": 40.0, "rows": {"fedavg": {}, "fedprox": {"wire-dtype": "bf16"}}},
+            'grid.toml: wire-dtype = "fp32" (row fedavg) and wire-dtype = "bf16" (row fedprox): match = "bytes" counts',
+        ),
+        (
             {"conditions": {"many": {"num-clients": 2000}}},
             "grid.toml: row fedavg, condition many: ",
         ),
@@ -157,6 +161,28 @@ def test_solved_values_are_kept_when_the_expected_cost_changes(tmp_path, monkeyp
     assert [s.solved for s in grown.settings] == [s.solved for s in before.settings]
     other = plan(tmp_path, match="steps", budget=200.0)
     assert [s.solved for s in other.settings] != [s.solved for s in before.settings]
+
+
+def test_seeds_may_be_added_where_the_reference_costs_depend_on_them(tmp_path):
+    """The budget is the mean cost of the reference row, and clients have other numbers of images with another seed."""
+    changes = {"base": {"local-steps": 0, "local-epochs": 1, "num-rounds": 6, "auxiliary-sampler-steps": 2}}
+    changes |= {"conditions": {"dirichlet": {"partition": "dirichlet", "dirichlet-alpha": 0.1}}}
+    row = {"num-rounds": 2, "pretrain-steps": 3, "auxiliary-size": 12, "solve": "correction-steps"}
+    changes |= {"rows": {"fedavg": {}, "fedddpm": row}}
+    before = plan(tmp_path, **changes)
+    before.solved.save()
+    grown, fresh = (plan(folder, seeds=[3, 5, 7], **changes) for folder in (tmp_path, tmp_path / "new"))
+    assert grown.settings[0].budget == fresh.settings[0].budget != before.settings[0].budget
+    assert grown.settings[1].solved == before.settings[1].solved != fresh.settings[1].solved
+    longer = plan(tmp_path, **{**changes, "base": changes["base"] | {"num-rounds": 9}})
+    assert longer.settings[1].solved != before.settings[1].solved
+
+
+def test_every_line_of_a_swept_reference_has_its_own_cost_as_the_budget():
+    swept = plan(sweep={"key": "correction-steps", "values": [2, 5]}, reference="fedddpm", conditions={"iid": {}})
+    lines = [setting for setting in swept.settings if setting.line.row == "fedddpm"]
+    assert [setting.budget for setting in lines] == [setting.cost.steps for setting in lines]
+    assert lines[0].budget < lines[1].budget
 
 
 def test_damaged_solved_values_are_solved_for_again(tmp_path):

@@ -60,6 +60,9 @@ def test_the_means_of_the_other_metrics_have_a_column_for_each_condition_and_the
     assert lines[0] == "| means over complete seeds | tv, skew | tv, iid | MB up, down |"
     assert lines[2] == "| fedavg | 0.250 | – | 26.0, 26.0 |"
     assert lines[4] == "| worse | 0.250 | – | 26.0, 26.0 |"
+    fewer = [settings[0] | {"metrics": {"tv": {"mean": 0.25, "n": 2}}}]
+    lines = means_of(RESULTS | {"metrics": ["fd", "tv"], "settings": fewer}).splitlines()
+    assert lines[2] == "| fedavg | 0.250, 2 of 3 seeds | 26.0, 26.0 |"
     assert means_of(RESULTS | {"metrics": ["fd"]}) == ""
 
 
@@ -105,6 +108,7 @@ def test_only_intervals_that_exclude_zero_make_a_claim():
         "fd is lower (better) than that of fedavg, and the interval excludes zero: late (skew).",
         "fd is higher (worse) than that of fedavg, and the interval excludes zero: worse (skew).",
         "No difference to fedavg is shown, because the interval contains zero: late (iid).",
+        "If no row differed, 0.2 of these 3 intervals would exclude zero by chance.",
     ]
 
 
@@ -116,7 +120,7 @@ def test_the_interval_in_the_picture_is_that_of_the_difference():
 
 def test_other_rows_may_be_compared_with_too():
     sentences = sentences_of(RESULTS | {"also_against": ["worse"]}, "fd")
-    assert len(sentences) == 4
+    assert len(sentences) == 5
     assert sentences[3].startswith(
         "No difference to worse is shown, because the interval contains zero: late (skew, iid)"
     )
@@ -152,6 +156,7 @@ def test_lost_seeds_allow_no_statement_and_a_cost_off_the_budget_is_named():
         "No statement against fedavg, because there are fewer than 3 seeds, or not all have the metric: lost (skew).",
     ]
     assert cost_note(results).endswith("Not within 2 % of it: cheap (skew: 38%).")
+    assert cost_note(results | {"match": "rounds"}).endswith("Gradient steps of a run: 240–640.")
     one = RESULTS | {"seeds": [0], "settings": [setting("late", "skew", 4.0, -12.0, seeds=1)]}
     (sentence,) = sentences_of(one, "fd")
     assert sentence.startswith("No statement against fedavg, because")

@@ -96,6 +96,11 @@ def test_the_grids_of_the_repository_are_valid(path):
             "[sweep]\nkey = 'local-steps'\nvalues = [1, 2]\nreference = 3",
             "sweep.reference = 3 is not one of the values [1, 2].",
         ),
+        (
+            "other",
+            "[sweep]\nkey = 'local-steps'\nvalues = [1, 2]\nreference = 2",
+            "sweep.reference = 2 compares lines of a row, which have no common budget: give budget",
+        ),
         ("other", "[sweep]\nkey = 'num-rounds'\nvalues = [1]", "sweep.key = 'num-rounds' is solved for in [rows.b]"),
         (
             "other",

@@ -44,9 +44,10 @@ def test_what_has_not_been_measured_is_in_no_file():
 def grid(tmp_path):
     """Return a function that writes a grid of one row whose difference to the reference is given."""
 
-    def write(low, high, n=3):
+    def write(low, high, n=3, better="lower", sweep=None):
+        reference = f"{sweep['key']} = {sweep['reference']}" if sweep else "base"
         difference = {"mean": (low + high) / 2, "low": low, "high": high, "n": n}
-        metrics = {"fd": {"mean": 5.0, "sd": 1.0, "n": n, "differences": {"base": difference}}}
+        metrics = {"fd": {"mean": 5.0, "sd": 1.0, "n": n, "differences": {reference: difference}}}
         plain = {"condition": "iid", "up_mb": 1.0}
         results = {
             "name": "toy",
@@ -55,7 +56,14 @@ def grid(tmp_path):
             "seeds": [0, 1, 2],
             "match": "rounds",
             "metrics": ["fd"],
-            "grid": {"base": {"dataset": "digits"}, "conditions": {"iid": {"partition": "iid"}}},
+            "measured": {"fd": {"better": better}},
+            "grid": {
+                "base": {"dataset": "digits"},
+                "conditions": {"iid": {"partition": "iid"}},
+                "rows": {"base": {}, "mine": {}},
+                "sweep": sweep,
+            },
+            "cells": [],
             "settings": [
                 {"label": "base", **plain, "metrics": {"fd": {"mean": 6.0, "sd": 1.0, "n": n, "differences": {}}}},
                 {"label": "mine", **plain, "metrics": metrics},
@@ -73,6 +81,18 @@ def grid(tmp_path):
 )
 def test_a_statement_follows_from_the_interval(grid, low, high, says):
     assert f"- iid: {says}." in grid(low, high)
+
+
+def test_the_better_side_is_that_of_the_metric(grid):
+    text = grid(-3.0, -1.0, better="higher")
+    assert "; higher is better." in text
+    assert "- iid: lower: `mine`." in text
+
+
+def test_the_lines_of_a_sweep_are_compared_with_its_reference(grid):
+    text = grid(-3.0, -1.0, sweep={"key": "num-clients", "reference": 5})
+    assert "- iid: **lower**: `mine`." in text
+    assert "Data: `digits`; iid is" in text, "the number of clients is swept"
 
 
 def test_two_seeds_allow_no_statement(grid):
