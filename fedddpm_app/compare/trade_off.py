@@ -39,6 +39,7 @@ def plot_trade_off(results: Results, path: Path) -> None:
                     _points(axes, pairs_of(results, label, condition, other), look, label)
                 _floors(axes, results, condition, other)
                 axes.set_xlabel(_with_direction(results, other))
+                axes.locator_params(axis="x", nbins=5)
             row[0].set(ylabel=metric, title=condition)
             scale(row[0], [v for label in looks for v in values_of(results, label, condition, metric)])
         legend_of(figure, looks)
