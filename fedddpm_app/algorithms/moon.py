@@ -16,7 +16,7 @@ projection head. In a client's first round z_prev = z_glob: the term then has no
 
 import copy
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F  # noqa: N812
@@ -138,6 +138,7 @@ class Representation:
     def __init__(self, model: nn.Module, name: str) -> None:
         self.model = model
         self.arguments: tuple[tuple[object, ...], dict[str, object]] | None = None
+        self._name = name
         self._stops = False
         self._handles = [
             model.register_forward_pre_hook(self._take_arguments, with_kwargs=True),
@@ -146,15 +147,23 @@ class Representation:
 
     @torch.no_grad()
     def of(self, arguments: tuple[tuple[object, ...], dict[str, object]]) -> Tensor:
-        """Return the representation for given arguments; the model stops at the submodule."""
+        """Return the representation for given arguments; the model stops at the submodule.
+
+        Raises
+        ------
+        ConfigError
+            If the model does not call the submodule, or the submodule's output has no tensor.
+        """
         self._stops = True
         try:
             self.model(*arguments[0], **arguments[1])
         except _ReachedError:
-            pass
+            return self.value
         finally:
             self._stops = False
-        return self.value
+        raise ConfigError(
+            f'moon-representation = "{self._name}" is a submodule that the model never calls: use another submodule.'
+        )
 
     def close(self) -> None:
         """Remove the hooks."""
@@ -165,10 +174,18 @@ class Representation:
         self.arguments = (args, kwargs)
 
     def _take_output(self, _: nn.Module, __: object, output: object) -> None:
-        tensor = output if isinstance(output, Tensor) else _first_tensor(output)
-        self.value = _pooled(tensor)
+        self.value = _pooled(self._first_tensor(output))
         if self._stops:
             raise _ReachedError
+
+    def _first_tensor(self, output: object) -> Tensor:
+        values = output.values() if isinstance(output, dict) else output
+        for value in values if isinstance(values, Iterable) and not isinstance(values, Tensor) else [values]:
+            if isinstance(value, Tensor):
+                return value
+        raise ConfigError(
+            f'moon-representation = "{self._name}" is a submodule whose output has no tensor: use another submodule.'
+        )
 
 
 def _pooled(tensor: Tensor) -> Tensor:
@@ -192,17 +209,17 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
             f'moon-representation = "{name}" is not a submodule of the model: use {children}or an empty text for '
             "its output."
         )
+    if type(found).forward is nn.Module.forward:
+        children = " or ".join(f"{name}.{child}" for child, _ in found.named_children())
+        raise ConfigError(
+            f'moon-representation = "{name}" is a list of submodules, which the model never calls: use {children}.'
+        )
     return found
-
-
-def _first_tensor(output: object) -> Tensor:
-    values = output.values() if isinstance(output, dict) else output
-    return next(value for value in values if isinstance(value, Tensor))  # type: ignore[attr-defined]
 
 
 @functools.lru_cache(maxsize=8)
 def share_of_pass(unet: UNetConfig, data: DataConfig, name: str) -> float:
-    """Return the share of a UNet's forward pass, in operations, up to a submodule; 1 if the UNet lacks it.
+    """Return the share of a UNet's forward pass, in operations, up to a submodule; 1 if the UNet never calls it.
 
     No memory is allocated for the model.
     """
@@ -210,11 +227,12 @@ def share_of_pass(unet: UNetConfig, data: DataConfig, name: str) -> float:
         model = create_unet(unet, data, seed=0)
         images, zero = torch.empty(1, *data.image_shape), torch.zeros(1, dtype=torch.int64)
         keywords: dict[str, object] = {"class_labels": zero} if data.class_conditional else {}
-    if name not in dict(model.named_modules()):
+    try:
+        view = Representation(model, name)
+        with FlopCounterMode(display=False) as part:
+            view.of(((images, zero), keywords))
+    except ConfigError:  # the model of another task may have this submodule
         return 1.0
-    view = Representation(model, name)
-    with FlopCounterMode(display=False) as part:
-        view.of(((images, zero), keywords))
     view.close()
     with FlopCounterMode(display=False) as whole, torch.no_grad():
         model(images, zero, **keywords)

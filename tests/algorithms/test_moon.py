@@ -134,6 +134,26 @@ def test_a_name_that_is_no_submodule_lists_them():
         Representation(nn.Sequential(nn.Linear(1, 1), nn.ReLU()), "middle")
 
 
+def test_submodules_without_a_representation_are_named():
+    class Model(nn.Module):
+        def __init__(self, output):
+            super().__init__()
+            self.blocks = nn.ModuleList([nn.Identity(), nn.Identity()])
+            self.unused = nn.Identity()
+            self.output = output
+
+        def forward(self):
+            return self.output
+
+    with pytest.raises(ConfigError, match=r'"blocks" is a list of submodules.*use blocks\.0 or blocks\.1\.'):
+        Representation(Model(torch.zeros(1)), "blocks")
+    with pytest.raises(ConfigError, match='"unused" is a submodule that the model never calls'):
+        Representation(Model(torch.zeros(1)), "unused").of(((), {}))
+    for output in ((1, "text"), {"sample": None}, None):
+        with pytest.raises(ConfigError, match="a submodule whose output has no tensor"):
+            Representation(Model(output), "").of(((), {}))
+
+
 def test_a_wrong_name_is_found_before_any_client_trains():
     calls = []
 
@@ -171,9 +191,9 @@ def test_outputs_are_averaged_over_their_places(output, pooled):
 def test_the_cost_counts_passes_up_to_the_representation(run_config):
     config = load_config(run_config | {"algorithm": "moon", "num-rounds": 2})
     unet, data = config.unet, config.data
-    names = ("time_embedding", "conv_in", "mid_block", "up_blocks.0", "", "no such module")
-    time, conv_in, middle, last, whole, unknown = (share_of_pass(unet, data, name) for name in names)
-    assert 0 < time < conv_in < middle < last < whole == unknown == 1
+    names = ("time_embedding", "conv_in", "mid_block", "up_blocks.0", "", "no such module", "up_blocks")
+    time, conv_in, middle, last, whole, unknown, never_called = (share_of_pass(unet, data, name) for name in names)
+    assert 0 < time < conv_in < middle < last < whole == unknown == never_called == 1
     channels = unet.block_out_channels[0]
     of_time, of_conv = channels * 4 * channels + (4 * channels) ** 2, data.image_size**2 * 9 * channels
     assert conv_in / time == pytest.approx((of_time + of_conv) / of_time)
