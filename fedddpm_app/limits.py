@@ -61,6 +61,8 @@ MODEL_RATIO = 4
 
 # of the file of an evaluation network, unpacked: Inception-v3 has 91 MiB
 NETWORK_BYTES = 512 * MIB
+# of a published extractor: a classifier of digits has 0.4 MB, principal components of 32 x 32 pixels in colour 0.8 MB
+EXTRACTOR_BYTES = 64 * MIB
 # of the members of cells.zip together, and their number: a grid of 1,000 cells has 50 MiB and 5,000 files
 CELLS_BYTES = 256 * MIB
 CELLS_FILES = 20_000

@@ -17,6 +17,7 @@ from fedddpm_app.cli.options import Engine
 from fedddpm_app.cli.start import resumed_config
 from fedddpm_app.compare.archive import Archive, place_of
 from fedddpm_app.compare.cells import REFUSED, Cell, State, state_of
+from fedddpm_app.compare.extractors import restore_extractors
 from fedddpm_app.compare.outputs import Outputs
 from fedddpm_app.compare.plan import Plan, make_plan
 from fedddpm_app.compare.pool import run_cells
@@ -67,7 +68,10 @@ def compare(
                 archive.restore(plan, published)
             states |= dict.fromkeys(published, State.COMPLETED)
             states = link_shared(states, shared)
-            failed = _run(plan, states, [] if no_run else _incomplete(states), jobs, folder, publish)
+            cells = [] if no_run else _incomplete(states)
+            if cells:
+                restore_extractors(plan.cells, restore)
+            failed = _run(plan, states, cells, jobs, folder, publish)
     except ConfigError as error:
         refuse(str(error))
     except RecordingError as error:
@@ -197,12 +201,20 @@ def _run(
     progress = GridProgress(states, jobs)
     outputs = Outputs(plan, shlex.join(["fedddpm", *sys.argv[1:]]))
     began = time.monotonic()
+    problems: list[str] = []
 
     def write() -> list[str]:
         return outputs.write(progress.failed, (time.monotonic() - began) / 3600 if cells else 0.0)
 
+    def after_cell() -> None:
+        """Print the first problems at once: later cells may have the same ones."""
+        found = write()
+        for problem in [] if problems else found:
+            say(problem)
+        problems.extend(found)
+
     try:
-        with leaving_in_order(), GridView(progress, write) as view:
+        with leaving_in_order(), GridView(progress, after_cell) as view:
             run_cells(cells, jobs, "fedddpm_app.cli.compare:run_cell", app_dir, view)
     except Stopped:
         say(f"stopped; the same command continues this grid: {plan.folder}")

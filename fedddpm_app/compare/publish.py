@@ -12,6 +12,7 @@ from typing import Any
 from PIL import Image
 
 from fedddpm_app.compare.archive import CELLS, save_cells
+from fedddpm_app.compare.extractors import publish_extractors
 from fedddpm_app.compare.notes import clients_left_out, cost_note, measured_note
 from fedddpm_app.compare.numbers import number
 from fedddpm_app.compare.places import without_places
@@ -29,6 +30,8 @@ _NONE = "No grid is published yet."
 
 def publish_results(plan: Plan, target: Path) -> list[Path]:
     """Write ``NAME.json`` and ``NAME/`` (the table, small pictures, the cells) of a grid to ``target``.
+
+    Its extractors are added to ``extractors/``, which the grids share.
 
     Absolute paths are reduced to their last name, and hosts are left out. Return the paths.
 
@@ -53,6 +56,7 @@ def publish_results(plan: Plan, target: Path) -> list[Path]:
         text = without_places((folder / TABLE).read_text(encoding="utf-8"))
         (pictures / TABLE).write_text(text, encoding="utf-8")
     save_cells(plan, pictures / CELLS)
+    publish_extractors(plan.cells, target)
     return [target / f"{name}.json", pictures]
 
 

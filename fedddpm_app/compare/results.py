@@ -8,7 +8,7 @@ from typing import Any
 from fedddpm_app.compare.cells import Cell, Setting
 from fedddpm_app.compare.history import read_left_out, read_seconds
 from fedddpm_app.compare.notes import LEFT_OUT, clients_left_out
-from fedddpm_app.compare.plan import Plan
+from fedddpm_app.compare.plan import RESULTS, Plan
 from fedddpm_app.compare.shared import OF_GRID, source_of
 from fedddpm_app.compare.statistics import deviation, interval, paired_difference
 from fedddpm_app.disk.bounded import read_object
@@ -67,7 +67,7 @@ def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
     found["seconds"] = round(read_seconds(cell.directory), 1)
     metrics = {
         name: {key: metric[key] for key in _OF_A_METRIC if metric.get(key) not in (None, "")}
-        for name, metric in _metrics_of(status).items()
+        for name, metric in metrics_of(status).items()
     }
     starts = [about := _about(cell), *about.get("resumed", [])]
     commits = list(dict.fromkeys(start.get("git_commit") for start in starts))
@@ -89,7 +89,7 @@ def _leave_out_other_measures(cells: Mapping[Cell, dict[str, Any]], statuses: Ma
     first: dict[tuple[str, int | None, str], list[object]] = {}
     left_out = []
     for cell, found in cells.items():
-        for name, metric in _metrics_of(statuses[cell]).items():
+        for name, metric in metrics_of(statuses[cell]).items():
             digests = [metric.get(key) for key in _DIGESTS]
             seed = None if metric.get("reference") == "test" else cell.seed
             expected = first.setdefault((cell.setting.condition, seed, name), digests)
@@ -102,7 +102,7 @@ def _measured(cells: Mapping[Cell, dict[str, Any]], statuses: Mapping[Cell, Stat
     """Return how the metrics were measured in the first cell, and in ``others`` how else images were generated."""
     measured: dict[str, dict[str, Any]] = {}
     for cell, found in cells.items():
-        metrics = _metrics_of(statuses[cell])
+        metrics = metrics_of(statuses[cell])
         for name in found.get("metrics", ()):
             how = {key: metrics[name].get(key) for key in (*_HOW, "better")}
             about = measured.setdefault(name, {**how, "others": []})
@@ -124,7 +124,7 @@ def _about(cell: Cell) -> dict[str, Any]:
         return {}
 
 
-def _metrics_of(status: Status) -> dict[str, dict[str, Any]]:
+def metrics_of(status: Status) -> dict[str, dict[str, Any]]:
     """Return the metrics of a run's final evaluation by name; empty before its end."""
     found = status.summary.get("metrics")
     metrics = found if isinstance(found, list) else []
@@ -175,8 +175,12 @@ def _number(value: object) -> float:
 def problems_of(plan: Plan, results: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each metric of the table that no cell has, and for cells that measured otherwise."""
     known: Sequence[str] = list(results["measured"])
-    left_out = "; ".join(results["measured_otherwise"])
-    otherwise = f"left out, because the digests of their measurement differ from those of the first cell: {left_out}"
+    left_out: Sequence[str] = results["measured_otherwise"]
+    otherwise = (
+        f"left out, because the digests of their measurement differ from those of the first cell: {len(left_out)} "
+        f"metrics, such as {left_out[0] if left_out else ''}; {RESULTS} lists them. If the cells ran on different "
+        "machines, their extractors differ: run the grid with --restore of a published one, or anew."
+    )
     incomplete = "; ".join(clients_left_out(results))
     without = f"trained without some clients, whose reasons are in stats.jsonl: {incomplete}"
     return (

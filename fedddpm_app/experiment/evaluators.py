@@ -12,6 +12,7 @@ from fedddpm_app.device import resolve_device
 from fedddpm_app.evaluation.copies import CopyDetector
 from fedddpm_app.evaluation.evaluator import Evaluator
 from fedddpm_app.evaluation.extractors import Extractor, create_extractor
+from fedddpm_app.evaluation.extractors.fitted import FOLDER
 from fedddpm_app.evaluation.reference import RealImages, Reference
 
 
@@ -63,7 +64,7 @@ def _extractor(config: Config, real: RealImages, name: str | None = None) -> Ext
         name or config.evaluation.eval_extractor,
         train=real.train,
         data_digest=real.digests["train"][:16],
-        cache_dir=cache_folder(config.data) / "extractors",
+        cache_dir=cache_folder(config.data) / FOLDER,
         device=resolve_device(config.run.device),
         inception_weights=config.evaluation.inception_weights,
     )

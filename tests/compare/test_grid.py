@@ -118,6 +118,16 @@ def check_that_published_cells_are_restored_elsewhere(grid):
         assert {Path(name).name for name in archive.namelist()} == {
             *("solved.json", "origin.json", "config.json", "summary.json", "stats.jsonl", "round-0002.png")
         }
+    check_that_an_incomplete_grid_is_continued_elsewhere(other, published, again)
+    check_that_no_published_cell_is_lost(other, published)
+    (again / "tiny" / "cells.zip").write_bytes(b"PK")
+    result = other.call("--restore", str(again))
+    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
+    assert f"--restore = {again}: the cells of tiny cannot be read" in result.stderr
+
+
+def check_that_an_incomplete_grid_is_continued_elsewhere(other, published, again):
+    """The cell that is run there is measured with the published extractor, and can be compared."""
     shutil.rmtree(other.out)
     with (
         zipfile.ZipFile(published / "tiny" / "cells.zip") as old,
@@ -126,26 +136,34 @@ def check_that_published_cells_are_restored_elsewhere(grid):
         for name in old.namelist():
             if name != "fedavg/iid/seed-1/summary.json":
                 new.writestr(name, old.read(name))
-    third = grid.folder / "third"
+    third = other.folder / "third"
     result = other.call("--restore", str(again), "--publish", str(third), "--no-run")
     assert result.exit_code == 0, result.output
     assert "3 published, 1 to run;" in result.output
     assert "started" not in result.output
     assert "3 of 4 cells are complete." in section(third)
+    cache = other.folder / "cache"
+    result = other.call("--restore", str(again), "-c", f'cache-dir="{cache}"')
+    assert result.exit_code == 0, result.output
+    assert result.output.count("started: ") == 1
+    sources = {path.name: path.read_bytes() for path in published.glob("extractors/*/*.safetensors")}
+    assert {path.name: path.read_bytes() for path in cache.glob("extractors/*.safetensors")} == sources
+    assert len(sources) == 2  # the classifier counts classes
+    assert other.results()["measured_otherwise"] == []
+    shutil.rmtree(other.out / "fedavg" / "iid" / "seed-1")
+
+
+def check_that_no_published_cell_is_lost(other, published):
     result = other.call("--publish", str(published))
     assert result.exit_code == 2, result.output
     assert "has complete cells (1) of tiny" in result.stderr
     assert f"such as fedavg | iid | seed 1: add --restore {published} to keep them" in result.stderr
     shutil.rmtree(other.out)
-    less = Grid(folder, "less", rows="[rows.fedavg]\n")
+    less = Grid(other.folder, "less", rows="[rows.fedavg]\n")
     result = less.call("--restore", str(published), "--publish", str(published), "--no-run")
     assert result.exit_code == 2, result.output
     lacks = "has complete cells (2) of tiny that this grid lacks or has with another config"
     assert f"{lacks}, such as fragile/iid/seed-0: give the grid another name" in result.stderr
-    (again / "tiny" / "cells.zip").write_bytes(b"PK")
-    result = other.call("--restore", str(again))
-    assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
-    assert f"--restore = {again}: the cells of tiny cannot be read" in result.stderr
 
 
 def check_that_a_finished_grid_runs_nothing_again(grid):
@@ -172,7 +190,7 @@ def check_that_another_measure_is_left_out(grid):
     name = found["metrics"][0]["name"]
     assert result.exit_code == 0, result.output
     output = " ".join(result.output.split())
-    assert f"those of the first cell: fedavg | iid | seed 1: {name}; fragile | iid | seed 1: {name}" in output
+    assert f"those of the first cell: 2 metrics, such as fedavg | iid | seed 1: {name}; results.json" in output
     results = grid.results()
     assert [each["metrics"][name]["n"] for each in results["settings"]] == [1, 1]
     assert results["settings"][1]["metrics"][name]["differences"]["fedavg"]["n"] == 1

@@ -50,9 +50,7 @@ class ClassifierNetwork(nn.Module):
 
     def __init__(self, channels: int, size: tuple[int, int], num_classes: int) -> None:
         super().__init__()
-        least, most = _SIDES
-        height, width = (max(least, min(side, most)) for side in size)
-        self.input_size = (height, width)
+        self.input_size = _input_size(size)
         self.body = nn.Sequential(
             *_block(channels, 32, stride=2 if min(self.input_size) > 16 else 1),
             *_block(32, 64),
@@ -71,6 +69,18 @@ class ClassifierNetwork(nn.Module):
         """Map images, float32 in [-1, 1] of ``input_size``, to features (B, 64) and logits (B, classes + 1)."""
         vectors = self.body(images)
         return vectors, self.head(vectors)
+
+
+def _input_size(size: tuple[int, int]) -> tuple[int, int]:
+    """Return height and width of the network's input for images of a size."""
+    least, most = _SIDES
+    height, width = (max(least, min(side, most)) for side in size)
+    return height, width
+
+
+def classifier_digest(weights: Weights, size: tuple[int, int]) -> str:
+    """Return the digest of the classifier with the network's weights, for images of ``size``, (height, width)."""
+    return features_digest(weights, Classifier.name, VERSION, _input_size(size))
 
 
 def _block(channels_in: int, channels_out: int, stride: int = 1) -> list[nn.Module]:
@@ -93,7 +103,7 @@ class Classifier:
     num_features = NUM_FEATURES
 
     def __init__(self, network: ClassifierNetwork, device: torch.device) -> None:
-        self.digest = features_digest(network.state_dict(), self.name, VERSION, network.input_size)
+        self.digest = classifier_digest(network.state_dict(), network.input_size)
         self._network = network.to(device).eval()
         self.device = device
 
@@ -118,8 +128,8 @@ def load_classifier(train: ImageTensors, data_digest: str, cache_dir: Path, devi
     cache_dir : Path
         The folder for the weights, with one file per data set and version.
     device : torch.device
-        The device that the classifier runs on. Its training uses one CPU thread, so that the weights are always the
-        same.
+        The device that the classifier runs on. Its training uses one CPU thread, so that the weights are the same
+        on processors of one kind. On others the last bits differ.
 
     Raises
     ------

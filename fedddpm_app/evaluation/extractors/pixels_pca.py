@@ -33,7 +33,7 @@ class PixelsPca:
     name = "pixels-pca"
 
     def __init__(self, weights: Weights, device: torch.device) -> None:
-        self.digest = features_digest(weights, self.name, VERSION)
+        self.digest = pixels_pca_digest(weights)
         self.num_features = len(weights["components"])
         self._mean, self._components = weights["mean"].to(device), weights["components"].to(device)
         self.device = device
@@ -46,6 +46,11 @@ class PixelsPca:
         height, width = self._mean.shape[-2:]
         centred = (_to_pixels(images, (height, width)) - self._mean).flatten(1)
         return centred @ self._components.T, centred.new_empty(len(images), 0)
+
+
+def pixels_pca_digest(weights: Weights) -> str:
+    """Return the digest of the extractor with these weights."""
+    return features_digest(weights, PixelsPca.name, VERSION)
 
 
 def load_pixels_pca(train: ImageTensors, data_digest: str, cache_dir: Path, device: torch.device) -> PixelsPca:
