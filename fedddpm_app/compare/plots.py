@@ -1,6 +1,5 @@
 """The plots of a grid: curves over the cost, the claim, and the sweep of an ablation."""
 
-import math
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from fedddpm_app.compare.looks import (
     scale,
     values_of,
 )
+from fedddpm_app.compare.reference import compared_to, floor_of, is_swept, limits_of, reference_mean
 from fedddpm_app.compare.table import conditions_of, labels_of
 from fedddpm_app.recording.style import FLOOR, mark_every, open_figure
 
@@ -91,10 +91,11 @@ def plot_claim(results: Results, metric: str, path: Path) -> None:
     does not cross the dotted line.
     """
     conditions, labels, looks = conditions_of(results), labels_of(results), looks_of(results)
+    dotted = "" if is_swept(results) else f"dotted: mean of {results['reference']}, where the difference is zero; "
     title = (
         f"{heading(results, metric)}\n"
-        f"points: seeds; tick: mean; line, cut at the edge: 95 % interval of the difference to {results['reference']}\n"
-        f"dotted: mean of {results['reference']}, where the difference is zero; dashed: floor (real images)"
+        f"points: seeds; tick: mean; line, cut at the edge: 95 % interval of the difference to {compared_to(results)}\n"
+        f"{dotted}dashed: floor (real images)"
     )
     with open_figure(path, title, 2.6 + 4.0 * len(conditions), 1.8 + 0.36 * len(labels)) as figure:
         panels = figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0]
@@ -127,31 +128,14 @@ def _bar(axes: Axes, place: float, values: Sequence[float], limits: Sequence[flo
         axes.hlines(place, low, high, color=colour, linewidth=1.4)
 
 
-def limits_of(results: Results, label: str, condition: str, metric: str) -> list[float]:
-    """Return the interval of a line's difference to the reference, from the reference's mean; empty without one."""
-    settings = [each for each in results["settings"] if each["condition"] == condition and metric in each["metrics"]]
-    of_line = next((each for each in settings if each["label"] == label), None)
-    others = [each for each in settings if each["row"] == results["reference"]]
-    reference = next((e for e in others if not e["sweep"] or (of_line and e["sweep"] == of_line["sweep"])), None)
-    if of_line is None or reference is None:
-        return []
-    difference = of_line["metrics"][metric]["differences"].get(results["reference"])
-    if difference is None or difference["low"] is None:
-        return []
-    return [reference["metrics"][metric]["mean"] + difference[key] for key in ("low", "high")]
-
-
 def _reference_lines(axes: Axes, results: Results, condition: str, metric: str) -> list[float]:
     """Mark the reference's mean, and the floor; return the floor."""
-    colour = row_looks(results)[results["reference"]].color
-    for each in results["settings"]:
-        found = each["metrics"].get(metric)
-        if each["condition"] == condition and each["row"] == results["reference"] and not each["sweep"] and found:
-            axes.axvline(found["mean"], color=colour, linestyle=":", linewidth=1)
-            if math.isfinite(found["floor"] or math.nan):
-                axes.axvline(found["floor"], color=FLOOR, linestyle="--", linewidth=1)
-                return [found["floor"]]
-    return []
+    mean, floor = reference_mean(results, metric, condition), floor_of(results, metric, condition)
+    if mean is not None:
+        axes.axvline(mean, color=row_looks(results)[results["reference"]].color, linestyle=":", linewidth=1)
+    if floor is not None:
+        axes.axvline(floor, color=FLOOR, linestyle="--", linewidth=1)
+    return [] if floor is None else [floor]
 
 
 def plot_sweep(results: Results, metric: str, path: Path) -> None:

@@ -6,6 +6,7 @@ become an empty box: see ``printable``.
 
 import functools
 import math
+import textwrap
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -36,6 +37,7 @@ LINES = ("-", "--", "-.", ":")
 MARKERS = "osD^vP*Xdph<>"
 
 DPI = 120
+_CHARACTERS_PER_INCH = 13  # of a title
 _MAX_MARKS = 20  # on a curve; more would hide it
 _MAX_NAME = 24  # characters of a class name
 _LARGEST = 1e100  # Matplotlib has no axis up to the largest floats
@@ -77,11 +79,16 @@ def open_figure(path: Path, title: str, width: float, height: float) -> Iterator
     with style.context(["default", settings]):
         figure = Figure(figsize=(width, height), layout="constrained")
         FigureCanvasAgg(figure)
-        figure.suptitle(title, x=0.01, ha="left")
+        figure.suptitle(_wrapped(title, width), x=0.01, ha="left")
         yield figure
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as work:  # and not through a link
             figure.savefig(work, format="png", dpi=DPI, metadata={"Software": None})
+
+
+def _wrapped(title: str, width: float) -> str:
+    """Break the lines of a title that are longer than the figure, in inches, is wide."""
+    return "\n".join(textwrap.fill(line, int(width * _CHARACTERS_PER_INCH)) for line in title.split("\n"))
 
 
 def count_rounds(axes: Axes, rounds: Sequence[int]) -> None:

@@ -63,6 +63,46 @@ def over_rounds(
     return finished(alt.layer(*layers), small)
 
 
+def over_values(
+    rows: Sequence[Row], looks: Mapping[str, tuple[str, str]], key: str, values: Sequence[Any], unit: str
+) -> dict[str, Any]:
+    """Return the lines of one or more series over the values of a key.
+
+    Parameters
+    ----------
+    rows : sequence of mapping
+        ``at``, one of ``values``; ``series``, ``value``; with ``low`` and ``high`` a line has a band.
+    looks : mapping of str to (str, str)
+        The colour and Matplotlib's line style of each series, in the order of the legend.
+    key : str
+        The title of the x axis.
+    values : sequence
+        Of the key, in the order of the x axis. Positive numbers that are far apart get a logarithmic axis.
+    unit : str
+        The title of the y axis.
+    """
+    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
+    if numeric:
+        across = alt.Scale(type="log", nice=False) if is_wide(values) else alt.Scale(zero=False, nice=False, padding=8)
+        x = alt.X("at:Q", title=key, scale=across, axis=alt.Axis(values=list(values), format="~g"))
+    else:
+        x = alt.X("at:O", title=key, sort=list(values), axis=alt.Axis(labelAngle=0))
+    scale, rows = _scaled(rows, None)
+    base = alt.Chart(alt.Data(values=list(rows))).encode(
+        x=x,
+        y=alt.Y("value:Q", title=unit, scale=scale),
+        color=alt.Color(
+            "series:N",
+            scale=colour_scale({name: look[0] for name, look in looks.items()}),
+            legend=legend([*looks]),
+        ),
+        tooltip=[alt.Tooltip("at:N", title=key), *tips("series:N", "value:Q", "low:Q", "high:Q")],
+    )
+    lines = base.mark_line(clip=True, strokeWidth=1.8).encode(_dashes([*looks], looks), tooltip=[])
+    points = base.mark_point(filled=True, clip=True, size=45, opacity=1)
+    return finished(alt.layer(_band(base), lines, points), small=True)
+
+
 def _rounds(rounds: Sequence[float]) -> alt.X:
     """Return an x axis with whole numbers: Vega divides one of few rounds into halves."""
     first, last = int(min(rounds, default=0)), int(max(rounds, default=0))

@@ -10,8 +10,8 @@ from fedddpm_app.compare.history import AXES, History, averaged, read_history
 from fedddpm_app.compare.looks import Results, looks_of, values_of
 from fedddpm_app.compare.notes import cell_name, clients_left_out, cost_note, measured_note
 from fedddpm_app.compare.plan import RESULTS
-from fedddpm_app.compare.plots import limits_of
 from fedddpm_app.compare.publish import origin_of
+from fedddpm_app.compare.reference import compared_to, floor_of, is_swept, limits_of, reference_mean
 from fedddpm_app.compare.table import NOTE_ON_STATISTICS, cells_of, conditions_of, labels_of, sentences_of
 from fedddpm_app.compare.trade_off import pairs_of
 from fedddpm_app.config import ConfigError
@@ -21,6 +21,7 @@ from fedddpm_app.report.blocks import Chart, Facts, Page, Picture, Section, Tabl
 from fedddpm_app.report.charts import intervals, over_rounds, scatter
 from fedddpm_app.report.pictures import Pictures
 from fedddpm_app.report.reading import as_json, thinned, usable
+from fedddpm_app.report.sweep import sweep_charts
 
 _SAMPLES = "samples-*.png"
 _MOST_SHEETS = 20
@@ -66,7 +67,8 @@ def _page(folder: Path, results: Results, refresh: int) -> Page:
         Section("origin", "Origin and grid", _origin(results)),
     ]
     status = COMPLETED if done == len(cells) else "running" if goes_on else "incomplete"
-    names = f"{len(labels_of(results))} rows, {len(conditions_of(results))} conditions, {len(results['seeds'])} seeds"
+    sizes = {"row": labels_of(results), "condition": conditions_of(results), "seed": results["seeds"]}
+    names = ", ".join(f"{len(each)} {name}{'' if len(each) == 1 else 's'}" for name, each in sizes.items())
     summary = f"{names}: {done} of {len(cells)} cells are complete. Reference: {results['reference']}."
     return Page(results["title"] or results["name"], "comparison", status, summary, sections, refresh if goes_on else 0)
 
@@ -88,14 +90,16 @@ def _result(results: Results, metrics: list[str], done: int) -> list[Facts | Tex
 def _metric(results: Results, metric: str) -> list[Chart | Table | Text]:
     charts = [chart for condition in conditions_of(results) for chart in _claim(results, metric, condition)]
     heading, rows = cells_of(results, metric)
+    dotted = "the floor" if is_swept(results) else "the mean of the reference, and the floor"
     how = (
-        f"Points: seeds. Ticks: means. Lines: 95 % interval of the paired difference to {results['reference']}, drawn "
-        "from its mean; a logarithmic axis cuts off what reaches zero. Dotted: the mean of the reference, and the "
-        "floor (real images)."
+        f"Points: seeds. Ticks: means. Lines: 95 % interval of the paired difference to {compared_to(results)}, drawn "
+        f"from its mean; a logarithmic axis cuts off what reaches zero. Dotted: {dotted} (real images)."
     )
     is_first = metric == results["metrics"][0]  # whose statements stand at the top
     return [
-        Text([measured_note(results, metric), how]),
+        Text([measured_note(results, metric)]),
+        *sweep_charts(results, metric),
+        Text([how]),
         *charts,
         Table(heading, rows, f"{metric}: mean ± deviation over seeds (difference to {results['reference']}, 95 %)"),
         *([] if is_first else [Text(sentences_of(results, metric))]),
@@ -125,13 +129,9 @@ def _claim(results: Results, metric: str, condition: str) -> list[Chart]:
 
 def _lines(results: Results, metric: str, condition: str) -> list[dict[str, Any]]:
     """Return the mean of the reference, and the floor."""
-    found: list[dict[str, Any]] = []
-    for each in results["settings"]:
-        measured = each["metrics"].get(metric)
-        if measured and each["condition"] == condition and each["row"] == results["reference"] and not each["sweep"]:
-            known = {f"mean of {results['reference']}": measured["mean"], "floor": measured["floor"]}
-            found += [{"x": x, "label": label} for label, x in known.items() if x is not None and math.isfinite(x)]
-    return found
+    known = {f"mean of {results['reference']}": reference_mean(results, metric, condition)}
+    known |= {"floor": floor_of(results, metric, condition)}
+    return [{"x": x, "label": label} for label, x in known.items() if x is not None]
 
 
 def _curves(folder: Path, results: Results, metrics: list[str]) -> list[Chart]:

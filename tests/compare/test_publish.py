@@ -2,8 +2,8 @@ import pytest
 
 from fedddpm_app.compare.notes import clients_left_out, cost_note, measured_note
 from fedddpm_app.compare.numbers import number
-from fedddpm_app.compare.plots import limits_of
 from fedddpm_app.compare.publish import origin_of, section, with_section, without_places
+from fedddpm_app.compare.reference import limits_of
 from fedddpm_app.compare.table import means_of, page, sentences_of, table_of
 from tests.conftest import ROOT
 
