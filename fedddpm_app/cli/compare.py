@@ -209,9 +209,10 @@ def _run(
     def after_cell() -> None:
         """Print the first problems at once: later cells may have the same ones."""
         found = write()
-        for problem in [] if problems else found:
-            say(problem)
-        problems.extend(found)
+        if not problems:
+            problems.extend(found)
+            for problem in found:
+                say(problem)
 
     try:
         with leaving_in_order(), GridView(progress, after_cell) as view:

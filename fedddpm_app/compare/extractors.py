@@ -21,14 +21,17 @@ from fedddpm_app.recording.files import writing
 from fedddpm_app.recording.status import COMPLETED, read_status
 
 
-def publish_extractors(cells: Iterable[Cell], target: Path) -> None:
+def publish_extractors(cells: Iterable[Cell], target: Path) -> list[Path]:
     """Copy the fitted extractors that complete cells were measured with from the cache, unless they are published.
+
+    Return the folders of the new ones.
 
     Raises
     ------
     RecordingError
         When a file cannot be written.
     """
+    new = []
     for cache, digest in _fitted_by(cells):
         folder = target / FOLDER / digest
         path = fitted_extractors(cache).get(digest)
@@ -36,6 +39,8 @@ def publish_extractors(cells: Iterable[Cell], target: Path) -> None:
             with writing(folder):
                 folder.mkdir(parents=True, exist_ok=True)
                 _copy(path, folder)
+            new.append(folder)
+    return new
 
 
 def restore_extractors(cells: Iterable[Cell], target: Path | None) -> None:

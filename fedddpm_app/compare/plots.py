@@ -22,6 +22,7 @@ from fedddpm_app.compare.looks import (
     values_of,
 )
 from fedddpm_app.compare.reference import compared_to, floor_of, is_swept, limits_of, reference_mean
+from fedddpm_app.compare.sweep import are_numbers, sweep_line, uses_key
 from fedddpm_app.compare.table import conditions_of, labels_of
 from fedddpm_app.recording.style import FLOOR, mark_every, open_figure
 
@@ -142,19 +143,19 @@ def plot_sweep(results: Results, metric: str, path: Path) -> None:
     """Plot a metric against the values of the sweep's key: mean and interval, a line per row, a panel per condition."""
     conditions, sweep = conditions_of(results), results["grid"]["sweep"]
     title = f"{heading(results, metric)}\nmean and 95 % interval over seeds"
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in sweep["values"])
-    places = sweep["values"] if numeric else list(range(len(sweep["values"])))
+    numeric = are_numbers(sweep["values"])
+    places = dict(zip(sweep["values"], sweep["values"] if numeric else range(len(sweep["values"])), strict=True))
     with open_figure(path, title, 1.5 + 4.2 * len(conditions), 4.6) as figure:
         panels = figure.subplots(1, len(conditions), squeeze=False, sharey=True)[0]
         for axes, condition in zip(panels, conditions, strict=True):
             shown = []
             for row, look in row_looks(results).items():
-                settings = [e for e in results["settings"] if (e["row"], e["condition"]) == (row, condition)]
-                shown += _sweep_line(axes, settings, sweep, places, metric, look, row)
+                line = [(places[value], each) for value, each in sweep_line(results, metric, condition, row)]
+                shown += _sweep_line(axes, line, look, row, is_level=not uses_key(results, row))
             axes.set(title=condition, xlabel=sweep["key"])
             if numeric and min(places) > 0 and max(places) > WIDE * min(places):
                 axes.set_xscale("log")
-            axes.set_xticks(places, [str(value) for value in sweep["values"]])
+            axes.set_xticks([*places.values()], [str(value) for value in places])
             axes.minorticks_off()
             scale(axes, shown)
         panels[0].set_ylabel(metric)
@@ -162,24 +163,14 @@ def plot_sweep(results: Results, metric: str, path: Path) -> None:
 
 
 def _sweep_line(
-    axes: Axes,
-    settings: Sequence[Mapping[str, Any]],
-    sweep: Mapping[str, Any],
-    places: Sequence[float],
-    metric: str,
-    look: Look,
-    row: str,
+    axes: Axes, line: Sequence[tuple[float, Mapping[str, Any]]], look: Look, row: str, *, is_level: bool
 ) -> list[float]:
-    """Plot a row over the values, or as a level line where the key has no effect; return the values shown."""
-    by_value = {next(iter(each["sweep"].values()), None): each["metrics"].get(metric) for each in settings}
-    found = [by_value.get(value, by_value.get(None)) for value in sweep["values"]]
-    known = [(place, each) for place, each in zip(places, found, strict=True) if each and each["n"]]
-    if not known:
+    """Plot a row over the places of the values, dashed where the key has no effect; return the values shown."""
+    if not line:
         return []
-    where, means = [place for place, _ in known], [each["mean"] for _, each in known]
-    level = None in by_value
-    line, marker = ("--", "") if level else ("-", look.marker)
-    axes.plot(where, means, color=look.color, linestyle=line, marker=marker, label=row)
-    low, high = ([each["mean"] if each[key] is None else each[key] for _, each in known] for key in ("low", "high"))
+    where, means = [place for place, _ in line], [each["mean"] for _, each in line]
+    dashes, marker = ("--", "") if is_level else ("-", look.marker)
+    axes.plot(where, means, color=look.color, linestyle=dashes, marker=marker, label=row)
+    low, high = ([each["mean"] if each[key] is None else each[key] for _, each in line] for key in ("low", "high"))
     axes.fill_between(where, low, high, color=look.color, alpha=0.15, linewidth=0)
     return [*means, *low, *high]

@@ -56,8 +56,7 @@ def publish_results(plan: Plan, target: Path) -> list[Path]:
         text = without_places((folder / TABLE).read_text(encoding="utf-8"))
         (pictures / TABLE).write_text(text, encoding="utf-8")
     save_cells(plan, pictures / CELLS)
-    publish_extractors(plan.cells, target)
-    return [target / f"{name}.json", pictures]
+    return [target / f"{name}.json", pictures, *publish_extractors(plan.cells, target)]
 
 
 def section(results_folder: Path) -> str:

@@ -3,11 +3,12 @@
 import math
 
 from fedddpm_app.compare.looks import Results
+from fedddpm_app.compare.sweep import uses_key
 
 
 def is_swept(results: Results) -> bool:
     """Return whether the reference has a line for each value of a sweep; other rows are compared value by value."""
-    return any(each["sweep"] for each in results["settings"] if each["row"] == results["reference"])
+    return uses_key(results, results["reference"])
 
 
 def compared_to(results: Results) -> str:

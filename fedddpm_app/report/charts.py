@@ -8,6 +8,7 @@ from typing import Any
 
 import altair as alt
 
+from fedddpm_app.compare.sweep import are_numbers
 from fedddpm_app.recording.curves import WIDE
 from fedddpm_app.recording.style import HEAT_MAP
 from fedddpm_app.report.encodings import HEIGHT, colour_scale, finished, legend, tips
@@ -81,8 +82,7 @@ def over_values(
     unit : str
         The title of the y axis.
     """
-    numeric = all(isinstance(value, int | float) and not isinstance(value, bool) for value in values)
-    if numeric:
+    if are_numbers(values):
         across = alt.Scale(type="log", nice=False) if is_wide(values) else alt.Scale(zero=False, nice=False, padding=8)
         x = alt.X("at:Q", title=key, scale=across, axis=alt.Axis(values=list(values), format="~g"))
     else:

@@ -42,8 +42,8 @@ def published(machine, tmp_path):
     """The published extractor of a machine, and its digest."""
     first = machine("first", seed=0)
     target = tmp_path / "results"
-    publish_extractors([first.cell], target)
-    publish_extractors([first.cell], target)
+    assert publish_extractors([first.cell], target) == [target / "extractors" / first.digest]
+    assert publish_extractors([first.cell], target) == []
     (path,) = target.rglob("*.safetensors")
     assert path.relative_to(target).parts == ("extractors", first.digest, "pixels-pca-v1-abc-1x8x8.safetensors")
     return target, first.digest

@@ -2,13 +2,12 @@
 
 import pytest
 
-from fedddpm_app.compare.reference import compared_to, floor_of, is_swept, reference_mean
 from fedddpm_app.report.sweep import sweep_charts
 
 
 def setting(row, value, mean, low=None, high=None, condition="iid"):
     sweep = {} if value is None else {"num-clients": value}
-    metrics = {"fd": {"mean": mean, "low": low, "high": high, "floor": 1.5}} if mean else {}
+    metrics = {"fd": {"mean": mean, "low": low, "high": high, "floor": 1.5, "n": 3}} if mean else {}
     return {"row": row, "label": f"{row} {value}", "sweep": sweep, "condition": condition, "metrics": metrics}
 
 
@@ -53,15 +52,3 @@ def test_values_that_are_no_numbers_have_places_in_their_order(results):
 def test_without_a_sweep_there_is_no_chart(results):
     results["grid"]["sweep"] = None
     assert sweep_charts(results, "fd") == []
-
-
-def test_a_swept_reference_has_one_floor_and_a_mean_per_value(results):
-    assert is_swept(results)
-    assert compared_to(results) == "fedavg with the same num-clients"
-    assert reference_mean(results, "fd", "iid") is None
-    assert floor_of(results, "fd", "iid") == 1.5
-    assert floor_of(results, "fd", "skew") is None
-    results["reference"] = "centralized"
-    assert not is_swept(results)
-    assert compared_to(results) == "centralized"
-    assert reference_mean(results, "fd", "iid") == 3.0
