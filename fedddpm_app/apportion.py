@@ -33,6 +33,27 @@ def labels_by_share(total: int, counts: Sequence[int]) -> Tensor:
     return torch.repeat_interleave(torch.arange(len(per_class)), torch.tensor(per_class))
 
 
+def labels_by_systematic_sampling(total: int, counts: Sequence[int], start: float) -> Tensor:
+    """Return ``total`` labels, int64 and ascending, that follow ``counts`` (one per class) without a bias.
+
+    The examples lie in a row, ordered by class, and every (n / ``total``)-th is taken (systematic sampling; Madow and
+    Madow 1944). The number of a class is the whole number below or above its quota. If ``start`` is uniform in [0, 1),
+    its mean is the quota, so that the rounding of many small parts does not add up, as it does with largest
+    remainders, which always favour the same classes.
+
+    Raises
+    ------
+    ValueError
+        When a count is negative, or the counts do not have a positive sum.
+    """
+    if not sum(counts) > 0 or min(counts) < 0:
+        raise ValueError(f"{total} labels cannot follow the counts {list(counts)}: they must be >= 0 and not all 0")
+    places = (np.arange(total) + start) * (sum(counts) / max(total, 1))
+    places = np.minimum(places, np.nextafter(sum(counts), 0))  # rounding may reach the end
+    labels = np.searchsorted(np.cumsum(counts), places, side="right")
+    return torch.from_numpy(labels.astype(np.int64))
+
+
 class Shares:
     """The parts of several models in the images that they generate together.
 

@@ -125,7 +125,7 @@ class Generation:
         return all(usable)
 
     def _plan(self, model: PretrainedModel, count: int, first: int) -> ClientShare:
-        """Split a client's share into batches; labels follow its label counts, by largest remainder."""
+        """Split a client's share into batches; labels follow its label counts."""
         labels, batches = batches_of(self._config, model.partition_id, count, model.label_counts)
         with model.path.open("rb") as file:
             digest = hashlib.file_digest(file, "sha256").hexdigest()

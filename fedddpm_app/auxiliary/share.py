@@ -2,11 +2,15 @@
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
 from torch import Tensor
 
-from fedddpm_app.apportion import labels_by_share, largest_remainder
+from fedddpm_app.apportion import labels_by_systematic_sampling, largest_remainder
 from fedddpm_app.config import Config
 from fedddpm_app.diffusion.sampling import SampleBatch, image_seeds, split_batches
+from fedddpm_app.seeding import derive_seed
+
+_GOLDEN = (5**0.5 - 1) / 2  # multiples of it, modulo 1, are spread as evenly as can be, however many there are
 
 
 def counts_of(config: Config, sizes: Mapping[int, int]) -> list[int]:
@@ -23,12 +27,20 @@ def batches_of(
 ) -> tuple[Tensor | None, list[SampleBatch]]:
     """Return the labels and the batches of a client's ``count`` images.
 
-    Labels are int64, shape (``count``,), and follow the label counts by largest remainder; None for a model without
-    classes.
+    Labels are int64, shape (``count``,), and follow the label counts; None for a model without classes. Each client
+    rounds its quotas from another start, so that the classes of all clients' images follow those of all examples.
     """
-    labels = labels_by_share(count, label_counts) if config.data.class_conditional else None
+    labels = None
+    if config.data.class_conditional:
+        labels = labels_by_systematic_sampling(count, label_counts, _start(config, partition_id))
     seeds = image_seeds(config.run.seed, "auxiliary", count, partition_id)
     return labels, split_batches(seeds, labels, min(config.auxiliary.batch_size, count) or 1)
+
+
+def _start(config: Config, partition_id: int) -> float:
+    """Return where a client's systematic sampling starts, in [0, 1): the first one random, the next spread evenly."""
+    first = np.random.default_rng(derive_seed(config.run.seed, "auxiliary-labels")).random()
+    return float((first + partition_id * _GOLDEN) % 1)
 
 
 def batches_again(

@@ -1,5 +1,6 @@
 """`fedddpm audit`: known attacks on a run, where the training images are at hand."""
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from fedddpm_app.audit.attacks import Audit, Copies, Effort, Findings
 from fedddpm_app.audit.saving import PICTURE, RESULTS, save_findings
-from fedddpm_app.cli.common import FAILED, check_named, console, refuse, say
+from fedddpm_app.cli.common import FAILED, check_named, console, find_app, refuse, say
 from fedddpm_app.cli.console import WorkView
 from fedddpm_app.config import Config, ConfigError, default_run_config, known_keys, load_config
 from fedddpm_app.device import cpu_threads, resolve_device
@@ -39,10 +40,13 @@ def audit(
     device: str,
     cache_dir: str | None,
     algorithm: str | None,
+    app_dir: Path | None,
 ) -> None:
     """Attack, print and write; ``commands.audit`` describes the arguments."""
     if data_path and client is None:
         refuse(f"--data-path {data_path} is one client's folder: give its number by --client.")
+    if algorithm is not None:
+        sys.path.insert(0, str(find_app(app_dir, run_dir)))
     try:
         config = _config(run_dir, device, cache_dir, algorithm)
         clients = _clients(config, client)

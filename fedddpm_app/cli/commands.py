@@ -226,6 +226,7 @@ def audit(
     algorithm: Annotated[
         str | None, typer.Option(metavar="MODULE:CLASS", help="The class of your own algorithm, if the run has one.")
     ] = None,
+    app_dir: AppOption = None,
 ) -> None:
     """Try known attacks on a run, where its training images are at hand, and say what it leaks.
 

@@ -56,16 +56,16 @@ def refuse(sentence: str) -> Never:
     raise typer.Exit(BAD_INPUT)
 
 
-def find_app(app_dir: Path | None, resumed: str = "") -> Path:
+def find_app(app_dir: Path | None, run: str | Path = "") -> Path:
     """Return the app's folder: ``app_dir``, or else the current folder, or else that of this package's own app.
 
-    The current folder is not taken if it lies in the run directory that is ``resumed``: a run is data, and no app.
+    The current folder is not taken if it lies in the run directory ``run``: a run is data, not an app.
     """
     try:
         here = Path.cwd()
     except OSError:
         return refuse("The current folder was deleted: change to a folder that exists.")
-    is_run = bool(resumed) and here.resolve().is_relative_to(Path(resumed).expanduser().resolve())
+    is_run = bool(run) and here.resolve().is_relative_to(Path(run).expanduser().resolve())
     for folder in [app_dir] if app_dir else [*([] if is_run else [here]), packaged_app()]:
         try:
             if "algorithm" in default_run_config(folder):

@@ -1,6 +1,8 @@
 """An audit of runs: a model that was overfitted on purpose is found out, and one that never saw the data is not."""
 
 import json
+import shutil
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -24,6 +26,7 @@ from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
 from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.training.trainer import create_trainer
 from fedddpm_app.weights import load_into, snapshot
+from tests.conftest import RunDirectory
 from tests.evaluation.test_membership import Knows
 
 FULL = {"partition": "iid", "num-clients": 2}
@@ -305,6 +308,18 @@ def test_what_has_not_left_the_clients_is_not_attacked(shared_run, settings, tar
     code, text = audit(run, *QUICK, "--references", "0", "--samples", "0")
     assert code == 0, text
     assert {row["target"] for row in json.loads((run.path / "audit.json").read_text())["attacks"]} == targets
+
+
+def test_the_class_of_an_own_algorithm_comes_from_the_apps_folder(shared_run, tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert CliRunner().invoke(app, ["new", str(tmp_path / "own")]).exit_code == 0
+    run = RunDirectory(shutil.copytree(shared_run(algorithm="fedavg").path, tmp_path / "run"))
+    config = json.loads((run.path / "config.json").read_text())
+    (run.path / "config.json").write_text(json.dumps(config | {"algorithm": "l1_proximal:L1Proximal"}))
+    own = ("--algorithm", "l1_proximal:L1Proximal", "--app", str(tmp_path / "own"))
+    code, text = audit(run, *QUICK, "--references", "0", "--samples", "0", *own)
+    assert code == 0, text
+    assert [row["target"] for row in json.loads((run.path / "audit.json").read_text())["attacks"]] == ["global model"]
 
 
 @pytest.mark.parametrize(
