@@ -62,9 +62,9 @@ def check_match(reference: Weights, other: Weights) -> None:
 
 
 def digest(weights: Weights) -> str:
-    """Return the SHA-256 of the names, shapes, dtypes and values of weights on the CPU."""
+    """Return the SHA-256 of the names, shapes, dtypes and values of weights on the CPU, whatever their order."""
     found = hashlib.sha256()
-    for name, tensor in weights.items():
+    for name, tensor in sorted(weights.items()):
         found.update(f"{name} {tuple(tensor.shape)} {tensor.dtype} ".encode())
         found.update(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
     return found.hexdigest()

@@ -69,3 +69,9 @@ def test_a_mean_by_name_of_whole_models_is_the_weighted_mean_bit_for_bit():
     models = [({n: torch.randn(7, generator=generator) for n in "ab"}, size) for size in (3, 5, 2)]
     by_name, whole = W.mean_by_name(models, models[0][0]), W.weighted_mean(models)
     assert all(torch.equal(by_name[name], whole[name]) for name in "ab")
+
+
+def test_a_digest_does_not_depend_on_the_order_of_the_names():
+    weights = {"b": torch.ones(2), "a": torch.zeros(3)}
+    assert W.digest(weights) == W.digest(dict(reversed(weights.items())))
+    assert W.digest(weights) != W.digest({"a": torch.ones(2), "b": torch.zeros(3)})

@@ -168,13 +168,14 @@ class FedDDPM(AuxiliaryDescription, FederatedStrategy):
         return weights
 
     def state(self) -> dict[str, Any]:
-        """Add the digest of D_aux."""
-        return super().state() | {"auxiliary": self.auxiliary.digest if self.auxiliary_data is not None else ""}
+        """Add the digest of D_aux: None if it is not built yet, empty if it is built and not stored."""
+        return super().state() | {"auxiliary": None if self.auxiliary_data is None else self.auxiliary.digest}
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Read D_aux again; if it was not stored, or is damaged, it is built when the next correction is due."""
         super().load_state(state)
-        self.auxiliary.load_again(state["auxiliary"])
+        if state["auxiliary"] is not None:
+            self.auxiliary.load_again(state["auxiliary"])
 
     def after_checkpoint(self, server_round: int) -> None:
         """Remove the pretrained models, if no later correction and no resumed run needs them."""

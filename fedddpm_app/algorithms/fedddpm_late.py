@@ -194,7 +194,7 @@ class FedDDPMLate(Distilling):
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue from a checkpoint; D_aux is read only for the evaluation of a run whose rounds are complete."""
         complete = self.resumed_round == self.config.run.num_rounds
-        super().load_state(state if complete else {**state, "auxiliary": ""})
+        super().load_state(state if complete else {**state, "auxiliary": None})
 
     def after_checkpoint(self, server_round: int) -> None:
         """Remove the fine-tuned models at the end of a cycle."""

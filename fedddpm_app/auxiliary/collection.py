@@ -99,7 +99,8 @@ class Collection(Generic[U]):
             if self._weights is None:
                 raise RoundFailedError(
                     f"{name}: models are missing or damaged, and the weights that they were trained from are those of "
-                    "an earlier round: restore the folder unfinished of the run from a backup, or start a new run."
+                    "an earlier round: restore the folders unfinished and auxiliary of the run from a backup, or start "
+                    "a new run."
                 )
             if models:
                 self._count_again(self._weights, models)

@@ -8,13 +8,13 @@ from fedddpm_app.auxiliary.generation import Generation
 from fedddpm_app.auxiliary.own_images import ImageCollection, OwnImages, image_training, joined, row_of
 from fedddpm_app.auxiliary.pretraining import OwnTraining
 from fedddpm_app.auxiliary.stored_set import StoredSet
-from fedddpm_app.auxiliary.uploads import PretrainedModel
+from fedddpm_app.auxiliary.uploads import PretrainedModel, Upload, UploadFiles
 from fedddpm_app.config import ConfigError
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.unet import is_denoiser
 from fedddpm_app.federation.participants import is_deployed
-from fedddpm_app.federation.phases import START, finish_phase, finished_phase, forget_phase
+from fedddpm_app.federation.phases import START, counted_phase, finish_phase, finished_phase, forget_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.task import TrainingData
 from fedddpm_app.weights import Weights
@@ -54,6 +54,7 @@ class AuxiliaryPhase:
         self._build = build
         self._generates = generates
         self._stored = StoredSet(strategy)
+        self._is_of_earlier_round = False
         self._models: list[PretrainedModel] = []
         self._images: list[OwnImages] = []
         self._generation: Generation | None = None
@@ -70,14 +71,19 @@ class AuxiliaryPhase:
         return self.data is not None and bool(self._stored.digest)
 
     def load_again(self, digest: str) -> None:
-        """Read the D_aux of a checkpoint; if it was not stored, or is damaged, ``ensure`` builds it."""
+        """Read the D_aux of a checkpoint; if it was not stored, or is damaged, ``ensure`` builds it from the uploads.
+
+        ``digest`` is empty if the set was not stored.
+        """
         if self.data is None:
+            self._is_of_earlier_round = True
             self.data = self._stored.load_again(digest)
             self.clients = self._stored.clients
 
     def renew(self) -> None:
         """Start another phase: ``ensure`` builds another D_aux, or reads what an earlier process did of it."""
         self.data, self.clients, self._models, self._images = None, [], [], []
+        self._is_of_earlier_round = False
         self._stored = StoredSet(self._strategy)
 
     def end(self) -> None:
@@ -100,7 +106,7 @@ class AuxiliaryPhase:
         """Return D_aux, after ``pretrained`` and building it if that is still to be done."""
         if self.data is None:
             known = self._start(start)
-            digest = weights_module.digest(known) if known else ""
+            digest = weights_module.digest(known) if known else self._start_of_earlier_round()
             self.data = self._stored.load(digest, self._training.name)
             self.clients = self._stored.clients
             if self.data is None:
@@ -119,20 +125,24 @@ class AuxiliaryPhase:
         return lambda: self._store(*joined(self._images))
 
     def _start(self, start: Weights | None) -> Weights | None:
+        """Return the weights that own trainings start from; None if they are those of an earlier round."""
         if start is None and self._strategy.config.fedddpm.pretrain_from == "initial":
             return self._strategy.initial_weights
-        return start
+        return None if self._is_of_earlier_round else start
+
+    def _start_of_earlier_round(self) -> str:
+        return str((finished_phase(self._strategy.recorder, "auxiliary") or {}).get(START, ""))
 
     def _finish(self, build: Callable[[], TrainingData], start: str) -> TrainingData:
         """Build D_aux, and write the line of the phase."""
         strategy = self._strategy
-        before = finished_phase(strategy.recorder, "auxiliary")
-        counted = strategy.accounting.images if before and before[START] == start else None
+        before = strategy.accounting.images
+        is_counted = counted_phase(strategy.recorder, "auxiliary", start)
         with strategy.round_log.own_phase() as span:
             with strategy.accounting.timed("auxiliary"), cpu_threads(strategy.config.run.server_threads):
                 data = build()
-            if counted is not None:  # by the process that built it first, but could not store it
-                strategy.accounting.images = counted
+            if is_counted:  # by the process that built it first, but could not store it
+                strategy.accounting.images = before
             if data is not self._generated:
                 self.clients = []
             self._stored.check(data)
@@ -179,6 +189,6 @@ class AuxiliaryPhase:
         """
         strategy = self._strategy
         attacks = strategy.config.evaluation.membership_attack != "none" and not is_deployed(strategy.grid.run)
-        for upload in (*(() if attacks else self._models), *self._images):
-            upload.path.unlink(missing_ok=True)
+        if self._strategy.config.auxiliary.sharing == "images" or not attacks:
+            UploadFiles(strategy.recorder.unfinished, self._training.name, Upload).discard()
         self._models, self._images = [], []

@@ -41,6 +41,12 @@ def finished_phase(recorder: Recorder, phase: str) -> dict[str, Any] | None:
     return row if isinstance(row, dict) else None
 
 
+def counted_phase(recorder: Recorder, phase: str, start: str) -> bool:
+    """Return whether the cost of a phase from the weights with the digest ``start`` is in the accounting already."""
+    row = finished_phase(recorder, phase)
+    return row is not None and row.get(START) == start and _is_written(recorder, row)
+
+
 def replay_phase(recorder: Recorder, accounting: Accounting, phase: str) -> None:
     """Write the line of a phase that an earlier process finished, and add its cost; not if it is written already."""
     row = finished_phase(recorder, phase)

@@ -21,6 +21,7 @@ from fedddpm_app.apps.resuming import find_resumable
 from fedddpm_app.auxiliary.pretraining import PRETRAIN
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.disk.owned import LOCK, OwnerLock
+from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.inprocess.grid import run_inprocess
 from fedddpm_app.recording import checkpoints
 from fedddpm_app.recording.files import RecordingError, write_json
@@ -58,6 +59,7 @@ OTHERS = {
     "cycles": {"algorithm": "fedddpm-late", "late-teacher": "local", "late-cycles": 3},
     "from-global": {"algorithm": "fedddpm-kd", "pretrain-from": "global"},
     "halved": {"algorithm": "tests.faults.test_resume:Halved"},
+    "halved-from-global": {"algorithm": "tests.faults.test_resume:Halved", "pretrain-from": "global"},
 }
 FEW_PICTURES = {"eval-every": 0, "preview-every": 0}
 _SLOW = {"marks": pytest.mark.slow}
@@ -231,6 +233,42 @@ class Halved(FedDDPM):
 
     def build_auxiliary(self, models):
         return super().build_auxiliary(models).select(torch.arange(0, 12, 2))
+
+
+@pytest.mark.parametrize("algorithm", ["halved", pytest.param("fedddpm", **_SLOW)])
+def test_a_stop_between_the_set_and_the_next_checkpoint(settings, monkeypatch, algorithm):
+    """The set's cost is counted once, and the models that clients uploaded leave the disk as in a whole run."""
+    config = settings(algorithm, "stopped") | {"num-rounds": 3}
+
+    def stop(*arguments):
+        raise StopError
+
+    monkeypatch.setattr(FedDDPM, "correct", stop)
+    with pytest.raises(StopError):
+        run_here(config)
+    monkeypatch.undo()
+    resume = config | {"resume": str(folder_of(config))}
+    with stopping_after(1), pytest.raises(StopError):
+        run_here(resume)
+    left = [*(folder_of(config) / "unfinished").glob("pretrain-*")]
+    assert len(left) == (4 if algorithm == "halved" else 0)  # its set is not stored, so the models are needed again
+    check_equal(run_here(resume), run_here(settings(algorithm, "whole") | {"num-rounds": 3}))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["from-global", "halved-from-global"])
+def test_a_lost_set_of_an_earlier_round_is_built_from_the_models_of_that_round(settings, stopped, algorithm):
+    resume = stopped(algorithm, 2, **{"num-rounds": 3})
+    shutil.rmtree(folder_of(resume) / "auxiliary", ignore_errors=True)
+    check_equal(run_here(resume), run_here(settings(algorithm, "whole", **{"num-rounds": 3})))
+
+
+@pytest.mark.slow
+def test_a_lost_set_whose_models_are_gone_is_an_error_without_new_trainings(settings, stopped):
+    resume = stopped("fedddpm", 2, **{"num-rounds": 3, "pretrain-from": "global"})
+    shutil.rmtree(folder_of(resume) / "auxiliary")
+    with pytest.raises(RoundFailedError, match="restore the folders unfinished and auxiliary"):
+        run_here(resume)
 
 
 def test_rounds_without_a_checkpoint_are_not_thrown_away(stopped):
