@@ -9,10 +9,10 @@ clients' models after each aggregation is known for classifiers: FedDF (Lin et a
     Pretraining, auxiliary set   as FedDDPM; each x in D_aux keeps its teacher, the model w_i^0 that generated it
     Warm-up                      w <- K_0 steps on L_KD from the initial w, before round 1
     Round r                      wbar = sum_{i in S_r} n_i w_i / sum n_i;  w <- K_s steps on L_KD from wbar
-    L_KD(w)                      E_{(x, i), t, eps} || model_w(x_t, t) - model_{w_i^0}(x_t, t) ||^2,
+    L_KD(w)                      E_{(x, i), t, eps} weight(t) || model_w(x_t, t) - model_{w_i^0}(x_t, t) ||^2,
                                  x_t = sqrt(abar_t) x + sqrt(1 - abar_t) eps
 
-Symbols: as in ``fedddpm``; K_0 -> kd-warmup-steps, L_KD -> diffusion.distillation.distillation_loss.
+Symbols: as in ``fedddpm``; K_0 -> kd-warmup-steps, L_KD -> diffusion.distillation.DistillationSet.loss.
 Deviations: this is not an algorithm of the FedDDPM paper. The minimiser is FedDDPM's where each teacher is exact on its
 own samples, but the target has no variance from eps. The server keeps the pretrained models in files until the end.
 """
@@ -25,10 +25,9 @@ from flwr.serverapp import Grid
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.config import Config, ConfigError, check_warmup
 from fedddpm_app.device import cpu_threads
-from fedddpm_app.diffusion.distillation import DistillationSet, distillation_loss
-from fedddpm_app.diffusion.guidance import class_dropout_of
+from fedddpm_app.diffusion.distillation import DistillationSet
 from fedddpm_app.diffusion.images import ImageTensors
-from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
+from fedddpm_app.diffusion.objective import create_objective
 from fedddpm_app.federation.cost import FORWARD, Cost, of_images
 from fedddpm_app.federation.errors import RoundFailedError, check_finite
 from fedddpm_app.federation.phases import finish_phase
@@ -60,17 +59,16 @@ class Distilling(FedDDPM):
                 f"the model of client {missing[0]}, which generated a part of the auxiliary set, is not there any "
                 "more: restore the folder unfinished of the run from a backup, or start a new run."
             )
-        scheduler, data = create_noise_scheduler(self.config.diffusion), self.config.data
         distillation = DistillationSet(
             auxiliary,
             clients,
             lambda client: models[client].load(),
             self.task.create_model(),
-            DenoisingObjective(scheduler, data.horizontal_flip, class_dropout=class_dropout_of(data)),
+            create_objective(self.config.diffusion, self.config.data),
             batch_size=self.config.auxiliary.batch_size,
             precision=self.trainer.acceleration.precision,
         )
-        return distillation, distillation_loss
+        return distillation, distillation.loss
 
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Refuse a given D_aux, before anything is trained."""

@@ -1,9 +1,10 @@
 """Distillation of diffusion models: a model learns the predictions of the models that generated its training images.
 
-    L(w; x, i) = E_{t, noise} || model_w(x_t, t) - model_{w_i}(x_t, t) ||^2
+    L(w; x, i) = E_{t, noise} weight(t) || model_w(x_t, t) - model_{w_i}(x_t, t) ||^2
     x_t = sqrt(abar_t) x + sqrt(1 - abar_t) noise
 
-for an image x that the teacher w_i generated. The minimiser is that of the denoising loss for data that follow the
+for an image x that the teacher w_i generated. The weight of a timestep and the loss of a pixel are those of the
+denoising objective. With ``loss = "mse"``, the minimiser is that of the denoising loss for data that follow the
 teacher's distribution, for every prediction type, but the target has no variance from the noise.
 """
 
@@ -11,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
-import torch.nn.functional as F  # noqa: N812
 from torch import Tensor, nn
 
 from fedddpm_app import weights as weights_module
@@ -21,6 +21,7 @@ from fedddpm_app.diffusion.objective import DenoisingObjective, predict
 from fedddpm_app.weights import Weights
 
 _CHUNK = 4096  # least number of images whose targets are computed together; the random numbers depend on it
+_CHUNK_BYTES = 2**28  # of the float32 images of a chunk, at most; their noise, x_t and targets take as much each
 _IMAGES_PER_TEACHER = 16  # in a chunk, so that the teachers need not be read for a few images each
 
 
@@ -34,12 +35,6 @@ class DistillationBatch(NamedTuple):
     t: Tensor
     labels: Tensor | None
     target: Tensor
-
-
-def distillation_loss(model: nn.Module, batch: DistillationBatch, generator: torch.Generator) -> Tensor:
-    """Return the mean squared difference of a model's predictions from those of the teachers, a scalar."""
-    prediction = predict(model, batch.x_t, batch.t, batch.labels)
-    return F.mse_loss(prediction.to(batch.target.dtype), batch.target)
 
 
 class DistillationSet:
@@ -58,7 +53,8 @@ class DistillationSet:
     model : nn.Module
         Takes the weights of one teacher after the other; not the model that is trained.
     objective : DenoisingObjective
-        The forward process of the teachers, and how images and labels are changed in training.
+        The loss that the teachers were trained with: its forward process, its weights of the timesteps and its loss of
+        a pixel, and how it changes images and labels.
     batch_size : int
         Images of a teacher's forward pass, at most.
     precision : {"fp32", "bf16"}
@@ -84,7 +80,8 @@ class DistillationSet:
         self._model = model.to(images.device).eval().requires_grad_(False)
         self._objective = objective
         self._batch_size = batch_size
-        self._chunk_size = max(_CHUNK, _IMAGES_PER_TEACHER * len(set(teachers)))
+        fit = _CHUNK_BYTES // (4 * images.images[0].numel())
+        self._chunk_size = min(max(_CHUNK, _IMAGES_PER_TEACHER * len(set(teachers))), fit)
         self._precision: Literal["fp32", "bf16"] = precision
 
     def __len__(self) -> int:
@@ -98,6 +95,11 @@ class DistillationSet:
     def batch(self, index: Tensor) -> ImageBatch:
         """Return the images at ``index``, without targets."""
         return self._images.batch(index)
+
+    def loss(self, model: nn.Module, batch: DistillationBatch, generator: torch.Generator) -> Tensor:
+        """Return the loss of a model's predictions, whose targets are those of the teachers, a scalar."""
+        prediction = predict(model, batch.x_t, batch.t, batch.labels)
+        return self._objective.losses_of(prediction, batch.target, batch.t).mean()
 
     def stream(self, order: Iterator[Tensor], steps: int, generator: torch.Generator) -> Iterator[DistillationBatch]:
         """Yield one batch for each of ``steps`` index batches; t and noise come from ``generator``."""

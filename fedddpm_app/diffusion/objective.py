@@ -23,8 +23,8 @@ import torch.nn.functional as F  # noqa: N812
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from fedddpm_app.config import DiffusionConfig
-from fedddpm_app.diffusion.guidance import ClassDropout
+from fedddpm_app.config import DataConfig, DiffusionConfig
+from fedddpm_app.diffusion.guidance import ClassDropout, class_dropout_of
 from fedddpm_app.diffusion.images import ImageBatch
 
 
@@ -113,8 +113,14 @@ class DenoisingObjective:
         """
         x_t = self.scheduler.add_noise(batch.images, noise, t)
         prediction = predict(model, x_t, t, batch.labels)
-        target = self.target(batch.images, noise, t)
-        losses: Tensor = self._loss(prediction.float(), target, reduction="none").flatten(1).mean(1)
+        return self.losses_of(prediction, self.target(batch.images, noise, t), t)
+
+    def losses_of(self, prediction: Tensor, target: Tensor, t: Tensor) -> Tensor:
+        """Return each image's mean loss over its pixels, times the weight of its timestep, shape (B,).
+
+        ``prediction`` and ``target`` have the shape (B, C, H, W), and the result has the dtype of ``target``.
+        """
+        losses: Tensor = self._loss(prediction.to(target.dtype), target, reduction="none").flatten(1).mean(1)
         weight = self.weight(t)
         return losses if weight is None else losses * weight
 
@@ -135,6 +141,17 @@ class DenoisingObjective:
         t = torch.randint(self.num_timesteps, (len(images),), generator=generator, device=images.device)
         noise = torch.randn(images.shape, generator=generator, device=images.device)
         return self.losses(model, batch, t, noise).mean()
+
+
+def create_objective(diffusion: DiffusionConfig, data: DataConfig) -> DenoisingObjective:
+    """Create the loss that a run trains with."""
+    return DenoisingObjective(
+        create_noise_scheduler(diffusion),
+        data.horizontal_flip,
+        loss=diffusion.loss,
+        weighting=diffusion.loss_weighting,
+        class_dropout=class_dropout_of(data),
+    )
 
 
 def flip_half(batch: ImageBatch, generator: torch.Generator) -> ImageBatch:

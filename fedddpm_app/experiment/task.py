@@ -8,9 +8,8 @@ from torch import Tensor, nn
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.device import resolve_device
-from fedddpm_app.diffusion.guidance import class_dropout_of
 from fedddpm_app.diffusion.images import ImageTensors
-from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
+from fedddpm_app.diffusion.objective import create_objective
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.evaluation.denoising import denoising_loss
 from fedddpm_app.training.task import Subset, TrainingData
@@ -42,14 +41,8 @@ class DiffusionTask:
     def __init__(self, config: Config, data_path: str = "") -> None:
         self.config = config
         self.data = open_dataset(config.data, config.run.seed, data_path)
-        self.scheduler = create_noise_scheduler(config.diffusion)
-        self.loss_fn = DenoisingObjective(
-            self.scheduler,
-            config.data.horizontal_flip,
-            loss=config.diffusion.loss,
-            weighting=config.diffusion.loss_weighting,
-            class_dropout=class_dropout_of(config.data),
-        )
+        self.loss_fn = create_objective(config.diffusion, config.data)
+        self.scheduler = self.loss_fn.scheduler
         self._parts: dict[tuple[str, int], TrainingData] = {}
 
     def create_model(self) -> nn.Module:

@@ -1,13 +1,14 @@
 """Distillation: the loss, its gradient, and the batches with the teachers' predictions."""
 
 import itertools
+from dataclasses import replace
 
 import pytest
 import torch
 from torch import nn
 
-from fedddpm_app.diffusion.distillation import DistillationBatch, DistillationSet, distillation_loss
-from fedddpm_app.diffusion.images import ImageTensors, to_unit_range
+from fedddpm_app.diffusion.distillation import DistillationBatch, DistillationSet
+from fedddpm_app.diffusion.images import ImageBatch, ImageTensors, to_unit_range
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 
 TEACHERS = {3: 0.5, 7: -2.0, 9: 4.0}
@@ -39,8 +40,9 @@ def make_set(config, images):
         loaded.append(teacher)
         return {"a": torch.tensor(TEACHERS[teacher], dtype=torch.float64)}
 
-    def make(labels=None, flip=False):
-        objective = DenoisingObjective(create_noise_scheduler(config.diffusion), flip)
+    def make(labels=None, flip=False, **objective):
+        diffusion = replace(config.diffusion, prediction_type=objective.pop("prediction_type", "epsilon"))
+        objective = DenoisingObjective(create_noise_scheduler(diffusion), flip, **objective)
         clients = [3, 3, 3, 7, 7, 9, 9, 9, 9, 9]
         made = DistillationSet(ImageTensors(images, labels), clients, load, Scale(), objective)
         made.loaded = loaded
@@ -57,23 +59,44 @@ def stream(made, steps, batch_size=4, seed=1):
     return list(made.stream(order(batch_size), steps, torch.Generator().manual_seed(seed)))
 
 
-def test_the_gradient_is_its_closed_form():
+def test_the_gradient_is_its_closed_form(make_set):
     """d/da mean (a x - y)^2 = 2 mean x (a x - y)."""
     x, y = torch.randn(2, 5, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     model = Scale(0.7)
-    distillation_loss(model, DistillationBatch(x, torch.zeros(5, dtype=torch.int64), None, y), None).backward()
+    batch = DistillationBatch(x, torch.zeros(5, dtype=torch.int64), None, y)
+    make_set().loss(model, batch, None).backward()
     expected = 2 * (x * (0.7 * x - y)).mean()
     assert torch.allclose(model.a.grad, expected, rtol=1e-12)
 
 
-def test_a_model_equal_to_its_teacher_has_neither_loss_nor_gradient():
+def test_a_model_equal_to_its_teacher_has_neither_loss_nor_gradient(make_set):
     x = torch.randn(5, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     model = Scale(0.5)
     batch = DistillationBatch(x, torch.zeros(5, dtype=torch.int64), None, 0.5 * x)
-    loss = distillation_loss(model, batch, None)
+    loss = make_set().loss(model, batch, None)
     loss.backward()
     assert loss == 0
     assert model.a.grad == 0
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "sample", "v_prediction"])
+def test_weights_and_pixel_loss_are_those_of_the_denoising_loss(make_set, prediction_type):
+    """A teacher that predicts the denoising target gives the denoising loss."""
+    made = make_set(prediction_type=prediction_type, weighting="sigmoid-log-snr", loss="huber")
+    generator = torch.Generator().manual_seed(0)
+    images, noise = 2 * torch.randn(2, 8, 1, 4, 4, generator=generator)
+    objective, t, model = made._objective, torch.arange(8) * 6, Scale(0.7)
+    batch = DistillationBatch(
+        objective.scheduler.add_noise(images, noise, t), t, None, objective.target(images, noise, t)
+    )
+    expected = objective.losses(model, ImageBatch(images, None), t, noise).mean()
+    assert torch.allclose(made.loss(model, batch, None), expected, rtol=1e-6)
+
+
+def test_a_chunk_of_large_images_is_bounded_in_bytes():
+    images = ImageTensors(torch.zeros(2, 3, 256, 256, dtype=torch.uint8))
+    made = DistillationSet(images, [1, 2], lambda _: {}, Scale(), None)
+    assert made._chunk_size == 341
 
 
 @pytest.mark.parametrize("labelled", [False, True])
