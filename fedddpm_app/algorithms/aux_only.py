@@ -12,6 +12,7 @@ Deviations: none; it is our control.
 
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.federation.participants import sample_partitions
 
 
 class AuxiliaryOnly(FedDDPM):
@@ -21,11 +22,11 @@ class AuxiliaryOnly(FedDDPM):
     trains_on_clients = False
 
     def steps_of_correction(self) -> int:
-        """Add the steps that the round's clients would have taken."""
-        config, images = self.config, 0.0
+        """Add the steps that the round's clients would have taken, also of those that are not connected now."""
+        config, run, images = self.config, self.config.run, 0.0
         known = self.clients.admission.sizes  # not that of a site that has not answered so far
-        for partition in self.sampled:
-            size = known.get(partition, round(sum(known.values()) / len(known)))
+        for partition in sample_partitions(sorted(known), run.clients_per_round, run.seed, self.round_log.server_round):
+            size = known[partition]
             local = self.task.local_steps(partition) if self.task.client_sizes() else config.training.steps_for(size)
             images += self.hook.training_images(config, size, local, is_first=False)
         return config.correction.steps + round(images / self.images_of_steps(config, 1, len(self.auxiliary.ensure())))

@@ -14,6 +14,7 @@ from fedddpm_app import progress
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.federation.cost import Cost
+from fedddpm_app.federation.participants import sample_partitions
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.weights import Weights
@@ -32,13 +33,14 @@ class Centralized(FederatedStrategy):
         return cost if config.training.batch_size else Cost(cost.steps * len(sizes))
 
     def after_aggregation(self, server_round: int, weights: Weights) -> Weights:
-        """Train on the pooled data."""
+        """Train on the pooled data, as many steps as the round's clients would take, connected or not."""
         run = self.config.run
+        clients = sample_partitions(range(self.config.data.num_clients), run.clients_per_round, run.seed, server_round)
         with self.accounting.timed("train"), cpu_threads(run.server_threads):
             result = self.trainer.train(
                 weights,
                 self.task.pooled_data(),
-                steps=sum(self.task.local_steps(partition) for partition in self.sampled),
+                steps=sum(self.task.local_steps(partition) for partition in clients),
                 seed=derive_seed(run.seed, "centralized", server_round),
                 keep_optimizer=True,
                 on_report=progress.reporter("train", server_round=server_round, num_rounds=run.num_rounds),

@@ -14,6 +14,17 @@ def is_deployed(run: Run) -> bool:
     return run.primary_task_type == TaskType.SERVER_APP
 
 
+def sample_partitions(
+    partitions: Sequence[int], count: int, seed: int, server_round: int, attempt: int = 0
+) -> list[int]:
+    """Return ``count`` of the ascending ``partitions`` for a round, without replacement, ascending; 0 means all."""
+    if count == 0 or count >= len(partitions):
+        return [*partitions]
+    indices = (server_round, attempt) if attempt else (server_round,)
+    generator = np.random.default_rng(derive_seed(seed, "sample-clients", *indices))
+    return sorted(int(p) for p in generator.choice(partitions, size=count, replace=False))
+
+
 class Participants:
     """The nodes of a run and the partitions that they hold.
 
@@ -73,11 +84,7 @@ class Participants:
         ``declined`` are left out.
         """
         willing = [partition for partition in self.present if partition not in declined]
-        if count == 0 or count >= len(willing):
-            return willing
-        indices = (server_round, attempt) if attempt else (server_round,)
-        generator = np.random.default_rng(derive_seed(seed, "sample-clients", *indices))
-        return sorted(int(p) for p in generator.choice(willing, size=count, replace=False))
+        return sample_partitions(willing, count, seed, server_round, attempt)
 
     def absent(self, num_clients: int) -> Sequence[int]:
         """Return the partitions below ``num_clients`` whose nodes are not connected."""

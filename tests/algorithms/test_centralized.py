@@ -1,11 +1,25 @@
 """The centralised control against numpy: all data in one place, as many steps as FedAvg's clients take together."""
 
 import numpy as np
+import pytest
 import torch
 
 from fedddpm_app.algorithms.centralized import Centralized
 from fedddpm_app.config import load_config
-from tests.algorithms.problems import CLIENTS, RATE, ROUNDS, STEPS, gradient, gradient_steps, run, same, shares, start
+from fedddpm_app.federation.participants import Participants
+from tests.algorithms.problems import (
+    CLIENTS,
+    RATE,
+    ROUNDS,
+    STEPS,
+    gradient,
+    gradient_steps,
+    make_clients,
+    run,
+    same,
+    shares,
+    start,
+)
 
 
 def pooled_gradient(x):
@@ -23,6 +37,15 @@ def test_its_steps_are_those_that_the_rounds_clients_would_take():
     assert same(unequal, gradient_steps(start(), ROUNDS * 8, RATE, pooled_gradient), 1e-12)
     sampled = run("centralized", clients_per_round=2)
     assert same(sampled, gradient_steps(start(), ROUNDS * STEPS * 2, RATE, pooled_gradient), 1e-12)
+
+
+@pytest.mark.parametrize("algorithm", ["centralized", "aux-only"])
+def test_a_client_that_is_not_connected_does_not_lower_a_controls_compute(monkeypatch, algorithm):
+    settings = {"auxiliary_data": make_clients(4, seed=9)[0], "correction_steps": 3} if algorithm == "aux-only" else {}
+    expected = run(algorithm, **settings)
+    sample = Participants.sample
+    monkeypatch.setattr(Participants, "sample", lambda *arguments: sample(*arguments)[1:])
+    assert same(run(algorithm, **settings), expected, 1e-12)
 
 
 def test_momentum_stays_over_the_rounds():
