@@ -26,9 +26,10 @@ from fedddpm_app.tracking import start_tracking
 MAY_CHANGE = (
     *("num-rounds", "resume", "resume-previous", "output-dir", "run-name", "state-dir", "cache-dir", "transport"),
     *("node-timeout", "round-timeout", "pretrain-timeout", "min-available-nodes", "min-replies", "max-round-retries"),
-    *("checkpoint-every", "checkpoint-keep", "preview-", "eval-", "inception-weights", "memorization-", "membership-"),
-    *("tracker", "track-client-images"),
+    *("checkpoint-every", "checkpoint-keep", "preview-", "eval-", "inception-weights", "membership-"),
+    *("memorization-extractor", "memorization-neighbours", "memorization-rate", "tracker", "track-client-images"),
 )
+_OF_THE_CLIENTS_CHECK = ("memorization-extractor", "memorization-neighbours", "memorization-rate")
 _MEASURING = ("eval-", "inception-weights", "memorization-")  # their values must be the same along a curve
 _NOT_MEASURING = ("eval-every", "eval-batch-size", "eval-final-")
 
@@ -87,7 +88,8 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
         If the folder is not that of a run with the same config that is still to be finished.
     """
     check_has_no_links(directory)
-    saved, fixed = _read_config(directory, config), get_algorithm(config).fixed_on_resume
+    saved, fixed = _read_config(directory, config), [*get_algorithm(config).fixed_on_resume]
+    fixed += _OF_THE_CLIENTS_CHECK if config.checks_memorization else ()
     _check_equal(directory, saved, run_config, fixed)
     status = read_status(directory)
     if status.state == RUNNING and is_locked(directory):  # of a host that is gone, such as a container, it is free

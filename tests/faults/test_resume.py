@@ -322,12 +322,14 @@ DIFFERENCES = [
     ({"learning-rate": 0.5}, r"learning-rate was 0\.003 and is 0\.5.* Only these keys may change: num-rounds"),
     ({"seed": 3, "local-steps": 4}, "local-steps was 3 and is 4; seed was 0 and is 3"),
     ({"num-rounds": 1}, "num-rounds = 1, but .* has 2 rounds: use at least 2"),
+    ({"memorization-check": "never"}, "memorization-check was 'always' and is 'never'"),
+    ({"memorization-rate": 0.5}, r"memorization-rate was 0\.01 and is 0\.5"),
     ({"resume": "/no/such/run"}, "config.json cannot be read .*; give the folder of a run"),
 ]
 
 
 def test_another_config_is_refused_with_the_differences(stopped):
-    resume = stopped("fedadam", 2)
+    resume = stopped("fedadam", 2, **{"memorization-check": "always"})
     before = contents(folder_of(resume))
     for changed, says in DIFFERENCES:
         with pytest.raises(ConfigError, match=says):
