@@ -4,14 +4,14 @@
 """
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from fedddpm_app.compare.notes import clients_left_out, far_note, reference_of_sweep
 from fedddpm_app.compare.numbers import number, range_of, signed
 from fedddpm_app.compare.publish import with_section
-from fedddpm_app.compare.table import conditions_of, difference_of, labels_of, side_in
+from fedddpm_app.compare.table import conditions_of, difference_of, labels_of, labels_without_cells, side_in
 from fedddpm_app.config import default_run_config
 from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.durable import replacing
@@ -63,8 +63,8 @@ def _in_short(results: Mapping[str, Any], condition: str) -> str:
     here = [each for each in results["settings"] if each["condition"] == condition and _value(each, metric) is not None]
     for each in sorted(here, key=lambda each: each["metrics"][metric]["mean"]):
         if difference := difference_of(each, metric, results):
-            named[side_in(difference, results)].append(f"`{each['label']}`")
-    return "; ".join(f"{_word(side, results)} {', '.join(labels)}" for side, labels in named.items() if labels) + "."
+            named[side_in(difference, results)].append(each["label"])
+    return "; ".join(f"{_word(side, results)} {_listed(labels)}" for side, labels in named.items() if labels) + "."
 
 
 def _word(side: str, results: Mapping[str, Any]) -> str:
@@ -81,12 +81,17 @@ def _described(results: Mapping[str, Any]) -> str:
     """Return what the table compares: the data, the conditions, the cost, and the meaning of its columns."""
     own = "".join(f" (a row's own lines: against {name})" for name in reference_of_sweep(results))
     better = f"; {_better(results)} is better" if _better(results) else ""
-    left_out = "; ".join(clients_left_out(results))
+    left_out, empty = "; ".join(clients_left_out(results)), labels_without_cells(results)
     return (
         f"{results['metrics'][0]} against that of `{results['reference']}`{own}{better}. In brackets: the mean paired "
         f"difference, and its 95 % interval over {len(results['seeds'])} seeds. {_data(results)}. {_budget(results)}"
         f"{f' Trained without some clients: {left_out}.' if left_out else ''}"
+        f"{f' Without a complete cell: {_listed(empty)}.' if empty else ''}"
     )
+
+
+def _listed(labels: Sequence[str]) -> str:
+    return ", ".join(f"`{label}`" for label in labels)
 
 
 def _data(results: Mapping[str, Any]) -> str:

@@ -86,6 +86,8 @@ def sentences_of(results: Results, metric: str) -> list[str]:
 
 def _sentences_against(results: Results, metric: str, reference: str) -> list[str]:
     """Return the sentences that follow from the differences to a line, by its name there."""
+    if reference in labels_without_cells(results):
+        return [f"No statement against {reference}, because it has no complete cell."]
     better = results["measured"].get(metric, {}).get("better", "")
     sides: dict[str, dict[str, list[str]]] = {"lower": {}, "higher": {}, "unclear": {}, "equal": {}, "unknown": {}}
     for each in results["settings"]:
@@ -139,6 +141,12 @@ def page(results: Results) -> str:
 def labels_of(results: Results) -> list[str]:
     """Return the lines of the table."""
     return list(dict.fromkeys(each["label"] for each in results["settings"]))
+
+
+def labels_without_cells(results: Results) -> list[str]:
+    """Return the lines of the table that have no complete cell."""
+    complete = {each["label"] for each in results["settings"] if each["n"]}
+    return [label for label in labels_of(results) if label not in complete]
 
 
 def conditions_of(results: Results) -> list[str]:

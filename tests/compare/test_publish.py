@@ -126,6 +126,12 @@ def test_other_rows_may_be_compared_with_too():
     )
 
 
+def test_a_control_without_a_complete_cell_is_named():
+    control = {**setting("control", "skew", 0.0), "metrics": {}, "n": 0}
+    results = RESULTS | {"settings": [*RESULTS["settings"], control], "also_against": ["control"]}
+    assert "No statement against control, because it has no complete cell." in sentences_of(results, "fd")
+
+
 def test_equal_values_with_every_seed_are_called_equal():
     same = setting("same", "skew", 16.25, 0.0)
     same["metrics"]["fd"]["differences"]["fedavg"] |= {"low": 0.0, "high": 0.0}

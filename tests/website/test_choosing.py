@@ -65,8 +65,13 @@ def grid(tmp_path):
             },
             "cells": [],
             "settings": [
-                {"label": "base", **plain, "metrics": {"fd": {"mean": 6.0, "sd": 1.0, "n": n, "differences": {}}}},
-                {"label": "mine", **plain, "metrics": metrics},
+                {
+                    "label": "base",
+                    **plain,
+                    "n": n,
+                    "metrics": {"fd": {"mean": 6.0, "sd": 1.0, "n": n, "differences": {}}},
+                },
+                {"label": "mine", **plain, "n": n, "metrics": metrics},
             ],
         }
         (tmp_path / "toy.json").write_text(json.dumps(results))
