@@ -23,7 +23,8 @@ def derive_seed(seed: int, purpose: str, *indices: int) -> int:
     Returns
     -------
     int
-        In [0, 2**63), valid for ``torch.Generator.manual_seed`` and ``numpy.random.default_rng``.
+        In [0, 2**63), valid for ``torch.Generator.manual_seed`` and ``numpy.random.default_rng``. On a CPU torch's
+        generator starts from the low 32 bits alone: of 50,000 seeds, two start alike with a probability of a quarter.
     """
     # SeedSequence does not distinguish [x] from [x, 0], so the number of indices is part of the entropy.
     entropy = [seed, zlib.crc32(purpose.encode()), len(indices), *indices]

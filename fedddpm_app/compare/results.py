@@ -76,7 +76,8 @@ def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
         "git_commits": commits,
         "git_clean": all(start.get("git_clean") is not False for start in starts),
     }
-    found |= {LEFT_OUT: left_out} if (left_out := read_left_out(cell.directory)) else {}
+    left_out = read_left_out(cell.directory) | _diverged(metrics_of(status))
+    found |= {LEFT_OUT: left_out} if left_out else {}
     return found | ({OF_GRID: source} if (source := source_of(cell.directory)) else {})
 
 
@@ -129,6 +130,12 @@ def metrics_of(status: Status) -> dict[str, dict[str, Any]]:
     found = status.summary.get("metrics")
     metrics = found if isinstance(found, list) else []
     return {metric["name"]: metric for metric in metrics if isinstance(metric, dict) and "name" in metric}
+
+
+def _diverged(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Return the clients whose models generate no finite images, as a phase without them."""
+    names = dict.fromkeys(name for metric in metrics.values() for name in metric.get(LEFT_OUT, ()))
+    return {"evaluation": [*names]} if names else {}
 
 
 def _of_setting(

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 CAVEAT = "; "  # between the caveats of a note
+LEFT_OUT = "left_out"  # in the details of a mean over clients: models that generate no finite images
 
 # What a better value is, by the first word of a metric's name.
 BETTER = {
@@ -99,7 +100,7 @@ class Metric:
         return {**flat, "better": self.better, **dataclasses.asdict(self.sampling), **self.details}
 
 
-def mean_over_clients(metrics: Mapping[str, Sequence[Metric]]) -> list[Metric]:
+def mean_over_clients(metrics: Mapping[str, Sequence[Metric]], left_out: Sequence[str] = ()) -> list[Metric]:
     """Return the mean of each metric over the clients' models, with the deviation, the median and each model's value.
 
     Parameters
@@ -107,6 +108,8 @@ def mean_over_clients(metrics: Mapping[str, Sequence[Metric]]) -> list[Metric]:
     metrics : mapping of str to sequence of Metric
         By the model's name, the same metrics in the same order. The name of a global model is empty: its metrics are
         returned unchanged. Those of a single client's model are a mean over one client.
+    left_out : sequence of str
+        The names of models that generate no finite images; ``note`` and ``details`` name them.
     """
     if "" in metrics:
         return list(metrics[""])
@@ -114,17 +117,20 @@ def mean_over_clients(metrics: Mapping[str, Sequence[Metric]]) -> list[Metric]:
     for same in zip(*metrics.values(), strict=True):
         values = [metric.value for metric in same]
         known = [value for value in values if math.isfinite(value)]
+        notes = [next((metric.note for metric in same if metric.note), "")]
+        notes += [f"without {', '.join(left_out)}, whose images are not finite"] if left_out else []
         means.append(
             dataclasses.replace(
                 same[0],
                 value=statistics.fmean(known) if known else math.nan,
                 std=statistics.stdev(known) if len(known) > 1 else None,
-                note=next((metric.note for metric in same if metric.note), ""),
+                note=CAVEAT.join(filter(None, notes)),
                 details={
                     "clients": values,
                     "client_names": [*metrics],
                     "median": statistics.median(known) if known else math.nan,
                     "client_details": [metric.details for metric in same],
+                    **({LEFT_OUT: [*left_out]} if left_out else {}),
                 },
             )
         )

@@ -71,7 +71,7 @@ class Assessment:
         settings = self.config.evaluation
         plan = Plan(settings.eval_images, settings.eval_sampler, settings.eval_sampler_steps, *self._how)
         evaluations = self._measure_each(models, plan, weights, find_copies=False)
-        metrics = mean_over_clients({name: evaluation.metrics for name, evaluation in evaluations.items()})
+        metrics = _mean(evaluations, models)
         shown = ", ".join(f"{m.name} {m.value:.4g} (floor {m.floor:.4g})" for m in metrics if m.name.startswith(_SHOWN))
         still = "; still noise" if any(evaluation.noise for evaluation in evaluations.values()) else ""
         over = "" if "" in models else f"; mean over the models of {len(evaluations)} clients"
@@ -87,7 +87,7 @@ class Assessment:
         steps = settings.eval_final_sampler_steps
         plan = Plan(settings.eval_final_images, settings.eval_final_sampler, steps, *self._how)
         evaluations = self._measure_each(models, plan, weights)
-        metrics = mean_over_clients({name: evaluation.metrics for name, evaluation in evaluations.items()})
+        metrics = _mean(evaluations, models)
         class_names = self.evaluator.reference.real.class_names
         for name, evaluation in evaluations.items():
             if evaluation.classes:
@@ -150,6 +150,11 @@ class Assessment:
     def _save_pairs(self, pairs: Pairs, folder: str, name: str = "") -> None:
         threshold = self.evaluator.detector.threshold
         self.recorder.pictures.save_pairs(pairs.generated, pairs.train, pairs.ratio, threshold, folder, name)
+
+
+def _mean(evaluations: Mapping[str, Evaluation], models: Mapping[str, Ensemble]) -> list[Metric]:
+    left_out = [name for name in models if name not in evaluations]
+    return mean_over_clients({name: evaluation.metrics for name, evaluation in evaluations.items()}, left_out)
 
 
 def labels_like(labels: Tensor | None, count: int) -> Tensor | None:

@@ -340,6 +340,9 @@ def test_the_mean_over_clients_has_its_spread_and_every_value():
     (part,) = mean_over_clients({"a": [metric(1.0)], "b": [metric(math.nan, "none")]})
     assert (part.value, part.std, part.note) == (1.0, None, "none")
     assert dataclasses.replace(mean, value=1.0, std=None, details={}) == metric(1.0)
+    (part,) = mean_over_clients({"a": [metric(1.0, "few")]}, ["b", "c"])
+    assert part.note == "few; without b, c, whose images are not finite"
+    assert part.to_dict()["left_out"] == ["b", "c"]
 
 
 MEMORY = """

@@ -187,6 +187,8 @@ def test_a_client_whose_model_draws_nan_costs_only_its_own_metrics_and_sheets(ru
     for metrics in (run.summary["metrics"], run.rounds()[0]["eval/metrics"]):
         assert metrics
         assert all(metric["client_names"] == left for metric in metrics)
+        assert all(metric["left_out"] == ["client-0001"] for metric in metrics)
+        assert all("without client-0001, whose images are not finite" in metric["note"] for metric in metrics)
     assert "the model of client-0001 is left out of the metrics: 2 of 2 images hold NaN" in caplog.text
     assert "no sheet of client-0001: 2 of 2 images hold NaN" in caplog.text
     assert sorted(path.stem[-11:] for path in run.path.glob("samples/round-*-client-*.png")) == left

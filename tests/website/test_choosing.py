@@ -48,7 +48,7 @@ def grid(tmp_path):
         reference = f"{sweep['key']} = {sweep['reference']}" if sweep else "base"
         difference = {"mean": (low + high) / 2, "low": low, "high": high, "n": n}
         metrics = {"fd": {"mean": 5.0, "sd": 1.0, "n": n, "differences": {reference: difference}}}
-        plain = {"condition": "iid", "up_mb": 1.0}
+        plain = {"condition": "iid", "up_mb": 1.0, "n": n}
         results = {
             "name": "toy",
             "title": "",
