@@ -38,11 +38,10 @@ from fedddpm_app.diffusion.images import to_unit_range
 from fedddpm_app.diffusion.sampling import image_seeds, split_batches
 from fedddpm_app.diffusion.unet import is_denoiser
 from fedddpm_app.federation.cost import Cost
-from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
-from fedddpm_app.federation.streaming import with_progress
+from fedddpm_app.federation.streaming import report_done
 from fedddpm_app.peers.cost import cost_of_peers, images_of_samples
 from fedddpm_app.peers.dedup import images_to_leave_out
 from fedddpm_app.peers.mail import MATCHED, NUMBER, SAMPLES, SCORE, SCORES, TRAIN
@@ -247,5 +246,4 @@ class PDFed(FederatedStrategy):
         self.accounting.images += self.hook.training_images(config, reply.num_examples, steps, is_first=False)
         self.accounting.images += images_of_samples(config)
         self._submitted.append(replace(reply, payloads={}))
-        if is_deployed(self.grid.run):
-            next(with_progress(iter([reply]), "train", self.round_log.server_round, config.run.num_rounds))
+        report_done(self.grid.run, reply, "train", self.round_log.server_round, config.run.num_rounds)

@@ -13,7 +13,6 @@ from fedddpm_app.auxiliary.uploads import COUNT, PretrainedModel, U, UploadFiles
 from fedddpm_app.federation.accounting import Span
 from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.phases import START, finish_phase, finished_phase, forget_phase, replay_phase
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
@@ -172,8 +171,7 @@ class Collection(Generic[U]):
             likes = {partition: self.like(counts[partition]) for partition in missing}
             own = {partition: {COUNT: counts[partition]} for partition in missing}
             stream = call.ask(missing, weights, self._training.values, likes, self.check, own)
-            answers = stream.as_they_come()
-            for reply in with_progress(answers, name) if is_deployed(strategy.grid.run) else answers:
+            for reply in with_progress(strategy.grid.run, stream.as_they_come(), name):
                 models[reply.partition_id] = self._keep(reply, span)
                 del reply
             self.refuse_more(weights, models, stream)

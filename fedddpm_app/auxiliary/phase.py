@@ -13,7 +13,7 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.unet import is_denoiser
-from fedddpm_app.federation.participants import is_deployed
+from fedddpm_app.federation.flower_internals import is_deployed
 from fedddpm_app.federation.phases import START, counted_phase, finish_phase, finished_phase, forget_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.task import TrainingData

@@ -4,15 +4,15 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import typer
 from rich import box
 from rich.table import Table
 from torch import Tensor
 
 from fedddpm_app.audit.attacks import Audit, Copies, Effort, Findings
 from fedddpm_app.audit.saving import PICTURE, RESULTS, save_findings
-from fedddpm_app.cli.common import FAILED, check_named, console, find_app, refuse, say
+from fedddpm_app.cli.common import check_named, console, find_app, refuse, say
 from fedddpm_app.cli.console import WorkView
+from fedddpm_app.cli.writing import failing_to_write
 from fedddpm_app.config import Config, ConfigError, default_run_config, known_keys, load_config
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.choice import choose_sampler
@@ -24,7 +24,6 @@ from fedddpm_app.evaluation.membership import Attack
 from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
-from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.training.declined import DeclinedError, TrainingDivergedError
 
@@ -149,9 +148,6 @@ def _with_interval(value: float, interval: tuple[float, float]) -> str:
 
 
 def _write(run_dir: Path, config: Config, findings: Findings, clients: Sequence[int]) -> None:
-    try:
+    with failing_to_write():
         save_findings(run_dir, findings, config.run.seed, clients)
-    except RecordingError as error:
-        say(str(error))
-        raise typer.Exit(FAILED) from error
     say(f"audit: {(run_dir / RESULTS).resolve()}, plots/{PICTURE}")

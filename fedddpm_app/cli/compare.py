@@ -15,6 +15,7 @@ from fedddpm_app.cli.common import FAILED, RUN_CONFIG, find_app, read_config, re
 from fedddpm_app.cli.compare_view import GridView, print_plan
 from fedddpm_app.cli.options import Engine
 from fedddpm_app.cli.start import resumed_config
+from fedddpm_app.cli.writing import failing_to_write
 from fedddpm_app.compare.archive import Archive, place_of
 from fedddpm_app.compare.cells import REFUSED, Cell, State, state_of
 from fedddpm_app.compare.extractors import restore_extractors
@@ -36,6 +37,7 @@ from fedddpm_app.recording.files import RecordingError
 _CELL_BYTES = 10**9  # the least memory of a cell
 
 
+@failing_to_write()
 def compare(
     grid: Path,
     run_config: list[str] | None,
@@ -74,9 +76,6 @@ def compare(
             failed = _run(plan, states, cells, jobs, folder, publish)
     except ConfigError as error:
         refuse(str(error))
-    except RecordingError as error:
-        say(str(error))
-        raise typer.Exit(FAILED) from error
     if failed:
         raise typer.Exit(FAILED)
 

@@ -7,10 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-import typer
-
-from fedddpm_app.cli.common import FAILED, console, refuse, say
+from fedddpm_app.cli.common import console, refuse, say
 from fedddpm_app.cli.console import WorkView, print_metrics
+from fedddpm_app.cli.writing import failing_to_write
 from fedddpm_app.config import (
     MAX_CLASSES,
     Config,
@@ -36,7 +35,7 @@ from fedddpm_app.evaluation.metrics import Metric, SamplingInfo, mean_over_clien
 from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
 from fedddpm_app.progress import reported
-from fedddpm_app.recording.files import RecordingError, write_json, writing
+from fedddpm_app.recording.files import write_json, writing
 from fedddpm_app.recording.plots import plot_classes
 from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.recording.sheets import save_pairs
@@ -108,14 +107,11 @@ def evaluate(
     metrics = [metric.to_dict() for metric in _means(evaluations)]
     print_metrics(metrics, console)
     about = {"target": str(target.resolve()), "dataset": config.data.dataset, "seed": seed}
-    try:
+    with failing_to_write():
         write_json(path, {**about, "metrics": metrics})
         for name, evaluation in evaluations.items():
             with writing(path.parent):
                 _save_pictures(evaluation, evaluator, path, name)
-    except RecordingError as error:
-        say(str(error))
-        raise typer.Exit(FAILED) from error
     say(f"metrics: {path.resolve()}")
 
 

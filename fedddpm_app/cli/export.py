@@ -6,6 +6,7 @@ from pathlib import Path
 import typer
 
 from fedddpm_app.cli.common import FAILED, console, refuse, say
+from fedddpm_app.cli.writing import failing_to_write
 from fedddpm_app.config import ConfigError
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import DivergedError
@@ -15,7 +16,7 @@ from fedddpm_app.export.exported import ExportedRun, read_run
 from fedddpm_app.export.hub import PushError, check_push, push
 from fedddpm_app.export.metadata import CardFacts
 from fedddpm_app.export.models import SAMPLES, find_model, load_model, new_folder, save_sheet_of
-from fedddpm_app.recording.files import RecordingError, writing
+from fedddpm_app.recording.files import writing
 
 _LICENSE = re.compile(r"[a-z0-9][a-z0-9.-]{0,60}")
 
@@ -34,13 +35,10 @@ def export_run(
     try:
         _check(license_id, push_to, public)
         run, (name, source) = read_run(run_dir), find_model(run_dir, client)
-        with new_folder(folder), writing(folder), console.status("exporting"):
+        with failing_to_write(), new_folder(folder), writing(folder), console.status("exporting"):
             _export(run, source, folder, name, license_id, samples, device, push_to)
     except (ConfigError, DivergedError) as error:
         refuse(str(error))
-    except RecordingError as error:
-        say(str(error))
-        raise typer.Exit(FAILED) from error
     say(f"pipeline and model card: {folder.resolve()}")
     if push_to:
         _push(folder, push_to, public)

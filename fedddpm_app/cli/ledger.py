@@ -8,10 +8,11 @@ from rich import box
 from rich.table import Table
 
 from fedddpm_app.cli.common import FAILED, console, refuse, say
+from fedddpm_app.cli.writing import failing_to_write
 from fedddpm_app.peers.ledger import NAME, Entry, StoredLedger, read_ledger, verify
 from fedddpm_app.peers.rules import LedgerError
 from fedddpm_app.peers.summary import PeerSummary, Submission, best, peers_of, submissions_of
-from fedddpm_app.recording.files import RecordingError, writing
+from fedddpm_app.recording.files import writing
 from fedddpm_app.recording.lanes import Model, plot_provenance
 
 PICTURE = "provenance.png"
@@ -75,12 +76,8 @@ def _print_best(submissions: Sequence[Submission]) -> None:
 def _draw(submissions: Sequence[Submission], run_dir: Path) -> None:
     models = [Model(one.digest, one.peer, one.number, one.time, one.parents, one.quality) for one in submissions]
     path = run_dir / "plots" / PICTURE
-    try:
-        with writing(path):
-            plot_provenance(models, path, "Q-N, mean of the votes", run_dir.resolve().name)
-    except RecordingError as error:
-        say(str(error))
-        raise typer.Exit(FAILED) from error
+    with failing_to_write(), writing(path):
+        plot_provenance(models, path, "Q-N, mean of the votes", run_dir.resolve().name)
     say(f"provenance: {path}")
 
 

@@ -6,12 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import typer
-
-from fedddpm_app.cli.common import FAILED, refuse, say
+from fedddpm_app.cli.common import refuse, say
+from fedddpm_app.cli.writing import failing_to_write
 from fedddpm_app.compare.plan import RESULTS
 from fedddpm_app.recording.directory import CONFIG
-from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.recorder import STATS
 from fedddpm_app.recording.status import SUMMARY, is_locked, read_status
 
@@ -33,14 +31,11 @@ def report(folder: Path, out: Path | None, follow: bool, closest_pairs: bool) ->
     path = out or folder / REPORT
     if path.is_dir():
         refuse(f"--out = {path} is a folder; give the name of a file, such as {path / REPORT}.")
-    try:
+    with failing_to_write():
         _write(make(_REFRESH_SECONDS if follow else 0), path)
         say(f"report: {path.resolve()}")
         if follow:
             _follow(folder, path, make)
-    except RecordingError as error:
-        say(str(error))
-        raise typer.Exit(FAILED) from error
 
 
 def _maker(folder: Path, closest_pairs: bool) -> "Callable[[int], Page]":

@@ -3,9 +3,8 @@
 from contextlib import nullcontext
 from pathlib import Path
 
-import typer
-
-from fedddpm_app.cli.common import FAILED, console, refuse, say
+from fedddpm_app.cli.common import console, refuse, say
+from fedddpm_app.cli.writing import failing_to_write
 from fedddpm_app.config import ConfigError
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.choice import check_eta, choose_sampler
@@ -15,7 +14,7 @@ from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.pipelines import OWN, is_plain
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.experiment.monitor import class_rows
-from fedddpm_app.recording.files import RecordingError, writing
+from fedddpm_app.recording.files import writing
 from fedddpm_app.recording.samples import save_samples
 
 _OURS, _STEPS = "dpm-solver++", 25
@@ -62,14 +61,10 @@ def sample(
         refuse(f"RUN = {run_dir}: its images have {images.shape[1]} channels; give a pipeline of grey or RGB images.")
     noise = (f"-eta{eta:g}" if eta else "") + (f"-guidance{guided.scale:g}" if guided else "")
     path = out or (run_dir / "samples" / f"sample-{name or OWN}{noise}-{steps}-seed{seed}.png")
-    try:
-        with writing(path):
-            how = sampler_name(name, eta or 0.0, guided) if name else OWN
-            title = f"{run_dir.resolve().name}: {how}, {steps} steps, seed {seed}"
-            save_samples(images, path, title, labels, class_names=[])
-    except RecordingError as error:
-        say(str(error))
-        raise typer.Exit(FAILED) from error
+    with failing_to_write(), writing(path):
+        how = sampler_name(name, eta or 0.0, guided) if name else OWN
+        title = f"{run_dir.resolve().name}: {how}, {steps} steps, seed {seed}"
+        save_samples(images, path, title, labels, class_names=[])
     say(f"{count} images: {path.resolve()}")
 
 

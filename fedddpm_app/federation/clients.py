@@ -16,8 +16,9 @@ from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.bindings import NOT_ITS_OWN, Bindings
 from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.errors import ActorLostError
+from fedddpm_app.federation.flower_internals import is_deployed
 from fedddpm_app.federation.messaging import exchange
-from fedddpm_app.federation.participants import Participants, is_deployed
+from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.records import ARRAYS, EXCHANGE, FORGET, RETURNED, request
 from fedddpm_app.federation.replies import Reply, ReplyRefusedError, ReplySpec, accept_reply

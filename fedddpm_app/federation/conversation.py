@@ -15,7 +15,7 @@ from flwr.serverapp import Grid
 
 from fedddpm_app.federation.actions import NO_RECORDS, ActionCall
 from fedddpm_app.federation.deadlines import patience
-from fedddpm_app.federation.flower_internals import ErrorCode
+from fedddpm_app.federation.flower_internals import ErrorCode, is_deployed
 from fedddpm_app.federation.messaging import (
     FIRST_POLL_SECONDS,
     PULLS,
@@ -26,7 +26,6 @@ from fedddpm_app.federation.messaging import (
     pull_checked,
     push,
 )
-from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.replies import Reply, ReplySpec
 from fedddpm_app.training.actions import Value
 from fedddpm_app.transport import Packed

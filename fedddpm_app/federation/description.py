@@ -86,6 +86,11 @@ class AlgorithmDescription:
         return frozenset()
 
     @classmethod
+    def reads_single_replies(cls) -> str:
+        """Return the name of a method that reads or chooses the weights of single clients; empty without one."""
+        return ""
+
+    @classmethod
     def keeps_state(cls, config: Config) -> bool:
         """Return whether a client keeps a state between its rounds."""
         return cls.hook.keeps_state or cls.keeps_model(config)

@@ -12,7 +12,6 @@ from fedddpm_app.federation.accounting import Span
 from fedddpm_app.federation.clients import NO_PARTS, Part
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.exchanged import WHOLE, Exchanged, checked_exchanges, kind_of
-from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.privacy import is_private
 from fedddpm_app.federation.records import ARRAYS, to_weights
 from fedddpm_app.federation.replies import Reply, ReplySpec
@@ -144,9 +143,8 @@ class Training:
         stream = ReplyStream(strategy.clients, replies, self._awaited, name, by_key[WHOLE.key], specs)
         in_order = collecting(stream.by_partition(strategy.recorder.scratch), accepted)
         in_order = self._with_quorum(in_order, stream, accepted)
-        if is_deployed(strategy.grid.run):
-            in_order = with_progress(in_order, "train", self._round, strategy.config.run.num_rounds)
-        return stream, in_order
+        run, num_rounds = strategy.grid.run, strategy.config.run.num_rounds
+        return stream, with_progress(run, in_order, "train", self._round, num_rounds)
 
     def finish(
         self, weights: Weights, accepted: Sequence[Reply], measured: Sequence[Reply], left_out: Mapping[str, object]
@@ -168,8 +166,6 @@ class Training:
         contents = [reply.message.content for reply in measured]
         metrics = strategy.train_metrics_aggr_fn(contents, strategy.weighted_by_key) if contents else MetricRecord()
         strategy.train_loss = float(metrics.get("loss", math.nan))  # type: ignore[arg-type]
-        if strategy.config.client_dp.budget.is_private:  # what the algorithm does with it would have no noise
-            strategy.train_loss = math.nan
         strategy.clients.state_rounds |= {reply.partition_id: self._round for reply in accepted}
         strategy.round_log.add_replies(accepted, metrics)
         strategy.round_log.add(strategy.spending.add(accepted))

@@ -41,6 +41,7 @@ __all__ = [
     "generate_key_pairs",
     "generate_shared_key",
     "get_flwr_home",
+    "is_deployed",
     "parse_config_args",
     "public_key_to_bytes",
     "set_message_id",
@@ -56,6 +57,11 @@ _WATCH_SECONDS = 0.2
 # what a grid of a deployment raises while it decodes the objects of a reply, which are a client's bytes; errors of the
 # connection to the SuperLink are other classes
 UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, ArithmeticError, RecursionError, DecodeError)
+
+
+def is_deployed(run: Run) -> bool:
+    """Return whether a run's nodes are real SuperNodes instead of a simulation."""
+    return run.primary_task_type == TaskType.SERVER_APP
 
 
 def set_source(message: Message, node: int) -> None:

@@ -8,7 +8,6 @@ if TYPE_CHECKING:
     from fedddpm_app.federation.description import AlgorithmDescription
 
 _OF_THE_MEAN = ("fedavg", "fedavgm", "fedadam", "fedyogi", "fedadagrad")
-_READS_REPLIES = ("aggregate", "check_reply", "exchanged")
 
 
 def check_needs_the_mean(algorithm: "type[AlgorithmDescription]", config: Config, given: str, off: str) -> None:
@@ -36,15 +35,8 @@ def check_needs_the_mean(algorithm: "type[AlgorithmDescription]", config: Config
             f'aggregator = "{config.run.aggregator}" compares the clients\' weights with each other, of which '
             f'{given} leaves the mean alone: use aggregator = "fedavg" or another one of the mean, or {off}.'
         )
-    if changed := [method for method in _READS_REPLIES if _overrides(algorithm, method)]:
+    if method := algorithm.reads_single_replies():
         raise ConfigError(
-            f'algorithm = "{name}" overrides {changed[0]}, which reads or chooses the weights of single clients, of '
+            f'algorithm = "{name}" overrides {method}, which reads or chooses the weights of single clients, of '
             f"which {given} leaves the mean alone: do its work in after_aggregation, or {off}."
         )
-
-
-def _overrides(algorithm: "type[AlgorithmDescription]", method: str) -> bool:
-    """Return whether a class between an algorithm and the base strategy defines a method."""
-    from fedddpm_app.federation.strategy import FederatedStrategy
-
-    return any(method in vars(base) for base in algorithm.__mro__ if base not in FederatedStrategy.__mro__)

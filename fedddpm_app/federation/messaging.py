@@ -20,8 +20,7 @@ from flwr.serverapp import Grid
 from fedddpm_app.config import one_line
 from fedddpm_app.federation.deadlines import patience
 from fedddpm_app.federation.errors import ActorLostError
-from fedddpm_app.federation.flower_internals import UNREADABLE, ErrorCode, set_source, wait_for_stop
-from fedddpm_app.federation.participants import is_deployed
+from fedddpm_app.federation.flower_internals import UNREADABLE, ErrorCode, is_deployed, set_source, wait_for_stop
 from fedddpm_app.federation.reasons import DEAD_ACTOR, is_dead_actor
 
 FIRST_POLL_SECONDS = 0.005

@@ -4,6 +4,7 @@
 round are known to nobody before the account says that they are spent.
 """
 
+import math
 from collections.abc import Iterable
 
 import torch
@@ -68,7 +69,9 @@ class NoisyTraining(Training):
         privacy.adapt(num_small, len(accepted), self._round)
         reply = mean_reply(cast_like(mean, start), start, {}, max(1, sum(reply.num_examples for reply in accepted)))
         aggregated = strategy.aggregate(self._round, iter([reply]))
-        return self.finish(aggregated, accepted, accepted, stream.left_out("train"))
+        finished = self.finish(aggregated, accepted, accepted, stream.left_out("train"))
+        strategy.train_loss = math.nan  # it has no noise, which a result of the algorithm must have
+        return finished
 
     def _clipped_sum(self, replies: Iterable[Reply]) -> tuple[Weights, int]:
         """Return the sum of the clipped updates, float64, and the number of those that the clip left as they were."""

@@ -5,13 +5,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 import numpy as np
 from flwr.app import Message
 
-from fedddpm_app.federation.flower_internals import Run, TaskType
 from fedddpm_app.seeding import derive_seed
-
-
-def is_deployed(run: Run) -> bool:
-    """Return whether a run's nodes are real SuperNodes instead of a simulation."""
-    return run.primary_task_type == TaskType.SERVER_APP
 
 
 def sample_partitions(

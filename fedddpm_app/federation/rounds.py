@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from fedddpm_app.federation.strategy import FederatedStrategy
 
 _flower = logging.getLogger("flwr")
-Evaluate = Callable[[int, ArrayRecord], MetricRecord | None]
+EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 class Rounds:
@@ -48,7 +48,7 @@ class Rounds:
         self._train_config = train_config
         self._evaluate_config = evaluate_config
 
-    def run(self, first: int, last: int, arrays: ArrayRecord, finish: Evaluate) -> Result:
+    def run(self, first: int, last: int, arrays: ArrayRecord, finish: EvaluateFn) -> Result:
         """Run the rounds ``first`` to ``last`` from the weights ``arrays``.
 
         ``finish`` is called after each round, and before round 1 with round 0, with the global weights; it returns the

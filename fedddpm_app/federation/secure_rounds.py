@@ -20,7 +20,6 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.exchanges import Training
 from fedddpm_app.federation.messaging import exchange
-from fedddpm_app.federation.participants import is_deployed
 from fedddpm_app.federation.records import (
     ARRAYS,
     KEYS,
@@ -178,9 +177,8 @@ class SecureTraining(Training):
         stream = ReplyStream(strategy.clients, replies, asked, f"round {self._round}", spec)
         accepted: list[Reply] = []
         arrived = collecting(stream.as_they_come(), accepted)
-        if is_deployed(strategy.grid.run):
-            arrived = with_progress(arrived, "train", self._round, strategy.config.run.num_rounds)
-        for reply in arrived:
+        num_rounds = strategy.config.run.num_rounds
+        for reply in with_progress(strategy.grid.run, arrived, "train", self._round, num_rounds):
             self._session.add(reply.partition_id, Vector.from_tensors(reply.load(MASKED)))
         self._refused |= stream.refused
         self._exclude_blamed(stream.refused)

@@ -32,7 +32,7 @@ from fedddpm_app.federation.privacy import Spending, first_run, is_private
 from fedddpm_app.federation.records import ARRAYS, to_arrays, to_weights
 from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.round_log import RoundLog
-from fedddpm_app.federation.rounds import Rounds
+from fedddpm_app.federation.rounds import EvaluateFn, Rounds
 from fedddpm_app.federation.secure_rounds import SecureTraining
 from fedddpm_app.federation.server_state import Checkpoints, load_models, load_named_state, named_state
 from fedddpm_app.federation.streaming import ReplyStream
@@ -45,8 +45,6 @@ from fedddpm_app.training.trainer import Trainer, create_trainer
 from fedddpm_app.transport import Transport
 from fedddpm_app.transport.outbox import Outbox
 from fedddpm_app.weights import ParameterNames, Weights
-
-EvaluateFn = Callable[[int, ArrayRecord], MetricRecord | None]
 
 
 class FederatedStrategy(AlgorithmDescription, FedAvg):
@@ -170,6 +168,12 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
     def broadcast(self, server_round: int) -> Mapping[str, Weights]:
         """Return the weights that clients receive in addition to the global weights, by name (here: none)."""
         return {}
+
+    @classmethod
+    def reads_single_replies(cls) -> str:
+        """Return the method among those below that a subclass overrides, and that gets single clients' weights."""
+        methods = ("aggregate", "check_reply", "exchanged")
+        return next((name for name in methods if getattr(cls, name) is not getattr(FederatedStrategy, name)), "")
 
     def exchanged(self, server_round: int, partitions: Sequence[int]) -> Mapping[int, Exchanged]:
         """Return the weights that the round exchanges with each client, both ways (here: all global weights, with all).

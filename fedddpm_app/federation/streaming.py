@@ -12,6 +12,7 @@ from flwr.app import Message, MetricRecord
 
 from fedddpm_app.config import one_line
 from fedddpm_app.federation.errors import TooFewRepliesError
+from fedddpm_app.federation.flower_internals import Run, is_deployed
 from fedddpm_app.federation.records import ARRAYS, METRICS
 from fedddpm_app.federation.replies import GONE, Reply, ReplyDeclinedError, ReplyRefusedError, ReplySpec
 from fedddpm_app.progress import ProgressEvent, logger, report
@@ -196,16 +197,25 @@ class ReplyStream:
 
 
 def with_progress(
-    replies: Iterator[Reply], phase: str, server_round: int | None = None, num_rounds: int | None = None
+    run: Run, replies: Iterator[Reply], phase: str, server_round: int | None = None, num_rounds: int | None = None
 ) -> Iterator[Reply]:
-    """Yield replies, and report each client as done: in a deployment, a client's log lines stay on its host."""
+    """Yield replies, and report each client as done, see ``report_done``."""
     for reply in replies:
-        count, loss = reply.number("steps"), reply.number("loss")
-        steps = 0 if math.isnan(count) else int(count)  # an algorithm need not have this metric
-        known = None if math.isnan(loss) else loss  # a private training reports none, a masked one is not known
-        report(ProgressEvent(phase, steps, steps, 0, known, reply.partition_id, server_round, num_rounds))
+        report_done(run, reply, phase, server_round, num_rounds)
         yield reply
         del reply
+
+
+def report_done(
+    run: Run, reply: Reply, phase: str, server_round: int | None = None, num_rounds: int | None = None
+) -> None:
+    """Report a client as done in a deployment, where its log lines stay on its host."""
+    if not is_deployed(run):
+        return
+    count, loss = reply.number("steps"), reply.number("loss")
+    steps = 0 if math.isnan(count) else int(count)  # an algorithm need not have this metric
+    known = None if math.isnan(loss) else loss  # a private training reports none, a masked one is not known
+    report(ProgressEvent(phase, steps, steps, 0, known, reply.partition_id, server_round, num_rounds))
 
 
 def collecting(replies: Iterator[Reply], into: list[Reply]) -> Iterator[Reply]:

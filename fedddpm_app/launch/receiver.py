@@ -19,7 +19,6 @@ from fedddpm_app.launch.delivery import MARK
 
 _REASONS = {"size": "it is too large", "link": "it is a link, or has several names", "special": "it is no plain file"}
 _MAX_BYTES = 1 << 60  # of a file that is only named
-_ERROR_CHARACTERS = 500
 
 
 class FetchError(RuntimeError):

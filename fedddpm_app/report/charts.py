@@ -13,7 +13,6 @@ from fedddpm_app.recording.curves import WIDE
 from fedddpm_app.recording.style import HEAT_MAP
 from fedddpm_app.report.encodings import HEIGHT, colour_scale, finished, legend, tips
 
-BY_COST = ("round", "steps", "mb")  # the x axes that a reader of a chart over the rounds can choose
 _DASHES: Mapping[str, list[int]] = {"-": [1, 0], "--": [6, 4], ":": [2, 3], "-.": [6, 3, 2, 3]}
 _FEW_ROUNDS = 8
 _MANY = 60  # points of a line: with more, only those under the pointer are marked

@@ -73,11 +73,6 @@ class ClientSession:
         """The examples that the client said it has."""
         return int(self._store["num-examples"])
 
-    @property
-    def num_participants(self) -> int:
-        """The clients that got each other's keys."""
-        return len(self._store["participants"])
-
     def publish(self, session: bytes, num_examples: int) -> PublicKeys:
         """Begin a session with new keys, and forget the one before; return what the others may know (step 1)."""
         mask, seal = KeyPair.generate(), KeyPair.generate()

@@ -4,6 +4,7 @@ import itertools
 import logging
 import random
 import weakref
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from fedddpm_app.config import TransportConfig
 from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.clients import Clients
+from fedddpm_app.federation.flower_internals import TaskType
 from fedddpm_app.federation.messaging import exchange
 from fedddpm_app.federation.participants import Participants
 from fedddpm_app.federation.replies import ReplySpec
@@ -144,7 +146,8 @@ def test_the_progress_of_an_algorithm_without_steps_is_reported(clients):
     del replies[0].content["metrics"]["steps"]
     spec = ReplySpec({"arrays": clients.transport.expect(WEIGHTS)}, ("loss",))
     seen = ReplyStream(clients, replies, [0], "round 1", spec)
-    assert [r.partition_id for r in with_progress(seen.as_they_come(), "train", 1, 1)] == [0]
+    run = SimpleNamespace(primary_task_type=TaskType.SERVER_APP)
+    assert [r.partition_id for r in with_progress(run, seen.as_they_come(), "train", 1, 1)] == [0]
 
 
 def test_no_more_messages_are_under_way_than_asked_for(grid):
