@@ -28,11 +28,11 @@ from fedddpm_app.client.setup import ClientSetup
 from fedddpm_app.client.worker import LocalResult
 from fedddpm_app.config import Config, default_run_config, load_config
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.federation.records import to_arrays
+from fedddpm_app.federation.messages.records import to_arrays
 from fedddpm_app.inprocess.simulate import MemoryRecorder
 from fedddpm_app.recording.checkpoints import CheckpointWriter
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
-from fedddpm_app.training.privacy import Ledger
+from fedddpm_app.training.privacy_ledger import PrivacyLedger
 from fedddpm_app.weights import Weights, num_bytes, snapshot
 
 VARIABLE = "FEDDDPM_ECHO"
@@ -79,7 +79,7 @@ class Echo:
 class Echoing:
     """Replaces the worker: its training returns the received weights."""
 
-    def train(self, hook: TrainingHook, ledger: Ledger | None = None) -> LocalResult:
+    def train(self, hook: TrainingHook, ledger: PrivacyLedger | None = None) -> LocalResult:
         """Return the weights that training would start from."""
         return LocalResult(TrainResult(hook.start_weights(), 0.0, 0.0, 1, 0.0), 100)
 

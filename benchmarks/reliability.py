@@ -23,7 +23,7 @@ from benchmarks.report import Report, main
 from benchmarks.transport import run_echo
 from fedddpm_app.config import TransportConfig
 from fedddpm_app.diffusion.unet import create_unet
-from fedddpm_app.federation.replies import ReplySpec, accept_reply
+from fedddpm_app.federation.messages.replies import ReplySpec, accept_reply
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.recording.checkpoints import CheckpointWriter

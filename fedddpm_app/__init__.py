@@ -9,8 +9,8 @@ if TYPE_CHECKING:
     from fedddpm_app.config import Config, ConfigError, load_config
     from fedddpm_app.diffusion.conditional import ClassConditionalPipeline
     from fedddpm_app.federation.errors import RoundFailedError
-    from fedddpm_app.federation.exchanged import Exchanged
-    from fedddpm_app.federation.replies import Reply, ReplyRefusedError
+    from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
+    from fedddpm_app.federation.rounds.exchanged import Exchanged
     from fedddpm_app.federation.strategy import FederatedStrategy
     from fedddpm_app.inprocess.simulate import simulate
     from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
@@ -26,12 +26,12 @@ _MODULES = {
     "ClientAction": "training.actions",
     "Config": "config",
     "ConfigError": "config",
-    "Exchanged": "federation.exchanged",
+    "Exchanged": "federation.rounds.exchanged",
     "FedDDPM": "algorithms.fedddpm",
     "FedDDPMPlus": "algorithms.fedddpm_plus",
     "FederatedStrategy": "federation.strategy",
-    "Reply": "federation.replies",
-    "ReplyRefusedError": "federation.replies",
+    "Reply": "federation.messages.replies",
+    "ReplyRefusedError": "federation.messages.replies",
     "RoundFailedError": "federation.errors",
     "RunningMean": "weights",
     "TrainResult": "training.hooks",

@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from fedddpm_app.cli import app as cli
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.messaging import StreamingGrid, exchange
+from fedddpm_app.federation.messages.messaging import StreamingGrid, exchange
 from fedddpm_app.launch.simulation import Stopped
 from fedddpm_app.recording.recorder import RunRecorder
 

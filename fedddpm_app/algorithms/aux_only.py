@@ -12,7 +12,7 @@ Deviations: none; it is our control.
 
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.federation.participants import sample_partitions
+from fedddpm_app.federation.nodes.participants import sample_partitions
 
 
 class AuxiliaryOnly(FedDDPM):

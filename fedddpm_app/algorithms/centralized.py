@@ -14,7 +14,7 @@ from fedddpm_app import progress
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.federation.cost import Cost
-from fedddpm_app.federation.participants import sample_partitions
+from fedddpm_app.federation.nodes.participants import sample_partitions
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.weights import Weights

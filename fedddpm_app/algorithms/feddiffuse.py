@@ -42,9 +42,9 @@ from fedddpm_app.config import Config, ConfigError, DataConfig, UNetConfig
 from fedddpm_app.diffusion.parts import BOTTLENECK, DECODER, ENCODER, PARTS, parts
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.federation.cost import Cost
-from fedddpm_app.federation.exchanged import Exchanged
+from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.federation.own_models import COLLECT, NAME, collect_own_models, own_model
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.rounds.exchanged import Exchanged
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction

@@ -16,7 +16,7 @@ w_i, from which the server computes d_i. Buffers that have no gradient are avera
 from collections.abc import Iterator
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.federation.replies import Reply, ReplyRefusedError
+from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.optimization import gradient_weight, learning_rate_factor
 from fedddpm_app.weights import RunningMean, Weights

@@ -45,9 +45,9 @@ from fedddpm_app.diffusion.pruning import channel_norms, check_prunable, prunabl
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.federation.architecture import Reshape
 from fedddpm_app.federation.cost import Cost
-from fedddpm_app.federation.exchanged import Exchanged
-from fedddpm_app.federation.records import NUM_EXAMPLES
-from fedddpm_app.federation.replies import Reply, ReplyRefusedError
+from fedddpm_app.federation.messages.records import NUM_EXAMPLES
+from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
+from fedddpm_app.federation.rounds.exchanged import Exchanged
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.hierarchy.edges import EdgeStatistics
 from fedddpm_app.progress import note

@@ -16,7 +16,7 @@ from typing import Any
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.weights import Weights

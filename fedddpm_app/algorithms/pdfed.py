@@ -38,10 +38,10 @@ from fedddpm_app.diffusion.images import to_unit_range
 from fedddpm_app.diffusion.sampling import image_seeds, split_batches
 from fedddpm_app.diffusion.unet import is_denoiser
 from fedddpm_app.federation.cost import Cost
-from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.messages.records import ARRAYS, NUM_EXAMPLES
+from fedddpm_app.federation.messages.replies import Reply
+from fedddpm_app.federation.messages.streaming import report_done
 from fedddpm_app.federation.strategy import FederatedStrategy
-from fedddpm_app.federation.streaming import report_done
 from fedddpm_app.peers.cost import cost_of_peers, images_of_samples
 from fedddpm_app.peers.dedup import images_to_leave_out
 from fedddpm_app.peers.mail import MATCHED, NUMBER, SAMPLES, SCORE, SCORES, TRAIN

@@ -26,7 +26,7 @@ from torch import nn
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.training.hooks import TrainingHook, TrainResult

@@ -14,7 +14,7 @@ from fedddpm_app.config import Config, load_config
 from fedddpm_app.config.site import read_policy
 from fedddpm_app.data.settings import read_auto
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.federation.records import DATA_PATH
+from fedddpm_app.federation.messages.records import DATA_PATH
 from fedddpm_app.progress import configure_logging
 
 

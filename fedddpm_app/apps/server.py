@@ -21,7 +21,7 @@ from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.experiment.monitor import Monitor
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.flower_internals import is_deployed
-from fedddpm_app.federation.records import to_arrays
+from fedddpm_app.federation.messages.records import to_arrays
 from fedddpm_app.federation.security_log import NAME as SECURITY
 from fedddpm_app.federation.security_log import RESUMED, STARTED, SecurityLog
 from fedddpm_app.federation.server_state import MODEL

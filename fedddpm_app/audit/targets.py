@@ -24,7 +24,7 @@ from fedddpm_app.progress import note
 from fedddpm_app.recording.files import read_lines
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionRequest
-from fedddpm_app.training.privacy import Ledger
+from fedddpm_app.training.privacy_ledger import PrivacyLedger
 from fedddpm_app.training.trainer import create_trainer
 from fedddpm_app.transport.wire import down_dtype, get_wire
 from fedddpm_app.weights import Weights, load_into, snapshot
@@ -173,7 +173,7 @@ class Targets:
         trainer = create_trainer(config, task)
         purpose, server_round = ("pretrain", None) if images is None else ("audit", number)
         with cpu_threads(self._config.run.client_threads), TemporaryDirectory() as folder:
-            account = Ledger(Path(folder) / "again.json")
+            account = PrivacyLedger(Path(folder) / "again.json")
             request = ActionRequest(config, task, trainer, client, 0, start, ledger=account)
             result, _ = train_own(request, self._config.pretrain.steps, purpose, server_round)
         return self._model(self._sent(result.weights) if images is None else result.weights)

@@ -13,10 +13,10 @@ from fedddpm_app.auxiliary.uploads import COUNT, PretrainedModel, U, UploadFiles
 from fedddpm_app.federation.accounting import Span
 from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.messages.replies import Reply
+from fedddpm_app.federation.messages.streaming import ReplyStream, with_progress
 from fedddpm_app.federation.phases import START, finish_phase, finished_phase, forget_phase, replay_phase
-from fedddpm_app.federation.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
-from fedddpm_app.federation.streaming import ReplyStream, with_progress
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights
 

@@ -23,11 +23,11 @@ from fedddpm_app.auxiliary.share import batches_of
 from fedddpm_app.auxiliary.uploads import PretrainedModel
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied
 from fedddpm_app.diffusion.sampling import SampleBatch, split_batches
-from fedddpm_app.federation.actions import ActionCall
 from fedddpm_app.federation.cost import FORWARD
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.messaging import exchange_about
-from fedddpm_app.federation.replies import GONE, ReplyRefusedError
+from fedddpm_app.federation.messages.actions import ActionCall
+from fedddpm_app.federation.messages.messaging import exchange_about
+from fedddpm_app.federation.messages.replies import GONE, ReplyRefusedError
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import ProgressEvent, logger, report
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction, Value

@@ -16,8 +16,8 @@ from fedddpm_app.auxiliary.share import batches_again, batches_of
 from fedddpm_app.auxiliary.uploads import GENERATED, MEMORIZED_SHARE, REPLACED, Upload
 from fedddpm_app.config import Config
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied, concatenate
-from fedddpm_app.federation.records import NUM_EXAMPLES
-from fedddpm_app.federation.replies import Reply, ReplyRefusedError
+from fedddpm_app.federation.messages.records import NUM_EXAMPLES
+from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
 from fedddpm_app.training.declined import DeclinedError
 from fedddpm_app.weights import Weights

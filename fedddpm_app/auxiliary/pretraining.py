@@ -16,13 +16,13 @@ from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.sampling import SampleBatch
 from fedddpm_app.federation.cost import FORWARD, Cost, of_images
-from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
-from fedddpm_app.federation.replies import Reply, ReplyRefusedError
+from fedddpm_app.federation.messages.records import ARRAYS, NUM_EXAMPLES
+from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction, Metrics, Value
 from fedddpm_app.training.declined import DeclinedError
 from fedddpm_app.training.hooks import TrainResult
-from fedddpm_app.training.privacy import begin
+from fedddpm_app.training.privacy_ledger import begin
 from fedddpm_app.weights import Weights
 
 METRICS = (NUM_EXAMPLES, "loss", "final-loss", "steps")

@@ -10,8 +10,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
 from fedddpm_app.disk.durable import digest_of, publish, unfinished
-from fedddpm_app.federation.records import ARRAYS
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.messages.records import ARRAYS
+from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.progress import logger
 from fedddpm_app.training.privacy import DP_EPSILON, DP_EPSILON_TOTAL
 from fedddpm_app.weights import Weights

@@ -11,7 +11,7 @@ from fedddpm_app import weights as weights_module
 from fedddpm_app.auxiliary.uploads import HELD_OUT_LOSS, PretrainedModel
 from fedddpm_app.config import Config
 from fedddpm_app.federation.cost import FORWARD
-from fedddpm_app.federation.records import ARRAYS
+from fedddpm_app.federation.messages.records import ARRAYS
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger, note
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction

@@ -24,9 +24,8 @@ from fedddpm_app.client.setup import ClientSetup, SetUp, checked
 from fedddpm_app.client.state import ClientState, ClientStateError
 from fedddpm_app.client.worker import this_process
 from fedddpm_app.config import ConfigError, WireDtype, without_paths
-from fedddpm_app.federation.privacy import is_private
-from fedddpm_app.federation.reasons import declined
-from fedddpm_app.federation.records import (
+from fedddpm_app.federation.messages.reasons import declined
+from fedddpm_app.federation.messages.records import (
     ACTION,
     ARRAYS,
     CONFIG,
@@ -45,6 +44,7 @@ from fedddpm_app.federation.records import (
     VALUES,
     WORKER,
 )
+from fedddpm_app.federation.privacy.examples import is_private
 from fedddpm_app.progress import logger
 from fedddpm_app.training.actions import Metrics
 from fedddpm_app.training.declined import DeclinedError, TrainingDivergedError

@@ -12,7 +12,7 @@ from flwr.app import ConfigRecord, Context, Message
 
 from fedddpm_app.client.record import RunRecord
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.federation.records import (
+from fedddpm_app.federation.messages.records import (
     KEYS,
     MASKED,
     NUM_EXAMPLES,

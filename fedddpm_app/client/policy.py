@@ -6,7 +6,7 @@ from dataclasses import replace
 from fedddpm_app.config import Config, PrivatePhase
 from fedddpm_app.config.fields import Scalar
 from fedddpm_app.config.site import SitePolicy
-from fedddpm_app.federation.records import ARRAYS, DATA_PATH
+from fedddpm_app.federation.messages.records import ARRAYS, DATA_PATH
 from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.training.declined import DeclinedError
 

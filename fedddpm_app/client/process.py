@@ -24,7 +24,7 @@ from typing import IO
 from flwr.app import Context, Message
 
 from fedddpm_app.client.outcomes import Answer, Failure, receive, send
-from fedddpm_app.federation.deadlines import START_SECONDS, seconds_left, seconds_to_work, time_limit
+from fedddpm_app.federation.messages.deadlines import START_SECONDS, seconds_left, seconds_to_work, time_limit
 
 _START_SECONDS = 600.0  # for the imports of a process; then it hangs, and is replaced
 _EXIT_SECONDS = 10.0  # for a process that closed its connection to exit; a large one needs a moment

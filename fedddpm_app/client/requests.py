@@ -8,9 +8,9 @@ from fedddpm_app.client.record import RunRecord
 from fedddpm_app.client.setup import ClientSetup
 from fedddpm_app.client.state import state_folder
 from fedddpm_app.config import ConfigError
-from fedddpm_app.federation.records import ACTION, ARRAYS, CONFIG, EXCHANGE, PARTITION_ID, RETURNED, STATE_RUN
-from fedddpm_app.federation.secure_checks import PRETRAIN, sends_own_models
-from fedddpm_app.training.privacy import Ledger
+from fedddpm_app.federation.messages.records import ACTION, ARRAYS, CONFIG, EXCHANGE, PARTITION_ID, RETURNED, STATE_RUN
+from fedddpm_app.federation.privacy.secure_checks import PRETRAIN, sends_own_models
+from fedddpm_app.training.privacy_ledger import PrivacyLedger
 from fedddpm_app.weights import Weights, digest
 
 _DEFAULT = ".default"  # Flower takes "train.default" for "train"
@@ -81,11 +81,11 @@ def check_returned(setup: ClientSetup, message: Message) -> None:
         )
 
 
-def ledger_of(setup: ClientSetup, message: Message, context: Context) -> Ledger | None:
+def ledger_of(setup: ClientSetup, message: Message, context: Context) -> PrivacyLedger | None:
     """Return the client's record of the privacy that it has spent in this run; None for a run that is not private."""
     if not setup.config.dp.is_on:
         return None
     run = str(int(text_in(message, STATE_RUN)))
     RunRecord(setup.config, context, partition_of(context)).check_account(run)
     name = f"run-{run}-client-{partition_of(context):04d}.json"
-    return Ledger(state_folder(setup.config) / "privacy" / name)
+    return PrivacyLedger(state_folder(setup.config) / "privacy" / name)

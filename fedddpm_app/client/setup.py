@@ -8,7 +8,7 @@ from flwr.app import Context
 from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.config.site import SitePolicy
-from fedddpm_app.federation.records import NUM_PARTITIONS
+from fedddpm_app.federation.messages.records import NUM_PARTITIONS
 from fedddpm_app.federation.strategy import FederatedStrategy
 
 

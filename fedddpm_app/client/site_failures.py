@@ -10,8 +10,8 @@ from flwr.app import Context, Error, Message
 from fedddpm_app.client.policy import is_site
 from fedddpm_app.config import without_paths
 from fedddpm_app.federation.flower_internals import ErrorCode
-from fedddpm_app.federation.reasons import OWN
-from fedddpm_app.federation.records import PARTITION_ID
+from fedddpm_app.federation.messages.reasons import OWN
+from fedddpm_app.federation.messages.records import PARTITION_ID
 from fedddpm_app.progress import configure_logging, logger
 
 _IN_THE_LOG = "the log of its SuperNode has the text of this error"

@@ -20,7 +20,7 @@ from fedddpm_app.seeding import derive_seed
 from fedddpm_app.shapes import fits
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction, Value
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
-from fedddpm_app.training.privacy import Ledger, begin
+from fedddpm_app.training.privacy_ledger import PrivacyLedger, begin
 from fedddpm_app.training.task import Task
 from fedddpm_app.training.trainer import create_trainer
 from fedddpm_app.weights import Weights
@@ -50,7 +50,7 @@ class Worker:
         self.task = task
         self.trainer = create_trainer(config, task)
 
-    def train(self, hook: TrainingHook, ledger: Ledger | None = None) -> LocalResult:
+    def train(self, hook: TrainingHook, ledger: PrivacyLedger | None = None) -> LocalResult:
         """Train one client's round; ``hook`` is the algorithm's hook for that round.
 
         ``ledger`` is where a private training writes what it spends.
@@ -90,7 +90,7 @@ class Worker:
         weights: Weights,
         values: Mapping[str, Value],
         state: Mapping[str, Weights] = types.MappingProxyType({}),
-        ledger: Ledger | None = None,
+        ledger: PrivacyLedger | None = None,
     ) -> ActionAnswer:
         """Run one of the strategy's client actions; see ``ActionRequest``."""
         self._fit(weights)

@@ -22,7 +22,7 @@ from fedddpm_app.evaluation.evaluator import Evaluator
 from fedddpm_app.evaluation.metrics import Metric
 from fedddpm_app.experiment.assessment import Assessment
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.federation.records import to_weights
+from fedddpm_app.federation.messages.records import to_weights
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import write_json, writing

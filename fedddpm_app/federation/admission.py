@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from fedddpm_app.config import AdmissionConfig, Config
-from fedddpm_app.federation.records import NUM_EXAMPLES
-from fedddpm_app.federation.replies import Reply, ReplyRefusedError
+from fedddpm_app.federation.messages.records import NUM_EXAMPLES
+from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
 from fedddpm_app.progress import logger
 
 _LEAST_NORMS = 3  # fewer accepted norms have no median to rely on

@@ -33,8 +33,8 @@ from flwr.serverapp.strategy import (
 )
 
 from fedddpm_app.config import AggregatorName, Config, ConfigError
-from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES, to_arrays, to_weights
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.messages.records import ARRAYS, METRICS, NUM_EXAMPLES, to_arrays, to_weights
+from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights, num_bytes, select, weighted_mean
 

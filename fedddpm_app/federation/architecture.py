@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from fedddpm_app import shapes
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.records import ARRAYS
+from fedddpm_app.federation.messages.records import ARRAYS
 from fedddpm_app.federation.server_state import MODEL
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights

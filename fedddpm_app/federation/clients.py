@@ -13,16 +13,16 @@ from flwr.serverapp import Grid
 from fedddpm_app.config import Config
 from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.admission import Admission
-from fedddpm_app.federation.bindings import NOT_ITS_OWN, Bindings
-from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.errors import ActorLostError
 from fedddpm_app.federation.flower_internals import is_deployed
-from fedddpm_app.federation.messaging import exchange
-from fedddpm_app.federation.participants import Participants
+from fedddpm_app.federation.messages.deadlines import time_to_live
+from fedddpm_app.federation.messages.messaging import exchange
+from fedddpm_app.federation.messages.records import ARRAYS, EXCHANGE, FORGET, RETURNED, request
+from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError, ReplySpec, accept_reply
+from fedddpm_app.federation.nodes.bindings import NOT_ITS_OWN, Bindings
+from fedddpm_app.federation.nodes.participants import Participants
+from fedddpm_app.federation.nodes.roll_call import RollCall
 from fedddpm_app.federation.ports import Recorder
-from fedddpm_app.federation.records import ARRAYS, EXCHANGE, FORGET, RETURNED, request
-from fedddpm_app.federation.replies import Reply, ReplyRefusedError, ReplySpec, accept_reply
-from fedddpm_app.federation.roll_call import RollCall
 from fedddpm_app.federation.security_log import NAME as SECURITY
 from fedddpm_app.federation.security_log import WITHHELD, SecurityLog
 from fedddpm_app.progress import logger

@@ -8,10 +8,10 @@ from torch import nn
 
 from fedddpm_app.config import Config, ConfigError, keys_of_algorithms
 from fedddpm_app.federation.aggregation import check_rule
-from fedddpm_app.federation.client_privacy import check_clients_private
 from fedddpm_app.federation.cost import Cost, of_images
-from fedddpm_app.federation.privacy import check_private
-from fedddpm_app.federation.secure_checks import check_secure
+from fedddpm_app.federation.privacy.clients import check_clients_private
+from fedddpm_app.federation.privacy.examples import check_private
+from fedddpm_app.federation.privacy.secure_checks import check_secure
 from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.training.hooks import TrainingHook
 

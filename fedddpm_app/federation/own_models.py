@@ -7,7 +7,7 @@ The models travel in full precision, whatever ``wire-dtype``. Their bytes are ``
 from typing import TYPE_CHECKING
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.federation.records import ARRAYS, OWN_MODEL
+from fedddpm_app.federation.messages.records import ARRAYS, OWN_MODEL
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
 from fedddpm_app.weights import Weights
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 
 from fedddpm_app.config import one_line
 from fedddpm_app.disk.security import entry_of
-from fedddpm_app.federation.replies import ReplyDeclinedError, ReplyRefusedError
+from fedddpm_app.federation.messages.replies import ReplyDeclinedError, ReplyRefusedError
 
 NAME = "security.jsonl"
 

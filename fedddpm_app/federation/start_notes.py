@@ -3,9 +3,9 @@
 from collections.abc import Mapping
 
 from fedddpm_app.config import SAMPLER_KEYS, Config, Scalar, TrainingConfig, keys_without_effect, report_unused
-from fedddpm_app.federation.client_privacy import notes_on_clients
-from fedddpm_app.federation.privacy import notes_on_privacy
-from fedddpm_app.federation.secure_checks import note_on_models
+from fedddpm_app.federation.privacy.clients import notes_on_clients
+from fedddpm_app.federation.privacy.examples import notes_on_privacy
+from fedddpm_app.federation.privacy.secure_checks import note_on_models
 from fedddpm_app.federation.strategy import FederatedStrategy
 
 _LARGE_SHARE = 0.5

@@ -14,29 +14,30 @@ from fedddpm_app.apportion import Shares
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.federation.accounting import Accounting
-from fedddpm_app.federation.actions import NO_RECORDS, NO_VALUES, ActionCall
 from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.aggregation import AggregationRule
 from fedddpm_app.federation.architecture import Reshape, follow_change, restore_architecture
-from fedddpm_app.federation.client_privacy import ClientPrivacy
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.cost import images_per_step
 from fedddpm_app.federation.description import AlgorithmDescription
 from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError, check_finite
-from fedddpm_app.federation.exchanged import Exchanged
-from fedddpm_app.federation.exchanges import Evaluation, Training
-from fedddpm_app.federation.messaging import StreamingGrid
-from fedddpm_app.federation.noisy_rounds import NoisyTraining
+from fedddpm_app.federation.messages.actions import NO_RECORDS, NO_VALUES, ActionCall
+from fedddpm_app.federation.messages.messaging import StreamingGrid
+from fedddpm_app.federation.messages.records import ARRAYS, to_arrays, to_weights
+from fedddpm_app.federation.messages.replies import Reply
+from fedddpm_app.federation.messages.streaming import ReplyStream
+from fedddpm_app.federation.nodes.survey import survey_sites
 from fedddpm_app.federation.ports import Recorder
-from fedddpm_app.federation.privacy import Spending, first_run, is_private
-from fedddpm_app.federation.records import ARRAYS, to_arrays, to_weights
-from fedddpm_app.federation.replies import Reply
-from fedddpm_app.federation.round_log import RoundLog
-from fedddpm_app.federation.rounds import EvaluateFn, Rounds
-from fedddpm_app.federation.secure_rounds import SecureTraining
+from fedddpm_app.federation.privacy.clients import ClientPrivacy
+from fedddpm_app.federation.privacy.examples import Spending, first_run, is_private
+from fedddpm_app.federation.rounds.evaluation import RoundEvaluation
+from fedddpm_app.federation.rounds.exchanged import Exchanged
+from fedddpm_app.federation.rounds.loop import EvaluateFn, Rounds
+from fedddpm_app.federation.rounds.noisy_training import NoisyTraining
+from fedddpm_app.federation.rounds.round_log import RoundLog
+from fedddpm_app.federation.rounds.secure_training import SecureTraining
+from fedddpm_app.federation.rounds.training import RoundTraining
 from fedddpm_app.federation.server_state import Checkpoints, load_models, load_named_state, named_state
-from fedddpm_app.federation.streaming import ReplyStream
-from fedddpm_app.federation.survey import survey_sites
 from fedddpm_app.progress import logger
 from fedddpm_app.training.actions import Value
 from fedddpm_app.training.privacy import private_metrics
@@ -411,16 +412,16 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         return to_arrays(follow_change(self, server_round, weights)), metrics
 
     @property
-    def _kind_of_training(self) -> type[Training]:
+    def _kind_of_training(self) -> type[RoundTraining]:
         if self.config.client_dp.budget.is_private:
             return NoisyTraining
-        return SecureTraining if self.config.secure.aggregation else Training
+        return SecureTraining if self.config.secure.aggregation else RoundTraining
 
     def configure_evaluate(
         self, server_round: int, arrays: ArrayRecord, config: ConfigRecord, grid: Grid
     ) -> Iterable[Message]:
         """Ask the round's clients for their held-out loss, if an evaluation is due."""
-        self._evaluation = Evaluation(self, server_round)
+        self._evaluation = RoundEvaluation(self, server_round)
         return self._evaluation.messages(arrays)
 
     def aggregate_evaluate(self, server_round: int, replies: Iterable[Message]) -> MetricRecord | None:

@@ -19,7 +19,7 @@ from flwr.serverapp import Grid, ServerApp
 from fedddpm_app.config import Scalar, one_line
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.flower_internals import NodeInfo, Run, TaskIdentity, TaskType, set_message_id
-from fedddpm_app.federation.records import NUM_PARTITIONS, PARTITION_ID
+from fedddpm_app.federation.messages.records import NUM_PARTITIONS, PARTITION_ID
 from fedddpm_app.progress import logger
 
 _FIRST_NODE = 1000

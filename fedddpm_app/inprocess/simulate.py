@@ -24,7 +24,7 @@ from fedddpm_app.client.setup import ClientSetup
 from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.device import resolve_device
-from fedddpm_app.federation.records import to_arrays, to_weights
+from fedddpm_app.federation.messages.records import to_arrays, to_weights
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.inprocess.hyperparameters import configure

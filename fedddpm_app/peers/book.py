@@ -6,8 +6,8 @@ from typing import Any
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import ConfigError
 from fedddpm_app.config.pdfed import PDFedConfig
+from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.federation.ports import Recorder
-from fedddpm_app.federation.replies import Reply
 from fedddpm_app.peers.board import Submission
 from fedddpm_app.peers.ledger import NAME, Ledger
 from fedddpm_app.peers.rules import LedgerError

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from fedddpm_app.config import Config
 from fedddpm_app.diffusion.unet import images_as_models
 from fedddpm_app.federation.cost import FORWARD, Cost, of_images
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 
 from fedddpm_app.config import one_line
-from fedddpm_app.federation.conversation import Answer, Conversation
-from fedddpm_app.federation.records import ARRAYS
-from fedddpm_app.federation.replies import Reply, ReplyRefusedError
+from fedddpm_app.federation.messages.conversation import Answer, Conversation
+from fedddpm_app.federation.messages.records import ARRAYS
+from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.peers.board import Submission
 from fedddpm_app.peers.cost import most_steps

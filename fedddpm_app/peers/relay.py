@@ -14,8 +14,8 @@ from functools import cached_property
 from fedddpm_app import weights as weights_module
 from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError
 from fedddpm_app.federation.flower_internals import is_deployed
-from fedddpm_app.federation.records import ARRAYS
-from fedddpm_app.federation.replies import GONE, Reply, ReplyRefusedError
+from fedddpm_app.federation.messages.records import ARRAYS
+from fedddpm_app.federation.messages.replies import GONE, Reply, ReplyRefusedError
 from fedddpm_app.federation.security_log import LEFT
 from fedddpm_app.federation.server_state import load_named_state, named_state
 from fedddpm_app.federation.strategy import FederatedStrategy

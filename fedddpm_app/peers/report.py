@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.peers.board import Board
 from fedddpm_app.peers.relay import Relay
 

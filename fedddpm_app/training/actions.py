@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 from fedddpm_app.config import Config
-from fedddpm_app.training.privacy import Ledger, private_metrics
+from fedddpm_app.training.privacy import private_metrics
+from fedddpm_app.training.privacy_ledger import PrivacyLedger
 from fedddpm_app.training.task import Task
 from fedddpm_app.training.trainer import Trainer
 from fedddpm_app.weights import Weights
@@ -39,7 +40,7 @@ class ActionRequest:
         Further values that the server sent.
     state : mapping of str to Weights
         The records that this client kept in its last accepted round; empty before it. An action does not change them.
-    ledger : Ledger or None
+    ledger : PrivacyLedger or None
         Where a private training writes what it spends.
     """
 
@@ -51,7 +52,7 @@ class ActionRequest:
     weights: Weights = field(default_factory=dict)
     values: Mapping[str, Value] = field(default_factory=dict)
     state: Mapping[str, Weights] = field(default_factory=dict)
-    ledger: Ledger | None = None
+    ledger: PrivacyLedger | None = None
 
 
 @dataclass(frozen=True)

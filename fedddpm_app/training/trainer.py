@@ -23,41 +23,14 @@ from fedddpm_app.progress import StepReport, StepReporter
 from fedddpm_app.seeding import split_seed
 from fedddpm_app.shapes import fit_model
 from fedddpm_app.training.acceleration import PLAIN, Acceleration, choose, compiled, is_watched
+from fedddpm_app.training.batches import shuffled_batches
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.training.optimization import create_optimizer, create_schedule, learning_rate_factor, reset_optimizer
 from fedddpm_app.training.privacy import Privacy
-from fedddpm_app.training.private import PrivateGradients
+from fedddpm_app.training.private_gradients import PrivateGradients
 from fedddpm_app.training.secret import secret_generator
 from fedddpm_app.training.task import Batch, LossFn, StreamedData, Task, TrainingData
 from fedddpm_app.weights import Weights
-
-
-def shuffled_batches(
-    count: int, batch_size: int, generator: torch.Generator, device: torch.device | None = None
-) -> Iterator[Tensor]:
-    """Yield index batches without end, all of one shape, from successive random permutations.
-
-    Parameters
-    ----------
-    count : int
-        Number of examples, >= 1.
-    batch_size : int
-        Indices per batch; a batch may continue into the next permutation. 0 yields all examples, in order.
-    generator : torch.Generator
-        On the CPU.
-    device : torch.device, optional
-        Device of the batches; each permutation is copied there once.
-    """
-    if count < 1:
-        raise ValueError("there are no examples to train on")
-    while batch_size == 0:
-        yield torch.arange(count, device=device)
-    pending = torch.empty(0, dtype=torch.int64, device=device)
-    while True:
-        while len(pending) < batch_size:
-            pending = torch.cat([pending, torch.randperm(count, generator=generator).to(pending.device)])
-        yield pending[:batch_size]
-        pending = pending[batch_size:]
 
 
 def _batches(data: TrainingData, order: Iterator[Tensor], steps: int, generator: torch.Generator) -> Iterator[Batch]:
@@ -151,7 +124,7 @@ class Trainer:
         keep_optimizer : bool
             Continue with the optimiser state of the last training instead of a new state.
         privacy : Privacy, optional
-            Makes the gradients private, see ``private.PrivateGradients``: Poisson batches replace those of
+            Makes the gradients private, see ``private_gradients.PrivateGradients``: Poisson batches replace those of
             ``batch_size``, clipping per example replaces ``gradient-clip``, and the hook's ``add_to_loss`` is not
             called. If the noise is secret, the operating system's randomness replaces ``seed``.
         on_report : callable, optional

@@ -7,7 +7,7 @@ from flwr.app import Error, Message
 
 from fedddpm_app.algorithms.pdfed import PDFed, train_peer
 from fedddpm_app.federation.flower_internals import ErrorCode
-from fedddpm_app.federation.records import ARRAYS, NUM_EXAMPLES
+from fedddpm_app.federation.messages.records import ARRAYS, NUM_EXAMPLES
 from fedddpm_app.inprocess import simulate as engine
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.inprocess.simulate import simulate

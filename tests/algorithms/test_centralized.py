@@ -6,7 +6,7 @@ import torch
 
 from fedddpm_app.algorithms.centralized import Centralized
 from fedddpm_app.config import load_config
-from fedddpm_app.federation.participants import Participants
+from fedddpm_app.federation.nodes.participants import Participants
 from tests.algorithms.problems import (
     CLIENTS,
     RATE,

@@ -20,7 +20,7 @@ from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation import deadlines
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.records import to_arrays, to_weights
+from fedddpm_app.federation.messages.records import to_arrays, to_weights
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.training.hooks import LocalRound, TrainingHook

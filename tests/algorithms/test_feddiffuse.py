@@ -22,9 +22,9 @@ from fedddpm_app.diffusion.parts import BOTTLENECK, DECODER, ENCODER, PARTS, par
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.evaluation.denoising import denoising_loss
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation.messages.records import to_arrays
+from fedddpm_app.federation.nodes.participants import Participants
 from fedddpm_app.federation.own_models import collect_own_models
-from fedddpm_app.federation.participants import Participants
-from fedddpm_app.federation.records import to_arrays
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.inprocess.simulate import simulate

@@ -6,7 +6,7 @@ import torch
 
 from fedddpm_app.algorithms.feddyn import DUAL, FedDyn, FedDynHook
 from fedddpm_app.config import default_run_config, load_config
-from fedddpm_app.federation.participants import Participants
+from fedddpm_app.federation.nodes.participants import Participants
 from fedddpm_app.training.hooks import LocalRound
 from tests.algorithms.problems import (
     CLIENTS,

@@ -18,7 +18,7 @@ from fedddpm_app.config import ConfigError, default_run_config, load_config
 from fedddpm_app.diffusion.pruning import channel_norms, prunable_weights
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.federation.replies import ReplyRefusedError
+from fedddpm_app.federation.messages.replies import ReplyRefusedError
 from fedddpm_app.hierarchy.edges import EdgeStatistics
 from fedddpm_app.inprocess.grid import InProcessGrid, run_inprocess
 from fedddpm_app.inprocess.simulate import simulate

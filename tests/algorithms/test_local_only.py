@@ -13,8 +13,8 @@ from fedddpm_app.config import load_config
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.evaluation.denoising import denoising_loss
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.federation.participants import Participants
-from fedddpm_app.federation.records import to_arrays
+from fedddpm_app.federation.messages.records import to_arrays
+from fedddpm_app.federation.nodes.participants import Participants
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.weights import load_into, snapshot

@@ -9,7 +9,7 @@ import torch
 from fedddpm_app import weights as weights_module
 from fedddpm_app.algorithms.scaffold import VARIATE, Scaffold, ScaffoldHook, option_of
 from fedddpm_app.config import ConfigError, default_run_config, load_config
-from fedddpm_app.federation.participants import Participants
+from fedddpm_app.federation.nodes.participants import Participants
 from fedddpm_app.inprocess.task import as_training_data
 from fedddpm_app.training.trainer import Trainer
 from tests.algorithms.problems import (

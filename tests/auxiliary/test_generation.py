@@ -24,7 +24,7 @@ from fedddpm_app.federation import deadlines
 from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.roll_call import RollCall
+from fedddpm_app.federation.nodes.roll_call import RollCall
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.transport import Transport

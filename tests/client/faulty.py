@@ -13,8 +13,8 @@ from pathlib import Path
 from flwr.app import ConfigRecord, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
-from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.flower_internals import TaskIdentity
+from fedddpm_app.federation.messages.deadlines import time_to_live
 
 
 class UnpicklableError(RuntimeError):

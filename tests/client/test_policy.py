@@ -14,7 +14,7 @@ from fedddpm_app.client.policy import check_action, stricter
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.config.site import SitePolicy, read_policy
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.records import CONFIG, METRICS, SERVER_ROUND
+from fedddpm_app.federation.messages.records import CONFIG, METRICS, SERVER_ROUND
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.training.declined import DeclinedError
 

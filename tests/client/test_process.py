@@ -14,7 +14,7 @@ from flwr.app import Context, Message, RecordDict
 
 from fedddpm_app.client.forwarding import ForwardingClientApp
 from fedddpm_app.client.process import ClientProcess, ClientProcessError
-from fedddpm_app.federation.deadlines import TIME_LIMIT, seconds_left, seconds_to_work, time_limit
+from fedddpm_app.federation.messages.deadlines import TIME_LIMIT, seconds_left, seconds_to_work, time_limit
 from tests.client.faulty import FAULTS, message_of
 from tests.conftest import ROOT
 
@@ -160,7 +160,7 @@ def test_the_time_limit_counts_from_the_start_of_the_work(process, context, monk
     message.content["config"][TIME_LIMIT] = 10.0
     for waited, left in ((0, 9.0), (360, 9.0), (365, 4.0), (371, -2.0)):
         began = message.metadata.created_at + waited
-        monkeypatch.setattr("fedddpm_app.federation.deadlines.time.time", lambda began=began: began)
+        monkeypatch.setattr("fedddpm_app.federation.messages.deadlines.time.time", lambda began=began: began)
         assert seconds_to_work(message) == pytest.approx(left)
     with pytest.raises(ClientProcessError, match=r"waited for a free actor, and did not start before"):
         process.answer(message, context)

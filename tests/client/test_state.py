@@ -15,8 +15,8 @@ from fedddpm_app.client.state import ClientState, ClientStateError
 from fedddpm_app.config import default_run_config, load_config
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.records import to_arrays
-from fedddpm_app.federation.replies import ReplyRefusedError
+from fedddpm_app.federation.messages.records import to_arrays
+from fedddpm_app.federation.messages.replies import ReplyRefusedError
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.inprocess.simulate import simulate
 from fedddpm_app.recording.recorder import RunRecorder

@@ -11,7 +11,8 @@ from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.data.store import load_stored
 from fedddpm_app.recording.log import RunLog
 from fedddpm_app.recording.recorder import RunRecorder
-from fedddpm_app.training.privacy import Budget, Ledger, Spent
+from fedddpm_app.training.privacy import Budget, Spent
+from fedddpm_app.training.privacy_ledger import PrivacyLedger
 from fedddpm_app.transport import shared
 from fedddpm_app.transport.shared import SharedDirectory
 
@@ -64,8 +65,8 @@ def test_folders_of_a_run_are_private_from_the_start(here, open_umask, monkeypat
     config, new = here
     decode(config)
     write_state(config)
-    monkeypatch.setattr("fedddpm_app.training.privacy.epsilon_of", lambda *_: 0.0)
-    Ledger(new / "privacy" / "client.json").spend(Spent("train", 0.1, 2.0, 1), Budget(8.0, 1e-5))
+    monkeypatch.setattr("fedddpm_app.training.privacy_ledger.epsilon_of", lambda *_: 0.0)
+    PrivacyLedger(new / "privacy" / "client.json").spend(Spent("train", 0.1, 2.0, 1), Budget(8.0, 1e-5))
     with RunLog(new / "runs" / "run"):
         assert RunRecorder(new / "runs" / "run").scratch.is_dir()
     monkeypatch.setattr(shared, "ROOT", new)

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from fedddpm_app.auxiliary.pretraining import PRETRAIN
 from fedddpm_app.config import ConfigError
-from fedddpm_app.federation.messaging import exchange
-from fedddpm_app.federation.reasons import reason_of
-from fedddpm_app.federation.replies import ReplyRefusedError, ReplySpec, accept_reply
-from fedddpm_app.federation.roll_call import RollCall
+from fedddpm_app.federation.messages.messaging import exchange
+from fedddpm_app.federation.messages.reasons import reason_of
+from fedddpm_app.federation.messages.replies import ReplyRefusedError, ReplySpec, accept_reply
+from fedddpm_app.federation.nodes.roll_call import RollCall
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.launch import delivery
 from fedddpm_app.launch.receiver import FetchError, FileReceiver

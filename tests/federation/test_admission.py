@@ -16,8 +16,8 @@ from fedddpm_app.federation import admission as module
 from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.admission import Admission, warn_of_decisive
 from fedddpm_app.federation.clients import Clients
-from fedddpm_app.federation.participants import Participants
-from fedddpm_app.federation.replies import Reply, ReplyRefusedError
+from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
+from fedddpm_app.federation.nodes.participants import Participants
 from fedddpm_app.transport import Transport
 from fedddpm_app.transport.carriers import Expected, Payload
 from fedddpm_app.transport.wire import get_wire

@@ -12,7 +12,7 @@ from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import ConfigError, default_run_config, load_config
 from fedddpm_app.federation.architecture import restore_architecture
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.exchanged import Exchanged
+from fedddpm_app.federation.rounds.exchanged import Exchanged
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.inprocess.simulate import simulate
 from fedddpm_app.inprocess.task import InMemoryTask, as_training_data

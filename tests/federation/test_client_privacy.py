@@ -17,8 +17,8 @@ from fedddpm_app import FederatedStrategy
 from fedddpm_app.algorithms import REGISTRY, get_algorithm
 from fedddpm_app.client.worker import Worker
 from fedddpm_app.config import ConfigError, load_config
-from fedddpm_app.federation.client_privacy import ClientPrivacy, planned_noise
 from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.privacy.clients import ClientPrivacy, planned_noise
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import InProcessGrid, run_inprocess
 from fedddpm_app.inprocess.simulate import MemoryRecorder, simulate

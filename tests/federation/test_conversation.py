@@ -10,13 +10,13 @@ from flwr.app import Error, Message
 from fedddpm_app.config import load_config
 from fedddpm_app.federation import conversation as module
 from fedddpm_app.federation.accounting import Accounting
-from fedddpm_app.federation.actions import ActionCall
 from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.clients import Clients
-from fedddpm_app.federation.conversation import Conversation
 from fedddpm_app.federation.flower_internals import TaskType
-from fedddpm_app.federation.participants import Participants
-from fedddpm_app.federation.replies import ReplyRefusedError
+from fedddpm_app.federation.messages.actions import ActionCall
+from fedddpm_app.federation.messages.conversation import Conversation
+from fedddpm_app.federation.messages.replies import ReplyRefusedError
+from fedddpm_app.federation.nodes.participants import Participants
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.training.actions import ActionAnswer, ClientAction
 from fedddpm_app.transport import Transport
@@ -133,7 +133,7 @@ def test_in_a_simulation_the_time_limit_counts_from_the_last_reply(talk, monkeyp
 def test_a_restarted_node_is_given_up_at_once(talk, monkeypatch):
     grid, slow, call = talk
     slow.add(1000)
-    monkeypatch.setattr("fedddpm_app.federation.messaging._NODES_SECONDS", 0.0)
+    monkeypatch.setattr("fedddpm_app.federation.messages.messaging._NODES_SECONDS", 0.0)
     conversation = Conversation(grid, 60.0, None)
     conversation.ask(call, [0], weights())
     nodes = [*grid.get_nodes()]

@@ -6,9 +6,9 @@ import torch
 from fedddpm_app.client.handlers import _pack_trained
 from fedddpm_app.config import ConfigError, TransportConfig
 from fedddpm_app.federation.admission import Admission
-from fedddpm_app.federation.exchanged import WHOLE, Exchanged, checked_exchanges
-from fedddpm_app.federation.records import EXCHANGE, RETURNED
-from fedddpm_app.federation.replies import Reply, ReplyRefusedError
+from fedddpm_app.federation.messages.records import EXCHANGE, RETURNED
+from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
+from fedddpm_app.federation.rounds.exchanged import WHOLE, Exchanged, checked_exchanges
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.inprocess.simulate import simulate

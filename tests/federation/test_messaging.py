@@ -11,8 +11,8 @@ from flwr.proto.node_pb2 import NodeInfo
 from fedddpm_app.federation import deadlines, messaging
 from fedddpm_app.federation.errors import ActorLostError
 from fedddpm_app.federation.flower_internals import TaskType, set_source
-from fedddpm_app.federation.messaging import exchange, exchange_about
-from fedddpm_app.federation.roll_call import RollCall
+from fedddpm_app.federation.messages.messaging import exchange, exchange_about
+from fedddpm_app.federation.nodes.roll_call import RollCall
 from tests.federation.flower_grid import deployed_grid
 
 

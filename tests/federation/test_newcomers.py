@@ -10,12 +10,12 @@ import client_app
 import server_app
 from fedddpm_app.auxiliary.generation import Generation
 from fedddpm_app.config import ConfigError
-from fedddpm_app.federation.actions import ActionCall
 from fedddpm_app.federation.admission import Admission
-from fedddpm_app.federation.bindings import NOT_ITS_OWN, Bindings
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.flower_internals import NodeInfo, TaskType
-from fedddpm_app.federation.roll_call import RollCall
+from fedddpm_app.federation.messages.actions import ActionCall
+from fedddpm_app.federation.nodes.bindings import NOT_ITS_OWN, Bindings
+from fedddpm_app.federation.nodes.roll_call import RollCall
 from fedddpm_app.federation.security_log import SecurityLog
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.inprocess.simulate import MemoryRecorder

@@ -6,8 +6,8 @@ from flwr.clientapp import ClientApp
 
 import client_app
 from fedddpm_app.config import ConfigError
-from fedddpm_app.federation.participants import Participants
-from fedddpm_app.federation.roll_call import RollCall
+from fedddpm_app.federation.nodes.participants import Participants
+from fedddpm_app.federation.nodes.roll_call import RollCall
 from fedddpm_app.inprocess.grid import InProcessGrid
 
 

@@ -15,7 +15,7 @@ from fedddpm_app import simulate
 from fedddpm_app.algorithms import REGISTRY, find_algorithm, get_algorithm
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.privacy import Spending, first_run
+from fedddpm_app.federation.privacy.examples import Spending, first_run
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import run_inprocess
 from fedddpm_app.inprocess.simulate import MemoryRecorder
@@ -101,7 +101,9 @@ def test_no_number_of_private_images_leaves_but_their_count(run_config):
 
 @pytest.mark.slow
 def test_a_client_refuses_to_evaluate_in_a_private_run(run_config, monkeypatch):
-    monkeypatch.setattr("fedddpm_app.federation.exchanges.is_private", lambda *_: False)  # its server asks all the same
+    monkeypatch.setattr(
+        "fedddpm_app.federation.rounds.evaluation.is_private", lambda *_: False
+    )  # its server asks all the same
     run = run_of(run_config, **FEDAVG, num_rounds=1)
     assert "client-eval/loss" not in run.rounds()[0]
     assert "no client to evaluate" in run.rounds()[0]["client-eval/left_out"]["0"]

@@ -6,7 +6,7 @@ import pytest
 from flwr.app import Error
 
 from fedddpm_app.config import one_line, without_paths
-from fedddpm_app.federation.reasons import reason_of
+from fedddpm_app.federation.messages.reasons import reason_of
 from fedddpm_app.limits import LONGEST_TEXT
 
 

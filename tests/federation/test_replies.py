@@ -9,9 +9,9 @@ import torch
 from flwr.app import Array, ArrayRecord, Error, Message, MetricRecord, RecordDict
 
 from fedddpm_app.federation.admission import Admission
-from fedddpm_app.federation.reasons import is_dead_actor, reason_of
-from fedddpm_app.federation.records import to_arrays, to_weights
-from fedddpm_app.federation.replies import ReplyRefusedError, ReplySpec, accept_reply
+from fedddpm_app.federation.messages.reasons import is_dead_actor, reason_of
+from fedddpm_app.federation.messages.records import to_arrays, to_weights
+from fedddpm_app.federation.messages.replies import ReplyRefusedError, ReplySpec, accept_reply
 from fedddpm_app.transport import Expected, Transport, get_wire
 from fedddpm_app.transport.layout import Layout
 

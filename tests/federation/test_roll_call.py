@@ -10,7 +10,7 @@ import client_app
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation import roll_call
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.roll_call import RollCall
+from fedddpm_app.federation.nodes.roll_call import RollCall
 from fedddpm_app.inprocess.grid import InProcessGrid
 
 

@@ -15,10 +15,10 @@ from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.flower_internals import TaskType
-from fedddpm_app.federation.messaging import exchange
-from fedddpm_app.federation.participants import Participants
-from fedddpm_app.federation.replies import ReplySpec
-from fedddpm_app.federation.streaming import ReplyStream, with_progress
+from fedddpm_app.federation.messages.messaging import exchange
+from fedddpm_app.federation.messages.replies import ReplySpec
+from fedddpm_app.federation.messages.streaming import ReplyStream, with_progress
+from fedddpm_app.federation.nodes.participants import Participants
 from fedddpm_app.transport import ClientEnd, Payload, Transport
 from tests.algorithms.problems import make_clients, run
 

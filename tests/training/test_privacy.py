@@ -8,15 +8,8 @@ from opacus.accountants import RDPAccountant, analysis
 
 from fedddpm_app.config import Budget, ConfigError, load_config
 from fedddpm_app.training import privacy
-from fedddpm_app.training.privacy import (
-    Ledger,
-    PrivacyBudgetError,
-    Spent,
-    begin,
-    epsilon_of,
-    noise_multiplier_for,
-    total_delta,
-)
+from fedddpm_app.training.privacy import PrivacyBudgetError, Spent, epsilon_of, noise_multiplier_for, total_delta
+from fedddpm_app.training.privacy_ledger import PrivacyLedger, begin
 
 MNIST = Spent("train", 256 / 60_000, 1.1, 60 * 60_000 // 256)
 BUDGET = Budget(3.0, 1e-5)
@@ -65,13 +58,13 @@ def test_a_ledger_adds_up_over_processes_and_stops_at_the_budget(tmp_path):
     sigma = noise_multiplier_for(BUDGET, 0.1, 30)
     path = tmp_path / "privacy" / "client.json"
     for done in (10, 20, 30):
-        spent = Ledger(path).spend(Spent("train", 0.1, sigma, 10), BUDGET)
+        spent = PrivacyLedger(path).spend(Spent("train", 0.1, sigma, 10), BUDGET)
         assert spent == [Spent("train", 0.1, sigma, done)]
     before = path.read_bytes()
     with pytest.raises(PrivacyBudgetError, match=r"^1 more private steps after 30 would spend epsilon = .*train-dp-ep"):
-        Ledger(path).spend(Spent("train", 0.1, sigma, 1), BUDGET)
+        PrivacyLedger(path).spend(Spent("train", 0.1, sigma, 1), BUDGET)
     assert path.read_bytes() == before
-    assert Ledger(path).spend(Spent("pretrain", 0.1, sigma, 30), BUDGET) == [
+    assert PrivacyLedger(path).spend(Spent("pretrain", 0.1, sigma, 30), BUDGET) == [
         Spent("train", 0.1, sigma, 30),
         Spent("pretrain", 0.1, sigma, 30),
     ]  # each phase has a budget of its own
@@ -82,13 +75,13 @@ def test_a_damaged_ledger_spends_nothing(tmp_path, content):
     path = tmp_path / "client.json"
     path.write_text(content)
     with pytest.raises(PrivacyBudgetError, match=r"record of spent privacy cannot be read .* restore client.json"):
-        Ledger(path).spend(Spent("train", 0.1, 9.0, 1), BUDGET)
+        PrivacyLedger(path).spend(Spent("train", 0.1, 9.0, 1), BUDGET)
     assert path.read_text() == content
 
 
 def test_steps_are_written_down_before_they_are_taken(run_config, tmp_path):
     config = load_config(run_config | {"train-dp-epsilon": 3.0, "batch-size": 10, "dp-clip": 0.5})
-    ledger = Ledger(tmp_path / "client.json")
+    ledger = PrivacyLedger(tmp_path / "client.json")
     found = begin(config, "train", ledger, num_examples=100, steps=3, planned=6)
     assert (found.sample_rate, found.clip, found.multiplicity, found.secret) == (0.1, 0.5, 1, True)
     assert json.loads(ledger.path.read_text())["spent"] == [
@@ -108,14 +101,14 @@ def test_steps_are_written_down_before_they_are_taken(run_config, tmp_path):
 @pytest.mark.parametrize(("batch_size", "rate"), [(0, 1.0), (50, 0.5), (1000, 1.0)])
 def test_the_sampling_rate_is_the_batch_over_the_images(run_config, tmp_path, batch_size, rate):
     config = load_config(run_config | {"train-dp-epsilon": 3.0, "batch-size": batch_size})
-    found = begin(config, "train", Ledger(tmp_path / "a"), num_examples=100, steps=1, planned=1)
+    found = begin(config, "train", PrivacyLedger(tmp_path / "a"), num_examples=100, steps=1, planned=1)
     assert found.sample_rate == rate
 
 
 def test_a_delta_that_protects_no_image_is_refused(run_config, tmp_path):
     config = load_config(run_config | {"train-dp-epsilon": 3.0, "train-dp-delta": 0.01})
     with pytest.raises(PrivacyBudgetError, match=r"train-dp-delta = 0.01 protects no single one of its 100 images"):
-        begin(config, "train", Ledger(tmp_path / "a"), num_examples=100, steps=1, planned=1)
+        begin(config, "train", PrivacyLedger(tmp_path / "a"), num_examples=100, steps=1, planned=1)
 
 
 def test_the_delta_of_both_phases_is_the_larger_one(run_config):

@@ -13,9 +13,10 @@ from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.inprocess.task import Columns
 from fedddpm_app.training import private
+from fedddpm_app.training.batches import poisson_batches
 from fedddpm_app.training.hooks import TrainingHook
 from fedddpm_app.training.privacy import Privacy
-from fedddpm_app.training.private import PrivateGradients, poisson_batches
+from fedddpm_app.training.private_gradients import PrivateGradients
 from fedddpm_app.training.trainer import Trainer
 from fedddpm_app.weights import snapshot
 

@@ -11,9 +11,10 @@ from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.seeding import split_seed
 from fedddpm_app.training.acceleration import Acceleration
+from fedddpm_app.training.batches import shuffled_batches
 from fedddpm_app.training.hooks import LocalRound, TrainingHook
 from fedddpm_app.training.optimization import create_schedule
-from fedddpm_app.training.trainer import Trainer, shuffled_batches
+from fedddpm_app.training.trainer import Trainer
 from fedddpm_app.weights import snapshot
 
 CPU = torch.device("cpu")

@@ -5,7 +5,7 @@ from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 import torch
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 
-from fedddpm_app.federation.deadlines import TIME_LIMIT
+from fedddpm_app.federation.messages.deadlines import TIME_LIMIT
 from fedddpm_app.training.privacy import DP_EPSILON, DP_EPSILON_TOTAL
 from fedddpm_app.weights import Weights
 

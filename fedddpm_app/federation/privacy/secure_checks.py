@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING
 
 from fedddpm_app.config import Config
-from fedddpm_app.federation.mean_only import check_needs_the_mean
+from fedddpm_app.federation.privacy.mean_only import check_needs_the_mean
 
 if TYPE_CHECKING:
     from fedddpm_app.federation.description import AlgorithmDescription

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.disk.durable import replacing
+from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.federation.ports import Recorder
-from fedddpm_app.federation.replies import Reply
 from fedddpm_app.training.privacy import DP_EPSILON, DP_EPSILON_TOTAL, check_opacus, total_delta
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 from flwr.app import MetricRecord
 
 from fedddpm_app.federation.accounting import Accounting, Span
-from fedddpm_app.federation.replies import Reply
+from fedddpm_app.federation.messages.replies import Reply
 
 
 class RoundLog:

@@ -18,9 +18,8 @@ from flwr.app import ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDic
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import TooFewRepliesError
-from fedddpm_app.federation.exchanges import Training
-from fedddpm_app.federation.messaging import exchange
-from fedddpm_app.federation.records import (
+from fedddpm_app.federation.messages.messaging import exchange
+from fedddpm_app.federation.messages.records import (
     ARRAYS,
     KEYS,
     MASKED,
@@ -32,8 +31,9 @@ from fedddpm_app.federation.records import (
     SHARES,
     UNMASKED,
 )
-from fedddpm_app.federation.replies import Reply, ReplyRefusedError, ReplySpec, mean_reply
-from fedddpm_app.federation.streaming import ReplyStream, collecting, with_progress
+from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError, ReplySpec, mean_reply
+from fedddpm_app.federation.messages.streaming import ReplyStream, collecting, with_progress
+from fedddpm_app.federation.rounds.training import RoundTraining
 from fedddpm_app.progress import logger
 from fedddpm_app.secure import keys
 from fedddpm_app.secure.client import PublicKeys, Shares
@@ -54,8 +54,8 @@ _BLAMES = re.compile(
 _VOICES = 2  # a client alone could blame another one
 
 
-class SecureTraining(Training):
-    """One attempt at the training of a round, with masked updates; parameters as of ``Training``."""
+class SecureTraining(RoundTraining):
+    """One attempt at the training of a round, with masked updates; parameters as of ``RoundTraining``."""
 
     def __init__(self, strategy: "FederatedStrategy", server_round: int) -> None:
         super().__init__(strategy, server_round)

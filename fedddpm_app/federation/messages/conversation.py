@@ -13,10 +13,10 @@ from dataclasses import dataclass
 from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedddpm_app.federation.actions import NO_RECORDS, ActionCall
-from fedddpm_app.federation.deadlines import patience
 from fedddpm_app.federation.flower_internals import ErrorCode, is_deployed
-from fedddpm_app.federation.messaging import (
+from fedddpm_app.federation.messages.actions import NO_RECORDS, ActionCall
+from fedddpm_app.federation.messages.deadlines import patience
+from fedddpm_app.federation.messages.messaging import (
     FIRST_POLL_SECONDS,
     PULLS,
     Activations,
@@ -26,7 +26,7 @@ from fedddpm_app.federation.messaging import (
     pull_checked,
     push,
 )
-from fedddpm_app.federation.replies import Reply, ReplySpec
+from fedddpm_app.federation.messages.replies import Reply, ReplySpec
 from fedddpm_app.training.actions import Value
 from fedddpm_app.transport import Packed
 from fedddpm_app.weights import Weights

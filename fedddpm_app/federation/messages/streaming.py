@@ -13,8 +13,8 @@ from flwr.app import Message, MetricRecord
 from fedddpm_app.config import one_line
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.flower_internals import Run, is_deployed
-from fedddpm_app.federation.records import ARRAYS, METRICS
-from fedddpm_app.federation.replies import GONE, Reply, ReplyDeclinedError, ReplyRefusedError, ReplySpec
+from fedddpm_app.federation.messages.records import ARRAYS, METRICS
+from fedddpm_app.federation.messages.replies import GONE, Reply, ReplyDeclinedError, ReplyRefusedError, ReplySpec
 from fedddpm_app.progress import ProgressEvent, logger, report
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""The two exchanges of a round with its clients: their training, and the evaluation on their held-out images."""
+"""The training of a round: its messages, its checked replies, and how to undo an attempt."""
 
 import math
 from collections.abc import Hashable, Iterable, Iterator, Mapping, Sequence
@@ -7,26 +7,21 @@ from typing import TYPE_CHECKING
 from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import ConfigError, is_due
-from fedddpm_app.federation.accounting import Span
-from fedddpm_app.federation.clients import NO_PARTS, Part
+from fedddpm_app.config import ConfigError
+from fedddpm_app.federation.clients import Part
 from fedddpm_app.federation.errors import TooFewRepliesError
-from fedddpm_app.federation.exchanged import WHOLE, Exchanged, checked_exchanges, kind_of
-from fedddpm_app.federation.privacy import is_private
-from fedddpm_app.federation.records import ARRAYS, to_weights
-from fedddpm_app.federation.replies import Reply, ReplySpec
+from fedddpm_app.federation.messages.records import ARRAYS, to_weights
+from fedddpm_app.federation.messages.replies import Reply, ReplySpec
+from fedddpm_app.federation.messages.streaming import ReplyStream, collecting, with_progress
+from fedddpm_app.federation.rounds.exchanged import WHOLE, Exchanged, checked_exchanges, kind_of
 from fedddpm_app.federation.server_state import load_named_state
-from fedddpm_app.federation.streaming import ReplyStream, collecting, with_progress
-from fedddpm_app.transport import Packed
 from fedddpm_app.weights import Weights
 
 if TYPE_CHECKING:
     from fedddpm_app.federation.strategy import FederatedStrategy
 
-_NOTHING = "nothing"  # the record in the place of the weights, where none are sent
 
-
-class Training:
+class RoundTraining:
     """One attempt at the training of a round: the messages, the checked replies, and how to undo the attempt.
 
     Parameters
@@ -70,7 +65,8 @@ class Training:
         if len(parts) < len(strategy.sampled):
             records[ARRAYS] = strategy.outbox.pack(ARRAYS, arrays, to_weights(arrays))
         strategy.outbox.keep_only({*records, *names})
-        return _address(strategy, MessageType.TRAIN, self._awaited, records, server_round, parts)
+        timeout, address = strategy.config.waiting.round_timeout, strategy.clients.address
+        return address(self._awaited, MessageType.TRAIN, records, server_round, timeout, with_states=True, parts=parts)
 
     def sample(self) -> list[int]:
         """Return the clients that take part, out of the connected ones (here: ``clients-per-round`` of them)."""
@@ -219,50 +215,6 @@ class Training:
             raise stream.too_few(len(accepted), quorum)
 
 
-class Evaluation:
-    """The evaluation of a round's weights by its clients, if it is due.
-
-    Parameters
-    ----------
-    strategy : FederatedStrategy
-        The algorithm.
-    server_round : int
-        From 1.
-    """
-
-    def __init__(self, strategy: "FederatedStrategy", server_round: int) -> None:
-        config = strategy.config
-        due = is_due(config.evaluation.eval_every, server_round, config.run.num_rounds)
-        wanted = due and strategy.evaluates_on_clients and config.data.held_out_fraction > 0
-        wanted = wanted and not is_private(type(strategy), config)  # a loss on a client's images has no noise
-        self._asked = [p for p in strategy.clients.present() if p in strategy.sampled] if wanted else []
-        self._is_global = strategy.has_global_model(config)
-        if not self._is_global:  # a client whose trainings have all failed has no model yet
-            trained = strategy.clients.state_rounds
-            self._asked = [partition for partition in self._asked if trained.get(partition, 0) > 0]
-        self._strategy = strategy
-        self._round = server_round
-        self._span = Span(strategy.accounting)
-
-    def messages(self, arrays: ArrayRecord) -> list[Message]:
-        """Return the messages with the weights for the round's clients; without a global model, they have their own."""
-        if not self._asked:
-            return []
-        pack = self._strategy.outbox.pack
-        packed = pack(ARRAYS, arrays, to_weights(arrays)) if self._is_global else pack(_NOTHING, None, {})
-        return _address(self._strategy, MessageType.EVALUATE, self._asked, {ARRAYS: packed}, self._round)
-
-    def accepted(self, replies: Iterable[Message]) -> list[Message]:
-        """Return the checked replies, in the order of the partition ids."""
-        strategy, name = self._strategy, f"evaluation of round {self._round}"
-        spec = ReplySpec(metrics=strategy.evaluate_metrics, held_out=True, server_round=self._round)
-        stream = ReplyStream(strategy.clients, replies, self._asked, name, spec)
-        accepted = stream.answers()
-        strategy.round_log.add(stream.left_out("client-eval"))
-        strategy.accounting.seconds["evaluate"] += self._span.spent("s")["s"]
-        return [reply.message for reply in accepted]
-
-
 def _pack_parts(strategy: "FederatedStrategy", arrays: ArrayRecord) -> tuple[set[str], dict[int, Part]]:
     """Return the weights for each client that does not exchange all, and the names of their records in the outbox.
 
@@ -282,16 +234,3 @@ def _pack_parts(strategy: "FederatedStrategy", arrays: ArrayRecord) -> tuple[set
         names.add(record)
         by_key[each.key] = Part(packed, tuple(name for name in weights if name in (each.returned or ())))
     return names, {partition: by_key[each.key] for partition, each in exchanges.items() if not each.is_whole}
-
-
-def _address(
-    strategy: "FederatedStrategy",
-    message_type: str,
-    partitions: list[int],
-    records: Mapping[str, Packed],
-    server_round: int,
-    parts: Mapping[int, Part] = NO_PARTS,
-) -> list[Message]:
-    """Return one message for each partition, with the packed records."""
-    timeout, address = strategy.config.waiting.round_timeout, strategy.clients.address
-    return address(partitions, message_type, records, server_round, timeout, with_states=True, parts=parts)

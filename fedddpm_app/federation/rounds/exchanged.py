@@ -8,7 +8,7 @@ import zlib
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from fedddpm_app.federation.records import ARRAYS
+from fedddpm_app.federation.messages.records import ARRAYS
 from fedddpm_app.weights import Weights
 
 

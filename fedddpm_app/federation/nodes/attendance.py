@@ -5,7 +5,7 @@ from collections.abc import Mapping, Set
 from flwr.app import MetricRecord
 
 from fedddpm_app.config import shown
-from fedddpm_app.federation.records import NUM_PARTITIONS, PARTITION_ID
+from fedddpm_app.federation.messages.records import NUM_PARTITIONS, PARTITION_ID
 from fedddpm_app.federation.security_log import JOINED, LEFT, SecurityLog
 from fedddpm_app.progress import logger
 

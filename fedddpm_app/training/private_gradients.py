@@ -24,32 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from fedddpm_app.config import ConfigError
+from fedddpm_app.training.batches import poisson_batches
 from fedddpm_app.training.privacy import Privacy
 from fedddpm_app.training.task import Batch, TrainingData
 
 BYTES_IN_MEMORY = 2**30  # of gradients per example; a larger batch is split
 _TOLERANCE = 0.05  # of the mean of the gradients per example; bfloat16 needs the most
-
-
-def poisson_batches(
-    count: int, rate: float, generator: torch.Generator, device: torch.device | None = None
-) -> Iterator[Tensor]:
-    """Yield index batches without end; each index is in a batch with probability ``rate``, independently.
-
-    Parameters
-    ----------
-    count : int
-        Number of examples, >= 1.
-    rate : float
-        In (0, 1].
-    generator : torch.Generator
-        On the CPU.
-    device : torch.device, optional
-        Device of the batches.
-    """
-    while True:
-        chosen = torch.rand(count, generator=generator, dtype=torch.float64) < rate
-        yield chosen.nonzero().flatten().to(device)
 
 
 class PrivateGradients:

@@ -13,7 +13,7 @@ from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.federation import strategy as strategy_module
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.exchanges import Training
+from fedddpm_app.federation.rounds.training import RoundTraining
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import InProcessGrid, run_inprocess
 from fedddpm_app.inprocess.simulate import simulate
@@ -202,7 +202,7 @@ def test_a_node_that_was_restarted_in_between_counts_as_lost(run_with, monkeypat
 
 
 def test_a_client_answers_no_request_for_an_update_without_a_mask(run_with, monkeypatch):
-    monkeypatch.setattr(strategy_module, "SecureTraining", Training)
+    monkeypatch.setattr(strategy_module, "SecureTraining", RoundTraining)
     with pytest.raises(RoundFailedError, match="the server asks for an update without a mask"):
         run_with()
 

@@ -10,15 +10,15 @@ from flwr.app import ArrayRecord, Message, MessageType, MetricRecord, RecordDict
 from flwr.serverapp import Grid
 
 from fedddpm_app.config import ConfigError
-from fedddpm_app.federation.attendance import log_changes, misfit, warn_of_changes
-from fedddpm_app.federation.bindings import Bindings, identities
-from fedddpm_app.federation.deadlines import time_to_live
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.flower_internals import ErrorCode
-from fedddpm_app.federation.messaging import pull_reply
-from fedddpm_app.federation.participants import Participants
-from fedddpm_app.federation.reasons import reason_of
-from fedddpm_app.federation.records import METRICS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
+from fedddpm_app.federation.messages.deadlines import time_to_live
+from fedddpm_app.federation.messages.messaging import pull_reply
+from fedddpm_app.federation.messages.reasons import reason_of
+from fedddpm_app.federation.messages.records import METRICS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
+from fedddpm_app.federation.nodes.attendance import log_changes, misfit, warn_of_changes
+from fedddpm_app.federation.nodes.bindings import Bindings, identities
+from fedddpm_app.federation.nodes.participants import Participants
 from fedddpm_app.federation.security_log import CLAIM_REFUSED, NODE_REFUSED, SecurityLog
 from fedddpm_app.limits import LONGEST_VALUE
 from fedddpm_app.progress import logger

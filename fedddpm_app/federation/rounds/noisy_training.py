@@ -1,4 +1,4 @@
-"""The training of a round with differential privacy of clients: see ``client_privacy`` for the mechanism.
+"""The training of a round with differential privacy of clients: see ``privacy.clients`` for the mechanism.
 
 ``aggregate`` of the algorithm gets one reply, which is the noisy mean of the clients' clipped updates. The weights of a
 round are known to nobody before the account says that they are spent.
@@ -12,15 +12,15 @@ from flwr.app import ArrayRecord, Message, MetricRecord
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.exchanges import Training
-from fedddpm_app.federation.records import ARRAYS
-from fedddpm_app.federation.replies import Reply, mean_reply
+from fedddpm_app.federation.messages.records import ARRAYS
+from fedddpm_app.federation.messages.replies import Reply, mean_reply
+from fedddpm_app.federation.rounds.training import RoundTraining
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights, cast_like
 
 
-class NoisyTraining(Training):
-    """One attempt at the training of a round, with a noisy mean; parameters as of ``Training``."""
+class NoisyTraining(RoundTraining):
+    """One attempt at the training of a round, with a noisy mean; parameters as of ``RoundTraining``."""
 
     def messages(self, arrays: ArrayRecord) -> list[Message]:
         """Return the messages with the weights for the round's clients, if the budget suffices for the round."""

@@ -9,10 +9,10 @@ from flwr.serverapp import Grid
 
 from fedddpm_app.config import WireDtype
 from fedddpm_app.federation.clients import Clients
-from fedddpm_app.federation.messaging import exchange
-from fedddpm_app.federation.records import ACTION, ARRAYS, NUM_EXAMPLES, VALUES
-from fedddpm_app.federation.replies import Reply, ReplySpec
-from fedddpm_app.federation.streaming import ReplyStream
+from fedddpm_app.federation.messages.messaging import exchange
+from fedddpm_app.federation.messages.records import ACTION, ARRAYS, NUM_EXAMPLES, VALUES
+from fedddpm_app.federation.messages.replies import Reply, ReplySpec
+from fedddpm_app.federation.messages.streaming import ReplyStream
 from fedddpm_app.training.actions import ClientAction, Value
 from fedddpm_app.transport import Packed, Transport
 from fedddpm_app.weights import Weights

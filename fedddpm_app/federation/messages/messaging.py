@@ -18,10 +18,10 @@ from flwr.app import Error, Message, MessageType, RecordDict
 from flwr.serverapp import Grid
 
 from fedddpm_app.config import one_line
-from fedddpm_app.federation.deadlines import patience
 from fedddpm_app.federation.errors import ActorLostError
 from fedddpm_app.federation.flower_internals import UNREADABLE, ErrorCode, is_deployed, set_source, wait_for_stop
-from fedddpm_app.federation.reasons import DEAD_ACTOR, is_dead_actor
+from fedddpm_app.federation.messages.deadlines import patience
+from fedddpm_app.federation.messages.reasons import DEAD_ACTOR, is_dead_actor
 
 FIRST_POLL_SECONDS = 0.005
 _LONGEST_POLL_SECONDS = 0.1

@@ -4,11 +4,11 @@ from flwr.serverapp import Grid
 
 from fedddpm_app.config import Config
 from fedddpm_app.federation.clients import Clients
-from fedddpm_app.federation.messaging import exchange
+from fedddpm_app.federation.messages.messaging import exchange
+from fedddpm_app.federation.messages.records import LOOK
+from fedddpm_app.federation.messages.replies import ReplySpec
+from fedddpm_app.federation.messages.streaming import ReplyStream
 from fedddpm_app.federation.ports import Recorder
-from fedddpm_app.federation.records import LOOK
-from fedddpm_app.federation.replies import ReplySpec
-from fedddpm_app.federation.streaming import ReplyStream
 
 
 def survey_sites(clients: Clients, grid: Grid, config: Config, recorder: Recorder) -> None:

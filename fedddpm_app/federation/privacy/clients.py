@@ -18,17 +18,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.federation.mean_only import check_needs_the_mean
 from fedddpm_app.federation.ports import Recorder
+from fedddpm_app.federation.privacy.mean_only import check_needs_the_mean
 from fedddpm_app.seeding import derive_seed
-from fedddpm_app.training.privacy import (
-    PrivacyBudgetError,
-    Spent,
-    added,
-    check_opacus,
-    epsilon_of,
-    noise_multiplier_for,
-)
+from fedddpm_app.training.privacy import PrivacyBudgetError, Spent, check_opacus, epsilon_of, noise_multiplier_for
+from fedddpm_app.training.privacy_ledger import added
 from fedddpm_app.training.secret import secret_choice, secret_normal
 from fedddpm_app.weights import Weights
 

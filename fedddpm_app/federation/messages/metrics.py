@@ -5,7 +5,7 @@ from collections.abc import Iterator, Mapping, Sequence
 
 from flwr.app import MetricRecord, MetricRecordValues
 
-from fedddpm_app.federation.records import NUM_EXAMPLES, SERVER_ROUND
+from fedddpm_app.federation.messages.records import NUM_EXAMPLES, SERVER_ROUND
 from fedddpm_app.limits import LARGEST_METRIC, LARGEST_NUMBER, LONGEST_VALUE, MOST_METRIC_NUMBERS, MOST_METRICS
 
 

@@ -15,9 +15,9 @@ from flwr.app import Message, MessageType, MetricRecord, RecordDict
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import one_line
 from fedddpm_app.federation.flower_internals import ErrorCode
-from fedddpm_app.federation.metrics import problem_of
-from fedddpm_app.federation.reasons import has_declined, reason_of
-from fedddpm_app.federation.records import ARRAYS, METRICS, NUM_EXAMPLES
+from fedddpm_app.federation.messages.metrics import problem_of
+from fedddpm_app.federation.messages.reasons import has_declined, reason_of
+from fedddpm_app.federation.messages.records import ARRAYS, METRICS, NUM_EXAMPLES
 from fedddpm_app.limits import LARGEST_NUMBER
 from fedddpm_app.transport import Expected, Payload, PayloadError, Transport
 from fedddpm_app.weights import Weights

@@ -1,0 +1,1 @@
+"""Messages to clients and their replies: sending, decoding, checks and time limits."""

@@ -1,0 +1,1 @@
+"""Privacy on the server: what private runs refuse, and what they spend."""

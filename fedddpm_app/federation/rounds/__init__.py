@@ -1,0 +1,1 @@
+"""The rounds: their loop, and the ways in which a round's clients train."""
