@@ -29,7 +29,7 @@ from fedddpm_app.client.worker import LocalResult
 from fedddpm_app.config import Config, default_run_config, load_config
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.messages.records import to_arrays
-from fedddpm_app.inprocess.simulate import MemoryRecorder
+from fedddpm_app.inprocess.recorder import MemoryRecorder
 from fedddpm_app.recording.checkpoints import CheckpointWriter
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
 from fedddpm_app.training.privacy_ledger import PrivacyLedger

@@ -40,9 +40,8 @@ from flwr.serverapp import Grid
 from torch import Tensor, nn
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import Config, ConfigError, DataConfig, UNetConfig
-from fedddpm_app.diffusion.pruning import channel_norms, check_prunable, prunable_weights, prune
-from fedddpm_app.diffusion.unet import create_unet
+from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.diffusion.pruning import channel_norms, check_prunable, kept_shares, prunable_weights, prune
 from fedddpm_app.federation.architecture import Reshape
 from fedddpm_app.federation.cost import Cost
 from fedddpm_app.federation.messages.records import NUM_EXAMPLES
@@ -55,7 +54,7 @@ from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientAction
 from fedddpm_app.training.hooks import TrainingHook
 from fedddpm_app.training.task import Batch
-from fedddpm_app.weights import RunningMean, Weights, snapshot
+from fedddpm_app.weights import RunningMean, Weights
 
 COUNTS = "label-counts"
 
@@ -282,12 +281,3 @@ def check_counts(num_classes: int, reply: Reply) -> None:
         raise ReplyRefusedError(
             f"its label counts are not {num_classes} numbers that add up to its {reply.num_examples} images"
         )
-
-
-@functools.lru_cache(maxsize=8)
-def kept_shares(unet: UNetConfig, data: DataConfig, ratio: float) -> tuple[float, float]:
-    """Return the shares of parameters and of multiply-adds that a pruning keeps; they do not depend on the values."""
-    model = create_unet(unet, data, seed=0)
-    pruning = prune(model, snapshot(model), ratio)
-    before, after = pruning.before, pruning.after
-    return after.parameters / before.parameters, after.macs / before.macs

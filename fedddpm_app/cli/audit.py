@@ -11,7 +11,7 @@ from torch import Tensor
 from fedddpm_app.audit.attacks import Audit, Copies, Effort, Findings
 from fedddpm_app.audit.saving import PICTURE, RESULTS, save_findings
 from fedddpm_app.cli.common import check_named, console, find_app, refuse, say
-from fedddpm_app.cli.console import WorkView
+from fedddpm_app.cli.work_view import WorkView
 from fedddpm_app.cli.writing import failing_to_write
 from fedddpm_app.config import Config, ConfigError, default_run_config, known_keys, load_config
 from fedddpm_app.device import cpu_threads, resolve_device

@@ -10,7 +10,7 @@ from rich.text import Text
 from torch import Tensor
 
 from fedddpm_app.cli.common import RUN_CONFIG, console, find_app, read_config, refuse, say
-from fedddpm_app.cli.console import WorkView
+from fedddpm_app.cli.work_view import WorkView
 from fedddpm_app.config import (
     Config,
     ConfigError,

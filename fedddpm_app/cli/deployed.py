@@ -6,8 +6,9 @@ import typer
 
 from fedddpm_app.cli.claim import claim_directory
 from fedddpm_app.cli.common import FAILED, console, say
-from fedddpm_app.cli.console import RunView, print_summary
 from fedddpm_app.cli.fetch import fetch_into, find_directory
+from fedddpm_app.cli.result_tables import print_summary
+from fedddpm_app.cli.run_view import RunView
 from fedddpm_app.config import Config, ConfigError, Scalar
 from fedddpm_app.launch.connection import check_reachable
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun, has_ended

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fedddpm_app.cli.common import console, refuse, say
-from fedddpm_app.cli.console import WorkView, print_metrics
+from fedddpm_app.cli.result_tables import print_metrics
+from fedddpm_app.cli.work_view import WorkView
 from fedddpm_app.cli.writing import failing_to_write
 from fedddpm_app.config import (
     MAX_CLASSES,

@@ -9,8 +9,8 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, Trans
 
 from fedddpm_app import limits
 from fedddpm_app.cli.common import FAILED, console, refuse, say
-from fedddpm_app.cli.console import print_summary
 from fedddpm_app.cli.options import LARGEST_MB
+from fedddpm_app.cli.result_tables import print_summary
 from fedddpm_app.config import ConfigError, Scalar, shown
 from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.owned import OwnedFolder

@@ -13,9 +13,11 @@ from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.cli.claim import claim_directory, continue_directory
 from fedddpm_app.cli.clean import remove_left_overs
 from fedddpm_app.cli.common import FAILED, console, refuse, say
-from fedddpm_app.cli.console import RunView, WorkView, print_summary
 from fedddpm_app.cli.deployed import check_deployable, run_deployed
 from fedddpm_app.cli.options import Engine
+from fedddpm_app.cli.result_tables import print_summary
+from fedddpm_app.cli.run_view import RunView
+from fedddpm_app.cli.work_view import WorkView
 from fedddpm_app.client.state import default_folder
 from fedddpm_app.config import Config, ConfigError, Scalar, check_warmup, default_run_config
 from fedddpm_app.data.dataset import open_dataset

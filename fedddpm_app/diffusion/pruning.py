@@ -12,6 +12,7 @@ a quarter. A layer that would lose all its channels keeps them. ``Pruning.remove
 """
 
 import copy
+import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -20,8 +21,8 @@ import torch
 from diffusers.models.attention_processor import Attention
 from torch import Tensor, nn
 
-from fedddpm_app.config import ConfigError
-from fedddpm_app.diffusion.unet import is_denoiser
+from fedddpm_app.config import ConfigError, DataConfig, UNetConfig
+from fedddpm_app.diffusion.unet import create_unet, is_denoiser
 from fedddpm_app.shapes import fit_model
 from fedddpm_app.weights import Weights, load_into, num_bytes, snapshot
 
@@ -194,3 +195,12 @@ def _size(model: nn.Module, inputs: tuple[Tensor, ...]) -> ModelSize:
     macs, _ = torch_pruning.utils.count_ops_and_params(model, inputs)
     parameters = sum(parameter.numel() for parameter in model.parameters())
     return ModelSize(parameters, int(macs), num_bytes(dict(model.state_dict())))
+
+
+@functools.lru_cache(maxsize=8)
+def kept_shares(unet: UNetConfig, data: DataConfig, ratio: float) -> tuple[float, float]:
+    """Return the shares of parameters and of multiply-adds that a pruning keeps; they do not depend on the values."""
+    model = create_unet(unet, data, seed=0)
+    pruning = prune(model, snapshot(model), ratio)
+    before, after = pruning.before, pruning.after
+    return after.parameters / before.parameters, after.macs / before.macs

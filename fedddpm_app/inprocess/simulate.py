@@ -28,6 +28,7 @@ from fedddpm_app.federation.messages.records import to_arrays, to_weights
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.inprocess.hyperparameters import configure
+from fedddpm_app.inprocess.recorder import MemoryRecorder
 from fedddpm_app.inprocess.task import InMemoryTask, as_training_data, on_device
 from fedddpm_app.training.task import Batch, LossFn, TrainingData
 from fedddpm_app.weights import Weights, snapshot
@@ -159,54 +160,6 @@ def simulate(
         with _quiet(), grid.blame_clients():
             result = strategy.start(grid, to_arrays(snapshot(task.create_model())), num_rounds=config.run.num_rounds)
     return to_weights(result.arrays), [row for row in recorder.stats if row["phase"] == "round"]
-
-
-class MemoryRecorder:
-    """Keeps the records of a run in memory; see ``federation.ports.Recorder``."""
-
-    def __init__(self, scratch: Path) -> None:
-        self.scratch = self.durable = self.unfinished = scratch
-        self.stats: list[dict[str, Any]] = []
-        self.entries: dict[str, list[Mapping[str, object]]] = {}
-        self.auxiliary_data: TrainingData | None = None
-        self.auxiliary_digest = ""
-
-    def append(self, stats: Mapping[str, object]) -> None:
-        """Keep one object of ``stats.jsonl``."""
-        self.stats.append(dict(stats))
-
-    def append_to(self, name: str, entry: Mapping[str, object]) -> None:
-        """Keep an object of another file."""
-        self.entries.setdefault(name, []).append(entry)
-
-    def keep_of(self, name: str, count: int) -> list[Mapping[str, object]]:
-        """Keep the first objects of another file, and return them."""
-        self.entries[name] = self.entries.get(name, [])[:count]
-        return self.entries[name]
-
-    def entries_of(self, name: str) -> list[Mapping[str, object]]:
-        """Return all objects of another file."""
-        return self.entries.get(name, [])
-
-    def save_auxiliary(self, data: TrainingData, clients: list[int]) -> None:
-        """Keep D_aux."""
-        self.auxiliary_data = data
-
-    def load_auxiliary(self) -> None:
-        """Return None: a run in memory is not resumed."""
-
-    def save_checkpoint(self, *_: object) -> None:
-        """Keep nothing."""
-
-    def wait_for_checkpoint(self) -> bool:
-        """Return True: there is nothing to store."""
-        return True
-
-    def check_checkpoint(self) -> None:
-        """Return at once."""
-
-    def discard_auxiliary(self) -> None:
-        """Keep nothing."""
 
 
 def _check_arguments(model: nn.Module, client_datasets: Sequence[Any], dtype: torch.dtype) -> None:

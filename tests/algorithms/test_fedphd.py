@@ -13,9 +13,9 @@ from safetensors.torch import load_file
 import client_app
 import server_app
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.algorithms.fedphd import FedPhD, FedPhDHook, check_counts, kept_shares
+from fedddpm_app.algorithms.fedphd import FedPhD, FedPhDHook, check_counts
 from fedddpm_app.config import ConfigError, default_run_config, load_config
-from fedddpm_app.diffusion.pruning import channel_norms, prunable_weights
+from fedddpm_app.diffusion.pruning import channel_norms, kept_shares, prunable_weights
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.messages.replies import ReplyRefusedError

@@ -6,7 +6,8 @@ from io import StringIO
 import pytest
 
 from fedddpm_app.cli.common import PlainConsole
-from fedddpm_app.cli.console import RunView, print_summary
+from fedddpm_app.cli.result_tables import print_summary
+from fedddpm_app.cli.run_view import RunView
 from fedddpm_app.progress import ProgressEvent
 
 LEFT_OUT = "WARNING: round 1: client 3 is left out: {}"

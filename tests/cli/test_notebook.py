@@ -10,7 +10,8 @@ from IPython.core.interactiveshell import InteractiveShell
 import fedddpm_app
 from fedddpm_app.cli import bars
 from fedddpm_app.cli.common import PlainConsole
-from fedddpm_app.cli.console import RunView, WorkView
+from fedddpm_app.cli.run_view import RunView
+from fedddpm_app.cli.work_view import WorkView
 from fedddpm_app.progress import ProgressEvent, logger
 
 

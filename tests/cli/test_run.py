@@ -11,8 +11,8 @@ from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
 from fedddpm_app.cli.common import read_config
-from fedddpm_app.cli.console import RunView
 from fedddpm_app.cli.run import _count_steps
+from fedddpm_app.cli.run_view import RunView
 from fedddpm_app.config import ConfigError, load_config, read_overrides
 from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.progress import ProgressEvent, parse_line

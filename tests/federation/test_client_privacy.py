@@ -21,7 +21,8 @@ from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.privacy.clients import ClientPrivacy, planned_noise
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import InProcessGrid, run_inprocess
-from fedddpm_app.inprocess.simulate import MemoryRecorder, simulate
+from fedddpm_app.inprocess.recorder import MemoryRecorder
+from fedddpm_app.inprocess.simulate import simulate
 from fedddpm_app.training.secret import secret_choice, secret_generator, secret_normal
 from tests.algorithms.problems import CLIENTS, Point, gradient, quadratic
 from tests.conftest import RunDirectory

@@ -18,7 +18,7 @@ from fedddpm_app.federation.nodes.bindings import NOT_ITS_OWN, Bindings
 from fedddpm_app.federation.nodes.roll_call import RollCall
 from fedddpm_app.federation.security_log import SecurityLog
 from fedddpm_app.inprocess.grid import InProcessGrid
-from fedddpm_app.inprocess.simulate import MemoryRecorder
+from fedddpm_app.inprocess.recorder import MemoryRecorder
 from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.transport import Transport
 from tests.algorithms.peers import SAME_SPEED, Failing, on, run_peers

@@ -18,7 +18,7 @@ from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.privacy.examples import Spending, first_run
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import run_inprocess
-from fedddpm_app.inprocess.simulate import MemoryRecorder
+from fedddpm_app.inprocess.recorder import MemoryRecorder
 from fedddpm_app.training.hooks import TrainingHook
 from fedddpm_app.training.privacy import Spent, epsilon_of
 from tests.conftest import RunDirectory

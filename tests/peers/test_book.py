@@ -4,7 +4,7 @@ import pytest
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.config.pdfed import PDFedConfig
-from fedddpm_app.inprocess.simulate import MemoryRecorder
+from fedddpm_app.inprocess.recorder import MemoryRecorder
 from fedddpm_app.peers.book import Book
 from fedddpm_app.peers.ledger import NAME, read_ledger, verify
 from fedddpm_app.recording.recorder import RunRecorder
