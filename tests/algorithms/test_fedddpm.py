@@ -18,8 +18,8 @@ from fedddpm_app.diffusion.objective import create_noise_scheduler
 from fedddpm_app.diffusion.sampling import image_seeds, sample_images
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.federation import deadlines
 from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.messages import deadlines
 from fedddpm_app.federation.messages.records import to_arrays, to_weights
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.recording.recorder import RunRecorder

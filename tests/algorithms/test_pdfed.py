@@ -15,8 +15,8 @@ from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.diffusion.images import to_uint8
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
-from fedddpm_app.federation import conversation
 from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.messages import conversation
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.inprocess.simulate import simulate

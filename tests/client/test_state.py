@@ -79,7 +79,7 @@ def test_a_run_with_other_settings_does_not_read_it(open_state, config, context)
 def test_a_resumed_run_may_change_no_key_by_which_a_state_is_known(run_config):
     known = load_config(run_config).about_training
     values = {"num-rounds": 9, "pretrain-timeout": 9.0, "node-timeout": 9.0, "min-replies": 2, "checkpoint-every": 2}
-    values |= {"preview-images": 20, "eval-every": 2, "memorization-check": "never", "wire-dtype": "fp32"}
+    values |= {"preview-images": 20, "eval-every": 2, "memorization-rate": 0.5, "wire-dtype": "fp32"}
     for key, value in values.items():
         assert key.startswith((*MAY_CHANGE, "wire-dtype"))
         assert load_config(run_config | {key: value}).about_training == known, key

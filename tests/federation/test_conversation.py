@@ -8,11 +8,11 @@ import torch
 from flwr.app import Error, Message
 
 from fedddpm_app.config import load_config
-from fedddpm_app.federation import conversation as module
 from fedddpm_app.federation.accounting import Accounting
 from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.flower_internals import TaskType
+from fedddpm_app.federation.messages import conversation as module
 from fedddpm_app.federation.messages.actions import ActionCall
 from fedddpm_app.federation.messages.conversation import Conversation
 from fedddpm_app.federation.messages.replies import ReplyRefusedError

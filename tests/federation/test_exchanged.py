@@ -6,7 +6,7 @@ import torch
 from fedddpm_app.client.handlers import _pack_trained
 from fedddpm_app.config import ConfigError, TransportConfig
 from fedddpm_app.federation.admission import Admission
-from fedddpm_app.federation.messages.records import EXCHANGE, RETURNED
+from fedddpm_app.federation.messages.records import EXCHANGE
 from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
 from fedddpm_app.federation.rounds.exchanged import WHOLE, Exchanged, checked_exchanges
 from fedddpm_app.federation.strategy import FederatedStrategy
@@ -119,11 +119,10 @@ def test_the_first_change_of_a_part_is_measured_by_the_parts_own_norm():
 
 
 class Asks:
-    """A message that asks for some weights."""
+    """A request that asks for some weights."""
 
-    def __init__(self, *names):
-        self.content = self
-        self.config_records = {EXCHANGE: {RETURNED: [*names]}} if names else {}
+    def __init__(self, names, end):
+        self.returned, self.end = [*names], end
 
 
 def test_the_rounding_error_of_a_part_waits_until_the_part_is_returned_again():
@@ -132,12 +131,12 @@ def test_the_rounding_error_of_a_part_waits_until_the_part_is_returned_again():
     trained = {name: torch.randn(2, 300, generator=torch.Generator().manual_seed(0)) for name in "ab"}
     transport = Transport(TransportConfig("flat", "int8-delta"))
     end = ClientEnd(transport.pack({}).record, "int8-delta", 0)
-    _, first = _pack_trained(Asks("a"), end, trained, base, {})
+    _, first = _pack_trained(Asks("a", end), trained, base, {})
     assert list(first) == ["a"]
     assert first["a"].abs().max() > 0
-    _, second = _pack_trained(Asks("b"), end, trained, base, first)
+    _, second = _pack_trained(Asks("b", end), trained, base, first)
     assert torch.equal(second["a"], first["a"])
-    packed, third = _pack_trained(Asks("a"), end, trained, base, second)
+    packed, third = _pack_trained(Asks("a", end), trained, base, second)
     assert torch.equal(third["b"], second["b"])
     sent = transport.receive(packed.record, transport.expect({"a": base["a"]}, {"a": base["a"]}), 0).sent
     assert torch.allclose(dequantise(sent["a"], sent["a//scales"]) + third["a"], trained["a"] + first["a"], atol=1e-6)

@@ -8,9 +8,9 @@ from flwr.app import Error, Message, MetricRecord, RecordDict
 from flwr.common.constant import ErrorCode
 from flwr.proto.node_pb2 import NodeInfo
 
-from fedddpm_app.federation import deadlines, messaging
 from fedddpm_app.federation.errors import ActorLostError
 from fedddpm_app.federation.flower_internals import TaskType, set_source
+from fedddpm_app.federation.messages import deadlines, messaging
 from fedddpm_app.federation.messages.messaging import exchange, exchange_about
 from fedddpm_app.federation.nodes.roll_call import RollCall
 from tests.federation.flower_grid import deployed_grid

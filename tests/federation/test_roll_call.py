@@ -8,8 +8,8 @@ from flwr.common.constant import ErrorCode
 
 import client_app
 from fedddpm_app.config import ConfigError
-from fedddpm_app.federation import roll_call
 from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.nodes import roll_call
 from fedddpm_app.federation.nodes.roll_call import RollCall
 from fedddpm_app.inprocess.grid import InProcessGrid
 

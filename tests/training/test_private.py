@@ -12,7 +12,7 @@ from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.diffusion.objective import DenoisingObjective, create_noise_scheduler
 from fedddpm_app.inprocess.task import Columns
-from fedddpm_app.training import private
+from fedddpm_app.training import private_gradients as private
 from fedddpm_app.training.batches import poisson_batches
 from fedddpm_app.training.hooks import TrainingHook
 from fedddpm_app.training.privacy import Privacy
