@@ -27,7 +27,7 @@ from fedddpm_app.federation.messages.records import (
 from fedddpm_app.secure import keys
 from fedddpm_app.secure.client import ClientSession, PublicKeys
 from fedddpm_app.secure.encoding import Encoding
-from fedddpm_app.secure.keys import ProtocolError
+from fedddpm_app.secure.errors import ProtocolError
 from fedddpm_app.secure.rows import from_rows, to_rows
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionAnswer

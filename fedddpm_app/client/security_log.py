@@ -16,7 +16,7 @@ from fedddpm_app.disk.code import describe_code
 from fedddpm_app.disk.security import append_entry, entry_of
 from fedddpm_app.federation.messages.records import CONFIG, FORGET, SERVER_ROUND, STATE_RUN
 from fedddpm_app.progress import logger
-from fedddpm_app.secure.keys import ProtocolError
+from fedddpm_app.secure.errors import ProtocolError
 from fedddpm_app.training.declined import DeclinedError
 
 JOINED, DECLINED, REFUSED, FAILED, FORGOT = "joined", "declined", "refused", "failed", "forgot"

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from fedddpm_app.secure import keys
-from fedddpm_app.secure.keys import KeyPair, ProtocolError
+from fedddpm_app.secure.errors import Fault, ProtocolError, bad_shares
+from fedddpm_app.secure.keys import KeyPair
 from fedddpm_app.secure.masks import Vector, add_mask
 
 _STEP, _ID, _KEYS, _REVEALED = "step", "session", "keys", "revealed"
@@ -147,7 +148,7 @@ class ClientSession:
             key = keys.shared_key(store["seal-private"], store["seals-public"][place[peer]])
             opened[peer] = keys.unseal(key, token, peer, self._me)
             if keys.promise(*opened[peer]) != promised.get(peer):
-                raise ProtocolError(f"the shares of client {peer} are not those that it has promised")
+                raise bad_shares(peer, Fault.NOT_PROMISED)
         store.update(
             {
                 "senders": senders,

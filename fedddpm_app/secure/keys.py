@@ -6,7 +6,7 @@ Curve P-384, HKDF with SHA-256, Fernet, and Shamir's scheme over GF(2^128).
 import base64
 import hashlib
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -25,6 +25,7 @@ from fedddpm_app.federation.flower_internals import (
     share_keys_plaintext_concat,
     share_keys_plaintext_separate,
 )
+from fedddpm_app.secure.errors import Fault, ProtocolError, bad_shares
 from fedddpm_app.secure.masks import SEED_BYTES
 
 PUBLIC_BYTES = 215  # PEM
@@ -34,18 +35,6 @@ SEED_SHARE_BYTES = 52  # 4 for the index, and 48: the secret is padded to a mult
 KEY_SHARE_BYTES = 68
 SEALED_BYTES = 268  # Fernet's token of both shares and the ids of their two clients
 _PRIVATE_BYTES = 48
-
-
-class ProtocolError(Exception):
-    """A message that the protocol does not allow, or that is damaged; the text is a sentence."""
-
-
-class WrongShareError(ProtocolError):
-    """Clients did not make, or did not reveal, the shares that they had promised; ``clients`` are their ids."""
-
-    def __init__(self, text: str, clients: Iterable[int]) -> None:
-        super().__init__(text)
-        self.clients = sorted(clients)
 
 
 @dataclass(frozen=True)
@@ -140,11 +129,11 @@ def unseal(key: bytes, token: bytes, source: int, target: int) -> tuple[bytes, b
     try:
         found, meant, seed_share, key_share = share_keys_plaintext_separate(decrypt(key, token))
     except InvalidToken as error:
-        raise ProtocolError(f"the shares of client {source} were changed on their way") from error
+        raise bad_shares(source, Fault.CHANGED) from error
     if (found, meant) != (source, target):
-        raise ProtocolError(f"the shares of client {source} are those of client {found} for client {meant}")
+        raise bad_shares(source, Fault.FOREIGN)
     if (len(seed_share), len(key_share)) != (SEED_SHARE_BYTES, KEY_SHARE_BYTES):
-        raise ProtocolError(f"the shares of client {source} have another length")
+        raise bad_shares(source, Fault.LENGTH)
     return seed_share, key_share
 
 

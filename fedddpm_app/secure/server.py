@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 from fedddpm_app.secure import keys
 from fedddpm_app.secure.client import PublicKeys, Shares
-from fedddpm_app.secure.keys import ProtocolError, WrongShareError
+from fedddpm_app.secure.errors import ProtocolError, WrongShareError
 from fedddpm_app.secure.masks import Vector, add_mask
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedddpm_app.secure import keys
-from fedddpm_app.secure.keys import ProtocolError, WrongShareError
+from fedddpm_app.secure.errors import ProtocolError, WrongShareError
 from fedddpm_app.secure.masks import Vector, add_mask
 from tests.secure.parties import SESSION, TOLD, Parties, signed, vector
 

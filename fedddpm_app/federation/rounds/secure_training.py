@@ -7,9 +7,7 @@ shares that do not fit, the round is repeated with new keys, and without the cli
 client could end the run.
 """
 
-import re
 import secrets
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -38,7 +36,7 @@ from fedddpm_app.progress import logger
 from fedddpm_app.secure import keys
 from fedddpm_app.secure.client import PublicKeys, Shares
 from fedddpm_app.secure.encoding import CLIPPED, Encoding
-from fedddpm_app.secure.keys import ProtocolError, WrongShareError
+from fedddpm_app.secure.errors import ProtocolError, WrongShareError, accusers
 from fedddpm_app.secure.masks import Vector
 from fedddpm_app.secure.rows import from_rows, rows_like, to_rows
 from fedddpm_app.secure.server import ServerSession
@@ -48,10 +46,7 @@ if TYPE_CHECKING:
     from fedddpm_app.federation.strategy import FederatedStrategy
 
 _NAME_BYTES = 16
-_BLAMES = re.compile(
-    r"the shares of client (\d{1,9}) (were changed|are those|are not those|have another)"
-)  # texts of ``unseal``
-_VOICES = 2  # a client alone could blame another one
+_LEAST_ACCUSERS = 2  # a client alone could accuse another one
 
 
 class SecureTraining(RoundTraining):
@@ -181,7 +176,7 @@ class SecureTraining(RoundTraining):
         for reply in with_progress(strategy.grid.run, arrived, "train", self._round, num_rounds):
             self._session.add(reply.partition_id, Vector.from_tensors(reply.load(MASKED)))
         self._refused |= stream.refused
-        self._exclude_blamed(stream.refused)
+        self._exclude_accused(stream.refused)
         strategy.clients.declined |= stream.declined
         self._check_enough(len(accepted), "returned a masked update")
         return sorted(accepted, key=lambda reply: reply.partition_id)
@@ -238,15 +233,14 @@ class SecureTraining(RoundTraining):
             strategy.clients.declined |= stream.declined
             self._refused |= stream.refused if leaves_out else {}
 
-    def _exclude_blamed(self, refused: Mapping[int, str]) -> None:
-        """Exclude a client whose shares several others could not open, and therefore sent no update."""
-        blamed = [(int(found[1]), client) for client, text in refused.items() if (found := _BLAMES.match(text))]
-        voices = Counter(culprit for culprit, client in blamed if culprit in self._session.sealed.keys() - {client})
-        for culprit, count in voices.items():
-            if count >= _VOICES:
-                reason = f"the shares of client {culprit} were not as promised, or changed, for {count} clients"
-                self._refused[culprit] = reason
-                self._exclude([culprit], reason)
+    def _exclude_accused(self, refused: Mapping[int, str]) -> None:
+        """Exclude a client whose shares several others could not use, and therefore sent no update."""
+        for client, count in accusers(refused, self._session.sealed.keys()).items():
+            if count >= _LEAST_ACCUSERS:
+                self._refused[client] = (
+                    f"the shares of client {client} were not as promised, or changed, for {count} clients"
+                )
+                self._exclude([client], self._refused[client])
 
     def _exclude(self, clients: Iterable[int], reason: str) -> None:
         """Ask clients for nothing in the rounds any more, as those that have declined."""
