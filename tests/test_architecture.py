@@ -1,6 +1,7 @@
 """The arrows between the rooms: which module may import which, by the prefix of its path."""
 
 import ast
+import re
 import subprocess
 
 import pytest
@@ -139,6 +140,19 @@ def test_flowers_internals_are_imported_in_one_file():
 def test_every_room_is_known():
     assert [place(path) for path in MODULES if room(place(path)) is None] == []
     assert [known for known in MAY_IMPORT if not any(is_in(place(path), [known]) for path in MODULES)] == []
+
+
+def test_the_map_has_every_room_and_names_only_files_that_exist():
+    rows = [line.split(" | ") for line in (ROOT / "docs" / "code.md").read_text().splitlines() if "`/" not in line]
+    rooms = {row[0].removeprefix("| ").strip("`/"): row for row in rows if row[0].startswith("| `")}
+    folders = {path.parent.relative_to(PACKAGE).as_posix() for path in MODULES if path.name == "__init__.py"}
+    inner = {"evaluation/extractors"}  # named in the row of its room
+    assert rooms.keys() == folders - {"."} - inner
+    for name, row in rooms.items():
+        for file in re.findall(r"`([\w/.]+)`", row[2]):
+            assert (PACKAGE / name / file).exists(), f"{name}: {file}"
+    loose = {path.name for path in PACKAGE.glob("*.py")} - {"__init__.py"}
+    assert all(f"`{name}`" in (ROOT / "docs" / "code.md").read_text() for name in loose)
 
 
 def test_few_files_lie_loose():

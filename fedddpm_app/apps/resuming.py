@@ -16,8 +16,8 @@ from fedddpm_app.recording.checkpoints import (
     load_checkpoint,
     rounds_of,
 )
-from fedddpm_app.recording.directory import CLIENT_STATE, CONFIG, check_has_no_links, run_directory
-from fedddpm_app.recording.reading import read_run_config
+from fedddpm_app.recording.directory import CLIENT_STATE, check_has_no_links, run_directory
+from fedddpm_app.recording.reading import run_config_of
 from fedddpm_app.recording.recorder import STATS, RunRecorder
 from fedddpm_app.recording.status import COMPLETED, RUNNING, is_locked, read_status
 from fedddpm_app.tracking import start_tracking
@@ -88,7 +88,8 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
         If the folder is not that of a run with the same config that is still to be finished.
     """
     check_has_no_links(directory)
-    saved, fixed = _read_config(directory, config), [*get_algorithm(config).fixed_on_resume]
+    saved = run_config_of(directory, f'resume = "{config.run.resume}"')
+    fixed = [*get_algorithm(config).fixed_on_resume]
     fixed += _OF_THE_CLIENTS_CHECK if config.checks_memorization else ()
     _check_equal(directory, saved, run_config, fixed)
     status = read_status(directory)
@@ -137,17 +138,6 @@ def _check_state_folder(directory: Path, saved: Mapping[str, Any], run_config: M
             f'resume: state-dir was "{before}" and is "{now}": the clients of {directory} have their states in the '
             f'first folder; use state-dir = "{before}".'
         )
-
-
-def _read_config(directory: Path, config: Config) -> dict[str, Any]:
-    """Return the run config in a run's ``config.json``."""
-    try:
-        return read_run_config(directory)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f'resume = "{config.run.resume}": {directory / CONFIG} cannot be read '
-            f"({getattr(error, 'strerror', None) or error}); give the folder of a run."
-        ) from error
 
 
 def _check_equal(

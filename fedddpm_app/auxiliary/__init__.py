@@ -1,1 +1,1 @@
-"""FedDDPM's phase before the rounds: pretraining, then generation of the auxiliary set by the pretrained models."""
+"""FedDDPM's phase, before the rounds or later: the clients' own models, then the auxiliary set that these generate."""

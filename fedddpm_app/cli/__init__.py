@@ -1,4 +1,4 @@
-"""The `fedddpm` command: run, new, sample, evaluate, fetch, clean, data, config.
+"""The `fedddpm` command.
 
 ``commands`` declares all commands and imports nothing heavy, so that the help and the completions of a shell come at
 once. Every other module does the work of a command, and is imported when the command runs.

@@ -13,7 +13,7 @@ from fedddpm_app.audit.saving import PICTURE, RESULTS, save_findings
 from fedddpm_app.cli.common import check_named, console, find_app, refuse, say
 from fedddpm_app.cli.work_view import WorkView
 from fedddpm_app.cli.writing import failing_to_write
-from fedddpm_app.config import Config, ConfigError, default_run_config, known_keys, load_config
+from fedddpm_app.config import Config, ConfigError, load_saved
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.choice import choose_sampler
 from fedddpm_app.diffusion.conditional import guidance_for
@@ -24,7 +24,7 @@ from fedddpm_app.evaluation.membership import Attack
 from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
-from fedddpm_app.recording.reading import read_run_config
+from fedddpm_app.recording.reading import run_config_of
 from fedddpm_app.training.declined import DeclinedError, TrainingDivergedError
 
 
@@ -68,14 +68,10 @@ def _config(run_dir: Path, device: str, cache_dir: str | None, algorithm: str | 
     """Return the run's config; refuse a folder without a completed run."""
     if not find_ensembles(run_dir) or not (run_dir / "config.json").is_file():
         raise ConfigError(f"RUN = {run_dir}: there is no completed run in it; give the directory of one.")
-    try:
-        saved = read_run_config(run_dir)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{run_dir / 'config.json'} cannot be read ({error}); give another run.") from error
+    saved = run_config_of(run_dir, fix="give another run")
     check_named(saved.get("algorithm"), [algorithm], f"--algorithm {saved.get('algorithm')}")
-    known = {key: value for key, value in saved.items() if key in known_keys()}
     places = {"device": device, "cache-dir": cache_dir or ""}  # a delivered run chooses no folder of this host
-    return load_config(default_run_config() | known | places)
+    return load_saved(saved, places)
 
 
 def _clients(config: Config, client: int | None) -> list[int]:

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 from fedddpm_app.cli.common import console, find_app, refuse, say
-from fedddpm_app.config import Scalar
+from fedddpm_app.config import ConfigError, Scalar
 from fedddpm_app.config.reference import Key, list_keys, search
 from fedddpm_app.config.words import advice
-from fedddpm_app.recording.reading import read_run_config
+from fedddpm_app.recording.reading import run_config_of
 
 _MAX_TYPE = 44  # characters of a type in a table; the values of a long enumeration are in the meaning
 
@@ -39,9 +39,9 @@ def config(words: list[str] | None, used: Path | None, app_dir: Path | None) -> 
 def _values_of(run: Path) -> dict[str, Scalar]:
     """Return the run config of a run directory."""
     try:
-        return read_run_config(run)
-    except (OSError, ValueError) as error:
-        return refuse(f"--used {run}: {run / 'config.json'} cannot be read ({error}); give the directory of a run.")
+        return run_config_of(run, f"--used {run}")
+    except ConfigError as error:
+        return refuse(str(error))
 
 
 def _print(keys: Sequence[Key], values: Mapping[str, Scalar]) -> None:

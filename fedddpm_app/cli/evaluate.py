@@ -11,14 +11,7 @@ from fedddpm_app.cli.common import console, refuse, say
 from fedddpm_app.cli.result_tables import print_metrics
 from fedddpm_app.cli.work_view import WorkView
 from fedddpm_app.cli.writing import failing_to_write
-from fedddpm_app.config import (
-    MAX_CLASSES,
-    Config,
-    ConfigError,
-    default_run_config,
-    known_keys,
-    load_config,
-)
+from fedddpm_app.config import MAX_CLASSES, Config, ConfigError, load_saved
 from fedddpm_app.data.probe import look_at
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.choice import check_eta, choose_sampler
@@ -38,7 +31,7 @@ from fedddpm_app.experiment.evaluators import create_evaluator, without_partitio
 from fedddpm_app.progress import reported
 from fedddpm_app.recording.files import write_json, writing
 from fedddpm_app.recording.plots import plot_classes
-from fedddpm_app.recording.reading import read_run_config
+from fedddpm_app.recording.reading import run_config_of
 from fedddpm_app.recording.sheets import save_pairs
 
 _CHANNELS: dict[int, Literal[1, 3]] = {1: 1, 3: 3}
@@ -125,10 +118,7 @@ def _run_config(target: Path) -> dict[str, Any]:
     path = target / "config.json"
     if not path.is_file() or not (target / "stats.jsonl").is_file():
         return {}
-    try:
-        return read_run_config(target)
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{path} cannot be read ({error}); give the folder of a run.") from error
+    return run_config_of(target)
 
 
 def _writable(path: Path) -> Path:
@@ -146,8 +136,7 @@ def _config(
     run_config: dict[str, Any], pipeline: Any, dataset: str | None, options: dict[str, Any], steps: int | None
 ) -> Config:
     """Return the run's config, or a config for the pipeline's images, with the options applied."""
-    known = {key: value for key, value in run_config.items() if key in known_keys()}
-    config = load_config(default_run_config() | known | options)
+    config = load_saved(run_config, options)
     if run_config and dataset in (None, config.data.dataset):
         return config
     if dataset is None:

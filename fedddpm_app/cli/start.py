@@ -6,7 +6,7 @@ from fedddpm_app.cli.common import FEDERATION_CONFIG, find_app, read_config, ref
 from fedddpm_app.cli.options import Engine
 from fedddpm_app.config import ConfigError, Scalar, read_overrides
 from fedddpm_app.recording.directory import CLIENT_STATE
-from fedddpm_app.recording.reading import read_run_config
+from fedddpm_app.recording.reading import run_config_of
 
 
 def start(
@@ -43,13 +43,7 @@ def resumed_config(resume: str, previous: bool, *, on_this_host: bool) -> dict[s
     if not on_this_host:
         return {"resume": resume, "resume-previous": previous}
     directory = Path(resume).expanduser().absolute()
-    try:
-        config = read_run_config(directory)
-    except (OSError, ValueError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ConfigError(
-            f"--resume = {resume}: {directory / 'config.json'} cannot be read ({reason}); give the folder of a run."
-        ) from error
+    config = run_config_of(directory, f"--resume = {resume}")
     before = Path(str(config.get("output-dir"))) / str(config.get("run-name"))  # it may have been moved since
     places: dict[str, Scalar] = {"output-dir": str(directory.parent), "run-name": directory.name}
     if config.get("state-dir") == str(before / CLIENT_STATE):

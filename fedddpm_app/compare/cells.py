@@ -12,7 +12,7 @@ from fedddpm_app.config import Config, ConfigError, Scalar, keys_without_effect,
 from fedddpm_app.data.settings import read_auto
 from fedddpm_app.federation.cost import Cost
 from fedddpm_app.recording.directory import CONFIG
-from fedddpm_app.recording.reading import read_run_config
+from fedddpm_app.recording.reading import run_config_of
 from fedddpm_app.recording.status import COMPLETED, RUNNING, Status, is_locked, read_status
 
 ORIGIN = "origin.json"  # in the folder of a restored cell
@@ -137,12 +137,7 @@ def state_of(cell: Cell, defaults: Mapping[str, Scalar]) -> State:
     directory = cell.directory
     if not (directory / CONFIG).exists():
         return State.NEW
-    try:
-        saved = read_run_config(directory)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{directory / CONFIG} cannot be read ({error}): remove the folder, or restore it."
-        ) from error
+    saved = run_config_of(directory, fix="remove the folder, or restore it")
     different = other_values(saved, cell, defaults, published=(directory / ORIGIN).exists())
     if different:
         raise ConfigError(

@@ -28,6 +28,7 @@ from fedddpm_app.config.loading import (
     kinds_of_keys,
     known_keys,
     load_config,
+    load_saved,
     packaged_app,
 )
 from fedddpm_app.config.model import UNetConfig
@@ -74,6 +75,7 @@ __all__ = [
     "kinds_of_keys",
     "known_keys",
     "load_config",
+    "load_saved",
     "one_line",
     "packaged_app",
     "plain",

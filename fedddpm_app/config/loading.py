@@ -106,6 +106,12 @@ def load_config(run_config: Mapping[str, Scalar], problems: Sequence[str] = ()) 
     return config
 
 
+def load_saved(saved: Mapping[str, Any], overrides: Mapping[str, Scalar] = types.MappingProxyType({})) -> Config:
+    """Check the run config that a run has saved, maybe by another version: its keys that are known, and overrides."""
+    known = {key: value for key, value in saved.items() if key in known_keys()}
+    return load_config(default_run_config() | known | dict(overrides))
+
+
 def load_group(group: type, run_config: Mapping[str, Scalar]) -> tuple[object, list[str]]:
     """Return a group of keys and the problems with its values; with problems, the group has only the valid values."""
     names = keys_of(group)

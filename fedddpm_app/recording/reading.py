@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from fedddpm_app.config import ConfigError
 from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.recording.directory import CONFIG
 
@@ -13,3 +14,18 @@ def read_run_config(directory: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise ValueError("it has no run_config")
     return found
+
+
+def run_config_of(directory: Path, given: str = "", fix: str = "give the folder of a run") -> dict[str, Any]:
+    """Return the run config of a run directory that a user has named, by ``given`` (an option and its value).
+
+    Raises
+    ------
+    ConfigError
+        If it cannot be read, with the ``fix``.
+    """
+    try:
+        return read_run_config(directory)
+    except (OSError, ValueError) as error:
+        reason, option = getattr(error, "strerror", None) or error, given and f"{given}: "
+        raise ConfigError(f"{option}{directory / CONFIG} cannot be read ({reason}); {fix}.") from error

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from fedddpm_app.config import ConfigError, default_run_config, known_keys, load_config
+from fedddpm_app.config import ConfigError, load_saved
 from fedddpm_app.export.privacy import who_saw_what
 from fedddpm_app.recording.curves import LOSSES
 from fedddpm_app.recording.style import CLIENTS
@@ -104,9 +104,8 @@ def privacy(run: StoredRun) -> list[Chart | Table | Text]:
 
 def _sharing(run: StoredRun) -> list[str]:
     """Return what left the clients, in sentences; it follows from the config, which may be that of another version."""
-    given = {key: value for key, value in run.config.items() if key in known_keys()}
     try:
-        return who_saw_what(load_config(default_run_config() | given))
+        return who_saw_what(load_saved(run.config))
     except (ConfigError, TypeError):
         return ["The config is not one of this version: docs/privacy.md says what leaves the clients of an algorithm."]
 

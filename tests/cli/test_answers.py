@@ -135,7 +135,7 @@ def test_the_values_of_a_run_that_differ(tmp_path):
     assert "seed = 3  # default: 0; integer" in text
     assert "gone = 1 is not a key of this version" in text
     code, _, error = config("--used", str(tmp_path / "none"))
-    assert (code, "give the directory of a run" in error) == (2, True)
+    assert (code, "give the folder of a run" in error) == (2, True)
 
 
 def complete(shell, line):
