@@ -2,6 +2,7 @@ import logging
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from flwr.app import Error, Message
@@ -23,6 +24,7 @@ from fedddpm_app.federation.messages import deadlines
 from fedddpm_app.federation.messages.records import to_arrays, to_weights
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.hooks import LocalRound, TrainingHook
 from fedddpm_app.weights import load_into, snapshot
 from tests.algorithms.problems import CLIENTS, RATE, ROUNDS, STEPS, gradient, gradient_steps, make_clients, shares
@@ -147,13 +149,14 @@ def test_each_clients_share_is_drawn_from_the_model_it_uploaded(start, run_confi
     uploads = [worker.act(PRETRAIN, k, 0, initial, {}) for k in range(4)]
     shares = largest_remainder(13, [u.metrics["num-examples"] for u in uploads])
     assert len(set(shares)) > 1
-    offset = 0
+    offset, turn = 0, np.random.default_rng(derive_seed(config.run.seed, "auxiliary-labels")).random()
     for client, (upload, share) in enumerate(zip(uploads, shares, strict=True)):
         load_into(model, upload.records["arrays"])
         labels = None
         if conditional:
-            counts = largest_remainder(share, upload.metrics["label-counts"])
-            labels = torch.tensor([label for label, count in enumerate(counts) for _ in range(count)])
+            of_examples = [label for label, count in enumerate(upload.metrics["label-counts"]) for _ in range(count)]
+            first = (turn + client * (5**0.5 - 1) / 2) % 1
+            labels = torch.tensor([of_examples[int((k + first) * len(of_examples) / share)] for k in range(share)])
         expected = sample_images(
             model,
             create_noise_scheduler(config.diffusion),
