@@ -40,7 +40,7 @@ PACKAGE = ROOT / "fedddpm_app"
 LIST = ROOT / "tests" / "mutants.json"
 # Where the code under test is, or was; what is not there is passed over.
 SOURCES = ("algorithms/*.py", "federation/aggregation.py", "evaluation/distances.py", "weights.py")
-SOURCES += ("training.py", "training/trainer.py", "optimization.py", "training/optimization.py")
+SOURCES += ("training.py", "training/trainer.py", "training/batches.py", "optimization.py", "training/optimization.py")
 # Names of test files, wherever they lie under tests/; the quickest first, as the first failure ends a run.
 LOOP_TESTS = "trainer training weights simulate fedavg fedprox centralized local_only scaffold moon registry"
 LOOP_TESTS += " aggregation fedddpm fedddpm_plus aux_only examples acceleration fednova properties feddyn"
@@ -51,7 +51,7 @@ TESTS = {
     "weights": f"weights {LOOP_TESTS}",  # with those of distances, all: what is checked first
     "fedddpm": f"fedddpm fedddpm_plus aux_only scaffold {ALGORITHM_TESTS}",
     "__init__": ALGORITHM_TESTS,
-} | dict.fromkeys(("training", "trainer", "optimization"), LOOP_TESTS)
+} | dict.fromkeys(("training", "trainer", "batches", "optimization"), LOOP_TESTS)
 TEST_LIMIT, MUTANT_LIMIT = 90, 1200  # seconds of one test, whose slowest takes 14, and of one mutant
 CAUGHT = ("killed", "timed out")
 HEAVY = "torch._dynamo diffusers.models.unets.unet_2d diffusers.training_utils datasets flwr.clientapp flwr_datasets"

@@ -85,7 +85,7 @@ def _described(results: Mapping[str, Any]) -> str:
     return (
         f"{results['metrics'][0]} against that of `{results['reference']}`{own}{better}. In brackets: the mean paired "
         f"difference, and its 95 % interval over {len(results['seeds'])} seeds. {_data(results)}. {_budget(results)}"
-        f"{f' Trained without some clients: {left_out}.' if left_out else ''}"
+        f"{f' Cells without some clients: {left_out}.' if left_out else ''}"
         f"{f' Without a complete cell: {_listed(empty)}.' if empty else ''}"
     )
 

@@ -89,8 +89,9 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
     """
     check_has_no_links(directory)
     saved = run_config_of(directory, f'resume = "{config.run.resume}"')
-    fixed = [*get_algorithm(config).fixed_on_resume]
-    fixed += _OF_THE_CLIENTS_CHECK if config.checks_memorization else ()
+    algorithm = get_algorithm(config)
+    checks = config.checks_memorization and "memorization-check" not in algorithm.keys_without_effect(config)
+    fixed = [*algorithm.fixed_on_resume, *(_OF_THE_CLIENTS_CHECK if checks else ())]
     _check_equal(directory, saved, run_config, fixed)
     status = read_status(directory)
     if status.state == RUNNING and is_locked(directory):  # of a host that is gone, such as a container, it is free

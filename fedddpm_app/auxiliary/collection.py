@@ -15,7 +15,7 @@ from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.federation.messages.streaming import ReplyStream, with_progress
-from fedddpm_app.federation.phases import START, finish_phase, finished_phase, forget_phase, replay_phase
+from fedddpm_app.federation.phases import START, counted_phase, finish_phase, finished_phase, forget_phase, replay_phase
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.progress import logger
 from fedddpm_app.weights import Weights
@@ -101,7 +101,7 @@ class Collection(Generic[U]):
                     "an earlier round: restore the folders unfinished and auxiliary of the run from a backup, or start "
                     "a new run."
                 )
-            if models:
+            if models and not counted_phase(strategy.recorder, name, self._start):
                 self._count_again(self._weights, models)
             with strategy.accounting.timed(name):
                 left_out = self._collect(self._weights, models, span)

@@ -136,13 +136,11 @@ class AuxiliaryPhase:
     def _finish(self, build: Callable[[], TrainingData], start: str) -> TrainingData:
         """Build D_aux, and write the line of the phase."""
         strategy = self._strategy
-        before = strategy.accounting.images
-        is_counted = counted_phase(strategy.recorder, "auxiliary", start)
+        is_counted = counted_phase(strategy.recorder, "auxiliary", start)  # its set was lost, or could not be stored
         with strategy.round_log.own_phase() as span:
-            with strategy.accounting.timed("auxiliary"), cpu_threads(strategy.config.run.server_threads):
+            accounting, threads = strategy.accounting, strategy.config.run.server_threads
+            with accounting.timed("auxiliary"), accounting.counted_before(is_counted), cpu_threads(threads):
                 data = build()
-            if is_counted:  # by the process that built it first, but could not store it
-                strategy.accounting.images = before
             if data is not self._generated:
                 self.clients = []
             self._stored.check(data)

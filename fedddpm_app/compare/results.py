@@ -134,8 +134,14 @@ def metrics_of(status: Status) -> dict[str, dict[str, Any]]:
 
 def _diverged(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return the clients whose models generate no finite images, as a phase without them."""
-    names = dict.fromkeys(name for metric in metrics.values() for name in metric.get(LEFT_OUT, ()))
-    return {"evaluation": [*names]} if names else {}
+    lists = [names for metric in metrics.values() if isinstance(names := metric.get(LEFT_OUT), list)]
+    clients = dict.fromkeys(_client_of(name) for names in lists for name in names if isinstance(name, str))
+    return {"evaluation": [*clients]} if clients else {}
+
+
+def _client_of(name: str) -> str:
+    """Return the number in the name of a client's model, as the phases name clients."""
+    return str(int(number)) if (number := name.rpartition("-")[2]).isdecimal() else name
 
 
 def _of_setting(
@@ -189,7 +195,7 @@ def problems_of(plan: Plan, results: Mapping[str, Any]) -> list[str]:
         "machines, their extractors differ: run the grid with --restore of a published one, or anew."
     )
     incomplete = "; ".join(clients_left_out(results))
-    without = f"trained without some clients, whose reasons are in stats.jsonl: {incomplete}"
+    without = f"without some clients, for reasons in the cells' logs: {incomplete}"
     return (
         ([otherwise] if left_out else [])
         + ([without] if incomplete else [])

@@ -50,6 +50,16 @@ class Accounting:
             self.seconds[phase] += time.perf_counter() - began
 
     @contextmanager
+    def counted_before(self, is_counted: bool) -> Iterator[None]:
+        """Leave compute and bytes as they are if those of the body are counted already, by an earlier process."""
+        before = self.bytes_up, self.bytes_down, self.images
+        try:
+            yield
+        finally:
+            if is_counted:
+                self.bytes_up, self.bytes_down, self.images = before
+
+    @contextmanager
     def collecting(self) -> Iterator[None]:
         """Count the body's bytes as ``bytes_collected``, apart from those that the training needs."""
         up, down = self.bytes_up, self.bytes_down

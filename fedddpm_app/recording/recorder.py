@@ -6,7 +6,7 @@ final metrics), ``pipeline/`` (``DDPMPipeline.from_pretrained`` loads it), ``aux
 ``samples/round-0005.png``, ``samples/rounds.png``, ``checkpoints/round-0005/`` (see ``checkpoints``) and ``plots/``.
 ``unfinished/`` holds the pieces of a phase that is not finished, for a run that is resumed. ``security.jsonl`` says who
 joined, left and declined, and what was refused (``federation.security_log``); it is only appended to. In a deployment,
-``partitions.jsonl`` has the nodes that the partitions belong to (``federation.bindings``). ``tracking/`` has what
+``partitions.jsonl`` has the nodes that the partitions belong to (``federation.nodes.bindings``). ``tracking/`` has what
 trackers store.
 """
 

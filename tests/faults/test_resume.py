@@ -59,6 +59,7 @@ OTHERS = {
     "cycles": {"algorithm": "fedddpm-late", "late-teacher": "local", "late-cycles": 3},
     "from-global": {"algorithm": "fedddpm-kd", "pretrain-from": "global"},
     "halved": {"algorithm": "tests.faults.test_resume:Halved"},
+    "nodes": {"algorithm": "tests.faults.test_resume:Halved", "auxiliary-generation": "nodes"},
     "halved-from-global": {"algorithm": "tests.faults.test_resume:Halved", "pretrain-from": "global"},
 }
 FEW_PICTURES = {"eval-every": 0, "preview-every": 0}
@@ -235,10 +236,12 @@ class Halved(FedDDPM):
         return super().build_auxiliary(models).select(torch.arange(0, 12, 2))
 
 
-@pytest.mark.parametrize("algorithm", ["halved", pytest.param("fedddpm", **_SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("algorithm", ["halved-from-global", "fedddpm", "nodes"])
 def test_a_stop_between_the_set_and_the_next_checkpoint(settings, monkeypatch, algorithm):
     """The set's cost is counted once, and the models that clients uploaded leave the disk as in a whole run."""
-    config = settings(algorithm, "stopped") | {"num-rounds": 3}
+    more = {"num-rounds": 3, "pretrain-from": "global"}  # so that the set is built after the first checkpoint
+    config = settings(algorithm, "stopped", **more)
 
     def stop(*arguments):
         raise StopError
@@ -248,11 +251,11 @@ def test_a_stop_between_the_set_and_the_next_checkpoint(settings, monkeypatch, a
         run_here(config)
     monkeypatch.undo()
     resume = config | {"resume": str(folder_of(config))}
-    with stopping_after(1), pytest.raises(StopError):
+    with stopping_after(2), pytest.raises(StopError):
         run_here(resume)
     left = [*(folder_of(config) / "unfinished").glob("pretrain-*")]
-    assert len(left) == (4 if algorithm == "halved" else 0)  # its set is not stored, so the models are needed again
-    check_equal(run_here(resume), run_here(settings(algorithm, "whole") | {"num-rounds": 3}))
+    assert len(left) == (0 if algorithm == "fedddpm" else 4)  # its set is not stored, so the models are needed again
+    check_equal(run_here(resume), run_here(settings(algorithm, "whole", **more)))
 
 
 @pytest.mark.slow
@@ -323,7 +326,6 @@ DIFFERENCES = [
     ({"seed": 3, "local-steps": 4}, "local-steps was 3 and is 4; seed was 0 and is 3"),
     ({"num-rounds": 1}, "num-rounds = 1, but .* has 2 rounds: use at least 2"),
     ({"memorization-check": "never"}, "memorization-check was 'always' and is 'never'"),
-    ({"memorization-rate": 0.5}, r"memorization-rate was 0\.01 and is 0\.5"),
     ({"resume": "/no/such/run"}, "config.json cannot be read .*; give the folder of a run"),
 ]
 
@@ -339,6 +341,13 @@ def test_another_config_is_refused_with_the_differences(stopped):
     config.write_text(config.read_text().replace('"learning-rate": 0.003', '"learning-rate": 0.5'))
     with pytest.raises(ConfigError, match=r"learning-rate was 0\.003 and is 0\.5"):
         run_here(resume | {"learning-rate": 0.5})
+
+
+@pytest.mark.slow
+def test_the_way_in_which_clients_check_their_models_may_not_change(stopped):
+    resume = stopped("fedddpm", 1, **{"memorization-check": "always", "max-memorized-share": 1.0})
+    with pytest.raises(ConfigError, match=r"memorization-rate was 0\.01 and is 0\.5"):
+        run_here(resume | {"memorization-rate": 0.5})
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ _KILLED = {  # the last is the word of Ray's memory monitor
     f"ray.exceptions.{name}"
     for name in ("ActorDiedError", "ActorUnavailableError", "RayActorError", "OutOfMemoryError")
 }
-_DECLINED = "DeclinedError"  # of ``training.actions``
+_DECLINED = "DeclinedError"  # of ``training.declined``
 OWN = ("ConfigError", "StateError", "ProtocolError", "DivergedError", _DECLINED)  # their sentences need no name
 
 
