@@ -23,6 +23,7 @@ from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.disk.owned import LOCK, OwnerLock
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.inprocess.grid import run_inprocess
+from fedddpm_app.launch.leftovers import find_left_overs
 from fedddpm_app.recording import checkpoints
 from fedddpm_app.recording.files import RecordingError, write_json
 from fedddpm_app.recording.recorder import STATS, RunRecorder
@@ -132,6 +133,9 @@ def kill_at_random_points(settings, tmp_path, algorithm, count):
             again = config | ({"resume": str(folder_of(config))} if begun else {})
             ended, _, _ = run_in_child(again, log=tmp_path / "log")
         assert ended == 0, f"{index}, {point}: {(tmp_path / 'log').read_text()[-2000:]}"
+        for item in find_left_overs(tmp_path):  # as `fedddpm run` does first; after a kill at the very end it is needed
+            if item.run == folder_of(config) and not item.is_resumable:
+                assert item.remove()
         check_equal(RunDirectory(folder_of(config)), whole)
         shutil.rmtree(folder_of(config))
     return killed
