@@ -271,6 +271,18 @@ def test_a_lost_set_of_an_earlier_round_is_built_from_the_models_of_that_round(s
 
 
 @pytest.mark.slow
+def test_one_damaged_upload_costs_one_pretraining(settings, stopped):
+    """The uploads that are kept are not counted a second time."""
+    resume = stopped("halved", 1, **{"num-rounds": 2})
+    damage(min((folder_of(resume) / "unfinished").glob("pretrain-*.safetensors")))
+    resumed, whole = run_here(resume), run_here(settings("halved", "whole", **{"num-rounds": 2}))
+    assert final_weights(resumed.path) == final_weights(whole.path)
+    more = {key: resumed.summary[key] - whole.summary[key] for key in ("compute/steps", "comm/up_mb")}
+    upload = whole.stats[1]["comm/up_mb"] / 4
+    assert more == {"compute/steps": resume["pretrain-steps"], "comm/up_mb": pytest.approx(upload, abs=1e-5)}
+
+
+@pytest.mark.slow
 def test_a_lost_set_whose_models_are_gone_is_an_error_without_new_trainings(settings, stopped):
     resume = stopped("fedddpm", 2, **{"num-rounds": 3, "pretrain-from": "global"})
     shutil.rmtree(folder_of(resume) / "auxiliary")
