@@ -9,28 +9,29 @@ ICML 2020. https://arxiv.org/abs/1910.06378, Algorithm 1 (line numbers below) an
                send dw_i = v - w, dc_i = c_i+ - c_i;  c_i <- c_i+                              line 13
     Server     w <- w + eta_g / |S| sum dw_i;  c <- c + 1/N sum_{i in S} dc_i                  lines 16-17, (5)
 
-Symbols: w (x) -> global_weights, c -> server_variate, c_i -> control_variate, K eta -> learning_rate_sum,
-eta_g -> scaffold-server-learning-rate, N -> num-clients, option -> scaffold-option.
+Symbols: w (x) -> global_weights, c -> server_variate, c_i -> control_variate, v_k -> the weights before the k-th local
+step, eta_g -> scaffold-server-learning-rate, N -> num-clients, option -> scaffold-option.
 Deviations: clients send v, from which the server computes dw_i. All clients have equal weight, as in the paper,
-whatever their number of examples. Option II is defined for plain SGD; with another local optimiser, momentum or
-clipping, "auto" selects Option I, and the correction is added to the gradient that the optimiser sees: a heuristic, not
-the paper's theorem. Option I draws t and noise once per example, and does not contain weight decay, whereas Option II
-contains it. Buffers that have no gradient are averaged.
+whatever their number of examples. The paper writes Option II as c_i - c + (w - v) / (K eta), which for its optimiser,
+plain SGD with a constant rate, is the mean of the local steps' gradients. Only the mean is the same quantity for every
+optimiser, schedule, clipping and weight decay. With any other than plain SGD, the correction is added to the gradient
+that the optimiser sees: a heuristic, not the paper's theorem. Option I draws t and noise once per example. Buffers that
+have no gradient are averaged.
 """
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import torch
 from flwr.serverapp import Grid
 from torch import nn
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.config import Config
 from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
-from fedddpm_app.progress import logger
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
-from fedddpm_app.training.optimization import add_to_gradients
+from fedddpm_app.training.optimization import add_to_gradients, gradients_of
 from fedddpm_app.weights import RunningMean, Weights
 
 VARIATE = "control-variate"
@@ -45,17 +46,17 @@ class ScaffoldHook(TrainingHook):
     @classmethod
     def training_images(cls, config: Config, num_examples: int, steps: int, *, is_first: bool) -> float:
         """Add Option I's gradient over all images."""
-        own = num_examples if option_of(config) == "I" else 0
+        own = num_examples if config.scaffold.option == "I" else 0
         return super().training_images(config, num_examples, steps, is_first=is_first) + own
 
     @classmethod
     def why_not_private(cls, config: Config) -> str:
-        """Return that Option II can, as it follows from global weights and privately trained ones."""
-        if option_of(config) == "II":
+        """Return that Option II can: it is the mean of gradients that have been made private."""
+        if config.scaffold.option != "I":
             return ""
         return (
             "Option I of its control variates is the gradient of all a client's images, without noise; use "
-            'scaffold-option = "II", which needs optimizer = "sgd", momentum = 0.0 and gradient-clip = 0.0'
+            'scaffold-option = "II"'
         )
 
     def initial_variate(self) -> Weights:
@@ -70,21 +71,22 @@ class ScaffoldHook(TrainingHook):
         named = dict(model.named_parameters())
         self._parameters = [named[name] for name in difference]
         self._correction = [d.to(p.device) for d, p in zip(difference.values(), self._parameters, strict=True)]
+        self._gradient_sum = [torch.zeros_like(p) for p in self._parameters]
 
+    @torch.no_grad()
     def adjust_gradients(self, model: nn.Module) -> None:
-        """Add c - c_i (line 10)."""
+        """Add c - c_i (line 10), and the gradient before that to the sum of Option II."""
+        torch._foreach_add_(self._gradient_sum, gradients_of(self._parameters))
         add_to_gradients(self._parameters, self._correction)
 
     def on_end(self, result: TrainResult, full_gradient: Callable[[Weights], Weights]) -> None:
         """Update c_i (line 12), keep it and send its change (line 13)."""
         names = list(self.control_variate)
-        start = weights_module.select(self.round.global_weights, names)
-        if option_of(self.config) == "I":
+        if self.config.scaffold.option == "I":
             renewed = weights_module.select(full_gradient(self.round.global_weights), names)
         else:
-            moved = weights_module.add_scaled(start, weights_module.select(result.weights, names), -1.0)
-            renewed = weights_module.add_scaled(self.control_variate, self.server_variate, -1.0)
-            renewed = weights_module.add_scaled(renewed, moved, 1.0 / result.learning_rate_sum)
+            means = torch._foreach_div(self._gradient_sum, result.steps)
+            renewed = {name: mean.cpu() for name, mean in zip(names, means, strict=True)}
         self.kept[VARIATE] = renewed
         self.sent[VARIATE_CHANGE] = weights_module.add_scaled(renewed, self.control_variate, -1.0)
 
@@ -104,28 +106,16 @@ class Scaffold(FederatedStrategy):
     models_per_exchange = 2  # with c, and with the change of c_i
     own_aggregation = "SCAFFOLD's server moves weights and control variate together, by the mean of all clients"
 
-    @classmethod
-    def check_config(cls, config: Config) -> None:
-        """Refuse Option II if a local step is more than a plain SGD step."""
-        super().check_config(config)
-        training = config.training
-        if config.scaffold.option == "II" and not training.is_plain_sgd:
-            raise ConfigError(
-                f'scaffold-option = "II" is defined for plain SGD, but optimizer = "{training.optimizer}", momentum = '
-                f'{training.momentum}, gradient-clip = {training.gradient_clip}: use scaffold-option = "I", or '
-                'optimizer="sgd" momentum=0.0 gradient-clip=0.0.'
-            )
-
     def prepare(self, grid: Grid, weights: Weights) -> Weights:
         """Start with c = 0."""
         self.server_variate = weights_module.zeros_like(weights_module.select(weights, self.parameters.unique))
-        self._expect_changes()
+        self.reply_references[VARIATE_CHANGE] = self.server_variate
         return weights
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Continue with c of a checkpoint."""
         super().load_state(state)
-        self._expect_changes()
+        self.reply_references[VARIATE_CHANGE] = self.server_variate
 
     def broadcast(self, server_round: int) -> Mapping[str, Weights]:
         """Send c to the clients."""
@@ -143,13 +133,3 @@ class Scaffold(FederatedStrategy):
         return self.parameters.replace(
             mean, weights_module.lerp(self.global_weights, mean, self.config.scaffold.server_learning_rate)
         )
-
-    def _expect_changes(self) -> None:
-        self.reply_references[VARIATE_CHANGE] = self.server_variate
-        logger.info("SCAFFOLD: the control variates follow Option %s", option_of(self.config))
-
-
-def option_of(config: Config) -> str:
-    """Return "I" or "II", the option by which clients update their control variates."""
-    option = config.scaffold.option
-    return ("II" if config.training.is_plain_sgd else "I") if option == "auto" else option

@@ -39,8 +39,3 @@ class TrainingConfig:
         """
         past = update - 1
         return min(decay, past / (self.ema_warmup + past)) if past else 0.0
-
-    @property
-    def is_plain_sgd(self) -> bool:
-        """Whether a step is ``w - learning_rate * gradient``, for a loss that may include weight decay."""
-        return self.optimizer == "sgd" and self.momentum == 0 and self.gradient_clip == 0

@@ -62,8 +62,6 @@ class TrainResult:
         Optimiser steps done, K.
     seconds : float
         Wall time of the loop.
-    learning_rate_sum : float
-        The sum of the learning rates of all steps: ``K eta`` for a constant learning rate.
     privacy : Privacy or None
         The mechanism of a private training. Losses and seconds then stay with the client: they have no noise.
     """
@@ -73,7 +71,6 @@ class TrainResult:
     final_loss: float
     steps: int
     seconds: float
-    learning_rate_sum: float = 0.0
     privacy: Privacy | None = None
 
     def metrics(self) -> dict[str, float]:

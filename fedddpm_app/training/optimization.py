@@ -31,14 +31,18 @@ def reset_optimizer(optimizer: torch.optim.Optimizer) -> None:
                 buffer.zero_()
 
 
-@torch.no_grad()
-def add_to_gradients(parameters: Sequence[nn.Parameter], terms: Sequence[Tensor], factor: float = 1.0) -> None:
-    """Add ``factor * term`` to each parameter's gradient, in place; a missing gradient counts as 0."""
+def gradients_of(parameters: Sequence[nn.Parameter]) -> list[Tensor]:
+    """Return the parameters' gradients, not copied; a missing gradient becomes 0."""
     for parameter in parameters:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    torch._foreach_add_(gradients, list(terms), alpha=factor)
+    return [p.grad for p in parameters if p.grad is not None]
+
+
+@torch.no_grad()
+def add_to_gradients(parameters: Sequence[nn.Parameter], terms: Sequence[Tensor], factor: float = 1.0) -> None:
+    """Add ``factor * term`` to each parameter's gradient, in place; a missing gradient counts as 0."""
+    torch._foreach_add_(gradients_of(parameters), list(terms), alpha=factor)
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ from fedddpm_app.shapes import fit_model
 from fedddpm_app.training.acceleration import PLAIN, Acceleration, choose, compiled, is_watched
 from fedddpm_app.training.batches import shuffled_batches
 from fedddpm_app.training.hooks import TrainingHook, TrainResult
-from fedddpm_app.training.optimization import create_optimizer, create_schedule, learning_rate_factor, reset_optimizer
+from fedddpm_app.training.optimization import create_optimizer, create_schedule, reset_optimizer
 from fedddpm_app.training.privacy import Privacy
 from fedddpm_app.training.private_gradients import PrivateGradients
 from fedddpm_app.training.secret import secret_generator
@@ -164,14 +164,12 @@ class Trainer:
             losses = self._loop(set_gradients, steps, hook, clip, schedule, ema, StepReporter(steps, on_report))
         if ema is not None and steps > 0:
             ema.copy_to(self.parameters)
-        factors = [learning_rate_factor(step, *plan) for step in range(steps)]
         return TrainResult(
             weights=weights_module.snapshot(self.model),
             loss=float(losses.mean()) if steps else float("nan"),
             final_loss=float(losses[-max(1, steps // 10) :].mean()) if steps else float("nan"),
             steps=steps,
             seconds=time.perf_counter() - began,
-            learning_rate_sum=learning_rate * sum(factors),
             privacy=privacy,
         )
 

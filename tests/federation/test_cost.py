@@ -50,7 +50,7 @@ def test_fractions_of_a_step_add_up():
         ({"algorithm": "moon", "moon-representation": ""}, 4 / 3),  # without a previous model in the first of 2 rounds
         ({"algorithm": "fedprox"}, 1.0),
         ({"algorithm": "centralized"}, 1.0),
-        ({"algorithm": "scaffold", "optimizer": "sgd", "gradient-clip": 0.0}, 1.0),
+        ({"algorithm": "scaffold"}, 1.0),
     ],
     ids=str,
 )
@@ -63,8 +63,7 @@ def test_the_steps_of_an_algorithm_against_those_of_fedavg(run_config, overrides
 
 def test_scaffold_sends_twice_as_much_and_takes_a_whole_gradient_by_option_one(run_config):
     sizes = [320, 400, 480, 80]
-    base = {"algorithm": "scaffold"}
-    config = load_config(run_config | base)  # AdamW: Option I
+    config = load_config(run_config | {"algorithm": "scaffold", "scaffold-option": "I"})
     cost = get_algorithm(config).cost(config, sizes)
     assert (cost.models_up, cost.models_down) == (16, 16)
     assert cost.steps == 2 * (4 * 3 + sum(sizes) / 8)
