@@ -71,22 +71,20 @@ class ScaffoldHook(TrainingHook):
         named = dict(model.named_parameters())
         self._parameters = [named[name] for name in difference]
         self._correction = [d.to(p.device) for d, p in zip(difference.values(), self._parameters, strict=True)]
-        self._gradient_sum = [torch.zeros_like(p) for p in self._parameters]
+        self._gradient_sums = {name: torch.zeros_like(named[name]) for name in difference}
 
     @torch.no_grad()
     def adjust_gradients(self, model: nn.Module) -> None:
         """Add c - c_i (line 10), and the gradient before that to the sum of Option II."""
-        torch._foreach_add_(self._gradient_sum, gradients_of(self._parameters))
+        torch._foreach_add_(list(self._gradient_sums.values()), gradients_of(self._parameters))
         add_to_gradients(self._parameters, self._correction)
 
     def on_end(self, result: TrainResult, full_gradient: Callable[[Weights], Weights]) -> None:
         """Update c_i (line 12), keep it and send its change (line 13)."""
-        names = list(self.control_variate)
         if self.config.scaffold.option == "I":
-            renewed = weights_module.select(full_gradient(self.round.global_weights), names)
+            renewed = weights_module.select(full_gradient(self.round.global_weights), self._gradient_sums)
         else:
-            means = torch._foreach_div(self._gradient_sum, result.steps)
-            renewed = {name: mean.cpu() for name, mean in zip(names, means, strict=True)}
+            renewed = {name: (total / result.steps).cpu() for name, total in self._gradient_sums.items()}
         self.kept[VARIATE] = renewed
         self.sent[VARIATE_CHANGE] = weights_module.add_scaled(renewed, self.control_variate, -1.0)
 

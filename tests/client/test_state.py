@@ -180,8 +180,7 @@ class LosesFiles(InProcessGrid):
 @pytest.fixture
 def start(run_config, tmp_path):
     def run(algorithm, lost):
-        plain = {"optimizer": "sgd", "gradient-clip": 0.0}  # of which SCAFFOLD needs no gradient of all images
-        resolved = run_config | plain | {"algorithm": algorithm}
+        resolved = run_config | {"algorithm": algorithm}
         config = load_config(resolved)
         task = DiffusionTask(config)
         strategy = get_algorithm(config)(config, RunRecorder(tmp_path / f"strategy-{algorithm}"), task)

@@ -33,7 +33,7 @@ from tests.faults.killing import run_in_child
 ALGORITHMS = {
     "fedddpm": {"correction-keep-optimizer": True, "num-rounds": 3},
     "fedddpm-plus": {"num-rounds": 4, "plus-threshold": 1e9, "plus-max-corrections": 2},
-    "scaffold": {"num-rounds": 4, "clients-per-round": 3, "optimizer": "sgd", "gradient-clip": 0.0},
+    "scaffold": {"num-rounds": 4, "clients-per-round": 3},
     "fedadam": {"algorithm": "fedavg", "aggregator": "fedadam", "num-rounds": 4},
     "fedddpm-late": {"late-teacher": "local", "late-cycles": 2, "num-rounds": 4},
 }

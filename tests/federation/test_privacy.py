@@ -26,7 +26,6 @@ from tests.conftest import RunDirectory
 QUICK = {"preview-every": 0, "num-clients": 2, "batch-size": 32, "learning-rate": 0.01}
 FEDAVG = QUICK | {"algorithm": "fedavg", "train-dp-epsilon": 3.0, "dp-secret-noise": False}
 BOTH = QUICK | {"pretrain-dp-epsilon": 2.0, "train-dp-epsilon": 3.0, "dp-secret-noise": False}
-SCAFFOLD = {"optimizer": "sgd", "gradient-clip": 0.0}
 ALLOWED = {"fedavg", "fedddpm", "fedddpm-kd", "fedprox", "feddyn", "fednova", "feddiffuse", "local-only"}
 PRETRAIN_ONLY = {"aux-only", "kd-only", "mixture"}
 
@@ -243,7 +242,7 @@ def test_a_canary_moves_the_weights_by_no_more_than_the_clip():
 
 
 def private(run_config, name, **more):
-    return get_algorithm(load_config(run_config | QUICK | SCAFFOLD | {"algorithm": name} | more))
+    return get_algorithm(load_config(run_config | QUICK | {"algorithm": name} | more))
 
 
 @pytest.mark.parametrize("name", sorted(REGISTRY))
