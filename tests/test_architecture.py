@@ -64,7 +64,8 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "launch": GROUND | {INTERNALS, "recording", "transport/shared"},
     "launch/guardian": {"disk/owned", "launch/homes"},  # it waits beside a run, and stays light
     "launch/delivery": set(),  # it is sent to another host alone
-    "compare": GROUND | {"algorithms", "data", "evaluation/extractors", "federation/cost", "recording"},
+    "compare": GROUND
+    | {"algorithms", "data", "evaluation/extractors", "evaluation/metrics", "federation/cost", "recording"},
     "report": GROUND | {"compare", "export/privacy", "federation/security_log", "recording"},
     "__init__": None,
     "cli": None,

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fedddpm_app.compare.notes import clients_left_out, far_note, reference_of_sweep
+from fedddpm_app.compare.notes import MARK, caveat_note, clients_left_out, far_note, reference_of_sweep
 from fedddpm_app.compare.numbers import number, range_of, signed
 from fedddpm_app.compare.publish import with_section
 from fedddpm_app.compare.table import conditions_of, difference_of, labels_of, labels_without_cells, side_in
@@ -53,7 +53,9 @@ def _part(results: Mapping[str, Any]) -> str:
         lines.append([f"`{label}`", *cells, *balance, range_of([each["up_mb"] for each in known]), copies])
     table = "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
     short = "\n".join(f"- {name}: {_in_short(results, name)}" for name in conditions)
-    return "\n\n".join([f"### {results['title'] or results['name']}", _described(results), short, table])
+    caveats = caveat_note(results, (metric, "class-tv", "memorized-share"))
+    parts = [f"### {results['title'] or results['name']}", _described(results), short, table, caveats]
+    return "\n\n".join(filter(None, parts))
 
 
 def _in_short(results: Mapping[str, Any], condition: str) -> str:
@@ -149,7 +151,8 @@ def _value(setting: Mapping[str, Any] | None, metric: str) -> float | None:
 
 def _mean(setting: Mapping[str, Any] | None, metric: str) -> str:
     value = _value(setting, metric)
-    return "–" if value is None else number(value)
+    caveat = setting is not None and setting["metrics"].get(metric, {}).get("caveats")
+    return "–" if value is None else number(value) + (f" {MARK}" if caveat else "")
 
 
 def main(page: Path, results_folder: Path) -> None:

@@ -17,6 +17,7 @@ from fedddpm_app.recording.style import number
 
 AXES = {"round": "round", "steps": "gradient steps", "mb": "MB exchanged", "seconds": "seconds without evaluation"}
 _LEFT_OUT = "/left_out"
+_WITHOUT_EFFECT = ("client-eval", "generate")  # phases whose lost clients change no model: others do their part
 _NOTHING = dict.fromkeys(AXES, 0.0)
 _EVALUATION = ("time/server-evaluate_s", "time/evaluate_s")
 
@@ -84,12 +85,16 @@ def read_seconds(directory: Path) -> float:
 
 
 def read_left_out(directory: Path) -> dict[str, list[str]]:
-    """Return the clients that were left out of a cell's phases and rounds, by phase, without reasons."""
+    """Return the clients without which a cell's models were made, by phase, without reasons.
+
+    An attempt at a round that was abandoned has no effect, and neither have clients that did not evaluate or generate.
+    """
     found: dict[str, dict[str, None]] = {}
-    for row in read_rows(directory / STATS):
-        for key, clients in row.items():
-            if key.endswith(_LEFT_OUT) and isinstance(clients, dict):
-                found.setdefault(key.removesuffix(_LEFT_OUT), {}).update(dict.fromkeys(clients))
+    rows = [row for row in read_rows(directory / STATS) if row.get("phase") != "abandoned"]
+    for key, clients in (item for row in rows for item in row.items()):
+        phase = key.removesuffix(_LEFT_OUT)
+        if phase != key and phase not in _WITHOUT_EFFECT and isinstance(clients, dict):
+            found.setdefault(phase, {}).update(dict.fromkeys(clients))
     return {phase: sorted(clients, key=lambda name: (len(name), name)) for phase, clients in found.items()}
 
 

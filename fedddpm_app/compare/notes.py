@@ -1,13 +1,15 @@
 """Sentences about a grid's results: how they were measured, the cost that is equal, and the cells that are unequal."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedddpm_app.compare.numbers import range_of
 
 Results = Mapping[str, Any]
 LEFT_OUT = "left_out"  # of a cell: clients by phase
+DIVERGED = "evaluation"  # as a phase there: clients whose own models generate no finite images
+MARK = "†"  # of a mean with a caveat
 _FAR = 0.02  # a cost that is further from the budget is named
 
 
@@ -56,15 +58,30 @@ def measured_note(results: Results, metric: str) -> str:
             f"Area under the ROC curve of an attack by {about['extractor']}, which is to tell {about['n']:,} training "
             f"images from {about['reference_n']:,} others ({about['reference']}).{better} Floor, that of guesses: 0.5."
         )
-    floors = [each["metrics"][metric]["floor"] for each in results["settings"] if metric in each["metrics"]]
+    found = [each["metrics"][metric] for each in results["settings"] if metric in each["metrics"]]
+    floors = range_of([each["floor"] for each in found])
+    spread = range_of([each.get("floor_std") for each in found])
+    sizes = [about.get(key) for key in ("floor_n", "floor_reference_n")]
+    of = " against ".join(f"{size:,}" for size in sizes if size)
     others = "; ".join(_generated(each) for each in about["others"])
     others = f" Other cells: {others}." if others else ""
     return (
         f"{_generated(about)} against "
         f"{about['reference_n']:,} of the {about['reference']} split (digest {about['reference_digest']}), extractor "
-        f"{about['extractor']} (digest {about['extractor_digest']}).{better} Floor, the same metric of real images: "
-        f"{range_of(floors)}.{others}"
+        f"{about['extractor']} (digest {about['extractor_digest']}).{better} Floor, the same metric of "
+        f"{of + ' ' if of else ''}real images: {floors}{f' ± {spread}' if spread != '–' else ''}.{others}"
     )
+
+
+def caveat_note(results: Results, metrics: Sequence[str]) -> str:
+    """Return a sentence for each caveat about the values of some metrics, with the settings; empty without any."""
+    found: dict[str, dict[str, None]] = {}
+    for each in results["settings"]:
+        for metric in metrics:
+            for caveat, seeds in each["metrics"].get(metric, {}).get("caveats", {}).items():
+                where = f"{each['label']} ({each['condition']}: {seeds} of {each['n']} seeds)"
+                found.setdefault(caveat, {})[where] = None
+    return " ".join(f"{MARK} {caveat[0].upper()}{caveat[1:]}: {', '.join(where)}." for caveat, where in found.items())
 
 
 def _generated(about: Mapping[str, Any]) -> str:

@@ -9,7 +9,8 @@ _DIGITS = 3
 def number(value: float | None, like: float | None = None) -> str:
     """Return a number with 3 significant digits, without exponent for usual sizes.
 
-    With ``like``, it has as many decimal places as that number has; a zero has none of its own.
+    With ``like``, it has as many decimal places as that number has, or as its own first digit needs; a zero has none
+    of its own.
     """
     if value is None or not math.isfinite(value):
         return "not defined"
@@ -18,6 +19,8 @@ def number(value: float | None, like: float | None = None) -> str:
         return f"{value:.{_DIGITS - 1}e}"
     rounded = float(f"{of_size:.{_DIGITS - 1}e}")
     places = _DIGITS - 1 - (math.floor(math.log10(abs(rounded))) if rounded else 0)
+    if like and value:
+        places = max(places, -math.floor(math.log10(abs(value))))
     return f"{value if like else rounded:,.{max(0, places)}f}"
 
 

@@ -67,11 +67,13 @@ class Outputs:
             old.unlink(missing_ok=True)
         complete = [cell for cell in plan.cells if read_status(cell.directory).state == COMPLETED]
         measured = [metric for metric in plan.spec.metrics if metric in results["measured"]]
+        known = {(each["label"], each["condition"], each["seed"]): each.get("metrics", {}) for each in results["cells"]}
         for metric in measured:
             histories: dict[tuple[str, str], list[Any]] = {}
             for cell in complete:
                 key = cell.setting.line.label, cell.setting.condition
-                histories.setdefault(key, []).append(read_history(cell.directory, metric))
+                if metric in known[*key, cell.seed]:  # else it was measured otherwise
+                    histories.setdefault(key, []).append(read_history(cell.directory, metric))
             with optional(folder):
                 plot_curves(results, metric, histories, folder / f"curves-{metric}.png")
                 if plan.spec.sweep:

@@ -189,7 +189,8 @@ def _setting(
     if spec.match != "rounds" and budget is None and row != spec.reference:
         budget = budgets.get((condition, line.value), budgets.get((condition, None)))
     name, wanted = (line.label, condition), spec.solved_keys(row)
-    basis = spec.budget or {**spec.base, **spec.conditions[condition], **spec.keys_of_row(spec.reference)}
+    of_reference = {**spec.base, **spec.conditions[condition], **spec.keys_of_row(spec.reference)}
+    basis = {"match": spec.match, **({"budget": spec.budget} if spec.budget else of_reference)}
     solved = known.find(name, keys, wanted, basis) or {}
     for key in wanted:
         solved[key] = solved.get(key) or _solve(spec, config, key, budget or 0.0)

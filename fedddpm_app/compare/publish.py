@@ -13,7 +13,7 @@ from PIL import Image
 
 from fedddpm_app.compare.archive import CELLS, save_cells
 from fedddpm_app.compare.extractors import publish_extractors
-from fedddpm_app.compare.notes import clients_left_out, cost_note, measured_note
+from fedddpm_app.compare.notes import caveat_note, clients_left_out, cost_note, measured_note
 from fedddpm_app.compare.numbers import number
 from fedddpm_app.compare.places import without_places
 from fedddpm_app.compare.plan import RESULTS, TABLE, Plan
@@ -90,6 +90,7 @@ def _part(results: Mapping[str, Any], folder: str) -> str:
             "\n".join(f"- {sentence}" for sentence in sentences_of(results, metric)),
             *([f"Cells without some clients: {'; '.join(unequal)}."] if (unequal := clients_left_out(results)) else []),
             *([means] if (means := means_of(results)) else []),
+            *([caveats] if (caveats := caveat_note(results, results["metrics"])) else []),
             *(f"![{metric}]({folder}/{name}/{picture})" for picture in pictures),
             origin_of(results, folder),
         ]

@@ -39,14 +39,18 @@ def _known(results: Results, metric: str, condition: str, key: str, row: str = "
 
 
 def limits_of(results: Results, label: str, condition: str, metric: str) -> list[float]:
-    """Return the interval of a line's difference to the reference, from the reference's mean; empty without one."""
+    """Return the interval of a line's difference to the reference, from the reference's mean; empty without one.
+
+    If one of the two has seeds that the other lacks, the means do not belong to the difference, and there is none.
+    """
     settings = [each for each in results["settings"] if each["condition"] == condition and metric in each["metrics"]]
     of_line = next((each for each in settings if each["label"] == label), None)
     others = [each for each in settings if each["row"] == results["reference"]]
     reference = next((e for e in others if not e["sweep"] or (of_line and e["sweep"] == of_line["sweep"])), None)
     if of_line is None or reference is None:
         return []
-    difference = of_line["metrics"][metric]["differences"].get(results["reference"])
-    if difference is None or difference["low"] is None:
+    found, base = (each["metrics"][metric] for each in (of_line, reference))
+    difference = found["differences"].get(results["reference"])
+    if difference is None or difference["low"] is None or not difference["n"] == found["n"] == base["n"]:
         return []
-    return [reference["metrics"][metric]["mean"] + difference[key] for key in ("low", "high")]
+    return [base["mean"] + difference[key] for key in ("low", "high")]

@@ -1,23 +1,29 @@
 """The results of a grid: every cell, and every setting over its seeds, with its differences to others."""
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
 from fedddpm_app.compare.cells import Cell, Setting
 from fedddpm_app.compare.history import read_left_out, read_seconds
-from fedddpm_app.compare.notes import LEFT_OUT, clients_left_out
+from fedddpm_app.compare.notes import DIVERGED, LEFT_OUT, clients_left_out
 from fedddpm_app.compare.plan import RESULTS, Plan
 from fedddpm_app.compare.shared import OF_GRID, source_of
 from fedddpm_app.compare.statistics import deviation, interval, paired_difference
 from fedddpm_app.disk.bounded import read_object
+from fedddpm_app.evaluation.metrics import CAVEAT
 from fedddpm_app.recording.status import COMPLETED, Status, read_status
 
 _OF_A_METRIC = ("value", "std", "median", "floor", "floor_std", "note")  # ``measured`` has the rest
+_SPLITS = ("test", "train")
+_OF_THE_FLOOR = "the floor compares"
+_COPIES = "memorized-share"  # its training images are those of the clients
 _DIGESTS = ("extractor_digest", "reference_digest")
 _GENERATED = ("n", "sampler", "steps")
 _HOW = ("extractor", "extractor_digest", "reference", "reference_n", "reference_digest", *_GENERATED)
+_SIZES_OF_FLOOR = ("floor_n", "floor_reference_n")
 _COSTS = {"steps": "compute/steps", "up_mb": "comm/up_mb", "down_mb": "comm/down_mb"}
 _COLLECTED = "comm/collected_mb"  # only runs that collect models have it
 
@@ -84,15 +90,15 @@ def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
 def _leave_out_other_measures(cells: Mapping[Cell, dict[str, Any]], statuses: Mapping[Cell, Status]) -> list[str]:
     """Remove metrics that were measured otherwise than in a condition's first cell, and return their names.
 
-    Seeds may differ only if the images of the comparison are not the test split: those of ``memorized-share`` depend on
-    the seed.
+    Seeds may differ only in metrics whose real images depend on the seed: the training images of the clients, for
+    copies, and those of an attack.
     """
     first: dict[tuple[str, int | None, str], list[object]] = {}
     left_out = []
     for cell, found in cells.items():
         for name, metric in metrics_of(statuses[cell]).items():
             digests = [metric.get(key) for key in _DIGESTS]
-            seed = None if metric.get("reference") == "test" else cell.seed
+            seed = cell.seed if name.endswith(_COPIES) or metric.get("reference") not in _SPLITS else None
             expected = first.setdefault((cell.setting.condition, seed, name), digests)
             if digests != expected and found.get("metrics", {}).pop(name, None):
                 left_out.append(f"{cell.name}: {name}")
@@ -105,7 +111,7 @@ def _measured(cells: Mapping[Cell, dict[str, Any]], statuses: Mapping[Cell, Stat
     for cell, found in cells.items():
         metrics = metrics_of(statuses[cell])
         for name in found.get("metrics", ()):
-            how = {key: metrics[name].get(key) for key in (*_HOW, "better")}
+            how = {key: metrics[name].get(key) for key in (*_HOW, *_SIZES_OF_FLOOR, "better")}
             about = measured.setdefault(name, {**how, "others": []})
             generated = {key: how[key] for key in _GENERATED}
             if generated not in ({key: about[key] for key in _GENERATED}, *about["others"]):
@@ -136,7 +142,7 @@ def _diverged(metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, list[str]]:
     """Return the clients whose models generate no finite images, as a phase without them."""
     lists = [names for metric in metrics.values() if isinstance(names := metric.get(LEFT_OUT), list)]
     clients = dict.fromkeys(_client_of(name) for names in lists for name in names if isinstance(name, str))
-    return {"evaluation": [*clients]} if clients else {}
+    return {DIVERGED: [*clients]} if clients else {}
 
 
 def _client_of(name: str) -> str:
@@ -152,14 +158,18 @@ def _of_setting(
     compared = {name: by_setting.get(other, {}) for name, other in plan.compared_with(setting).items()}
     names = dict.fromkeys(name for cell in cells.values() for name in cell["metrics"])
     metrics = {}
+    whole = {row: _of_all_clients(found) for row, found in compared.items()}
     for name in names:
-        values, others = _values(cells, name), {row: _values(found, name) for row, found in compared.items()}
+        values, others = _values(cells, name), {row: _values(found, name) for row, found in whole.items()}
+        own = _values(_of_all_clients(cells), name)
         mean = interval(list(values.values()))
         metrics[name] = {
             **asdict(mean),
             "sd": deviation(list(values.values())),
             "floor": interval(list(_values(cells, name, "floor").values())).mean,
-            "differences": {row: asdict(paired_difference(values, other)) for row, other in others.items() if other},
+            "floor_std": interval(list(_values(cells, name, "floor_std").values())).mean,
+            "caveats": _caveats(cells, name),
+            "differences": {row: asdict(paired_difference(own, other)) for row, other in others.items() if other},
         }
     costs = {
         name: interval([_number(cell[name]) for cell in cells.values()]).mean
@@ -173,6 +183,21 @@ def _of_setting(
         "expected": {**asdict(setting.cost), "budget": setting.budget},
         **costs,
     }
+
+
+def _of_all_clients(cells: Mapping[int, Mapping[str, Any]]) -> dict[int, Mapping[str, Any]]:
+    """Return the cells whose metrics are of all clients' models: without the worst, a mean would only look better."""
+    return {seed: cell for seed, cell in cells.items() if DIVERGED not in cell.get(LEFT_OUT, {})}
+
+
+def _caveats(cells: Mapping[int, Mapping[str, Any]], name: str) -> dict[str, int]:
+    """Return the caveats about a metric's values, without their numbers, with the number of seeds that have them."""
+    found: Counter[str] = Counter()
+    for cell in cells.values():
+        caveats = str(cell["metrics"].get(name, {}).get("note", "")).split(CAVEAT)
+        shorts = (caveat.partition(":")[0].partition(" (")[0] for caveat in caveats)
+        found.update({short for short in shorts if short and not short.startswith(_OF_THE_FLOOR)})
+    return dict(sorted(found.items()))
 
 
 def _values(cells: Mapping[int, Mapping[str, Any]], name: str, key: str = "value") -> dict[int, float]:

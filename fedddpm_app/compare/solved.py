@@ -1,7 +1,8 @@
 """The solved values of a grid: they are kept, so that a grid that takes several days keeps its cells.
 
 The expected cost of an algorithm may change with the code, and with the seeds. A value that was solved for earlier is
-used again as long as the row, the condition and the budget (or the row whose cost is the budget) are the same.
+used again as long as the row, the condition, the matched cost and the budget (or the row whose cost is the budget) are
+the same.
 """
 
 from collections.abc import Mapping, Sequence
@@ -14,7 +15,6 @@ from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.recording.files import write_json
 
 _SETTINGS = "settings"
-Basis = float | Mapping[str, Scalar]
 
 
 def _settings(content: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -26,10 +26,6 @@ def _settings(content: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _is_setting(value: object) -> bool:
     solved = value.get("solved") if isinstance(value, dict) else None
     return isinstance(solved, dict) and all(isinstance(number, int) for number in solved.values())
-
-
-def _plain(budget: Basis) -> object:
-    return dict(budget) if isinstance(budget, Mapping) else budget
 
 
 class SolvedValues:
@@ -53,7 +49,7 @@ class SolvedValues:
         self._before, self._elsewhere = _settings(own), _settings(elsewhere)
 
     def find(
-        self, name: Sequence[str], given: Mapping[str, Scalar], keys: Sequence[str], budget: Basis
+        self, name: Sequence[str], given: Mapping[str, Scalar], keys: Sequence[str], budget: Mapping[str, Scalar]
     ) -> dict[str, int] | None:
         """Return the values of ``keys`` that were solved earlier for the same setting; None if there are none.
 
@@ -65,10 +61,10 @@ class SolvedValues:
             The setting's run-config keys before solving.
         keys : sequence of str
             The keys to solve for.
-        budget : float or mapping
-            The budget, or the keys of the reference row whose cost is the budget.
+        budget : mapping
+            The matched cost, with the budget or with the keys of the reference row whose cost is the budget.
         """
-        wanted = {"name": [*name], "given": dict(given), "solve": [*keys], "budget": _plain(budget)}
+        wanted = {"name": [*name], "given": dict(given), "solve": [*keys], "budget": dict(budget)}
         published = without_places(wanted)  # which have no paths of the other machine
         pairs = [*((each, wanted) for each in self._before), *((each, published) for each in self._elsewhere)]
         for each, like in pairs:
@@ -83,10 +79,10 @@ class SolvedValues:
         name: Sequence[str],
         given: Mapping[str, Scalar],
         solved: Mapping[str, int],
-        budget: Basis,
+        budget: Mapping[str, Scalar],
     ) -> None:
         """Note a setting's values for ``save``."""
-        keys = {"given": dict(given), "solve": [*solved], "budget": _plain(budget), "solved": dict(solved)}
+        keys = {"given": dict(given), "solve": [*solved], "budget": dict(budget), "solved": dict(solved)}
         self._now.append({"name": [*name], **keys})
 
     def save(self) -> None:

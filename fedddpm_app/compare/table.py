@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fedddpm_app.compare.notes import (
+    MARK,
     Results,
+    caveat_note,
     cell_name,
     clients_left_out,
     cost_note,
@@ -50,7 +52,7 @@ def means_of(results: Results) -> str:
     rows = []
     for label, settings in _by_label(results).items():
         means = [settings.get(condition, _NO_SETTING)["metrics"].get(metric) for metric, condition in columns]
-        cells = [number(each["mean"]) + _seeds(each, results) if each and each["n"] else "–" for each in means]
+        cells = [number(each["mean"]) + _marked(each, results) if each and each["n"] else "–" for each in means]
         rows.append([_escaped(label), *cells, _costs(list(settings.values()))[_COSTS.index(_MB)]])
     return _markdown(heading, rows)
 
@@ -128,6 +130,7 @@ def page(results: Results) -> str:
     parts = [f"# {results['title'] or results['name']}", NOTE_ON_STATISTICS, cost_note(results)]
     for metric in metrics:
         parts += [f"## {metric}", measured_note(results, metric), table_of(results, metric)]
+        parts += [caveat_note(results, [metric])]
         parts += ["\n".join(f"- {sentence}" for sentence in sentences_of(results, metric))]
     unfinished = [cell for cell in results["cells"] if cell["status"] != "completed"]
     if unfinished:
@@ -165,7 +168,7 @@ def _cell(setting: Mapping[str, Any] | None, metric: str, results: Results) -> s
     if difference and difference["n"]:
         low, middle, high = (signed(difference[key], difference["mean"]) for key in ("low", "mean", "high"))
         text += f" ({middle} [{low}, {high}])" if difference["n"] > 1 else f" ({middle})"
-    return text + _seeds(found, results)
+    return text + _marked(found, results)
 
 
 def difference_of(setting: Mapping[str, Any], metric: str, results: Results) -> Mapping[str, Any] | None:
@@ -175,10 +178,11 @@ def difference_of(setting: Mapping[str, Any], metric: str, results: Results) -> 
     return next((differences[name] for name in names if name in differences), None)
 
 
-def _seeds(found: Mapping[str, Any], results: Results) -> str:
-    """Return the number of seeds that a mean is of, if it is not that of the grid."""
+def _marked(found: Mapping[str, Any], results: Results) -> str:
+    """Return the number of seeds that a mean is of, if it is not that of the grid, and the mark of a caveat."""
     seeds = len(results["seeds"])
-    return "" if found["n"] == seeds else f", {found['n']} of {seeds} seeds"
+    number_of_seeds = "" if found["n"] == seeds else f", {found['n']} of {seeds} seeds"
+    return number_of_seeds + (f" {MARK}" if found.get("caveats") else "")
 
 
 def _costs(settings: Sequence[Mapping[str, Any]]) -> list[str]:

@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import statistics
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -100,6 +101,12 @@ class Metric:
         return {**flat, "better": self.better, **dataclasses.asdict(self.sampling), **self.details}
 
 
+def _notes_of_models(notes: Sequence[str]) -> list[str]:
+    """Return each caveat that some models have, without its numbers, and for how many models it holds."""
+    shorts = Counter(caveat.partition(":")[0] for note in notes for caveat in set(note.split(CAVEAT)) if caveat)
+    return [f"{short} ({count} of {len(notes)} models)" for short, count in shorts.items()]
+
+
 def mean_over_clients(metrics: Mapping[str, Sequence[Metric]], left_out: Sequence[str] = ()) -> list[Metric]:
     """Return the mean of each metric over the clients' models, with the deviation, the median and each model's value.
 
@@ -117,7 +124,7 @@ def mean_over_clients(metrics: Mapping[str, Sequence[Metric]], left_out: Sequenc
     for same in zip(*metrics.values(), strict=True):
         values = [metric.value for metric in same]
         known = [value for value in values if math.isfinite(value)]
-        notes = [next((metric.note for metric in same if metric.note), "")]
+        notes = _notes_of_models([metric.note for metric in same])
         notes += [f"without {', '.join(left_out)}, whose images are not finite"] if left_out else []
         means.append(
             dataclasses.replace(

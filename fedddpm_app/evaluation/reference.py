@@ -9,6 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from fedddpm_app.apportion import labels_by_share
 from fedddpm_app.diffusion.images import ImageTensors, concatenate
 from fedddpm_app.evaluation.comparison import NEIGHBOURS, Measured, compare, compare_classes
 from fedddpm_app.evaluation.extractors import Extractor, Features
@@ -16,10 +17,10 @@ from fedddpm_app.evaluation.extractors.cache import load_or_create
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.weights import Weights
 
-VERSION = 1  # increased with every change of the cache's content
+VERSION = 2  # increased with every change of the cache's content
 REFERENCE_SEED = 0  # the same for every run, so that runs are comparable
 CLASSES = "class-tv"
-NUM_SPLITS = 5  # splits of the real images, over which a floor is the mean
+NUM_SPLITS = 10  # divisions of the real images, over which a floor is the mean
 
 SplitName = Literal["test", "train"]
 
@@ -55,7 +56,7 @@ class Floor:
     Attributes
     ----------
     measures : dict of str to Measured
-        By name; values are means over ``NUM_SPLITS`` splits of the same images, ``std`` their deviation.
+        By name; values are means over ``NUM_SPLITS`` divisions of the same images, ``std`` their deviation.
     n, reference_n : int
         Sizes of the two sets.
     """
@@ -80,15 +81,25 @@ class Reference:
         Predicts labels; may be the extractor; None if the data have no labels.
     cache_dir : Path
         The folder for features and floors.
+    conditional : bool
+        Whether generated images have labels with the class shares of the reference; for the floor.
     """
 
     def __init__(
-        self, real: RealImages, split: SplitName, extractor: Extractor, classifier: Extractor | None, cache_dir: Path
+        self,
+        real: RealImages,
+        split: SplitName,
+        extractor: Extractor,
+        classifier: Extractor | None,
+        cache_dir: Path,
+        *,
+        conditional: bool = False,
     ) -> None:
         self.real = real
         self.split: SplitName = split
         self.extractor = extractor
         self.classifier = classifier
+        self.conditional = conditional
         self._cache_dir = cache_dir
 
     @property
@@ -118,14 +129,16 @@ class Reference:
 
         Both sets are sampled, without a common image, from the two splits together: a classifier knows the images that
         it was trained on, so both sets must contain the same share of them. If there are not enough images, both sets
-        are smaller. One division is noisy, so the sampled images are divided ``NUM_SPLITS`` times.
+        are smaller. One division is noisy, so the sampled images are divided ``NUM_SPLITS`` times, by ``divide``.
         """
         total = len(self.real.test) + len(self.real.train)
         first = min(n, total // 2)
         second = min(len(self.images), total - first)
         classifier = self.classifier.digest if self.classifier else "unlabelled"
         data = [self.real.digests[split][:16] for split in ("test", "train")]
-        path = self._path("floor", self.extractor.digest, classifier, *data, first, second, NEIGHBOURS, NUM_SPLITS)
+        classes = "conditional" if self.conditional else "drawn", self.split  # how they are divided
+        parts = (classifier, *data, first, second, NEIGHBOURS, NUM_SPLITS, *classes)
+        path = self._path("floor", self.extractor.digest, *parts)
         stored = load_or_create(path, lambda: self._measure_floor(first, second), names)
         measures = {name: Measured(float(row[0]), float(row[1]), int(row[2])) for name, row in stored.items()}
         return Floor(measures, first, second)
@@ -143,8 +156,9 @@ class Reference:
         predicted = self.labels_of(sample.images, features)
         found: dict[str, list[Measured]] = {}
         for _ in range(NUM_SPLITS):
-            order = torch.randperm(len(sample), generator=generator)
-            one, other = order[:first], order[first:]
+            one, other = divide(
+                sample.labels, first, second, self.images.labels, generator, conditional=self.conditional
+            )
             measures = compare(features.select(one), features.vectors[other], REFERENCE_SEED)
             if predicted is not None and sample.labels is not None:
                 measures[CLASSES] = compare_classes(predicted[one], sample.labels[other])
@@ -157,6 +171,60 @@ class Reference:
         test = len(self.real.test)
         parts = [self.real.test.select(rows[rows < test]), self.real.train.select(rows[rows >= test] - test)]
         return concatenate(parts)
+
+
+def divide(
+    labels: Tensor | None,
+    first: int,
+    second: int,
+    reference: Tensor | None,
+    generator: torch.Generator,
+    *,
+    conditional: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Divide images into a set for the generated images and one for the reference; return their rows.
+
+    The reference is the same for every run, so its classes do not vary: the second set has the class shares of
+    ``reference``, as far as there are images. A generator draws the class of each image, so the first set does, too,
+    with the class shares of the rest; a ``conditional`` one gets labels with the shares of the reference. An image of
+    a class that runs short occurs more than once.
+
+    Parameters
+    ----------
+    labels : Tensor or None
+        int64, shape (``first`` + ``second``,).
+    first, second : int
+        The sizes of the two sets.
+    reference : Tensor or None
+        Labels of the reference split, int64.
+    generator : torch.Generator
+        Determines the division.
+    """
+    order = torch.randperm(first + second, generator=generator)
+    if labels is None or reference is None:
+        return order[:first], order[first:]
+    shares = reference.bincount(minlength=int(labels.max()) + 1)
+    wanted = labels_by_share(second, shares.tolist()).bincount(minlength=len(shares))
+    belongs = _rank_within_class(labels[order]) < wanted[labels[order]]
+    order = order[torch.argsort(belongs.long(), stable=True)]
+    rest, other = order[:first], order[first:]
+    left = labels[rest].bincount(minlength=len(shares))
+    if conditional and (shares * (left > 0)).any():
+        drawn = labels_by_share(first, (shares * (left > 0)).tolist())
+    else:
+        drawn = labels[rest][torch.randint(first, (first,), generator=generator)]
+    by_class = rest[torch.argsort(labels[rest], stable=True)]
+    starts = left.cumsum(0) - left
+    return by_class[starts[drawn] + _rank_within_class(drawn) % left[drawn]], other
+
+
+def _rank_within_class(labels: Tensor) -> Tensor:
+    """Return for each label how many equal ones are before it."""
+    by_class = torch.argsort(labels, stable=True)
+    starts = torch.cumsum(labels.bincount(), 0) - labels.bincount()
+    ranks = torch.empty_like(labels)
+    ranks[by_class] = torch.arange(len(labels)) - starts[labels[by_class]]
+    return ranks
 
 
 def _mean(measures: Sequence[Measured]) -> Tensor:

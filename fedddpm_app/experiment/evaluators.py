@@ -44,7 +44,8 @@ def create_evaluator(config: Config) -> Evaluator:
         labelled = real.train.labels is not None and real.test.labels is not None
         is_classifier = extractor.name == "classifier"
         classifier = extractor if is_classifier else _extractor(config, real, "classifier") if labelled else None
-        reference = Reference(real, config.evaluation.eval_reference, extractor, classifier, folder)
+        split, conditional = config.evaluation.eval_reference, config.data.class_conditional
+        reference = Reference(real, split, extractor, classifier, folder, conditional=conditional)
         return Evaluator(reference, lambda: _detector(config, dataset, real))
     except OSError as error:
         raise ConfigError(

@@ -8,7 +8,7 @@ from typing import Any
 from fedddpm_app.compare.cells import Line
 from fedddpm_app.compare.history import AXES, History, averaged, read_history
 from fedddpm_app.compare.looks import Results, looks_of, values_of
-from fedddpm_app.compare.notes import cell_name, clients_left_out, cost_note, measured_note
+from fedddpm_app.compare.notes import caveat_note, cell_name, clients_left_out, cost_note, measured_note
 from fedddpm_app.compare.plan import RESULTS
 from fedddpm_app.compare.publish import origin_of
 from fedddpm_app.compare.reference import compared_to, floor_of, is_swept, limits_of, reference_mean
@@ -93,7 +93,8 @@ def _metric(results: Results, metric: str) -> list[Chart | Table | Text]:
     dotted = "the floor" if is_swept(results) else "the mean of the reference, and the floor"
     how = (
         f"Points: seeds. Ticks: means. Lines: 95 % interval of the paired difference to {compared_to(results)}, drawn "
-        f"from its mean; a logarithmic axis cuts off what reaches zero. Dotted: {dotted} (real images)."
+        "from its mean where both have the same seeds; a logarithmic axis cuts off what reaches zero. Dotted: "
+        f"{dotted} (real images)."
     )
     is_first = metric == results["metrics"][0]  # whose statements stand at the top
     return [
@@ -102,6 +103,7 @@ def _metric(results: Results, metric: str) -> list[Chart | Table | Text]:
         Text([how]),
         *charts,
         Table(heading, rows, f"{metric}: mean ± deviation over seeds (difference to {results['reference']}, 95 %)"),
+        *([Text([caveats])] if (caveats := caveat_note(results, [metric])) else []),
         *([] if is_first else [Text(sentences_of(results, metric))]),
     ]
 
@@ -156,10 +158,10 @@ def _curves(folder: Path, results: Results, metrics: list[str]) -> list[Chart]:
 
 
 def _histories(folder: Path, results: Results, label: str, condition: str, metric: str) -> list[History]:
-    """Return the histories of a line's complete seeds."""
+    """Return the histories of a line's complete seeds that have the metric, measured as in the other cells."""
     found = []
     for each in results["cells"]:
-        if (each["label"], each["condition"], each["status"]) == (label, condition, COMPLETED):
+        if (each["label"], each["condition"]) == (label, condition) and metric in each.get("metrics", ()):
             line = Line(each["row"], *next(iter(each["sweep"].items()), ()))
             directory = folder / line.folder / condition / f"seed-{each['seed']}"
             if directory.resolve().is_relative_to(folder.resolve()):  # the names may come from somewhere else

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from fedddpm_app.compare import outputs
 from fedddpm_app.compare.publish import section
 from fedddpm_app.disk.owned import LOCK, OwnerLock
 from tests.compare.conftest import ROWS, Grid
@@ -30,7 +31,7 @@ def test_a_grid_is_broken_repaired_finished_and_called_again(tmp_path):
     check_that_published_cells_are_restored_elsewhere(grid)
     check_that_a_finished_grid_runs_nothing_again(grid)
     check_that_another_measure_is_left_out(grid)
-    check_that_another_number_of_images_is_named(grid)
+    check_that_what_is_special_about_a_cell_is_named(grid)
     check_that_another_grid_shares_its_cells(grid)
     check_that_another_config_and_a_second_command_are_refused(grid)
 
@@ -184,7 +185,10 @@ def check_that_another_measure_is_left_out(grid):
         found = json.loads(text)
         found["metrics"][0]["extractor_digest"] = "another"
         path.write_text(json.dumps(found))
-    result = grid.call()
+    seen = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(outputs, "plot_curves", lambda _, metric, histories, __: seen.append((metric, histories)))
+        result = grid.call()
     for path, text in before.items():
         path.write_text(text)
     name = found["metrics"][0]["name"]
@@ -195,17 +199,23 @@ def check_that_another_measure_is_left_out(grid):
     assert [each["metrics"][name]["n"] for each in results["settings"]] == [1, 1]
     assert results["settings"][1]["metrics"][name]["differences"]["fedavg"]["n"] == 1
     assert results["measured"][name]["extractor_digest"] != "another"
+    assert [len(runs) for metric, histories in seen if metric == name for runs in histories.values()] == [1, 1]
 
 
-def check_that_another_number_of_images_is_named(grid):
+def check_that_what_is_special_about_a_cell_is_named(grid):
     summary = grid.cells()["fragile seed-1"]
     before = summary.read_text()
     found = json.loads(before)
-    found["metrics"][0]["n"] = 7
+    found["metrics"][0] |= {"n": 7, "note": "odd: 3% of them", "left_out": ["client-0001"]}
     summary.write_text(json.dumps(found))
     grid.call()
     summary.write_text(before)
-    assert "Other cells: 7 generated images (" in (grid.out / "table.md").read_text()
+    table = (grid.out / "table.md").read_text()
+    assert "Other cells: 7 generated images (" in table
+    assert "† Odd: fragile (iid: 1 of 2 seeds)." in table
+    assert "fragile, iid, seed 1: evaluation without 1" in table
+    metric = grid.results()["settings"][1]["metrics"][found["metrics"][0]["name"]]
+    assert (metric["n"], metric["differences"]["fedavg"]["n"]) == (2, 1)  # a seed without a client's model is no pair
 
 
 def check_that_another_grid_shares_its_cells(grid):

@@ -159,8 +159,10 @@ def test_solved_values_are_kept_when_the_expected_cost_changes(tmp_path, monkeyp
     assert [s.solved for s in fresh.settings] != [s.solved for s in before.settings]
     grown = plan(tmp_path, match="steps", seeds=[3, 5, 7])
     assert [s.solved for s in grown.settings] == [s.solved for s in before.settings]
-    other = plan(tmp_path, match="steps", budget=200.0)
-    assert [s.solved for s in other.settings] != [s.solved for s in before.settings]
+    for changes in ({"match": "steps", "budget": 200.0}, {"match": "bytes"}):
+        other, new = (plan(folder, **changes) for folder in (tmp_path, tmp_path / "new"))
+        assert [s.solved for s in other.settings] == [s.solved for s in new.settings]
+        assert [s.solved for s in other.settings] != [s.solved for s in before.settings]
 
 
 def test_seeds_may_be_added_where_the_reference_costs_depend_on_them(tmp_path):

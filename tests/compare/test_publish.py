@@ -1,7 +1,7 @@
 import pytest
 
-from fedddpm_app.compare.notes import clients_left_out, cost_note, measured_note
-from fedddpm_app.compare.numbers import number
+from fedddpm_app.compare.notes import caveat_note, clients_left_out, cost_note, measured_note
+from fedddpm_app.compare.numbers import number, signed
 from fedddpm_app.compare.publish import origin_of, section, with_section, without_places
 from fedddpm_app.compare.reference import limits_of
 from fedddpm_app.compare.table import means_of, page, sentences_of, table_of
@@ -99,6 +99,7 @@ def test_the_bytes_of_collected_models_are_named_beside_those_of_the_training():
 
 def test_a_deviation_or_a_difference_far_below_the_mean_does_not_look_like_zero():
     assert (number(0.0123, 0.0), number(0.5, 16.25)) == ("0.0123", "0.5")
+    assert (number(0.031, 10.5), signed(0.31, 123.4), number(0.0, 10.5)) == ("0.03", "+0.3", "0.0")
     small = RESULTS | {"settings": [setting("late", "skew", 16.25, -0.04)]}
     assert "(−0.0400 [−1.0400, +0.9600])" in table_of(small, "fd")
 
@@ -116,6 +117,20 @@ def test_the_interval_in_the_picture_is_that_of_the_difference():
     assert limits_of(RESULTS, "late", "skew", "fd") == [16.25 - 13, 16.25 - 11]
     assert limits_of(RESULTS, "fedavg", "skew", "fd") == []
     assert limits_of(RESULTS, "worse", "iid", "fd") == []
+    fewer = RESULTS | {"settings": [RESULTS["settings"][0], setting("late", "skew", 4.25, -12.0, seeds=2)]}
+    assert limits_of(fewer, "late", "skew", "fd") == []  # the means are of other seeds
+
+
+def test_caveats_about_values_are_marked_and_stand_below_the_table():
+    noisy = setting("late", "skew", 4.25, -12.0)
+    noisy["metrics"]["fd"]["caveats"] = {"the images are still noise": 2}
+    results = RESULTS | {"settings": [*RESULTS["settings"][:2], noisy], "metrics": ["fd"]}
+    lines = table_of(results, "fd", with_costs=False).splitlines()
+    assert lines[2:] == ["| fedavg | 16.2 ± 0.5 | 4.00 ± 0.50 |", "| late | 4.25 ± 0.50 (−12.0 [−13.0, −11.0]) † | – |"]
+    note = "† The images are still noise: late (skew: 2 of 3 seeds)."
+    assert caveat_note(results, ["fd"]) == note
+    assert f"\n\n{note}\n\n" in page(results | {"title": "t", "cells": [], "measured": {}})
+    assert caveat_note(RESULTS, ["fd"]) == ""
 
 
 def test_other_rows_may_be_compared_with_too():

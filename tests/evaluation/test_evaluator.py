@@ -15,7 +15,7 @@ from fedddpm_app.evaluation.comparison import Measured, spread
 from fedddpm_app.evaluation.copies import CopyDetector
 from fedddpm_app.evaluation.distances import frechet_distance, kernel_distance
 from fedddpm_app.evaluation.metrics import CAVEAT, Metric, SamplingInfo, mean_over_clients
-from fedddpm_app.evaluation.reference import RealImages, Reference
+from fedddpm_app.evaluation.reference import RealImages, Reference, divide
 from tests.conftest import ROOT
 from tests.evaluation.conftest import values
 
@@ -117,6 +117,38 @@ def test_reference_features_and_floors_are_computed_once(evaluator_of, real, tmp
     again.reference.extractor = again.reference.classifier = Counting()
     assert values(again.measure([real.train.images[:100]], SAMPLING)) == before
     assert calls == [100]  # the generated images only
+
+
+@pytest.mark.parametrize("conditional", [False, True])
+def test_the_floor_is_divided_as_a_generator_and_the_reference_are(conditional):
+    """The classes of the reference do not vary, those of generated images do; only a short class repeats images."""
+    generator = torch.Generator().manual_seed(0)
+    reference = torch.tensor([0] * 30 + [1] * 50 + [2] * 20)
+    labels = reference.repeat(4)[torch.randperm(400, generator=generator)]
+    counts = []
+    for _ in range(50):
+        one, other = divide(labels, 300, 100, reference, generator, conditional=conditional)
+        assert (len(one), len(other), set(one.tolist()) & set(other.tolist())) == (300, 100, set())
+        assert labels[other].bincount().tolist() == [30, 50, 20]
+        assert len(other.unique()) == 100
+        assert len(one.unique()) > 260
+        counts.append(labels[one].bincount(minlength=3))
+    spread = torch.stack(counts).double().std(0)
+    if conditional:
+        assert torch.equal(counts[0], torch.tensor([90, 150, 60]))
+        assert not spread.any()
+    else:
+        expected = (300 * torch.tensor([0.3, 0.5, 0.2]) * torch.tensor([0.7, 0.5, 0.8])).sqrt()
+        assert (spread / expected - 1).abs().max() < 0.3
+
+
+def test_classes_that_only_one_side_has_do_not_stop_a_division():
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.tensor([0, 0, 0, 3, 3, 1])
+    for conditional in (False, True):
+        one, other = divide(labels, 4, 2, torch.tensor([5, 5, 1]), generator, conditional=conditional)
+        assert len(one) == 4
+        assert not set(one.tolist()) & set(other.tolist())
 
 
 def test_the_floor_is_of_disjoint_images_and_as_many_as_generated(evaluator_of, real):
@@ -338,10 +370,13 @@ def test_the_mean_over_clients_has_its_spread_and_every_value():
     (alone,) = mean_over_clients({"a": [metric(3.0)]})
     assert (alone.value, alone.std, alone.details["client_names"]) == (3.0, None, ["a"])
     (part,) = mean_over_clients({"a": [metric(1.0)], "b": [metric(math.nan, "none")]})
-    assert (part.value, part.std, part.note) == (1.0, None, "none")
+    assert (part.value, part.std, part.note) == (1.0, None, "none (1 of 2 models)")
+    notes = [f"the images are still noise: {share}% of it" for share in (20, 30)] + [""]
+    (noisy,) = mean_over_clients({name: [metric(1.0, note)] for name, note in zip("abc", notes, strict=True)})
+    assert noisy.note == "the images are still noise (2 of 3 models)"
     assert dataclasses.replace(mean, value=1.0, std=None, details={}) == metric(1.0)
     (part,) = mean_over_clients({"a": [metric(1.0, "few")]}, ["b", "c"])
-    assert part.note == "few; without b, c, whose images are not finite"
+    assert part.note == "few (1 of 1 models); without b, c, whose images are not finite"
     assert part.to_dict()["left_out"] == ["b", "c"]
 
 
