@@ -25,7 +25,7 @@ _GENERATED = ("n", "sampler", "steps")
 _HOW = ("extractor", "extractor_digest", "reference", "reference_n", "reference_digest", *_GENERATED)
 _SIZES_OF_FLOOR = ("floor_n", "floor_reference_n")
 _COSTS = {"steps": "compute/steps", "up_mb": "comm/up_mb", "down_mb": "comm/down_mb"}
-_COLLECTED = "comm/collected_mb"  # only runs that collect models have it
+_EVALUATION = "comm/evaluation_mb"  # runs whose evaluation needs no client lack it
 
 
 def collect(plan: Plan, failed: Mapping[Cell, str]) -> dict[str, Any]:
@@ -69,7 +69,7 @@ def _of_cell(cell: Cell, status: Status, reason: str) -> dict[str, Any]:
     if status.state != COMPLETED:
         return found | ({"reason": reason} if reason else {})
     found |= {name: status.summary.get(key) for name, key in _COSTS.items()}
-    found["collected_mb"] = status.summary.get(_COLLECTED, 0.0)
+    found["evaluation_mb"] = status.summary.get(_EVALUATION, 0.0)
     found["seconds"] = round(read_seconds(cell.directory), 1)
     metrics = {
         name: {key: metric[key] for key in _OF_A_METRIC if metric.get(key) not in (None, "")}
@@ -173,7 +173,7 @@ def _of_setting(
         }
     costs = {
         name: interval([_number(cell[name]) for cell in cells.values()]).mean
-        for name in (*_COSTS, "collected_mb", "seconds")
+        for name in (*_COSTS, "evaluation_mb", "seconds")
     }
     return {
         **_names(setting),

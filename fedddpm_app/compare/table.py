@@ -118,9 +118,8 @@ NOTE_ON_STATISTICS = (
     "A table has the mean ± the standard deviation over the seeds. In parentheses is the mean paired difference to the "
     "reference over the seeds that both have, with its 95 % t interval. The intervals are not corrected for the number "
     "of comparisons. Gradient steps, MB and minutes are the means of the runs' own counts. Minutes leave evaluation "
-    "out; the runs of a grid share a machine. MB down include the models that clients only evaluate; MB collected are "
-    "those of the clients' own models, for the evaluation of a run without a global model. Models exchanged are those "
-    "that the algorithm needs."
+    "out; the runs of a grid share a machine. MB leave out models that are sent for evaluation alone, and models "
+    "exchanged are those that the algorithm needs."
 )
 
 
@@ -190,9 +189,7 @@ def _costs(settings: Sequence[Mapping[str, Any]]) -> list[str]:
     models = [each["expected"]["models_up"] + each["expected"]["models_down"] for each in settings]
     up, down = (range_of([each[key] for each in settings]) for key in ("up_mb", "down_mb"))
     minutes = range_of([each["seconds"] / 60 if each["seconds"] is not None else None for each in settings])
-    collected = [each["collected_mb"] for each in settings]
-    mb = f"{up}, {down}" + (f" (collected: {range_of(collected)})" if any(collected) else "")
-    return [range_of([each["steps"] for each in settings]), range_of(models), mb, minutes]
+    return [range_of([each["steps"] for each in settings]), range_of(models), f"{up}, {down}", minutes]
 
 
 def side_in(difference: Mapping[str, Any], results: Results) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 
 _MB = 1e6
 _COMPUTE = "compute/steps"
-_COLLECTED = "comm/collected_mb"
+_EVALUATION = "comm/evaluation_mb"
 _TOTALS = ("time/phase_s", "time/round_s")
 
 
@@ -23,9 +23,10 @@ class Accounting:
     Attributes
     ----------
     bytes_up, bytes_down : int
-        Array payload from and to the clients, including pretraining uploads, without ``bytes_collected``.
-    bytes_collected : int
-        Array payload of the clients' models that the server collects for evaluation alone.
+        Array payload from and to the clients, including pretraining uploads, without ``bytes_of_evaluation``.
+    bytes_of_evaluation : int
+        Array payload for evaluation alone: the weights that clients only evaluate, and the clients' own models that
+        the server collects.
     images : float
         Compute in training images, see ``cost``.
     seconds : dict of str to float
@@ -35,7 +36,7 @@ class Accounting:
     def __init__(self, images_per_step: int = 1) -> None:
         self.bytes_up = 0
         self.bytes_down = 0
-        self.bytes_collected = 0
+        self.bytes_of_evaluation = 0
         self.images = 0.0
         self._images_per_step = images_per_step
         self.seconds: dict[str, float] = defaultdict(float)
@@ -60,24 +61,28 @@ class Accounting:
                 self.bytes_up, self.bytes_down, self.images = before
 
     @contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Count the body's bytes as ``bytes_collected``, apart from those that the training needs."""
+    def evaluating(self) -> Iterator[None]:
+        """Count the body's bytes as ``bytes_of_evaluation``, apart from those that the training needs.
+
+        The number of evaluations is a setting, and differs between algorithms: those with models that stay at the
+        clients, and private trainings, send none.
+        """
         up, down = self.bytes_up, self.bytes_down
         try:
             yield
         finally:
-            self.bytes_collected += self.bytes_up - up + self.bytes_down - down
+            self.bytes_of_evaluation += self.bytes_up - up + self.bytes_down - down
             self.bytes_up, self.bytes_down = up, down
 
     def state_dict(self) -> dict[str, object]:
         """Return the totals, for a checkpoint."""
         totals = {"bytes_up": self.bytes_up, "bytes_down": self.bytes_down, "images": self.images}
-        return totals | {"bytes_collected": self.bytes_collected, "seconds": dict(self.seconds)}
+        return totals | {"bytes_of_evaluation": self.bytes_of_evaluation, "seconds": dict(self.seconds)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Continue from the totals of a checkpoint."""
         self.bytes_up, self.bytes_down, self.images = state["bytes_up"], state["bytes_down"], state["images"]
-        self.bytes_collected = state["bytes_collected"]
+        self.bytes_of_evaluation = state["bytes_of_evaluation"]
         self.seconds = defaultdict(float, state["seconds"])
 
     def add(self, spent: Mapping[str, object]) -> None:
@@ -88,8 +93,8 @@ class Accounting:
                     self.bytes_up += round(value * _MB)
                 elif key == "comm/down_mb":
                     self.bytes_down += round(value * _MB)
-                elif key == _COLLECTED:
-                    self.bytes_collected += round(value * _MB)
+                elif key == _EVALUATION:
+                    self.bytes_of_evaluation += round(value * _MB)
                 elif key == _COMPUTE:
                     self.images += value * self._images_per_step
                 elif key.startswith("time/") and key not in _TOTALS:
@@ -101,7 +106,7 @@ class Accounting:
         return {
             "comm/up_mb": self.bytes_up / _MB,
             "comm/down_mb": self.bytes_down / _MB,
-            **_collected_mb(self.bytes_collected),
+            **_evaluation_mb(self.bytes_of_evaluation),
             _COMPUTE: self.steps(self.images),
             **times,
         }
@@ -117,7 +122,7 @@ class Span:
     def __init__(self, accounting: Accounting) -> None:
         self._accounting = accounting
         self._up, self._down, self._images = accounting.bytes_up, accounting.bytes_down, accounting.images
-        self._collected = accounting.bytes_collected
+        self._evaluation = accounting.bytes_of_evaluation
         self._seconds = dict(accounting.seconds)
         self._began = time.perf_counter()
 
@@ -127,7 +132,7 @@ class Span:
         self._up += now.bytes_up - inner._up
         self._down += now.bytes_down - inner._down
         self._images += now.images - inner._images
-        self._collected += now.bytes_collected - inner._collected
+        self._evaluation += now.bytes_of_evaluation - inner._evaluation
         for phase, seconds in now.seconds.items():
             self._seconds[phase] = self._seconds.get(phase, 0.0) + seconds - inner._seconds.get(phase, 0.0)
         self._began += time.perf_counter() - inner._began
@@ -143,13 +148,13 @@ class Span:
         return {
             "comm/up_mb": (now.bytes_up - self._up) / _MB,
             "comm/down_mb": (now.bytes_down - self._down) / _MB,
-            **_collected_mb(now.bytes_collected - self._collected),
+            **_evaluation_mb(now.bytes_of_evaluation - self._evaluation),
             _COMPUTE: now.steps(now.images - self._images),
             **spent,
             total_key: round(time.perf_counter() - self._began, 3),
         }
 
 
-def _collected_mb(num_bytes: int) -> dict[str, float]:
-    """Return the bytes of collected models in MB; empty if there are none."""
-    return {_COLLECTED: num_bytes / _MB} if num_bytes else {}
+def _evaluation_mb(num_bytes: int) -> dict[str, float]:
+    """Return the bytes of evaluation in MB; empty if there are none."""
+    return {_EVALUATION: num_bytes / _MB} if num_bytes else {}

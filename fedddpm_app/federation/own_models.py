@@ -1,6 +1,6 @@
 """The collection of the models that clients keep, for the evaluation of a run without a global model.
 
-The models travel in full precision, whatever ``wire-dtype``. Their bytes are ``comm/collected_mb``, not a part of
+The models travel in full precision, whatever ``wire-dtype``. Their bytes are ``comm/evaluation_mb``, not a part of
 ``comm/up_mb``, because the training does not need them.
 """
 
@@ -39,7 +39,7 @@ def collect_own_models(strategy: "FederatedStrategy") -> dict[int, Weights]:
     asked = [partition for partition in strategy.clients.present() if strategy.has_model(partition)]
     if not asked:
         return {}
-    with strategy.accounting.collecting():
+    with strategy.accounting.evaluating():
         like = {ARRAYS: strategy.initial_weights}
         replies = strategy.ask_clients(NAME, partitions=asked, like=like).as_they_come()
         found = {reply.partition_id: weights_module.copy(reply.load()) for reply in replies}

@@ -31,7 +31,7 @@ FOLDER = "checkpoints"
 _MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "state.safetensors"
 _NAME = re.compile(r"([\w-]{1,100}/)?[\w-]{1,100}\.(safetensors|json)")
 _ROUND = re.compile(r"round-(\d{4,9})")
-_FORMAT = 5
+_FORMAT = 6
 _PARTIAL = "partial-"
 
 

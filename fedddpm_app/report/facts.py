@@ -82,7 +82,7 @@ def costs(run: StoredRun) -> list[Facts | Chart]:
     if not lines:
         return []
     shown = thinned(lines) if len(lines) > _MAX_BARS else lines
-    ways = {"from the clients": "comm/up_mb", "to the clients": "comm/down_mb", "collected": "comm/collected_mb"}
+    ways = {"from the clients": "comm/up_mb", "to the clients": "comm/down_mb", "evaluation": "comm/evaluation_mb"}
     moved = [
         {"where": line.name, "series": name, "value": line.number(key) or 0.0, "rank": rank}
         for line in shown
@@ -103,7 +103,7 @@ def costs(run: StoredRun) -> list[Facts | Chart]:
         [[line.name, *(cell(line.number(key)) for key in (*ways.values(), *parts))] for line in lines],
         "MB and seconds",
     )
-    colours = {"from the clients": CLIENTS, "to the clients": SERIES[5], "collected": SERIES[4]}
+    colours = {"from the clients": CLIENTS, "to the clients": SERIES[5], "evaluation": SERIES[4]}
     rest = cycle((SERIES[5], SERIES[6], SERIES[4], FLOOR))  # for the phases of other algorithms
     named = {_part(key): _TIMES.get(_part(key)) or next(rest) for key in parts}
     alt_mb = f"Bars of the MB per phase and round, in all {cell(sum(totals[key] for key in ways.values()))} MB."
@@ -120,12 +120,12 @@ def _totals(run: StoredRun, totals: Mapping[str, float]) -> Facts:
     directions = {
         "comm/up_mb": ("from the clients", ""),
         "comm/down_mb": ("to the clients", ""),
-        "comm/collected_mb": ("collected", "own models of the clients, for evaluation; not in MB exchanged"),
+        "comm/evaluation_mb": ("for evaluation", "models sent for evaluation alone; not in the MB above"),
     }
     moved = [
         (name, f"{cell(totals[key])} MB", note)
         for key, (name, note) in directions.items()
-        if totals[key] or key != "comm/collected_mb"
+        if totals[key] or key != "comm/evaluation_mb"
     ]
     steps = ("gradient steps", cell(round(run.lines[-1].steps)), "as counted by the run")
     return Facts([steps, *moved, ("time", _minutes(run.status.summary.get("time/total_s")), "with evaluation")])

@@ -344,7 +344,17 @@ def test_nothing_is_collected_where_nothing_reads_it(run_config, tmp_path):
     strategy, seen = strategy_of(run_config, tmp_path)
     assert not [kind for kind, _ in seen if kind == "train.collect"]
     assert strategy.client_models == {}
-    assert "comm/collected_mb" not in strategy.accounting.summary()
+    assert strategy.accounting.summary()["comm/evaluation_mb"] < 0.001  # clients evaluate the models that they have
+
+
+def test_the_bytes_of_models_that_are_sent_for_evaluation_are_counted_apart(run_config, tmp_path):
+    strategy, seen = strategy_of(run_config, tmp_path, **{"feddiffuse-split": "full"})
+    assert {kind: sum(len(n) for (k, _), n in seen.items() if k == kind) for kind in ("train", "evaluate")} == {
+        "train": 8,
+        "evaluate": 8,
+    }
+    totals = strategy.accounting.summary()
+    assert totals["comm/evaluation_mb"] == totals["comm/down_mb"] == totals["comm/up_mb"] > 0.5
 
 
 def test_clients_evaluate_their_own_models_and_only_if_they_have_one(run_config, tmp_path):
@@ -416,10 +426,10 @@ def test_a_limit_of_the_changes_does_not_judge_collected_models():
 @pytest.mark.slow
 def test_without_evaluation_during_the_rounds_models_are_collected_once_at_the_end(shared_run):
     run = shared_run(**UDEC, eval_every=0, preview_every=0)
-    assert [row.get("comm/collected_mb", 0) > 0 for row in run.rounds()] == [False, True]
-    assert run.summary["comm/collected_mb"] == run.rounds()[-1]["comm/collected_mb"]
+    assert [row.get("comm/evaluation_mb", 0) > 0 for row in run.rounds()] == [False, True]
+    assert run.summary["comm/evaluation_mb"] == run.rounds()[-1]["comm/evaluation_mb"]
     often = shared_run(**UDEC)  # the default: an evaluation and sheets in every round, from one collection
-    assert often.summary["comm/collected_mb"] == pytest.approx(2 * run.summary["comm/collected_mb"], rel=1e-3)
+    assert often.summary["comm/evaluation_mb"] == pytest.approx(2 * run.summary["comm/evaluation_mb"], rel=1e-3)
     assert often.summary["comm/up_mb"] == run.summary["comm/up_mb"]
 
 
@@ -444,7 +454,7 @@ def test_a_server_that_may_not_collect_has_no_model_to_show(shared_run):
     run = shared_run(**UDEC, feddiffuse_collect_models=False, eval_images=12, eval_final_images=20)
     assert run.summary["status"] == "completed"
     assert run.summary["metrics"] == []
-    assert "comm/collected_mb" not in run.summary
+    assert "comm/evaluation_mb" not in run.summary
     assert not [key for row in run.rounds() for key in row if key.startswith("eval/")]
     assert all(row["client-eval/loss"] > 0 for row in run.rounds())
     assert not list(run.path.glob("samples/ro*"))

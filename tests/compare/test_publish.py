@@ -8,12 +8,12 @@ from fedddpm_app.compare.table import means_of, page, sentences_of, table_of
 from tests.conftest import ROOT
 
 
-def setting(row, condition, mean, difference=None, steps=640.0, seeds=3, collected=0.0):
+def setting(row, condition, mean, difference=None, steps=640.0, seeds=3):
     low, high = (None, None) if difference is None else (difference - 1, difference + 1)
     paired = None if difference is None else {"mean": difference, "low": low, "high": high, "n": seeds}
     metric = {"mean": mean, "low": mean - 1, "high": mean + 1, "n": 3, "sd": 0.5, "floor": 1.0}
     metric["differences"] = {} if paired is None else {"fedavg": paired, "worse": paired | {"low": -9.0, "high": 9.0}}
-    costs = {"steps": steps, "up_mb": 26.04, "down_mb": 26.04, "collected_mb": collected, "seconds": 90.0}
+    costs = {"steps": steps, "up_mb": 26.04, "down_mb": 26.04, "seconds": 90.0}
     expected = {"steps": 640.0, "models_up": 40.0, "models_down": 40.0, "budget": 640.0}
     names = {"row": row, "label": row, "sweep": {}, "condition": condition}
     return {**names, "n": 3, "metrics": {"fd": metric}, "solved": {}, "expected": expected, **costs}
@@ -90,11 +90,6 @@ def test_a_reason_is_no_markup_in_a_table():
     lines = page(results).splitlines()
     assert "- late, skew, seed 1: `client 3: '![x](http://x/y)' <img src=x> # end |`" in lines
     assert "- late, skew, seed 1: failed" in lines
-
-
-def test_the_bytes_of_collected_models_are_named_beside_those_of_the_training():
-    udec = RESULTS | {"settings": [setting("udec", "skew", 4.0, collected=5.5), setting("udec", "iid", 4.0)]}
-    assert "| 26.0, 26.0 (collected: 0.00–5.50) |" in table_of(udec, "fd")
 
 
 def test_a_deviation_or_a_difference_far_below_the_mean_does_not_look_like_zero():

@@ -498,7 +498,7 @@ def test_parts_stay_at_the_sites_until_the_end_where_their_models_are_collected(
         assert (here.path / file).read_bytes() == (simulated.path / file).read_bytes()
     assert sorted(path.name for path in (here.path / "pipeline").iterdir()) == ["client-0000", "client-0001"]
     assert not any("eval/loss" in row for row in here.rounds()[:-1])
-    for key in ("comm/up_mb", "comm/down_mb", "comm/collected_mb"):
+    for key in ("comm/up_mb", "comm/down_mb", "comm/evaluation_mb"):
         assert here.summary[key] == simulated.summary[key] > 0
 
 

@@ -102,7 +102,7 @@ def check_equal(resumed, whole):
     assert final_weights(resumed.path) == final_weights(whole.path)
     same = ("comm/up_mb", "comm/down_mb", "compute/steps", "images/preview", "images/auxiliary")
     assert {key: resumed.summary[key] for key in same} == {key: whole.summary[key] for key in same}
-    assert resumed.summary.get("comm/collected_mb") == whole.summary.get("comm/collected_mb")
+    assert resumed.summary.get("comm/evaluation_mb") == whole.summary.get("comm/evaluation_mb")
     assert not (resumed.path / "unfinished").exists()
     assert ledger_of(resumed) == ledger_of(whole)
 

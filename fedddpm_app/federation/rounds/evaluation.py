@@ -51,7 +51,8 @@ class RoundEvaluation:
         pack = self._strategy.outbox.pack
         packed = pack(ARRAYS, arrays, to_weights(arrays)) if self._is_global else pack(_NOTHING, None, {})
         timeout, address = self._strategy.config.waiting.round_timeout, self._strategy.clients.address
-        return address(self._asked, MessageType.EVALUATE, {ARRAYS: packed}, self._round, timeout, with_states=True)
+        with self._strategy.accounting.evaluating():
+            return address(self._asked, MessageType.EVALUATE, {ARRAYS: packed}, self._round, timeout, with_states=True)
 
     def accepted(self, replies: Iterable[Message]) -> list[Message]:
         """Return the checked replies, in the order of the partition ids."""
