@@ -21,6 +21,7 @@ from fedddpm_app.transport.carriers import pack_flat, read_record
 from tests.algorithms.problems import CLIENTS, Point, quadratic, run
 from tests.conftest import RunDirectory
 from tests.faults.wrapper import FAULTS, FaultyClientApp
+from tests.secure.parties import lying
 
 SECURE = {"secure_aggregation": True}
 QUICK = {"algorithm": "fedavg", "eval-every": 0, "preview-every": 0, "num-rounds": 1, "max-update-norm": ""}
@@ -317,3 +318,32 @@ def test_one_client_that_breaks_the_protocol_costs_its_own_reply_and_not_the_run
     assert [row["phase"] for row in rows] == (["round"] if step == "keys" else ["abandoned", "round"])
     assert rows[-1].get("declined") == (None if step == "keys" else [1])
     assert any(reason in row.get("train/left_out", {}).get("1", "") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("lie", "faults", "reason"),
+    [
+        ("a long seed", "", "do not give the seed that it promised"),
+        ("no padding", "", "do not belong together"),
+        ("one index", "", "do not belong together"),
+        ("no padding", "train:1:*:raise", "do not belong together"),  # of its key
+        ("one index", "train:1:*:raise", "do not belong together"),
+    ],
+)
+def test_one_client_whose_shares_give_no_secret_is_left_out_and_the_run_goes_on(
+    run_with, monkeypatch, lie, faults, reason
+):
+    """It keeps its promises, so that nobody notices anything before the masks are to be removed."""
+    original = InProcessGrid._answer
+
+    def answer(self, message):
+        if message.metadata.message_type != "train.secure_shares" or message.metadata.dst_node_id != 1001:
+            return original(self, message)
+        with lying(lie, self.contexts[1001].state["fedddpm-secure"]):
+            return original(self, message)
+
+    monkeypatch.setattr(InProcessGrid, "_answer", answer)
+    run = run_with(faults, max_round_retries=1)
+    abandoned, repeated = (row for row in run.stats if row["phase"] in ("round", "abandoned"))
+    assert abandoned["train/left_out"]["1"] == f"the shares of client 1 {reason}"
+    assert (repeated["phase"], repeated["declined"]) == ("round", [1])
