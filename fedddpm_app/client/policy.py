@@ -65,7 +65,7 @@ def check_action(config: Config, policy: SitePolicy, name: str, action: ClientAc
             f'the answer to "{name}" depends on its images without noise: site-max-epsilon = {policy.max_epsilon:g}'
         )
     returns_model = ARRAYS in action.records
-    if not (returns_model or trains(action)):
+    if not (returns_model or action.trains):
         return
     _check_number(policy, server_round)
     _check_masked(config, policy)
@@ -79,11 +79,6 @@ def check_action(config: Config, policy: SitePolicy, name: str, action: ClientAc
     if not action.is_checked and any(limits.values()):
         key = next(key for key, is_set in limits.items() if is_set)
         raise DeclinedError(f'this site shares nothing that was not checked, as "{name}" does not: {key} is set')
-
-
-def trains(action: ClientAction) -> bool:
-    """Return whether an action trains a model on the site's images."""
-    return "steps" in action.metrics
 
 
 def _check_number(policy: SitePolicy, server_round: int) -> None:

@@ -17,6 +17,7 @@ from fedddpm_app.federation.rounds.training import RoundTraining
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import InProcessGrid, run_inprocess
 from fedddpm_app.inprocess.simulate import simulate
+from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.transport.carriers import pack_flat, read_record
 from tests.algorithms.problems import CLIENTS, Point, quadratic, run
 from tests.conftest import RunDirectory
@@ -218,10 +219,24 @@ class OwnCorrection(FedDDPM):
         return weights
 
 
+class OwnModels(FederatedStrategy):
+    """Its action names no steps, but returns weights."""
+
+    client_actions = {"own": ClientAction(lambda request: None, records=("arrays",))}  # noqa: RUF012
+
+
+class OwnTrainings(FederatedStrategy):
+    """Its action trains, and returns other tensors."""
+
+    client_actions = {"own": ClientAction(lambda request: None, ("steps",), records=("more",))}  # noqa: RUF012
+
+
 OWN_STEP = ("scaffold", "feddyn", "fednova", "pdfed", "local-only", "feddiffuse", "fedphd", "mixture", "kd-only")
 REFUSED = {
     **dict.fromkeys(OWN_STEP, "leaves the algorithm the mean of a round alone, but algorithm"),
     f"{__name__}:OwnMean": "overrides aggregate, which reads or chooses .* do its work in after_aggregation",
+    "fedddpm-late": 'asks its clients for fine_tune, anneal, .* no mask hides: use "fedavg" or "fedddpm"',
+    **dict.fromkeys((f"{__name__}:OwnModels", f"{__name__}:OwnTrainings"), "asks its clients for own, .* no mask"),
 }
 
 
@@ -232,6 +247,13 @@ def test_algorithms_that_read_single_replies_are_refused_by_name(run_config, alg
         get_algorithm(load_config(given))
     assert f'algorithm = "{algorithm}"' in str(refused.value)
     get_algorithm(load_config(given | {"secure-aggregation": False}))
+
+
+def test_a_fine_tuning_that_nothing_is_distilled_from_is_refused_too(run_config):
+    """With correction-steps = 0 it is an annealed last round of FedAvg, whose models go to the server as they are."""
+    given = {"algorithm": "fedddpm-late", "correction-steps": 0, "secure-aggregation": True, "max-update-norm": ""}
+    with pytest.raises(ConfigError, match="asks its clients for fine_tune, anneal"):
+        get_algorithm(load_config(run_config | given))
 
 
 @pytest.mark.parametrize(

@@ -20,13 +20,13 @@ def vector(*numbers, wide=(7,)):
     return Vector(np.array(numbers, np.int64).astype("<u4"), np.array(wide, np.int64).astype("<u8"))
 
 
-split = keys.split
+_split = keys.split
 
 # in the place of keys.new_seed and keys.split; each share is as it was promised, and of the right length
 LIES = {
     "a long seed": {"new_seed": lambda: secrets.token_bytes(40)},
-    "no padding": {"split": lambda *given: [share[:4] + bytes(len(share) - 4) for share in split(*given)]},
-    "one index": {"split": lambda *given: [(1).to_bytes(4, "little") + share[4:] for share in split(*given)]},
+    "no padding": {"split": lambda *given: [share[:4] + bytes(len(share) - 4) for share in _split(*given)]},
+    "one index": {"split": lambda *given: [(1).to_bytes(4, "little") + share[4:] for share in _split(*given)]},
 }
 
 
