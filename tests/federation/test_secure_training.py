@@ -369,3 +369,21 @@ def test_one_client_whose_shares_give_no_secret_is_left_out_and_the_run_goes_on(
     abandoned, repeated = (row for row in run.stats if row["phase"] in ("round", "abandoned"))
     assert abandoned["train/left_out"]["1"] == f"the shares of client 1 {reason}"
     assert (repeated["phase"], repeated["declined"]) == ("round", [1])
+
+
+def test_one_accuser_alone_is_not_believed(run_with, monkeypatch):
+    """Client 1 makes bad shares for client 2 alone, which is then lost in each round: either of them may lie."""
+    original = InProcessGrid._answer
+
+    def answer(self, message):
+        reply = original(self, message)
+        if message.metadata.message_type == "train.secure_shares" and message.metadata.dst_node_id == 1001:
+            sent = copied(reply.content.array_records["shares"])
+            sent["sealed"][1] = 65  # of the peers 0, 2 and 3
+            reply.content["shares"] = pack_flat(sent).record
+        return reply
+
+    monkeypatch.setattr(InProcessGrid, "_answer", answer)
+    rows = run_with(num_rounds=2).rounds()
+    assert [row["train/left_out"] for row in rows] == [{"2": "the shares of client 1 were changed on their way"}] * 2
+    assert not any("declined" in row for row in rows)
