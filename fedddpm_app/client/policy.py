@@ -10,7 +10,8 @@ from fedddpm_app.federation.messages.records import ARRAYS, DATA_PATH
 from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.training.declined import DeclinedError
 
-PLACES = ("state-dir", "cache-dir")  # keys of a run, and of --node-config, which alone counts at a site
+# keys of a run, and of --node-config, which alone counts at a site
+PLACES = ("state-dir", "cache-dir", "inception-weights")
 
 
 def is_site(node_config: Mapping[str, Scalar]) -> bool:
@@ -19,7 +20,7 @@ def is_site(node_config: Mapping[str, Scalar]) -> bool:
 
 
 def at_site(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Return the run config with the folders of the node where it is a site: the server chooses none there."""
+    """Return the run config with the places of the node where it is a site: the server chooses none there."""
     own = {key: node_config.get(key, "") for key in PLACES} if is_site(node_config) else {}
     return {**run_config, **own}
 
