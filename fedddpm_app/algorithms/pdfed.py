@@ -173,8 +173,8 @@ class PDFed(FederatedStrategy):
             )
         if config.pdfed.embedder == "inception-v3" and not config.evaluation.inception_weights:
             raise ConfigError(
-                'pdfed-embedder = "inception-v3" needs inception-weights = "PATH" on every client: set it, or use '
-                'pdfed-embedder = "pixels-pca".'
+                'pdfed-embedder = "inception-v3" needs inception-weights = "PATH" on every client, at a site as a key '
+                'of --node-config: set it, or use pdfed-embedder = "pixels-pca".'
             )
 
     @classmethod

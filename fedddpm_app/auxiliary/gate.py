@@ -108,8 +108,8 @@ def check_settings(config: Config) -> None:
         )
     if config.sharing.memorization_extractor == "inception-v3" and not config.evaluation.inception_weights:
         raise ConfigError(
-            'memorization-extractor = "inception-v3" needs inception-weights = "PATH" on every client: set it, or use '
-            'memorization-extractor = "none".'
+            'memorization-extractor = "inception-v3" needs inception-weights = "PATH" on every client, at a site as a '
+            'key of --node-config: set it, or use memorization-extractor = "none".'
         )
 
 

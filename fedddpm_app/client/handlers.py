@@ -8,7 +8,7 @@ from flwr.clientapp import ClientApp
 
 from fedddpm_app import weights as weights_module
 from fedddpm_app.client.masking import STEPS, Masking, open_session
-from fedddpm_app.client.policy import check_action, check_evaluation, check_round, trains
+from fedddpm_app.client.policy import check_action, check_evaluation, check_round
 from fedddpm_app.client.requests import Request, partition_of, reply_to, text_in
 from fedddpm_app.client.security_log import SiteLog
 from fedddpm_app.client.setup import SetUp, checked
@@ -130,8 +130,8 @@ def _act(request: Request) -> Message:
         )
     check_action(setup.config, setup.policy, name, action, request.server_round)
     weights = request.end.unpack()
-    request.check_masked(weights)
-    if trains(action):
+    request.check_action_masked(name, action, weights)
+    if action.trains:
         request.count_training()
     values: Any = dict(request.message.content.config_records.get(VALUES, ConfigRecord()))
     state, ledger = request.open_state(), request.ledger()

@@ -10,7 +10,8 @@ from fedddpm_app.federation.messages.records import ARRAYS, DATA_PATH
 from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.training.declined import DeclinedError
 
-PLACES = ("state-dir", "cache-dir")  # keys of a run, and of --node-config, which alone counts at a site
+# keys of a run, and of --node-config, which alone counts at a site
+PLACES = ("state-dir", "cache-dir", "inception-weights")
 
 
 def is_site(node_config: Mapping[str, Scalar]) -> bool:
@@ -19,7 +20,7 @@ def is_site(node_config: Mapping[str, Scalar]) -> bool:
 
 
 def at_site(run_config: Mapping[str, Scalar], node_config: Mapping[str, Scalar]) -> dict[str, Scalar]:
-    """Return the run config with the folders of the node where it is a site: the server chooses none there."""
+    """Return the run config with the places of the node where it is a site: the server chooses none there."""
     own = {key: node_config.get(key, "") for key in PLACES} if is_site(node_config) else {}
     return {**run_config, **own}
 
@@ -65,7 +66,7 @@ def check_action(config: Config, policy: SitePolicy, name: str, action: ClientAc
             f'the answer to "{name}" depends on its images without noise: site-max-epsilon = {policy.max_epsilon:g}'
         )
     returns_model = ARRAYS in action.records
-    if not (returns_model or trains(action)):
+    if not (returns_model or action.trains):
         return
     _check_number(policy, server_round)
     _check_masked(config, policy)
@@ -79,11 +80,6 @@ def check_action(config: Config, policy: SitePolicy, name: str, action: ClientAc
     if not action.is_checked and any(limits.values()):
         key = next(key for key, is_set in limits.items() if is_set)
         raise DeclinedError(f'this site shares nothing that was not checked, as "{name}" does not: {key} is set')
-
-
-def trains(action: ClientAction) -> bool:
-    """Return whether an action trains a model on the site's images."""
-    return "steps" in action.metrics
 
 
 def _check_number(policy: SitePolicy, server_round: int) -> None:

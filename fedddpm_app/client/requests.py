@@ -11,7 +11,6 @@ from fedddpm_app.client.setup import ClientSetup
 from fedddpm_app.client.state import ClientState, state_folder
 from fedddpm_app.config import ConfigError, WireDtype
 from fedddpm_app.federation.messages.records import (
-    ACTION,
     ARRAYS,
     CONFIG,
     EXCHANGE,
@@ -23,8 +22,8 @@ from fedddpm_app.federation.messages.records import (
     STATE_ROUND,
     STATE_RUN,
 )
-from fedddpm_app.federation.privacy.secure_checks import PRETRAIN, sends_own_models
-from fedddpm_app.training.actions import Metrics
+from fedddpm_app.federation.privacy.secure_checks import PRETRAIN, PRETRAINING, is_unmasked, sends_own_models
+from fedddpm_app.training.actions import ClientAction, Metrics
 from fedddpm_app.training.hooks import LocalRound, TrainingHook
 from fedddpm_app.training.privacy_ledger import PrivacyLedger
 from fedddpm_app.transport import ClientEnd, Packed
@@ -149,23 +148,29 @@ class Request:
             kind = self.message.metadata.message_type.removesuffix(_DEFAULT)
             self._record.count_training(kind, self.setup.policy.max_rounds)
 
-    def check_masked(self, sent: Weights | None = None) -> None:
-        """Raise ``ConfigError`` if a client of a run with masked updates is asked for weights without a mask.
+    def check_masked(self) -> None:
+        """Raise ``ConfigError`` if the client has begun a secure sum in this run, and its config has no masks now."""
+        if not self.setup.config.secure.aggregation and self._record.is_masked:
+            raise ConfigError("the server asks for weights without a mask, in a run with secure-aggregation = true.")
 
-        Except for the model of its own that FedDDPM needs, if clients share models: all requests for it must have the
-        same weights, ``sent``.
+    def check_action_masked(self, name: str, action: ClientAction, sent: Weights) -> None:
+        """Raise ``ConfigError`` if an action would hand over a training that no mask hides, in a run with masks.
+
+        Except for the model of its own that FedDDPM needs, or images of it: all requests must have the same weights,
+        ``sent``.
         """
-        setup, record = self.setup, self._record
+        self.check_masked()
+        setup = self.setup
         if not setup.config.secure.aggregation:
-            if record.is_masked:
-                raise ConfigError(
-                    "the server asks for weights without a mask, in a run with secure-aggregation = true."
-                )
-        elif self.message.metadata.message_type == f"{ACTION}{PRETRAIN}":
-            if not sends_own_models(setup.strategy, setup.config):
-                raise ConfigError("the server asks for a model of its own, which this run does not need.")
-            if sent is not None and not record.has_started_from(digest(sent)):
-                raise ConfigError("the server asks for another model of its own, which starts from other weights.")
+            return
+        if is_unmasked(name, action):
+            raise ConfigError(
+                f'the server asks for "{name}", whose answer no mask hides, in a run with secure-aggregation = true.'
+            )
+        if name == PRETRAIN and not sends_own_models(setup.strategy, setup.config):
+            raise ConfigError("the server asks for a model of its own, which this run does not need.")
+        if name in PRETRAINING and not self._record.has_started_from(digest(sent)):
+            raise ConfigError("the server asks for another model of its own, which starts from other weights.")
 
     def check_returned(self) -> None:
         """Raise ``ConfigError`` if the server asks for weights that stay at the client."""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from fedddpm_app.secure import keys
 from fedddpm_app.secure.client import PublicKeys, Shares
 from fedddpm_app.secure.errors import ProtocolError, WrongShareError
-from fedddpm_app.secure.masks import Vector, add_mask
+from fedddpm_app.secure.masks import SEED_BYTES, Vector, add_mask
 
 
 @dataclass
@@ -81,14 +81,14 @@ class ServerSession:
         ProtocolError
             If shares are too few.
         WrongShareError
-            If too few are the promised ones, or a client has promised others than those of its secret.
+            If too few are the promised ones, or those that a client has promised do not give its secret.
         """
         total, answered, dropped = self._total, sorted(self.answered), self.dropped
         if total is None or len(revealed) < self.threshold:
             raise ProtocolError(f"{len(revealed)} clients revealed shares, and {self.threshold} are needed")
         for place, client in enumerate(answered):
             seed = self._restored(client, {at: seeds[place] for at, (seeds, _) in revealed.items()}, of_key=False)
-            if keys.digest(seed) != self.digests[client]:
+            if len(seed) != SEED_BYTES or keys.digest(seed) != self.digests[client]:
                 raise WrongShareError(f"the shares of client {client} do not give the seed that it promised", [client])
             add_mask(total, seed, subtract=True)
         for place, client in enumerate(dropped):
@@ -111,7 +111,10 @@ class ServerSession:
                 f"{len(good)} of the shares of client {client} are those that it made, and {self.threshold} are needed"
             )
             raise WrongShareError(reason, wrong)
-        return keys.combine(good, self.threshold)
+        try:
+            return keys.combine(good, self.threshold)
+        except ProtocolError as error:  # only the client itself has promised them
+            raise WrongShareError(f"the shares of client {client} do not belong together", [client]) from error
 
 
 def _is_key(private: bytes, public: bytes) -> bool:

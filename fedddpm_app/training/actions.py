@@ -107,6 +107,11 @@ class ClientAction:
     is_private: bool = False
     sends_own: bool = False
 
+    @property
+    def trains(self) -> bool:
+        """Whether it trains a model on a client's data: it then reports its steps."""
+        return "steps" in self.metrics
+
     def for_run(self, config: Config) -> "ClientAction":
         """Return the declaration in a run: a private pretraining has no losses, but says what privacy it spent."""
         if not (self.is_private and config.dp.pretrain.is_private and "loss" in self.metrics):

@@ -8,9 +8,11 @@ import torch
 from flwr.app import ConfigRecord, RecordDict
 
 from fedddpm_app.config import load_config
+from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.secure.client import ClientSession
 from fedddpm_app.secure.server import ServerSession
+from fedddpm_app.training.actions import ActionAnswer, ClientAction
 from fedddpm_app.transport.carriers import pack_flat, read_record
 
 SECURE = {"algorithm": "fedavg", "num_rounds": 1, "secure_aggregation": True, "max_update_norm": "", "eval_every": 0}
@@ -209,16 +211,20 @@ def test_a_client_of_a_masked_run_sends_no_update_without_a_mask(run_app, server
 
 
 @pytest.mark.parametrize(
-    ("settings", "reason"),
-    [({"correction_steps": 0}, "which this run does not need"), ({}, "which starts from other weights")],
+    ("action", "settings", "reason"),
+    [
+        ("pretrain", {"correction_steps": 0}, "which this run does not need"),
+        ("pretrain", {}, "which starts from other weights"),
+        ("share_images", {"auxiliary_sharing": "images", "memorization_check": "never"}, "starts from other weights"),
+    ],
 )
-def test_a_client_of_a_masked_run_sends_no_other_model_of_its_own(run_app, server, settings, reason):
+def test_a_client_of_a_masked_run_sends_no_other_model_of_its_own(run_app, server, action, settings, reason):
     """In a round, the server asks for one that starts at the global weights, and would show what masks hide."""
     plain = []
 
     def change(ask, message, client, grid):
         about = message.metadata.__dict__
-        about["_message_type"] = "train.pretrain"
+        about["_message_type"] = f"train.{action}"
         moved = {name: each + 1 for name, each in read_record(message.content["arrays"]).items()}
         values = ConfigRecord({"count": 1})
         plain.append(ask(changed(message, values=values, arrays=pack_flat(moved).record)))
@@ -227,6 +233,43 @@ def test_a_client_of_a_masked_run_sends_no_other_model_of_its_own(run_app, serve
 
     server("train", change)
     (row,) = run_app(**SECURE | {"algorithm": "fedddpm"} | settings).rounds()
+    assert len(plain) == 4
+    assert all(reason in reply.error.reason for reply in plain)
+    assert "train/left_out" not in row
+
+
+class Unchecked(FederatedStrategy):
+    """Its start refuses nothing; the clients do."""
+
+    client_actions = {"fit": ClientAction(lambda request: ActionAnswer(), records=("arrays",))}  # noqa: RUF012
+
+    @classmethod
+    def check_config(cls, config):
+        pass
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "named", "action", "reason"),
+    [
+        ("fedavg", "fedddpm-late", "fine_tune", "asks its clients for fine_tune, anneal"),
+        (f"{__name__}:Unchecked", f"{__name__}:Unchecked", "fit", 'the server asks for "fit", whose answer no mask'),
+    ],
+)
+def test_a_client_of_a_masked_run_does_no_other_training_without_a_mask(
+    run_app, server, algorithm, named, action, reason
+):
+    """Nor by an action of the run's own algorithm, nor of another one that the server names in its place."""
+    plain = []
+
+    def change(ask, message, client, grid):
+        about, run_config = message.metadata.__dict__, grid.contexts[1000 + client].run_config
+        about["_message_type"], run_config["algorithm"] = f"train.{action}", named
+        plain.append(ask(message))
+        about["_message_type"], run_config["algorithm"] = "train", algorithm
+        return ask(message)
+
+    server("train", change)
+    (row,) = run_app(**SECURE | {"algorithm": algorithm}).rounds()
     assert len(plain) == 4
     assert all(reason in reply.error.reason for reply in plain)
     assert "train/left_out" not in row

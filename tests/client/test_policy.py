@@ -11,6 +11,7 @@ from fedddpm_app.algorithms import REGISTRY
 from fedddpm_app.apps.client import set_up
 from fedddpm_app.auxiliary.gate import Gate
 from fedddpm_app.client.policy import check_action, stricter
+from fedddpm_app.client.site_failures import public_text
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.config.site import SitePolicy, read_policy
 from fedddpm_app.federation.errors import RoundFailedError
@@ -277,14 +278,29 @@ def test_the_run_goes_on_without_a_site_whose_policy_cannot_be_read(run_app, at_
 @pytest.mark.parametrize(
     ("node", "places"),
     [
-        ({}, ["/server/state", "/server/cache"]),  # a simulated client
-        ({"data-path": "/data"}, ["", ""]),
-        ({"site-max-rounds": 5, "state-dir": "/own/state"}, ["/own/state", ""]),
-        ({"data-path": "/data", "cache-dir": "/own/cache"}, ["", "/own/cache"]),
+        ({}, ["/server/state", "/server/cache", "/server/file"]),  # a simulated client
+        ({"data-path": "/data"}, ["", "", ""]),
+        ({"site-max-rounds": 5, "state-dir": "/own/state"}, ["/own/state", "", ""]),
+        ({"data-path": "/data", "cache-dir": "/own/cache"}, ["", "/own/cache", ""]),
+        ({"data-path": "/data", "inception-weights": "/own/file"}, ["", "", "/own/file"]),
     ],
 )
-def test_the_server_chooses_no_folder_of_a_site(run_config, node, places):
+def test_the_server_chooses_no_file_or_folder_of_a_site(run_config, node, places):
     """Else it could write beside the site's files, or hide the account of the privacy that was spent."""
-    run_config |= {"state-dir": "/server/state", "cache-dir": "/server/cache"}
+    run_config |= {"state-dir": "/server/state", "cache-dir": "/server/cache", "inception-weights": "/server/file"}
     config = set_up(Context(1, 2, {"partition-id": 0} | node, RecordDict(), run_config)).config
-    assert [config.run.state_dir, config.data.cache_dir] == places
+    assert [config.run.state_dir, config.data.cache_dir, config.evaluation.inception_weights] == places
+
+
+@pytest.mark.parametrize(("algorithm", "key"), [("fedddpm", "memorization-extractor"), ("pdfed", "pdfed-embedder")])
+def test_a_server_finds_out_of_no_file_whether_a_site_has_it(run_config, tmp_path, algorithm, key):
+    """A network of the run, whose weights are a file of each client: at a site, it is a file that the site names."""
+    (tmp_path / "there").write_bytes(b"no weights")
+    run_config |= {"algorithm": algorithm, key: "inception-v3", "memorization-check": "always"}
+    answers = set()
+    for path in (tmp_path, tmp_path / "there", tmp_path / "nowhere"):
+        asked = run_config | {"inception-weights": str(path)}
+        with pytest.raises(ConfigError, match=f"{key} = .*needs inception-weights .* of --node-config") as refused:
+            set_up(Context(1, 2, {"partition-id": 0, "data-path": "/data"}, RecordDict(), asked))
+        answers.add(public_text(refused.value))
+    assert len(answers) == 1

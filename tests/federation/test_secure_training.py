@@ -17,10 +17,12 @@ from fedddpm_app.federation.rounds.training import RoundTraining
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import InProcessGrid, run_inprocess
 from fedddpm_app.inprocess.simulate import simulate
+from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.transport.carriers import pack_flat, read_record
 from tests.algorithms.problems import CLIENTS, Point, quadratic, run
 from tests.conftest import RunDirectory
 from tests.faults.wrapper import FAULTS, FaultyClientApp
+from tests.secure.parties import lying
 
 SECURE = {"secure_aggregation": True}
 QUICK = {"algorithm": "fedavg", "eval-every": 0, "preview-every": 0, "num-rounds": 1, "max-update-norm": ""}
@@ -217,10 +219,24 @@ class OwnCorrection(FedDDPM):
         return weights
 
 
+class OwnModels(FederatedStrategy):
+    """Its action names no steps, but returns weights."""
+
+    client_actions = {"own": ClientAction(lambda request: None, records=("arrays",))}  # noqa: RUF012
+
+
+class OwnTrainings(FederatedStrategy):
+    """Its action trains, and returns other tensors."""
+
+    client_actions = {"own": ClientAction(lambda request: None, ("steps",), records=("more",))}  # noqa: RUF012
+
+
 OWN_STEP = ("scaffold", "feddyn", "fednova", "pdfed", "local-only", "feddiffuse", "fedphd", "mixture", "kd-only")
 REFUSED = {
     **dict.fromkeys(OWN_STEP, "leaves the algorithm the mean of a round alone, but algorithm"),
     f"{__name__}:OwnMean": "overrides aggregate, which reads or chooses .* do its work in after_aggregation",
+    "fedddpm-late": 'asks its clients for fine_tune, anneal, .* no mask hides: use "fedavg" or "fedddpm"',
+    **dict.fromkeys((f"{__name__}:OwnModels", f"{__name__}:OwnTrainings"), "asks its clients for own, .* no mask"),
 }
 
 
@@ -231,6 +247,13 @@ def test_algorithms_that_read_single_replies_are_refused_by_name(run_config, alg
         get_algorithm(load_config(given))
     assert f'algorithm = "{algorithm}"' in str(refused.value)
     get_algorithm(load_config(given | {"secure-aggregation": False}))
+
+
+def test_a_fine_tuning_that_nothing_is_distilled_from_is_refused_too(run_config):
+    """With correction-steps = 0 it is an annealed last round of FedAvg, whose models go to the server as they are."""
+    given = {"algorithm": "fedddpm-late", "correction-steps": 0, "secure-aggregation": True, "max-update-norm": ""}
+    with pytest.raises(ConfigError, match="asks its clients for fine_tune, anneal"):
+        get_algorithm(load_config(run_config | given))
 
 
 @pytest.mark.parametrize(
@@ -317,3 +340,50 @@ def test_one_client_that_breaks_the_protocol_costs_its_own_reply_and_not_the_run
     assert [row["phase"] for row in rows] == (["round"] if step == "keys" else ["abandoned", "round"])
     assert rows[-1].get("declined") == (None if step == "keys" else [1])
     assert any(reason in row.get("train/left_out", {}).get("1", "") for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("lie", "faults", "reason"),
+    [
+        ("a long seed", "", "do not give the seed that it promised"),
+        ("no padding", "", "do not belong together"),
+        ("one index", "", "do not belong together"),
+        ("no padding", "train:1:*:raise", "do not belong together"),  # of its key
+        ("one index", "train:1:*:raise", "do not belong together"),
+    ],
+)
+def test_one_client_whose_shares_give_no_secret_is_left_out_and_the_run_goes_on(
+    run_with, monkeypatch, lie, faults, reason
+):
+    """It keeps its promises, so that nobody notices anything before the masks are to be removed."""
+    original = InProcessGrid._answer
+
+    def answer(self, message):
+        if message.metadata.message_type != "train.secure_shares" or message.metadata.dst_node_id != 1001:
+            return original(self, message)
+        with lying(lie, self.contexts[1001].state["fedddpm-secure"]):
+            return original(self, message)
+
+    monkeypatch.setattr(InProcessGrid, "_answer", answer)
+    run = run_with(faults, max_round_retries=1)
+    abandoned, repeated = (row for row in run.stats if row["phase"] in ("round", "abandoned"))
+    assert abandoned["train/left_out"]["1"] == f"the shares of client 1 {reason}"
+    assert (repeated["phase"], repeated["declined"]) == ("round", [1])
+
+
+def test_one_accuser_alone_is_not_believed(run_with, monkeypatch):
+    """Client 1 makes bad shares for client 2 alone, which is then lost in each round: either of them may lie."""
+    original = InProcessGrid._answer
+
+    def answer(self, message):
+        reply = original(self, message)
+        if message.metadata.message_type == "train.secure_shares" and message.metadata.dst_node_id == 1001:
+            sent = copied(reply.content.array_records["shares"])
+            sent["sealed"][1] = 65  # of the peers 0, 2 and 3
+            reply.content["shares"] = pack_flat(sent).record
+        return reply
+
+    monkeypatch.setattr(InProcessGrid, "_answer", answer)
+    rows = run_with(num_rounds=2).rounds()
+    assert [row["train/left_out"] for row in rows] == [{"2": "the shares of client 1 were changed on their way"}] * 2
+    assert not any("declined" in row for row in rows)

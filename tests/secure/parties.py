@@ -2,9 +2,12 @@
 
 import contextlib
 import math
+import secrets
+from unittest import mock
 
 import numpy as np
 
+from fedddpm_app.secure import keys
 from fedddpm_app.secure.client import ClientSession
 from fedddpm_app.secure.masks import Vector
 from fedddpm_app.secure.server import ServerSession
@@ -17,11 +20,33 @@ def vector(*numbers, wide=(7,)):
     return Vector(np.array(numbers, np.int64).astype("<u4"), np.array(wide, np.int64).astype("<u8"))
 
 
-class Parties:
-    """Clients 0, 1, ... with the numbers of ``values``, and their server; a step leaves out those that are gone."""
+_split = keys.split
 
-    def __init__(self, values, share=0.66):
+# in the place of keys.new_seed and keys.split; each share is as it was promised, and of the right length
+LIES = {
+    "a long seed": {"new_seed": lambda: secrets.token_bytes(40)},
+    "no padding": {"split": lambda *given: [share[:4] + bytes(len(share) - 4) for share in _split(*given)]},
+    "one index": {"split": lambda *given: [(1).to_bytes(4, "little") + share[4:] for share in _split(*given)]},
+}
+
+
+@contextlib.contextmanager
+def lying(lie, store):
+    """Have a client make its shares as a lie says; it masks with a seed of the right length all the same."""
+    with mock.patch.multiple(keys, **LIES[lie]):
+        yield
+    store["seed"] = store["seed"][:32]
+
+
+class Parties:
+    """Clients 0, 1, ... with the numbers of ``values``, and their server; a step leaves out those that are gone.
+
+    ``lies`` has the lies of the clients that lie, each one of ``LIES``.
+    """
+
+    def __init__(self, values, share=0.66, lies=None):
         self.values = dict(enumerate(values))
+        self.lies = lies or {}
         self.stores = {client: {} for client in self.values}
         self.records = {client: {} for client in self.values}
         self.share = share
@@ -39,7 +64,8 @@ class Parties:
 
     def make_shares(self, gone=()):
         for c in self.server.public.keys() - set(gone):
-            self.server.add_shares(c, self.client(c).share(SESSION, self.server.public, self.server.threshold))
+            with lying(self.lies[c], self.stores[c]) if c in self.lies else contextlib.nullcontext():
+                self.server.add_shares(c, self.client(c).share(SESSION, self.server.public, self.server.threshold))
 
     def upload(self, gone=()):
         for c in self.server.sealed.keys() - set(gone):

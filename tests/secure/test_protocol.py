@@ -173,6 +173,24 @@ def test_a_client_whose_own_shares_give_another_seed_is_blamed():
     assert error.value.clients == [1]
 
 
+@pytest.mark.parametrize(
+    ("lie", "gone", "reason"),
+    [
+        ("a long seed", [], "do not give the seed that it promised"),
+        ("no padding", [], "do not belong together"),
+        ("one index", [], "do not belong together"),
+        ("no padding", [1], "do not belong together"),  # of its key
+        ("one index", [1], "do not belong together"),
+    ],
+)
+def test_a_client_whose_shares_are_as_promised_and_give_no_secret_is_blamed(lie, gone, reason):
+    parties = Parties(VALUES, lies={1: lie}).until_upload(gone)
+    with pytest.raises(WrongShareError, match=f"the shares of client 1 {reason}") as error:
+        parties.server.unmask(parties.reveal(), TOLD)
+    assert error.value.clients == [1]
+    assert not parties.server.liars
+
+
 def test_a_client_that_reveals_wrong_shares_of_all_costs_no_time(monkeypatch):
     """To combine shares takes a third of a second with 48 clients: it is done once for each secret."""
     parties, tries, combine = Parties([vector(1, 2, 3)] * 9).until_upload(), [], keys.combine

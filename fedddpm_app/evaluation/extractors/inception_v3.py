@@ -142,4 +142,7 @@ def _create_network(weights: Weights, weights_path: str) -> nn.Module:
 
 
 def _unusable(weights_path: str, reason: str) -> ConfigError:
-    return ConfigError(f'inception-weights = "{weights_path}" {reason}: give the path of the file at {WEIGHTS_URL}.')
+    return ConfigError(
+        f'inception-weights = "{weights_path}" {reason}: give the path of the file at {WEIGHTS_URL}.',
+        public="its inception-weights cannot be used: the log of its SuperNode says why",
+    )

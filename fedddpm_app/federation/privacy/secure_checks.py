@@ -2,19 +2,35 @@
 
 from typing import TYPE_CHECKING
 
-from fedddpm_app.config import Config
+from fedddpm_app.config import Config, ConfigError
+from fedddpm_app.federation.messages.records import ARRAYS
 from fedddpm_app.federation.privacy.mean_only import check_needs_the_mean
+from fedddpm_app.training.actions import ClientAction
 
 if TYPE_CHECKING:
     from fedddpm_app.federation.description import AlgorithmDescription
 
 PRETRAIN = "pretrain"  # the action that returns a client's own model
+PRETRAINING = (PRETRAIN, "share_images")  # and that which returns images of it
 
 
 def check_secure(algorithm: "type[AlgorithmDescription]", config: Config) -> None:
-    """Raise ``ConfigError`` if the server step of a run needs more than the weighted mean of the clients' weights."""
-    if config.secure.aggregation:
-        check_needs_the_mean(algorithm, config, "secure-aggregation = true", "secure-aggregation = false")
+    """Raise ``ConfigError`` if a run needs more of its clients' trainings than the weighted mean of their weights."""
+    if not config.secure.aggregation:
+        return
+    given, off = "secure-aggregation = true", "secure-aggregation = false"
+    check_needs_the_mean(algorithm, config, given, off)
+    if unmasked := [name for name, action in algorithm.client_actions.items() if is_unmasked(name, action)]:
+        raise ConfigError(
+            f'{given}: algorithm = "{config.run.algorithm}" asks its clients for {", ".join(unmasked)}, a training '
+            f'whose result no mask hides: use "fedavg" or "fedddpm", or {off}.'
+        )
+
+
+def is_unmasked(name: str, action: ClientAction) -> bool:
+    """Return whether an action returns a model, or trains one, that no mask hides; not so for ``PRETRAINING``."""
+    returns_model = ARRAYS in action.records
+    return name != PRETRAIN and (returns_model or (action.trains and name not in PRETRAINING))
 
 
 def sends_own_models(algorithm: "type[AlgorithmDescription]", config: Config) -> bool:

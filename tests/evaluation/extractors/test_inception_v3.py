@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from fedddpm_app.client.site_failures import public_text
 from fedddpm_app.config import ConfigError
 from fedddpm_app.evaluation.extractors import InceptionV3
 from fedddpm_app.evaluation.extractors import inception_v3 as module
@@ -114,6 +115,19 @@ def test_a_path_is_needed(torch_fidelity, tmp_path):
         InceptionV3("", CPU)
     with pytest.raises(ConfigError, match=r'inception-weights = ".*/none\.pth" cannot be read'):
         InceptionV3(str(tmp_path / "none.pth"), CPU)
+
+
+@pytest.mark.parametrize("content", [None, b"", b"no weights", {"conv.weight": 1}, {"conv.weight": torch.ones(2)}])
+def test_a_site_says_nothing_of_its_file(torch_fidelity, tmp_path, content):
+    """Its path may be a relative one, and what is wrong with the file stays in its own log."""
+    path = tmp_path / "weights.pth"
+    if isinstance(content, dict):
+        torch.save(content, path)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(ConfigError) as refused:
+        InceptionV3(str(path), CPU)
+    assert public_text(refused.value) == "its inception-weights cannot be used: the log of its SuperNode says why"
 
 
 def test_a_missing_package_is_named_with_the_command(weights_path, monkeypatch):
