@@ -73,14 +73,23 @@ class CopyDetector:
         self.threshold = threshold_at(self.held_out_ratios, rate) if len(self.held_out_ratios) else 0.0
 
     @property
+    def num_held_out(self) -> int:
+        """The number of held-out images, with those that are also training images."""
+        return len(self.held_out_ratios) + self.num_duplicates
+
+    @property
     def held_out_share(self) -> float:
-        """The share of held-out images below the threshold that is calibrated on the other half of them."""
+        """The share of all held-out images that would count as copies, as they would if a generator had drawn them.
+
+        The threshold of one half of those that are no training images is calibrated on the other half; held-out images
+        that are also training images count in any case.
+        """
         halves = self.held_out_ratios[::2], self.held_out_ratios[1::2]
         if not len(halves[1]):
             return torch.nan
         pairs = (halves, halves[::-1])
         below = sum(len(one) * memorized_share(one, threshold_at(other, self.rate)) for one, other in pairs)
-        return below / len(self.held_out_ratios)
+        return (below + self.num_duplicates) / self.num_held_out
 
     def start(self) -> "CopySearch":
         """Return a search through a new stream of images."""
@@ -111,7 +120,7 @@ class CopySearch:
         self._keep_closest(images, found)
 
     def metric(self, reference: str, sampling: SamplingInfo, name: str = NAME) -> Metric:
-        """Return the share of images below the threshold; its floor is the share of the held-out images."""
+        """Return the share of images that count as copies; its floor is that of the held-out images."""
         detector, ratios, distances = self.detector, torch.cat(self._ratios), torch.cat(self._distances)
         held_out = detector.held_out_ratios
         exact = distances == 0
@@ -128,7 +137,7 @@ class CopySearch:
             sampling=sampling,
             floor=detector.held_out_share,
             floor_std=None,
-            floor_n=len(held_out),
+            floor_n=detector.num_held_out,
             floor_reference_n=len(detector.train),
             note=_note(detector),
             details={

@@ -2,6 +2,8 @@
 
 import math
 
+from scipy.stats import binomtest
+
 from fedddpm_app.algorithms import REGISTRY
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.config import Config
@@ -87,7 +89,7 @@ def _measured(metrics: list[MetricRow], client: str) -> list[str]:
     if copies is None or math.isnan(value):
         notes.append("The run did not look for copies of training images among images of this model.")
     else:
-        above = " This is above the floor: look at the images before you share the model." * (value > copies.floor)
+        above = " This is above the floor: look at the images before you share the model." * _is_above(value, copies)
         notes.append(
             f"Near copies in pixels: {value:.2%} of {copies.n:,} generated images lie abnormally close to one of "
             f"{copies.reference_n:,} training images; of real images it is {copies.floor:.2%}.{above}"
@@ -98,6 +100,13 @@ def _measured(metrics: list[MetricRow], client: str) -> list[str]:
         notes.append(f"Membership inference on the model has an AUC of {auc:.3f}; 0.5 is a guess.")
     notes.append("A low share of near copies is no proof: other attacks may find out more about the training images.")
     return notes
+
+
+def _is_above(share: float, copies: MetricRow) -> bool:
+    """Return whether a share is above the floor by more than chance: its 95 % interval (Wilson's) is above it."""
+    if not 0 <= share <= 1 or copies.n < 1:
+        return False
+    return bool(binomtest(round(share * copies.n), copies.n).proportion_ci(method="wilson").low > copies.floor)
 
 
 def _of_model(metric: MetricRow, client: str) -> float:

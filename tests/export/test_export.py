@@ -268,6 +268,18 @@ def test_a_clients_card_has_nothing_of_the_models_together(shared_run):
 
 
 @pytest.mark.parametrize(
+    ("share", "floor", "is_above"),
+    [(0.02, 0.01, False), (0.04, 0.01, True), (0.04, 0.03, False), (0.0, 0.0, False), (1.0, 0.9, True)],
+)
+def test_only_a_share_above_the_floor_by_more_than_chance_is_said_to_be_above(shared_run, share, floor, is_above):
+    """Of 200 images; Wilson's intervals of 4, 8 and 200 begin at 0.8 %, 2.0 % and 98.1 %."""
+    run = read_run(shared_run(num_rounds=1, eval_final_images=20).path)
+    copies = next(metric for metric in run.metrics if metric.name == "memorized-share")
+    changed = replace(run, metrics=[replace(copies, value=share, floor=floor, n=200)])
+    assert ("This is above the floor" in " ".join(privacy_notes(changed, ""))) == is_above
+
+
+@pytest.mark.parametrize(
     ("name", "sentences"),
     [
         (
