@@ -8,7 +8,13 @@ from torch import Tensor
 
 from fedddpm_app.evaluation.comparison import spread
 from fedddpm_app.evaluation.extractors.cache import load_or_create
-from fedddpm_app.evaluation.memorization import Neighbours, memorized_share, nearest_training, threshold_at
+from fedddpm_app.evaluation.memorization import (
+    Neighbours,
+    as_trained,
+    memorized_share,
+    nearest_training,
+    threshold_at,
+)
 from fedddpm_app.evaluation.metrics import Metric, SamplingInfo
 from fedddpm_app.weights import Weights
 
@@ -52,21 +58,32 @@ class CopyDetector:
     rate : float
         In [0, 1].
     digest : str
-        Identifies both sets in the cache.
+        Identifies both sets, and whether the first one counts mirrored, in the cache.
     cache_dir : Path
         The folder for the held-out images' ratios.
+    mirrored : bool
+        Whether the model was also trained on the training images' mirror images, whose copies then count.
     """
 
     def __init__(
-        self, train: Tensor, held_out: Tensor, *, neighbours: int, rate: float, digest: str, cache_dir: Path
+        self,
+        train: Tensor,
+        held_out: Tensor,
+        *,
+        neighbours: int,
+        rate: float,
+        digest: str,
+        cache_dir: Path,
+        mirrored: bool = False,
     ) -> None:
-        self.train = train
+        self.num_train = len(train)
+        self.train = as_trained(train, mirrored=mirrored)
         self.neighbours = neighbours
         self.rate = rate
         self.digest = digest
         held_out = spread(held_out, MAX_HELD_OUT)
         path = cache_dir / "references" / f"ratios-v{VERSION}-{digest}-{neighbours}.safetensors"
-        stored = load_or_create(path, lambda: _ratios(held_out, train, neighbours))
+        stored = load_or_create(path, lambda: _ratios(held_out, self.train, neighbours))
         fresh = stored["distance"] > 0
         self.num_duplicates = int((~fresh).sum())
         self.held_out_ratios = stored["ratio"][fresh]
@@ -130,7 +147,7 @@ class CopySearch:
             std=None,
             n=len(ratios),
             reference=reference,
-            reference_n=len(detector.train),
+            reference_n=detector.num_train,
             reference_digest=detector.digest,
             extractor="pixels",
             extractor_digest="pixels",
@@ -138,7 +155,7 @@ class CopySearch:
             floor=detector.held_out_share,
             floor_std=None,
             floor_n=detector.num_held_out,
-            floor_reference_n=len(detector.train),
+            floor_reference_n=detector.num_train,
             note=_note(detector),
             details={
                 "threshold": detector.threshold,
