@@ -17,6 +17,10 @@ _PHASES = {
     "client-dp": "of whole clients, for those who get the global model and not for the server",
 }
 _COPIES = "memorized-share"
+_ATTACKS = {
+    "membership-final": "a threshold on the loss",
+    "membership-final-likelihood-ratio": "the likelihood ratio",
+}
 
 
 def privacy_notes(run: ExportedRun, client: str) -> list[str]:
@@ -94,10 +98,10 @@ def _measured(metrics: list[MetricRow], client: str) -> list[str]:
             f"Near copies in pixels: {value:.2%} of {copies.n:,} generated images lie abnormally close to one of "
             f"{copies.reference_n:,} training images; of real images it is {copies.floor:.2%}.{above}"
         )
-    attack = by_name.get("membership-final")
-    auc = _of_model(attack, client) if attack else math.nan
-    if not math.isnan(auc):
-        notes.append(f"Membership inference on the model has an AUC of {auc:.3f}; 0.5 is a guess.")
+    for name, attack in _ATTACKS.items():
+        auc = _of_model(by_name[name], client) if name in by_name else math.nan
+        if not math.isnan(auc):
+            notes.append(f"Membership inference on the model by {attack} has an AUC of {auc:.3f}; 0.5 is a guess.")
     notes.append("A low share of near copies is no proof: other attacks may find out more about the training images.")
     return notes
 
