@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fedddpm_app.audit.attacks import DISTANCE, Audit, Effort, Findings
+from fedddpm_app.audit.attacks import DISTANCE, RATIO, Audit, Effort, Findings
 from fedddpm_app.audit.saving import save_findings
 from fedddpm_app.audit.targets import FINAL, OWN
 from fedddpm_app.config import Config
@@ -18,12 +18,13 @@ from fedddpm_app.training.declined import DeclinedError
 IMAGES, DRAWS, REFERENCES = 500, 4, 4  # the defaults of `fedddpm audit`
 _GUESS = 0.5
 _KINDS = {FINAL: "final", "model": "final", OWN: "own-models"}
+_SUFFIXES = {RATIO: "-likelihood-ratio"}  # of names; other attacks have none
 
 
 def attack_run(
     run_dir: Path, config: Config, task: DiffusionTask, auxiliary: tuple[ImageTensors, list[int]] | None
 ) -> list[Metric]:
-    """Try the attack of ``membership-attack`` on a run, write its findings, and return them as metrics.
+    """Try the attacks of ``membership-attack`` on a run, write their findings, and return them as metrics.
 
     Parameters
     ----------
@@ -41,7 +42,8 @@ def attack_run(
     list of Metric
         The AUC for the final model (``membership-final``; a mean over clients without a global model), for the
         clients' own models that left them (``membership-own-models``, a mean over clients) and for D_aux
-        (``membership-auxiliary``), as far as the run has them; empty if the attack fails.
+        (``membership-auxiliary``), as far as the run has them; empty if an attack fails. With "likelihood-ratio", the
+        models are also attacked by it, as metrics of their own (``membership-final-likelihood-ratio``).
     """
     references = REFERENCES if config.evaluation.membership_attack == "likelihood-ratio" else 0
     clients = [*range(config.data.num_clients)]
@@ -55,29 +57,26 @@ def attack_run(
 
 
 def metrics_of(findings: Findings) -> list[Metric]:
-    """Return the AUC of the stronger kind of attack that was tried on each kind of target."""
-    found: dict[str, dict[str, list[Attack]]] = {}
+    """Return the AUC of each attack on each kind of target: the larger of two would be above 0.5 by chance."""
+    found: dict[str, list[Attack]] = {}
     for target, attack in findings.attacks:
         kind = "auxiliary" if attack.name == DISTANCE else _KINDS[target.split(" of ")[0]]
-        found.setdefault(kind, {}).setdefault(attack.name, []).append(attack)
-    return [_metric(kind, *max(by_name.items(), key=lambda it: _mean_auc(it[1]))) for kind, by_name in found.items()]
+        found.setdefault(f"membership-{kind}{_SUFFIXES.get(attack.name, '')}", []).append(attack)
+    return [_metric(name, attacks) for name, attacks in found.items()]
 
 
-def _mean_auc(attacks: list[Attack]) -> float:
-    return float(np.mean([attack.auc for attack in attacks]))
-
-
-def _metric(kind: str, name: str, attacks: list[Attack]) -> Metric:
+def _metric(name: str, attacks: list[Attack]) -> Metric:
+    """Return the mean AUC of one attack."""
     values = [attack.auc for attack in attacks]
     return Metric(
-        name=f"membership-{kind}",
-        value=_mean_auc(attacks),
+        name=name,
+        value=float(np.mean(values)),
         std=float(np.std(values, ddof=1)) if len(values) > 1 else None,
         n=sum(len(attack.members) for attack in attacks),
         reference="held-out and test",
         reference_n=sum(len(attack.others) for attack in attacks),
         reference_digest="",
-        extractor=name,
+        extractor=attacks[0].name,
         extractor_digest="",
         sampling=SamplingInfo("", 0, ""),
         floor=_GUESS,

@@ -18,6 +18,7 @@ from fedddpm_app.evaluation.extractors import EfficientNetLite0, Extractor, Ince
 from fedddpm_app.evaluation.memorization import (
     Neighbours,
     among_themselves,
+    as_trained,
     nearest_training,
     nearest_vectors,
     threshold_at,
@@ -68,7 +69,7 @@ class Gate:
     ) -> None:
         if len(train) < 2:
             raise DeclinedError(f"{len(train)} training image is too few to find out whether its model copies it")
-        seen = torch.cat([train, train.flip(-1)]) if mirrored else train
+        seen = as_trained(train, mirrored=mirrored)
         self._pixels = _Space(nearest_training, train, seen, held_out, neighbours, rate)
         self._embed = embed
         if embed:

@@ -53,7 +53,7 @@ class OwnTraining:
 
     def images(self, config: Config, num_examples: int) -> float:
         """Return the compute of a client, in training images."""
-        return self.steps * (config.training.batch_size or num_examples)
+        return self.steps * (config.training.batch_size or num_examples) * config.dp.draws("pretrain")
 
     def cost(self, config: Config, sizes: Sequence[int]) -> Cost:
         """Return the cost of the training by all clients, and of their check; ``sizes`` are their numbers of images."""

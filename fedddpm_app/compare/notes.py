@@ -53,7 +53,7 @@ def measured_note(results: Results, metric: str) -> str:
     if not about:
         return "No cell has this metric."
     better = f" {about['better'].capitalize()} is better." if about["better"] else ""
-    if not about["sampler"]:
+    if is_attack(results, metric):
         return (
             f"Area under the ROC curve of an attack by {about['extractor']}, which is to tell {about['n']:,} training "
             f"images from {about['reference_n']:,} others ({about['reference']}).{better} Floor, that of guesses: 0.5."
@@ -71,6 +71,11 @@ def measured_note(results: Results, metric: str) -> str:
         f"{about['extractor']} (digest {about['extractor_digest']}).{better} Floor, the same metric of "
         f"{of + ' ' if of else ''}real images: {floors}{f' ± {spread}' if spread != '–' else ''}.{others}"
     )
+
+
+def is_attack(results: Results, metric: str) -> bool:
+    """Return whether a metric is the AUC of an attack, which compares no generated images, and not better below 0.5."""
+    return bool(results["measured"].get(metric, {}).get("sampler") == "")
 
 
 def caveat_note(results: Results, metrics: Sequence[str]) -> str:

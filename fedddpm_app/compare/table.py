@@ -10,6 +10,7 @@ from fedddpm_app.compare.notes import (
     cell_name,
     clients_left_out,
     cost_note,
+    is_attack,
     measured_note,
     reference_of_sweep,
     share_of_budget,
@@ -22,6 +23,8 @@ from fedddpm_app.limits import LONGEST_TEXT
 _MB = "MB up, down"
 _COSTS = ("gradient steps", "models exchanged", _MB, "minutes")
 _NO_SETTING: Results = {"metrics": {}}
+_WORDS = ("lower", "higher")
+_PAST_GUESSING = ", below guesses"  # of a side
 LEAST_SEEDS = 3  # of a statement
 
 
@@ -90,28 +93,47 @@ def _sentences_against(results: Results, metric: str, reference: str) -> list[st
     """Return the sentences that follow from the differences to a line, by its name there."""
     if reference in labels_without_cells(results):
         return [f"No statement against {reference}, because it has no complete cell."]
-    better = results["measured"].get(metric, {}).get("better", "")
-    sides: dict[str, dict[str, list[str]]] = {"lower": {}, "higher": {}, "unclear": {}, "equal": {}, "unknown": {}}
+    starts = _starts(results["measured"].get(metric, {}).get("better", ""), metric, reference)
+    sides: dict[str, dict[str, list[str]]] = {side: {} for side in starts}
     for each in results["settings"]:
-        difference = each["metrics"].get(metric, {}).get("differences", {}).get(reference)
+        found = each["metrics"].get(metric, {})
+        difference = found.get("differences", {}).get(reference)
         if difference and difference["n"]:
             side = side_in(difference, results)
+            side += _PAST_GUESSING * (side in _WORDS and _is_below_guesses(found, metric, results))
             share = share_of_budget(results, each)
             where = each["condition"] + ("" if share is None else f", at {share:.0%} of the budget")
             sides[side].setdefault(each["label"], []).append(where)
-    verdicts = {word: f" ({'better' if word == better else 'worse'})" if better else "" for word in ("lower", "higher")}
-    starts = [
-        f"{metric} is {word}{verdict} than that of {reference}, and the interval excludes zero: "
-        for word, verdict in verdicts.items()
-    ]
-    starts.append(f"No difference to {reference} is shown, because the interval contains zero: ")
-    starts.append(f"{metric} is that of {reference}, with every seed: ")
+    named = {
+        side: "; ".join(f"{label} ({', '.join(where)})" for label, where in found.items())
+        for side, found in sides.items()
+    }
+    if not any(lines for side, lines in named.items() if side != "unknown") and named["unknown"]:
+        named["unknown"] = "all rows"
+    return [f"{start}{named[side]}." for side, start in starts.items() if named[side]]
+
+
+def _starts(better: str, metric: str, reference: str) -> dict[str, str]:
+    """Return how the sentence about each side begins, in the order of the sentences."""
+    verdicts = {word: f" ({'better' if word == better else 'worse'})" if better else "" for word in _WORDS}
     few = f"there are fewer than {LEAST_SEEDS} seeds, or not all have the metric"
-    starts.append(f"No statement against {reference}, because {few}: ")
-    named = ["; ".join(f"{label} ({', '.join(where)})" for label, where in found.items()) for found in sides.values()]
-    if not any(named[:-1]) and named[-1]:
-        named[-1] = "all rows"
-    return [f"{start}{lines}." for start, lines in zip(starts, named, strict=True) if lines]
+    excluded = f"than that of {reference}, and the interval excludes zero"
+    return {
+        **{word: f"{metric} is {word}{verdict} {excluded}: " for word, verdict in verdicts.items()},
+        **{
+            word + _PAST_GUESSING: f"{metric} is {word} {excluded}, but below that of guesses, so that it is neither "
+            "better nor worse: "
+            for word in _WORDS
+        },
+        "unclear": f"No difference to {reference} is shown, because the interval contains zero: ",
+        "equal": f"{metric} is that of {reference}, with every seed: ",
+        "unknown": f"No statement against {reference}, because {few}: ",
+    }
+
+
+def _is_below_guesses(found: Mapping[str, Any], metric: str, results: Results) -> bool:
+    """Return whether an attack on a setting finds less than guesses, than which nothing is better."""
+    return is_attack(results, metric) and found["mean"] < found["floor"]
 
 
 NOTE_ON_STATISTICS = (

@@ -56,3 +56,7 @@ class DPConfig:
     def of(self, phase: PrivatePhase) -> Budget:
         """Return the budget of a phase."""
         return self.pretrain if phase == "pretrain" else self.train
+
+    def draws(self, phase: PrivatePhase) -> int:
+        """Return how often an image goes through the model in a step of a phase: more than once in private ones."""
+        return self.dp_noise_multiplicity if self.of(phase).is_private else 1

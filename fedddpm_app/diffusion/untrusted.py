@@ -6,7 +6,7 @@ from typing import Any
 
 import diffusers
 import torch
-from diffusers import ModelMixin, SchedulerMixin
+from diffusers import SchedulerMixin, UNet2DModel, VQModel
 
 from fedddpm_app import limits
 from fedddpm_app.diffusion import pruned_unet
@@ -16,6 +16,7 @@ from fedddpm_app.weights import num_bytes
 
 INDEX = "model_index.json"
 _LIBRARIES = {"diffusers": diffusers, pruned_unet.__name__: pruned_unet}  # whose classes a pipeline may name
+_MODELS = (UNet2DModel, VQModel)  # of the pipelines that generate pictures from nothing but a number of them
 
 
 def check_pipeline(folder: Path) -> None:
@@ -39,8 +40,9 @@ def check_pipeline(folder: Path) -> None:
         if len(entry) != 2 or entry[0] not in _LIBRARIES or not name.isidentifier():
             raise ValueError(f"{INDEX} names {name} = {entry!r}: only components of diffusers are loaded")
         kind = getattr(_LIBRARIES[entry[0]], str(entry[1]))
-        if not isinstance(kind, type) or not issubclass(kind, (ModelMixin, SchedulerMixin)):
-            raise ValueError(f"{INDEX} names {name} = {entry!r}: only models and schedulers are loaded")
+        if not isinstance(kind, type) or not issubclass(kind, (*_MODELS, SchedulerMixin)):
+            usable = " and ".join(each.__name__ for each in _MODELS)
+            raise ValueError(f"{INDEX} names {name} = {entry!r}: only schedulers, and models of {usable}, are loaded")
         _check_component(folder / name, kind)
 
 
@@ -53,7 +55,7 @@ def _check_component(folder: Path, kind: Any) -> None:
     """Check the configs and the weights in the folder of a component of class ``kind``."""
     for path in folder.glob("*.json"):
         _check_numbers(read_object(path), path)
-    if not issubclass(kind, ModelMixin):
+    if not issubclass(kind, _MODELS):
         return
     stored = sum(check_tensors(path) for path in folder.glob("*.safetensors"))
     with torch.device("meta"):
@@ -67,14 +69,31 @@ def _check_component(folder: Path, kind: Any) -> None:
 def _check_numbers(config: dict[str, Any], path: Path) -> None:
     """Raise ``ValueError`` if a number, or the length of a list, is larger than that of any published pipeline."""
     for key, value in _entries(config):
-        counts_layers = "." not in key and ("layers" in key or "block" in key)  # names of weights have dots
-        most = limits.PIPELINE_LAYERS if counts_layers else limits.PIPELINE_NUMBER
-        most = limits.IMAGE_SIDE if key == "sample_size" else most
         where = f"{path.parent.name}/{path.name} states {key}"
-        if isinstance(value, list) and len(value) > most:
-            raise ValueError(f"{where} of {len(value):,} values, more than {most:,}")
-        if isinstance(value, int) and value > (limits.PIPELINE_NUMBER if key == "block_out_channels" else most):
-            raise ValueError(f"{where} = {value:,}, more than {most:,}")
+        if isinstance(value, list) and len(value) > (longest := _longest(key)):
+            raise ValueError(f"{where} of {len(value):,} values, more than {longest:,}")
+        if isinstance(value, int | float) and not value <= (largest := _largest(key)):  # also NaN
+            raise ValueError(f"{where} = {value:,}, which is not at most {largest:,}")
+        if key == "sample_size" and isinstance(value, str):
+            raise ValueError(f"{where} = {value!r}, which is a text instead of a number of pixels")
+
+
+def _longest(key: str) -> int:
+    """Return the most values that a list in a config may have."""
+    if key == "trained_betas":
+        return limits.PIPELINE_NUMBER  # one for each diffusion step
+    return limits.PIPELINE_LAYERS if _counts_layers(key) else limits.PIPELINE_LIST
+
+
+def _largest(key: str) -> int:
+    """Return the largest number that a config may state."""
+    if key == "sample_size":
+        return limits.IMAGE_SIDE
+    return limits.PIPELINE_LAYERS if _counts_layers(key) and key != "block_out_channels" else limits.PIPELINE_NUMBER
+
+
+def _counts_layers(key: str) -> bool:
+    return "." not in key and ("layers" in key or "block" in key)  # names of weights have dots
 
 
 def _entries(config: dict[str, Any]) -> Iterator[tuple[str, Any]]:

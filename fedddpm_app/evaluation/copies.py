@@ -8,7 +8,13 @@ from torch import Tensor
 
 from fedddpm_app.evaluation.comparison import spread
 from fedddpm_app.evaluation.extractors.cache import load_or_create
-from fedddpm_app.evaluation.memorization import Neighbours, memorized_share, nearest_training, threshold_at
+from fedddpm_app.evaluation.memorization import (
+    Neighbours,
+    as_trained,
+    memorized_share,
+    nearest_training,
+    threshold_at,
+)
 from fedddpm_app.evaluation.metrics import Metric, SamplingInfo
 from fedddpm_app.weights import Weights
 
@@ -52,35 +58,55 @@ class CopyDetector:
     rate : float
         In [0, 1].
     digest : str
-        Identifies both sets in the cache.
+        Identifies both sets, and whether the first one counts mirrored, in the cache.
     cache_dir : Path
         The folder for the held-out images' ratios.
+    mirrored : bool
+        Whether the model was also trained on the training images' mirror images, whose copies then count.
     """
 
     def __init__(
-        self, train: Tensor, held_out: Tensor, *, neighbours: int, rate: float, digest: str, cache_dir: Path
+        self,
+        train: Tensor,
+        held_out: Tensor,
+        *,
+        neighbours: int,
+        rate: float,
+        digest: str,
+        cache_dir: Path,
+        mirrored: bool = False,
     ) -> None:
-        self.train = train
+        self.num_train = len(train)
+        self.train = as_trained(train, mirrored=mirrored)
         self.neighbours = neighbours
         self.rate = rate
         self.digest = digest
         held_out = spread(held_out, MAX_HELD_OUT)
         path = cache_dir / "references" / f"ratios-v{VERSION}-{digest}-{neighbours}.safetensors"
-        stored = load_or_create(path, lambda: _ratios(held_out, train, neighbours))
+        stored = load_or_create(path, lambda: _ratios(held_out, self.train, neighbours))
         fresh = stored["distance"] > 0
         self.num_duplicates = int((~fresh).sum())
         self.held_out_ratios = stored["ratio"][fresh]
         self.threshold = threshold_at(self.held_out_ratios, rate) if len(self.held_out_ratios) else 0.0
 
     @property
+    def num_held_out(self) -> int:
+        """The number of held-out images, with those that are also training images."""
+        return len(self.held_out_ratios) + self.num_duplicates
+
+    @property
     def held_out_share(self) -> float:
-        """The share of held-out images below the threshold that is calibrated on the other half of them."""
+        """The share of all held-out images that would count as copies, as they would if a generator had drawn them.
+
+        The threshold of one half of those that are no training images is calibrated on the other half; held-out images
+        that are also training images count in any case.
+        """
         halves = self.held_out_ratios[::2], self.held_out_ratios[1::2]
         if not len(halves[1]):
             return torch.nan
         pairs = (halves, halves[::-1])
         below = sum(len(one) * memorized_share(one, threshold_at(other, self.rate)) for one, other in pairs)
-        return below / len(self.held_out_ratios)
+        return (below + self.num_duplicates) / self.num_held_out
 
     def start(self) -> "CopySearch":
         """Return a search through a new stream of images."""
@@ -111,7 +137,7 @@ class CopySearch:
         self._keep_closest(images, found)
 
     def metric(self, reference: str, sampling: SamplingInfo, name: str = NAME) -> Metric:
-        """Return the share of images below the threshold; its floor is the share of the held-out images."""
+        """Return the share of images that count as copies; its floor is that of the held-out images."""
         detector, ratios, distances = self.detector, torch.cat(self._ratios), torch.cat(self._distances)
         held_out = detector.held_out_ratios
         exact = distances == 0
@@ -121,15 +147,15 @@ class CopySearch:
             std=None,
             n=len(ratios),
             reference=reference,
-            reference_n=len(detector.train),
+            reference_n=detector.num_train,
             reference_digest=detector.digest,
             extractor="pixels",
             extractor_digest="pixels",
             sampling=sampling,
             floor=detector.held_out_share,
             floor_std=None,
-            floor_n=len(held_out),
-            floor_reference_n=len(detector.train),
+            floor_n=detector.num_held_out,
+            floor_reference_n=detector.num_train,
             note=_note(detector),
             details={
                 "threshold": detector.threshold,

@@ -29,6 +29,14 @@ class Neighbours:
     distance: Tensor
 
 
+def as_trained(train: Tensor, *, mirrored: bool) -> Tensor:
+    """Return the images, (M, C, H, W), that a model has seen: with ``mirrored``, also their mirror images after them.
+
+    A model that was trained with ``horizontal-flip`` may copy either.
+    """
+    return torch.cat([train, train.flip(-1)]) if mirrored else train
+
+
 def nearest_training(images: Tensor, train: Tensor, k: int = 50) -> Neighbours:
     """Return each image's nearest training image, with its distance relative to the k nearest training images.
 

@@ -72,8 +72,9 @@ def _extractor(config: Config, real: RealImages, name: str | None = None) -> Ext
 
 
 def _detector(config: Config, dataset: FederatedDataset, real: RealImages) -> CopyDetector:
-    rows = torch.cat([client.train for client in dataset.clients])
-    digest = hashlib.sha256("".join(real.digests.values()).encode() + rows.numpy().tobytes()).hexdigest()
+    rows, mirrored = torch.cat([client.train for client in dataset.clients]), config.data.horizontal_flip
+    sets = "".join(real.digests.values()).encode() + rows.numpy().tobytes()
+    digest = hashlib.sha256(sets + b"mirrored" * mirrored).hexdigest()
     return CopyDetector(
         real.train.images[rows],
         real.test.images,
@@ -81,4 +82,5 @@ def _detector(config: Config, dataset: FederatedDataset, real: RealImages) -> Co
         rate=config.evaluation.memorization_rate,
         digest=digest[:16],
         cache_dir=cache_folder(config.data),
+        mirrored=mirrored,
     )

@@ -2,6 +2,8 @@
 
 import math
 
+from scipy.stats import binomtest
+
 from fedddpm_app.algorithms import REGISTRY
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.config import Config
@@ -15,6 +17,10 @@ _PHASES = {
     "client-dp": "of whole clients, for those who get the global model and not for the server",
 }
 _COPIES = "memorized-share"
+_ATTACKS = {
+    "membership-final": "a threshold on the loss",
+    "membership-final-likelihood-ratio": "the likelihood ratio",
+}
 
 
 def privacy_notes(run: ExportedRun, client: str) -> list[str]:
@@ -87,17 +93,24 @@ def _measured(metrics: list[MetricRow], client: str) -> list[str]:
     if copies is None or math.isnan(value):
         notes.append("The run did not look for copies of training images among images of this model.")
     else:
-        above = " This is above the floor: look at the images before you share the model." * (value > copies.floor)
+        above = " This is above the floor: look at the images before you share the model." * _is_above(value, copies)
         notes.append(
             f"Near copies in pixels: {value:.2%} of {copies.n:,} generated images lie abnormally close to one of "
             f"{copies.reference_n:,} training images; of real images it is {copies.floor:.2%}.{above}"
         )
-    attack = by_name.get("membership-final")
-    auc = _of_model(attack, client) if attack else math.nan
-    if not math.isnan(auc):
-        notes.append(f"Membership inference on the model has an AUC of {auc:.3f}; 0.5 is a guess.")
+    for name, attack in _ATTACKS.items():
+        auc = _of_model(by_name[name], client) if name in by_name else math.nan
+        if not math.isnan(auc):
+            notes.append(f"Membership inference on the model by {attack} has an AUC of {auc:.3f}; 0.5 is a guess.")
     notes.append("A low share of near copies is no proof: other attacks may find out more about the training images.")
     return notes
+
+
+def _is_above(share: float, copies: MetricRow) -> bool:
+    """Return whether a share is above the floor by more than chance: its 95 % interval (Wilson's) is above it."""
+    if not 0 <= share <= 1 or copies.n < 1:
+        return False
+    return bool(binomtest(round(share * copies.n), copies.n).proportion_ci(method="wilson").low > copies.floor)
 
 
 def _of_model(metric: MetricRow, client: str) -> float:

@@ -1,8 +1,9 @@
 """The expected cost of a complete run, by which runs of different algorithms are matched.
 
 Compute is counted in training images: an image that goes through the model forward and backward counts 1, an image
-that only goes forward counts 1/3, because a backward pass costs about two forward passes. Evaluation is not counted;
-nor are the models that travel for it, or for a generation on nodes.
+that only goes forward counts 1/3, because a backward pass costs about two forward passes. In a private training an
+image counts once for each draw of ``dp-noise-multiplicity``. Evaluation is not counted; nor are the models that travel
+for it, or for a generation on nodes.
 """
 
 from dataclasses import dataclass

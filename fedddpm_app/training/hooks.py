@@ -114,7 +114,7 @@ class TrainingHook:
         An image that only goes forward counts 1/3. ``is_first``: the client has no state of an earlier round. This
         number is for accounting; it changes no result.
         """
-        return steps * (config.training.batch_size or num_examples)
+        return steps * (config.training.batch_size or num_examples) * config.dp.draws("train")
 
     @classmethod
     def why_not_private(cls, config: Config) -> str:

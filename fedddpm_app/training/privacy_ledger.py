@@ -134,7 +134,7 @@ def begin(
         sample_rate=rate,
         noise_multiplier=sigma,
         clip=dp.dp_clip,
-        multiplicity=dp.dp_noise_multiplicity,
+        multiplicity=dp.draws(phase),
         secret=dp.dp_secret_noise,
         epsilon=epsilon_of([each for each in spent if each.phase == phase], budget.delta),
         total_epsilon=epsilon_of(spent, total_delta(config)),

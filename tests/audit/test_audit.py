@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fedddpm_app.audit.attacks import RATIO, THRESHOLD, Audit, Effort, Findings
+from fedddpm_app.audit.attacks import DISTANCE, RATIO, THRESHOLD, Audit, Effort, Findings
 from fedddpm_app.audit.final import metrics_of
 from fedddpm_app.audit.pools import Pool, pool_of
 from fedddpm_app.audit.targets import Target, Targets
@@ -271,13 +271,23 @@ def test_a_client_that_took_no_part_has_nothing_to_audit(run_app):
     assert "stats.jsonl cannot be read" in " ".join(text.split())
 
 
-def test_the_stronger_attack_is_the_metric():
+def test_each_attack_is_a_metric_of_its_own():
+    """The larger AUC of two would be above that of a guess where nothing leaks."""
+
     def attack(name, auc):
         return Attack(name, auc, (0.0, 1.0), 0.1, (0.0, 1.0), np.zeros(3), np.zeros(3))
 
-    strong, weak = [attack(THRESHOLD, 0.9), attack(THRESHOLD, 0.7)], [attack(RATIO, 0.6), attack(RATIO, 0.95)]
-    (metric,) = metrics_of(Findings([("own model of client 0", each) for each in [*strong, *weak]], []))
-    assert (metric.name, metric.value, metric.extractor) == ("membership-own-models", pytest.approx(0.8), THRESHOLD)
+    attacks = [("own model of client 0", attack(name, auc)) for name in (THRESHOLD, RATIO) for auc in (0.4, 0.5)]
+    attacks += [("global model", attack(THRESHOLD, 0.45)), ("global model", attack(RATIO, 0.55))]
+    attacks += [("auxiliary set", attack(DISTANCE, 0.6))]
+    found = [(metric.name, metric.value, metric.extractor) for metric in metrics_of(Findings(attacks, []))]
+    assert found == [
+        ("membership-own-models", pytest.approx(0.45), THRESHOLD),
+        ("membership-own-models-likelihood-ratio", pytest.approx(0.45), RATIO),
+        ("membership-final", 0.45, THRESHOLD),
+        ("membership-final-likelihood-ratio", 0.55, RATIO),
+        ("membership-auxiliary", 0.6, DISTANCE),
+    ]
 
 
 def test_only_one_client_can_be_audited(shared_run):

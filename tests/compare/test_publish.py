@@ -76,6 +76,19 @@ def test_an_attack_is_described_by_its_images_and_its_floor():
     )
 
 
+def test_an_attack_that_finds_less_than_guesses_is_not_called_better():
+    """The floor is 1 here; fd itself may be below it, such as by chance."""
+    settings = [setting("fedavg", "skew", 4.0), setting("late", "skew", 0.9, -3.1), setting("worse", "skew", 1.5, -2.5)]
+    attack = RESULTS | {"measured": {"fd": {"better": "lower", "sampler": ""}}, "settings": settings}
+    assert sentences_of(attack, "fd")[:2] == [
+        "fd is lower (better) than that of fedavg, and the interval excludes zero: worse (skew).",
+        "fd is lower than that of fedavg, and the interval excludes zero, but below that of guesses, so that it is "
+        "neither better nor worse: late (skew).",
+    ]
+    images = attack | {"measured": {"fd": {"better": "lower", "sampler": "ddim"}}}
+    assert sentences_of(images, "fd")[0].endswith(" zero: late (skew); worse (skew).")
+
+
 def test_cells_that_left_clients_out_are_named():
     named = {"label": "late", "condition": "skew", "seed": 1}
     cells = [named, named | {"seed": 2, "left_out": {"pretrain": ["7"], "train": ["1", "7"]}}]

@@ -321,7 +321,19 @@ def test_copies_are_found_though_the_data_hold_some_in_both_splits(real, tmp_pat
     assert metric.value == 0.5
     assert metric.details["held_out_duplicates"] == 8
     assert detector.threshold > 0.1
-    assert metric.floor < 0.03
+    assert metric.floor < 0.05
+    assert metric.floor_n == 368
+
+
+def test_the_floor_counts_the_images_that_real_data_repeat(real, tmp_path):
+    """Those of a perfect generator count, too: here, 10 of 190 images, as among the held-out ones."""
+    options = {"neighbours": 50, "rate": 0.01, "digest": "g", "cache_dir": tmp_path}
+    held_out, drawn = (torch.cat([real.test.images[k::2], real.train.images[10 * k : 10 * k + 10]]) for k in range(2))
+    search = CopyDetector(real.train.images, held_out, **options).start()
+    search.add(drawn)
+    metric = search.metric("train", SAMPLING)
+    assert metric.value >= 10 / 190
+    assert metric.floor == pytest.approx(metric.value, abs=0.02)
 
 
 def test_too_few_held_out_images_for_a_rate_are_noted(real, tmp_path):

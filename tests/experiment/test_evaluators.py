@@ -9,6 +9,7 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.evaluation.extractors import load_classifier
 from fedddpm_app.evaluation.memorization import nearest_training
+from fedddpm_app.evaluation.metrics import SamplingInfo
 from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
 
 
@@ -40,6 +41,23 @@ def test_what_clients_train_on_is_part_of_the_cache_name(config):
     assert len(whole.train) == 1437
     assert whole.digest != held_back.digest
     assert not torch.equal(whole.held_out_ratios, held_back.held_out_ratios)
+
+
+def test_copies_of_mirror_images_count_where_models_are_trained_on_them(config):
+    once, twice = (create_evaluator(changed(config, horizontal_flip=flip)).detector for flip in (False, True))
+    assert once.digest != twice.digest
+    assert twice.num_train == len(once.train) == len(twice.train) / 2
+    shares = {}
+    for detector in (once, twice):
+        for name, images in (("images", once.train[:50]), ("mirror images", once.train[:50].flip(-1))):
+            search = detector.start()
+            search.add(images)
+            metric = search.metric("train", SamplingInfo("ddim", 1, "ema"))
+            shares.setdefault(name, []).append(metric.value)
+            assert metric.reference_n == metric.floor_reference_n == len(once.train)
+    assert shares["images"] == [1, 1]
+    assert shares["mirror images"][0] < 0.1
+    assert shares["mirror images"][1] == 1
 
 
 def test_another_extractor_has_the_classifier_beside_it(config):

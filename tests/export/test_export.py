@@ -267,6 +267,27 @@ def test_a_clients_card_has_nothing_of_the_models_together(shared_run):
     assert "12.50%" in " ".join(privacy_notes(together, ""))
 
 
+def test_the_card_names_each_attack(shared_run):
+    run = read_run(shared_run(num_rounds=1, eval_final_images=20).path)
+    names = {"membership-final": 0.5, "membership-final-likelihood-ratio": 0.625}
+    metrics = [replace(run.metrics[0], name=name, value=value) for name, value in names.items()]
+    notes = " ".join(privacy_notes(replace(run, metrics=metrics), ""))
+    assert "by a threshold on the loss has an AUC of 0.500" in notes
+    assert "by the likelihood ratio has an AUC of 0.625" in notes
+
+
+@pytest.mark.parametrize(
+    ("share", "floor", "is_above"),
+    [(0.02, 0.01, False), (0.04, 0.01, True), (0.04, 0.03, False), (0.0, 0.0, False), (1.0, 0.9, True)],
+)
+def test_only_a_share_above_the_floor_by_more_than_chance_is_said_to_be_above(shared_run, share, floor, is_above):
+    """Of 200 images; Wilson's intervals of 4, 8 and 200 begin at 0.8 %, 2.0 % and 98.1 %."""
+    run = read_run(shared_run(num_rounds=1, eval_final_images=20).path)
+    copies = next(metric for metric in run.metrics if metric.name == "memorized-share")
+    changed = replace(run, metrics=[replace(copies, value=share, floor=floor, n=200)])
+    assert ("This is above the floor" in " ".join(privacy_notes(changed, ""))) == is_above
+
+
 @pytest.mark.parametrize(
     ("name", "sentences"),
     [

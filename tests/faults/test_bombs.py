@@ -137,7 +137,12 @@ CONFIGS = {
     "deep": ("unet/config.json", {"layers_per_block": 10**5}),
     "many classes": ("unet/config.json", {"num_class_embeds": 10**9}),
     "many steps": ("scheduler/scheduler_config.json", {"num_train_timesteps": 10**10}),
+    "many steps, as a float": ("scheduler/scheduler_config.json", {"num_train_timesteps": 1e10}),
     "large images": ("unet/config.json", {"sample_size": 10**6}),
+    "large images, as floats": ("unet/config.json", {"sample_size": [1e5, 1e5]}),
+    "large images, as texts": ("unet/config.json", {"sample_size": ["100000", "100000"]}),
+    "images of no size": ("unet/config.json", {"sample_size": float("nan")}),
+    "a long list": ("unet/config.json", {"sample_size": [8] * 65}),
     "many blocks": (
         "unet/config.json",
         {"block_out_channels": [8] * 10**5, "down_block_types": ["DownBlock2D"] * 10**5},
@@ -152,6 +157,23 @@ def test_a_pipeline_whose_config_states_gigabytes(pipeline, config):
     path.write_text(json.dumps(json.loads(path.read_text()) | change))
     with at_most(20 * MB), pytest.raises(ConfigError, match=r"config.*(more than|holds|states)"):
         load_pipeline(pipeline)
+
+
+def test_a_model_of_another_class_is_not_built(pipeline):
+    """One that no pipeline of pictures needs: with 400 ratios, on no device, it takes a minute."""
+    index = json.loads((pipeline / "model_index.json").read_text())
+    (pipeline / "model_index.json").write_text(json.dumps(index | {"vae": ["diffusers", "AutoencoderOobleck"]}))
+    (pipeline / "vae").mkdir()
+    config = {"downsampling_ratios": [2] * 60, "channel_multiples": [1] * 60, "encoder_hidden_size": 1}
+    (pipeline / "vae" / "config.json").write_text(json.dumps(config))
+    with bounded(), pytest.raises(ConfigError, match=r"only schedulers, and models of UNet2DModel and VQModel"):
+        load_pipeline(pipeline)
+
+
+def test_a_scheduler_may_state_a_beta_for_each_step(pipeline):
+    path = pipeline / "scheduler" / "scheduler_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"trained_betas": [0.01] * 1000}))
+    assert len(load_pipeline(pipeline).scheduler.betas) == 1000
 
 
 def test_a_pipeline_with_a_config_of_gigabytes(pipeline):

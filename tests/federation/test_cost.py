@@ -29,6 +29,20 @@ def test_a_run_costs_as_much_as_expected(name, shared_run, run_config):
     assert run.summary["comm/up_mb"] / model <= expected.models_up * (1 + HEADERS.get(name, 0)) + 1e-6
 
 
+PRIVATE = {"train-dp-epsilon": 5.0, "pretrain-dp-epsilon": 5.0, "dp-secret-noise": False}
+
+
+def test_a_private_run_costs_as_much_as_expected_with_several_draws_per_image(shared_run, run_config):
+    """Both of its phases, each image of which goes three times through the model in a step."""
+    overrides = PRIVATE | {"dp-noise-multiplicity": 3}
+    run = shared_run(**{key.replace("-", "_"): value for key, value in overrides.items()})
+    config = load_config(run_config | overrides)
+    sizes = open_dataset(config.data, config.run.seed).check()
+    cost, once = (get_algorithm(each).cost(each, sizes) for each in (config, load_config(run_config | PRIVATE)))
+    assert run.summary["compute/steps"] == pytest.approx(cost.steps)
+    assert cost.steps - once.steps == 2 * (4 * 3 + 2 * 4 * 3)  # of 4 clients: 3 steps of pretraining, and of each round
+
+
 def test_fractions_of_a_step_add_up():
     accounting = Accounting(images_per_step=32)
     span = Span(accounting)
@@ -51,6 +65,8 @@ def test_fractions_of_a_step_add_up():
         ({"algorithm": "fedprox"}, 1.0),
         ({"algorithm": "centralized"}, 1.0),
         ({"algorithm": "scaffold"}, 1.0),
+        ({"algorithm": "fedavg", "train-dp-epsilon": 5.0, "dp-noise-multiplicity": 4}, 4.0),
+        ({"algorithm": "fedavg", "dp-noise-multiplicity": 4}, 1.0),  # which has no effect without a budget
     ],
     ids=str,
 )
