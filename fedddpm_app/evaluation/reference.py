@@ -151,7 +151,9 @@ class Reference:
     def _measure_floor(self, first: int, second: int) -> Weights:
         generator = torch.Generator().manual_seed(derive_seed(REFERENCE_SEED, "floor"))
         rows = torch.randperm(len(self.real.test) + len(self.real.train), generator=generator)
-        sample = self._pool(rows[: first + second])
+        labels = [self.real.test.labels, self.real.train.labels]
+        pooled = None if labels[0] is None or labels[1] is None else torch.cat(labels)[rows]  # type: ignore[arg-type]
+        sample = self._pool(rows[for_division(pooled, first, second, self.images.labels)])
         features = self.extractor(sample.images)
         predicted = self.labels_of(sample.images, features)
         found: dict[str, list[Measured]] = {}
@@ -171,6 +173,23 @@ class Reference:
         test = len(self.real.test)
         parts = [self.real.test.select(rows[rows < test]), self.real.train.select(rows[rows >= test] - test)]
         return concatenate(parts)
+
+
+def for_division(labels: Tensor | None, first: int, second: int, reference: Tensor | None) -> Tensor:
+    """Return the places of ``first + second`` images: the first ones of each class, in the numbers ``divide`` needs.
+
+    These are the class shares of ``reference`` for the second set, and of ``labels`` for the first one, as far as there
+    are images; the places that are left are the first ones of any class.
+    """
+    size = first + second
+    if labels is None or reference is None:
+        return torch.arange(size)
+    classes = int(torch.cat([labels, reference]).max()) + 1
+    wanted = torch.zeros(classes, dtype=torch.long)
+    for count, shares in ((first, labels), (second, reference)):
+        wanted += labels_by_share(count, shares.bincount(minlength=classes).tolist()).bincount(minlength=classes)
+    is_wanted = _rank_within_class(labels) < wanted[labels]
+    return torch.argsort((~is_wanted).long(), stable=True)[:size]
 
 
 def divide(

@@ -15,7 +15,7 @@ from fedddpm_app.evaluation.comparison import Measured, spread
 from fedddpm_app.evaluation.copies import CopyDetector
 from fedddpm_app.evaluation.distances import frechet_distance, kernel_distance
 from fedddpm_app.evaluation.metrics import CAVEAT, Metric, SamplingInfo, mean_over_clients
-from fedddpm_app.evaluation.reference import RealImages, Reference, divide
+from fedddpm_app.evaluation.reference import RealImages, Reference, divide, for_division
 from tests.conftest import ROOT
 from tests.evaluation.conftest import values
 
@@ -140,6 +140,18 @@ def test_the_floor_is_divided_as_a_generator_and_the_reference_are(conditional):
     else:
         expected = (300 * torch.tensor([0.3, 0.5, 0.2]) * torch.tensor([0.7, 0.5, 0.8])).sqrt()
         assert (spread / expected - 1).abs().max() < 0.3
+
+
+def test_the_images_for_a_division_have_the_classes_of_both_sets():
+    """Else the first set would lack the classes of which the reference has more than the others."""
+    reference, labels = torch.tensor([0] * 30 + [1] * 10), torch.tensor([1, 0, 1, 2] * 100)
+    places = for_division(labels, 80, 40, reference)
+    assert labels[places].bincount().tolist() == [20 + 30, 40 + 10, 20]
+    assert len(places.unique()) == 120
+    assert places[labels[places] == 2].max() < 80  # the first ones
+    short = for_division(torch.tensor([0, 1, 1, 1, 1, 1]), 2, 4, torch.tensor([0, 0]))
+    assert sorted(short.tolist()) == [*range(6)]
+    assert for_division(None, 3, 2, reference).tolist() == [0, 1, 2, 3, 4]
 
 
 def test_classes_that_only_one_side_has_do_not_stop_a_division():
