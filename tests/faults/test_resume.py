@@ -386,7 +386,7 @@ def test_a_private_run_is_resumed_only_where_its_clients_accounts_are(stopped, r
     (folder / STATS).unlink()
     now = now.format(run=folder)
     saved = resume | {"train-dp-epsilon": 3.0, "state-dir": before}
-    (folder / "config.json").write_text(json.dumps({"run_config": saved | {"resume": ""}}))
+    (folder / "config.json").write_text(json.dumps({"run_config": saved | {"resume": ""}, "run_id": "1"}))
     given = saved | {"state-dir": now}
     if is_accepted:
         assert find_resumable(folder, load_config(given), given) is None
