@@ -162,7 +162,7 @@ class FedDDPM(AuxiliaryDescription, FederatedStrategy):
         if self.config.fedddpm.init_from_pretrained:
             weights = weights_module.weighted_mean((m.load(), m.num_examples) for m in self.auxiliary.pretrained())
         if self.builds_at_start(self.config):
-            self.auxiliary.ensure()
+            self._ensure_auxiliary()
         elif self.config.correction.steps == 0:
             logger.info("correction-steps = 0: there is no correction, so no auxiliary set is built")
         return weights
@@ -187,8 +187,18 @@ class FedDDPM(AuxiliaryDescription, FederatedStrategy):
         """Correct the clients' mean if ``should_correct`` returns True."""
         if self.config.correction.steps == 0 or not self.should_correct(server_round, weights):
             return weights
-        self.auxiliary.ensure(weights if self.config.fedddpm.pretrain_from == "global" else None)
+        self._ensure_auxiliary(weights if self.config.fedddpm.pretrain_from == "global" else None)
         return self.corrected(server_round, weights)
+
+    def _ensure_auxiliary(self, start: Weights | None = None) -> None:
+        """Build D_aux if that is still to be done; where no checkpoint follows, the pretrained models go at once.
+
+        With ``init-from-pretrained``, a run that is resumed from its start needs them again.
+        """
+        self.auxiliary.ensure(start)
+        needed = self.config.recording.checkpoint_keep or self.config.fedddpm.init_from_pretrained
+        if self.auxiliary.is_stored and not needed and not self.keeps_pretrained:
+            self.auxiliary.drop_uploads()
 
     def corrected(self, server_round: int, weights: Weights) -> Weights:
         """Return the result of ``correct``, timed and checked."""

@@ -17,7 +17,7 @@ from fedddpm_app.recording.checkpoints import (
     rounds_of,
 )
 from fedddpm_app.recording.directory import CLIENT_STATE, check_has_no_links, run_directory
-from fedddpm_app.recording.reading import run_config_of
+from fedddpm_app.recording.reading import first_run_of, run_config_of
 from fedddpm_app.recording.recorder import STATS, RunRecorder
 from fedddpm_app.recording.status import COMPLETED, RUNNING, is_locked, read_status
 from fedddpm_app.tracking import start_tracking
@@ -89,6 +89,7 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
     """
     check_has_no_links(directory)
     saved = run_config_of(directory, f'resume = "{config.run.resume}"')
+    first_run_of(directory)  # which is needed as well
     algorithm = get_algorithm(config)
     checks = config.checks_memorization and "memorization-check" not in algorithm.keys_without_effect(config)
     fixed = [*algorithm.fixed_on_resume, *(_OF_THE_CLIENTS_CHECK if checks else ())]

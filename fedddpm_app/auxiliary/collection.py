@@ -161,7 +161,7 @@ class Collection(Generic[U]):
         strategy, name, waiting = self._strategy, self._training.name, self._strategy.config.waiting
         quorum = waiting.quorum(strategy.config.data.num_clients)
         call = strategy.action_call(self._training.action or name, strategy.config.pretrain.timeout)
-        sizes = strategy.clients.admission.sizes
+        sizes = self._sizes(models)
         counts = counts_of(strategy.config, sizes)
         quorum = min(quorum, max(1, sum(self.asks(count) for count in counts)))
         declined: dict[int, str] = {}
@@ -188,6 +188,18 @@ class Collection(Generic[U]):
             text = "%s is repeated on the clients without a model (%d of max-round-retries = %d): %s"
             logger.warning(text, name, attempt + 1, waiting.max_round_retries, error)
         return stream.left_out(name)
+
+    def _sizes(self, models: Mapping[int, U]) -> Mapping[int, int]:
+        """Return the numbers of images that the parts of D_aux follow: with kept uploads, those that theirs follow.
+
+        A site that is away after a resume is not counted again. Without it, the parts of the others would be larger,
+        beside the part that it has sent.
+        """
+        sizes = self._files.read_sizes(self._start) if models else {}
+        if not sizes:
+            sizes = self._strategy.clients.admission.sizes
+            self._files.keep_sizes(self._start, sizes)
+        return sizes
 
     def _keep(self, reply: Reply, span: Span) -> U:
         labelled = self._strategy.config.data.class_conditional

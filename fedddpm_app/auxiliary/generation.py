@@ -181,7 +181,7 @@ class Generation:
         call = self._strategy.action_call("generate", self._config.pretrain.timeout)
         requests = Requests(self._shares, lambda share, indices: self._request(call, share, indices))
         missing = [share.model.partition_id for share in self._shares if share.missing]
-        requests.refused |= call.clients.withheld_from(missing, call.name)
+        requests.refused |= call.left_out(missing)
         under_way = min(self._strategy.clients.participants.under_way or _MESSAGES_IN_FLIGHT, _MESSAGES_IN_FLIGHT)
         replies = exchange_about(self._strategy.grid, requests.next, call.timeout, under_way)
         try:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, TypeVar
@@ -9,7 +10,8 @@ from typing import Any, Generic, TypeVar
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from fedddpm_app.disk.durable import digest_of, publish, unfinished
+from fedddpm_app.disk.bounded import read_json
+from fedddpm_app.disk.durable import digest_of, publish, replacing, unfinished
 from fedddpm_app.federation.messages.records import ARRAYS
 from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.progress import logger
@@ -163,10 +165,27 @@ class UploadFiles(Generic[U]):
             publish(work, path)
         return self._kind(path=path, **about)
 
+    def keep_sizes(self, start: str, sizes: Mapping[int, int]) -> None:
+        """Keep the numbers of images that the clients' parts of D_aux follow, for a resumed run."""
+        with replacing(self._sizes) as work:
+            work.write_text(json.dumps([start, sizes]), encoding="utf-8")
+
+    def read_sizes(self, start: str) -> dict[int, int]:
+        """Return the numbers of images, by partition, that an earlier process has kept; empty without any."""
+        try:
+            kept_start, sizes = read_json(self._sizes)
+            return {int(partition): int(size) for partition, size in sizes.items()} if kept_start == start else {}
+        except (OSError, ValueError, TypeError, AttributeError, OverflowError):  # it is counted again
+            return {}
+
     def discard(self) -> None:
         """Remove all uploads."""
-        for path in self._paths():
+        for path in (*self._paths(), self._sizes):
             path.unlink(missing_ok=True)
+
+    @property
+    def _sizes(self) -> Path:
+        return self._folder / f"sizes-{self._phase}.json"
 
     def _paths(self) -> list[Path]:
         return sorted(self._folder.glob(f"{self._phase}-*.safetensors"))

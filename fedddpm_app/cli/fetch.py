@@ -61,15 +61,21 @@ def _make_run_folder(out: Path, on_server: str, run_id: str) -> Path:
     directory = out / name
     if directory.is_symlink():
         raise FetchError(f"{directory} is a link, and nothing is written through it: give another folder with --out.")
-    try:
-        same_run = read_object(directory / "config.json").get("run_id") == run_id
-    except (OSError, ValueError):
-        same_run = False
+    same_run = _holds_files_of(directory, run_id)
     if not same_run:
         check_is_new(directory)
     if not make_directory(directory) and not same_run and {path.name for path in directory.iterdir()} - {"log.txt"}:
         raise FetchError(f"{directory} holds something else: give another folder with --out.")
     return directory
+
+
+def _holds_files_of(directory: Path, run_id: str) -> bool:
+    """Return whether a folder holds files of the run ``run_id``, which may also be a later process of the same run."""
+    try:
+        about = read_object(directory / "config.json")
+        return run_id in [about.get("run_id"), *(entry.get("run_id") for entry in about.get("resumed", []))]
+    except (OSError, ValueError, TypeError, AttributeError):
+        return False
 
 
 def _read_log(run: FlowerRun) -> list[str]:

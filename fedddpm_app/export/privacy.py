@@ -11,9 +11,9 @@ from fedddpm_app.export.exported import ExportedRun, MetricRow
 from fedddpm_app.federation.description import AlgorithmDescription
 
 _PHASES = {
-    "pretrain": "of single images, for a client's pretraining",
-    "train": "of single images, for all local rounds of a client",
-    "total": "of single images, for everything that a client sent",
+    "pretrain": "of single training images, for a client's pretraining",
+    "train": "of single training images, for all local rounds of a client",
+    "total": "of single training images, for everything that a client sent",
     "client-dp": "of whole clients, for those who get the global model and not for the server",
 }
 _COPIES = "memorized-share"

@@ -76,7 +76,8 @@ class Clients:
     simulated : bool
         Whether messages may wait for a free process.
     state_run : str
-        The id of the run that the clients' states belong to: of a resumed run, the first one.
+        The id of the run that the clients' states and their accounts of privacy belong to: of a resumed run, the first
+        one, also if it is resumed from its start. Else a client that has pretrained would begin a second account.
     state_rounds : dict of int to int
         By partition, the round of its node's last accepted reply, see ``ClientState``; a client without one is
         missing. A newcomer begins where the partition's own node was, whose round is kept until it is back.
@@ -121,7 +122,7 @@ class Clients:
         found = roll_call.start(waiting.min_available_nodes)
         clients = cls(found, accounting, transport, Admission(config), roll_call, log)
         clients.simulated = simulated
-        clients.state_run = str(grid.run.run_id)
+        clients.state_run = recorder.first_run or str(grid.run.run_id)
         return clients
 
     def state_dict(self) -> dict[str, object]:

@@ -12,6 +12,10 @@ class Recorder(Protocol):
     """Stores the results of a run."""
 
     @property
+    def first_run(self) -> str:
+        """The id of the first process of a resumed run; empty for a new run."""
+
+    @property
     def scratch(self) -> Path:
         """A folder of the run for files that are removed after they are read."""
 

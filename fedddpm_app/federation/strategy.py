@@ -29,7 +29,7 @@ from fedddpm_app.federation.messages.streaming import ReplyStream
 from fedddpm_app.federation.nodes.survey import survey_sites
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.federation.privacy.clients import ClientPrivacy
-from fedddpm_app.federation.privacy.examples import Spending, first_run, is_private
+from fedddpm_app.federation.privacy.examples import Spending
 from fedddpm_app.federation.rounds.evaluation import RoundEvaluation
 from fedddpm_app.federation.rounds.exchanged import Exchanged
 from fedddpm_app.federation.rounds.loop import EvaluateFn, Rounds
@@ -438,8 +438,6 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         self.clients = Clients.meet(grid, config, self.accounting, self.transport, self.recorder)
         per_round = config.run.clients_per_round or config.data.num_clients
         under_way = self.clients.participants.under_way or per_round
-        if is_private(type(self), config):
-            self.clients.state_run = first_run(self.recorder, self.clients.state_run)
         self.transport.settle(self.clients.participants.share_memory, self.initial_weights, under_way)
         logger.info("transport: %s, wire-dtype %s", self.transport.name, config.transport.wire_dtype)
         if config.data.partition == "sites":

@@ -11,6 +11,7 @@ class MemoryRecorder:
     """Keeps the records of a run in memory; see ``federation.ports.Recorder``."""
 
     def __init__(self, scratch: Path) -> None:
+        self.first_run = ""
         self.scratch = self.durable = self.unfinished = scratch
         self.stats: list[dict[str, Any]] = []
         self.entries: dict[str, list[Mapping[str, object]]] = {}

@@ -1,4 +1,4 @@
-"""Reading the run config of a run directory, which may be damaged or come from somewhere else."""
+"""Reading the ``config.json`` of a run directory, which may be damaged or come from somewhere else."""
 
 from pathlib import Path
 from typing import Any
@@ -29,3 +29,20 @@ def run_config_of(directory: Path, given: str = "", fix: str = "give the folder 
     except (OSError, ValueError) as error:
         reason, option = getattr(error, "strerror", None) or error, given and f"{given}: "
         raise ConfigError(f"{option}{directory / CONFIG} cannot be read ({reason}); {fix}.") from error
+
+
+def first_run_of(directory: Path) -> str:
+    """Return the id of a run's first process, which names the states of its clients and their accounts of privacy.
+
+    Raises
+    ------
+    ConfigError
+        If it is not there: under another id, the clients would begin second accounts.
+    """
+    found = str(read_object(directory / CONFIG).get("run_id"))
+    if not found.isdecimal():
+        raise ConfigError(
+            f'resume: {directory / CONFIG} has no "run_id", by which the clients find their states and what they have '
+            "spent of their privacy: restore the file from a backup, or start a new run."
+        )
+    return found

@@ -32,6 +32,7 @@ from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
 from fedddpm_app.recording.files import append_line, keep_lines, read_lines, write_json
 from fedddpm_app.recording.pictures import RunPictures
 from fedddpm_app.recording.provenance import describe_environment
+from fedddpm_app.recording.reading import first_run_of
 from fedddpm_app.recording.sink import Sink
 from fedddpm_app.recording.status import COMPLETED, FAILED, INTERRUPTED, name_of_stop
 from fedddpm_app.recording.status_file import StatusFile
@@ -54,6 +55,8 @@ class RunRecorder:
 
     Attributes
     ----------
+    first_run : str
+        Of a resumed run, the id of its first process, which ``config.json`` keeps; empty for a new run.
     stats : list of dict
         The lines of ``stats.jsonl``.
     pictures : RunPictures
@@ -78,6 +81,7 @@ class RunRecorder:
         self.directory = directory
         self.durable = durable or directory / "scratch"
         self.began = time.time()
+        self.first_run = ""
         self.stats: list[dict[str, object]] = []
         self.generated: Counter[str] = Counter()
         self.auxiliary_digest = ""
@@ -153,8 +157,7 @@ class RunRecorder:
         entry = {"after_round": server_round, "run_id": str(run.run_id), "changed": changed, **describe_environment()}
         about["resumed"] = [*about.get("resumed", []), entry]
         about["run_config"] = self._run_config = dict(run_config)
-        if server_round is None:
-            about["run_id"] = str(run.run_id)  # which names the states of its clients
+        self.first_run = first_run_of(self.directory)  # which stays in the file: it names what the clients keep
         write_json(path, about)
         return sorted(changed)
 

@@ -2,8 +2,8 @@
 
 One step is the subsampled Gaussian mechanism: each example takes part with probability q (Poisson sampling), and noise
 of standard deviation sigma * clip is added to the sum of the clipped gradients. Steps compose by their RDP (Mironov
-2017; Mironov, Talwar and Zhang 2019). All formulas are Opacus's. Neighbours are data sets that differ by one example
-that is added or removed.
+2017; Mironov, Talwar and Zhang 2019). All formulas are Opacus's. Neighbours are training sets that differ by one
+example that is added or removed.
 """
 
 import functools

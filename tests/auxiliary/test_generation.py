@@ -24,6 +24,7 @@ from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messages import deadlines
+from fedddpm_app.federation.messages.replies import GONE
 from fedddpm_app.federation.nodes.roll_call import RollCall
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.recording.recorder import RunRecorder
@@ -50,7 +51,7 @@ def plan(run_config, tmp_path, monkeypatch):
         strategy.grid = grid_type(client_app.app, 4, resolved)
         strategy.transport = Transport(config.transport)
         roll_call = RollCall(strategy.grid, 4, 1.0)
-        found = roll_call.start(0)
+        found = roll_call.start(1)
         strategy.clients = Clients(found, strategy.accounting, strategy.transport, Admission(config), roll_call)
         models = []
         for client, count in enumerate(SHARES):
@@ -270,6 +271,17 @@ def test_the_server_draws_what_a_node_does_not(plan, caplog, bad, monkeypatch):
     assert torch.equal(drawn.images, plan().run().images)
     assert caplog.text.count("the server generates the missing ones of client 0") == 1
     assert "of client 1" not in caplog.text
+
+
+def test_the_server_draws_for_a_client_that_is_away_since_the_start_of_a_resumed_run(plan, caplog):
+    class Away(InProcessGrid):
+        def get_node_ids(self):
+            return [node for node in self.contexts if node != 1001]
+
+    made = plan(Away, auxiliary_generation="nodes")
+    assert torch.equal(made.run().images, plan().run().images)
+    assert made.left_out() == {"generate/left_out": {"1": GONE}}
+    assert caplog.text.count("the server generates the missing ones of client") == 1
 
 
 def unusable(monkeypatch, *clients, images=None):

@@ -5,16 +5,23 @@ from dataclasses import replace
 import pytest
 import torch
 
+import client_app
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.auxiliary import own_images, pretraining
 from fedddpm_app.auxiliary.gate import Gate
+from fedddpm_app.auxiliary.own_images import ImageCollection, image_training
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation.admission import Admission
+from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import TooFewRepliesError
+from fedddpm_app.federation.nodes.roll_call import RollCall
 from fedddpm_app.inprocess.grid import InProcessGrid
+from fedddpm_app.inprocess.recorder import MemoryRecorder
 from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
-from fedddpm_app.weights import num_bytes
+from fedddpm_app.transport import Transport
+from fedddpm_app.weights import num_bytes, snapshot
 
 IMAGES = {"auxiliary_sharing": "images"}
 UNCHECKED = IMAGES | {"memorization_check": "never"}
@@ -272,6 +279,47 @@ def test_claims_that_cannot_be_true_are_refused(run_app, monkeypatch, key, value
     (row,) = (row for row in run.stats if row["phase"] == "pretrain")
     assert row["pretrain/clients"] == [0, 1, 3]
     assert row["pretrain/left_out"]["2"].startswith(f"{key} is {value:g}, which is not between 0 and ")
+
+
+class Sites(InProcessGrid):
+    """Nodes of which some are away, and a server that is killed when so many have answered."""
+
+    def __init__(self, run_config, away=(), killed_after=None):
+        super().__init__(client_app.app, 4, run_config)
+        self.away, self.left = away, killed_after
+
+    def get_node_ids(self):
+        return [node for node in self.contexts if node - 1000 not in self.away]
+
+    def _answer(self, message):
+        if message.metadata.message_type == "train.share_images" and self.left is not None:
+            if not self.left:
+                raise KeyboardInterrupt
+            self.left -= 1
+        return super()._answer(message)
+
+
+@pytest.mark.parametrize(("first", "second"), [((), [0]), ((), [2]), ([3], ())])
+def test_parts_of_a_resumed_run_are_those_of_its_start(run_config, tmp_path, monkeypatch, first, second):
+    """Sites are counted anew by each process: one that is away is not, and a part that was not sent is missing."""
+    monkeypatch.setattr("fedddpm_app.inprocess.grid._PULL_SECONDS", 0.0)
+    resolved = run_config | {key.replace("_", "-"): value for key, value in UNCHECKED.items()}
+    config, recorder = load_config(resolved), MemoryRecorder(tmp_path)
+
+    def collect(away, **more):
+        strategy = FedDDPM(config, recorder, DiffusionTask(config))
+        strategy.grid, strategy.transport = Sites(resolved, away, **more), Transport(config.transport)
+        call = RollCall(strategy.grid, 4, 0.2)
+        strategy.clients = Clients(call.start(1), strategy.accounting, strategy.transport, Admission(config), call)
+        strategy.clients.admission.sizes = {p: 400 for p in range(4) if p not in away}  # as the survey counts them
+        start = snapshot(create_unet(config.unet, config.data, 0))
+        uploads = ImageCollection(strategy, image_training(config), start).run()
+        return {upload.partition_id: upload.count for upload in uploads}
+
+    with pytest.raises(KeyboardInterrupt):
+        collect(first, killed_after=2)
+    parts = dict.fromkeys(set(range(4)) - {*first}, 12 // (4 - len(first)))
+    assert collect(second) == {p: count for p, count in parts.items() if p < 2 or p not in second}
 
 
 @pytest.mark.slow

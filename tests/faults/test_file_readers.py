@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 
 from fedddpm_app.auxiliary.batch_files import BatchFiles
+from fedddpm_app.auxiliary.uploads import Upload, UploadFiles
 from fedddpm_app.client.state import ClientState, ClientStateError
 from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.evaluation.extractors import cache
@@ -38,6 +39,26 @@ def test_a_batch_of_images(tmp_path):
         assert found is not None or content != BATCH
 
     check()
+
+
+def test_the_numbers_of_images_of_a_phase(tmp_path):
+    files = UploadFiles(tmp_path, "pretrain", Upload)
+    files.keep_sizes("start", {0: 5, 3: 7})
+    (path,) = tmp_path.iterdir()
+    assert files.read_sizes("start") == {0: 5, 3: 7}
+    assert files.read_sizes("other") == {}
+
+    @MANY
+    @given(json_texts(["start", {"0": 5, "3": 7}]))
+    def check(content):
+        path.write_bytes(content)
+        with bounded():
+            found = files.read_sizes("start")
+        assert all(isinstance(number, int) for pair in found.items() for number in pair)
+
+    check()
+    files.discard()
+    assert not path.exists()
 
 
 @pytest.mark.parametrize("digest_matches", [True, False])

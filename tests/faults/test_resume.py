@@ -262,6 +262,30 @@ def test_a_stop_between_the_set_and_the_next_checkpoint(settings, monkeypatch, a
     check_equal(run_here(resume), run_here(settings(algorithm, "whole", **more)))
 
 
+@pytest.mark.parametrize(
+    ("algorithm", "from_pretrained", "left"),
+    [("fedddpm", False, 0), pytest.param("fedddpm", True, 4, **_SLOW), pytest.param("fedddpm-kd", False, 4, **_SLOW)],
+)
+def test_without_checkpoints_own_models_go_once_the_set_is_stored(
+    settings, monkeypatch, algorithm, from_pretrained, left
+):
+    """Except where the run, or one that is resumed from its start, needs them again: nobody pretrains twice."""
+    more = {"checkpoint-keep": 0, "num-rounds": 1, "init-from-pretrained": from_pretrained}
+    config, found = settings(algorithm, "stopped", **more), []
+
+    def stop(strategy, *arguments):
+        found.extend(strategy.recorder.unfinished.glob("pretrain-*"))
+        raise StopError
+
+    monkeypatch.setattr(FedDDPM, "correct", stop)
+    with pytest.raises(StopError):
+        run_here(config)
+    assert len(found) == left
+    monkeypatch.undo()
+    monkeypatch.setitem(FedDDPM.client_actions, "pretrain", replace(PRETRAIN, run=None))
+    assert run_here(config | {"resume": str(folder_of(config))}).summary["status"] == "completed"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("algorithm", ["from-global", "halved-from-global"])
 def test_a_lost_set_of_an_earlier_round_is_built_from_the_models_of_that_round(settings, stopped, algorithm):
@@ -386,7 +410,7 @@ def test_a_private_run_is_resumed_only_where_its_clients_accounts_are(stopped, r
     (folder / STATS).unlink()
     now = now.format(run=folder)
     saved = resume | {"train-dp-epsilon": 3.0, "state-dir": before}
-    (folder / "config.json").write_text(json.dumps({"run_config": saved | {"resume": ""}}))
+    (folder / "config.json").write_text(json.dumps({"run_config": saved | {"resume": ""}, "run_id": "1"}))
     given = saved | {"state-dir": now}
     if is_accepted:
         assert find_resumable(folder, load_config(given), given) is None

@@ -14,6 +14,7 @@ from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.flower_internals import NodeInfo, TaskType
 from fedddpm_app.federation.messages.actions import ActionCall
+from fedddpm_app.federation.messages.replies import GONE
 from fedddpm_app.federation.nodes.bindings import NOT_ITS_OWN, Bindings
 from fedddpm_app.federation.nodes.roll_call import RollCall
 from fedddpm_app.federation.security_log import SecurityLog
@@ -195,6 +196,15 @@ def test_an_action_that_sends_a_clients_own_refuses_newcomers(claimed, config):
     assert (found[-1]["event"], found[-1]["partitions"]) == ("withheld", [1])
     with pytest.raises(RuntimeError, match="their own to newcomers"):
         asked.messages([1], None)
+
+
+def test_an_action_leaves_out_a_client_that_is_away_since_the_start(claimed, config):
+    """As the vote of a resumed run, which asks all whose models were kept."""
+    claimed.hidden = {OWNER}
+    call = RollCall(claimed, 4, 0.2)
+    clients = Clients(call.start(1), None, None, Admission(config), call)
+    asked = ActionCall("own", ClientAction(lambda _: None), claimed, clients, Transport(config.transport), 1, 1.0)
+    assert asked.ask([0, 1], {}, {}, {0: {}, 1: {}}, None).refused == {1: GONE}
 
 
 def test_owners_that_cannot_be_read_are_named_with_the_fix():

@@ -13,12 +13,16 @@ import client_app
 import server_app
 from fedddpm_app import simulate
 from fedddpm_app.algorithms import REGISTRY, find_algorithm, get_algorithm
+from fedddpm_app.auxiliary.generation import Generation
 from fedddpm_app.config import ConfigError, load_config
-from fedddpm_app.federation.errors import RoundFailedError
-from fedddpm_app.federation.privacy.examples import Spending, first_run
+from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError
+from fedddpm_app.federation.flower_internals import Run
+from fedddpm_app.federation.privacy.examples import Spending
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import run_inprocess
-from fedddpm_app.inprocess.recorder import MemoryRecorder
+from fedddpm_app.launch.leftovers import find_left_overs
+from fedddpm_app.recording.reading import first_run_of
+from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.training.hooks import TrainingHook
 from fedddpm_app.training.privacy import Spent, epsilon_of
 from tests.conftest import RunDirectory
@@ -156,9 +160,34 @@ def test_what_is_spent_survives_a_resume_from_an_earlier_round(run_config):
 
 
 def test_a_run_that_is_resumed_from_its_start_keeps_its_account(tmp_path):
-    recorder = MemoryRecorder(tmp_path)
-    assert first_run(recorder, "11") == "11"
-    assert first_run(MemoryRecorder(tmp_path), "22") == "11"
+    recorder = RunRecorder(tmp_path / "run")
+    recorder.write_config({}, Run.create_empty(11))
+    for again in (22, 33):
+        recorder.end("failed", {})
+        recorder = RunRecorder.resume(tmp_path / "run", None)
+        recorder.add_to_config({}, Run.create_empty(again), None)
+        assert recorder.first_run == "11"
+    (tmp_path / "run" / "config.json").write_text('{"run_config": {}}')
+    with pytest.raises(ConfigError, match=r'resume: .*config.json has no "run_id", .* restore the file'):
+        first_run_of(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_a_run_whose_working_files_are_gone_keeps_its_account(run_config, monkeypatch):
+    """Its clients have spent their budget of pretraining, and begin no second account."""
+    with monkeypatch.context() as patch:
+        patch.setattr(Generation, "run", lambda _: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            run_of(run_config, **BOTH)
+    directory = Path(run_config["output-dir"]) / "run"
+    for item in find_left_overs(directory.parent):
+        assert item.remove()  # as `fedddpm clean --resumable` does
+    assert not (directory / "unfinished").exists()
+    spent = ledgers(run_config)
+    with pytest.raises(TooFewRepliesError, match="would spend epsilon"):
+        run_of(run_config, **BOTH, resume=str(directory))
+    assert ledgers(run_config) == spent
+    assert len(spent) == 2
 
 
 @pytest.mark.slow

@@ -160,7 +160,11 @@ def test_fetch_makes_the_runs_folder(flower_home, directory, tmp_path, monkeypat
     (directory / "summary.json").unlink()
     (tmp_path / "out" / "run-a" / "summary.json").unlink()
     assert "the run has not ended; Flower reports finished:completed" in runner.invoke(app, again).output
-    (tmp_path / "out" / "run-a" / "config.json").write_text(json.dumps({"run_id": "11"}))
+    (tmp_path / "out" / "run-a" / "summary.json").unlink(missing_ok=True)
+    ours = {"run_id": "11", "resumed": [{"run_id": "12"}]}  # it was resumed
+    (tmp_path / "out" / "run-a" / "config.json").write_text(json.dumps(ours))
+    assert "the run has not ended" in runner.invoke(app, again).output
+    (tmp_path / "out" / "run-a" / "config.json").write_text(json.dumps({"run_id": "11", "resumed": 12}))
     assert "holds a run already" in runner.invoke(app, again).output
     (tmp_path / "out" / "run-a" / "config.json").unlink()
     assert "holds something else" in runner.invoke(app, again).output

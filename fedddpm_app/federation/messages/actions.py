@@ -11,7 +11,7 @@ from fedddpm_app.config import WireDtype
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.messages.messaging import exchange
 from fedddpm_app.federation.messages.records import ACTION, ARRAYS, NUM_EXAMPLES, VALUES
-from fedddpm_app.federation.messages.replies import Reply, ReplySpec
+from fedddpm_app.federation.messages.replies import GONE, Reply, ReplySpec
 from fedddpm_app.federation.messages.streaming import ReplyStream
 from fedddpm_app.training.actions import ClientAction, Value
 from fedddpm_app.transport import Packed, Transport
@@ -127,11 +127,21 @@ class ActionCall:
         sent = {ARRAYS: weights} if weights else {}
         specs = {partition: self.spec({**sent, **likes[partition]}, check) for partition in partitions}
         first = next(iter(specs.values()), ReplySpec(server_round=self.server_round))
-        withheld = self.clients.withheld_from(partitions, self.name) if self.action.sends_own else {}
-        asked = [partition for partition in partitions if partition not in withheld]
+        left_out = self.left_out(partitions)
+        asked = [partition for partition in partitions if partition not in left_out]
         stream = ReplyStream(self.clients, self._exchange(asked, weights, values, own), asked, self.name, first, specs)
-        stream.refused |= withheld
+        stream.refused |= left_out
         return stream
+
+    def left_out(self, partitions: Sequence[int]) -> dict[int, str]:
+        """Return the partitions that cannot be asked, with the reasons.
+
+        No node of theirs was connected in this process of the run, or the action sends what is a client's own, and
+        newcomers hold them.
+        """
+        gone = dict.fromkeys(sorted({*partitions} - self.clients.participants.node_of.keys()), GONE)
+        withheld = self.clients.withheld_from(partitions, self.name) if self.action.sends_own else {}
+        return gone | withheld
 
     def _exchange(
         self,

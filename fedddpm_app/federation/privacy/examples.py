@@ -1,14 +1,11 @@
 """Private runs on the server: what they refuse, what they note at the start, and the epsilons that clients report."""
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from fedddpm_app.config import Config, ConfigError
-from fedddpm_app.disk.durable import replacing
 from fedddpm_app.federation.messages.replies import Reply
-from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.training.privacy import DP_EPSILON, DP_EPSILON_TOTAL, check_opacus, total_delta
 
 if TYPE_CHECKING:
@@ -84,19 +81,6 @@ def notes_on_privacy(config: Config, *, trains: bool, pretrains: bool) -> list[s
     )
     notes.append("a private run has no losses of clients; in private trainings dp-clip replaces gradient-clip")
     return notes
-
-
-def first_run(recorder: Recorder, run_id: str) -> str:
-    """Return the id of the run under which clients write down what they spend.
-
-    It is that of the run's first process, also where a run is resumed from its start: else a client that has pretrained
-    already would begin a second account.
-    """
-    path = recorder.unfinished / "private-run.json"
-    if not path.is_file():
-        with replacing(path) as work:
-            work.write_text(json.dumps(run_id), encoding="utf-8")
-    return str(json.loads(path.read_text(encoding="utf-8")))
 
 
 class Spending:
