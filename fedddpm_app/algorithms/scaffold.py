@@ -84,7 +84,7 @@ class ScaffoldHook(TrainingHook):
         if self.config.scaffold.option == "I":
             renewed = weights_module.select(full_gradient(self.round.global_weights), self._gradient_sums)
         else:
-            renewed = {name: (total / result.steps).cpu() for name, total in self._gradient_sums.items()}
+            renewed = {name: (sum_ / result.steps).cpu().contiguous() for name, sum_ in self._gradient_sums.items()}
         self.kept[VARIATE] = renewed
         self.sent[VARIATE_CHANGE] = weights_module.add_scaled(renewed, self.control_variate, -1.0)
 

@@ -454,7 +454,7 @@ def test_a_server_that_may_not_collect_has_no_model_to_show(shared_run):
     run = shared_run(**UDEC, feddiffuse_collect_models=False, eval_images=12, eval_final_images=20)
     assert run.summary["status"] == "completed"
     assert run.summary["metrics"] == []
-    assert "comm/evaluation_mb" not in run.summary
+    assert run.summary["comm/evaluation_mb"] < 0.001  # no weights
     assert not [key for row in run.rounds() for key in row if key.startswith("eval/")]
     assert all(row["client-eval/loss"] > 0 for row in run.rounds())
     assert not list(run.path.glob("samples/ro*"))
