@@ -196,12 +196,12 @@ def compare(
         bool, typer.Option("--no-run", help="Run no cell: write, and publish, the results of those that are complete.")
     ] = False,
 ) -> None:
-    """Compare algorithms: run a grid of rows x conditions x seeds at matched cost, and write its results.
+    r"""Compare algorithms: run a grid of rows x conditions x seeds at matched cost, and write its results.
 
     The next call continues a grid that was stopped, tries failed cells again, and skips complete ones. Ctrl-C stops the
     cells in order. The exit code is 1 if a cell failed, 2 for a bad grid file.
 
-    -c adds keys to [base] of the grid file, such as 'dataset="path:/data/mnist"'.
+    -c adds keys to \[base] of the grid file, such as 'dataset="path:/data/mnist"'.
     """
 
 

@@ -102,7 +102,8 @@ def export(folder: Path, run_config: list[str] | None, app_dir: Path | None) -> 
     say(
         f'--run-config \'partition="sites" dataset="path:{folder.resolve()}" num-clients={config.data.num_clients} '
         f'class-names="{",".join(names)}" image-size={config.data.image_size} '
-        f"image-channels={config.data.image_channels}'"
+        f"image-channels={config.data.image_channels} num-classes={config.data.num_classes} "
+        f"min-partition-size={config.data.min_partition_size}'"
     )
 
 

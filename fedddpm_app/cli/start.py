@@ -42,7 +42,7 @@ def resumed_config(resume: str, previous: bool, *, on_this_host: bool) -> dict[s
         return {}
     if not on_this_host:
         return {"resume": resume, "resume-previous": previous}
-    directory = Path(resume).expanduser().absolute()
+    directory = Path(resume).expanduser().resolve()
     config = run_config_of(directory, f"--resume = {resume}")
     before = Path(str(config.get("output-dir"))) / str(config.get("run-name"))  # it may have been moved since
     places: dict[str, Scalar] = {"output-dir": str(directory.parent), "run-name": directory.name}

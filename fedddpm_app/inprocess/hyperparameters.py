@@ -90,7 +90,8 @@ def configure(
                 f'{given_name} = {value!r}: algorithm = "{name}" has no such key{_advice(given_name, prefix)}'
             )
     if options:
-        overrides["algorithm-options"] = " ".join(f"{key}={_as_text(value)}" for key, value in options.items())
+        texts = [f"{key}={_as_text(key, value)}" for key, value in options.items()]
+        overrides["algorithm-options"] = " ".join([str(overrides.get("algorithm-options", "")), *texts]).strip()
     run_config = default_run_config() | dict(plain) | dict(given) | overrides
     config = load_config(run_config)
     kind.check_config(config)
@@ -134,5 +135,9 @@ def _advice(name: str, prefix: str) -> str:
     return f"; did you mean {', '.join(key.replace('-', '_') for key in close)}?" if close else "."
 
 
-def _as_text(value: Scalar) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
+def _as_text(name: str, value: Scalar) -> str:
+    """Return a value of ``algorithm-options``, whose pairs have white space between them."""
+    text = str(value).lower() if isinstance(value, bool) else str(value)
+    if value is None or not text or text.split() != [text]:
+        raise ConfigError(f"{name} = {value!r}: give a number, True or False, or a text without white space.")
+    return text

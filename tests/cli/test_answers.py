@@ -88,6 +88,11 @@ def test_no_help_is_cut_at_80_columns(path):
     assert "…" not in answer.output
 
 
+def test_square_brackets_in_a_help_are_no_markup():
+    text = runner.invoke(app, ["compare", "--help"], env={"COLUMNS": "200", "TERMINAL_WIDTH": "200"}).output
+    assert "-c adds keys to [base] of the grid file" in text
+
+
 def test_the_help_of_run_says_that_files_are_taken():
     assert "TOML file, -c" in runner.invoke(app, ["run", "--help"]).output
 

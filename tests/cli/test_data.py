@@ -1,4 +1,4 @@
-"""`fedddpm data inspect`."""
+"""`fedddpm data inspect`, and the settings that `fedddpm data export` prints."""
 
 import pytest
 from PIL import Image
@@ -67,3 +67,18 @@ def test_bad_input_is_one_sentence_and_exit_code_2(inspect, run_config, says):
     assert result.exit_code == 2
     assert says in result.output
     assert "Traceback" not in result.output
+
+
+def test_the_settings_that_an_export_prints_read_it(inspect, tmp_path, cache_dir):
+    for row in range(12):
+        folder = tmp_path / "two" / ("cat" if row % 2 else "dog")
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 20 * row).save(folder / f"{row}.png")
+    data = f'dataset="path:{tmp_path / "two"}" num-classes=2 num-clients=2 min-partition-size=2 partition="iid"'
+    config = f'cache-dir="{cache_dir}" {data}'
+    export = ["data", "export", str(tmp_path / "sites"), "--app", str(ROOT), "-c", config]
+    printed = runner.invoke(app, export, env={"COLUMNS": "500"})
+    assert printed.exit_code == 0, printed.output
+    settings = " ".join(printed.output.partition("--run-config '")[2].partition("'")[0].split())
+    result = inspect(settings)
+    assert result.exit_code == 0, result.output

@@ -86,7 +86,7 @@ def test_a_stopped_run_is_continued_by_the_command(tmp_path, monkeypatch):
     refused = run("--engine", "inprocess", "--resume", "moved", "-c", "local-steps=5")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert "local-steps was 4 and is 5" in refused.stderr
-    done = run("--engine", "inprocess", "--resume", "moved", "-c", "round-timeout=60.0")
+    done = run("--engine", "inprocess", "--resume", f"../{tmp_path.name}/moved", "-c", "round-timeout=60.0")
     assert done.exit_code == 0, done.output
     runs = [RunDirectory(tmp_path / "here" / "whole"), RunDirectory(tmp_path / "moved")]
     assert not (tmp_path / "here" / "stopped").exists()

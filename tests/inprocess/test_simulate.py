@@ -307,6 +307,21 @@ def test_a_misspelt_key_is_not_taken_for_an_option_of_ones_own():
     assert (run(Mine, correction_steps=np.int64(0), strength=0.5) == run("fedavg")).all()
 
 
+def test_options_of_ones_own_are_added_to_those_in_words_and_have_no_white_space():
+    seen = []
+
+    class Mine(REGISTRY["fedavg"]):
+        def prepare(self, grid, weights):
+            seen.append(self.config.run.options)
+            return super().prepare(grid, weights)
+
+    run(Mine, algorithm_options="x=1 y=no", z=3, on=True)
+    assert seen == [{"x": 1, "y": "no", "z": 3, "on": True}]
+    for value in ("a b=c", "", None):
+        with pytest.raises(ConfigError, match=r"z = .*: give a number, True or False, or a text without white space"):
+            run(Mine, z=value)
+
+
 def test_it_is_quiet_and_gives_flowers_log_back(caplog):
     before = logging.getLogger("flwr").level
     run("fedavg")
