@@ -54,7 +54,7 @@ ROWS = 10_000_000
 PIPELINE_NUMBER = 100_000
 # of the numbers that count layers, and of the entries of a list such as block_out_channels
 PIPELINE_LAYERS = 32
-# of the entries of any other list: those of published pipelines have at most four, but for one beta per diffusion step
+# of the entries of any other list, except one beta per diffusion step: published pipelines have at most four
 PIPELINE_LIST = 64
 # of one side of the images of a pipeline: twice that of the largest published ones on pixels
 IMAGE_SIDE = 2048
