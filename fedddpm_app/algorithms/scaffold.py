@@ -69,22 +69,26 @@ class ScaffoldHook(TrainingHook):
         self.control_variate = self.round.state.get(VARIATE) or self.initial_variate()
         difference = weights_module.add_scaled(self.server_variate, self.control_variate, -1.0)
         named = dict(model.named_parameters())
-        self._parameters = [named[name] for name in difference]
+        self._names = list(difference)
+        self._parameters = [named[name] for name in self._names]
         self._correction = [d.to(p.device) for d, p in zip(difference.values(), self._parameters, strict=True)]
-        self._gradient_sums = {name: torch.zeros_like(named[name]) for name in difference}
+        needs_sums = self.config.scaffold.option != "I"
+        self._gradient_sums = [torch.zeros_like(parameter) for parameter in self._parameters] if needs_sums else []
 
     @torch.no_grad()
     def adjust_gradients(self, model: nn.Module) -> None:
         """Add c - c_i (line 10), and the gradient before that to the sum of Option II."""
-        torch._foreach_add_(list(self._gradient_sums.values()), gradients_of(self._parameters))
+        if self._gradient_sums:
+            torch._foreach_add_(self._gradient_sums, gradients_of(self._parameters))
         add_to_gradients(self._parameters, self._correction)
 
     def on_end(self, result: TrainResult, full_gradient: Callable[[Weights], Weights]) -> None:
         """Update c_i (line 12), keep it and send its change (line 13)."""
         if self.config.scaffold.option == "I":
-            renewed = weights_module.select(full_gradient(self.round.global_weights), self._gradient_sums)
+            renewed = weights_module.select(full_gradient(self.round.global_weights), self._names)
         else:
-            renewed = {name: (sum_ / result.steps).cpu().contiguous() for name, sum_ in self._gradient_sums.items()}
+            means = [(total / result.steps).cpu().contiguous() for total in self._gradient_sums]
+            renewed = dict(zip(self._names, means, strict=True))
         self.kept[VARIATE] = renewed
         self.sent[VARIATE_CHANGE] = weights_module.add_scaled(renewed, self.control_variate, -1.0)
 

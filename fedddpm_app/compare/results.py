@@ -13,12 +13,11 @@ from fedddpm_app.compare.plan import RESULTS, Plan
 from fedddpm_app.compare.shared import OF_GRID, source_of
 from fedddpm_app.compare.statistics import deviation, interval, paired_difference
 from fedddpm_app.disk.bounded import read_object
-from fedddpm_app.evaluation.metrics import CAVEAT
+from fedddpm_app.evaluation.metrics import CAVEAT, OF_THE_FLOOR
 from fedddpm_app.recording.status import COMPLETED, Status, read_status
 
 _OF_A_METRIC = ("value", "std", "median", "floor", "floor_std", "note")  # ``measured`` has the rest
 _SPLITS = ("test", "train")
-_OF_THE_FLOOR = "the floor compares"
 _COPIES = "memorized-share"  # its training images are those of the clients
 _DIGESTS = ("extractor_digest", "reference_digest")
 _GENERATED = ("n", "sampler", "steps")
@@ -196,7 +195,7 @@ def _caveats(cells: Mapping[int, Mapping[str, Any]], name: str) -> dict[str, int
     for cell in cells.values():
         caveats = str(cell["metrics"].get(name, {}).get("note", "")).split(CAVEAT)
         shorts = (caveat.partition(":")[0].partition(" (")[0] for caveat in caveats)
-        found.update({short for short in shorts if short and not short.startswith(_OF_THE_FLOOR)})
+        found.update({short for short in shorts if short and not short.startswith(OF_THE_FLOOR)})
     return dict(sorted(found.items()))
 
 

@@ -12,7 +12,7 @@ from fedddpm_app.evaluation.comparison import Measured, class_counts, compare, c
 from fedddpm_app.evaluation.copies import CopyDetector, Pairs
 from fedddpm_app.evaluation.distances import subset_size
 from fedddpm_app.evaluation.extractors import Extractor, Features
-from fedddpm_app.evaluation.metrics import CAVEAT, Metric, SamplingInfo
+from fedddpm_app.evaluation.metrics import CAVEAT, OF_THE_FLOOR, Metric, SamplingInfo
 from fedddpm_app.evaluation.noise import PixelCorrelation, noise_note
 from fedddpm_app.evaluation.reference import CLASSES, REFERENCE_SEED, Floor, Reference
 
@@ -157,7 +157,7 @@ def _note(name: str, measured: Measured, n: int, extractor: Extractor, floor: Fl
     if (name == "fid" or name.startswith("fd-")) and least < extractor.num_features:
         notes.append(f"{least} images are fewer than the {extractor.num_features} feature dimensions: mostly bias")
     if floor.n < n or floor_reference_n < measured.reference_n:
-        notes.append(f"the floor compares {floor.n} images with {floor_reference_n}: the data have no more")
+        notes.append(f"{OF_THE_FLOOR} {floor.n} images with {floor_reference_n}: the data have no more")
     return CAVEAT.join(notes)
 
 

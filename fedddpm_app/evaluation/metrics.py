@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 CAVEAT = "; "  # between the caveats of a note
+OF_THE_FLOOR = "the floor compares"  # how a caveat begins that is about the floor, not about the value
 LEFT_OUT = "left_out"  # in the details of a mean over clients: models that generate no finite images
 
 # What a better value is, by the first word of a metric's name.
