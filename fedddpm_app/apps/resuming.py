@@ -7,6 +7,7 @@ from typing import Any
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.client.state import default_folder
 from fedddpm_app.config import Config, ConfigError, Scalar
+from fedddpm_app.data.dataset import PARTITION
 from fedddpm_app.data.store import cache_folder
 from fedddpm_app.federation.flower_internals import Run
 from fedddpm_app.progress import logger, note
@@ -16,8 +17,8 @@ from fedddpm_app.recording.checkpoints import (
     load_checkpoint,
     rounds_of,
 )
-from fedddpm_app.recording.directory import CLIENT_STATE, check_has_no_links, run_directory
-from fedddpm_app.recording.reading import first_run_of, run_config_of
+from fedddpm_app.recording.directory import CLIENT_STATE, CONFIG, check_has_no_links, run_directory
+from fedddpm_app.recording.reading import changed_data, first_run_of, run_config_of
 from fedddpm_app.recording.recorder import STATS, RunRecorder
 from fedddpm_app.recording.status import COMPLETED, RUNNING, is_locked, read_status
 from fedddpm_app.tracking import start_tracking
@@ -35,7 +36,7 @@ _NOT_MEASURING = ("eval-every", "eval-batch-size", "eval-final-")
 
 
 def open_run(
-    config: Config, run_config: Mapping[str, Scalar], base: Path, run: Run
+    config: Config, run_config: Mapping[str, Scalar], base: Path, run: Run, data: Mapping[str, str]
 ) -> tuple[RunRecorder, Checkpoint | None]:
     """Return the recorder of a run, and, of a resumed run, the checkpoint to continue from.
 
@@ -47,6 +48,8 @@ def open_run(
         The folder that a relative ``output-dir`` or ``resume`` is relative to.
     run : Run
         Flower's description of the run.
+    data : mapping of str to str
+        The digests of this host's data, see ``FederatedDataset.digests``.
 
     Returns
     -------
@@ -63,16 +66,19 @@ def open_run(
     """
     if not config.run.resume:
         recorder = RunRecorder(run_directory(config, base), cache_folder(config.data))
-        recorder.write_config(run_config, run)
+        recorder.write_config(run_config, run, data)
         recorder.attach(start_tracking(config, run_config, recorder.directory, recorder.stats))
         return recorder, None
     directory = (base / Path(config.run.resume).expanduser()).resolve()
     checkpoint = find_resumable(directory, config, run_config)
+    measured = _changed_test_images(directory, data)
     recorder = RunRecorder.resume(directory, checkpoint, cache_folder(config.data))
     with recorder:
-        changed = recorder.add_to_config(run_config, run, checkpoint.server_round if checkpoint else None)
+        done = checkpoint.server_round if checkpoint else None
+        changed = recorder.add_to_config(run_config, run, done, data)
         recorder.attach(start_tracking(config, run_config, directory, recorder.stats))
-    if measured := [key for key in changed if key.startswith(_MEASURING) and not key.startswith(_NOT_MEASURING)]:
+    measured += [key for key in changed if key.startswith(_MEASURING) and not key.startswith(_NOT_MEASURING)]
+    if measured:
         text = "the metrics of the new rounds are measured with another %s: they do not continue the same curves"
         logger.warning(text, ", ".join(measured))
     note(f"resumed after round {checkpoint.server_round}" if checkpoint else "resumed from the start: no checkpoint")
@@ -121,6 +127,18 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
                 f"state that {keeper} keeps between rounds; start a new run with more rounds."
             )
     return checkpoint
+
+
+def _changed_test_images(directory: Path, data: Mapping[str, str]) -> list[str]:
+    """Return a text if the test images have changed; raise ``ConfigError`` if clients would train on other images."""
+    changed = changed_data(directory, data)
+    if {"train", PARTITION} & {*changed}:
+        which = "training images" if "train" in changed else "clients' parts of the training images"
+        raise ConfigError(
+            f"resume: the {which} are not those that {directory} began with (its {CONFIG} has their SHA-256): restore "
+            "the data set and the versions of the packages that read it, or start a new run."
+        )
+    return ["set of test images"] if changed else []
 
 
 def _keeper_of_states(config: Config) -> str:

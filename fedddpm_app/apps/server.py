@@ -63,7 +63,7 @@ def _run(grid: Grid, context: Context) -> None:
     task = DiffusionTask(config)
     test_data = task.data.test
     evaluator = create_evaluator(config) if config.evaluation.measures_images else None
-    recorder, checkpoint = open_run(config, run_config, _base_directory(config, grid), grid.run)
+    recorder, checkpoint = open_run(config, run_config, _base_directory(config, grid), grid.run, task.data.digests)
     with RunEnding(recorder) as ending:
         name_directory(recorder.directory)
         _log_start(recorder, grid, context, checkpoint)

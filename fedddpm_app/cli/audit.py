@@ -13,7 +13,10 @@ from fedddpm_app.audit.saving import PICTURE, RESULTS, save_findings
 from fedddpm_app.cli.common import check_named, console, find_app, refuse, say
 from fedddpm_app.cli.work_view import WorkView
 from fedddpm_app.cli.writing import failing_to_write
+from fedddpm_app.compare.history import read_rows
 from fedddpm_app.config import Config, ConfigError, load_saved
+from fedddpm_app.data.dataset import PARTITION
+from fedddpm_app.data.sites import is_site
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.choice import choose_sampler
 from fedddpm_app.diffusion.conditional import guidance_for
@@ -23,8 +26,10 @@ from fedddpm_app.diffusion.sampling import image_seeds
 from fedddpm_app.evaluation.membership import Attack
 from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.progress import logger
 from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
-from fedddpm_app.recording.reading import run_config_of
+from fedddpm_app.recording.reading import changed_data, run_config_of, sizes_of_clients
+from fedddpm_app.recording.recorder import STATS
 from fedddpm_app.training.declined import DeclinedError, TrainingDivergedError
 
 
@@ -51,8 +56,7 @@ def audit(
         clients = _clients(config, client)
         with WorkView(console), cpu_threads(config.run.server_threads):
             task = DiffusionTask(config, data_path)
-            for number in clients:
-                task.data.client(number)
+            _check_data(run_dir, task, clients)
             generated = _samples(run_dir, config, task, samples) if samples else None
             stored = load_auxiliary_set(run_dir / "auxiliary")
             work = Audit(run_dir, config, task, clients, Effort(images, draws, references))
@@ -80,6 +84,22 @@ def _clients(config: Config, client: int | None) -> list[int]:
     if client >= config.data.num_clients:
         raise ConfigError(f"--client {client}: the run has the clients 0 to {config.data.num_clients - 1}.")
     return [client]
+
+
+def _check_data(run_dir: Path, task: DiffusionTask, clients: Sequence[int]) -> None:
+    """Refuse data with other members than those that the run trained on: an attack would count wrong hits."""
+    now = {number: len(task.data.client(number).train) for number in clients}
+    sizes = sizes_of_clients(read_rows(run_dir / STATS))
+    other = [number for number in clients if sizes.get(number, now[number]) != now[number]]
+    changed = [] if is_site(task.data.config) else changed_data(run_dir, task.data.digests)
+    if other or PARTITION in changed:
+        numbers = "".join(f"; client {n} had {sizes[n]:,} of them, and has {now[n]:,}" for n in other[:1])
+        raise ConfigError(
+            f"RUN = {run_dir}: its clients trained on other images than those that are here{numbers}. An attack needs "
+            "the run's own: restore them, or start a new run."
+        )
+    if "train" in changed:
+        logger.warning("the pixels or labels of the training images are not those that the run began with")
 
 
 def _samples(run_dir: Path, config: Config, task: DiffusionTask, count: int) -> Tensor | None:

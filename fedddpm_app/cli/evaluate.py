@@ -12,6 +12,7 @@ from fedddpm_app.cli.result_tables import print_metrics
 from fedddpm_app.cli.work_view import WorkView
 from fedddpm_app.cli.writing import failing_to_write
 from fedddpm_app.config import MAX_CLASSES, Config, ConfigError, load_saved
+from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.probe import look_at
 from fedddpm_app.device import cpu_threads, resolve_device
 from fedddpm_app.diffusion.choice import check_eta, choose_sampler
@@ -28,10 +29,10 @@ from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
 from fedddpm_app.evaluation.metrics import Metric, SamplingInfo, mean_over_clients
 from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
-from fedddpm_app.progress import reported
+from fedddpm_app.progress import logger, reported
 from fedddpm_app.recording.files import write_json, writing
 from fedddpm_app.recording.plots import plot_classes
-from fedddpm_app.recording.reading import run_config_of
+from fedddpm_app.recording.reading import changed_data, run_config_of
 from fedddpm_app.recording.sheets import save_pairs
 
 _CHANNELS: dict[int, Literal[1, 3]] = {1: 1, 3: 3}
@@ -92,6 +93,8 @@ def evaluate(
         evaluations = {}
         with WorkView(console), cpu_threads(threads) if threads else nullcontext():
             evaluator = create_evaluator(config)
+            if run_config and dataset in (None, run_config.get("dataset")):
+                _warn_of_changes(target, config)
             for name, ensemble in ensembles.items():
                 weights = "pretrained" if ensemble.of_clients else _weights(run_config, name)
                 how = _How(sampler, steps, guidance, seed)
@@ -107,6 +110,12 @@ def evaluate(
             with writing(path.parent):
                 _save_pictures(evaluation, evaluator, path, name)
     say(f"metrics: {path.resolve()}")
+
+
+def _warn_of_changes(run_dir: Path, config: Config) -> None:
+    """Warn if the images are not those of the run: its metrics were others then, as is the memorized share."""
+    for name in {"train", "test"} & {*changed_data(run_dir, open_dataset(config.data, config.run.seed).split_digests)}:
+        logger.warning("the %s images are not those that the run began with: its own metrics were of others", name)
 
 
 def _means(evaluations: Mapping[str, Evaluation]) -> list[Metric]:

@@ -1,6 +1,7 @@
 """The images of a run as one object: its splits, and the rows of every client."""
 
 import functools
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,6 +16,8 @@ from fedddpm_app.data.store import StoredSplit, load_stored
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.disk.arrow import stored_cells
 from fedddpm_app.seeding import derive_seed
+
+PARTITION = "partition"
 
 
 @dataclass(frozen=True)
@@ -94,6 +97,22 @@ class FederatedDataset:
             natural = self._natural_column(stored) if config.partition == "natural" else None
             parts = partition_rows(labels, natural, len(stored.data), config, self.seed)
         return [self._with_held_out(part) for part in parts]
+
+    @property
+    def split_digests(self) -> dict[str, str]:
+        """The SHA-256, 16 digits, of the pixels and labels of each split on this host, by its name."""
+        return {name: stored.info.digest[:16] for name, stored in self.splits.items()}
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The digests of the splits and, if this host has the training split, of every client's rows of it."""
+        return self.split_digests | ({PARTITION: self._partition_digest} if self.has_train else {})
+
+    @functools.cached_property
+    def _partition_digest(self) -> str:
+        rows = [part.numpy() for client in self.clients for part in (client.train, client.held_out)]
+        sizes = np.asarray([len(part) for part in rows])
+        return hashlib.sha256(np.concatenate([sizes, *rows]).astype("<i8").tobytes()).hexdigest()[:16]
 
     @property
     def label_table(self) -> Tensor:

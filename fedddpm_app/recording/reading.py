@@ -1,11 +1,14 @@
 """Reading the ``config.json`` of a run directory, which may be damaged or come from somewhere else."""
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.recording.directory import CONFIG
+
+DATA = "data"  # in config.json: the digests of the data that the run began with
 
 
 def read_run_config(directory: Path) -> dict[str, Any]:
@@ -46,3 +49,26 @@ def first_run_of(directory: Path) -> str:
             "spent of their privacy: restore the file from a backup, or start a new run."
         )
     return found
+
+
+def changed_data(directory: Path, digests: Mapping[str, str]) -> list[str]:
+    """Return the names of the data that are not those with which a run began; errors as in ``read_object``.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory.
+    digests : mapping of str to str
+        See ``FederatedDataset.digests``. Data that this host or the run's host lacks are left out, as are all data of
+        a run of an earlier version of the app.
+    """
+    began = read_object(directory / CONFIG).get(DATA)
+    known = began if isinstance(began, dict) else {}
+    return [name for name, digest in digests.items() if known.get(name, digest) != digest]
+
+
+def sizes_of_clients(rows: Iterable[Mapping[str, Any]]) -> dict[int, int]:
+    """Return the numbers of training images that the lines of a run's ``stats.jsonl`` have, by client."""
+    sizes = next((row.get("data/num_examples") for row in rows if row.get("phase") == "data"), None)
+    counted = enumerate(sizes) if isinstance(sizes, list) else ()
+    return {client: size for client, size in counted if isinstance(size, int)}

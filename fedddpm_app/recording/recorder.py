@@ -18,6 +18,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor
@@ -32,13 +33,14 @@ from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
 from fedddpm_app.recording.files import append_line, keep_lines, read_lines, write_json
 from fedddpm_app.recording.pictures import RunPictures
 from fedddpm_app.recording.provenance import describe_environment
-from fedddpm_app.recording.reading import first_run_of
+from fedddpm_app.recording.reading import DATA, first_run_of
 from fedddpm_app.recording.sink import Sink
 from fedddpm_app.recording.status import COMPLETED, FAILED, INTERRUPTED, name_of_stop
 from fedddpm_app.recording.status_file import StatusFile
 from fedddpm_app.weights import Weights
 
 STATS = "stats.jsonl"
+NO_DATA: Mapping[str, str] = MappingProxyType({})
 _SINK_SECONDS = 30.0  # for the sink at the end of a run, such as an upload
 _SINK_SECONDS_AT_STOP = 3.0  # where Flower ends the process soon
 
@@ -137,16 +139,21 @@ class RunRecorder:
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
-    def write_config(self, run_config: Mapping[str, Scalar], run: Run) -> None:
-        """Write ``config.json``, which makes the folder that of a run; the run that takes the folder first owns it."""
+    def write_config(self, run_config: Mapping[str, Scalar], run: Run, data: Mapping[str, str] = NO_DATA) -> None:
+        """Write ``config.json``, which makes the folder that of a run; the run that takes the folder first owns it.
+
+        ``data`` has the digests of the data on this host, see ``FederatedDataset.digests``.
+        """
         self._run_config = dict(run_config)
-        about = {"run_config": self._run_config, "run_id": str(run.run_id), "fab_hash": run.fab_hash}
+        about = {"run_config": self._run_config, "run_id": str(run.run_id), "fab_hash": run.fab_hash, DATA: {**data}}
         path = self.directory / CONFIG
         self._status.begin(lambda: check_is_new(self.directory))  # another run may have been faster
         with self:
             write_json(path, about | describe_environment())
 
-    def add_to_config(self, run_config: Mapping[str, Scalar], run: Run, server_round: int | None) -> list[str]:
+    def add_to_config(
+        self, run_config: Mapping[str, Scalar], run: Run, server_round: int | None, data: Mapping[str, str] = NO_DATA
+    ) -> list[str]:
         """Add to ``config.json`` that the run was resumed after ``server_round`` (None is its start).
 
         Return the keys of the run config that have changed.
@@ -156,6 +163,7 @@ class RunRecorder:
         changed = {key: value for key, value in run_config.items() if about["run_config"].get(key) != value}
         entry = {"after_round": server_round, "run_id": str(run.run_id), "changed": changed, **describe_environment()}
         about["resumed"] = [*about.get("resumed", []), entry]
+        about[DATA] = {**about.get(DATA, {}), **data}
         about["run_config"] = self._run_config = dict(run_config)
         self.first_run = first_run_of(self.directory)  # which stays in the file: it names what the clients keep
         write_json(path, about)

@@ -271,6 +271,24 @@ def test_a_client_that_took_no_part_has_nothing_to_audit(run_app):
     assert "stats.jsonl cannot be read" in " ".join(text.split())
 
 
+def test_images_that_the_run_did_not_train_on_are_refused(shared_run, tmp_path):
+    """A picture that is removed shifts the others between members and non-members."""
+    run = RunDirectory(shutil.copytree(shared_run().path, tmp_path / "run"))
+    about = json.loads((run.path / "config.json").read_text())
+    about["data"]["partition"] = "other"
+    (run.path / "config.json").write_text(json.dumps(about))
+    code, text = audit(run, *QUICK)
+    assert code == 2
+    assert "its clients trained on other images than those that are here. An attack" in " ".join(text.split())
+    stats = (run.path / "stats.jsonl").read_text().splitlines()
+    sizes = json.loads(stats[0])["data/num_examples"]
+    stats[0] = json.dumps(json.loads(stats[0]) | {"data/num_examples": [sizes[0] + 1, *sizes[1:]]})
+    (run.path / "stats.jsonl").write_text("\n".join(stats) + "\n")
+    code, text = audit(run, *QUICK)
+    assert code == 2
+    assert f"client 0 had {sizes[0] + 1} of them, and has {sizes[0]}." in " ".join(text.split())
+
+
 def test_each_attack_is_a_metric_of_its_own():
     """The larger AUC of two would be above that of a guess where nothing leaks."""
 

@@ -9,7 +9,9 @@ import torch
 from fedddpm_app.config import ConfigError
 from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.export import export_sites
+from fedddpm_app.data import sites as sites_module
 from fedddpm_app.data.sites import find_sites, of_site
+from fedddpm_app.data.store import load_stored
 from fedddpm_app.experiment.task import DiffusionTask
 from tests.data.conftest import client_images, picture
 
@@ -34,6 +36,31 @@ def two_sites(tmp_path, data_config):
             for k in range(12):
                 picture(rng, bands=1).save(tmp_path / "two" / site / name / f"{k}.png")
     return data_config(tmp_path / "two", partition="sites", num_clients=2, class_names="dog,cat,ant", num_classes=3)
+
+
+def test_a_run_can_see_that_its_data_have_changed(tmp_path, data_config):
+    rng = np.random.default_rng(0)
+    for name in ("a/0", "a/1", "a/2", "b/1", "b/2", "test/0"):
+        path = tmp_path / "sites" / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture(rng, bands=1).save(path)
+
+    def changed(before=None):
+        for cached in (load_stored, open_dataset, sites_module._load_sites):  # as a new process
+            cached.cache_clear()
+        now = open_dataset(data_config(tmp_path / "sites", partition="sites", min_partition_size=1), 0).digests
+        return now, [name for name in now if before and now[name] != before[name]]
+
+    began, _ = changed()
+    (tmp_path / "sites" / "a" / "2.png").rename(tmp_path / "sites" / "b" / "0.png")  # all images have the same order
+    moved, names = changed(began)
+    assert names == ["partition"]
+    picture(rng, bands=1).save(tmp_path / "sites" / "test" / "0.png")
+    _, names = changed(moved)
+    assert names == ["test"]
+    (tmp_path / "sites" / "b" / "1.png").unlink()
+    _, names = changed(moved)
+    assert names == ["train", "test", "partition"]
 
 
 def path_of(config, partition_id):

@@ -439,6 +439,29 @@ def test_a_run_that_goes_on_is_refused_and_one_of_a_host_that_is_gone_is_not(sto
     assert "the metrics of the new rounds are measured with another eval-draws: they do not continue" in caplog.text
 
 
+def set_digest(folder, name, digest):
+    about = json.loads((folder / "config.json").read_text())
+    about["data"][name] = digest
+    (folder / "config.json").write_text(json.dumps(about))
+
+
+def test_other_training_images_are_refused_and_other_test_images_are_named(stopped, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+    resume = stopped("fedadam", 3)
+    folder = folder_of(resume)
+    began = json.loads((folder / "config.json").read_text())["data"]
+    assert sorted(began) == ["partition", "test", "train"]
+    for name, which in (("train", "the training images"), ("partition", "the clients' parts of the training images")):
+        set_digest(folder, name, "other")
+        with pytest.raises(ConfigError, match=f"resume: {which} are not those that .*/stopped began with"):
+            run_here(resume)
+        set_digest(folder, name, began[name])
+    set_digest(folder, "test", "other")
+    assert run_here(resume).summary["status"] == "completed"
+    assert "the new rounds are measured with another set of test images: they do not continue" in caplog.text
+    assert json.loads((folder / "config.json").read_text())["data"] == began  # of the newest rounds
+
+
 @pytest.mark.slow
 def test_a_complete_run_gets_more_rounds(settings):
     evaluated = {"eval-every": 1, "preview-every": 1}  # which depends on the last round otherwise
