@@ -15,10 +15,13 @@ UNREADABLE = (datasets.exceptions.DatasetsError, pyarrow.ArrowException, OSError
 _IMAGE_COLUMNS = ("image", "img", "images", "picture", "photo", "jpg", "jpeg", "png", "webp", "pixel_values")
 
 
-def splits_of(loaded: Dataset | DatasetDict, name: str, folders: Sequence[Path] = ()) -> dict[str, Split]:
+def splits_of(
+    loaded: Dataset | DatasetDict, name: str, folders: Sequence[Path] = (), class_names: Sequence[str] = ()
+) -> dict[str, Split]:
     """Give the image and label columns of a data set their standard names and types.
 
-    A table may name pictures in ``folders``, and no others: it may come from somebody else.
+    A table may name pictures in ``folders``, and no others: it may come from somebody else. ``class_names`` are those
+    that are known, see ``with_classes``.
     """
     splits = _known_splits(loaded, name)
     columns = splits["train"].column_names
@@ -32,7 +35,7 @@ def splits_of(loaded: Dataset | DatasetDict, name: str, folders: Sequence[Path] 
         )
     kept = {image: "image"} | ({label: LABEL} if label else {})
     splits = DatasetDict({split: _rename(part, kept, name, split) for split, part in splits.items()})
-    parts = with_classes(splits, f'dataset = "{name}"', label) if label else splits
+    parts = with_classes(splits, f'dataset = "{name}"', label, class_names=class_names) if label else splits
     return {split: split_of_dataset(part, split, folders) for split, part in parts.items()}
 
 

@@ -4,7 +4,7 @@ A column is read, or left out with a warning that names it, or refused with a ``
 """
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,7 @@ def with_classes(
     where: str,
     column: str,
     name_of: Callable[[str, int], str] = lambda split, row: f"row {row} of the {split} split",
+    class_names: Sequence[str] = (),
 ) -> dict[str, Dataset]:
     """Turn the column ``label`` of every split into classes or whole numbers, or leave it out with a warning.
 
@@ -42,6 +43,8 @@ def with_classes(
         The data set or file, and the column's name in it, for messages.
     name_of : callable
         Split and row -> a name of this row for messages.
+    class_names : sequence of str
+        Names of classes that are known: a small site has about as many of them as images.
 
     Returns
     -------
@@ -68,7 +71,7 @@ def with_classes(
         case "class":
             return _with_one_mapping(parts, columns, where)
         case "text":
-            return _with_texts(parts, columns, full, where, column)
+            return _with_texts(parts, columns, full, where, column, class_names)
         case "truth":
             return _with_labels(parts, columns, {False: 0, True: 1}, ["False", "True"])
         case _:
@@ -134,12 +137,13 @@ def _with_texts(
     texts: set[str],
     where: str,
     column: str,
+    class_names: Sequence[str],
 ) -> dict[str, Dataset]:
     """Turn texts into classes. White space around a text and its Unicode form do not count."""
     name_of = {text: normal_form(text.strip()) for text in texts}
     names = in_order(set(name_of.values()))
     most = min(_MAX_CLASSES, sum(len(values) for values in columns.values()) // 2)
-    if len(names) > most:
+    if len(names) > most and not {normal_form(name) for name in class_names}.issuperset(names):
         reason = f"it holds {len(names)} different texts, such as {names[0]!r}, where at most {most} can be classes"
         return _without(parts, where, column, f"{reason} (half the number of images, and {_MAX_CLASSES})")
     index = {name: label for label, name in enumerate(names)}

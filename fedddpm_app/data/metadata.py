@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -86,7 +86,9 @@ class Metadata:
         return any(folder in own and folder != name for folder, name in named)
 
 
-def read_metadata(folder: Path, files: Iterable[Path], pictures: list[Path]) -> Metadata:
+def read_metadata(
+    folder: Path, files: Iterable[Path], pictures: list[Path], class_names: Sequence[str] = ()
+) -> Metadata:
     """Return the columns that the label tables of a folder give its pictures.
 
     Parameters
@@ -95,6 +97,8 @@ def read_metadata(folder: Path, files: Iterable[Path], pictures: list[Path]) -> 
         The folder of pictures.
     files, pictures : iterable and list of Path
         All files under it, and N of them that are pictures.
+    class_names : sequence of str
+        Names of classes that are known, see ``with_classes``.
 
     Raises
     ------
@@ -109,7 +113,7 @@ def read_metadata(folder: Path, files: Iterable[Path], pictures: list[Path]) -> 
     tables = [read_table(path) for path in paths]
     where = " and ".join(printable(path) for path in paths[:_SHOWN])
     order = _matched(_rows(tables, folder), pictures, where)
-    return Metadata(where, pictures, _table(tables, order, where))
+    return Metadata(where, pictures, _table(tables, order, where, class_names))
 
 
 def _warn_of_similar(files: list[Path]) -> None:
@@ -169,7 +173,9 @@ def _matched(row_of: dict[str, tuple[int, int]], pictures: list[Path], where: st
     return [row_of[key] for key in keys]
 
 
-def _table(tables: list[LabelTable], order: list[tuple[int, int]], where: str) -> Dataset:
+def _table(
+    tables: list[LabelTable], order: list[tuple[int, int]], where: str, class_names: Sequence[str]
+) -> Dataset:
     """Return the columns of the tables with their rows in the order of the pictures, and the checked labels."""
     names = list(dict.fromkeys(name for table in tables for name in table.columns))
     check_cells(where, len(order), len(names))
@@ -183,7 +189,7 @@ def _table(tables: list[LabelTable], order: list[tuple[int, int]], where: str) -
         table = Dataset.from_dict({**texts, LABEL: _column(columns[labels])})
     except UnicodeEncodeError as error:
         raise ConfigError(f"{where} holds text that is not Unicode ({error.reason}): repair it.") from error
-    return with_classes({"": table}, where, labels, lambda _, row: texts[FILE_NAME][row])[""]
+    return with_classes({"": table}, where, labels, lambda _, row: texts[FILE_NAME][row], class_names)[""]
 
 
 def _cell(table: LabelTable, name: str, row: int) -> object:

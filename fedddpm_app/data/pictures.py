@@ -48,7 +48,7 @@ def picture_splits(folder: Path, class_names: Sequence[str] | None = None) -> di
     folder : Path
         The folder.
     class_names : sequence of str, optional
-        The names that a site's class folders may have; None if the folder is not a site.
+        The names that a site's class folders, or texts of its label table, may have; None if the folder is not a site.
 
     Raises
     ------
@@ -64,7 +64,7 @@ def picture_splits(folder: Path, class_names: Sequence[str] | None = None) -> di
             "sub-folder per class, or without sub-folders), a folder of parquet, arrow or IDX files, or a save_to_disk "
             "folder."
         )
-    columns = read_metadata(folder, files, pictures)
+    columns = read_metadata(folder, files, pictures, class_names or ())
     layout = find_layout(folder, pictures, class_names)
     for column in columns.split_columns() if len(layout.splits) == 1 else ():
         logger.warning(

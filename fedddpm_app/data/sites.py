@@ -122,7 +122,7 @@ def _load_sites(config: DataConfig) -> dict[str, Split]:
             f"sites ({', '.join(printable(folder.name) for folder in sites[:10])}): set num-clients = {len(sites)}."
         )
     if sites:
-        splits["train"] = _join([_load_site(folder, config) for folder in sites])
+        splits["train"] = _join([(printable(folder.name), _load_site(folder, config)) for folder in sites])
     if test is not None:
         splits["test"] = _load_site(test, config)
     return splits
@@ -169,16 +169,18 @@ def _with_classes(split: Split, folder: Path, config: DataConfig) -> Split:
     return replace(split, table=table.add_column(LABEL, column).cast_column(LABEL, ClassLabel(names=names)))
 
 
-def _join(parts: list[Split]) -> Split:
-    """Concatenate the images of all sites, with a column of their partition ids."""
+def _join(sites: list[tuple[str, Split]]) -> Split:
+    """Concatenate the images of all sites, which have names, with a column of their partition ids."""
+    parts = [part for _, part in sites]
     sizes = [len(part) for part in parts]
     first = [0, *accumulate(sizes)]
     owner = np.repeat(np.arange(len(parts)), sizes)
-    has_labels = all(part.labels is not None for part in parts)
-    kept = [part.table.select_columns([LABEL]) for part in parts] if has_labels else []
+    unlabelled = [name for name, part in sites if part.labels is None]
+    kept = [] if unlabelled else [part.table.select_columns([LABEL]) for part in parts]
     table = concatenate_datasets(kept) if kept else Dataset.from_dict({"row": np.arange(len(owner))})
     return Split(
         table.add_column(SITE, owner),
         lambda row: parts[owner[row]].read(row - first[owner[row]]),
         lambda row: parts[owner[row]].name_of(row - first[owner[row]]),
+        unlabelled=unlabelled if len(unlabelled) < len(parts) else [],
     )

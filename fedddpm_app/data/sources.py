@@ -63,12 +63,14 @@ def load_source(name: str) -> dict[str, Split]:
 def load_local(name: str, class_names: Sequence[str] | None = None) -> dict[str, Split]:
     """Return the splits of a ``path:`` data set; raise ``ConfigError`` if it cannot be read.
 
-    ``class_names`` are those of a site's class folders; None if the data set is not a site.
+    ``class_names`` are those that a site's images may have; None if the data set is not a site.
     """
     folder = local_folder(name)
     try:
         loaded = load_folder(folder, class_names)
-        return splits_of(loaded, name, [folder]) if isinstance(loaded, Dataset | DatasetDict) else loaded
+        if isinstance(loaded, Dataset | DatasetDict):
+            return splits_of(loaded, name, [folder], class_names or ())
+        return loaded
     except ConfigError:
         raise
     except UNREADABLE as error:

@@ -3,7 +3,7 @@
 import io
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -63,12 +63,15 @@ class Split:
         Row -> name of the image for messages: its file, or its row.
     fingerprint : str
         The fingerprint that ``datasets`` gives the images; empty if there is none.
+    unlabelled : list of str
+        The names of the sites without labels, if other sites have labels: then nobody's are used.
     """
 
     table: Dataset
     read: Callable[[int], Image.Image]
     name_of: Callable[[int], str]
     fingerprint: str = ""
+    unlabelled: list[str] = field(default_factory=list)
 
     def __len__(self) -> int:
         return len(self.table)

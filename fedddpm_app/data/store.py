@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -50,6 +50,8 @@ class SplitInfo:
         Whether the split has labels.
     class_names : list of str
         By label; empty if the source has none.
+    unlabelled : list of str
+        See ``Split``.
     """
 
     num_images: int
@@ -58,6 +60,7 @@ class SplitInfo:
     bad: list[str]
     has_labels: bool
     class_names: list[str]
+    unlabelled: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -179,8 +182,15 @@ def _store(folder: Path, split: str, source: Split, config: DataConfig) -> Split
     if labels is not None:
         np.save(folder / f"{split}.labels.npy", labels[decoded.rows])
         digest.update(labels[decoded.rows].data)
+    if source.unlabelled:
+        logger.warning(
+            'class-names = "%s", but these sites have no labels: %s; those of the others are not used',
+            config.class_names,
+            ", ".join(source.unlabelled[:10]),
+        )
     counts = len(decoded.rows), decoded.num_grey
-    return SplitInfo(*counts, digest.hexdigest(), decoded.bad, labels is not None, source.class_names)
+    names = source.class_names, source.unlabelled
+    return SplitInfo(*counts, digest.hexdigest(), decoded.bad, labels is not None, *names)
 
 
 def _reserve(path: Path) -> None:

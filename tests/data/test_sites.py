@@ -105,6 +105,27 @@ def test_a_class_has_the_same_label_at_every_site(two_sites):
     assert open_dataset(alone, 0).train.labels.unique().tolist() == [0, 2]
 
 
+def test_a_small_site_may_have_as_many_classes_as_images(tmp_path, data_config, caplog):
+    """A table of its own with so many different texts holds captions; a site's are in ``class-names``."""
+    rng = np.random.default_rng(0)
+    rows = {"a": ("dog", "cat"), "b": ("dog", "dog", "cat", "cat", "ant", "ant")}
+    for site, texts in rows.items():
+        (tmp_path / "tables" / site).mkdir(parents=True)
+        for k in range(len(texts)):
+            picture(rng, bands=1).save(tmp_path / "tables" / site / f"{k}.png")
+        table = "".join(f"{k}.png,{text}\n" for k, text in enumerate(texts))
+        (tmp_path / "tables" / site / "metadata.csv").write_text("file_name,label\n" + table)
+    data = {"partition": "sites", "min_partition_size": 1, "num_classes": 3, "class_names": "dog,cat,ant"}
+    config = data_config(tmp_path / "tables", **data)
+    assert open_dataset(config, 0).label_table.sum(1).tolist() == [1, 5]  # beside the held-out ones
+    (tmp_path / "tables" / "a" / "metadata.csv").unlink()
+    given = dataclasses.replace(config, max_bad_images=1)  # which is another config for the caches
+    assert open_dataset(given, 0).train.labels is None
+    assert 'class-names = "dog,cat,ant", but these sites have no labels: a; those of the others' in caplog.text
+    with pytest.raises(ConfigError, match=r"class-conditional = true needs labels, which the data set lacks \(sites without labels: a\)"):
+        open_dataset(dataclasses.replace(given, class_conditional=True), 0).check()
+
+
 def test_without_class_names_sites_have_no_labels(two_sites):
     config = dataclasses.replace(two_sites, class_names="")
     assert open_dataset(config, 0).train.labels is None
