@@ -1,6 +1,5 @@
 """`fedddpm run`: run an experiment to its end."""
 
-import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -17,8 +16,10 @@ from fedddpm_app.cli.deployed import check_deployable, run_deployed
 from fedddpm_app.cli.options import Engine
 from fedddpm_app.cli.result_tables import print_summary
 from fedddpm_app.cli.run_view import RunView
+from fedddpm_app.cli.start import how_to_resume
 from fedddpm_app.cli.work_view import WorkView
 from fedddpm_app.client.state import default_folder
+from fedddpm_app.compare.history import read_rows
 from fedddpm_app.config import Config, ConfigError, Scalar, check_warmup, default_run_config
 from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.settings import given_keys, misfit
@@ -37,6 +38,7 @@ from fedddpm_app.progress import logging_to
 from fedddpm_app.recording.directory import CLIENT_STATE, CONFIG, output_folder
 from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.log import RunLog
+from fedddpm_app.recording.recorder import STATS
 from fedddpm_app.recording.status import COMPLETED as RUN_COMPLETED
 from fedddpm_app.recording.status import mark_interrupted, name_of_stop, read_status
 from fedddpm_app.tracking import chosen_trackers
@@ -72,8 +74,10 @@ def _run_here(
     check_compiler(config.run, resolve_device(config.run.device))
     with WorkView(console):
         steps = _count_steps(config)
+    before = 0
     if config.run.resume:
         directory, log = continue_directory(config, default_run_config(folder) | overrides)
+        before = _steps_before(directory, config, steps)
     else:
         directory, log = claim_directory(config, overrides | federation)
     apps = _prepare(folder, engine, config, directory, log)
@@ -82,20 +86,19 @@ def _run_here(
         say(sentence)
     try:
         with log, leaving_in_order():
-            if apps:
-                view = RunView(steps, console, "starting", live=console.is_jupyter)  # a debugger needs the terminal
+            if apps:  # a debugger needs the terminal
+                view = RunView(steps, console, "starting", live=console.is_jupyter, steps_before=before)
                 _run_inprocess(*apps, default_run_config(folder) | overrides | placed, config, view, log)
             else:
-                view = RunView(steps, console)
+                view = RunView(steps, console, steps_before=before)
                 _run_simulation(folder, overrides | placed, federation, config, view, log)
-    except Stopped as stop:
-        with suppress(RecordingError):  # on a full disk, the next reader corrects the status
-            mark_interrupted(directory, name_of_stop(stop), stop.at)
-        say(f"interrupted; run directory: {directory}")
-        _say_how_to_resume(directory)
-        raise
-    except typer.Exit:
-        _say_how_to_resume(directory)
+    except BaseException as error:
+        if isinstance(error, Stopped):
+            with suppress(RecordingError):  # on a full disk, the next reader corrects the status
+                mark_interrupted(directory, name_of_stop(error), error.at)
+            say(f"interrupted; run directory: {directory}")
+        if (directory / CONFIG).exists():
+            say(f"continue it: {how_to_resume(directory, folder, config, engine, federation)}")
         raise
     with suppress(OSError):  # the clients' states, which they removed at the end; missing if they keep none
         (directory / CLIENT_STATE).rmdir()
@@ -163,11 +166,6 @@ def _places(directory: Path, config: Config) -> dict[str, Scalar]:
     return {"output-dir": str(directory.parent), "run-name": directory.name, "state-dir": str(state)}
 
 
-def _say_how_to_resume(directory: Path) -> None:
-    if (directory / CONFIG).exists():
-        say(f"continue it: fedddpm run --resume {shlex.quote(str(directory))}")
-
-
 def _count_steps(config: Config) -> int:
     """Check the algorithm and the data; return the run's optimiser steps (an estimate if clients are sampled)."""
     algorithm = get_algorithm(config)
@@ -179,6 +177,14 @@ def _count_steps(config: Config) -> int:
     clients = config.run.clients_per_round or config.data.num_clients
     client_steps = round(config.run.num_rounds * clients * sum(steps) / len(steps))
     return algorithm.total_steps(config, client_steps)
+
+
+def _steps_before(directory: Path, config: Config, steps: int) -> int:
+    """Return how many of a resumed run's steps are done: by the share of its expected compute that it has recorded."""
+    done = sum(float(row.get("compute/steps") or 0.0) for row in read_rows(directory / STATS))
+    sizes = open_dataset(config.data, config.run.seed).check()
+    expected = get_algorithm(config).cost(config, sizes).steps
+    return round(steps * min(1.0, done / expected)) if expected else 0
 
 
 def _run_inprocess(

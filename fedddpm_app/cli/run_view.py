@@ -35,6 +35,8 @@ class RunView:
         Whether bars may be shown; a debugger in this process needs the terminal for itself.
     clock : callable
         Returns monotonic seconds.
+    steps_before : int
+        Of a resumed run, the steps that are done already.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class RunView:
         starting: str = "starting Flower and Ray",
         live: bool = True,
         clock: Callable[[], float] = time.monotonic,
+        steps_before: int = 0,
     ) -> None:
         self.total_steps = total_steps
         self._starting = starting
@@ -51,6 +54,7 @@ class RunView:
         self._failed = False
         self._last_text: str | None = None  # above bars, a repetition says nothing new
         self._clock = clock
+        self._steps_before = steps_before
         self._first: tuple[float, int] | None = None  # start time of the rate, and the steps done by then
         self._done: dict[tuple[str, int | None, int | None], int] = {}
         self._bars = Bars(
@@ -106,10 +110,10 @@ class RunView:
         return elapsed / done * max(0, self.total_steps - self._steps_done())
 
     def _start_of(self, event: ProgressEvent) -> tuple[float, int]:
-        """Return the start time of an event's work, from its rate, and 0; for finished work, now and the steps done."""
+        """Return the start time of an event's work, from its rate, and the steps done before; of finished work, now."""
         now = self._clock()
         if event.step < event.steps:
-            return now - event.seconds_left * event.step / (event.steps - event.step), 0
+            return now - event.seconds_left * event.step / (event.steps - event.step), self._steps_before
         return now, self._steps_done()
 
     def _describe(self, event: ProgressEvent) -> str:
@@ -132,7 +136,7 @@ class RunView:
         self._bars.update(self._run_task, description="run", completed=self._steps_done(), total=self.total_steps)
 
     def _steps_done(self) -> int:
-        return sum(self._done.values())
+        return self._steps_before + sum(self._done.values())
 
     def _share(self) -> float:
         return min(1.0, self._steps_done() / self.total_steps) if self.total_steps else 0.0

@@ -1,10 +1,12 @@
 """Start of `fedddpm run`: a bad config is refused here, before anything that takes seconds is imported."""
 
+import shlex
 from pathlib import Path
 
-from fedddpm_app.cli.common import FEDERATION_CONFIG, find_app, read_config, refuse
+from fedddpm_app.cli.common import FEDERATION_CONFIG, RUN_CONFIG, find_app, read_config, refuse
 from fedddpm_app.cli.options import Engine
-from fedddpm_app.config import ConfigError, Scalar, read_overrides
+from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, read_overrides
+from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.recording.directory import CLIENT_STATE
 from fedddpm_app.recording.reading import run_config_of
 
@@ -32,6 +34,35 @@ def start(
         execute(folder, config, overrides, federation.values, engine, superlink)
     except ConfigError as error:
         refuse(str(error))
+
+
+def how_to_resume(directory: Path, folder: Path, config: Config, engine: Engine, federation: dict[str, Scalar]) -> str:
+    """Return the command that continues a run of this host, typed in the current folder.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory.
+    folder : Path
+        The app's folder.
+    config : Config
+        The run's config.
+    engine : Engine
+        The engine of the run.
+    federation : dict
+        The keys of ``--federation-config``.
+    """
+    parts = ["fedddpm", "run", "--resume", str(directory)]
+    if find_app(None, directory) != folder:
+        parts += ["--app", str(folder)]
+    if engine is not Engine.simulation:
+        parts += ["--engine", engine.value]
+    algorithm = config.run.algorithm
+    if ":" in algorithm and default_run_config(folder)["algorithm"] != algorithm:
+        parts += [RUN_CONFIG, to_toml({"algorithm": algorithm})]
+    if federation:
+        parts += [FEDERATION_CONFIG, to_toml(federation).replace("\n", " ")]
+    return shlex.join(parts)
 
 
 def resumed_config(resume: str, previous: bool, *, on_this_host: bool) -> dict[str, Scalar]:

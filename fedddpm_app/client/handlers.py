@@ -7,6 +7,7 @@ from flwr.app import ConfigRecord, Context, Message
 from flwr.clientapp import ClientApp
 
 from fedddpm_app import weights as weights_module
+from fedddpm_app.client.checks import check_records, check_result
 from fedddpm_app.client.masking import STEPS, Masking, open_session
 from fedddpm_app.client.policy import check_action, check_evaluation, check_round
 from fedddpm_app.client.requests import Request, partition_of, reply_to, text_in
@@ -31,8 +32,8 @@ from fedddpm_app.federation.messages.records import (
 )
 from fedddpm_app.federation.privacy.examples import is_private
 from fedddpm_app.progress import logger
-from fedddpm_app.training.declined import DeclinedError, TrainingDivergedError
-from fedddpm_app.training.hooks import TrainingHook, TrainResult
+from fedddpm_app.training.actions import ActionAnswer
+from fedddpm_app.training.declined import DeclinedError
 from fedddpm_app.transport import Packed, can_read
 from fedddpm_app.weights import Weights
 
@@ -136,6 +137,9 @@ def _act(request: Request) -> Message:
     values: Any = dict(request.message.content.config_records.get(VALUES, ConfigRecord()))
     state, ledger = request.open_state(), request.ledger()
     answer = setup.worker.act(action, request.partition, request.server_round, weights, values, state, ledger)
+    if not isinstance(answer, ActionAnswer):
+        raise TypeError(f'the client action "{name}" returned {type(answer).__name__}: return an ActionAnswer.')
+    check_records(answer.records, f'the records of the client action "{name}"')
     return request.reply(answer.metrics, answer.records, "fp32" if action.exact else None)
 
 
@@ -169,7 +173,7 @@ def _train(request: Request) -> Message:
     state = request.open_state(keeps_residual=keeps_residual)
     hook = request.create_hook(state)
     result = setup.worker.train(hook, request.ledger())
-    _check_finite(result.training, hook)
+    check_result(result.training, hook, keeps=isinstance(state, ClientState))
     trained = result.training.weights
     residual = _residual(request, state, trained) if keeps_residual else {}
     answer, lost = _pack_trained(request, trained, hook.round.global_weights, residual)
@@ -188,7 +192,7 @@ def _train_masked(request: Request) -> Message:
     masking, state = Masking(setup.config, request.message, session), request.open_state()
     hook = request.create_hook(state)
     result = setup.worker.train(hook, request.ledger())
-    _check_finite(result.training, hook)
+    check_result(result.training, hook, keeps=isinstance(state, ClientState))
     answer = masking.answer(result.training, result.num_examples, hook)
     if isinstance(state, ClientState):
         state.save(hook.round.server_round, hook.kept)
@@ -218,11 +222,3 @@ def _residual(request: Request, state: Mapping[str, Weights], like: Weights) -> 
             error,
         )
         return {}
-
-
-def _check_finite(training: TrainResult, hook: TrainingHook) -> None:
-    """Raise ``TrainingDivergedError`` if the training diverged, before its state is saved."""
-    for weights in (training.weights, *hook.kept.values(), *hook.sent.values()):
-        if not weights_module.is_finite(weights):
-            loss = "" if training.privacy else f", with a last loss of {training.final_loss}"
-            raise TrainingDivergedError(f"its training diverged{loss}: lower learning-rate")

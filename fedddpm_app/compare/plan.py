@@ -132,6 +132,11 @@ def _all_settings(spec: GridSpec, defaults: Mapping[str, Scalar], source: str, s
         named = " and ".join(f'wire-dtype = "{dtype}" (row {label})' for dtype, label in dtypes.items())
         sentence = 'match = "bytes" counts models, which have other bytes with another dtype: use one for all rows'
         problems.setdefault(named, f"{source}: {named}: {sentence}, or another match.")
+    if not problems and spec.sweep and all(setting.line.value is None for setting in found):
+        raise ConfigError(
+            f"{source}: sweep.key = {shown(spec.sweep.key)} has no effect in any row: sweep another key, or add a row "
+            "that uses it."
+        )
     if problems:
         raise ConfigError("\n".join(problems.values()))
     return found

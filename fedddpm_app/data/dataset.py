@@ -145,7 +145,7 @@ class FederatedDataset:
                 "deployment, start every SuperNode with data-path=... in its --node-config."
             )
         stored = self.splits[name]
-        _check_labels(stored, self.config)
+        _check_labels(name, stored, self.config)
         return stored
 
     def _site_rows(self, rows: np.ndarray, partition_id: int) -> np.ndarray:
@@ -189,13 +189,13 @@ def open_dataset(config: DataConfig, seed: int, data_path: str = "") -> Federate
     return FederatedDataset(config, seed, data_path)
 
 
-def _check_labels(stored: StoredSplit, config: DataConfig) -> None:
+def _check_labels(split: str, stored: StoredSplit, config: DataConfig) -> None:
     """Raise ``ConfigError`` if a conditional model lacks labels, or a label is outside [0, num_classes)."""
     labels, without = stored.data.labels, stored.info.unlabelled
     if labels is None:
         if config.class_conditional:
-            where = f" (sites without labels: {', '.join(without[:10])})" if without else ""
-            raise ConfigError(f"class-conditional = true needs labels, which the data set lacks{where}: use false.")
+            at = f" (sites without labels: {', '.join(without[:10])})" if without else ""
+            raise ConfigError(f"class-conditional = true needs labels, which the {split} split lacks{at}: use false.")
         return
     least, most = int(labels.min()), int(labels.max())
     if least < 0:

@@ -5,6 +5,7 @@ import math
 import re
 import struct
 import zlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ import numpy as np
 from fedddpm_app import limits
 from fedddpm_app.config import ConfigError
 from fedddpm_app.data.files import find_files
+from fedddpm_app.data.names import printable
 from fedddpm_app.data.splits import split_named
+from fedddpm_app.progress import logger
 
 _IMAGES = re.compile(r"(?P<stem>.*?)images[.-]idx[34]-ubyte(\.gz)?")
 _DAMAGED = (EOFError, OSError, struct.error, zlib.error)
@@ -48,7 +51,20 @@ def find_idx(folder: Path) -> dict[str, tuple[Path, Path | None]]:
         stem = match["stem"]
         label_names = re.compile(re.escape(stem) + r"labels[.-]idx1-ubyte(\.gz)?")
         found[split] = (path, next((p for p in sorted(path.parent.iterdir()) if label_names.fullmatch(p.name)), None))
+    _warn_of_other_labels(folder, found)
     return found
+
+
+def _warn_of_other_labels(folder: Path, found: Mapping[str, tuple[Path, Path | None]]) -> None:
+    """Warn of files that look like labels, where images have none."""
+    named = [path.name for path in find_files(folder) if "ubyte" in path.name and "label" in path.name.lower()]
+    for split, (images, labels) in found.items():
+        used = {other.name.removesuffix(".gz") for _, other in found.values() if other}
+        others = [name for name in named if name.removesuffix(".gz") not in used]
+        if labels is None and others:
+            expected = images.name.replace("images", "labels").replace("idx3", "idx1").replace("idx4", "idx1")
+            text = "%s has no labels for the %s split: they are read from %s, and not from %s"
+            logger.warning(text, printable(folder), split, printable(expected), printable(others[0]))
 
 
 def read_idx(path: Path) -> np.ndarray:

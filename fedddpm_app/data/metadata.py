@@ -173,9 +173,7 @@ def _matched(row_of: dict[str, tuple[int, int]], pictures: list[Path], where: st
     return [row_of[key] for key in keys]
 
 
-def _table(
-    tables: list[LabelTable], order: list[tuple[int, int]], where: str, class_names: Sequence[str]
-) -> Dataset:
+def _table(tables: list[LabelTable], order: list[tuple[int, int]], where: str, class_names: Sequence[str]) -> Dataset:
     """Return the columns of the tables with their rows in the order of the pictures, and the checked labels."""
     names = list(dict.fromkeys(name for table in tables for name in table.columns))
     check_cells(where, len(order), len(names))

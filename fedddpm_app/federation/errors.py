@@ -1,5 +1,7 @@
 """Errors that end a run."""
 
+from collections.abc import Mapping
+
 from fedddpm_app import weights as weights_module
 from fedddpm_app.weights import Weights
 
@@ -14,6 +16,12 @@ class TooFewRepliesError(RoundFailedError):
 
 class ActorLostError(RoundFailedError):
     """A process that Ray keeps for clients died: the run would lose clients in every later round."""
+
+
+def check_weights(weights: object, method: str) -> None:
+    """Raise ``TypeError`` if a method of an algorithm returned something else than weights."""
+    if not isinstance(weights, Mapping):
+        raise TypeError(f"{method} returned {type(weights).__name__}: return weights, a dict of tensors by name.")
 
 
 def check_finite(weights: Weights, subject: str, fix: str) -> None:

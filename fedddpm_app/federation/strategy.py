@@ -20,7 +20,7 @@ from fedddpm_app.federation.architecture import Reshape, follow_change, restore_
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.cost import images_per_step
 from fedddpm_app.federation.description import AlgorithmDescription
-from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError, check_finite
+from fedddpm_app.federation.errors import RoundFailedError, TooFewRepliesError, check_finite, check_weights
 from fedddpm_app.federation.messages.actions import NO_RECORDS, NO_VALUES, ActionCall
 from fedddpm_app.federation.messages.messaging import StreamingGrid
 from fedddpm_app.federation.messages.records import ARRAYS, to_arrays, to_weights
@@ -268,7 +268,10 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         return self.keeps_model(self.config) and self.clients.state_rounds.get(partition, 0) > 0
 
     def record(self, **stats: object) -> None:
-        """Add values to the current round's line in ``stats.jsonl``."""
+        """Add values to the current round's line in ``stats.jsonl``; before round 1, to the line ``initial``.
+
+        See ``RoundLog.add`` for the names and values that a line can have.
+        """
         self.round_log.add(stats)
 
     def ask_clients(
@@ -378,7 +381,9 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
                 self.ema_weights = None
             self.load_state(state)
             return server_round + 1, weights
-        weights = follow_change(self, 0, self.prepare(grid, self.initial_weights))
+        prepared = self.prepare(grid, self.initial_weights)
+        check_weights(prepared, "prepare")
+        weights = follow_change(self, 0, prepared)
         self.checkpoints.save(0, weights)
         return 1, weights
 
@@ -405,6 +410,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         self.accounting.seconds["train"] += self.round_log.span.spent("s")["s"]
         try:
             weights = self.after_aggregation(server_round, weights)
+            check_weights(weights, "after_aggregation")
         except TooFewRepliesError as error:  # the round cannot be repeated: its replies have changed the state
             raise RoundFailedError(str(error)) from error
         check_finite(weights, f"the global weights of round {server_round}", "lower the learning rates")
@@ -455,7 +461,8 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         with self.accounting.timed("server-evaluate"):
             metrics = evaluate_fn(server_round, arrays) if evaluate_fn else None
         if server_round == 0:
-            self.recorder.append({"phase": "initial", "round": 0, **(metrics or {})})
+            self.round_log.add(metrics or {})
+            self.recorder.append({"phase": "initial", "round": 0, **self.round_log.take()})
             return metrics
         self.round_log.add(metrics or {})
         self.recorder.append(self.round_log.close())

@@ -12,7 +12,7 @@ import traceback
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
-from flwr.app import Context, Error, Message, RecordDict
+from flwr.app import Array, ArrayRecord, Context, Error, Message, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid, ServerApp
 
@@ -132,7 +132,7 @@ class InProcessGrid(Grid):
         server = TaskIdentity.node_id
         try:
             TaskIdentity.node_id = context.node_id
-            reply = self._client_app(copy.copy(message), context)
+            reply = self._client_app(_own_copy(message), context)
             if not isinstance(reply, Message):
                 raise TypeError(f"the ClientApp returned {type(reply).__name__} instead of a Message")
             return reply
@@ -149,6 +149,24 @@ class InProcessGrid(Grid):
             return Message(Error(_CLIENT_FAILED, f"{type(error)}:<'{error}'>"), reply_to=message)  # Flower's form
         finally:
             TaskIdentity.node_id = server
+
+
+def _own_copy(message: Message) -> Message:
+    """Return a message as another process would get it: what a client writes into its weights stays with it."""
+    copied = copy.copy(message)
+    if message.has_content():
+        copied.content = RecordDict(
+            {name: _own_record(r) if isinstance(r, ArrayRecord) else r for name, r in message.content.items()}
+        )
+    return copied
+
+
+def _own_record(record: ArrayRecord) -> ArrayRecord:
+    arrays = {
+        name: Array(dtype=array.dtype, shape=array.shape, stype=array.stype, data=bytes(bytearray(array.data)))
+        for name, array in record.items()
+    }
+    return ArrayRecord(arrays)
 
 
 def run_inprocess(

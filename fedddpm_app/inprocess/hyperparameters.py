@@ -6,6 +6,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from fedddpm_app.algorithms import find_algorithm
+from fedddpm_app.algorithms.pdfed import PDFed
 from fedddpm_app.config import (
     Config,
     ConfigError,
@@ -35,11 +36,23 @@ _SYMBOLS = {  # names from the papers and from Flower; the first key that fits t
     "delta": ("plus-threshold",),
     "correction-lr": ("correction-learning-rate",),
 }
+_OF_DATA = ("image-size", "image-channels", "num-classes", "class-conditional", "class-dropout", "num-clients")
+_OF_ADMISSION = ("max-examples-per-client", "held-out-fraction")
 _OF_RUNS = {  # keys that `flwr run` uses and simulate does not
-    key: "simulate evaluates and records no models"
-    for group in ("evaluation", "preview", "recording")
-    for key in keys_of(GROUPS[group])
-} | {"server-ema-decay": "simulate returns the last weights, not their average"}
+    **{
+        key: "simulate evaluates and records no models"
+        for group in ("evaluation", "preview", "recording", "tracking")
+        for key in keys_of(GROUPS[group])
+    },
+    **{
+        key: "simulate trains on the given data sets"
+        for key in keys_of(GROUPS["data"])
+        if key not in (*_OF_DATA, *_OF_ADMISSION)
+    },
+    **dict.fromkeys(keys_of(GROUPS["unet"]), "simulate trains the given model"),
+    **dict.fromkeys(("output-dir", "run-name", "resume", "resume-previous"), "simulate writes no run directory"),
+    "server-ema-decay": "simulate returns the last weights, not their average",
+}
 _OPTIONS: dict[object, Scalar] = {1: "I", 2: "II"}  # other spellings of SCAFFOLD's options
 
 
@@ -94,6 +107,7 @@ def configure(
         overrides["algorithm-options"] = " ".join([str(overrides.get("algorithm-options", "")), *texts]).strip()
     run_config = default_run_config() | dict(plain) | dict(given) | overrides
     config = load_config(run_config)
+    _check_without_held_out(kind, config)
     kind.check_config(config)
     if config.checks_memorization and "memorization-check" not in kind.keys_without_effect(config):
         raise ConfigError(
@@ -104,6 +118,20 @@ def configure(
     for key in overrides.keys() & reasons.keys():
         logger.warning("%s = %s has no effect: %s", key, in_toml(overrides[key]), reasons[key])
     return kind, config
+
+
+def _check_without_held_out(kind: type[FederatedStrategy], config: Config) -> None:
+    """Refuse what needs held-out examples, which the clients of simulate do not have."""
+    if issubclass(kind, PDFed) and kind.check_scores.__func__ is PDFed.check_scores.__func__:  # type: ignore[attr-defined]
+        raise ConfigError(
+            f'algorithm = "{config.run.algorithm}": its peers score each other by images that they hold out, which the '
+            "clients of simulate do not have; use `fedddpm run --engine inprocess`."
+        )
+    if fraction := config.data.held_out_fraction:
+        raise ConfigError(
+            f"held_out_fraction = {fraction}: the clients of simulate hold no examples out; leave it out, and evaluate "
+            "the weights that simulate returns."
+        )
 
 
 def _resolve(algorithm: str | type[FederatedStrategy]) -> tuple[type[FederatedStrategy], str]:

@@ -132,13 +132,13 @@ def simulate(
     rates: dict[str, Scalar] = {"pretrain-learning-rate": float(lr), "correction-learning-rate": float(lr)}
     with tempfile.TemporaryDirectory() as folder:
         given: dict[str, Scalar] = {
-            "num-rounds": int(rounds),
+            "num-rounds": _whole("rounds", rounds),
             "num-clients": len(data),
             "local-steps": max(steps),
             "learning-rate": float(lr),
             "optimizer": optimizer.lower(),
-            "seed": int(seed),
-            "batch-size": int(batch_size or 0),
+            "seed": _whole("seed", seed),
+            "batch-size": _whole("batch_size", batch_size or 0),
             "state-dir": folder,
             **_classes_of(class_counts, data),
         }
@@ -171,11 +171,21 @@ def _check_arguments(model: nn.Module, client_datasets: Sequence[Any], dtype: to
         raise ConfigError("client_datasets has no clients: give a list with one data set for each client.")
 
 
+def _whole(name: str, value: Any) -> int:
+    """Return a whole number, also if it is a float or a number of NumPy."""
+    try:
+        if value == int(value):
+            return int(value)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ConfigError(f"{name} = {value!r}: give a whole number.")
+
+
 def _steps_of_each(local_steps: int | Sequence[int], num_clients: int) -> list[int]:
     steps: list[Any] = [local_steps] * num_clients
     if isinstance(local_steps, Sequence | np.ndarray):
         steps = list(local_steps)
-    if len(steps) != num_clients or any(s != int(s) or s < 1 for s in steps):
+    if len(steps) != num_clients or any(_whole("local_steps", s) < 1 for s in steps):
         raise ConfigError(
             f"local_steps = {local_steps}: give a whole number >= 1, or one such number for each of {num_clients} "
             "clients."

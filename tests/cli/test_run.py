@@ -1,6 +1,8 @@
+import dataclasses
 import itertools
 import json
 import re
+import shlex
 from io import StringIO
 
 import pytest
@@ -11,14 +13,18 @@ from typer.testing import CliRunner
 
 from fedddpm_app.cli import app
 from fedddpm_app.cli.common import read_config
-from fedddpm_app.cli.run import _count_steps
+from fedddpm_app.cli.options import Engine
+from fedddpm_app.cli.run import _count_steps, _steps_before
 from fedddpm_app.cli.run_view import RunView
+from fedddpm_app.cli.start import how_to_resume
 from fedddpm_app.config import ConfigError, load_config, read_overrides
+from fedddpm_app.config.loading import packaged_app
 from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.progress import ProgressEvent, parse_line
 from fedddpm_app.recording.directory import run_directory
 from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.log import RunLog
+from fedddpm_app.recording.reading import run_config_of
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.recording.status import read_status
 from tests.conftest import ROOT, TINY, RunDirectory
@@ -81,8 +87,9 @@ def test_a_stopped_run_is_continued_by_the_command(tmp_path, monkeypatch):
         patch.setattr(RunRecorder, "save_checkpoint", save)
         stopped = run("--engine", "inprocess", "-c", tiny, "-c", "run-name=stopped")
     assert stopped.exit_code == 1
-    assert f"continue it: fedddpm run --resume {tmp_path}/here/stopped" in stopped.stdout
+    assert f"continue it: fedddpm run --resume {tmp_path}/here/stopped --engine inprocess\n" in stopped.stdout
     (tmp_path / "here" / "stopped").rename(tmp_path / "moved")
+    assert _steps_before(tmp_path / "moved", load_config(run_config_of(tmp_path / "moved")), 100) == 50
     refused = run("--engine", "inprocess", "--resume", "moved", "-c", "local-steps=5")
     assert (refused.exit_code, refused.stderr.count("\n")) == (2, 1)
     assert "local-steps was 4 and is 5" in refused.stderr
@@ -208,6 +215,30 @@ def test_the_time_left_is_told_where_every_piece_of_work_is_short():
         view.line(ProgressEvent("train", 50, 50, 0, 0.5, 0, server_round, 10).to_line())
         expected = None if server_round == 1 else pytest.approx(2.0 * (10 - server_round))
         assert view.seconds_left() == expected
+
+
+def test_the_time_left_of_a_resumed_run_is_that_of_the_rest():
+    now = 0.0
+    out = StringIO()
+    view = RunView(400, Console(file=out, width=200), clock=lambda: now, steps_before=300)
+    now = 50.0
+    view.line(ProgressEvent("train", 50, 100, 50, 0.5, 0, 4, 4).to_line())
+    assert view.seconds_left() == pytest.approx(50.0)
+    assert "run 88%, about 50 s left" in out.getvalue()
+
+
+def test_the_command_that_continues_a_run_has_what_the_run_had(tmp_path, monkeypatch, config):
+    monkeypatch.chdir(tmp_path)
+    own = dataclasses.replace(config, run=dataclasses.replace(config.run, algorithm="mine:Strategy"))
+    there, folder = tmp_path / "a run", tmp_path / "app"
+    folder.mkdir()
+    (folder / "pyproject.toml").write_text('[tool.flwr.app.config]\nalgorithm = "fedavg"\n')
+    assert how_to_resume(there, packaged_app(), config, Engine.simulation, {}) == f"fedddpm run --resume '{there}'"
+    found = how_to_resume(there, folder, own, Engine.inprocess, {"num-supernodes": 4})
+    assert shlex.split(found)[3:] == [
+        *(str(there), "--app", str(folder), "--engine", "inprocess"),
+        *("--run-config", 'algorithm="mine:Strategy"', "--federation-config", "num-supernodes=4"),
+    ]
 
 
 @pytest.mark.parametrize(

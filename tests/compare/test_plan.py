@@ -107,6 +107,11 @@ def test_a_sweep_runs_a_row_once_if_its_key_has_no_effect_there():
     assert found.cells[1].directory == Path("/nowhere/fedddpm/pretrain-steps-2/iid/seed-3")
 
 
+def test_a_sweep_of_a_key_without_effect_is_refused():
+    with pytest.raises(ConfigError, match=r"sweep\.key = 'pretrain-steps' has no effect in any row"):
+        plan(rows={"fedavg": {}}, sweep={"key": "pretrain-steps", "values": [2, 3]})
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "path", [path for path in GRIDS if 'dataset = "digits"' in path.read_text()], ids=lambda p: p.stem

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from fedddpm_app.config import ConfigError
+from fedddpm_app.data import sites as sites_module
 from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.export import export_sites
-from fedddpm_app.data import sites as sites_module
 from fedddpm_app.data.sites import find_sites, of_site
 from fedddpm_app.data.store import load_stored
 from fedddpm_app.experiment.task import DiffusionTask
@@ -122,7 +122,10 @@ def test_a_small_site_may_have_as_many_classes_as_images(tmp_path, data_config, 
     given = dataclasses.replace(config, max_bad_images=1)  # which is another config for the caches
     assert open_dataset(given, 0).train.labels is None
     assert 'class-names = "dog,cat,ant", but these sites have no labels: a; those of the others' in caplog.text
-    with pytest.raises(ConfigError, match=r"class-conditional = true needs labels, which the data set lacks \(sites without labels: a\)"):
+    with pytest.raises(
+        ConfigError,
+        match=r"class-conditional = true needs labels, which the train split lacks \(sites without labels: a\)",
+    ):
         open_dataset(dataclasses.replace(given, class_conditional=True), 0).check()
 
 

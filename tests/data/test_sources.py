@@ -51,6 +51,14 @@ def test_a_broken_idx_file_is_named(tmp_path, content, says):
         load_source(f"path:{tmp_path}")
 
 
+def test_idx_labels_of_another_name_are_not_ignored_in_silence(tmp_path, caplog):
+    write_idx(tmp_path / "train-images-idx3-ubyte", noise(10))
+    write_idx(tmp_path / "train-label-idx1-ubyte", np.zeros(10, np.uint8))
+    assert load_source(f"path:{tmp_path}")["train"].labels is None
+    says = "no labels for the train split: they are read from train-labels-idx1-ubyte, and not from train-label-idx1"
+    assert says in caplog.text
+
+
 def test_labels_that_do_not_fit_the_idx_images_are_refused(tmp_path):
     write_idx(tmp_path / "train-images-idx3-ubyte", noise(10))
     write_idx(tmp_path / "train-labels-idx1-ubyte", np.zeros(9, np.uint8))

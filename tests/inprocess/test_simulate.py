@@ -15,6 +15,7 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.inprocess.simulate import simulate
 from fedddpm_app.inprocess.task import Pooled, as_training_data
+from fedddpm_app.training.hooks import TrainingHook
 from tests.algorithms.problems import CLIENTS, STEPS, Point, quadratic, run, same
 
 
@@ -241,6 +242,10 @@ def test_hyper_parameters_have_short_names_and_symbols(algorithm, names):
         ({"mu": -1.0}, r"fedprox-mu = -1.0 cannot be used"),
         ({"mu": "much"}, r"fedprox-mu = 'much' cannot be used"),
         ({"aggregator": "krumm"}, r"aggregator = 'krumm'"),
+        ({"rounds": 2.9}, r"rounds = 2.9: give a whole number"),
+        ({"batch_size": 2.9}, r"batch_size = 2.9: give a whole number"),
+        ({"seed": "one"}, r"seed = 'one': give a whole number"),
+        ({"held_out_fraction": 0.2}, r"held_out_fraction = 0.2: the clients of simulate hold no examples out"),
         ({"local_steps": 0}, r"local_steps = 0: give a whole number >= 1"),
         ({"local_steps": [1, 2]}, r"local_steps = \[1, 2\]: .* >= 1, or one such number for each of 3 clients"),
         ({"dtype": torch.bfloat16}, r"dtype = torch.bfloat16: use"),
@@ -282,6 +287,11 @@ def test_a_loss_that_is_no_scalar_is_told(value, says):
 def test_a_model_that_cannot_be_trained_is_refused(model):
     with pytest.raises(ConfigError, match=r"give a torch.nn.Module with parameters to train"):
         simulate("fedavg", model, quadratic, CLIENTS, 1, 1, 0.1)
+
+
+def test_peers_that_score_by_held_out_images_are_refused():
+    with pytest.raises(ConfigError, match='"pdfed": its peers score each other by images that they hold out'):
+        run("pdfed")
 
 
 @pytest.mark.parametrize("algorithm", [None, Point, "FedAvgg"])
@@ -334,9 +344,10 @@ def test_a_hyper_parameter_without_effect_is_a_warning(caplog, monkeypatch):
     caplog.set_level(logging.WARNING, "fedddpm")
     plain = run("fedavg")
     assert not caplog.messages
-    assert (run("fedavg", moon_mu=2.0, server_ema_decay=0.5, tau=0.1) == plain).all()
+    ignored = {"dirichlet_alpha": 0.5, "dataset": "mnist", "unet_dropout": 0.1, "output_dir": "here"}
+    assert (run("fedavg", moon_mu=2.0, server_ema_decay=0.5, tau=0.1, **ignored) == plain).all()
     keys = {message.partition(" = ")[0] for message in caplog.messages}
-    assert keys == {"aggregator-tau", "moon-mu", "server-ema-decay"}
+    assert keys == {"aggregator-tau", "moon-mu", "server-ema-decay", *(key.replace("_", "-") for key in ignored)}
 
 
 def test_pooled_data_are_all_parts_in_order():
@@ -352,3 +363,21 @@ def test_pooled_data_are_all_parts_in_order():
     assert batch[1].tolist() == [1, 1, 2]
     dicts = Pooled([as_training_data({"x": np.ones((2, 1))}, torch.float32)] * 2)
     assert dicts.batch(torch.tensor([0, 3]))["x"].shape == (2, 1)
+
+
+class Careless(TrainingHook):
+    """Writes into what it was sent, and measures it before that."""
+
+    def start_weights(self):
+        start = {name: tensor.clone() for name, tensor in self.round.global_weights.items()}
+        for tensor in self.round.global_weights.values():
+            tensor.add_(1.0)
+        return start
+
+
+class OfCareless(REGISTRY["fedavg"]):
+    hook = Careless
+
+
+def test_a_client_that_writes_into_its_weights_changes_no_others():
+    assert (run(OfCareless) == run("fedavg")).all()

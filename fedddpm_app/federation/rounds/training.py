@@ -9,7 +9,7 @@ from flwr.app import ArrayRecord, Message, MessageType, MetricRecord
 from fedddpm_app import weights as weights_module
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.clients import Part
-from fedddpm_app.federation.errors import TooFewRepliesError
+from fedddpm_app.federation.errors import TooFewRepliesError, check_weights
 from fedddpm_app.federation.messages.records import ARRAYS, to_weights
 from fedddpm_app.federation.messages.replies import Reply, ReplySpec
 from fedddpm_app.federation.messages.streaming import ReplyStream, collecting, with_progress
@@ -158,6 +158,7 @@ class RoundTraining:
         left_out : mapping
             For the round's line.
         """
+        check_weights(weights, "aggregate")
         strategy = self._strategy
         contents = [reply.message.content for reply in measured]
         metrics = strategy.train_metrics_aggr_fn(contents, strategy.weighted_by_key) if contents else MetricRecord()
