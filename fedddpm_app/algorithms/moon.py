@@ -204,10 +204,9 @@ class _ReachedError(Exception):
 def _submodule(model: nn.Module, name: str) -> nn.Module:
     found: nn.Module | None = dict(model.named_modules()).get(name)
     if found is None:
-        children = "".join(f"{child}, " for child, _ in model.named_children())
+        choices = [*(child for child, _ in model.named_children()), "an empty text for its output"]
         raise ConfigError(
-            f'moon-representation = "{name}" is not a submodule of the model: use {children}or an empty text for '
-            "its output."
+            f'moon-representation = "{name}" is not a submodule of the model: use {" or ".join(choices)}.'
         )
     if type(found).forward is nn.Module.forward:
         children = " or ".join(f"{name}.{child}" for child, _ in found.named_children())

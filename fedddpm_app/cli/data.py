@@ -24,6 +24,7 @@ from fedddpm_app.config.auto import AUTO, AUTO_KEYS
 from fedddpm_app.data.dataset import FederatedDataset, open_dataset
 from fedddpm_app.data.export import export_sites
 from fedddpm_app.data.settings import as_words, fitting_settings, given_keys, read_auto
+from fedddpm_app.data.sites import SITES
 from fedddpm_app.data.store import StoredSplit
 from fedddpm_app.launch.flower_run import to_toml
 from fedddpm_app.recording.plots import plot_partition
@@ -72,7 +73,7 @@ def site(folder: Path, run_config: list[str] | None, app_dir: Path | None, parti
     """Print the images of one site; ``commands.site`` describes the arguments."""
     try:
         config = _load(app_dir, run_config)
-        dataset = open_dataset(config.data, config.run.seed, str(folder.absolute()))
+        dataset = open_dataset(replace(config.data, partition=SITES), config.run.seed, str(folder.absolute()))
         with WorkView(console):
             rows, labels = dataset.client(partition_id), dataset.train.labels
     except ConfigError as error:

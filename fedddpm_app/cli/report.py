@@ -31,6 +31,8 @@ def report(folder: Path, out: Path | None, follow: bool, closest_pairs: bool) ->
     path = out or folder / REPORT
     if path.is_dir():
         refuse(f"--out = {path} is a folder; give the name of a file, such as {path / REPORT}.")
+    if not path.parent.is_dir():
+        refuse(f"--out = {path}: there is no folder {path.parent}; create it, or give another file.")
     with failing_to_write():
         _write(make(_REFRESH_SECONDS if follow else 0), path)
         say(f"report: {path.resolve()}")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fedddpm_app.config import ConfigError, DataConfig
+from fedddpm_app.config import MAX_CLASSES, ConfigError, DataConfig
 from fedddpm_app.data.partitioning import check_size, partition_rows
 from fedddpm_app.data.sites import SITE, SITES, is_site, keeping_names, load_splits, of_site
 from fedddpm_app.data.splits import LABEL
@@ -202,6 +202,11 @@ def _check_labels(split: str, stored: StoredSplit, config: DataConfig) -> None:
         raise ConfigError(
             f'dataset = "{config.dataset}" has the label {least}, but labels must be 0 to num-classes - 1: leave '
             "unlabelled images out, or store the data set without labels."
+        )
+    if most >= MAX_CLASSES:
+        raise ConfigError(
+            f'dataset = "{config.dataset}" has the label {most}, above {MAX_CLASSES - 1}: number the classes from 0, '
+            "or store the data set without labels."
         )
     if most >= config.num_classes:
         raise ConfigError(

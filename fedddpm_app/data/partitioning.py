@@ -159,9 +159,13 @@ def _check_possible(labels: np.ndarray | None, natural: np.ndarray | None, count
 def check_size(size: int, partition_id: int, config: DataConfig) -> None:
     """Raise ``ConfigError`` if a client has too few or too many images."""
     if size < config.min_partition_size:
+        fix = "use fewer clients, or a less skewed partition"
+        if config.partition == "sites":
+            fix = "put more images into its folder"
+        smaller = ", or use a smaller minimum" if config.min_partition_size > 1 else ""
         raise ConfigError(
             f"client {partition_id} would hold {size} images, fewer than min-partition-size = "
-            f"{config.min_partition_size}: use fewer clients, a less skewed partition or a smaller minimum."
+            f"{config.min_partition_size}: {fix}{smaller}."
         )
     if size > config.max_examples_per_client:
         raise ConfigError(

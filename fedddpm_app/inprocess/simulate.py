@@ -126,7 +126,7 @@ def simulate(
     RoundFailedError
         When no client could train.
     """
-    _check_arguments(model, client_datasets, dtype)
+    _check_arguments(model, loss_fn, client_datasets, optimizer, dtype)
     data = [as_training_data(dataset, dtype, f"client_datasets[{i}]") for i, dataset in enumerate(client_datasets)]
     steps = _steps_of_each(local_steps, len(data))
     rates: dict[str, Scalar] = {"pretrain-learning-rate": float(lr), "correction-learning-rate": float(lr)}
@@ -162,12 +162,22 @@ def simulate(
     return to_weights(result.arrays), [row for row in recorder.stats if row["phase"] == "round"]
 
 
-def _check_arguments(model: nn.Module, client_datasets: Sequence[Any], dtype: torch.dtype) -> None:
+def _check_arguments(
+    model: nn.Module,
+    loss_fn: Callable[..., Tensor],
+    client_datasets: Sequence[Any],
+    optimizer: str,
+    dtype: torch.dtype,
+) -> None:
     if not isinstance(model, nn.Module) or not any(p.requires_grad for p in model.parameters()):
         raise ConfigError(f"model = {model!r}: give a torch.nn.Module with parameters to train.")
     if dtype not in (torch.float32, torch.float64):
         raise ConfigError(f"dtype = {dtype!r}: use torch.float64 or torch.float32.")
-    if isinstance(client_datasets, Mapping) or not len(client_datasets):
+    if not callable(loss_fn):
+        raise ConfigError(f"loss_fn = {loss_fn!r}: give a function (model, batch) -> scalar.")
+    if not isinstance(optimizer, str):
+        raise ConfigError(f'optimizer = {optimizer!r}: give "sgd", "adam" or "adamw".')
+    if isinstance(client_datasets, Mapping) or not hasattr(client_datasets, "__len__") or not len(client_datasets):
         raise ConfigError("client_datasets has no clients: give a list with one data set for each client.")
 
 

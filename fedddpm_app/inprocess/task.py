@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset, default_collate
 
-from fedddpm_app.config import ConfigError
+from fedddpm_app.config import ConfigError, first_line
 from fedddpm_app.training.task import Batch, LossFn, TrainingData
 
 
@@ -214,7 +214,11 @@ def as_training_data(dataset: Any, dtype: torch.dtype, what: str = "client_datas
         dataset = dataset.tensors
     data: TrainingData
     if isinstance(dataset, Tensor | np.ndarray | tuple | dict):
-        data = Columns(_cast(map_tensors(torch.atleast_1d, _to_tensors(dataset)), dtype), what)
+        try:
+            tensors = _to_tensors(dataset)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ConfigError(f"{what} cannot be made tensors ({first_line(error)}): give numbers.") from error
+        data = Columns(_cast(map_tensors(torch.atleast_1d, tensors), dtype), what)
     elif hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__"):
         data = Examples(dataset, dtype)
     else:

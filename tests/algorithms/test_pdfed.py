@@ -516,7 +516,7 @@ def test_the_weights_of_its_embedder_have_an_effect(run_config):
 
 
 def test_a_model_that_generates_no_images_is_refused():
-    with pytest.raises(ConfigError, match="held-out-fraction = 0"):
+    with pytest.raises(ConfigError, match="images that they hold out"):
         simulate("pdfed", Point(), quadratic, CLIENTS, 1, 1, 0.1)
 
     class Scored(PDFed):

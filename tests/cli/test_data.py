@@ -82,3 +82,7 @@ def test_the_settings_that_an_export_prints_read_it(inspect, tmp_path, cache_dir
     settings = " ".join(printed.output.partition("--run-config '")[2].partition("'")[0].split())
     result = inspect(settings)
     assert result.exit_code == 0, result.output
+    first = str(tmp_path / "sites" / "site-0000")
+    alone = runner.invoke(app, ["data", "site", first, "--app", str(ROOT), "-c", f'{config} class-names="cat,dog"'])
+    assert alone.exit_code == 0, alone.output
+    assert "this site trains on" in alone.output  # without partition = "sites", which the command means

@@ -253,7 +253,7 @@ def test_what_is_not_finite_is_neither_kept_nor_sent(where):
     class Mutant(Scaffold):
         hook = Breaks
 
-    with pytest.raises(RoundFailedError, match="its training diverged"):
+    with pytest.raises(RoundFailedError, match=f"in self.{where} of the hook, is not finite: lower learning-rate"):
         run(Mutant)
 
 

@@ -256,6 +256,9 @@ def test_hyper_parameters_have_short_names_and_symbols(algorithm, names):
         ({"clients": [(torch.zeros(2, 3), torch.zeros(3, 3))]}, r"tensors have \[2, 3\] rows"),
         pytest.param({"clients": [iter([1])]}, "a list_iterator cannot be read by index", id="iterator"),
         ({"clients": []}, "client_datasets has no clients"),
+        pytest.param({"clients": (data for data in CLIENTS)}, "give a list with one data set for each", id="generator"),
+        ({"clients": [(CLIENTS[0], None)]}, r"client_datasets\[0\] cannot be made tensors .*: give numbers"),
+        ({"optimizer": torch.optim.SGD}, 'optimizer = .*SGD.*: give "sgd", "adam" or "adamw"'),
         ({"lr": 0.0}, "learning-rate = 0.0"),
         ({"optimizer": "lion"}, "optimizer = 'lion'"),
     ],
@@ -283,15 +286,15 @@ def test_a_loss_that_is_no_scalar_is_told(value, says):
         simulate("fedavg", Point(), lambda model, batch: value, CLIENTS, 1, 1, 0.1)
 
 
+def test_a_loss_that_is_no_function_is_refused():
+    with pytest.raises(ConfigError, match=r"loss_fn = None: give a function \(model, batch\) -> scalar"):
+        simulate("fedavg", Point(), None, CLIENTS, 1, 1, 0.1)
+
+
 @pytest.mark.parametrize("model", [Point, None, nn.ReLU()], ids=str)
 def test_a_model_that_cannot_be_trained_is_refused(model):
     with pytest.raises(ConfigError, match=r"give a torch.nn.Module with parameters to train"):
         simulate("fedavg", model, quadratic, CLIENTS, 1, 1, 0.1)
-
-
-def test_peers_that_score_by_held_out_images_are_refused():
-    with pytest.raises(ConfigError, match='"pdfed": its peers score each other by images that they hold out'):
-        run("pdfed")
 
 
 @pytest.mark.parametrize("algorithm", [None, Point, "FedAvgg"])

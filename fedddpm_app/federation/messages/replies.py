@@ -13,7 +13,7 @@ from pathlib import Path
 from flwr.app import Message, MessageType, MetricRecord, RecordDict
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.config import one_line, shown
+from fedddpm_app.config import one_line
 from fedddpm_app.federation.flower_internals import ErrorCode
 from fedddpm_app.federation.messages.metrics import problem_of
 from fedddpm_app.federation.messages.reasons import has_declined, reason_of
@@ -190,12 +190,6 @@ def accept_reply(
         raise ReplyRefusedError(problem)
     if spec.counts_examples and check_examples is not None:
         check_examples(int(metrics[NUM_EXAMPLES]))  # type: ignore[arg-type]
-    undeclared = sorted(message.content.array_records.keys() - spec.records.keys())
-    if undeclared:
-        raise ReplyRefusedError(
-            f"it has the record {shown(undeclared[0])}, which the server does not expect: name it in reply_references "
-            "of the strategy, or in the records of the client action"
-        )
     payloads = {
         name: _take(message, name, expected, partition_id, transport) for name, expected in spec.records.items()
     }

@@ -100,7 +100,9 @@ def _plain(key: str, value: object) -> object:
     if isinstance(value, np.generic | np.ndarray | Tensor) and np.prod(value.shape) == 1:
         return _plain(key, value.item())
     if isinstance(value, Mapping):
-        return {_name(key, name): _plain(key, each) for name, each in value.items()}
+        if odd := [name for name in value if not isinstance(name, str | int)]:
+            raise TypeError(f"record: {key} has the name {odd[0]!r} in a mapping: use texts or whole numbers.")
+        return {name: _plain(key, each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(key, each) for each in value]
     if isinstance(value, bool | int | float | str):  # of a subclass, such as an enum
@@ -110,9 +112,3 @@ def _plain(key: str, value: object) -> object:
     raise TypeError(
         f"record: {key} is a {about}: record numbers, texts, or lists and mappings of them (`tensor.tolist()`)."
     )
-
-
-def _name(key: str, name: object) -> str:
-    if not isinstance(name, str | int):
-        raise TypeError(f"record: {key} has the name {name!r} in a mapping: use texts or whole numbers.")
-    return str(name)
