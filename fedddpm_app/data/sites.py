@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 from datasets import ClassLabel, Dataset, concatenate_datasets
@@ -24,7 +25,7 @@ from fedddpm_app.data.sources import LOCAL, load_local, load_source, local_folde
 from fedddpm_app.data.sources import fingerprint as source_fingerprint
 from fedddpm_app.data.splits import LABEL, Split, rest_of_split_name, split_named
 
-SITES = "sites"
+SITES: Final = "sites"
 SITE = "site"  # the column with the partition id of an image's site
 _SITE_PREFIX = "site:"  # marks the data set of a single site
 
