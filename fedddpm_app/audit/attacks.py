@@ -180,8 +180,8 @@ class Audit:
         pool = everything.at_most(self._effort.images)
         if not pool.is_large_enough:
             return []
-        k = self._config.evaluation.memorization_neighbours
-        return [self._measure(DISTANCE, by_distance(pool.all().images, generated, k), pool)]
+        k, mirrored = self._config.evaluation.memorization_neighbours, self._config.data.horizontal_flip
+        return [self._measure(DISTANCE, by_distance(pool.all().images, generated, k, mirrored=mirrored), pool)]
 
     def _measure(self, name: str, scores: Scores, pool: Pool) -> Attack:
         return measure(name, *_split(scores, pool), self._config.run.seed)

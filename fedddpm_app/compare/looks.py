@@ -8,6 +8,7 @@ from typing import Any, Literal
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fedddpm_app.compare.notes import is_attack
 from fedddpm_app.recording.style import LINES, MARKERS, SERIES, plain_log_axis
 
 Results = Mapping[str, Any]
@@ -82,5 +83,11 @@ def scale(axes: Axes, values: Sequence[float], which: Literal["x", "y"] = "y") -
 
 def heading(results: Results, metric: str) -> str:
     """Return the names of the grid and the metric, and whether a lower or a higher value is better."""
+    return f"{results['title'] or results['name']}: {with_direction(results, metric)}"
+
+
+def with_direction(results: Results, metric: str) -> str:
+    """Return the metric's name, and which of its values are better; nothing is better than 0.5 for an attack."""
     better = results["measured"].get(metric, {}).get("better")
-    return f"{results['title'] or results['name']}: {metric}{f' ({better} is better)' if better else ''}"
+    guess = ", 0.5 is a guess" if is_attack(results, metric) else ""
+    return f"{metric} ({better} is better{guess})" if better else metric

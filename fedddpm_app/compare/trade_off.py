@@ -6,7 +6,17 @@ from pathlib import Path
 
 from matplotlib.axes import Axes
 
-from fedddpm_app.compare.looks import Look, Results, heading, legend_of, looks_of, scale, value_in, values_of
+from fedddpm_app.compare.looks import (
+    Look,
+    Results,
+    heading,
+    legend_of,
+    looks_of,
+    scale,
+    value_in,
+    values_of,
+    with_direction,
+)
 from fedddpm_app.compare.table import conditions_of
 from fedddpm_app.recording.style import FLOOR, open_figure
 
@@ -38,7 +48,7 @@ def plot_trade_off(results: Results, path: Path) -> None:
                 for label, look in looks.items():
                     _points(axes, pairs_of(results, label, condition, other), look, label)
                 _floors(axes, results, condition, other)
-                axes.set_xlabel(_with_direction(results, other))
+                axes.set_xlabel(with_direction(results, other))
                 axes.locator_params(axis="x", nbins=5)
             row[0].set(ylabel=metric, title=condition)
             scale(row[0], [v for label in looks for v in values_of(results, label, condition, metric)])
@@ -69,9 +79,3 @@ def _floors(axes: Axes, results: Results, condition: str, other: str) -> None:
         floor = next((value for value in floors if value is not None and math.isfinite(value)), None)
         if floor is not None:
             mark(floor, color=FLOOR, linestyle="--", linewidth=1)
-
-
-def _with_direction(results: Results, metric: str) -> str:
-    """Return the metric's name, and which of its values are better."""
-    better = results["measured"].get(metric, {}).get("better")
-    return f"{metric} ({better} is better)" if better else metric

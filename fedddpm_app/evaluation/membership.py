@@ -196,9 +196,15 @@ def _gap(values: Scores, seen: NDArray[np.bool_]) -> float:
     return max(float(gaps.mean()) if both.any() else 0.0, _LEAST_DEVIATION)
 
 
-def by_distance(images: Tensor, generated: Tensor, k: int) -> Scores:
-    """Return the scores of uint8 images (N, C, H, W): how abnormally near a generated one is, see ``Neighbours``."""
-    found: Scores = -nearest_training(images, generated, k).ratio.double().numpy()
+def by_distance(images: Tensor, generated: Tensor, k: int, *, mirrored: bool = False) -> Scores:
+    """Return the scores of uint8 images (N, C, H, W): how abnormally near a generated one is, see ``Neighbours``.
+
+    ``mirrored``: the models were also trained on mirror images, so that the nearer one of an image and its mirror image
+    counts.
+    """
+    views = (images, images.flip(-1)) if mirrored else (images,)
+    ratios = [nearest_training(view, generated, k).ratio for view in views]
+    found: Scores = -torch.stack(ratios).amin(0).double().numpy()
     return found
 
 

@@ -148,3 +148,11 @@ def test_generated_images_near_to_members_give_them_away():
     images = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     generated = torch.cat([images[:20], images[40:]])
     assert auc_of(by_distance(images[:20], generated, 10), by_distance(images[20:40], generated, 10)) == 1.0
+
+
+def test_a_mirror_image_gives_a_member_away_where_models_were_trained_on_it():
+    images = torch.randint(0, 256, (60, 1, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    generated = torch.cat([images[:20].flip(-1), images[40:]])
+    scores = [by_distance(part, generated, 10, mirrored=True) for part in (images[:20], images[20:40])]
+    assert auc_of(*scores) == 1.0
+    assert auc_of(*(by_distance(part, generated, 10) for part in (images[:20], images[20:40]))) < 0.9
