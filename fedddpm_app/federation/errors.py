@@ -11,7 +11,18 @@ class RoundFailedError(RuntimeError):
 
 
 class TooFewRepliesError(RoundFailedError):
-    """Fewer clients than ``min-replies`` returned a usable reply; the round can be repeated."""
+    """Fewer clients than ``min-replies`` returned a usable reply; the round can be repeated.
+
+    Attributes
+    ----------
+    has_excluded : bool
+        Whether clients were excluded, so that the next attempt is without them: it does not count as a retry, if there
+        are retries at all. Else several clients, each found out in an attempt of its own, could end the run.
+    """
+
+    def __init__(self, message: str, *, has_excluded: bool = False) -> None:
+        super().__init__(message)
+        self.has_excluded = has_excluded
 
 
 class ActorLostError(RoundFailedError):

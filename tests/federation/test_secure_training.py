@@ -1,5 +1,6 @@
 """Rounds with masked updates: the same results as without, lost clients, refusals, and the bytes on the wire."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -369,6 +370,27 @@ def test_one_client_whose_shares_give_no_secret_is_left_out_and_the_run_goes_on(
     abandoned, repeated = (row for row in run.stats if row["phase"] in ("round", "abandoned"))
     assert abandoned["train/left_out"]["1"] == f"the shares of client 1 {reason}"
     assert (repeated["phase"], repeated["declined"]) == ("round", [1])
+
+
+def test_clients_that_are_found_out_one_after_the_other_do_not_use_up_the_retries(run_with, monkeypatch):
+    """Two of 4 lie in an attempt each, where only the last message of the protocol shows it."""
+    original, attempts = InProcessGrid._answer, Counter()
+
+    def answer(self, message):
+        kind, node = message.metadata.message_type, message.metadata.dst_node_id
+        attempts[self] += (kind, node) == ("train.secure_keys", 1000)
+        if (kind, node) != ("train.secure_shares", 1000 + attempts[self]) or attempts[self] > 2:
+            return original(self, message)
+        with lying("no padding", self.contexts[node].state["fedddpm-secure"]):
+            return original(self, message)
+
+    monkeypatch.setattr(InProcessGrid, "_answer", answer)
+    with pytest.raises(RoundFailedError, match="do not belong together"):
+        run_with("", max_round_retries=0)  # then no round is ever repeated
+    run = run_with("", name="other", max_round_retries=1)
+    rows = [row for row in run.stats if row["phase"] in ("round", "abandoned")]
+    assert [row["phase"] for row in rows] == ["abandoned", "abandoned", "round"]
+    assert rows[-1]["declined"] == [1, 2]
 
 
 def test_one_accuser_alone_is_not_believed(run_with, monkeypatch):

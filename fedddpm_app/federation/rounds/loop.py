@@ -72,7 +72,7 @@ class Rounds:
 
     def _train(self, server_round: int, arrays: ArrayRecord) -> tuple[ArrayRecord, MetricRecord | None]:
         """Train a round; repeat it from the same weights if fewer than ``min-replies`` clients returned a reply."""
-        strategy, retries = self._strategy, self._strategy.config.waiting.max_round_retries
+        strategy, retries, used = self._strategy, self._strategy.config.waiting.max_round_retries, 0
         for attempt in itertools.count():
             strategy.attempt = attempt
             try:
@@ -82,10 +82,12 @@ class Rounds:
                 return arrays if aggregated is None else aggregated, metrics
             except TooFewRepliesError as error:
                 strategy.abandon_round(str(error))
-                if attempt == retries:
+                is_free = error.has_excluded and retries > 0  # with 0, no round is ever repeated
+                used += not is_free
+                if used > retries:
                     raise
-                text = "round %d is abandoned, and repeated (%d of max-round-retries = %d): %s"
-                logger.warning(text, server_round, attempt + 1, retries, error)
+                count = "without a client" if is_free else f"{used} of max-round-retries = {retries}"
+                logger.warning("round %d is abandoned, and repeated (%s): %s", server_round, count, error)
         raise AssertionError("itertools.count ends")
 
 

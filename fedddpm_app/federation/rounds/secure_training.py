@@ -57,6 +57,7 @@ class SecureTraining(RoundTraining):
         self._session, self._name = ServerSession(), secrets.token_bytes(_NAME_BYTES)
         self._sizes: dict[int, int] = {}
         self._refused: dict[int, str] = {}
+        self._has_excluded = False
 
     def messages(self, arrays: ArrayRecord) -> list[Message]:
         """Sample clients, have them exchange keys and shares, and return the messages with the weights for them."""
@@ -245,6 +246,7 @@ class SecureTraining(RoundTraining):
     def _exclude(self, clients: Iterable[int], reason: str) -> None:
         """Ask clients for nothing in the rounds any more, as those that have declined."""
         for client in sorted(clients):
+            self._has_excluded = True
             self._strategy.clients.declined.add(client)
             self._strategy.clients.log.refuse(client, ReplyRefusedError(reason), self._round)
 
@@ -267,7 +269,7 @@ class SecureTraining(RoundTraining):
     def _too_few(self, problem: str) -> TooFewRepliesError:
         self._strategy.round_log.add(self._left_out)
         first = next((f"; client {client}: {reason}" for client, reason in sorted(self._refused.items())), "")
-        return TooFewRepliesError(f"round {self._round}: {problem}{first}")
+        return TooFewRepliesError(f"round {self._round}: {problem}{first}", has_excluded=self._has_excluded)
 
     def _record(self, clipped: float, bound: float) -> None:
         """Add the values of the round's line, and warn of clipped updates."""
