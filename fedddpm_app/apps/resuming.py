@@ -71,7 +71,7 @@ def open_run(
         return recorder, None
     directory = (base / Path(config.run.resume).expanduser()).resolve()
     checkpoint = find_resumable(directory, config, run_config)
-    measured = _changed_test_images(directory, data)
+    measured = check_data(directory, data)
     recorder = RunRecorder.resume(directory, checkpoint, cache_folder(config.data))
     with recorder:
         done = checkpoint.server_round if checkpoint else None
@@ -129,11 +129,29 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
     return checkpoint
 
 
-def _changed_test_images(directory: Path, data: Mapping[str, str]) -> list[str]:
-    """Return a text if the test images have changed; raise ``ConfigError`` if clients would train on other images."""
+def check_data(directory: Path, data: Mapping[str, str]) -> list[str]:
+    """Compare the data with those that a run began with.
+
+    Parameters
+    ----------
+    directory : Path
+        The run directory.
+    data : mapping of str to str
+        The digests of this host's data, see ``FederatedDataset.digests``.
+
+    Returns
+    -------
+    list of str
+        A text if the test images are others, which changes metrics alone.
+
+    Raises
+    ------
+    ConfigError
+        If clients would train on other images.
+    """
     changed = changed_data(directory, data)
     if {"train", PARTITION} & {*changed}:
-        which = "training images" if "train" in changed else "clients' parts of the training images"
+        which = "training images, or their labels," if "train" in changed else "clients' parts of the training images"
         raise ConfigError(
             f"resume: the {which} are not those that {directory} began with (its {CONFIG} has their SHA-256): restore "
             "the data set and the versions of the packages that read it, or start a new run."

@@ -63,7 +63,8 @@ def _run(grid: Grid, context: Context) -> None:
     task = DiffusionTask(config)
     test_data = task.data.test
     evaluator = create_evaluator(config) if config.evaluation.measures_images else None
-    recorder, checkpoint = open_run(config, run_config, _base_directory(config, grid), grid.run, task.data.digests)
+    digests = _digests(config, grid, task)
+    recorder, checkpoint = open_run(config, run_config, _base_directory(config, grid), grid.run, digests)
     with RunEnding(recorder) as ending:
         name_directory(recorder.directory)
         _log_start(recorder, grid, context, checkpoint)
@@ -117,6 +118,13 @@ def _attacks(config: Config, grid: Grid, recorder: RunRecorder, task: DiffusionT
         return []
     with cpu_threads(config.run.server_threads):
         return attack_run(recorder.directory, config, task, recorder.load_auxiliary())
+
+
+def _digests(config: Config, grid: Grid, task: DiffusionTask) -> dict[str, str]:
+    """Return the digests of this host's data that the run uses; those of sites in a deployment are on other hosts."""
+    if config.data.partition == SITES and is_deployed(grid.run):
+        return {name: digest for name, digest in task.data.split_digests.items() if name == "test"}
+    return task.data.digests
 
 
 def _base_directory(config: Config, grid: Grid) -> Path:

@@ -8,7 +8,7 @@ import typer
 from rich import box
 from rich.table import Table
 
-from fedddpm_app.cli.common import console, refuse, say
+from fedddpm_app.cli.common import console, say
 from fedddpm_app.config import default_run_config, load_config, packaged_app
 from fedddpm_app.data.store import cache_folder
 from fedddpm_app.launch.homes import end_home, headless_homes, status_of
@@ -21,7 +21,7 @@ _GOES_ON = "goes on, although its command was killed: `fedddpm clean --headless`
 def clean(runs: Path, yes: bool, resumable: bool, headless: bool) -> None:
     """Show and remove left-overs; ``commands.clean`` describes the arguments."""
     if not runs.expanduser().is_dir() and runs != Path("runs"):
-        refuse(f"RUNS = {runs}: there is no such folder; give the folder that holds run directories.")
+        say(f"RUNS = {runs}: there is no such folder; run directories lie in the folder of output-dir")
     for home in headless_homes():
         _stop(home, headless, yes)
     cache = cache_folder(load_config(default_run_config(packaged_app())).data)

@@ -181,7 +181,8 @@ def _count_steps(config: Config) -> int:
 
 def _steps_before(directory: Path, config: Config, steps: int) -> int:
     """Return how many of a resumed run's steps are done: by the share of its expected compute that it has recorded."""
-    done = sum(float(row.get("compute/steps") or 0.0) for row in read_rows(directory / STATS))
+    counts = [row.get("compute/steps") for row in read_rows(directory / STATS)]
+    done = sum(count for count in counts if isinstance(count, int | float))
     sizes = open_dataset(config.data, config.run.seed).check()
     expected = get_algorithm(config).cost(config, sizes).steps
     return round(steps * min(1.0, done / expected)) if expected else 0

@@ -173,7 +173,7 @@ def _train(request: Request) -> Message:
     state = request.open_state(keeps_residual=keeps_residual)
     hook = request.create_hook(state)
     result = setup.worker.train(hook, request.ledger())
-    check_result(result.training, hook, keeps=isinstance(state, ClientState))
+    check_result(result.training, hook, keeps=setup.strategy.keeps_state(setup.config))
     trained = result.training.weights
     residual = _residual(request, state, trained) if keeps_residual else {}
     answer, lost = _pack_trained(request, trained, hook.round.global_weights, residual)
@@ -192,7 +192,7 @@ def _train_masked(request: Request) -> Message:
     masking, state = Masking(setup.config, request.message, session), request.open_state()
     hook = request.create_hook(state)
     result = setup.worker.train(hook, request.ledger())
-    check_result(result.training, hook, keeps=isinstance(state, ClientState))
+    check_result(result.training, hook, keeps=setup.strategy.keeps_state(setup.config))
     answer = masking.answer(result.training, result.num_examples, hook)
     if isinstance(state, ClientState):
         state.save(hook.round.server_round, hook.kept)

@@ -143,7 +143,7 @@ def _with_texts(
     name_of = {text: normal_form(text.strip()) for text in texts}
     names = in_order(set(name_of.values()))
     most = min(_MAX_CLASSES, sum(len(values) for values in columns.values()) // 2)
-    if len(names) > most and not {normal_form(name) for name in class_names}.issuperset(names):
+    if len(names) > most and {normal_form(name) for name in class_names}.isdisjoint(names):
         reason = f"it holds {len(names)} different texts, such as {names[0]!r}, where at most {most} can be classes"
         return _without(parts, where, column, f"{reason} (half the number of images, and {_MAX_CLASSES})")
     index = {name: label for label, name in enumerate(names)}

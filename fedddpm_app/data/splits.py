@@ -96,7 +96,7 @@ class Split:
 def split_of_dataset(images: Dataset, split: str, folders: Sequence[Path]) -> Split:
     """Return a split from a data set with an ``image`` column of encoded bytes, or of files in one of ``folders``.
 
-    A relative name of a file is relative to these folders.
+    A relative name of a file is relative to these folders, or else to the current folder.
     """
     allowed = [folder.resolve() for folder in folders]
     encoded = images.select_columns([_IMAGE]).cast_column(_IMAGE, ImageFeature(decode=False))
@@ -107,8 +107,8 @@ def split_of_dataset(images: Dataset, split: str, folders: Sequence[Path]) -> Sp
             raise ValueError("it is empty")
         if stored["bytes"] is not None:
             return open_picture(io.BytesIO(stored["bytes"]))
-        paths = [(folder / stored["path"]).resolve() for folder in allowed]  # an absolute path stays as it is
-        inside = [path for path, folder in zip(paths, allowed, strict=True) if path.is_relative_to(folder)]
+        paths = [(folder / stored["path"]).resolve() for folder in (*allowed, Path.cwd())]  # an absolute one stays
+        inside = [path for path in paths if any(path.is_relative_to(folder) for folder in allowed)]
         if not inside:
             raise ValueError("it is outside of the folder of the data set: store the picture itself in the table")
         return open_picture(next((path for path in inside if path.is_file()), inside[0]))

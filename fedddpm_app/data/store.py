@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import shutil
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -30,7 +30,7 @@ from fedddpm_app.disk.private import OwnerError, check_owner, private_folder
 from fedddpm_app.progress import ItemReporter, logger
 
 SPLITS = ("train", "test")
-_VERSION = 5  # of decoding and of the layout
+_VERSION = 6  # of decoding and of the layout
 _ABOUT = "about.json"
 
 
@@ -60,7 +60,7 @@ class SplitInfo:
     bad: list[str]
     has_labels: bool
     class_names: list[str]
-    unlabelled: list[str] = field(default_factory=list)
+    unlabelled: list[str]
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,9 @@ def load_stored(config: DataConfig) -> dict[str, StoredSplit]:
     if splits is None:
         raise ConfigError(f"{folder} was removed or changed during its use: remove it, and run again.")
     infos = [part.info for part in splits.values()]
+    for sites in filter(None, (info.unlabelled for info in infos)):
+        text = 'class-names = "%s", but these sites have no labels: %s; those of the others are not used'
+        logger.warning(text, config.class_names, ", ".join(sites[:10]))
     check_bad([bad for info in infos for bad in info.bad], min((info.num_images for info in infos), default=1), config)
     check_mixture(sum(info.num_grey for info in infos), sum(info.num_images for info in infos), config)
     return splits
@@ -182,12 +185,6 @@ def _store(folder: Path, split: str, source: Split, config: DataConfig) -> Split
     if labels is not None:
         np.save(folder / f"{split}.labels.npy", labels[decoded.rows])
         digest.update(labels[decoded.rows].data)
-    if source.unlabelled:
-        logger.warning(
-            'class-names = "%s", but these sites have no labels: %s; those of the others are not used',
-            config.class_names,
-            ", ".join(source.unlabelled[:10]),
-        )
     counts = len(decoded.rows), decoded.num_grey
     names = source.class_names, source.unlabelled
     return SplitInfo(*counts, digest.hexdigest(), decoded.bad, labels is not None, *names)

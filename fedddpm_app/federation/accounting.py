@@ -10,6 +10,7 @@ _MB = 1e6
 _COMPUTE = "compute/steps"
 _EVALUATION = "comm/evaluation_mb"
 _TOTALS = ("time/phase_s", "time/round_s")
+COST_KEYS = ("comm/up_mb", "comm/down_mb", _EVALUATION, _COMPUTE)  # of each line of stats.jsonl that has a cost
 
 
 class Accounting:

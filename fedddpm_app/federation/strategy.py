@@ -114,6 +114,7 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         "architecture",
         "spending",
         "client_privacy",
+        "round_log",
     )
     clients: Clients
     transport: Transport

@@ -122,7 +122,7 @@ def configure(
 
 def _check_without_held_out(kind: type[FederatedStrategy], config: Config) -> None:
     """Refuse what needs held-out examples, which the clients of simulate do not have."""
-    if issubclass(kind, PDFed) and kind.check_scores.__func__ is PDFed.check_scores.__func__:  # type: ignore[attr-defined]
+    if issubclass(kind, PDFed) and "check_scores" not in _overridden(kind, PDFed):
         raise ConfigError(
             f'algorithm = "{config.run.algorithm}": its peers score each other by images that they hold out, which the '
             "clients of simulate do not have; use `fedddpm run --engine inprocess`."
@@ -132,6 +132,11 @@ def _check_without_held_out(kind: type[FederatedStrategy], config: Config) -> No
             f"held_out_fraction = {fraction}: the clients of simulate hold no examples out; leave it out, and evaluate "
             "the weights that simulate returns."
         )
+
+
+def _overridden(kind: type, base: type) -> set[str]:
+    """Return the names that a class, or one between it and its base, defines."""
+    return {name for each in kind.__mro__[: kind.__mro__.index(base)] for name in vars(each)}
 
 
 def _resolve(algorithm: str | type[FederatedStrategy]) -> tuple[type[FederatedStrategy], str]:

@@ -182,9 +182,9 @@ def _check_arguments(
 
 
 def _whole(name: str, value: Any) -> int:
-    """Return a whole number, also if it is a float or a number of NumPy."""
+    """Return a whole number, also if it is a float, a text or a number of NumPy."""
     try:
-        if value == int(value):
+        if isinstance(value, str) or value == int(value):
             return int(value)
     except (TypeError, ValueError, OverflowError):
         pass

@@ -163,7 +163,7 @@ class RunRecorder:
         changed = {key: value for key, value in run_config.items() if about["run_config"].get(key) != value}
         entry = {"after_round": server_round, "run_id": str(run.run_id), "changed": changed, **describe_environment()}
         about["resumed"] = [*about.get("resumed", []), entry]
-        about[DATA] = {**about.get(DATA, {}), **data}
+        about[DATA] = {**(about.get(DATA) or {}), **data}
         about["run_config"] = self._run_config = dict(run_config)
         self.first_run = first_run_of(self.directory)  # which stays in the file: it names what the clients keep
         write_json(path, about)

@@ -91,7 +91,7 @@ class TrainingHook:
     Attributes
     ----------
     keeps_state : bool
-        Whether the hook has state between rounds; if False, ``kept`` must stay empty.
+        Whether the hook has state between rounds; if False, ``kept`` is dropped, with a warning.
     kept, sent : dict of str to Weights
         Records for the client's next round, and records for the server.
     metrics : dict of str to float

@@ -275,11 +275,17 @@ def test_images_that_the_run_did_not_train_on_are_refused(shared_run, tmp_path):
     """A picture that is removed shifts the others between members and non-members."""
     run = RunDirectory(shutil.copytree(shared_run().path, tmp_path / "run"))
     about = json.loads((run.path / "config.json").read_text())
-    about["data"]["partition"] = "other"
+    began = about["data"]
+    about["data"] = began | {"partition": "other"}
     (run.path / "config.json").write_text(json.dumps(about))
     code, text = audit(run, *QUICK)
     assert code == 2
     assert "its clients trained on other images than those that are here. An attack" in " ".join(text.split())
+    about["data"] = began | {"train": "other"}  # such as other pixels
+    (run.path / "config.json").write_text(json.dumps(about))
+    code, text = audit(run, *QUICK, "--references", "0", "--samples", "0", "--client", "0")
+    assert code == 0, text
+    assert "the pixels or labels of the training images are not those that the run began with" in " ".join(text.split())
     stats = (run.path / "stats.jsonl").read_text().splitlines()
     sizes = json.loads(stats[0])["data/num_examples"]
     stats[0] = json.dumps(json.loads(stats[0]) | {"data/num_examples": [sizes[0] + 1, *sizes[1:]]})

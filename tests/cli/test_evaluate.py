@@ -73,6 +73,17 @@ def test_a_run_chooses_no_cache(shared_run, tmp_path, command, options):
 
 
 @pytest.mark.slow
+def test_images_that_are_not_those_of_the_run_are_named(shared_run, evaluate, tmp_path):
+    run = copy_of(shared_run(num_rounds=1, eval_final_images=30), tmp_path)
+    assert "images are not those that the run began with" not in evaluate(run.path, "--num-images", "4").output
+    about = json.loads((run.path / "config.json").read_text())
+    about["data"]["test"] = "other"
+    (run.path / "config.json").write_text(json.dumps(about))
+    result = evaluate(run.path, "--num-images", "4")
+    assert result.exit_code == 0, result.output
+    assert "the test images are not those that the run began with" in " ".join(result.output.split())
+
+
 def test_a_run_is_measured_again(shared_run, evaluate, tmp_path):
     run = copy_of(shared_run(num_rounds=1, eval_final_images=30), tmp_path)
     result = evaluate(run.path, "--num-images", "30")

@@ -11,22 +11,23 @@ from tests.data.conftest import noise, picture, table_of
 
 
 @pytest.mark.parametrize("kind", ["parquet", "save_to_disk"])
-@pytest.mark.parametrize("place", ["outside", "link", "inside", "relative", "above"])
-def test_a_table_names_only_pictures_of_its_folder(tmp_path, kind, place):
+@pytest.mark.parametrize("place", ["outside", "link", "inside", "relative", "above", "from here"])
+def test_a_table_names_only_pictures_of_its_folder(tmp_path, monkeypatch, kind, place):
+    monkeypatch.chdir(tmp_path)
     folder, secret = tmp_path / "data", tmp_path / "patient.png"
     folder.mkdir()
     picture(np.random.default_rng(0)).save(secret)
     picture(np.random.default_rng(1)).save(folder / "own.png")
     (folder / "link.png").symlink_to(secret)
     named = {"outside": secret, "link": folder / "link.png", "inside": folder / "own.png"}
-    path = str((named | {"relative": "own.png", "above": "../patient.png"})[place])
+    path = str((named | {"relative": "own.png", "above": "../patient.png", "from here": "data/own.png"})[place])
     rows = datasets.Dataset.from_dict({"image": [{"bytes": None, "path": path}] * 30})
     if kind == "parquet":
         rows.to_parquet(str(folder / "train.parquet"))
     else:
         rows.save_to_disk(str(folder))
     read = load_local(f"path:{folder}")["train"].read
-    if place in ("inside", "relative"):
+    if place in ("inside", "relative", "from here"):
         assert read(0).size
         return
     with pytest.raises(ValueError, match="outside of the folder of the data set"):

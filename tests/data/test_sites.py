@@ -113,12 +113,16 @@ def test_a_small_site_may_have_as_many_classes_as_images(tmp_path, data_config, 
         (tmp_path / "tables" / site).mkdir(parents=True)
         for k in range(len(texts)):
             picture(rng, bands=1).save(tmp_path / "tables" / site / f"{k}.png")
-        table = "".join(f"{k}.png,{text}\n" for k, text in enumerate(texts))
-        (tmp_path / "tables" / site / "metadata.csv").write_text("file_name,label\n" + table)
+        lines = "".join(f"{k}.png,{text}\n" for k, text in enumerate(texts))
+        (tmp_path / "tables" / site / "metadata.csv").write_text("file_name,label\n" + lines)
     data = {"partition": "sites", "min_partition_size": 1, "num_classes": 3, "class_names": "dog,cat,ant"}
     config = data_config(tmp_path / "tables", **data)
     assert open_dataset(config, 0).label_table.sum(1).tolist() == [1, 5]  # beside the held-out ones
-    (tmp_path / "tables" / "a" / "metadata.csv").unlink()
+    table = tmp_path / "tables" / "a" / "metadata.csv"
+    table.write_text("file_name,label\n0.png,dog\n1.png,catt\n")
+    with pytest.raises(ConfigError, match='/a also has the class "catt": add it'):
+        open_dataset(dataclasses.replace(config, max_bad_images=2), 0).check()
+    table.unlink()
     given = dataclasses.replace(config, max_bad_images=1)  # which is another config for the caches
     assert open_dataset(given, 0).train.labels is None
     assert 'class-names = "dog,cat,ant", but these sites have no labels: a; those of the others' in caplog.text

@@ -1,5 +1,6 @@
 """Whole runs in which every client has a folder of its own, on the real apps."""
 
+import logging
 import shutil
 
 import pytest
@@ -48,6 +49,20 @@ def deployed(run_config, folder, tmp_path):
 
 def paths_of(folder):
     return [folder / f"site-{k:04d}" for k in range(4)]
+
+
+def test_a_site_that_has_other_images_after_a_resume_is_named(deployed, folder, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+    quick = {"algorithm": "fedavg", "eval_every": 0, "preview_every": 0}
+    run = deployed(paths_of(folder), num_rounds=1, **quick)
+    before = run.stats[0]["data/num_examples"]
+    for path in sorted(paths_of(folder)[2].rglob("*.png"))[:10]:  # 9 of them, or all, were to train on
+        path.unlink()
+    load_stored.cache_clear()
+    open_dataset.cache_clear()
+    deployed(paths_of(folder), num_rounds=2, resume=str(run.path), **quick)
+    assert f"client 2 began the run with {before[2]} training images, and has {before[2] - 9} now" in caplog.text
+    assert not any(f"client {k} began the run" in caplog.text for k in (0, 1, 3))
 
 
 @pytest.mark.slow

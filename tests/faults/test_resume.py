@@ -16,9 +16,11 @@ import torch
 
 import client_app
 import server_app
+from fedddpm_app.algorithms.fedavg import FederatedAveraging
 from fedddpm_app.algorithms.fedddpm import FedDDPM
 from fedddpm_app.apps.resuming import find_resumable
 from fedddpm_app.auxiliary.pretraining import PRETRAIN
+from fedddpm_app.cli.claim import continue_directory
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.disk.owned import LOCK, OwnerLock
 from fedddpm_app.federation.errors import RoundFailedError
@@ -59,6 +61,7 @@ OTHERS = {
     "late-mean": {"algorithm": "fedddpm-late", "late-teacher": "mean", "correction-steps": 20},
     "cycles": {"algorithm": "fedddpm-late", "late-teacher": "local", "late-cycles": 3},
     "from-global": {"algorithm": "fedddpm-kd", "pretrain-from": "global"},
+    "noted": {"algorithm": "tests.faults.test_resume:Noted"},
     "halved": {"algorithm": "tests.faults.test_resume:Halved"},
     "nodes": {"algorithm": "tests.faults.test_resume:Halved", "auxiliary-generation": "nodes"},
     "halved-from-global": {"algorithm": "tests.faults.test_resume:Halved", "pretrain-from": "global"},
@@ -451,15 +454,30 @@ def test_other_training_images_are_refused_and_other_test_images_are_named(stopp
     folder = folder_of(resume)
     began = json.loads((folder / "config.json").read_text())["data"]
     assert sorted(began) == ["partition", "test", "train"]
-    for name, which in (("train", "the training images"), ("partition", "the clients' parts of the training images")):
+    for name, which in (("train", "training images, or their labels,"), ("partition", "clients' parts of the")):
         set_digest(folder, name, "other")
-        with pytest.raises(ConfigError, match=f"resume: {which} are not those that .*/stopped began with"):
+        with pytest.raises(ConfigError, match=f"resume: the {which}.* are not those that .*/stopped began"):
             run_here(resume)
+        with pytest.raises(ConfigError, match=which):  # `fedddpm run` says so before it starts Flower
+            continue_directory(load_config(resume), resume)
         set_digest(folder, name, began[name])
     set_digest(folder, "test", "other")
     assert run_here(resume).summary["status"] == "completed"
     assert "the new rounds are measured with another set of test images: they do not continue" in caplog.text
     assert json.loads((folder / "config.json").read_text())["data"] == began  # of the newest rounds
+
+
+class Noted(FederatedAveraging):
+    """Records a value before round 1."""
+
+    def prepare(self, grid, weights):
+        self.record(**{"my/prepared": 7})
+        return weights
+
+
+def test_what_is_recorded_before_round_1_outlives_a_stop(settings, stopped):
+    (initial,) = [row for row in run_here(stopped("noted", 0)).stats if row["phase"] == "initial"]
+    assert initial["my/prepared"] == 7
 
 
 @pytest.mark.slow

@@ -243,6 +243,7 @@ def test_hyper_parameters_have_short_names_and_symbols(algorithm, names):
         ({"mu": "much"}, r"fedprox-mu = 'much' cannot be used"),
         ({"aggregator": "krumm"}, r"aggregator = 'krumm'"),
         ({"rounds": 2.9}, r"rounds = 2.9: give a whole number"),
+        ({"rounds": "2.9"}, r"rounds = '2.9': give a whole number"),
         ({"batch_size": 2.9}, r"batch_size = 2.9: give a whole number"),
         ({"seed": "one"}, r"seed = 'one': give a whole number"),
         ({"held_out_fraction": 0.2}, r"held_out_fraction = 0.2: the clients of simulate hold no examples out"),

@@ -2,16 +2,18 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from flwr.app import MetricRecord
 from torch import Tensor
 
-from fedddpm_app.federation.accounting import Accounting, Span
+from fedddpm_app.federation.accounting import COST_KEYS, Accounting, Span
 from fedddpm_app.federation.messages.replies import Reply
 
-_OF_THE_LINE = ("phase", "round", "clients", "absent")
-_OF_THE_COST = ("comm/", "compute/", "time/", "mem/")
+_TOTAL = "time/round_s"
+_OF_THE_APP = ("phase", "round", "clients", "absent", *COST_KEYS, _TOTAL, "mem/peak_rss_mb")
+_MOST_NUMBERS = 10_000  # of an array: a line is no place for weights
 
 
 class RoundLog:
@@ -53,17 +55,24 @@ class RoundLog:
         Raises
         ------
         ValueError
-            For a name that the line itself has, or that begins as those of its costs do.
+            For a name that the app writes itself.
         TypeError
-            For a value that JSON cannot hold. A number of NumPy or torch, also an array of one, is a number.
+            For a value that JSON cannot hold. A number of NumPy or torch is a number, also as an array of one; an array
+            is a list, with at most 10,000 numbers.
         """
         for key, value in stats.items():
-            if key in _OF_THE_LINE or key.startswith(_OF_THE_COST):
-                raise ValueError(
-                    f'record: "{key}" is a name of the app: {", ".join(_OF_THE_LINE)}, and names with '
-                    f'{", ".join(_OF_THE_COST)} are taken; use another name, such as "my/{key.rpartition("/")[2]}".'
-                )
+            if key in _OF_THE_APP:
+                fix = f'use another one, such as "my/{key.rpartition("/")[2]}"'
+                raise ValueError(f'record: "{key}" is a name that the app writes itself: {fix}.')
             self._stats[key] = _plain(key, value)
+
+    def state_dict(self) -> dict[str, object]:
+        """Return the values that were added before round 1, for a checkpoint; empty in a round."""
+        return {"stats": {} if self.server_round else self._stats}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Continue with the values of a checkpoint."""
+        self._stats = {**state["stats"]}
 
     def take(self) -> dict[str, object]:
         """Return the values that were added before round 1, and empty the line."""
@@ -90,25 +99,29 @@ class RoundLog:
 
     def close(self) -> dict[str, object]:
         """Return the line, with the round's cost."""
-        return self._stats | self.span.spent("time/round_s")
+        return self._stats | self.span.spent(_TOTAL)
 
 
 def _plain(key: str, value: object) -> object:
     """Return a value as JSON holds it."""
-    if value is None or type(value) in (bool, int, float, str):
+    if value is None or (isinstance(value, bool | int | float | str) and not isinstance(value, np.generic)):
         return value
     if isinstance(value, np.generic | np.ndarray | Tensor) and np.prod(value.shape) == 1:
         return _plain(key, value.item())
+    if isinstance(value, np.ndarray | Tensor) and np.prod(value.shape) <= _MOST_NUMBERS:
+        return _plain(key, value.tolist())
     if isinstance(value, Mapping):
-        if odd := [name for name in value if not isinstance(name, str | int)]:
-            raise TypeError(f"record: {key} has the name {odd[0]!r} in a mapping: use texts or whole numbers.")
-        return {name: _plain(key, each) for name, each in value.items()}
+        return {_name(key, name): _plain(key, each) for name, each in value.items()}
     if isinstance(value, list | tuple):
         return [_plain(key, each) for each in value]
-    if isinstance(value, bool | int | float | str):  # of a subclass, such as an enum
-        return value
     kind = type(value).__name__
     about = f"{kind} of shape {tuple(value.shape)}" if isinstance(value, np.ndarray | Tensor) else kind
-    raise TypeError(
-        f"record: {key} is a {about}: record numbers, texts, or lists and mappings of them (`tensor.tolist()`)."
-    )
+    raise TypeError(f"record: {key} is a {about}: record numbers, texts, or lists and mappings of them.")
+
+
+def _name(key: str, name: object) -> str | float | None:
+    """Return a name of a mapping, which JSON makes a text."""
+    plain = _plain(key, name)
+    if not isinstance(plain, str | int | float | None):
+        raise TypeError(f"record: {key} has the name {name!r} in a mapping: use texts or numbers.")
+    return plain
