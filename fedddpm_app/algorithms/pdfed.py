@@ -45,7 +45,7 @@ from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.peers.cost import cost_of_peers, images_of_samples
 from fedddpm_app.peers.dedup import images_to_leave_out
 from fedddpm_app.peers.mail import MATCHED, NUMBER, SAMPLES, SCORE, SCORES, TRAIN
-from fedddpm_app.peers.private import balanced_labels, private_score
+from fedddpm_app.peers.private import balanced_labels, check_embedder, private_score
 from fedddpm_app.peers.relay import Relay
 from fedddpm_app.peers.report import report_round
 from fedddpm_app.peers.votes import pack_scores
@@ -171,11 +171,7 @@ class PDFed(FederatedStrategy):
                 'held-out-fraction = 0: with algorithm = "pdfed" every peer scores samples against its held-out '
                 "images; use held-out-fraction = 0.1."
             )
-        if config.pdfed.embedder == "inception-v3" and not config.evaluation.inception_weights:
-            raise ConfigError(
-                'pdfed-embedder = "inception-v3" needs inception-weights = "PATH" on every client, at a site as a key '
-                'of --node-config: set it, or use pdfed-embedder = "pixels-pca".'
-            )
+        check_embedder(config)
 
     @classmethod
     def keys_without_effect(cls, config: Config) -> dict[str, str]:

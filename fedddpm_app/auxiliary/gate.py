@@ -14,7 +14,7 @@ from torch import Tensor
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import to_uint8
-from fedddpm_app.evaluation.extractors import EfficientNetLite0, Extractor, InceptionV3
+from fedddpm_app.evaluation.extractors import Pretrained
 from fedddpm_app.evaluation.memorization import (
     Neighbours,
     among_themselves,
@@ -107,11 +107,8 @@ def check_settings(config: Config) -> None:
             f'memorization-check = "always" reads the images without noise, but pretrain-dp-epsilon = '
             f'{config.dp.pretrain.epsilon} promises that nothing is sent that does: use memorization-check = "never".'
         )
-    if config.sharing.memorization_extractor == "inception-v3" and not config.evaluation.inception_weights:
-        raise ConfigError(
-            'memorization-extractor = "inception-v3" needs inception-weights = "PATH" on every client, at a site as a '
-            'key of --node-config: set it, or use memorization-extractor = "none".'
-        )
+    if wanted := _wanted(config):
+        wanted.check(config.evaluation.inception_weights)
 
 
 def keys_of_no_check(config: Config) -> dict[str, str]:
@@ -164,12 +161,13 @@ def _pixels(data: TrainingData) -> Tensor:
 
 
 def _embedder(config: Config) -> Embed | None:
-    device, name = resolve_device(config.run.device), config.sharing.memorization_extractor
-    if name == "none":
+    wanted = _wanted(config)
+    if wanted is None:
         return None
-    extractor: Extractor = (
-        EfficientNetLite0(device)
-        if name == "efficientnet-lite0"
-        else InceptionV3(config.evaluation.inception_weights, device)
-    )
+    extractor = wanted.load(config.evaluation.inception_weights, resolve_device(config.run.device))
     return lambda images: extractor(images).vectors
+
+
+def _wanted(config: Config) -> Pretrained | None:
+    name = config.sharing.memorization_extractor
+    return None if name == "none" else Pretrained("memorization-extractor", name, instead="none")

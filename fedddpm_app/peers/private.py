@@ -9,7 +9,7 @@ from torch import Tensor
 from fedddpm_app.config import Config
 from fedddpm_app.device import resolve_device
 from fedddpm_app.diffusion.images import ImageBatch, to_uint8
-from fedddpm_app.evaluation.extractors import EfficientNetLite0, Extractor, InceptionV3, fit_pixels_pca
+from fedddpm_app.evaluation.extractors import Extractor, Pretrained, fit_pixels_pca
 from fedddpm_app.peers.score import LEAST, PrivateScore, embedder_of
 from fedddpm_app.training.task import Task, TrainingData
 
@@ -36,6 +36,12 @@ def private_score(config: Config, task: Task, partition_id: int) -> PrivateScore
     return scores[partition_id]
 
 
+def check_embedder(config: Config) -> None:
+    """Raise ``ConfigError`` if the embedder that ``pdfed-embedder`` names needs weights that are not given."""
+    if wanted := _pretrained(config):
+        wanted.check(config.evaluation.inception_weights)
+
+
 def balanced_labels(count: int, num_classes: int) -> Tensor:
     """Return int64 labels, shape (``count``,), class by class; the numbers per class differ by at most one."""
     return torch.arange(count).mul(num_classes).div(count, rounding_mode="floor")
@@ -44,14 +50,16 @@ def balanced_labels(count: int, num_classes: int) -> Tensor:
 def _extractor(config: Config, train: Tensor) -> Extractor:
     """Create the extractor; ``pixels-pca`` is fitted to ``train``."""
     device = resolve_device(config.run.device)
-    match config.pdfed.embedder:
-        case "efficientnet-lite0":
-            return EfficientNetLite0(device)
-        case "inception-v3":
-            return InceptionV3(config.evaluation.inception_weights, device)
+    if wanted := _pretrained(config):
+        return wanted.load(config.evaluation.inception_weights, device)
     if len(train) < 2:
         raise ValueError(f'pdfed-embedder = "pixels-pca" needs two training images, but there are {len(train)}')
     return fit_pixels_pca(to_uint8(train), device)
+
+
+def _pretrained(config: Config) -> Pretrained | None:
+    name = config.pdfed.embedder
+    return None if name == "pixels-pca" else Pretrained("pdfed-embedder", name, instead="pixels-pca")
 
 
 def _all(data: TrainingData) -> ImageBatch:

@@ -7,7 +7,7 @@ import torch
 
 from fedddpm_app.auxiliary import gate as module
 from fedddpm_app.auxiliary.gate import Gate, check_enough, check_settings, check_share, keys_of_no_check, open_gate
-from fedddpm_app.config import ConfigError, load_config
+from fedddpm_app.config import ConfigError, keys_without_effect, load_config
 from fedddpm_app.evaluation.memorization import among_themselves, nearest_vectors
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.training.declined import DeclinedError
@@ -138,6 +138,12 @@ def test_a_real_extractor_can_be_named(run_config):
     with pytest.raises(ConfigError, match=r"memorization-extractor = .* needs inception-weights"):
         check_settings(missing)
     check_settings(config)
+
+
+def test_the_weights_of_its_extractor_have_an_effect(run_config):
+    given = {"memorization-extractor": "inception-v3", "inception-weights": "/weights", "eval-extractor": "classifier"}
+    assert "inception-weights" in keys_without_effect(run_config | given)
+    assert "inception-weights" not in keys_without_effect(run_config | given | {"memorization-check": "always"})
 
 
 def test_limits(config):

