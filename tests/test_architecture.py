@@ -28,7 +28,7 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "data": GROUND | {"diffusion"},
     "evaluation": GROUND | {"diffusion", "training/task"},
     "recording": GROUND | {"diffusion", INTERNALS},
-    "tracking": GROUND | {"recording/directory", "recording/status"},
+    "tracking": GROUND | {"recording/layout", "recording/status"},
     "secure": GROUND | {INTERNALS},
     "federation": GROUND | {"diffusion/images", "secure", "training", "transport"},
     "client": GROUND | {"federation", "secure", "training", "transport"},
@@ -47,8 +47,8 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "peers/report": GROUND | {"federation", "peers", "training"},
     "algorithms": GROUND | {"auxiliary", "diffusion", "federation", "hierarchy", "peers", "training"},
     "audit": GROUND
-    | {"algorithms", "auxiliary", "data", "diffusion", "evaluation", "experiment", "recording/files", "training"}
-    | {"transport/wire"},
+    | {"algorithms", "auxiliary", "data", "diffusion", "evaluation", "experiment", "training"}
+    | {"recording/files", "recording/layout", "transport/wire"},
     "audit/final": GROUND | {"audit", "diffusion", "evaluation", "experiment", "training/declined"},
     "audit/saving": GROUND | {"audit", "evaluation", "recording"},
     "experiment": GROUND | {"data", "diffusion", "evaluation", "federation", "recording", "training"},

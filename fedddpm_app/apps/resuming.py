@@ -17,9 +17,10 @@ from fedddpm_app.recording.checkpoints import (
     load_checkpoint,
     rounds_of,
 )
-from fedddpm_app.recording.directory import CLIENT_STATE, CONFIG, check_has_no_links, run_directory
+from fedddpm_app.recording.directory import check_has_no_links, run_directory
+from fedddpm_app.recording.layout import CLIENT_STATE, CONFIG, STATS
 from fedddpm_app.recording.reading import changed_data, first_run_of, run_config_of
-from fedddpm_app.recording.recorder import STATS, RunRecorder
+from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.recording.status import COMPLETED, RUNNING, is_locked, read_status
 from fedddpm_app.tracking import start_tracking
 

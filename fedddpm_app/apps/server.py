@@ -22,8 +22,7 @@ from fedddpm_app.experiment.monitor import Monitor
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation.flower_internals import is_deployed
 from fedddpm_app.federation.messages.records import to_arrays
-from fedddpm_app.federation.security_log import NAME as SECURITY
-from fedddpm_app.federation.security_log import RESUMED, STARTED, SecurityLog
+from fedddpm_app.federation.security_log import RESUMED, SECURITY_LOG, STARTED, SecurityLog
 from fedddpm_app.federation.server_state import MODEL
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.progress import configure_logging, logger, name_directory, note
@@ -104,7 +103,7 @@ def _log_start(recorder: RunRecorder, grid: Grid, context: Context, checkpoint: 
     """Write to the security log with what settings and code the run starts, or is resumed."""
     resumed = bool(context.run_config["resume"])
     after = {"after_round": checkpoint.server_round if checkpoint else None} if resumed else {}
-    log = SecurityLog(functools.partial(recorder.append_to, SECURITY))
+    log = SecurityLog(functools.partial(recorder.append_to, SECURITY_LOG))
     facts = {"run_id": str(grid.run.run_id), "fab_hash": grid.run.fab_hash, **after}
     log.add(RESUMED if resumed else STARTED, **facts, **describe_code(context.run_config))
 

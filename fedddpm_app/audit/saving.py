@@ -6,9 +6,10 @@ from pathlib import Path
 from fedddpm_app.audit.attacks import Findings
 from fedddpm_app.evaluation.membership import roc_of
 from fedddpm_app.recording.files import write_json, writing
+from fedddpm_app.recording.layout import AUDIT, PLOTS
 from fedddpm_app.recording.roc import Curve, plot_roc
 
-RESULTS, PICTURE = "audit.json", "audit.png"
+PICTURE = "audit.png"
 
 
 def save_findings(run_dir: Path, findings: Findings, seed: int, clients: Sequence[int]) -> None:
@@ -20,7 +21,7 @@ def save_findings(run_dir: Path, findings: Findings, seed: int, clients: Sequenc
         When a file cannot be written.
     """
     curves = [Curve(target, attack.name, *roc_of(attack.members, attack.others)) for target, attack in findings.attacks]
-    write_json(run_dir / RESULTS, {"seed": seed, "clients": [*clients], **findings.to_dict()})
+    write_json(run_dir / AUDIT, {"seed": seed, "clients": [*clients], **findings.to_dict()})
     if curves:
-        with writing(run_dir / "plots" / PICTURE):
-            plot_roc(curves, run_dir / "plots" / PICTURE, run_dir.resolve().name)
+        with writing(run_dir / PLOTS / PICTURE):
+            plot_roc(curves, run_dir / PLOTS / PICTURE, run_dir.resolve().name)

@@ -22,6 +22,7 @@ from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.progress import note
 from fedddpm_app.recording.files import read_lines
+from fedddpm_app.recording.layout import STATS, UNFINISHED
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionRequest
 from fedddpm_app.training.privacy_ledger import PrivacyLedger
@@ -104,7 +105,7 @@ class Targets:
         if self._config.auxiliary.sharing == "images":
             note('auxiliary-sharing = "images": the clients\' own models have not left them, and are not attacked')
             return []
-        stored = UploadFiles(self._run_dir / "unfinished", "pretrain", PretrainedModel).read("")
+        stored = UploadFiles(self._run_dir / UNFINISHED, "pretrain", PretrainedModel).read("")
         if not stored and self._config.dp.pretrain.is_private and self._config.dp.dp_secret_noise:
             note("the clients' own models were trained privately, with noise that is not kept: they are not attacked")
             return []
@@ -146,7 +147,7 @@ class Targets:
 
     def _rows(self, phase: str) -> list[dict[str, Any]]:
         """Return the objects of a phase in ``stats.jsonl``."""
-        path = Path(self._run_dir) / "stats.jsonl"
+        path = Path(self._run_dir) / STATS
         try:
             rows = read_lines(path)
         except (OSError, ValueError) as error:

@@ -9,7 +9,7 @@ from rich.table import Table
 from torch import Tensor
 
 from fedddpm_app.audit.attacks import Audit, Copies, Effort, Findings
-from fedddpm_app.audit.saving import PICTURE, RESULTS, save_findings
+from fedddpm_app.audit.saving import PICTURE, save_findings
 from fedddpm_app.cli.common import check_named, console, find_app, refuse, say
 from fedddpm_app.cli.work_view import WorkView
 from fedddpm_app.cli.writing import failing_to_write
@@ -28,8 +28,8 @@ from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
+from fedddpm_app.recording.layout import AUDIT, AUXILIARY, CONFIG, STATS
 from fedddpm_app.recording.reading import changed_data, run_config_of, sizes_of_clients
-from fedddpm_app.recording.recorder import STATS
 from fedddpm_app.training.declined import DeclinedError, TrainingDivergedError
 
 
@@ -58,7 +58,7 @@ def audit(
             task = DiffusionTask(config, data_path)
             _check_data(run_dir, task, clients)
             generated = _samples(run_dir, config, task, samples) if samples else None
-            stored = load_auxiliary_set(run_dir / "auxiliary")
+            stored = load_auxiliary_set(run_dir / AUXILIARY)
             work = Audit(run_dir, config, task, clients, Effort(images, draws, references))
             findings = work.run(generated, (stored.data, stored.clients) if stored else None)
     except (ConfigError, DivergedError, TrainingDivergedError, DeclinedError) as error:
@@ -70,7 +70,7 @@ def audit(
 
 def _config(run_dir: Path, device: str, cache_dir: str | None, algorithm: str | None) -> Config:
     """Return the run's config; refuse a folder without a completed run."""
-    if not find_ensembles(run_dir) or not (run_dir / "config.json").is_file():
+    if not find_ensembles(run_dir) or not (run_dir / CONFIG).is_file():
         raise ConfigError(f"RUN = {run_dir}: there is no completed run in it; give the directory of one.")
     saved = run_config_of(run_dir, fix="give another run")
     check_named(saved.get("algorithm"), [algorithm], f"--algorithm {saved.get('algorithm')}")
@@ -166,4 +166,4 @@ def _with_interval(value: float, interval: tuple[float, float]) -> str:
 def _write(run_dir: Path, config: Config, findings: Findings, clients: Sequence[int]) -> None:
     with failing_to_write():
         save_findings(run_dir, findings, config.run.seed, clients)
-    say(f"audit: {(run_dir / RESULTS).resolve()}, plots/{PICTURE}")
+    say(f"audit: {(run_dir / AUDIT).resolve()}, plots/{PICTURE}")

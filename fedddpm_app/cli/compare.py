@@ -31,8 +31,8 @@ from fedddpm_app.device import resolve_device
 from fedddpm_app.disk.owned import LOCK, OwnerLock
 from fedddpm_app.launch.resources import usable_cpus
 from fedddpm_app.launch.simulation import Stopped, leaving_in_order
-from fedddpm_app.recording.directory import CONFIG
 from fedddpm_app.recording.files import RecordingError
+from fedddpm_app.recording.layout import CONFIG, LOG
 
 _CELL_BYTES = 10**9  # the least memory of a cell
 
@@ -104,7 +104,7 @@ def _continued(directory: Path) -> dict[str, Scalar]:
     from fedddpm_app.apps.resuming import find_checkpoint
 
     if not (directory / CONFIG).exists():
-        (directory / "log.txt").unlink(missing_ok=True)  # of a process that ended before the start of its run
+        (directory / LOG).unlink(missing_ok=True)  # of a process that ended before the start of its run
         return {}
     for previous in (False, True):
         try:

@@ -31,6 +31,7 @@ from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
 from fedddpm_app.progress import logger, reported
 from fedddpm_app.recording.files import write_json, writing
+from fedddpm_app.recording.layout import CONFIG, STATS
 from fedddpm_app.recording.plots import plot_classes
 from fedddpm_app.recording.reading import changed_data, run_config_of
 from fedddpm_app.recording.sheets import save_pairs
@@ -124,8 +125,8 @@ def _means(evaluations: Mapping[str, Evaluation]) -> list[Metric]:
 
 def _run_config(target: Path) -> dict[str, Any]:
     """Return the run config of a run directory; empty for any other folder."""
-    path = target / "config.json"
-    if not path.is_file() or not (target / "stats.jsonl").is_file():
+    path = target / CONFIG
+    if not path.is_file() or not (target / STATS).is_file():
         return {}
     return run_config_of(target)
 

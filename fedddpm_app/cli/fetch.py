@@ -25,6 +25,7 @@ from fedddpm_app.launch.receiver import FetchError, FileReceiver
 from fedddpm_app.progress import parse_directory
 from fedddpm_app.recording.directory import check_is_new, make_directory
 from fedddpm_app.recording.files import RecordingError, writing
+from fedddpm_app.recording.layout import CONFIG
 from fedddpm_app.recording.status import read_status
 
 _LINE_COST = 64  # bytes that Python takes for a line, beside its characters
@@ -64,7 +65,7 @@ def _make_run_folder(out: Path, on_server: str, run_id: str) -> Path:
     same_run = _holds_files_of(directory, run_id)
     if not same_run:
         check_is_new(directory)
-    if not make_directory(directory) and not same_run and {path.name for path in directory.iterdir()} - {"log.txt"}:
+    if not make_directory(directory) and not same_run and {path.name for path in directory.iterdir()} - {LOG}:
         raise FetchError(f"{directory} holds something else: give another folder with --out.")
     return directory
 
@@ -72,7 +73,7 @@ def _make_run_folder(out: Path, on_server: str, run_id: str) -> Path:
 def _holds_files_of(directory: Path, run_id: str) -> bool:
     """Return whether a folder holds files of the run ``run_id``, which may also be a later process of the same run."""
     try:
-        about = read_object(directory / "config.json")
+        about = read_object(directory / CONFIG)
         return run_id in [about.get("run_id"), *(entry.get("run_id") for entry in about.get("resumed", []))]
     except (OSError, ValueError, TypeError, AttributeError):
         return False

@@ -9,20 +9,21 @@ from rich.table import Table
 
 from fedddpm_app.cli.common import FAILED, console, refuse, say
 from fedddpm_app.cli.writing import failing_to_write
-from fedddpm_app.peers.ledger import NAME, Entry, StoredLedger, read_ledger, verify
+from fedddpm_app.peers.ledger import LEDGER, Entry, StoredLedger, read_ledger, verify
 from fedddpm_app.peers.rules import LedgerError
 from fedddpm_app.peers.summary import PeerSummary, Submission, best, peers_of, submissions_of
 from fedddpm_app.recording.files import writing
 from fedddpm_app.recording.lanes import Model, plot_provenance
+from fedddpm_app.recording.layout import PLOTS
 
 PICTURE = "provenance.png"
 
 
 def ledger(run_dir: Path) -> None:
     """Verify, print and draw; ``commands.ledger`` describes the argument."""
-    path = run_dir / NAME
+    path = run_dir / LEDGER
     if not path.is_file():
-        refuse(f"RUN = {run_dir}: there is no {NAME} in it; give the directory of a run with algorithm = pdfed.")
+        refuse(f"RUN = {run_dir}: there is no {LEDGER} in it; give the directory of a run with algorithm = pdfed.")
     try:
         stored = _verified(path)
     except LedgerError as error:
@@ -75,7 +76,7 @@ def _print_best(submissions: Sequence[Submission]) -> None:
 
 def _draw(submissions: Sequence[Submission], run_dir: Path) -> None:
     models = [Model(one.digest, one.peer, one.number, one.time, one.parents, one.quality) for one in submissions]
-    path = run_dir / "plots" / PICTURE
+    path = run_dir / PLOTS / PICTURE
     with failing_to_write(), writing(path):
         plot_provenance(models, path, "Q-N, mean of the votes", run_dir.resolve().name)
     say(f"provenance: {path}")

@@ -9,9 +9,8 @@ from typing import TYPE_CHECKING
 from fedddpm_app.cli.common import refuse, say
 from fedddpm_app.cli.writing import failing_to_write
 from fedddpm_app.compare.plan import RESULTS
-from fedddpm_app.recording.directory import CONFIG
-from fedddpm_app.recording.recorder import STATS
-from fedddpm_app.recording.status import SUMMARY, is_locked, read_status
+from fedddpm_app.recording.layout import CONFIG, STATS, SUMMARY
+from fedddpm_app.recording.status import is_locked, read_status
 
 if TYPE_CHECKING:
     from fedddpm_app.report.blocks import Page
@@ -26,7 +25,7 @@ def report(folder: Path, out: Path | None, follow: bool, closest_pairs: bool) ->
     if missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]:
         refuse(f"a report needs {' and '.join(missing)}: pip install 'fedddpm-app[report]'")
     make = _maker(folder, closest_pairs)
-    from fedddpm_app.report.saving import REPORT
+    from fedddpm_app.recording.layout import REPORT
 
     path = out or folder / REPORT
     if path.is_dir():

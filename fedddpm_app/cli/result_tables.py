@@ -10,7 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from fedddpm_app.cli.common import PlainConsole
+from fedddpm_app.diffusion.pipelines import PIPELINE
 from fedddpm_app.evaluation.metrics import CAVEAT
+from fedddpm_app.recording.layout import AUXILIARY, LOG, PLOTS, SAMPLES, STATS, SUMMARY
 from fedddpm_app.recording.status import read_status
 
 _LARGEST_SHOWN = 1e18
@@ -87,7 +89,7 @@ def print_summary(directory: Path, console: PlainConsole) -> None:
         if reason in summary:
             prefix = "stopped by " if reason == "stopped_by" else ""
             console.print(f"{prefix}{summary[reason]}", soft_wrap=True)
-    for name in ("samples", "auxiliary", "plots", "pipeline", "stats.jsonl", "summary.json", "log.txt"):
+    for name in (SAMPLES, AUXILIARY, PLOTS, PIPELINE, STATS, SUMMARY, LOG):
         if (directory / name).exists():
             console.print(str(directory / name), soft_wrap=True)
     console.print(f"all of it on one page: fedddpm report {shlex.quote(str(directory))}", soft_wrap=True)

@@ -35,10 +35,10 @@ from fedddpm_app.launch.flower_run import COMPLETED
 from fedddpm_app.launch.resources import crowding, simulation_resources
 from fedddpm_app.launch.simulation import SimulationRun, Stopped, leaving_in_order
 from fedddpm_app.progress import logging_to
-from fedddpm_app.recording.directory import CLIENT_STATE, CONFIG, output_folder
+from fedddpm_app.recording.directory import output_folder
 from fedddpm_app.recording.files import RecordingError
+from fedddpm_app.recording.layout import CLIENT_STATE, CONFIG, STATS
 from fedddpm_app.recording.log import RunLog
-from fedddpm_app.recording.recorder import STATS
 from fedddpm_app.recording.status import COMPLETED as RUN_COMPLETED
 from fedddpm_app.recording.status import mark_interrupted, name_of_stop, read_status
 from fedddpm_app.tracking import chosen_trackers

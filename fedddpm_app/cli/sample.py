@@ -15,6 +15,7 @@ from fedddpm_app.diffusion.pipelines import OWN, is_plain
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.experiment.monitor import class_rows
 from fedddpm_app.recording.files import writing
+from fedddpm_app.recording.layout import SAMPLES
 from fedddpm_app.recording.samples import save_samples
 
 _OURS, _STEPS = "dpm-solver++", 25
@@ -60,7 +61,7 @@ def sample(
     if images.shape[1] not in (1, 3):
         refuse(f"RUN = {run_dir}: its images have {images.shape[1]} channels; give a pipeline of grey or RGB images.")
     noise = (f"-eta{eta:g}" if eta else "") + (f"-guidance{guided.scale:g}" if guided else "")
-    path = out or (run_dir / "samples" / f"sample-{name or OWN}{noise}-{steps}-seed{seed}.png")
+    path = out or (run_dir / SAMPLES / f"sample-{name or OWN}{noise}-{steps}-seed{seed}.png")
     with failing_to_write(), writing(path):
         how = sampler_name(name, eta or 0.0, guided) if name else OWN
         title = f"{run_dir.resolve().name}: {how}, {steps} steps, seed {seed}"

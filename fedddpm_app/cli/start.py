@@ -7,7 +7,7 @@ from fedddpm_app.cli.common import FEDERATION_CONFIG, RUN_CONFIG, find_app, read
 from fedddpm_app.cli.options import Engine
 from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, read_overrides
 from fedddpm_app.launch.flower_run import to_toml
-from fedddpm_app.recording.directory import CLIENT_STATE
+from fedddpm_app.recording.layout import CLIENT_STATE
 from fedddpm_app.recording.reading import run_config_of
 
 

@@ -16,15 +16,14 @@ from fedddpm_app.compare.cells import ORIGIN, Cell, other_values
 from fedddpm_app.compare.history import read_rows
 from fedddpm_app.compare.places import without_places
 from fedddpm_app.compare.plan import RESULTS, SOLVED, Plan
-from fedddpm_app.compare.samples import SHEETS, last_sheet
+from fedddpm_app.compare.samples import last_sheet
 from fedddpm_app.compare.shared import OF_GRID, source_of
 from fedddpm_app.config import ConfigError
 from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.durable import partial_of, publish, replacing
-from fedddpm_app.recording.directory import CONFIG
 from fedddpm_app.recording.files import write_json, writing
-from fedddpm_app.recording.recorder import STATS
-from fedddpm_app.recording.status import COMPLETED, SUMMARY, read_status
+from fedddpm_app.recording.layout import CONFIG, SAMPLES, STATS, SUMMARY
+from fedddpm_app.recording.status import COMPLETED, read_status
 
 CELLS = "cells.zip"  # in the folder of a published grid
 _EPOCH = (1980, 1, 1, 0, 0, 0)  # the time of all members, so that the same cells give the same bytes
@@ -56,7 +55,7 @@ def _members(cell: Cell, *, with_sheet: bool) -> dict[str, bytes]:
         STATS: b"".join(map(_json, read_rows(directory / STATS))),
     }
     if with_sheet and (last := last_sheet(directory)):
-        found[f"{SHEETS}/{last[0].name}"] = last[0].read_bytes()
+        found[f"{SAMPLES}/{last[0].name}"] = last[0].read_bytes()
     return found
 
 
@@ -180,12 +179,12 @@ class Archive:
             work = partial_of(cell.directory)
             with writing(cell.directory):
                 shutil.rmtree(work, ignore_errors=True)
-                (work / SHEETS).mkdir(parents=True)
+                (work / SAMPLES).mkdir(parents=True)
                 for name in (ORIGIN, CONFIG, SUMMARY, STATS):
                     (work / name).write_bytes(self._files.get(prefix + name, b""))
                 for name, content in self._files.items():
-                    if name.startswith(f"{prefix}{SHEETS}/"):
-                        (work / SHEETS / Path(name).name).write_bytes(content)
+                    if name.startswith(f"{prefix}{SAMPLES}/"):
+                        (work / SAMPLES / Path(name).name).write_bytes(content)
                 if cell.directory.is_symlink():  # to a removed run of another grid
                     cell.directory.unlink()
                 publish(work, cell.directory)

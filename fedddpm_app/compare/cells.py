@@ -11,7 +11,7 @@ from fedddpm_app.compare.spec import folder_name
 from fedddpm_app.config import Config, ConfigError, Scalar, keys_without_effect, shown
 from fedddpm_app.data.settings import read_auto
 from fedddpm_app.federation.cost import Cost
-from fedddpm_app.recording.directory import CONFIG
+from fedddpm_app.recording.layout import CONFIG
 from fedddpm_app.recording.reading import run_config_of
 from fedddpm_app.recording.status import COMPLETED, RUNNING, Status, is_locked, read_status
 

@@ -11,7 +11,7 @@ from typing import Any
 from fedddpm_app import limits
 from fedddpm_app.compare.statistics import deviation, interval
 from fedddpm_app.disk.bounded import read_bytes
-from fedddpm_app.recording.recorder import STATS
+from fedddpm_app.recording.layout import STATS
 from fedddpm_app.recording.status import read_status
 from fedddpm_app.recording.style import number
 

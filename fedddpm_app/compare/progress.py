@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from fedddpm_app.compare.cells import Cell, State, reason_of_end
 from fedddpm_app.compare.pool import Running
 from fedddpm_app.progress import parse_line
+from fedddpm_app.recording.layout import LOG
 from fedddpm_app.recording.status import COMPLETED, read_status
 
 _TAIL_BYTES = 16_384
@@ -80,7 +81,7 @@ def _work_of(cell: Cell) -> float:
 def place_of(cell: Cell) -> str:
     """Return where a running cell is, such as ``round 3/8, train 40/160``, from the last progress line of its log."""
     try:
-        with (cell.directory / "log.txt").open("rb") as file:
+        with (cell.directory / LOG).open("rb") as file:
             file.seek(max(0, file.seek(0, os.SEEK_END) - _TAIL_BYTES))
             lines = file.read().decode("utf-8", errors="replace").splitlines()
     except OSError:

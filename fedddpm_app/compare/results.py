@@ -14,6 +14,7 @@ from fedddpm_app.compare.shared import OF_GRID, source_of
 from fedddpm_app.compare.statistics import deviation, interval, paired_difference
 from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.evaluation.metrics import CAVEAT, OF_THE_FLOOR
+from fedddpm_app.recording.layout import CONFIG
 from fedddpm_app.recording.status import COMPLETED, Status, read_status
 
 _OF_A_METRIC = ("value", "std", "median", "floor", "floor_std", "note")  # ``measured`` has the rest
@@ -125,7 +126,7 @@ def _names(setting: Setting) -> dict[str, Any]:
 
 def _about(cell: Cell) -> dict[str, Any]:
     try:
-        return read_object(cell.directory / "config.json")
+        return read_object(cell.directory / CONFIG)
     except (OSError, ValueError):
         return {}
 

@@ -1,19 +1,17 @@
 """The sample sheets of a grid's rows side by side: each column starts from the same noise."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from PIL import Image
 
 from fedddpm_app.compare.cells import Cell
+from fedddpm_app.recording.layout import SAMPLES, round_sheets
 from fedddpm_app.recording.samples import spread_out
 from fedddpm_app.recording.sheets import read_tiles, save_strip
 
-SHEETS = "samples"  # in a run directory
 _COLUMNS = 20
 _LARGEST_TILE = 64  # pixels
-_SHEET = re.compile(r"round-(\d+)(?:-(.+))?\.png")
 
 
 def save_side_by_side(cells: Sequence[Cell], path: Path) -> bool:
@@ -45,9 +43,7 @@ def save_side_by_side(cells: Sequence[Cell], path: Path) -> bool:
 
 def last_sheet(directory: Path) -> tuple[Path, str] | None:
     """Return the sheet of a run's last round and the name of its model, the first of several; None without a sheet."""
-    folder = directory / SHEETS
-    paths = sorted(folder.iterdir()) if folder.is_dir() else []
-    found = [(int(match[1]), match[2] or "", path) for path in paths if (match := _SHEET.fullmatch(path.name))]
+    found = list(round_sheets(directory / SAMPLES))
     if not found:
         return None
     last = max(server_round for server_round, _, _ in found)

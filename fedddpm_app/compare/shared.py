@@ -11,7 +11,7 @@ from fedddpm_app.config import ConfigError, Scalar, load_config
 from fedddpm_app.data.settings import read_auto
 from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.progress import logger
-from fedddpm_app.recording.directory import CONFIG
+from fedddpm_app.recording.layout import CONFIG
 from fedddpm_app.recording.reading import read_run_config
 from fedddpm_app.recording.status import COMPLETED, read_status
 

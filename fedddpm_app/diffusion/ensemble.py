@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fedddpm_app import weights as weights_module
 from fedddpm_app.apportion import Shares
 from fedddpm_app.config import ConfigError
-from fedddpm_app.diffusion.pipelines import find_pipelines, load_pipeline, pipeline_batches
+from fedddpm_app.diffusion.pipelines import PIPELINE, find_pipelines, load_pipeline, pipeline_batches
 from fedddpm_app.diffusion.sampling import sample_batches
 from fedddpm_app.disk.bounded import read_json
 from fedddpm_app.weights import Weights
@@ -151,7 +151,7 @@ def number_of(name: str) -> int:
 
 def _read_shares(folder: Path, names: Sequence[str]) -> Shares | None:
     """Return the shares of the pipelines in a folder; None if each of them is a generator of its own."""
-    path = (folder / "pipeline" if (folder / "pipeline").is_dir() else folder) / SHARES
+    path = (folder / PIPELINE if (folder / PIPELINE).is_dir() else folder) / SHARES
     if not path.is_file():
         return None
     shares = Shares()

@@ -21,6 +21,7 @@ from fedddpm_app.diffusion.sampling import sample_batches
 from fedddpm_app.diffusion.unet import is_denoiser
 from fedddpm_app.diffusion.untrusted import INDEX, check_pipeline, class_name
 
+PIPELINE = "pipeline"  # in a run directory, or a folder that was exported
 OWN = "pipeline"  # a sampler name that means the pipeline's own scheduler and call
 _PREDICTIONS = ("epsilon", "v_prediction", "sample")
 _UNUSABLE = (ValueError, TypeError, LookupError, RuntimeError, AttributeError)
@@ -32,7 +33,7 @@ def find_pipelines(folder: Path) -> dict[str, Path]:
 
     The name is empty for a single pipeline, otherwise it is the client's. The result is empty without pipelines.
     """
-    inner = folder / "pipeline" if (folder / "pipeline").is_dir() else folder
+    inner = folder / PIPELINE if (folder / PIPELINE).is_dir() else folder
     if (inner / INDEX).is_file():
         return {"": inner}
     return {path.parent.name: path.parent for path in sorted(inner.glob(f"client-*/{INDEX}"))}

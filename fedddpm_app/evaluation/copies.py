@@ -21,7 +21,7 @@ from fedddpm_app.weights import Weights
 MAX_HELD_OUT = 2000  # held-out images for the calibration of the threshold
 NUM_PAIRS = 20
 VERSION = 2  # increased with every change of the cache's content
-NAME = "memorized-share"
+MEMORIZED = "memorized-share"
 
 
 @dataclass
@@ -136,7 +136,7 @@ class CopySearch:
         self._distances.append(found.distance)
         self._keep_closest(images, found)
 
-    def metric(self, reference: str, sampling: SamplingInfo, name: str = NAME) -> Metric:
+    def metric(self, reference: str, sampling: SamplingInfo, name: str = MEMORIZED) -> Metric:
         """Return the share of images that count as copies; its floor is that of the held-out images."""
         detector, ratios, distances = self.detector, torch.cat(self._ratios), torch.cat(self._distances)
         held_out = detector.held_out_ratios

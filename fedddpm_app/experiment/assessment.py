@@ -13,11 +13,11 @@ from fedddpm_app.diffusion.ensemble import Ensemble
 from fedddpm_app.diffusion.guidance import Guidance, guidance_of
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
-from fedddpm_app.evaluation.copies import NAME as COPIES
-from fedddpm_app.evaluation.copies import Pairs
+from fedddpm_app.evaluation.copies import MEMORIZED, Pairs
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
 from fedddpm_app.evaluation.metrics import Metric, SamplingInfo, mean_over_clients
 from fedddpm_app.progress import logger, note, reported
+from fedddpm_app.recording.layout import AUXILIARY, SAMPLES
 from fedddpm_app.recording.recorder import RunRecorder
 
 _SHOWN = ("fid", "kid", "fd-", "kd-", "recall-", "coverage-", "class-tv")  # the metrics in a round's note
@@ -93,7 +93,7 @@ class Assessment:
             if evaluation.classes:
                 self.recorder.pictures.save_classes(evaluation.classes.to_dict(), class_names, name)
             if evaluation.pairs:
-                self._save_pairs(evaluation.pairs, "samples", name)
+                self._save_pairs(evaluation.pairs, SAMPLES, name)
         if auxiliary is not None:
             metrics.append(self._check_auxiliary(auxiliary))
         return metrics
@@ -143,9 +143,9 @@ class Assessment:
         search = detector.start()
         for batch in torch.split(images, self.config.evaluation.eval_batch_size):
             search.add(batch)
-        self._save_pairs(search.pairs, "auxiliary")
+        self._save_pairs(search.pairs, AUXILIARY)
         name = sampler_name(settings.sampler, self.config.diffusion.ddim_eta)
-        return search.metric("train", SamplingInfo(name, settings.sampler_steps, "pretrained"), f"aux-{COPIES}")
+        return search.metric("train", SamplingInfo(name, settings.sampler_steps, "pretrained"), f"aux-{MEMORIZED}")
 
     def _save_pairs(self, pairs: Pairs, folder: str, name: str = "") -> None:
         threshold = self.evaluator.detector.threshold

@@ -15,6 +15,7 @@ from fedddpm_app.diffusion.conditional import create_pipeline
 from fedddpm_app.diffusion.ensemble import SHARES, Ensemble, in_order, name_of, number_of
 from fedddpm_app.diffusion.guidance import guidance_of
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors
+from fedddpm_app.diffusion.pipelines import PIPELINE
 from fedddpm_app.diffusion.pruned_unet import with_own_config
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.evaluation.denoising import DenoisingLoss, band_edges, banded_denoising_loss
@@ -120,11 +121,11 @@ class Monitor:
         for name, weights in self._models(self.config.run.num_rounds).items():
             weights_module.load_into(self.model, weights)
             pipeline = create_pipeline(with_own_config(self.model.eval()), self.task.scheduler, self.config)
-            folder = self.recorder.directory / "pipeline" / name
+            folder = self.recorder.directory / PIPELINE / name
             with writing(folder):
                 pipeline.save_pretrained(str(folder))
         if self.strategy.shares:
-            path = self.recorder.directory / "pipeline" / SHARES
+            path = self.recorder.directory / PIPELINE / SHARES
             with writing(path):
                 write_json(path, self.strategy.shares.state_dict())
 

@@ -11,6 +11,7 @@ from fedddpm_app.config import Config, ConfigError, Scalar, default_run_config, 
 from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.limits import LONGEST_VALUE
 from fedddpm_app.recording.files import read_lines
+from fedddpm_app.recording.layout import CONFIG, STATS
 from fedddpm_app.recording.status import COMPLETED, read_status
 
 _VERSION = re.compile(r"[0-9A-Za-z.+!-]{1,40}")
@@ -97,12 +98,12 @@ def read_run(directory: Path) -> ExportedRun:
     status = read_status(directory)
     if status.state != COMPLETED:
         fix = "give the directory of a completed run"
-        if (directory / "config.json").is_file():
+        if (directory / CONFIG).is_file():
             fix = "only a completed run is exported; `fedddpm run --resume` continues a run that was stopped"
         raise ConfigError(f"RUN = {directory}: its status is {one_line(status.state)}; {fix}.")
     try:
-        about = read_object(directory / "config.json")
-        rows = read_lines(directory / "stats.jsonl")
+        about = read_object(directory / CONFIG)
+        rows = read_lines(directory / STATS)
     except (OSError, ValueError) as error:
         raise ConfigError(f"RUN = {directory} cannot be read ({error}); give the directory of a run.") from error
     given = _mapping(about.get("run_config"))

@@ -23,8 +23,7 @@ from fedddpm_app.federation.nodes.bindings import NOT_ITS_OWN, Bindings
 from fedddpm_app.federation.nodes.participants import Participants
 from fedddpm_app.federation.nodes.roll_call import RollCall
 from fedddpm_app.federation.ports import Recorder
-from fedddpm_app.federation.security_log import NAME as SECURITY
-from fedddpm_app.federation.security_log import WITHHELD, SecurityLog
+from fedddpm_app.federation.security_log import SECURITY_LOG, WITHHELD, SecurityLog
 from fedddpm_app.progress import logger
 from fedddpm_app.transport import Packed, Transport
 
@@ -116,7 +115,7 @@ class Clients:
         simulation the nodes of a resumed run are new ones of the same machine.
         """
         waiting, simulated = config.waiting, not is_deployed(grid.run)
-        log = SecurityLog(functools.partial(recorder.append_to, SECURITY))
+        log = SecurityLog(functools.partial(recorder.append_to, SECURITY_LOG))
         bindings = Bindings(None if simulated else recorder)
         roll_call = RollCall(grid, config.data.num_clients, waiting.node_timeout, transport.probe(), bindings, log)
         found = roll_call.start(waiting.min_available_nodes)

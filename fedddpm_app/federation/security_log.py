@@ -9,7 +9,7 @@ from fedddpm_app.config import one_line
 from fedddpm_app.disk.security import entry_of
 from fedddpm_app.federation.messages.replies import ReplyDeclinedError, ReplyRefusedError
 
-NAME = "security.jsonl"
+SECURITY_LOG = "security.jsonl"
 
 STARTED, RESUMED = "started", "resumed"
 JOINED, LEFT = "joined", "left"

@@ -23,7 +23,7 @@ from fedddpm_app.launch.app_folder import BUNDLE_PREFIX
 from fedddpm_app.launch.flower_run import CONFIG_PREFIX
 from fedddpm_app.launch.homes import PREFIX as HOME_PREFIX
 from fedddpm_app.launch.homes import end_home, headless
-from fedddpm_app.recording.directory import CONFIG
+from fedddpm_app.recording.layout import AUXILIARY, CHECKPOINTS, CONFIG, SCRATCH, UNFINISHED
 from fedddpm_app.recording.status import COMPLETED, Status, read_status
 from fedddpm_app.recording.status_file import RESERVE
 from fedddpm_app.transport.shared import PREFIX as SHARED_PREFIX
@@ -37,10 +37,10 @@ _STATE = re.compile(rf"client-\d{{4,9}}(-round-\d{{4,9}}-[0-9a-f]{{64}}\.safeten
 _PARTIAL_SECONDS = 3600.0
 _OF_PROCESS = re.compile(rf"\.(\d+){re.escape(PARTIAL)}$")
 _OF_RUNS = (  # kind, pattern in the run directory, whether a resumed run needs it
-    ("clients' models and replies", "scratch", False),
-    ("finished pieces of a phase", "unfinished", True),
-    ("unfinished checkpoint", "checkpoints/partial-*", False),
-    ("unfinished auxiliary set", f"auxiliary/*{PARTIAL}", False),
+    ("clients' models and replies", SCRATCH, False),
+    ("finished pieces of a phase", UNFINISHED, True),
+    ("unfinished checkpoint", f"{CHECKPOINTS}/partial-*", False),
+    ("unfinished auxiliary set", f"{AUXILIARY}/*{PARTIAL}", False),
     ("file", RESERVE, False),
 )
 

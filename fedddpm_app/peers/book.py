@@ -9,7 +9,7 @@ from fedddpm_app.config.pdfed import PDFedConfig
 from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.federation.ports import Recorder
 from fedddpm_app.peers.board import Submission
-from fedddpm_app.peers.ledger import NAME, Ledger
+from fedddpm_app.peers.ledger import LEDGER, Ledger
 from fedddpm_app.peers.rules import LedgerError
 from fedddpm_app.peers.score import Score
 from fedddpm_app.peers.trainings import Training
@@ -30,14 +30,14 @@ class Book:
 
     def begin(self, weights: str, seed: int, settings: PDFedConfig) -> None:
         """Start the file with the genesis: the digest of the initial weights, the run's seed, and how peers choose."""
-        self._recorder.keep_of(NAME, 0)
+        self._recorder.keep_of(LEDGER, 0)
         self._ledger = Ledger()
         choosing = {"node": settings.node, "own_vote": settings.own_vote, "with_novelty": settings.novelty}
         self.add("genesis", weights=weights, seed=seed, **choosing)
 
     def add(self, kind: str, **facts: Any) -> None:
         """Append an entry; see ``rules`` for the facts."""
-        self._recorder.append_to(NAME, self._ledger.entry(kind, facts))
+        self._recorder.append_to(LEDGER, self._ledger.entry(kind, facts))
 
     def submission(self, submission: Submission, training: Training, reply: Reply, time: float) -> None:
         """Append a submission: its training, its reply, and the time."""
@@ -85,13 +85,13 @@ class Book:
         ConfigError
             If the file was changed since.
         """
-        entries = self._recorder.keep_of(NAME, state["length"])
+        entries = self._recorder.keep_of(LEDGER, state["length"])
         try:
             self._ledger = Ledger(entries)
         except LedgerError as error:
-            raise ConfigError(f"resume: {NAME}: {error}; {_FIX}") from error
+            raise ConfigError(f"resume: {LEDGER}: {error}; {_FIX}") from error
         if self._ledger.head != state["head"]:
-            raise ConfigError(f"resume: {NAME} is not the ledger that the checkpoint was made with; {_FIX}")
+            raise ConfigError(f"resume: {LEDGER} is not the ledger that the checkpoint was made with; {_FIX}")
 
 
 _FIX = "restore it from a backup, or start a new run."

@@ -17,7 +17,7 @@ from fedddpm_app.disk.bounded import read_bytes
 from fedddpm_app.peers.replay import check_choices
 from fedddpm_app.peers.rules import History, LedgerError
 
-NAME = "ledger.jsonl"
+LEDGER = "ledger.jsonl"
 NOTHING = "0" * 64
 _SEALS = ("hash", "previous")
 

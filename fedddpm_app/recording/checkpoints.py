@@ -24,10 +24,10 @@ from fedddpm_app.disk.bounded import check_tensors, read_object
 from fedddpm_app.disk.durable import digest_of, flush_all, publish
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.files import writing
+from fedddpm_app.recording.layout import CHECKPOINTS
 from fedddpm_app.recording.trees import join, split
 from fedddpm_app.weights import Weights
 
-FOLDER = "checkpoints"
 _MANIFEST, _STATE, _TENSORS = "manifest.json", "state.json", "state.safetensors"
 _NAME = re.compile(r"([\w-]{1,100}/)?[\w-]{1,100}\.(safetensors|json)")
 _ROUND = re.compile(r"round-(\d{4,9})")
@@ -73,7 +73,7 @@ class CheckpointWriter:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.folder = directory / FOLDER
+        self.folder = directory / CHECKPOINTS
         self._pool = ThreadPoolExecutor(1, "checkpoint")
         self._pending: Future[None] | None = None
         self._error: Exception | None = None
@@ -157,7 +157,7 @@ def _write_files(folder: Path, models: dict[str, Weights], content: object, tens
 
 def rounds_of(directory: Path) -> list[int]:
     """Return the rounds of a run's checkpoints in ascending order; they may be damaged."""
-    names = (_ROUND.fullmatch(path.name) for path in (directory / FOLDER).glob("round-*"))
+    names = (_ROUND.fullmatch(path.name) for path in (directory / CHECKPOINTS).glob("round-*"))
     return sorted(int(found[1]) for found in names if found)
 
 
@@ -170,10 +170,10 @@ def remove_checkpoints(directory: Path, is_kept: Callable[[int], bool], newest: 
     for server_round in rounds[: len(rounds) - newest]:
         if not is_kept(server_round):
             try:
-                _remove(directory / FOLDER / _name(server_round))
+                _remove(directory / CHECKPOINTS / _name(server_round))
             except OSError as error:
                 logger.warning("the checkpoint of round %d cannot be removed: %s", server_round, error)
-    for path in (directory / FOLDER).glob(f"{_PARTIAL}*"):
+    for path in (directory / CHECKPOINTS).glob(f"{_PARTIAL}*"):
         shutil.rmtree(path, ignore_errors=True)
 
 
@@ -194,7 +194,7 @@ def load_checkpoint(directory: Path, server_round: int) -> Checkpoint:
     CheckpointError
         When a file is missing or differs from its SHA-256.
     """
-    folder = directory / FOLDER / _name(server_round)
+    folder = directory / CHECKPOINTS / _name(server_round)
     digests = _read_json(folder / _MANIFEST)
     for name, digest in digests.items():
         _check(folder, name, digest)

@@ -7,10 +7,7 @@ from pathlib import Path
 
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.disk.private import check_owner, make_private, private_folder
-
-CONFIG = "config.json"
-CLIENT_STATE = "client-state"  # of the simulated clients of `fedddpm run`
-TRACKING = "tracking"  # the files of trackers
+from fedddpm_app.recording.layout import CONFIG, TRACKING
 
 
 def check_is_new(directory: Path) -> None:

@@ -6,6 +6,7 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.limits import LOG_CHARACTERS
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.directory import make_directory
+from fedddpm_app.recording.layout import LOG
 
 
 class RunLog:
@@ -35,7 +36,7 @@ class RunLog:
 
     def __init__(self, directory: Path, *, resumed: bool = False) -> None:
         make_directory(directory)
-        self.path = directory / "log.txt"
+        self.path = directory / LOG
         self.error = ""
         self._left = LOG_CHARACTERS
         try:

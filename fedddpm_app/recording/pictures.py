@@ -8,12 +8,11 @@ from torch import Tensor
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.recording.curves import plot_losses, plot_metrics
 from fedddpm_app.recording.files import optional
+from fedddpm_app.recording.layout import AUXILIARY, PLOTS, SAMPLES, auxiliary_sheet, round_sheet
 from fedddpm_app.recording.plots import plot_classes, plot_partition
 from fedddpm_app.recording.samples import (
     REAL_SHEET,
-    auxiliary_sheet,
     names_of,
-    round_sheet,
     save_auxiliary_sheets,
     save_clients,
     save_real,
@@ -41,7 +40,7 @@ class RunPictures:
     def __init__(self, directory: Path) -> None:
         self.sink: Sink | None = None
         self._directory = directory
-        self._plots = directory / "plots"
+        self._plots = directory / PLOTS
 
     def save_partition(self, counts: Tensor, class_names: Sequence[str]) -> None:
         """Plot the clients' training images per class; ``counts`` is int64 of shape (clients, classes)."""
@@ -50,7 +49,7 @@ class RunPictures:
 
     def save_auxiliary(self, data: ImageTensors, clients: list[int], class_names: Sequence[str]) -> None:
         """Write a sheet per client of its images in D_aux; ``clients`` holds the partition id of each image."""
-        folder = self._directory / "auxiliary"
+        folder = self._directory / AUXILIARY
         with optional(folder):
             save_auxiliary_sheets(data, clients, folder, self._directory.name, class_names)
             for client in sorted(set(clients)):
@@ -72,7 +71,7 @@ class RunPictures:
         ``about`` is the part of the title about weights and sampler; ``name`` identifies one of several models.
         ``of_clients``: the images are of clients' own models.
         """
-        folder = self._directory / "samples"
+        folder = self._directory / SAMPLES
         owner = f"{self._directory.name}{name and ', '}{name}"
         title = f"{owner}, round {server_round}: {about}"
         with optional(folder):
@@ -83,14 +82,14 @@ class RunPictures:
 
     def save_real(self, data: ImageTensors, count: int, class_names: Sequence[str]) -> None:
         """Write a sheet of about ``count`` real images of the test split, once."""
-        folder = self._directory / "samples"
+        folder = self._directory / SAMPLES
         if not (folder / REAL_SHEET).exists():
             with optional(folder):
                 save_real(data, folder / REAL_SHEET, count, "Real images of the test split", class_names)
 
     def save_clients(self, images: Mapping[str, Tensor], server_round: int, about: str) -> None:
         """Write one sheet with a row for each client's model; ``images`` are uint8 (N, C, H, W), by model."""
-        folder = self._directory / "samples"
+        folder = self._directory / SAMPLES
         with optional(folder):
             title = f"{self._directory.name}, round {server_round}: {about}"
             path = round_sheet(folder, server_round, "clients")
@@ -109,7 +108,7 @@ class RunPictures:
         """Write a sheet of images above their closest training images into ``samples`` or ``auxiliary``."""
         path = self._directory / folder / f"closest-pairs{name and '-'}{name}.png"
         with optional(path):
-            kind = "auxiliary set" if folder == "auxiliary" else f"final model{name and ' of '}{name}"
+            kind = "auxiliary set" if folder == AUXILIARY else f"final model{name and ' of '}{name}"
             save_pairs(generated, train, ratios, threshold, path, f"{self._directory.name}, {kind}")
             self._pass_on(path, f"{folder}/{path.stem}", of_clients=True)  # it has training images
 

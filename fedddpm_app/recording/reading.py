@@ -6,7 +6,7 @@ from typing import Any
 
 from fedddpm_app.config import ConfigError
 from fedddpm_app.disk.bounded import read_object
-from fedddpm_app.recording.directory import CONFIG
+from fedddpm_app.recording.layout import CONFIG
 
 DATA = "data"  # in config.json: the digests of the data that the run began with
 

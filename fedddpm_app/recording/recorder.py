@@ -29,8 +29,9 @@ from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.federation.flower_internals import Run
 from fedddpm_app.recording.auxiliary_set import discard_auxiliary_set, load_auxiliary_set, save_auxiliary_set
 from fedddpm_app.recording.checkpoints import Checkpoint, CheckpointWriter, remove_checkpoints
-from fedddpm_app.recording.directory import CONFIG, check_is_new, make_directory
+from fedddpm_app.recording.directory import check_is_new, make_directory
 from fedddpm_app.recording.files import append_line, keep_lines, read_lines, write_json
+from fedddpm_app.recording.layout import AUXILIARY, CONFIG, SCRATCH, STATS, UNFINISHED
 from fedddpm_app.recording.pictures import RunPictures
 from fedddpm_app.recording.provenance import describe_environment
 from fedddpm_app.recording.reading import DATA, first_run_of
@@ -39,7 +40,6 @@ from fedddpm_app.recording.status import COMPLETED, FAILED, INTERRUPTED, name_of
 from fedddpm_app.recording.status_file import StatusFile
 from fedddpm_app.weights import Weights
 
-STATS = "stats.jsonl"
 NO_DATA: Mapping[str, str] = MappingProxyType({})
 _SINK_SECONDS = 30.0  # for the sink at the end of a run, such as an upload
 _SINK_SECONDS_AT_STOP = 3.0  # where Flower ends the process soon
@@ -81,7 +81,7 @@ class RunRecorder:
 
     def _open(self, directory: Path, durable: Path | None) -> None:
         self.directory = directory
-        self.durable = durable or directory / "scratch"
+        self.durable = durable or directory / SCRATCH
         self.began = time.time()
         self.first_run = ""
         self.stats: list[dict[str, object]] = []
@@ -107,7 +107,7 @@ class RunRecorder:
         with recorder:
             if checkpoint is not None:
                 remove_checkpoints(directory, lambda server_round: server_round <= checkpoint.server_round)
-            shutil.rmtree(directory / "scratch", ignore_errors=True)
+            shutil.rmtree(directory / SCRATCH, ignore_errors=True)
             run: Mapping[str, Any] = checkpoint.run if checkpoint else {}
             recorder.stats = keep_lines(directory / STATS, int(run.get("num_stats", 0)))
             recorder.generated.update(run.get("generated", {}))
@@ -128,14 +128,14 @@ class RunRecorder:
     @property
     def scratch(self) -> Path:
         """A folder for files that are removed once they are read."""
-        folder = self.directory / "scratch"
+        folder = self.directory / SCRATCH
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
     @property
     def unfinished(self) -> Path:
         """A folder for finished pieces of a phase, which a resumed run reads; it is removed when the run completes."""
-        folder = self.directory / "unfinished"
+        folder = self.directory / UNFINISHED
         folder.mkdir(mode=0o700, exist_ok=True)
         return folder
 
@@ -200,25 +200,25 @@ class RunRecorder:
 
     def save_auxiliary(self, data: ImageTensors, clients: list[int]) -> None:
         """Write D_aux: an Arrow data set with ``image``, ``client`` (and ``label``), and a sheet per client."""
-        folder = self.directory / "auxiliary"
+        folder = self.directory / AUXILIARY
         self.auxiliary_digest = save_auxiliary_set(folder, data, clients)
         names = next((row["data/classes"] for row in self.stats if "data/classes" in row), None)
         self.pictures.save_auxiliary(data, clients, names if isinstance(names, list) else [])
 
     def load_auxiliary(self) -> tuple[ImageTensors, list[int]] | None:
         """Read D_aux on the CPU, with the partition id of each image; None if there is none, or if it is damaged."""
-        found = load_auxiliary_set(self.directory / "auxiliary")
+        found = load_auxiliary_set(self.directory / AUXILIARY)
         self.auxiliary_digest = found.digest if found else ""
         return (found.data, found.clients) if found else None
 
     def remove_auxiliary(self) -> None:
         """Remove D_aux, and its sheets."""
         self.discard_auxiliary()
-        shutil.rmtree(self.directory / "auxiliary", ignore_errors=True)
+        shutil.rmtree(self.directory / AUXILIARY, ignore_errors=True)
 
     def discard_auxiliary(self) -> None:
         """Do not use the stored D_aux for a resumed run: it is not the set that the run uses."""
-        discard_auxiliary_set(self.directory / "auxiliary")
+        discard_auxiliary_set(self.directory / AUXILIARY)
         self.auxiliary_digest = ""
 
     def save_checkpoint(
@@ -255,7 +255,7 @@ class RunRecorder:
         self._checkpoints.wait()
         self.end(status, metrics, error, stopped_by)
         if status == COMPLETED:
-            shutil.rmtree(self.directory / "unfinished", ignore_errors=True)
+            shutil.rmtree(self.directory / UNFINISHED, ignore_errors=True)
         self.pictures.save_curves(self.stats)
 
     def finish_after(self, error: BaseException, metrics: Mapping[str, object]) -> None:
@@ -280,7 +280,7 @@ class RunRecorder:
         nobody can resume the run before the end of this process.
         """
         with suppress(OSError):  # it is not empty if the run stopped in the middle of its work
-            (self.directory / "scratch").rmdir()
+            (self.directory / SCRATCH).rmdir()
         reasons = {"error": error, "stopped_by": stopped_by}
         summary = {"status": status, **metrics, "time/total_s": round(time.time() - self.began, 1)}
         try:

@@ -6,7 +6,6 @@ image over the rounds. It is made from the sheets in the folder, whichever proce
 shows all rounds at once, also on paper; an animation does not.
 """
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fedddpm_app.diffusion.images import ImageTensors
+from fedddpm_app.recording.layout import auxiliary_sheet, round_sheets
 from fedddpm_app.recording.sheets import Texts, read_tiles, save_sheet, save_strip
 from fedddpm_app.recording.style import class_labels
 
@@ -23,16 +23,6 @@ MAX_ROUNDS = 12
 _AUXILIARY_IMAGES = 100  # of a client's sheet
 _MAX_ROWS = 20  # with more classes, a row has several
 _STRIP_TILE = 96  # pixels: larger images are reduced
-
-
-def round_sheet(folder: Path, server_round: int, name: str = "") -> Path:
-    """Return the sheet of a round; ``name`` identifies one of several models."""
-    return folder / f"round-{server_round:04d}{name and '-'}{name}.png"
-
-
-def auxiliary_sheet(folder: Path, client: int) -> Path:
-    """Return the sheet of a client's images in the auxiliary set."""
-    return folder / f"client-{client:04d}.png"
 
 
 def save_rounds(folder: Path, about: str, name: str = "", classes: Sequence[str] = ()) -> None:
@@ -49,8 +39,7 @@ def save_rounds(folder: Path, about: str, name: str = "", classes: Sequence[str]
     classes : sequence of str
         The class of each image of a sheet; empty for a model without classes.
     """
-    pattern = re.compile(rf"round-(\d+){re.escape(name and '-' + name)}\.png")
-    found = sorted((int(match[1]), path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name)))
+    found = sorted((server_round, path) for server_round, model, path in round_sheets(folder) if model == name)
     if len(found) < 2:
         return
     shown = [found[k] for k in spread_out(len(found), MAX_ROUNDS)]

@@ -16,9 +16,9 @@ from typing import Any
 from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.owned import LOCK, is_held
 from fedddpm_app.recording.files import RecordingError, rewrite_json
+from fedddpm_app.recording.layout import SUMMARY
 from fedddpm_app.recording.owner import describe, has_died
 
-SUMMARY = "summary.json"
 RUNNING, COMPLETED, FAILED, INTERRUPTED, UNKNOWN = "running", "completed", "failed", "interrupted", "unknown"
 STOP_SIGNAL = "Flower: `flwr stop`, a signal to the server's process, or a crash of the simulation"
 _SIGNAL_CODES = 128  # added to the number of a signal that ended a process

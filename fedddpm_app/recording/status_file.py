@@ -10,8 +10,9 @@ from pathlib import Path
 from fedddpm_app.config import ConfigError
 from fedddpm_app.disk.owned import LOCK, OwnerLock
 from fedddpm_app.recording.files import RecordingError, rewrite_json, write_json
+from fedddpm_app.recording.layout import SUMMARY
 from fedddpm_app.recording.owner import this_process
-from fedddpm_app.recording.status import COMPLETED, FAILED, RUNNING, SUMMARY, now
+from fedddpm_app.recording.status import COMPLETED, FAILED, RUNNING, now
 
 RESERVE = "reserve.bin"  # room for the last summary on a disk that is full by then
 _RESERVE_BYTES = 64 * 1024

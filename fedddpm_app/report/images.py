@@ -1,9 +1,9 @@
 """The pictures of a run: real images, the auxiliary set and final images side by side, and the rounds."""
 
-import re
 from pathlib import Path
 
 from fedddpm_app.config import one_line
+from fedddpm_app.recording.layout import AUXILIARY, SAMPLES, auxiliary_sheets, round_sheets
 from fedddpm_app.recording.samples import REAL_SHEET
 from fedddpm_app.report.blocks import Picture, Text
 from fedddpm_app.report.pictures import Pictures
@@ -11,12 +11,11 @@ from fedddpm_app.report.reading import StoredRun
 
 _MAX_CLIENTS, _MAX_STRIPS = 6, 4  # sheets of the auxiliary set; models whose rounds are shown
 _MAX_PAIRS = 8
-_SHEET = re.compile(r"round-(\d+)(?:-(.+))?\.png")
 
 
 def images(run: StoredRun, pictures: Pictures) -> list[Picture | Text]:
     """Return the sheets of real, auxiliary and final images, and the strip over the rounds."""
-    samples = run.directory / "samples"
+    samples = run.directory / SAMPLES
     real = pictures.read(samples / REAL_SHEET, "Real images (test split)", "Sheet of real images of the test split.")
     found: list[Picture | Text] = [*real]
     for name, (server_round, path) in _last_sheets(samples).items():
@@ -37,10 +36,9 @@ def images(run: StoredRun, pictures: Pictures) -> list[Picture | Text]:
 
 
 def _auxiliary(run: StoredRun, pictures: Pictures) -> list[Picture]:
-    sheets = sorted((run.directory / "auxiliary").glob("client-*.png"))
+    sheets = list(auxiliary_sheets(run.directory / AUXILIARY))
     found = []
-    for path in sheets[:_MAX_CLIENTS]:
-        client = path.stem.removeprefix("client-").lstrip("0") or "0"
+    for client, path in sheets[:_MAX_CLIENTS]:
         alt = f"Sheet of auxiliary images from the pretrained model of client {client}."
         found += pictures.read(path, f"Auxiliary set, client {client}", alt)
     if len(sheets) > _MAX_CLIENTS:
@@ -51,9 +49,8 @@ def _auxiliary(run: StoredRun, pictures: Pictures) -> list[Picture]:
 def _last_sheets(folder: Path) -> dict[str, tuple[int, Path]]:
     """Return the sheet of the last round by the model's name; of more than 4 models, only that of all clients."""
     found: dict[str, tuple[int, Path]] = {}
-    for path in sorted(folder.glob("round-*.png")) if folder.is_dir() else ():
-        if match := _SHEET.fullmatch(path.name):
-            found[match[2] or ""] = max(found.get(match[2] or "", (-1, path)), (int(match[1]), path))
+    for server_round, name, path in round_sheets(folder):
+        found[name] = max(found.get(name, (-1, path)), (server_round, path))
     together = {name: sheet for name, sheet in found.items() if name in ("", "clients")}
     return together or dict(list(found.items())[:4])
 
@@ -61,7 +58,7 @@ def _last_sheets(folder: Path) -> dict[str, tuple[int, Path]]:
 def closest_pairs(run: StoredRun, pictures: Pictures) -> list[Picture | Text]:
     """Return the generated images above their closest training images, which are private."""
     found: list[Picture | Text] = []
-    for folder, what in (("samples", "final model"), ("auxiliary", "auxiliary set")):
+    for folder, what in ((SAMPLES, "final model"), (AUXILIARY, "auxiliary set")):
         for path in sorted((run.directory / folder).glob("closest-pairs*.png"))[:_MAX_PAIRS]:
             alt = f"Pairs of a generated image of the {what} and its closest training image."
             found += pictures.read(path, f"Closest pairs, {what}", alt, wide=True)

@@ -13,15 +13,13 @@ from fedddpm_app.compare.history import read_rows, with_costs
 from fedddpm_app.compare.places import without_places
 from fedddpm_app.config import one_line
 from fedddpm_app.disk.bounded import read_bytes, read_object
-from fedddpm_app.federation.security_log import NAME as SECURITY_LOG
-from fedddpm_app.recording.directory import CONFIG
-from fedddpm_app.recording.recorder import STATS
+from fedddpm_app.federation.security_log import SECURITY_LOG
+from fedddpm_app.recording.layout import AUDIT, CONFIG, LOG, STATS
 from fedddpm_app.recording.status import Status, read_status
 
 MAX_POINTS = 500  # of a line; a longer one is thinned out
 _WARNINGS = ("WARNING", "ERROR")
 _MAX_WARNINGS = 100
-AUDIT = "audit.json"
 _DEEPEST = 20  # lists and objects in each other; a run has at most 5
 T = TypeVar("T")
 
@@ -113,7 +111,7 @@ class StoredRun:
     def warnings(self) -> list[str]:
         """The warnings and errors of ``log.txt``, each once, at most ``_MAX_WARNINGS``."""
         try:
-            text = read_bytes(self.directory / "log.txt", limits.LOG_CHARACTERS).decode("utf-8", "replace")
+            text = read_bytes(self.directory / LOG, limits.LOG_CHARACTERS).decode("utf-8", "replace")
         except (OSError, ValueError):
             return []
         lines = (one_line(line) for line in text.splitlines() if line.startswith(_WARNINGS))

@@ -17,7 +17,6 @@ from fedddpm_app.disk.durable import replacing
 from fedddpm_app.recording.files import RecordingError, without_nan, writing
 from fedddpm_app.report.blocks import Chart, Page, Table
 
-REPORT = "report.html"
 LARGEST_BYTES = 5_000_000
 _SHORTER = (50_000, 5_000)  # characters of each table of a page that is too large
 

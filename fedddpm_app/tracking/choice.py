@@ -13,7 +13,7 @@ from fedddpm_app.config import Config, ConfigError, Scalar, without_paths
 from fedddpm_app.config.tracking import AUTO
 from fedddpm_app.disk.private import make_private
 from fedddpm_app.progress import logger
-from fedddpm_app.recording.directory import TRACKING
+from fedddpm_app.recording.layout import TRACKING
 from fedddpm_app.tracking.pictures import PictureList
 from fedddpm_app.tracking.sink import TrackingSink
 from fedddpm_app.tracking.tracker import TrackedRun, Tracker

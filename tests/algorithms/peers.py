@@ -11,7 +11,7 @@ from fedddpm_app.federation.messages.records import ARRAYS, NUM_EXAMPLES
 from fedddpm_app.inprocess import simulate as engine
 from fedddpm_app.inprocess.grid import InProcessGrid
 from fedddpm_app.inprocess.simulate import simulate
-from fedddpm_app.peers.ledger import NAME, verify
+from fedddpm_app.peers.ledger import LEDGER, verify
 from fedddpm_app.peers.mail import SAMPLES, SCORE, SCORES, TRAIN
 from fedddpm_app.peers.score import Score
 from fedddpm_app.peers.votes import pack_scores
@@ -71,7 +71,7 @@ class Result:
 
     def __init__(self, strategy, final, history):
         self.models = {peer: weights["x"].numpy() for peer, weights in strategy.client_models.items()}
-        self.ledger = strategy.recorder.entries[NAME]
+        self.ledger = strategy.recorder.entries[LEDGER]
         self.final, self.history = final["x"].numpy(), history
         verify(self.ledger)
 

@@ -1,7 +1,7 @@
 import json
 
 from fedddpm_app.compare.history import read_left_out
-from fedddpm_app.recording.recorder import STATS
+from fedddpm_app.recording.layout import STATS
 
 
 def test_the_clients_left_out_are_those_of_all_rows(tmp_path):

@@ -28,7 +28,8 @@ from fedddpm_app.inprocess.grid import run_inprocess
 from fedddpm_app.launch.leftovers import find_left_overs
 from fedddpm_app.recording import checkpoints
 from fedddpm_app.recording.files import RecordingError, write_json
-from fedddpm_app.recording.recorder import STATS, RunRecorder
+from fedddpm_app.recording.layout import STATS
+from fedddpm_app.recording.recorder import RunRecorder
 from tests.conftest import RunDirectory
 from tests.faults.killing import run_in_child
 

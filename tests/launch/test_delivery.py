@@ -9,10 +9,12 @@ from typer.testing import CliRunner
 from fedddpm_app.cli import app
 from fedddpm_app.cli.fetch import _read_log, find_directory
 from fedddpm_app.disk.private import make_private
+from fedddpm_app.launch import delivery
 from fedddpm_app.launch.delivered_names import NameRefusedError, check_name
 from fedddpm_app.launch.delivery import MARK, REPORT, check_directory, lines_of, send
 from fedddpm_app.launch.flower_run import COMPLETED, FlowerRun
 from fedddpm_app.launch.receiver import FetchError, FileReceiver
+from fedddpm_app.recording import layout
 from tests.conftest import ROOT
 from tests.faults.mutations import at_most
 
@@ -49,6 +51,12 @@ def test_what_is_sent_is_what_was_there(directory, tmp_path):
         assert path.is_dir() or (tmp_path / "here" / path.relative_to(directory)).read_bytes() == path.read_bytes()
     assert len(list((tmp_path / "here").rglob("*"))) == len(list(directory.rglob("*")))
     assert max(map(len, lines)) < 200_000
+
+
+def test_the_program_that_is_sent_knows_the_names_in_a_run_directory():
+    of_this_host = {layout.SCRATCH, layout.UNFINISHED, layout.CLIENT_STATE, layout.TRACKING}
+    assert set(delivery.WORKING_FOLDERS) == of_this_host
+    assert (delivery.LOG, delivery.REPORT) == (layout.LOG, layout.REPORT)
 
 
 def test_lines_are_written_no_faster_than_they_are_taken(capsys):

@@ -6,7 +6,7 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.config.pdfed import PDFedConfig
 from fedddpm_app.inprocess.recorder import MemoryRecorder
 from fedddpm_app.peers.book import Book
-from fedddpm_app.peers.ledger import NAME, read_ledger, verify
+from fedddpm_app.peers.ledger import LEDGER, read_ledger, verify
 from fedddpm_app.recording.recorder import RunRecorder
 
 SETTINGS = PDFedConfig(
@@ -34,7 +34,7 @@ def test_lines_after_the_checkpoint_are_removed_and_the_chain_goes_on(recorder):
     again = Book(recorder)
     again.load_state_dict(state)
     joined(again, 3)
-    stored = read_ledger(recorder.directory / NAME)
+    stored = read_ledger(recorder.directory / LEDGER)
     verify(stored.entries)
     assert [entry.get("peer") for entry in stored.entries] == [None, 0, 1, 3]
     assert stored.entries[0].items() >= {"node": "merge", "own_vote": 0.25, "with_novelty": False}.items()
@@ -45,7 +45,7 @@ def test_a_changed_line_is_refused(recorder, old):
     book = Book(recorder)
     book.begin("start", 0, SETTINGS)
     joined(book, 0, 1)
-    path = recorder.directory / NAME
+    path = recorder.directory / LEDGER
     path.write_bytes(path.read_bytes().replace(old, old[:-1] + b"7"))
     with pytest.raises(ConfigError, match=r"resume: ledger.jsonl: line \d was changed.*; restore it from a backup"):
         Book(recorder).load_state_dict(book.state_dict())
@@ -66,4 +66,4 @@ def test_a_run_that_starts_again_starts_the_ledger_again(recorder):
     book.begin("start", 0, SETTINGS)
     joined(book, 0)
     book.begin("start", 0, SETTINGS)
-    assert len(read_ledger(recorder.directory / NAME).entries) == 1
+    assert len(read_ledger(recorder.directory / LEDGER).entries) == 1

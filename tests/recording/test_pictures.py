@@ -11,11 +11,11 @@ from PIL import Image
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.recording import curves, plots, samples, sheets, style
 from fedddpm_app.recording.curves import plot_losses, plot_metrics
+from fedddpm_app.recording.layout import round_sheet
 from fedddpm_app.recording.plots import plot_classes, plot_partition
 from fedddpm_app.recording.samples import (
     MAX_ROUNDS,
     names_of,
-    round_sheet,
     save_auxiliary_sheets,
     save_rounds,
     save_samples,

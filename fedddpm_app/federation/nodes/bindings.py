@@ -16,7 +16,7 @@ from flwr.serverapp import Grid
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.ports import Recorder
 
-NAME = "partitions.jsonl"
+PARTITIONS = "partitions.jsonl"
 NOT_ITS_OWN = (
     "its partition is held by a newcomer, and belongs to another node, which alone is sent what is the client's own"
 )
@@ -50,11 +50,11 @@ class Bindings:
         self._recorder = recorder
         self._owners: dict[int, str] = {}
         try:
-            for row in recorder.entries_of(NAME) if recorder else ():
+            for row in recorder.entries_of(PARTITIONS) if recorder else ():
                 self._owners.setdefault(int(row["partition"]), str(row["owner"]))
         except (ValueError, LookupError, TypeError) as error:
             raise ConfigError(
-                f"resume: {NAME} cannot be read ({type(error).__name__}: {error}): restore it from a backup; a "
+                f"resume: {PARTITIONS} cannot be read ({type(error).__name__}: {error}): restore it from a backup; a "
                 'line is {"partition": 0, "owner": "key-..."}.'
             ) from error
 
@@ -71,5 +71,5 @@ class Bindings:
         if partition not in self._owners:
             self._owners[partition] = identity
             if self._recorder:
-                self._recorder.append_to(NAME, {"partition": partition, "owner": identity})
+                self._recorder.append_to(PARTITIONS, {"partition": partition, "owner": identity})
         return self.is_owner(partition, identity)
