@@ -6,6 +6,7 @@ import time
 import pytest
 import torch
 from flwr.app import Error, Message
+from flwr.proto.node_pb2 import NodeInfo
 
 from fedddpm_app.config import load_config
 from fedddpm_app.federation.accounting import Accounting
@@ -13,6 +14,7 @@ from fedddpm_app.federation.admission import Admission
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.flower_internals import TaskType
 from fedddpm_app.federation.messages import conversation as module
+from fedddpm_app.federation.messages import messaging
 from fedddpm_app.federation.messages.actions import ActionCall
 from fedddpm_app.federation.messages.conversation import Conversation
 from fedddpm_app.federation.messages.replies import ReplyRefusedError
@@ -186,3 +188,25 @@ def test_files_that_a_client_sent_besides_its_answer_are_removed(talk):
         answer.accept()
     left = {path.name for path in directory.glob("up-*")}
     assert left == {late[3 - answer.request.partition]}
+
+
+def test_a_reply_that_a_node_sent_before_it_was_started_anew_is_taken(talk, monkeypatch):
+    """The server pulls a few replies at a time, and sees meanwhile that the node was started anew."""
+    grid, slow, call = talk
+    grid.run.primary_task_type = TaskType.SERVER_APP
+    monkeypatch.setattr(messaging, "_NODES_SECONDS", 0.0)
+    monkeypatch.setattr(module, "PULLS", 1)
+    activated = dict.fromkeys(grid.get_node_ids(), "before")
+    grid.get_nodes = lambda: [NodeInfo(node_id=node, last_activated_at=when) for node, when in activated.items()]
+    slow.add(1000)
+    conversation = Conversation(grid, 30.0, None)
+    conversation.ask(call, [0, 1], weights())
+    activated |= {1000: "after", 1001: "after"}
+    found = {}
+    for _ in range(2):
+        answer = conversation.receive()
+        with pytest.raises(ReplyRefusedError) as refused:
+            answer.accept()
+        found[answer.request.partition] = str(refused.value)
+    assert "I am 1" in found[1]
+    assert "gone or did not answer in time" in found[0]

@@ -1,3 +1,4 @@
+import threading
 import time
 from contextlib import nullcontext
 from functools import partial
@@ -10,7 +11,7 @@ from flwr.proto.node_pb2 import NodeInfo
 
 from fedddpm_app.federation.errors import ActorLostError
 from fedddpm_app.federation.flower_internals import TaskType, set_source
-from fedddpm_app.federation.messages import deadlines, messaging
+from fedddpm_app.federation.messages import deadlines, messaging, pulling
 from fedddpm_app.federation.messages.messaging import exchange, exchange_about
 from fedddpm_app.federation.nodes.roll_call import RollCall
 from tests.federation.flower_grid import deployed_grid
@@ -205,3 +206,56 @@ def test_a_node_that_is_away_is_left_to_flower(grid, monkeypatch):
     pull, grid.get_nodes = grid.pull_messages, lambda: []
     grid.pull_messages = lambda ids: [m for m in pull(ids) if m.metadata.src_node_id != 1001]
     assert len(list(exchange(grid, asked, timeout=0.3))) == 3
+
+
+@pytest.fixture
+def stuck(grid, monkeypatch):
+    """Node 1000's upload has begun, and does not go on before the event is set; Flower waits for it in the pull."""
+    grid.run.primary_task_type = TaskType.SERVER_APP
+    monkeypatch.setattr(pulling, "_FIRST_WAIT_SECONDS", 0.05)
+    pull, goes_on = grid.pull_messages, threading.Event()
+
+    def wait_for_objects(ids):
+        if any(grid._waiting[each].metadata.dst_node_id == 1000 for each in ids):
+            goes_on.wait(20.0)
+        return pull(ids)
+
+    grid.pull_messages = wait_for_objects
+    yield goes_on
+    goes_on.set()
+
+
+def test_an_upload_that_stops_holds_nobody_up(grid, stuck, monkeypatch):
+    monkeypatch.setattr(pulling, "LAST_UPLOADS_SECONDS", 0.3)
+    began = time.monotonic()
+    found = [reply.metadata.src_node_id for reply in exchange(grid, queries(grid), timeout=0.5)]
+    assert sorted(found) == [1001, 1002, 1003]
+    assert 0.8 <= time.monotonic() - began < 3.0
+
+
+def test_an_upload_that_has_begun_may_end_after_the_deadline(grid, stuck):
+    threading.Timer(0.4, stuck.set).start()
+    found = [reply.metadata.src_node_id for reply in exchange(grid, queries(grid), timeout=0.2)]
+    assert sorted(found[:3]) == [1001, 1002, 1003]
+    assert found[3:] == [1000]
+
+
+def test_replies_that_came_in_time_are_taken_also_when_the_server_was_busy(grid, deployed):
+    """It pulls a few at a time, and may work on one of them beyond the deadline."""
+    grid.run.primary_task_type = TaskType.SERVER_APP
+    found = []
+    for reply in exchange(grid, queries(grid), timeout=0.1):
+        found.append(reply.metadata.src_node_id)
+        time.sleep(0.2)
+    assert sorted(found) == [1000, 1001, 1002, 1003]
+
+
+def test_a_reply_that_a_node_sent_before_it_was_started_anew_is_taken(grid, monkeypatch):
+    monkeypatch.setattr(messaging, "_NODES_SECONDS", 0.0)
+    monkeypatch.setattr(messaging, "PULLS", 2)
+    activated = dict.fromkeys(grid.get_node_ids(), "before")
+    grid.get_nodes = lambda: [NodeInfo(node_id=node, last_activated_at=when) for node, when in activated.items()]
+    replies = exchange(grid, queries(grid), timeout=30.0)
+    first = next(replies)
+    activated[1003] = "after"
+    assert not any(reply.has_error() for reply in (first, *replies))

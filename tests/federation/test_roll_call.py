@@ -58,6 +58,28 @@ def test_a_run_starts_with_fewer_when_that_is_allowed(changing, caplog):
     assert "client 1 is connected" in caplog.text
 
 
+def test_a_node_that_answers_and_is_gone_counts_as_not_connected(changing):
+    pull = changing.pull_messages
+
+    def answer_and_go(message_ids):
+        replies = pull(message_ids)
+        if any(reply.metadata.src_node_id == 1003 for reply in replies) and 1003 not in changing.hidden:
+            changing.hidden = {1003}
+            late.extend(replies)
+            return []
+        return replies or [late.pop() for _ in late]
+
+    late: list[Message] = []
+    changing.pull_messages = answer_and_go
+    call = RollCall(changing, 4, 0.2)
+    participants = call.start(3)
+    assert participants.present == [0, 1, 2]
+    changing.hidden = set()
+    changing.pull_messages = pull
+    call.update(participants, 1)
+    assert participants.present == [0, 1, 2, 3]
+
+
 def test_too_few_end_the_wait_with_the_fix(changing):
     changing.hidden = {1000, 1001}
     with pytest.raises(ConfigError, match=r"min-available-nodes = 3, but after .* only 2 nodes are connected"):

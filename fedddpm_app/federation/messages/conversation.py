@@ -19,13 +19,13 @@ from fedddpm_app.federation.messages.deadlines import patience
 from fedddpm_app.federation.messages.messaging import (
     FIRST_POLL_SECONDS,
     PULLS,
+    RESTARTED,
     Activations,
     Sent,
-    error_of,
     longer,
-    pull_checked,
     push,
 )
+from fedddpm_app.federation.messages.pulling import LAST_UPLOADS_SECONDS, Puller, error_of
 from fedddpm_app.federation.messages.replies import Reply, ReplySpec
 from fedddpm_app.training.actions import Value
 from fedddpm_app.transport import Packed
@@ -87,7 +87,7 @@ class Conversation:
         self._began: dict[Request, float] = {}
         self._readers: Counter[int] = Counter()  # by the id of what was sent
         self._lost: deque[Answer] = deque()
-        self._activations = Activations(grid)
+        self._activations, self._puller = Activations(grid), Puller(grid)
 
     def ask(
         self,
@@ -148,22 +148,27 @@ class Conversation:
                 if answer := self._pull(message_id):
                     return answer
             for message_id, sent in [*self._pending.items()]:
-                if self._activations.of(sent.node) != sent.activated:
-                    return self._give_up(message_id, "its node was restarted in the meantime")
-                if self._is_over(sent.about, began):
-                    return self._pull(message_id) or self._give_up(message_id, "it did not answer in time")
+                restarted = self._activations.of(sent.node) != sent.activated
+                if not restarted and not self._is_over(sent.about, began):
+                    continue
+                if answer := self._pull(message_id):  # it may have been sent before
+                    return answer
+                if self._is_over(sent.about, began, LAST_UPLOADS_SECONDS * self._puller.is_on_its_way(message_id)):
+                    return self._give_up(message_id, "it did not answer in time")
+                if restarted and not self._puller.is_on_its_way(message_id):
+                    return self._give_up(message_id, RESTARTED)
             pause = longer(pause)
             time.sleep(pause)
         raise LookupError("no request is without a reply")
 
-    def _is_over(self, request: Request, began: float) -> bool:
+    def _is_over(self, request: Request, began: float, more: float = 0.0) -> bool:
         """Return whether a reply is given up now; ``began``: the time since when somebody waits for any reply."""
-        now = time.monotonic()
+        now = time.monotonic() - more
         return now > began + patience(self._timeout) if self._simulated else now > self._began[request] + self._timeout
 
     def _pull(self, message_id: str) -> Answer | None:
         sent = self._pending.pop(message_id)
-        message = pull_checked(self._grid, message_id, sent.node)
+        message = self._puller.pull_checked(message_id, sent.node)
         if message is None:
             self._pending[message_id] = sent  # at the end, so that others are pulled next
             return None

@@ -4,9 +4,6 @@ Flower delivers a message to its node once. If the node then disconnects, Flower
 if the node is disconnected at the moment of polling. For a node that reconnects before that moment, no reply would
 arrive until the time limit. The time of a node's last activation shows this case: if the node was activated again after
 a message was sent, the message is given up.
-
-In a deployment, Flower decodes the objects of a reply when it is pulled. These are a client's bytes, and a malformed
-object raises. Replies are therefore pulled one by one, and such a reply becomes an error of its node alone.
 """
 
 import time
@@ -14,42 +11,20 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
-from flwr.app import Error, Message, MessageType, RecordDict
+from flwr.app import Message
 from flwr.serverapp import Grid
 
-from fedddpm_app.config import one_line
-from fedddpm_app.federation.errors import ActorLostError
-from fedddpm_app.federation.flower_internals import UNREADABLE, ErrorCode, is_deployed, set_source, wait_for_stop
+from fedddpm_app.federation.flower_internals import ErrorCode, is_deployed
 from fedddpm_app.federation.messages.deadlines import patience
-from fedddpm_app.federation.messages.reasons import DEAD_ACTOR, is_dead_actor
+from fedddpm_app.federation.messages.pulling import Puller, error_of
 
 FIRST_POLL_SECONDS = 0.005
 _LONGEST_POLL_SECONDS = 0.1
 _POLL_GROWTH = 1.3
 _NODES_SECONDS = 2.0  # between updates of the list of nodes
+RESTARTED = "its node was restarted in the meantime"
 PULLS = 8  # between two pauses: in a deployment, each one is a request to the SuperLink
-_STOP_SECONDS = 15.0  # a stop of the whole run ends its actors first, and is then the reason
-_LAST_PULLS_SECONDS = 1.0  # after the deadline, for the replies that arrived before it
 About = TypeVar("About")
-
-
-def pull_reply(grid: Grid, message_id: str, node: int) -> Message | None:
-    """Return the reply of a node to one message, or None if there is none yet.
-
-    Its source is the node that the message went to, whatever the reply says. A reply that Flower cannot decode, or that
-    has no records, becomes an error of that node.
-    """
-    try:
-        reply = next(iter(grid.pull_messages({message_id})), None)
-        if reply is None:
-            return None
-        if not reply.has_error() and not isinstance(reply.content, RecordDict):
-            raise TypeError(f"its content is not a RecordDict: {type(reply.content).__name__}")
-    except UNREADABLE as error:
-        reason = one_line(f"its reply cannot be decoded: {type(error).__name__}: {error}")
-        return error_of(node, ErrorCode.UNKNOWN, reason)
-    set_source(reply, node)
-    return reply
 
 
 def exchange(
@@ -91,7 +66,7 @@ def exchange_about(
         In a simulation, if the process of an actor died.
     """
     pending: dict[str, Sent[About]] = {}
-    activations = Activations(grid)
+    activations, puller = Activations(grid), Puller(grid)
     in_turn, pause = not is_deployed(grid.run), FIRST_POLL_SECONDS
     seconds = patience(timeout) if in_turn else timeout
     deadline = time.monotonic() + seconds
@@ -102,7 +77,7 @@ def exchange_about(
         pause = longer(pause)
         for message_id in [*pending][:PULLS]:
             sent = pending.pop(message_id)
-            reply = pull_checked(grid, message_id, sent.node)
+            reply = puller.pull_checked(message_id, sent.node)
             if reply is None:
                 pending[message_id] = sent  # at the end, so that others are pulled next
                 continue
@@ -113,42 +88,23 @@ def exchange_about(
                 deadline = time.monotonic() + seconds
             push(grid, next_request, pending, activations, under_way)
         for message_id in [key for key, sent in pending.items() if activations.of(sent.node) != sent.activated]:
-            sent = pending.pop(message_id)
-            yield sent.about, error_of(sent.node, ErrorCode.NODE_UNAVAILABLE, "its node was restarted in the meantime")
+            node = pending[message_id].node
+            reply = puller.pull_checked(message_id, node)  # it may have been sent before
+            if reply is None and not puller.is_on_its_way(message_id):
+                reply = error_of(node, ErrorCode.NODE_UNAVAILABLE, RESTARTED)
+            if reply is not None:
+                yield pending.pop(message_id).about, reply
+                del reply
         if pending:
             time.sleep(pause)
-    yield from _last_replies(grid, pending)
+    for message_id, reply in puller.last({message_id: sent.node for message_id, sent in pending.items()}):
+        yield pending[message_id].about, reply
+        del reply
 
 
 def longer(pause: float) -> float:
     """Return the seconds of the pause between two polls that follows on ``pause``."""
     return min(_LONGEST_POLL_SECONDS, pause * _POLL_GROWTH)
-
-
-def pull_checked(grid: Grid, message_id: str, node: int) -> Message | None:
-    """Return the reply to a message, or None; ``ActorLostError`` if a simulation's actor died instead."""
-    reply = pull_reply(grid, message_id, node)
-    if reply is not None and reply.has_error() and not is_deployed(grid.run) and is_dead_actor(reply.error):
-        wait_for_stop(_STOP_SECONDS)
-        raise ActorLostError(DEAD_ACTOR)
-    return reply
-
-
-def _last_replies(grid: Grid, pending: "dict[str, Sent[About]]") -> Iterator[tuple[About, Message]]:
-    """Yield the replies that arrived between the last pull and the deadline.
-
-    The time is bounded: in-process, a pull is the work of a client.
-    """
-    left = _LAST_PULLS_SECONDS
-    for message_id, sent in pending.items():
-        began = time.monotonic()
-        reply = pull_checked(grid, message_id, sent.node)
-        left -= time.monotonic() - began
-        if reply is not None:
-            yield sent.about, reply
-            del reply
-        if left < 0:
-            return
 
 
 @dataclass(frozen=True)
@@ -174,14 +130,6 @@ class Activations:
             self._known |= {info.node_id: info.last_activated_at for info in self._grid.get_nodes()}
             self._updated = time.monotonic()
         return self._known.get(node, "")
-
-
-def error_of(node: int, code: int, reason: str) -> Message:
-    """Return an error in place of a reply, with a node as its source."""
-    request = Message(RecordDict(), dst_node_id=node, message_type=MessageType.QUERY)
-    reply = Message(Error(code, reason), reply_to=request)
-    set_source(reply, node)
-    return reply
 
 
 def push(

@@ -13,7 +13,7 @@ from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import TooFewRepliesError
 from fedddpm_app.federation.flower_internals import ErrorCode
 from fedddpm_app.federation.messages.deadlines import time_to_live
-from fedddpm_app.federation.messages.messaging import pull_reply
+from fedddpm_app.federation.messages.pulling import Puller
 from fedddpm_app.federation.messages.reasons import reason_of
 from fedddpm_app.federation.messages.records import METRICS, PARTITION_ID, PROBE, SHARES_MEMORY, WORKER
 from fedddpm_app.federation.nodes.attendance import log_changes, misfit, warn_of_changes
@@ -70,6 +70,7 @@ class RollCall:
         self._started = False
         self._online: set[int] = set()
         self._queried: set[int] = set()  # online nodes that were asked for their partition
+        self._puller = Puller(grid)
         self._pending: dict[str, int] = {}  # node by the id of its message, until it answers
         self._silent: set[int] = set()  # did not answer once: they are queried again, and not awaited
         self._failed: dict[int, str] = {}  # by node, the reason why it cannot take part; such nodes are not awaited
@@ -173,10 +174,12 @@ class RollCall:
     def _read_answers(self) -> None:
         """Read the answers that have arrived."""
         for message_id, node in list(self._pending.items()):
-            reply = pull_reply(self._grid, message_id, node)
+            reply = self._puller.pull(message_id, node)
             if reply is None:
                 continue
             del self._pending[message_id]
+            if node not in self._online:  # it is gone; it is queried again when it is back
+                continue
             if reply.has_error() and reply.error.code in _GONE:
                 self._queried.discard(node)
                 continue
