@@ -123,6 +123,11 @@ class Encoding:
         weights = {name: tensor.double() + changes[name].view(tensor.shape) for name, tensor in self._start.items()}
         return cast_like(weights, self._start), dict(zip(self._metrics, map(float, metrics), strict=True))
 
+    def fits(self, metrics: Mapping[str, float], num_clients: int, share: float) -> bool:
+        """Return whether the decoded metrics can be those of a sum without masks: one of them is a share."""
+        rounding = num_clients * _WIDE_STEP / share
+        return -rounding <= metrics[CLIPPED] <= 1.0 + rounding
+
     def bound(self, num_clients: int, share: float) -> float:
         """Return what the decoded mean of so many vectors differs from the mean of the clipped updates at most."""
         return num_clients * self.step / share

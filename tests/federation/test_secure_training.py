@@ -13,11 +13,14 @@ from fedddpm_app import FedDDPM, FederatedStrategy
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.federation import strategy as strategy_module
+from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.nodes.participants import Participants
 from fedddpm_app.federation.rounds.training import RoundTraining
 from fedddpm_app.federation.start_notes import start_notes
 from fedddpm_app.inprocess.grid import InProcessGrid, run_inprocess
 from fedddpm_app.inprocess.simulate import simulate
+from fedddpm_app.secure.encoding import Encoding
 from fedddpm_app.training.actions import ClientAction
 from fedddpm_app.transport.carriers import pack_flat, read_record
 from tests.algorithms.problems import CLIENTS, Point, quadratic, run
@@ -391,6 +394,61 @@ def test_clients_that_are_found_out_one_after_the_other_do_not_use_up_the_retrie
     rows = [row for row in run.stats if row["phase"] in ("round", "abandoned")]
     assert [row["phase"] for row in rows] == ["abandoned", "abandoned", "round"]
     assert rows[-1]["declined"] == [1, 2]
+
+
+def test_a_client_that_is_found_out_again_and_again_does_not_repeat_a_round_for_ever(run_with, monkeypatch):
+    """It comes back under another node id, so that nobody knows that it was excluded."""
+    original, keys_asked = InProcessGrid._answer, []
+
+    def answer(self, message):
+        kind, node = message.metadata.message_type, message.metadata.dst_node_id
+        keys_asked.extend([node] * (kind == "train.secure_keys"))
+        if (kind, node) != ("train.secure_shares", 1001):
+            return original(self, message)
+        with lying("no padding", self.contexts[node].state["fedddpm-secure"]):
+            return original(self, message)
+
+    present = Clients.present
+
+    def forgets(self, *arguments):
+        self.declined.clear()
+        return present(self, *arguments)
+
+    monkeypatch.setattr(InProcessGrid, "_answer", answer)
+    monkeypatch.setattr(Clients, "present", forgets)
+    with pytest.raises(RoundFailedError, match="do not belong together"):
+        run_with(max_round_retries=1)
+    assert keys_asked.count(1001) == 4 + 1 + 1  # once for each client, and once for the retry
+
+
+def test_masks_that_do_not_cancel_are_found_out(run_with, monkeypatch):
+    """A host with another version of the app has other settings in its masks."""
+    original, told = InProcessGrid._answer, Encoding.told
+
+    def answer(self, message):
+        other = message.metadata.message_type == "train" and message.metadata.dst_node_id == 1001
+        with monkeypatch.context() as patch:
+            if other:
+                patch.setattr(Encoding, "told", lambda *given: told(*given) + b"more")
+            return original(self, message)
+
+    monkeypatch.setattr(InProcessGrid, "_answer", answer)
+    with pytest.raises(RoundFailedError, match="the masks of the sum do not cancel: do all hosts run the same"):
+        run_with()
+
+
+def test_a_node_that_held_another_partition_before_is_the_client_that_it_is_now(run_with, monkeypatch):
+    update = Participants.update
+
+    def with_a_former_node(self, *arguments):
+        update(self, *arguments)
+        self.node_of[3] = self.node_of[2]
+
+    monkeypatch.setattr(Participants, "update", with_a_former_node)
+    monkeypatch.setattr(InProcessGrid, "get_node_ids", lambda self: [1000, 1001, 1002])
+    (row,) = run_with(min_available_nodes=3, node_timeout=0.1).rounds()
+    assert row["clients"] == [0, 1, 2]
+    assert "train/left_out" not in row
 
 
 def test_one_accuser_alone_is_not_believed(run_with, monkeypatch):

@@ -73,6 +73,7 @@ class Rounds:
     def _train(self, server_round: int, arrays: ArrayRecord) -> tuple[ArrayRecord, MetricRecord | None]:
         """Train a round; repeat it from the same weights if fewer than ``min-replies`` clients returned a reply."""
         strategy, retries, used = self._strategy, self._strategy.config.waiting.max_round_retries, 0
+        free = strategy.config.data.num_clients  # attempts: one that is found out may come back as another node
         for attempt in itertools.count():
             strategy.attempt = attempt
             try:
@@ -82,7 +83,8 @@ class Rounds:
                 return arrays if aggregated is None else aggregated, metrics
             except TooFewRepliesError as error:
                 strategy.abandon_round(str(error))
-                is_free = error.has_excluded and retries > 0  # with 0, no round is ever repeated
+                is_free = error.has_excluded and retries > 0 and free > 0  # without retries, no round is repeated
+                free -= is_free
                 used += not is_free
                 if used > retries:
                     raise

@@ -62,7 +62,8 @@ class SecureTraining(RoundTraining):
     def messages(self, arrays: ArrayRecord) -> list[Message]:
         """Sample clients, have them exchange keys and shares, and return the messages with the weights for them."""
         messages = super().messages(arrays)
-        client_at = {node: client for client, node in self._strategy.clients.participants.node_of.items()}
+        node_of = self._strategy.clients.participants.node_of
+        client_at = {node_of[client]: client for client in self._session.sealed}
         for message in messages:  # they share their records, but each has its own content
             client = client_at[message.metadata.dst_node_id]
             sealed, promised = self._session.sealed_for(client), self._session.promised_to(client)
@@ -100,6 +101,9 @@ class SecureTraining(RoundTraining):
         share = sum(self._sizes[client] for client in session.answered) / self._total
         told = encoding.told(self._total, self._round, strategy.config.about_training)
         weights, means = encoding.decode(self._unmasked(told), share)
+        if not encoding.fits(means, len(accepted), share):
+            problem = "the masks of the sum do not cancel: do all hosts run the same version of the app?"
+            raise self._too_few(problem)
         images = sum(reply.num_examples for reply in accepted)
         for name in self._unmasked_metrics:
             means[name] = sum(reply.number(name) * reply.num_examples for reply in accepted) / images
