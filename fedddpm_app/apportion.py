@@ -18,13 +18,42 @@ def largest_remainder(total: int, weights: Sequence[float]) -> list[int]:
     ValueError
         When a weight is negative, or the weights do not have a positive sum.
     """
-    if not sum(weights) > 0 or min(weights) < 0:
-        raise ValueError(f"{total} cannot be split by weights {list(weights)}: they must be >= 0 and not all 0")
-    quotas = total * np.asarray(weights, dtype=np.float64) / sum(weights)
-    shares = np.floor(quotas).astype(int)
-    by_remainder = np.argsort(-(quotas - shares), kind="stable")
-    shares[by_remainder[: total - shares.sum()]] += 1
-    return [int(share) for share in shares]
+    [shares] = split_groups([total], [weights])
+    return shares
+
+
+def split_groups(sizes: Sequence[int], weights: Sequence[Sequence[float]]) -> list[list[int]]:
+    """Split each of several groups in proportion to weights of its own; return the shares of each group.
+
+    Each share is the whole number below or above its quota. Those that are furthest below the sum of their quotas so
+    far are rounded up (controlled rounding), so that the rounding of many groups does not add up, as it does with the
+    largest remainders of each group. One group is split as by ``largest_remainder``.
+
+    Parameters
+    ----------
+    sizes : sequence of int
+        The number to split, by group.
+    weights : sequence of sequence of float
+        The weights of the shares, by group.
+
+    Raises
+    ------
+    ValueError
+        When a weight is negative, or the weights of a group do not have a positive sum.
+    """
+    behind, found = np.zeros(len(weights[0]) if weights else 0), []
+    for size, of_group in zip(sizes, weights, strict=True):
+        if not sum(of_group) > 0 or min(of_group) < 0:
+            raise ValueError(f"{size} cannot be split by weights {list(of_group)}: they must be >= 0 and not all 0")
+        quotas = size * np.asarray(of_group, dtype=np.float64) / sum(of_group)
+        shares = np.floor(quotas).astype(int)
+        behind += quotas - shares
+        order = np.argsort(np.where(quotas > shares, -behind, np.inf), kind="stable")
+        up = order[: size - shares.sum()]
+        shares[up] += 1
+        behind[up] -= 1.0
+        found.append([int(share) for share in shares])
+    return found
 
 
 def labels_by_share(total: int, counts: Sequence[int]) -> Tensor:
@@ -79,17 +108,19 @@ class Shares:
         return bool(self.num_examples)
 
     def assign(self, count: int, labels: Tensor | None = None) -> dict[int, Tensor]:
-        """Return each model's images of ``count`` images, as ascending indices (int64), by largest remainder.
+        """Return each model's images of ``count`` images, as ascending indices (int64).
 
-        ``labels`` are the images' classes, int64, shape (count,). A model without any image has no entry.
+        Parts are rounded so that a model's rounding does not add up over the classes. ``labels`` are the images'
+        classes, int64, shape (count,). A model without any image has no entry.
         """
-        images, weights = torch.arange(count), list(self.num_examples.values())
-        groups = [(images, weights)]
+        images, weights = torch.arange(count), [list(self.num_examples.values())]
+        groups = [images]
         if labels is not None:
-            groups = [(images[labels == label], self._of_class(label)) for label in sorted(set(labels.tolist()))]
+            known = sorted(set(labels.tolist()))
+            groups, weights = [images[labels == label] for label in known], list(map(self._of_class, known))
         parts: dict[int, list[Tensor]] = {model: [] for model in self.num_examples}
-        for group, by in groups:
-            for model, part in zip(parts, torch.split(group, largest_remainder(len(group), by)), strict=True):
+        for group, sizes in zip(groups, split_groups([len(group) for group in groups], weights), strict=True):
+            for model, part in zip(parts, torch.split(group, sizes), strict=True):
                 parts[model].append(part)
         joined = {model: torch.cat(each).sort().values for model, each in parts.items()}
         return {model: part for model, part in joined.items() if len(part)}

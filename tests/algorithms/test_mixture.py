@@ -133,6 +133,8 @@ def test_shares_are_proportional_to_examples_and_among_a_class_to_its_examples()
     }
     assert torch.cat(list(parts.values())).sort().values.tolist() == list(range(23))
     assert 2 not in mixed.assign(2)
+    alike = Shares(dict.fromkeys(range(10), 100), dict.fromkeys(range(10), [1] * 100))
+    assert {len(part) for part in alike.assign(800, torch.arange(800) % 100).values()} == {80}
     again = Shares()
     again.load_state_dict(json.loads(json.dumps(mixed.state_dict())))
     assert again.state_dict() == mixed.state_dict()
