@@ -180,7 +180,7 @@ class FedDDPMLate(Distilling):
         self.auxiliary.renew()
         models = self.auxiliary.pretrained(weights)
         mean = weights_module.weighted_mean((model.load(), model.num_examples) for model in models)
-        if self.config.correction.steps == 0:
+        if self.config.correction.steps == 0 or not self.should_correct(server_round, mean):
             return mean
         if not self.choose_local(models, mean):
             return self.fine_tune_again(models, mean)

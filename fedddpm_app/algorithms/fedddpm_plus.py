@@ -154,7 +154,8 @@ class FedDDPMPlus(FedDDPM):
     @classmethod
     def cost(cls, config: Config, sizes: Sequence[int]) -> Cost:
         """Add the probe's forward passes."""
-        probed = config.run.num_rounds * config.plus.probe_images if config.plus.signal == "probe-loss" else 0
+        probes = config.plus.signal == "probe-loss" and config.correction.steps
+        probed = config.run.num_rounds * config.plus.probe_images if probes else 0
         return super().cost(config, sizes) + of_images(config, probed * FORWARD)
 
     @classmethod

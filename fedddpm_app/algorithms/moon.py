@@ -208,6 +208,11 @@ def _submodule(model: nn.Module, name: str) -> nn.Module:
         raise ConfigError(
             f'moon-representation = "{name}" is not a submodule of the model: use {" or ".join(choices)}.'
         )
+    if type(found).forward is nn.Module.forward and not name:
+        raise ConfigError(
+            f'algorithm = "moon" compares outputs of the model, but {type(model).__name__} has no method "forward": '
+            "add it, and call the model in the loss."
+        )
     if type(found).forward is nn.Module.forward:
         children = " or ".join(f"{name}.{child}" for child, _ in found.named_children())
         raise ConfigError(

@@ -8,9 +8,11 @@ import os
 import socket
 import types
 import zlib
-from collections.abc import Mapping
-from contextlib import closing
+from collections.abc import Iterator, Mapping
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
+
+import torch
 
 from fedddpm_app import progress
 from fedddpm_app import weights as weights_module
@@ -61,7 +63,7 @@ class Worker:
         planned = run.num_rounds * steps
         privacy = begin(self.config, "train", ledger, num_examples=len(data), steps=steps, planned=planned)
         self._fit(hook.round.global_weights)
-        with cpu_threads(self.config.run.client_threads), closing(hook):
+        with self._working("local-train-hook", server_round, partition_id), closing(hook):
             result = self.trainer.train(
                 hook.start_weights(),
                 data,
@@ -96,8 +98,22 @@ class Worker:
         self._fit(weights)
         given = (partition_id, server_round, weights, values, state, ledger)
         request = ActionRequest(self.config, self.task, self.trainer, *given)
-        with cpu_threads(self.config.run.client_threads):
+        with self._working("client-action", server_round, partition_id):
             return action.run(request)
+
+    @contextmanager
+    def _working(self, purpose: str, server_round: int, partition_id: int) -> Iterator[None]:
+        """Use the threads of a client, and seed torch's random numbers for the code of algorithms, then restore them.
+
+        Without a seed of its own, such code would get other numbers on another process, or after other clients.
+        """
+        device = self.trainer.device
+        with (
+            cpu_threads(self.config.run.client_threads),
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+        ):
+            torch.manual_seed(derive_seed(self.config.run.seed, purpose, server_round, partition_id))
+            yield
 
     def _fit(self, weights: Weights) -> None:
         """Train a model of the shapes of the received weights from now on; weights of another kind change nothing."""

@@ -15,7 +15,7 @@ import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from fedddpm_app.config import AdmissionConfig, Config
+from fedddpm_app.config import AdmissionConfig, Config, TrainingConfig
 from fedddpm_app.federation.messages.records import NUM_EXAMPLES
 from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
 from fedddpm_app.progress import logger
@@ -27,6 +27,7 @@ _LEAST_SHARE = 0.01  # of the model's own norm: clients that send no change do n
 _COUNT_AGAIN = "stop and resume the run to count its images again"
 _FIRST_REFERENCE = "tenth of the norm of the model's own weights"
 _GROWTH_OF_SITES = 2  # a site may have so many times the images that it had at the start of the run
+_MOST_NAMED = 5  # clients of a warning
 _DECISIVE = 0.9  # a larger share of all images decides a weighted mean alone
 
 
@@ -219,3 +220,14 @@ def warn_of_decisive(sizes: Mapping[int, int]) -> None:
                 "the auxiliary set alone: if that is not true, leave it out by a smaller max-examples-per-client.",
                 *(partition, size, total, 100 * size / total),
             )
+
+
+def warn_of_warmup(training: TrainingConfig, sizes: Mapping[int, int]) -> None:
+    """Warn of clients whose ``local-epochs`` end before the learning rate is reached."""
+    steps = {partition: training.steps_for(size) for partition, size in sorted(sizes.items())}
+    short = [partition for partition, count in steps.items() if count <= training.warmup_steps]
+    if short and training.local_epochs:
+        text = "client %s: the %d steps of local-epochs = %d are not more than warmup-steps = %d, so that the learning "
+        text += "rate is never reached: use a smaller warmup-steps"
+        named = ", ".join(map(str, short[:_MOST_NAMED])) + (", ..." if len(short) > _MOST_NAMED else "")
+        logger.warning(text, named, max(steps[each] for each in short), training.local_epochs, training.warmup_steps)

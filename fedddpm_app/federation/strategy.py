@@ -14,7 +14,7 @@ from fedddpm_app.apportion import Shares
 from fedddpm_app.config import Config
 from fedddpm_app.device import cpu_threads
 from fedddpm_app.federation.accounting import Accounting
-from fedddpm_app.federation.admission import warn_of_decisive
+from fedddpm_app.federation.admission import warn_of_decisive, warn_of_warmup
 from fedddpm_app.federation.aggregation import AggregationRule
 from fedddpm_app.federation.architecture import Reshape, follow_change, restore_architecture
 from fedddpm_app.federation.clients import Clients
@@ -452,6 +452,8 @@ class FederatedStrategy(AlgorithmDescription, FedAvg):
         else:
             self.clients.admission.sizes |= enumerate(self.task.client_sizes() or [])
         warn_of_decisive(self.clients.admission.sizes)
+        if self.trains_on_clients:
+            warn_of_warmup(config.training, self.clients.admission.sizes)
         if self.trains_on_clients and type(self).aggregate is FederatedStrategy.aggregate:
             self._rule.log_memory(self.initial_weights, per_round)
 

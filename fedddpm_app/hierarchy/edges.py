@@ -68,8 +68,7 @@ class EdgeStatistics:
 
     def scores(self) -> list[float]:
         """Return SH of each edge; 1, its bound from below, if no client of the edge has revealed its labels."""
-        known = zip(self.counts, self.images, strict=True)
-        return [homogeneity(counts) if counts.any() or not images else 1.0 for counts, images in known]
+        return self._scores_of(self.counts)
 
     def probabilities(self, client: ArrayLike, c: float) -> NDArray[np.float64]:
         """Return P(e) ~ max(c SH(q_e + q_i) - n_e, 0) + 1e-8, the probability of each edge for a client.
@@ -82,10 +81,14 @@ class EdgeStatistics:
             In images, > 0: the weight of homogeneity against n_e, the edge's images so far.
         """
         joined = self.counts + np.asarray(client, np.int64)
-        gains = np.array([c * homogeneity(counts) for counts in joined]) - self.images
+        gains = c * np.array(self._scores_of(joined)) - self.images
         weights = np.maximum(gains, 0.0) + _LEAST
         probabilities: NDArray[np.float64] = weights / weights.sum()
         return probabilities
+
+    def _scores_of(self, counts: NDArray[np.int64]) -> list[float]:
+        known = zip(counts, self.images, strict=True)
+        return [homogeneity(of_edge) if of_edge.any() or not images else 1.0 for of_edge, images in known]
 
     def after_round(
         self, joined: Mapping[int, tuple[Sequence[int], int]], edge_of: Mapping[int, int]

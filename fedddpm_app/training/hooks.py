@@ -83,6 +83,8 @@ class TrainResult:
 class TrainingHook:
     """The client half of an algorithm; this one changes nothing (FedAvg).
 
+    Torch's own random numbers are seeded in all its methods, by the run's seed, the round and the client.
+
     Parameters
     ----------
     local_round : LocalRound
@@ -134,7 +136,10 @@ class TrainingHook:
         """Prepare for the training; the model is on its device and holds ``start_weights``."""
 
     def add_to_loss(self, loss: Tensor, model: nn.Module, batch: Batch) -> Tensor:
-        """Return the loss to differentiate, a scalar; the client still reports ``loss``."""
+        """Return the loss to differentiate, a scalar; the client still reports ``loss``.
+
+        ``batch`` are the examples as the data have them: flips and dropped classes are drawn inside the loss.
+        """
         return loss
 
     def adjust_gradients(self, model: nn.Module) -> None:

@@ -152,6 +152,12 @@ def raising(loss):
     return loss, 1
 
 
+@pytest.mark.slow
+def test_a_subclass_can_leave_the_distillation_out(run_app, shared_run, monkeypatch):
+    monkeypatch.setattr(FedDDPMLate, "should_correct", lambda *_: False)
+    assert same(final_weights(run_app(**LOCAL)), final_weights(shared_run(**LATE, correction_steps=0)))
+
+
 def test_a_failed_second_fine_tuning_leaves_the_mean(run_app, shared_run, monkeypatch):
     monkeypatch.setattr("fedddpm_app.algorithms.fedddpm_late.train_own_model", failing_to_anneal)
     run = run_app(**LATE, late_teacher="mean", correction_steps=20)

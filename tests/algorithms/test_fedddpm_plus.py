@@ -239,3 +239,13 @@ def test_the_steps_of_a_run_count_the_corrections_that_it_can_have(run_config, w
     curve = [1.0] * 10
     plus = {"window": window, "patience": patience, "max_corrections": limit, "threshold": 0.1}
     assert len(corrected_rounds(corrections(curve, **plus))) == most
+
+
+def test_a_probe_without_corrections_costs_nothing(run_config):
+    given = run_config | {"algorithm": "fedddpm-plus", "plus-signal": "probe-loss"}
+    costs = [
+        FedDDPMPlus.cost(load_config(given | {"correction-steps": k, "plus-probe-images": n}), [100] * 4).steps
+        for k, n in ((0, 2), (0, 12), (2, 2), (2, 12))
+    ]
+    assert costs[0] == costs[1]
+    assert costs[2] < costs[3]

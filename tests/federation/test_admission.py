@@ -14,7 +14,7 @@ from fedddpm_app.config import ConfigError, load_config
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.federation import admission as module
 from fedddpm_app.federation.accounting import Accounting
-from fedddpm_app.federation.admission import Admission, warn_of_decisive
+from fedddpm_app.federation.admission import Admission, warn_of_decisive, warn_of_warmup
 from fedddpm_app.federation.clients import Clients
 from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
 from fedddpm_app.federation.nodes.participants import Participants
@@ -262,6 +262,16 @@ def test_one_client_with_nearly_all_images_is_a_warning(caplog, monkeypatch):
     warn_of_decisive({0: 359, 1: 10**6})
     assert "client 1 has 1000000 of all 1000359 images (99.96 %)" in caplog.text
     assert "max-examples-per-client" in caplog.text
+
+
+def test_epochs_that_end_before_the_warm_up_are_a_warning(config, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("fedddpm"), "propagate", True)
+    training = replace(config.training, local_steps=0, local_epochs=2, batch_size=16, warmup_steps=10)
+    warn_of_warmup(training, {0: 81, 1: 200})
+    warn_of_warmup(replace(training, local_steps=5, local_epochs=0), {0: 15})  # refused before
+    assert not caplog.text
+    warn_of_warmup(training, {0: 81, 1: 80, 2: 15})
+    assert "client 1, 2: the 10 steps of local-epochs = 2 are not more than warmup-steps = 10" in caplog.text
 
 
 def test_the_server_knows_the_sizes_that_it_can_see(config):

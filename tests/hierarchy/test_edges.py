@@ -43,6 +43,8 @@ def test_an_edge_whose_clients_reveal_nothing_is_not_the_most_even_one():
     assert edges.probabilities([0, 2], 20)[1] == pytest.approx(
         gains[1] / (20 * homogeneity([3, 3]) - 4 + gains[1]), rel=1e-6
     )
+    gains = np.array([20 * (2 - 0.25 * 2**0.5) - 4, 20 * 1.0 - 8])  # a client that reveals nothing either
+    assert edges.probabilities([0, 0], 20) == pytest.approx(gains / gains.sum(), rel=1e-6)
     assert EdgeStatistics.from_state(edges.state()).images.tolist() == [4, 8]
 
 

@@ -2,6 +2,7 @@
 
 import logging
 import traceback
+import types
 from typing import NamedTuple
 
 import numpy as np
@@ -10,11 +11,13 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset, TensorDataset
 
+from fedddpm_app import FederatedStrategy
 from fedddpm_app.algorithms import REGISTRY
 from fedddpm_app.config import ConfigError
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.inprocess.simulate import simulate
 from fedddpm_app.inprocess.task import Pooled, as_training_data
+from fedddpm_app.training.actions import ActionAnswer, ClientAction
 from fedddpm_app.training.hooks import TrainingHook
 from tests.algorithms.problems import CLIENTS, STEPS, Point, quadratic, run, same
 
@@ -385,3 +388,44 @@ class OfCareless(REGISTRY["fedavg"]):
 
 def test_a_client_that_writes_into_its_weights_changes_no_others():
     assert (run(OfCareless) == run("fedavg")).all()
+
+
+def test_random_numbers_of_a_hook_and_of_an_action_are_the_runs():
+    """They do not depend on what this process did before, and leave its random numbers alone."""
+    drawn = []
+
+    class Draws(TrainingHook):
+        def start_weights(self):
+            drawn.append(float(torch.rand(())))
+            return super().start_weights()
+
+        def on_start(self, model):
+            drawn.append(float(torch.rand(())))
+
+        def on_end(self, result, full_gradient):
+            drawn.append(float(torch.rand(())))
+
+    def look(request):
+        drawn.append(float(torch.rand(())))
+        return ActionAnswer({"number": drawn[-1]})
+
+    class Asks(FederatedStrategy):
+        hook = Draws
+        client_actions = types.MappingProxyType({"look": ClientAction(look, metrics=("number",))})
+
+        def after_aggregation(self, server_round, weights):
+            assert len(self.ask_clients("look").answers()) == len(CLIENTS)
+            return weights
+
+    def draws_of_a_run(seed):
+        drawn.clear()
+        simulate(Asks, Point(), quadratic, CLIENTS, 2, 1, 0.1, seed=seed)
+        return [*drawn]
+
+    state = torch.get_rng_state()
+    first = draws_of_a_run(0)
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.rand(3)
+    assert draws_of_a_run(0) == first
+    assert draws_of_a_run(1) != first
+    assert len(set(first)) == 2 * len(CLIENTS) * 4  # rounds, clients, draws

@@ -16,8 +16,8 @@ def survey_sites(clients: Clients, grid: Grid, config: Config, recorder: Recorde
     """Have every client load its images; write the numbers of images, and the failed clients, to ``stats.jsonl``.
 
     A client that fails may still be sampled in every round: its site may repair the data. The number of images that it
-    may then claim is limited, see ``Admission.check_examples``. A resumed run has the line of
-    its first start, and warns of clients that have another number of images now.
+    may then claim is limited, see ``Admission.check_examples``. A resumed run has the line of its first start, and
+    warns of clients that have another number of images now.
     """
     partitions, timeout = clients.participants.present, config.waiting.round_timeout
     messages = clients.address(partitions, LOOK, {}, 0, timeout)
