@@ -9,7 +9,7 @@
 # Those for access within its host (superlink, localhost, 127.0.0.1) are added automatically.
 # certs/ca/       the authority's key: keep it offline; everyone who has it can pose as the server
 # certs/server/   for the server's host; supernodes/ holds the sites' public keys, as NAME.pub
-# certs/user/     ca.crt, the authority's certificate, for users and sites; it is no secret
+# certs/user/     ca.crt, the authority's certificate, for users and sites; it is not secret
 # certs/NAME/     of a site: only auth.pub leaves it. If the operator's files are in the same `certs` (a try on one
 #                 machine), `site` also exchanges ca.crt and auth.pub with them.
 # Existing files are kept. With other names, `server` makes a new certificate. Certificates are valid for 825 days:

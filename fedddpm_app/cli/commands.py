@@ -102,7 +102,7 @@ def sample(
     guidance: Annotated[
         float | None, typer.Option(min=0, help="Classifier-free guidance of a model with classes; default: its own.")
     ] = None,
-    seed: Annotated[int, typer.Option(min=0)] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Of the noise that the images start from.")] = 0,
     device: DeviceOption = "auto",
     out: Annotated[
         Path | None, typer.Option(help="PNG file to write; default: in samples/ of the run directory.")
@@ -129,7 +129,9 @@ def evaluate(
         float | None, typer.Option(min=0, help="Classifier-free guidance of a model with classes; default: its own.")
     ] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Images generated per batch.")] = None,
-    seed: Annotated[int | None, typer.Option(min=0, max=_LARGEST_SEED)] = None,
+    seed: Annotated[
+        int | None, typer.Option(min=0, max=_LARGEST_SEED, help="Of the images' noise; default: the run's seed.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(min=1, help="CPU threads; default: the run's server-threads, or all threads.")
     ] = None,
@@ -253,7 +255,7 @@ def report(
     """Write one HTML file about a run or a comparison, which opens offline, on a phone, and on paper.
 
     A run may still be going on. The file has the plots, images, metrics, costs, faults and the configuration. It has
-    no path and no host of this machine.
+    no path of this machine; a warning of the log that it quotes may name a host.
     """
 
 

@@ -55,7 +55,7 @@ def measured_note(results: Results, metric: str) -> str:
     better = f" {about['better'].capitalize()} is better." if about["better"] else ""
     if is_attack(results, metric):
         return (
-            f"Area under the ROC curve of an attack by {about['extractor']}, which is to tell {about['n']:,} training "
+            f"Area under the ROC curve of an attack by {about['extractor']}, which separates {about['n']:,} training "
             f"images from {about['reference_n']:,} others ({about['reference']}).{better} Floor, that of guesses: 0.5."
         )
     found = [each["metrics"][metric] for each in results["settings"] if metric in each["metrics"]]

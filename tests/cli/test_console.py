@@ -4,7 +4,9 @@ import json
 from io import StringIO
 
 import pytest
+from typer.main import get_command
 
+from fedddpm_app.cli import app
 from fedddpm_app.cli.common import PlainConsole
 from fedddpm_app.cli.result_tables import print_summary
 from fedddpm_app.cli.run_view import RunView
@@ -68,3 +70,15 @@ def test_the_summary_of_another_host_is_text(tmp_path):
     print_summary(tmp_path, PlainConsole(file=out, width=200))
     assert "[red]a[/] [/b]" in out.getvalue()
     assert not set("\x1b\x07\u202e") & set(out.getvalue())
+
+
+def test_every_argument_and_option_has_help():
+    """Versions of typer and click that do not fit each other lose it."""
+    commands = {**get_command(app).commands}
+    while groups := {name: each for name, each in commands.items() if hasattr(each, "commands")}:
+        for name, group in groups.items():
+            del commands[name]
+            commands |= {f"{name} {inner}": command for inner, command in group.commands.items()}
+    shown = {(name, each.name): each.help for name, command in commands.items() for each in command.params}
+    assert len(shown) > 50
+    assert [place for place, text in shown.items() if not text] == []

@@ -71,7 +71,7 @@ def test_an_attack_is_described_by_its_images_and_its_floor():
     how = attack | {"better": "lower", "sampler": "", "steps": 0, "others": []}
     note = measured_note(RESULTS | {"measured": {"membership": how}}, "membership")
     assert note == (
-        "Area under the ROC curve of an attack by threshold on the loss, which is to tell 500 training images from 480 "
+        "Area under the ROC curve of an attack by threshold on the loss, which separates 500 training images from 480 "
         "others (held-out and test). Lower is better. Floor, that of guesses: 0.5."
     )
 
