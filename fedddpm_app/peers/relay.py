@@ -199,6 +199,9 @@ class Relay:
 
     def _take_turns(self, peers: Sequence[int]) -> None:
         """Have peers vote, with all that do not train, then choose and train on."""
+        strangers = self._strategy.clients.participants.newcomers  # one may hold the partition of a peer that trained
+        for peer in [peer for peer in self.live if peer in strangers and peer not in self.trainings]:
+            self._leave(peer, GONE)
         self._collect_votes([peer for peer in self.live if peer not in self.trainings])
         rounds = self._strategy.config.run.num_rounds
         starting = [peer for peer in peers if peer in self.live and self.numbers.get(peer, rounds) < rounds]

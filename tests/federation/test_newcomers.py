@@ -140,6 +140,33 @@ def test_a_newcomer_is_no_peer(monkeypatch):
     assert len(ended.of("submission", 1)) == 2
 
 
+def test_a_submission_counts_though_a_newcomer_holds_its_partition_by_then(monkeypatch):
+    """Node 1001 has sent its third submission when node 2001 claims its partition; it is asked nothing more."""
+    received = []
+
+    class Taken(InProcessGrid):
+        sent = 0
+
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            self.contexts[NEWCOMER] = newcomer_like(self.contexts[OWNER])
+
+        def get_node_ids(self):
+            return [node for node in self.contexts if node != (OWNER if self.sent > 2 else NEWCOMER)]
+
+        def push_messages(self, messages):
+            kinds = [(each.metadata.dst_node_id, each.metadata.message_type) for each in messages]
+            received.extend(kinds)
+            self.sent += kinds.count((OWNER, "train.train_and_submit"))
+            return super().push_messages(messages)
+
+    on(monkeypatch, Taken)
+    ended = run_peers(rounds=4, node_timeout=0.2, max_round_retries=1, **SAME_SPEED)
+    assert {kind for node, kind in received if node == NEWCOMER} <= {"query", "query.forget"}
+    assert len(ended.of("submission", 1)) == 3
+    assert len(ended.of("left", 1)) == 1
+
+
 # ---- who an owner is -------------------------------------------------------------------------
 
 
