@@ -27,7 +27,7 @@ from fedddpm_app.weights import Weights
 
 _MARKER = "fedddpm-client-state"
 _FOLDER = "fedddpm-state"
-_SETTINGS = "settings"  # in a file's metadata: no run with other settings, which may send more, reads it
+_SETTINGS = "settings"  # in a file's metadata: no run with other settings, which may send more, reads or removes it
 
 
 class ClientStateError(RuntimeError):
@@ -94,9 +94,7 @@ class ClientState(Mapping[str, Weights]):
                 f'{state} has changed: "{path}" has another SHA-256 than when it was written; {fix}.'
             )
         try:
-            with safe_open(path, framework="pt") as file:
-                settings = (file.metadata() or {}).get(_SETTINGS)
-            flat = load_file(path)
+            settings, flat = _settings_of(path), load_file(path)
         except (OSError, ValueError, SafetensorError) as error:
             raise ClientStateError(f'{state} cannot be read: "{path}": {error}; {fix}.') from error
         if settings != self._settings:
@@ -121,7 +119,10 @@ class ClientState(Mapping[str, Weights]):
         )
 
     def forget(self) -> None:
-        """Remove the client's files of this run, and then the folder if it is empty."""
+        """Remove the client's files of this run, and then the folder if it is empty.
+
+        Files of a run with other settings stay, and those that cannot be read: a message may name any run.
+        """
         self._context.state.pop(_MARKER, None)
         self._remove_all_but(set())
         with contextlib.suppress(OSError):  # other clients on this host may still have files in it
@@ -162,8 +163,11 @@ class ClientState(Mapping[str, Weights]):
 
     def _remove_all_but(self, kept: set[Path]) -> None:
         for path in self.folder.glob(f"{self._prefix}-round-*"):
-            if path not in kept:
-                path.unlink(missing_ok=True)
+            if path in kept:
+                continue
+            with contextlib.suppress(OSError, ValueError, SafetensorError):
+                if _settings_of(path) == self._settings:
+                    path.unlink(missing_ok=True)
 
 
 def state_folder(config: Config) -> Path:
@@ -180,6 +184,12 @@ def parent_folder(state_dir: str) -> Path:
 def default_folder() -> Path:
     """Return the parent folder of the runs' folders without a ``state-dir``."""
     return get_flwr_home() / _FOLDER
+
+
+def _settings_of(path: Path) -> str | None:
+    """Return the digest of the settings of the run that wrote a state."""
+    with safe_open(path, framework="pt") as file:
+        return (file.metadata() or {}).get(_SETTINGS)
 
 
 def _round_of(path: Path) -> int:

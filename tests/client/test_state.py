@@ -76,6 +76,16 @@ def test_a_run_with_other_settings_does_not_read_it(open_state, config, context)
         ClientState(other, context, "7", 3, 1)["dual"]
 
 
+def test_a_run_with_other_settings_does_not_remove_it(open_state, config, context):
+    """A message names the run whose state is to be forgotten."""
+    open_state().save(1, make(0.5))
+    other = ClientState(replace(config, training=replace(config.training, learning_rate=0.5)), context, "7", 3, 1)
+    other.forget()
+    other.save(2, make(0.7))
+    assert len([*open_state().folder.glob("*.safetensors")]) == 2
+    assert torch.equal(open_state(1)["dual"]["b"], make(0.5)["dual"]["b"])
+
+
 def test_a_resumed_run_may_change_no_key_by_which_a_state_is_known(run_config):
     known = load_config(run_config).about_training
     values = {"num-rounds": 9, "pretrain-timeout": 9.0, "node-timeout": 9.0, "min-replies": 2, "checkpoint-every": 2}
