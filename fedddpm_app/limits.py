@@ -28,8 +28,9 @@ CLIENTS = 100_000  # each costs memory in every table of the run; the largest pu
 MIB = 2**20
 # of one JSON file, such as a checkpoint's state.json: Python takes some ten times its size
 JSON_BYTES = 64 * MIB
-# of a file of JSON lines, such as stats.jsonl or ledger.jsonl: about a kilobyte for each round or submission
-LINES_BYTES = 64 * MIB
+# of a file of JSON lines: a line of stats.jsonl has 32 bytes for each client of its round, so 8,000 rounds of 1,000
+# clients; ledger.jsonl has 440 for each vote, so 240 rounds of 50 peers
+LINES_BYTES = 256 * MIB
 # of the header of a safetensors file or blob: 16,000 tensors, where the largest published UNets have 2,000
 TENSOR_HEADER_BYTES = 2 * MIB
 # of the header that a reply has instead of the expected one, to name the difference: some more than the expected one

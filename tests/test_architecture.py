@@ -48,7 +48,7 @@ MAY_IMPORT = {  # the longest prefix of a module's path counts
     "algorithms": GROUND | {"auxiliary", "diffusion", "federation", "hierarchy", "peers", "training"},
     "audit": GROUND
     | {"algorithms", "auxiliary", "data", "diffusion", "evaluation", "experiment", "training"}
-    | {"recording/files", "recording/layout", "transport/wire"},
+    | {"recording/files", "recording/layout", "recording/reading", "transport/wire"},
     "audit/final": GROUND | {"audit", "diffusion", "evaluation", "experiment", "training/declined"},
     "audit/saving": GROUND | {"audit", "evaluation", "recording"},
     "experiment": GROUND | {"data", "diffusion", "evaluation", "federation", "recording", "training"},

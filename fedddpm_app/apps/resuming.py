@@ -19,7 +19,7 @@ from fedddpm_app.recording.checkpoints import (
 )
 from fedddpm_app.recording.directory import check_has_no_links, run_directory
 from fedddpm_app.recording.layout import CLIENT_STATE, CONFIG, STATS
-from fedddpm_app.recording.reading import changed_data, first_run_of, run_config_of
+from fedddpm_app.recording.reading import changed_data, first_run_of, read_rows, row_of, run_config_of
 from fedddpm_app.recording.recorder import RunRecorder
 from fedddpm_app.recording.status import COMPLETED, RUNNING, is_locked, read_status
 from fedddpm_app.tracking import start_tracking
@@ -203,7 +203,7 @@ def _check_equal(
 def _check_nothing_is_lost(directory: Path) -> None:
     """Raise ``ConfigError`` if a run without a checkpoint has rounds, which a new start would remove."""
     stats = directory / STATS
-    if stats.exists() and '"phase": "round"' in stats.read_text(encoding="utf-8", errors="replace"):
+    if row_of(read_rows(stats), "round"):
         raise ConfigError(
             f"resume: {directory} has rounds in {STATS}, but no checkpoint to continue from: restore its checkpoints, "
             f"start a new run, or remove {STATS} to start this one again with its finished pretraining."

@@ -23,6 +23,7 @@ from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.progress import note
 from fedddpm_app.recording.files import read_lines
 from fedddpm_app.recording.layout import STATS, UNFINISHED
+from fedddpm_app.recording.reading import row_of
 from fedddpm_app.seeding import derive_seed
 from fedddpm_app.training.actions import ActionRequest
 from fedddpm_app.training.privacy_ledger import PrivacyLedger
@@ -143,7 +144,7 @@ class Targets:
 
     def _uploaders(self) -> list[int]:
         """Return the clients whose own models have arrived."""
-        return next((row["pretrain/clients"] for row in self._rows("pretrain")), [])
+        return list(row_of(self._rows("pretrain"), "pretrain").get("pretrain/clients", []))
 
     def _rows(self, phase: str) -> list[dict[str, Any]]:
         """Return the objects of a phase in ``stats.jsonl``."""

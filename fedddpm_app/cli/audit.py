@@ -13,7 +13,6 @@ from fedddpm_app.audit.saving import PICTURE, save_findings
 from fedddpm_app.cli.common import check_named, console, find_app, refuse, say
 from fedddpm_app.cli.work_view import WorkView
 from fedddpm_app.cli.writing import failing_to_write
-from fedddpm_app.compare.history import read_rows
 from fedddpm_app.config import Config, ConfigError, load_saved
 from fedddpm_app.data.dataset import PARTITION
 from fedddpm_app.data.sites import is_site
@@ -29,7 +28,7 @@ from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.auxiliary_set import load_auxiliary_set
 from fedddpm_app.recording.layout import AUDIT, AUXILIARY, CONFIG, STATS
-from fedddpm_app.recording.reading import changed_data, run_config_of, sizes_of_clients
+from fedddpm_app.recording.reading import changed_data, read_rows, run_config_of, sizes_of_clients
 from fedddpm_app.training.declined import DeclinedError, TrainingDivergedError
 
 

@@ -19,7 +19,6 @@ from fedddpm_app.cli.run_view import RunView
 from fedddpm_app.cli.start import how_to_resume
 from fedddpm_app.cli.work_view import WorkView
 from fedddpm_app.client.state import default_folder
-from fedddpm_app.compare.history import read_rows
 from fedddpm_app.config import Config, ConfigError, Scalar, check_warmup, default_run_config
 from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.data.settings import given_keys, misfit
@@ -39,6 +38,7 @@ from fedddpm_app.recording.directory import output_folder
 from fedddpm_app.recording.files import RecordingError
 from fedddpm_app.recording.layout import CLIENT_STATE, CONFIG, STATS
 from fedddpm_app.recording.log import RunLog
+from fedddpm_app.recording.reading import read_rows
 from fedddpm_app.recording.status import COMPLETED as RUN_COMPLETED
 from fedddpm_app.recording.status import mark_interrupted, name_of_stop, read_status
 from fedddpm_app.tracking import chosen_trackers

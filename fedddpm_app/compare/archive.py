@@ -13,7 +13,6 @@ from typing import Any
 
 from fedddpm_app import limits
 from fedddpm_app.compare.cells import ORIGIN, Cell, other_values
-from fedddpm_app.compare.history import read_rows
 from fedddpm_app.compare.places import without_places
 from fedddpm_app.compare.plan import RESULTS, SOLVED, Plan
 from fedddpm_app.compare.samples import last_sheet
@@ -23,6 +22,7 @@ from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.durable import partial_of, publish, replacing
 from fedddpm_app.recording.files import write_json, writing
 from fedddpm_app.recording.layout import CONFIG, SAMPLES, STATS, SUMMARY
+from fedddpm_app.recording.reading import read_rows
 from fedddpm_app.recording.status import COMPLETED, read_status
 
 CELLS = "cells.zip"  # in the folder of a published grid

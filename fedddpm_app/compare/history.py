@@ -1,6 +1,5 @@
 """The history of a cell: a metric over rounds, gradient steps, MB and seconds, from its ``stats.jsonl``."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
@@ -8,10 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedddpm_app import limits
 from fedddpm_app.compare.statistics import deviation, interval
-from fedddpm_app.disk.bounded import read_bytes
 from fedddpm_app.recording.layout import STATS
+from fedddpm_app.recording.reading import read_rows
 from fedddpm_app.recording.status import read_status
 from fedddpm_app.recording.style import number
 
@@ -102,22 +100,6 @@ def _seconds(row: dict[str, Any]) -> float:
     """Return the seconds of a phase or round; metrics are measured more often in some rows than in others."""
     total = _known(row, "time/round_s") + _known(row, "time/phase_s")
     return total - sum(_known(row, key) for key in _EVALUATION)
-
-
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Return the objects of a ``stats.jsonl``; lines that cannot be read are left out."""
-    try:
-        lines = read_bytes(path, limits.LINES_BYTES).decode("utf-8").splitlines()
-    except (OSError, ValueError):
-        return []
-    found = []
-    for line in lines:
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError):
-            continue
-        found += [row] if isinstance(row, dict) else []
-    return found
 
 
 def _known(row: dict[str, Any], key: str) -> float:

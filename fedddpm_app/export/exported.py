@@ -12,6 +12,7 @@ from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.limits import LONGEST_VALUE
 from fedddpm_app.recording.files import read_lines
 from fedddpm_app.recording.layout import CONFIG, STATS
+from fedddpm_app.recording.reading import row_of
 from fedddpm_app.recording.status import COMPLETED, read_status
 
 _VERSION = re.compile(r"[0-9A-Za-z.+!-]{1,40}")
@@ -108,7 +109,7 @@ def read_run(directory: Path) -> ExportedRun:
         raise ConfigError(f"RUN = {directory} cannot be read ({error}); give the directory of a run.") from error
     given = _mapping(about.get("run_config"))
     run_config = default_run_config() | {key: value for key, value in given.items() if key in known_keys()}
-    data: Mapping[str, Any] = next((row for row in rows if row.get("phase") == "data"), {})
+    data: Mapping[str, Any] = row_of(rows, "data")
     sizes = data.get("data/num_examples")
     names = data.get("data/classes")
     return ExportedRun(

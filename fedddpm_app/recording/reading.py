@@ -1,11 +1,14 @@
-"""Reading the ``config.json`` of a run directory, which may be damaged or come from somewhere else."""
+"""Reading the ``config.json`` and ``stats.jsonl`` of a run, which may be damaged or come from somewhere else."""
 
+import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from fedddpm_app import limits
 from fedddpm_app.config import ConfigError
-from fedddpm_app.disk.bounded import read_object
+from fedddpm_app.disk.bounded import read_bytes, read_object
+from fedddpm_app.progress import logger
 from fedddpm_app.recording.layout import CONFIG
 
 DATA = "data"  # in config.json: the digests of the data that the run began with
@@ -67,8 +70,31 @@ def changed_data(directory: Path, digests: Mapping[str, str]) -> list[str]:
     return [name for name, digest in digests.items() if known.get(name, digest) != digest]
 
 
+def read_rows(path: Path) -> list[dict[str, Any]]:
+    """Return the objects of a ``stats.jsonl``; lines that cannot be read are left out, with a warning a whole file."""
+    try:
+        lines = read_bytes(path, limits.LINES_BYTES).decode("utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        if path.exists():
+            logger.warning("%s is left out: %s", path, error)
+        return []
+    found = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        found += [row] if isinstance(row, dict) else []
+    return found
+
+
+def row_of(rows: Iterable[Mapping[str, Any]], phase: str) -> Mapping[str, Any]:
+    """Return the first line of a phase, such as ``data``; empty without one."""
+    return next((row for row in rows if row.get("phase") == phase), {})
+
+
 def sizes_of_clients(rows: Iterable[Mapping[str, Any]]) -> dict[int, int]:
     """Return the numbers of training images that the lines of a run's ``stats.jsonl`` have, by client."""
-    sizes = next((row.get("data/num_examples") for row in rows if row.get("phase") == "data"), None)
+    sizes = row_of(rows, "data").get("data/num_examples")
     counted = enumerate(sizes) if isinstance(sizes, list) else ()
     return {client: size for client, size in counted if isinstance(size, int)}

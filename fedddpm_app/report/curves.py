@@ -152,8 +152,7 @@ def classes(run: StoredRun) -> list[Chart]:
     if not all(isinstance(each, list) and each and all(map(is_count, each)) for each in shares.values()):
         return []
     size = min(_MOST_LABELS, *(len(each) for each in shares.values()))
-    row = next((line.row for line in run.lines if line.row.get("phase") == "data"), {})
-    given = row.get("data/classes")
+    given = run.data.get("data/classes")
     names = class_labels(given if isinstance(given, list) and all(isinstance(n, str) for n in given) else [], size)
     percent = {name: [100 * count / max(1, sum(each)) for count in each[:size]] for name, each in shares.items()}
     rows = [

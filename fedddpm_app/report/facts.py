@@ -29,14 +29,13 @@ _REFUSALS = (log.REPLY_REFUSED, log.DECLINED, log.NODE_REFUSED, log.CLAIM_REFUSE
 
 def holders(run: StoredRun) -> list[Chart | Text]:
     """Return the clients' training images per class."""
-    row = next((line.row for line in run.lines if line.row.get("phase") == "data"), {})
-    counts, sizes, given = (row.get(f"data/{key}") for key in ("label_counts", "num_examples", "classes"))
+    counts, sizes, given = (run.data.get(f"data/{key}") for key in ("label_counts", "num_examples", "classes"))
     if not isinstance(sizes, list) or not sizes or not all(map(is_count, sizes)):
         return [Text(["The clients' images are not recorded."])]
     table_of: Any = counts if _is_table(counts, len(sizes)) else [[size] for size in sizes]
     classes = len(table_of[0])
     total = f"{sum(sizes):,} training images on {len(sizes):,} clients"
-    unassigned = row.get("data/num_unassigned") or 0
+    unassigned = run.data.get("data/num_unassigned") or 0
     rest = f" {cell(unassigned)} images belong to no client." if unassigned else ""
     about = f"{total}.{rest}"
     if len(sizes) * classes > _MAX_CELLS:

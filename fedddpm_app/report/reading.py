@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedddpm_app import limits
-from fedddpm_app.compare.history import read_rows, with_costs
+from fedddpm_app.compare.history import with_costs
 from fedddpm_app.compare.places import without_places
 from fedddpm_app.config import one_line
 from fedddpm_app.disk.bounded import read_bytes, read_object
 from fedddpm_app.federation.security_log import SECURITY_LOG
 from fedddpm_app.recording.layout import AUDIT, CONFIG, LOG, STATS
+from fedddpm_app.recording.reading import read_rows, row_of
 from fedddpm_app.recording.status import Status, read_status
 
 MAX_POINTS = 500  # of a line; a longer one is thinned out
@@ -79,6 +80,11 @@ class StoredRun:
     def rounds(self) -> list[Line]:
         """The lines of the rounds."""
         return [line for line in self.lines if line.row.get("phase") == "round"]
+
+    @cached_property
+    def data(self) -> Mapping[str, Any]:
+        """The line of the data; empty without it."""
+        return row_of((line.row for line in self.lines), "data")
 
     @cached_property
     def about(self) -> dict[str, Any]:
