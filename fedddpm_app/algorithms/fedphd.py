@@ -44,8 +44,9 @@ from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.diffusion.pruning import channel_norms, check_prunable, kept_shares, prunable_weights, prune
 from fedddpm_app.federation.architecture import Reshape
 from fedddpm_app.federation.cost import Cost
+from fedddpm_app.federation.messages.label_counts import LABEL_COUNTS, check_label_counts
 from fedddpm_app.federation.messages.records import NUM_EXAMPLES
-from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
+from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.federation.rounds.exchanged import Exchanged
 from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.hierarchy.edges import EdgeStatistics
@@ -55,9 +56,6 @@ from fedddpm_app.training.actions import ActionAnswer, ActionRequest, ClientActi
 from fedddpm_app.training.hooks import TrainingHook
 from fedddpm_app.training.task import Batch
 from fedddpm_app.weights import RunningMean, Weights
-
-COUNTS = "label-counts"
-
 
 # ---- the client half -------------------------------------------------------------------------
 
@@ -87,7 +85,7 @@ def report_labels(request: ActionRequest) -> ActionAnswer:
     counts = request.task.class_counts(request.partition_id)
     if not counts:
         raise ConfigError(_needs_labels(request.config))
-    return ActionAnswer({COUNTS: counts, NUM_EXAMPLES: sum(counts)})
+    return ActionAnswer({LABEL_COUNTS: counts, NUM_EXAMPLES: sum(counts)})
 
 
 def _needs_labels(config: Config) -> str:
@@ -246,9 +244,9 @@ class FedPhD(FederatedStrategy):
     def _ask_for_labels(self, partitions: Sequence[int]) -> None:
         """Ask clients for their label counts; one that does not answer is asked again when it is sampled."""
         if partitions:
-            check = functools.partial(check_counts, self.config.data.num_classes)
+            check = functools.partial(check_label_counts, self.config.data.num_classes)
             replies = self.ask_clients("report_labels", partitions=partitions, check=check).answers()
-            found: dict[int, Any] = {reply.partition_id: reply.metrics[COUNTS] for reply in replies}
+            found: dict[int, Any] = {reply.partition_id: reply.metrics[LABEL_COUNTS] for reply in replies}
             self.label_counts = self.label_counts | {p: [*counts] for p, counts in found.items()}
 
     def _counts_of(self, partition: int) -> list[int]:
@@ -270,14 +268,4 @@ class FedPhD(FederatedStrategy):
                 "cloud/weights": {str(edge): weight for edge, weight in p.items()},
                 "cloud/merged": merged,
             }
-        )
-
-
-def check_counts(num_classes: int, reply: Reply) -> None:
-    """Refuse label counts that are not one number per class, with the client's images as their sum."""
-    counts: object = reply.metrics.get(COUNTS)
-    fits = isinstance(counts, list) and len(counts) == num_classes and all(isinstance(n, int) for n in counts)
-    if not fits or min(counts) < 0 or sum(counts) != reply.num_examples:  # type: ignore[call-overload]
-        raise ReplyRefusedError(
-            f"its label counts are not {num_classes} numbers that add up to its {reply.num_examples} images"
         )

@@ -7,12 +7,14 @@ from collections.abc import Mapping, Sequence
 from typing import Generic
 
 from fedddpm_app import weights as weights_module
-from fedddpm_app.auxiliary.pretraining import OwnTraining, check_claims, check_label_counts, images_of_generation
+from fedddpm_app.auxiliary.pretraining import OwnTraining, check_claims
 from fedddpm_app.auxiliary.share import counts_of
 from fedddpm_app.auxiliary.uploads import COUNT, PretrainedModel, U, UploadFiles
 from fedddpm_app.federation.accounting import Span
 from fedddpm_app.federation.admission import warn_of_decisive
+from fedddpm_app.federation.cost import images_of_generation
 from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.messages.label_counts import check_label_counts
 from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.federation.messages.streaming import ReplyStream, with_progress
 from fedddpm_app.federation.phases import START, counted_phase, finish_phase, finished_phase, forget_phase, replay_phase
@@ -153,7 +155,7 @@ class Collection(Generic[U]):
 
     def _images(self, upload: U) -> float:
         config = self._strategy.config
-        drawn = images_of_generation(config, upload.generated)
+        drawn = images_of_generation(upload.generated, config.auxiliary.sampler_steps)
         return self._training.images(config, upload.num_examples) + drawn
 
     def _collect(self, weights: Weights, models: dict[int, U], span: Span) -> dict[str, object]:
@@ -220,7 +222,8 @@ class ModelCollection(Collection[PretrainedModel]):
     def check(self, reply: Reply) -> None:
         """Refuse wrong label counts, too."""
         super().check(reply)
-        check_label_counts(self._strategy.config, reply)
+        if self._strategy.config.data.class_conditional:
+            check_label_counts(self._strategy.config.data.num_classes, reply)
 
     def refuse_more(self, start: Weights, uploads: dict[int, PretrainedModel], stream: ReplyStream) -> None:
         """Drop the models that changed too much: all have arrived, so all norms are known."""

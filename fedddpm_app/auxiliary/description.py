@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from fedddpm_app.auxiliary.gate import KEYS as CHECK_KEYS
 from fedddpm_app.auxiliary.gate import check_settings, keys_of_no_check
-from fedddpm_app.auxiliary.pretraining import OwnTraining, images_of_generation
+from fedddpm_app.auxiliary.pretraining import OwnTraining
 from fedddpm_app.config import Config, ConfigError, check_sampler, check_warmup, keys_of_algorithms
 from fedddpm_app.diffusion.unet import images_as_models
-from fedddpm_app.federation.cost import Cost, of_images
+from fedddpm_app.federation.cost import Cost, images_of_generation, of_images
 from fedddpm_app.federation.description import AlgorithmDescription
 
 _PRETRAINING = ("pretrain-", "ema-decay", *CHECK_KEYS)
@@ -132,7 +132,7 @@ class AuxiliaryDescription(AlgorithmDescription):
     @classmethod
     def generated_images(cls, config: Config) -> float:
         """Return the compute of the generation of D_aux, in training images."""
-        return images_of_generation(config, config.auxiliary.size)
+        return images_of_generation(config.auxiliary.size, config.auxiliary.sampler_steps)
 
     @classmethod
     def images_of_steps(cls, config: Config, steps: int, size: int = 0) -> float:

@@ -23,7 +23,7 @@ from fedddpm_app.auxiliary.share import batches_of
 from fedddpm_app.auxiliary.uploads import PretrainedModel
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors, check_varied
 from fedddpm_app.diffusion.sampling import SampleBatch, split_batches
-from fedddpm_app.federation.cost import FORWARD
+from fedddpm_app.federation.cost import images_of_generation
 from fedddpm_app.federation.errors import RoundFailedError
 from fedddpm_app.federation.messages.actions import ActionCall
 from fedddpm_app.federation.messages.messaging import exchange_about
@@ -91,8 +91,8 @@ class Generation:
                 fix = f"lower pretrain-learning-rate = {self._config.pretrain.learning_rate}"
                 raise RoundFailedError(f"the auxiliary images of client {partition}: {reason}; {fix}")
             self._divide(usable)
-        images = len(self._images) * self._config.auxiliary.sampler_steps
-        self._strategy.accounting.images += images * FORWARD
+        steps = self._config.auxiliary.sampler_steps
+        self._strategy.accounting.images += images_of_generation(len(self._images), steps)
         labels = [share.labels for share in self._shares if share.labels is not None]
         return ImageTensors(self._images, torch.cat(labels) if labels else None)
 

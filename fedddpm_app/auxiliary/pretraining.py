@@ -11,11 +11,12 @@ from fedddpm_app import progress
 from fedddpm_app.auxiliary.gate import check_enough, check_share, open_gate
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.auxiliary.share import batches_of
-from fedddpm_app.auxiliary.uploads import COUNT, GENERATED, LABEL_COUNTS, MEMORIZED_SHARE, REPLACED
+from fedddpm_app.auxiliary.uploads import COUNT, GENERATED, MEMORIZED_SHARE, REPLACED
 from fedddpm_app.config import Config, ConfigError
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.sampling import SampleBatch
-from fedddpm_app.federation.cost import FORWARD, Cost, of_images
+from fedddpm_app.federation.cost import Cost, images_of_generation, of_images
+from fedddpm_app.federation.messages.label_counts import LABEL_COUNTS
 from fedddpm_app.federation.messages.records import ARRAYS, NUM_EXAMPLES
 from fedddpm_app.federation.messages.replies import Reply, ReplyRefusedError
 from fedddpm_app.seeding import derive_seed
@@ -59,13 +60,8 @@ class OwnTraining:
         """Return the cost of the training by all clients, and of their check; ``sizes`` are their numbers of images."""
         models, images = config.data.num_clients, sum(self.images(config, size) for size in sizes)
         if config.checks_memorization:
-            images += images_of_generation(config, config.auxiliary.size)
+            images += images_of_generation(config.auxiliary.size, config.auxiliary.sampler_steps)
         return of_images(config, images) + Cost(0.0, models, models)
-
-
-def images_of_generation(config: Config, count: int) -> float:
-    """Return the compute of the generation of ``count`` images for D_aux, in training images."""
-    return count * config.auxiliary.sampler_steps * FORWARD
 
 
 def pretrain(request: ActionRequest) -> ActionAnswer:
@@ -165,21 +161,6 @@ def check_claims(config: Config, reply: Reply) -> None:
         value = reply.number(key)
         if not (math.isnan(value) or 0 <= value <= largest):
             raise ReplyRefusedError(f"{key} is {value:g}, which is not between 0 and {largest:g}")
-
-
-def check_label_counts(config: Config, reply: Reply) -> None:
-    """Refuse label counts that are not one number per class, with the client's examples as their sum."""
-    counts: object = reply.metrics.get(LABEL_COUNTS, [])
-    fits = (
-        isinstance(counts, list)
-        and len(counts) == config.data.num_classes
-        and all(isinstance(count, int) and count >= 0 for count in counts)
-        and sum(counts) == reply.num_examples
-    )
-    if config.data.class_conditional and not fits:
-        raise ReplyRefusedError(
-            f"its label counts are not {config.data.num_classes} numbers that add up to its {reply.num_examples} images"
-        )
 
 
 PRETRAIN = ClientAction(pretrain, metrics=METRICS, records=(ARRAYS,), is_checked=True, is_private=True)

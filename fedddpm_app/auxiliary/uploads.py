@@ -12,13 +12,14 @@ from safetensors.torch import load_file, save_file
 
 from fedddpm_app.disk.bounded import read_json
 from fedddpm_app.disk.durable import digest_of, publish, replacing, unfinished
+from fedddpm_app.federation.messages.label_counts import LABEL_COUNTS
 from fedddpm_app.federation.messages.records import ARRAYS
 from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.progress import logger
 from fedddpm_app.training.privacy import DP_EPSILON, DP_EPSILON_TOTAL
 from fedddpm_app.weights import Weights
 
-LABEL_COUNTS, HELD_OUT_LOSS = "label-counts", "held-out-loss"
+HELD_OUT_LOSS = "held-out-loss"
 MEMORIZED_SHARE, GENERATED, REPLACED = "memorized-share", "generated", "replaced"
 COUNT = "count"  # in a request: the number of images of the client's part of D_aux
 _ABOUT = "about"

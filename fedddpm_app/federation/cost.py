@@ -39,6 +39,11 @@ def images_per_step(config: Config) -> int:
     return config.training.batch_size or 1
 
 
+def images_of_generation(count: int, steps: int) -> float:
+    """Return the compute of ``count`` generated images with ``steps`` sampling steps, in training images."""
+    return count * steps * FORWARD
+
+
 def of_images(config: Config, images: float) -> Cost:
     """Return the cost of training images; see the module's text for images that only go forward."""
     return Cost(steps=images / images_per_step(config))

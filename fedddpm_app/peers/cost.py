@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from fedddpm_app.config import Config
 from fedddpm_app.diffusion.unet import images_as_models
-from fedddpm_app.federation.cost import FORWARD, Cost, of_images
+from fedddpm_app.federation.cost import Cost, images_of_generation, of_images
 from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.federation.strategy import FederatedStrategy
 
@@ -39,4 +39,4 @@ def most_steps(strategy: FederatedStrategy, reply: Reply) -> int:
 
 def images_of_samples(config: Config) -> float:
     """Return the compute of a submission's samples, in training images."""
-    return config.pdfed.samples * config.auxiliary.sampler_steps * FORWARD
+    return images_of_generation(config.pdfed.samples, config.auxiliary.sampler_steps)

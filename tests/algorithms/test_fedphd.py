@@ -13,11 +13,12 @@ from safetensors.torch import load_file
 import client_app
 import server_app
 from fedddpm_app.algorithms import get_algorithm
-from fedddpm_app.algorithms.fedphd import FedPhD, FedPhDHook, check_counts
+from fedddpm_app.algorithms.fedphd import FedPhD, FedPhDHook
 from fedddpm_app.config import ConfigError, default_run_config, load_config
 from fedddpm_app.diffusion.pruning import channel_norms, kept_shares, prunable_weights
 from fedddpm_app.diffusion.unet import create_unet
 from fedddpm_app.experiment.task import DiffusionTask
+from fedddpm_app.federation.messages.label_counts import check_label_counts
 from fedddpm_app.federation.messages.replies import ReplyRefusedError
 from fedddpm_app.hierarchy.edges import EdgeStatistics
 from fedddpm_app.inprocess.grid import InProcessGrid, run_inprocess
@@ -312,9 +313,9 @@ def test_a_client_whose_counts_do_not_fit_still_trains(run_app, monkeypatch):
 def test_counts_that_do_not_fit_are_refused(wrong):
     reply = SimpleNamespace(metrics={"label-counts": wrong}, num_examples=6)
     with pytest.raises(ReplyRefusedError, match="its label counts are not 3 numbers that add up to its 6 images"):
-        check_counts(3, reply)
+        check_label_counts(3, reply)
     reply.metrics["label-counts"] = [1, 0, 5]
-    check_counts(3, reply)
+    check_label_counts(3, reply)
 
 
 @pytest.mark.parametrize(
