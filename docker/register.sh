@@ -1,6 +1,7 @@
 #!/bin/sh
 # register HOST:PORT CA FOLDER: register the public keys of the SuperNodes, FOLDER/*.pub, at the SuperLink.
-# Keys that are already registered are skipped, so you can run it again after adding a site.
+# Keys that are already registered are skipped, so you can run it again after adding a site. A key that was unregistered
+# cannot be registered again: such a site needs a new one.
 set -eu
 address=$1 ca=$2 folder=$3
 
@@ -21,7 +22,7 @@ for key in "$folder"/*.pub; do
         echo "$name: registered"
     else
         case $answer in
-            *"already in use"*) echo "$name: registered before" ;;
+            *"already in use"*) echo "$name: registered before (if it was unregistered since, it needs a new key)" ;;
             *) echo "$name: $answer" >&2; exit 1 ;;
         esac
     fi

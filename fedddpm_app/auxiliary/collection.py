@@ -14,6 +14,7 @@ from fedddpm_app.federation.accounting import Span
 from fedddpm_app.federation.admission import warn_of_decisive
 from fedddpm_app.federation.cost import images_of_generation
 from fedddpm_app.federation.errors import RoundFailedError
+from fedddpm_app.federation.messages.actions import NO_RECORDS
 from fedddpm_app.federation.messages.label_counts import check_label_counts
 from fedddpm_app.federation.messages.replies import Reply
 from fedddpm_app.federation.messages.streaming import ReplyStream, with_progress
@@ -64,7 +65,7 @@ class Collection(Generic[U]):
 
     def like(self, count: int) -> Mapping[str, Weights]:
         """Return references for the records of a client whose part of D_aux has ``count`` images."""
-        return {}
+        return NO_RECORDS
 
     def bytes_received(self, upload: U, start: Weights) -> int:
         """Return the bytes that the client of an upload has got."""
