@@ -7,31 +7,25 @@ from typing import Any
 from fedddpm_app.algorithms import get_algorithm
 from fedddpm_app.client.state import default_folder
 from fedddpm_app.config import Config, ConfigError, Scalar
+from fedddpm_app.config.purposes import CHECKING, KEEPING, MEASURING, PLACES, RESUMING, SHOWING, WAITING
 from fedddpm_app.data.dataset import PARTITION
 from fedddpm_app.data.store import cache_folder
 from fedddpm_app.federation.flower_internals import Run
 from fedddpm_app.progress import logger, note
-from fedddpm_app.recording.checkpoints import (
-    Checkpoint,
-    CheckpointError,
-    load_checkpoint,
-    rounds_of,
-)
+from fedddpm_app.recording.checkpoints import Checkpoint, rounds_of
 from fedddpm_app.recording.directory import check_has_no_links, run_directory
-from fedddpm_app.recording.layout import CLIENT_STATE, CONFIG, STATS
-from fedddpm_app.recording.reading import changed_data, first_run_of, read_rows, row_of, run_config_of
+from fedddpm_app.recording.layout import CLIENT_STATE, CONFIG
+from fedddpm_app.recording.reading import changed_data, first_run_of, run_config_of
 from fedddpm_app.recording.recorder import RunRecorder
+from fedddpm_app.recording.resumable import find_checkpoint
 from fedddpm_app.recording.status import COMPLETED, RUNNING, is_locked, read_status
 from fedddpm_app.tracking import start_tracking
 
 # Keys that change neither the weights nor the losses of the rounds that are done.
 MAY_CHANGE = (
-    *("num-rounds", "resume", "resume-previous", "output-dir", "run-name", "state-dir", "cache-dir", "transport"),
-    *("node-timeout", "round-timeout", "pretrain-timeout", "min-available-nodes", "min-replies", "max-round-retries"),
-    *("checkpoint-every", "checkpoint-keep", "preview-", "eval-", "inception-weights", "membership-"),
-    *("memorization-extractor", "memorization-neighbours", "memorization-rate", "tracker", "track-client-images"),
+    *("num-rounds", *RESUMING, *PLACES, "transport"),
+    *(*WAITING, *KEEPING, *SHOWING, *MEASURING, *CHECKING),
 )
-_OF_THE_CLIENTS_CHECK = ("memorization-extractor", "memorization-neighbours", "memorization-rate")
 _MEASURING = ("eval-", "inception-weights", "memorization-")  # their values must be the same along a curve
 _NOT_MEASURING = ("eval-every", "eval-batch-size", "eval-final-")
 
@@ -99,7 +93,7 @@ def find_resumable(directory: Path, config: Config, run_config: Mapping[str, Sca
     first_run_of(directory)  # which is needed as well
     algorithm = get_algorithm(config)
     checks = config.checks_memorization and "memorization-check" not in algorithm.keys_without_effect(config)
-    fixed = [*algorithm.fixed_on_resume, *(_OF_THE_CLIENTS_CHECK if checks else ())]
+    fixed = [*algorithm.fixed_on_resume, *(CHECKING if checks else ())]
     _check_equal(directory, saved, run_config, fixed)
     status = read_status(directory)
     if status.state == RUNNING and is_locked(directory):  # of a host that is gone, such as a container, it is free
@@ -198,56 +192,3 @@ def _check_equal(
             "a new run; a run of another version continues with that version, which its config.json names. Only these "
             f"keys may change: {may_change}."
         )
-
-
-def _check_nothing_is_lost(directory: Path) -> None:
-    """Raise ``ConfigError`` if a run without a checkpoint has rounds, which a new start would remove."""
-    stats = directory / STATS
-    if row_of(read_rows(stats), "round"):
-        raise ConfigError(
-            f"resume: {directory} has rounds in {STATS}, but no checkpoint to continue from: restore its checkpoints, "
-            f"start a new run, or remove {STATS} to start this one again with its finished pretraining."
-        )
-
-
-def find_checkpoint(directory: Path, *, previous: bool) -> Checkpoint | None:
-    """Return the newest checkpoint, or with ``previous`` the newest good one before it; None if there is none.
-
-    Raises
-    ------
-    ConfigError
-        When the newest one is damaged, no earlier one is good, or a run without checkpoints has rounds.
-    """
-    rounds = rounds_of(directory)
-    if not rounds:
-        if previous:
-            raise ConfigError(f"resume-previous = true: {directory} has no checkpoint; leave it out.")
-        _check_nothing_is_lost(directory)
-        return None
-    if not previous:
-        try:
-            return load_checkpoint(directory, rounds[-1])
-        except CheckpointError as error:
-            earlier = next((r for r in reversed(rounds[:-1]) if _is_good(directory, r)), None)
-            fix = (
-                f"resume from round {earlier} by resume-previous = true (`fedddpm run --resume-previous`)"
-                if earlier is not None
-                else "no earlier checkpoint is good: restore the file from a backup, or start a new run"
-            )
-            raise ConfigError(f"resume: {error}; {fix}.") from error
-    for server_round in reversed(rounds[:-1]):
-        try:
-            return load_checkpoint(directory, server_round)
-        except CheckpointError as error:
-            logger.warning("%s", error)
-    raise ConfigError(
-        f"resume-previous = true: {directory} has no good checkpoint before round {rounds[-1]}; leave it out."
-    )
-
-
-def _is_good(directory: Path, server_round: int) -> bool:
-    try:
-        load_checkpoint(directory, server_round)
-    except CheckpointError:
-        return False
-    return True

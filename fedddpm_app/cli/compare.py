@@ -101,7 +101,7 @@ def _continued(directory: Path) -> dict[str, Scalar]:
 
     A cell that cannot continue is put aside.
     """
-    from fedddpm_app.apps.resuming import find_checkpoint
+    from fedddpm_app.recording.resumable import find_checkpoint
 
     if not (directory / CONFIG).exists():
         (directory / LOG).unlink(missing_ok=True)  # of a process that ended before the start of its run

@@ -9,6 +9,7 @@ from fedddpm_app.algorithms import find_algorithm
 from fedddpm_app.compare.places import without_places
 from fedddpm_app.compare.spec import folder_name
 from fedddpm_app.config import Config, ConfigError, Scalar, keys_without_effect, shown
+from fedddpm_app.config.purposes import KEEPING, PLACES, RESUMING, SHOWING, WAITING
 from fedddpm_app.data.settings import read_auto
 from fedddpm_app.federation.cost import Cost
 from fedddpm_app.recording.layout import CONFIG
@@ -18,10 +19,7 @@ from fedddpm_app.recording.status import COMPLETED, RUNNING, Status, is_locked, 
 ORIGIN = "origin.json"  # in the folder of a restored cell
 REFUSED = 2  # the exit code of a cell that could not start or continue
 # Keys that change neither the weights nor the metrics of a run.
-_NEUTRAL = (
-    *("output-dir", "run-name", "state-dir", "cache-dir", "resume", "transport", "checkpoint-", "preview-", "track"),
-    *("node-timeout", "round-timeout", "pretrain-timeout", "min-available-nodes", "min-replies", "max-round-retries"),
-)
+_NEUTRAL = (*PLACES, *RESUMING, *WAITING, *KEEPING, *SHOWING, "transport")
 
 
 class State(StrEnum):

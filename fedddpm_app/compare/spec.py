@@ -9,12 +9,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from fedddpm_app.compare.solver import is_whole_number
 from fedddpm_app.config import ConfigError, Scalar, known_keys, shown
+from fedddpm_app.config.purposes import PLACES, RESUMING
 from fedddpm_app.config.toml_files import read_table
 from fedddpm_app.config.words import advice
 
 ALGORITHM = "algorithm"
 # Keys that name a run and its place: the command sets them.
-OWN_KEYS = ("seed", "output-dir", "run-name", "state-dir", "resume", "resume-previous")
+OWN_KEYS = ("seed", *(key for key in PLACES if key != "cache-dir"), *RESUMING)
 _NAME = r"^\w[\w.+-]{0,59}$"
 _NAME_FIX = 'it should have at most 60 letters, digits, "_", "-", "+" and ".", because it names a folder'
 _MARKUP = frozenset("<>`|[]")  # of Markdown, in which the results are written

@@ -15,15 +15,13 @@ from fedddpm_app.config.checks import problems_together
 from fedddpm_app.config.errors import ConfigError, shown
 from fedddpm_app.config.fields import Kind, Scalar
 from fedddpm_app.config.groups import Config, PartialGroup
+from fedddpm_app.config.purposes import PLACES, RESUMING
 from fedddpm_app.config.words import advice
 
 _CONTROL = "it has a control character, such as a line break; leave it out"
 _FIXES = {"bool_type": "it should be true or false", "string_type": "it should be a text, in double quotes"}
 _NUMBER = re.compile(r"[+-]?[0-9.]+([eE][+-]?[0-9]+)?")
-_OF_THE_HOST = (
-    *("output-dir", "run-name", "state-dir", "cache-dir", "resume", "resume-previous"),
-    *("device", "inception-weights", "tracker"),
-)
+_OF_THE_HOST = (*PLACES, *RESUMING, "device", "inception-weights", "tracker")
 
 
 def keys_of(group: type) -> dict[str, str]:

@@ -3,7 +3,8 @@ import re
 
 import pytest
 
-from fedddpm_app.config import ConfigError, is_due, known_keys, load_config, loading
+from fedddpm_app.apps.resuming import MAY_CHANGE
+from fedddpm_app.config import ConfigError, is_due, known_keys, load_config, loading, purposes
 from tests.conftest import ROOT
 
 
@@ -158,3 +159,17 @@ def test_any_number_of_diffusion_steps_is_checked_at_once(run_config, steps, fix
         return
     with pytest.raises(ConfigError, match=f"does not divide diffusion-steps = {steps}, as DDIM requires: {fix}"):
         load_config(run_config | given)
+
+
+def test_purposes_are_of_keys_that_exist():
+    """A name that ends in "-" stands for several keys."""
+    groups = [value for name, value in vars(purposes).items() if name.isupper()]
+    for name in [name for group in groups for name in group]:
+        found = [key for key in known_keys() if key == name or (name.endswith("-") and key.startswith(name))]
+        assert found, name
+    assert len(groups) == 7
+
+
+def test_a_key_that_changes_weights_may_not_change_on_a_resume():
+    changing = ("seed", "learning-rate", "batch-size", "num-clients", "partition", "algorithm", "wire-dtype", "device")
+    assert not [key for key in changing if key.startswith(MAY_CHANGE)]
