@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from fedddpm_app.audit.pools import Pool, pool_of
-from fedddpm_app.audit.targets import Target, Targets
+from fedddpm_app.audit.targets import Kind, Target, Targets
 from fedddpm_app.auxiliary.gate import Gate
 from fedddpm_app.config import Config
 from fedddpm_app.diffusion.images import ImageTensors
@@ -72,16 +72,25 @@ class Copies:
 
 
 @dataclass(frozen=True)
-class Findings:
-    """The results of an audit: attacks by target, in order, and near copies."""
+class Attempt:
+    """An attack on a target, by its name and kind."""
 
-    attacks: list[tuple[str, Attack]]
+    target: str
+    kind: Kind
+    attack: Attack
+
+
+@dataclass(frozen=True)
+class Findings:
+    """The results of an audit: attacks, in the order of their targets, and near copies."""
+
+    attacks: list[Attempt]
     copies: list[Copies]
 
     def to_dict(self) -> dict[str, object]:
         """Return the results for a JSON file."""
         return {
-            "attacks": [{"target": target, **attack.to_dict()} for target, attack in self.attacks],
+            "attacks": [{"target": each.target, **each.attack.to_dict()} for each in self.attacks],
             "copies": [copies.__dict__ for copies in self.copies],
         }
 
@@ -130,14 +139,14 @@ class Audit:
         targets = [*self._targets.final(), *self._targets.uploaded()]
         for number, target in enumerate(targets):
             report(ProgressEvent("audit", number, len(targets), 0))
-            attacks += [(target.name, attack) for attack in self._attack(target)]
+            attacks += [Attempt(target.name, target.kind, attack) for attack in self._attack(target)]
         everything = self._pool(self._targets.trained())
         if samples is not None and everything.is_large_enough:
             copies.append(self._copies("samples of the final model", samples, everything))
         if auxiliary is not None:
             if parts := [client for client in self._clients if client in set(auxiliary[1])]:
                 found = self._by_distance(self._pool(parts), auxiliary[0].images)
-                attacks += [("auxiliary set", attack) for attack in found]
+                attacks += [Attempt("auxiliary set", Kind.AUXILIARY, attack) for attack in found]
             copies += self._copies_of_clients(*auxiliary)
         report(ProgressEvent("audit", len(targets), len(targets), 0))
         return Findings(attacks, copies)

@@ -4,9 +4,8 @@ from pathlib import Path
 
 import numpy as np
 
-from fedddpm_app.audit.attacks import DISTANCE, RATIO, Audit, Effort, Findings
+from fedddpm_app.audit.attacks import RATIO, Audit, Effort, Findings
 from fedddpm_app.audit.saving import save_findings
-from fedddpm_app.audit.targets import FINAL, OWN
 from fedddpm_app.config import Config
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.evaluation.membership import Attack
@@ -17,7 +16,6 @@ from fedddpm_app.training.declined import DeclinedError
 
 IMAGES, DRAWS, REFERENCES = 500, 4, 4  # the defaults of `fedddpm audit`
 _GUESS = 0.5
-_KINDS = {FINAL: "final", "model": "final", OWN: "own-models"}
 _SUFFIXES = {RATIO: "-likelihood-ratio"}  # of names; other attacks have none
 
 
@@ -59,9 +57,8 @@ def attack_run(
 def metrics_of(findings: Findings) -> list[Metric]:
     """Return the AUC of each attack on each kind of target: the larger of two would be above 0.5 by chance."""
     found: dict[str, list[Attack]] = {}
-    for target, attack in findings.attacks:
-        kind = "auxiliary" if attack.name == DISTANCE else _KINDS[target.split(" of ")[0]]
-        found.setdefault(f"membership-{kind}{_SUFFIXES.get(attack.name, '')}", []).append(attack)
+    for each in findings.attacks:
+        found.setdefault(f"membership-{each.kind}{_SUFFIXES.get(each.attack.name, '')}", []).append(each.attack)
     return [_metric(name, attacks) for name, attacks in found.items()]
 
 

@@ -20,7 +20,10 @@ def save_findings(run_dir: Path, findings: Findings, seed: int, clients: Sequenc
     RecordingError
         When a file cannot be written.
     """
-    curves = [Curve(target, attack.name, *roc_of(attack.members, attack.others)) for target, attack in findings.attacks]
+    curves = [
+        Curve(each.target, each.attack.name, *roc_of(each.attack.members, each.attack.others))
+        for each in findings.attacks
+    ]
     write_json(run_dir / AUDIT, {"seed": seed, "clients": [*clients], **findings.to_dict()})
     if curves:
         with writing(run_dir / PLOTS / PICTURE):

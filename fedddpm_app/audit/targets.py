@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -31,7 +32,13 @@ from fedddpm_app.training.trainer import create_trainer
 from fedddpm_app.transport.wire import down_dtype, get_wire
 from fedddpm_app.weights import Weights, load_into, snapshot
 
-FINAL, OWN = "global model", "own model"  # how the names of targets begin
+
+class Kind(StrEnum):
+    """What is attacked; a part of the names of metrics."""
+
+    FINAL = "final"
+    OWN = "own-models"
+    AUXILIARY = "auxiliary"
 
 
 @dataclass(frozen=True)
@@ -42,6 +49,8 @@ class Target:
     ----------
     name : str
         For readers.
+    kind : Kind
+        A final model, or a client's own model that left it.
     pool : Pool
         All images for attacks on it.
     load : callable
@@ -51,6 +60,7 @@ class Target:
     """
 
     name: str
+    kind: Kind
     pool: Pool
     load: Callable[[], Module]
     train: Callable[[ImageTensors, int], Module]
@@ -87,11 +97,12 @@ class Targets:
                 client = number if ensemble.of_clients else number_of(name) if name else None
                 if client is None:
                     pool = pool_of(self._task.data, self.trained(), conditional=self._conditional)
-                    found.append(Target(FINAL, pool, self._loading(folder), self._train_as_in_rounds))
+                    load, train = self._loading(folder), self._train_as_in_rounds
+                    found.append(Target("global model", Kind.FINAL, pool, load, train))
                 elif client in self._clients:
                     pool, load = self._pool(client), self._loading(folder)
                     train = self._trainer_of(client) if ensemble.of_clients else self._train_as_in_rounds
-                    found.append(Target(f"model of client {client}", pool, load, train))
+                    found.append(Target(f"model of client {client}", Kind.FINAL, pool, load, train))
         return found
 
     def uploaded(self) -> list[Target]:
@@ -116,7 +127,8 @@ class Targets:
         uploaders = self._uploaders()
         return [
             Target(
-                f"{OWN} of client {client}, uploaded",
+                f"own model of client {client}, uploaded",
+                Kind.OWN,
                 self._pool(client),
                 self._uploaded(client, stored.get(client)),
                 self._trainer_of(client),

@@ -8,7 +8,7 @@ from rich import box
 from rich.table import Table
 from torch import Tensor
 
-from fedddpm_app.audit.attacks import Audit, Copies, Effort, Findings
+from fedddpm_app.audit.attacks import Attempt, Audit, Copies, Effort, Findings
 from fedddpm_app.audit.saving import PICTURE, save_findings
 from fedddpm_app.cli.common import check_named, console, find_app, refuse, say
 from fedddpm_app.cli.work_view import WorkView
@@ -22,7 +22,6 @@ from fedddpm_app.diffusion.conditional import guidance_for
 from fedddpm_app.diffusion.ensemble import find_ensembles, in_order
 from fedddpm_app.diffusion.images import DivergedError
 from fedddpm_app.diffusion.sampling import image_seeds
-from fedddpm_app.evaluation.membership import Attack
 from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.progress import logger
@@ -125,7 +124,7 @@ def _samples(run_dir: Path, config: Config, task: DiffusionTask, count: int) -> 
     )
 
 
-def _print_attacks(attacks: Sequence[tuple[str, Attack]]) -> None:
+def _print_attacks(attempts: Sequence[Attempt]) -> None:
     table = Table(
         title="membership inference, with 95 % intervals", title_justify="left", box=box.SIMPLE_HEAD, padding=0
     )
@@ -133,9 +132,10 @@ def _print_attacks(attacks: Sequence[tuple[str, Attack]]) -> None:
         table.add_column(column)
     for column in ("AUC", "TPR at 1 % FPR", "members", "others"):
         table.add_column(column, justify="right")
-    for target, attack in attacks:
+    for each in attempts:
+        attack = each.attack
         table.add_row(
-            target,
+            each.target,
             attack.name,
             _with_interval(attack.auc, attack.auc_interval),
             _with_interval(attack.tpr, attack.tpr_interval),

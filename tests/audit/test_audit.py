@@ -11,10 +11,10 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from fedddpm_app.audit.attacks import DISTANCE, RATIO, THRESHOLD, Audit, Effort, Findings
+from fedddpm_app.audit.attacks import DISTANCE, RATIO, THRESHOLD, Attempt, Audit, Effort, Findings
 from fedddpm_app.audit.final import metrics_of
 from fedddpm_app.audit.pools import Pool, pool_of
-from fedddpm_app.audit.targets import Target, Targets
+from fedddpm_app.audit.targets import Kind, Target, Targets
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.auxiliary.share import batches_of
 from fedddpm_app.cli import app
@@ -64,7 +64,11 @@ def attacked(small, target, references=0):
 @pytest.mark.slow
 def test_an_overfitted_model_is_found_out(small, overfitted):
     config, task, pool = small
-    target = Target("overfitted", pool, lambda: overfitted, lambda images, _: trained(config, task, images, 60))
+
+    def another(images, _):
+        return trained(config, task, images, 60)
+
+    target = Target("overfitted", Kind.FINAL, pool, lambda: overfitted, another)
     found = attacked(small, target)[THRESHOLD]
     assert found.auc > 0.9
     assert found.auc_interval[0] > 0.8
@@ -77,7 +81,7 @@ def test_a_model_that_never_saw_the_images_is_not(small, overfitted):
     task = small[1]
     others = task.data.train.without_labels().select(torch.arange(60, 120))
     halves = Pool(others.select(torch.arange(30)), others.select(torch.arange(30, 60)))
-    found = attacked(small, Target("", halves, lambda: overfitted, lambda *_: overfitted))[THRESHOLD]
+    found = attacked(small, Target("", Kind.FINAL, halves, lambda: overfitted, lambda *_: overfitted))[THRESHOLD]
     assert found.auc_interval[0] < 0.5 < found.auc_interval[1]
 
 
@@ -89,7 +93,7 @@ def test_reference_models_are_trained_on_halves_in_which_each_image_is_as_often_
         trained_on.append(images)
         return task.create_model()
 
-    found = attacked(small, Target("", pool, task.create_model, train), references=4)
+    found = attacked(small, Target("", Kind.FINAL, pool, task.create_model, train), references=4)
     assert set(found) == {THRESHOLD, RATIO}
     everything = pool.all().images.flatten(1)
     times = torch.zeros(60)
@@ -232,9 +236,9 @@ def test_the_likelihood_ratio_finds_members_with_models_that_know_their_images(s
     def knowing(images, _=0):
         return Knows(images.batch(torch.arange(len(images))).images, task.scheduler)
 
-    found = attacked(small, Target("", pool, lambda: knowing(pool.members), knowing), references=4)
+    found = attacked(small, Target("", Kind.FINAL, pool, lambda: knowing(pool.members), knowing), references=4)
     assert found[RATIO].auc > 0.9
-    wrong = attacked(small, Target("", pool, lambda: knowing(pool.others), knowing), references=4)
+    wrong = attacked(small, Target("", Kind.FINAL, pool, lambda: knowing(pool.others), knowing), references=4)
     assert wrong[RATIO].auc < 0.1
 
 
@@ -301,9 +305,9 @@ def test_each_attack_is_a_metric_of_its_own():
     def attack(name, auc):
         return Attack(name, auc, (0.0, 1.0), 0.1, (0.0, 1.0), np.zeros(3), np.zeros(3))
 
-    attacks = [("own model of client 0", attack(name, auc)) for name in (THRESHOLD, RATIO) for auc in (0.4, 0.5)]
-    attacks += [("global model", attack(THRESHOLD, 0.45)), ("global model", attack(RATIO, 0.55))]
-    attacks += [("auxiliary set", attack(DISTANCE, 0.6))]
+    attacks = [Attempt("", Kind.OWN, attack(name, auc)) for name in (THRESHOLD, RATIO) for auc in (0.4, 0.5)]
+    attacks += [Attempt("", Kind.FINAL, attack(THRESHOLD, 0.45)), Attempt("", Kind.FINAL, attack(RATIO, 0.55))]
+    attacks += [Attempt("", Kind.AUXILIARY, attack(DISTANCE, 0.6))]
     found = [(metric.name, metric.value, metric.extractor) for metric in metrics_of(Findings(attacks, []))]
     assert found == [
         ("membership-own-models", pytest.approx(0.45), THRESHOLD),
