@@ -97,8 +97,8 @@ class Targets:
                 client = number if ensemble.of_clients else number_of(name) if name else None
                 if client is None:
                     pool = pool_of(self._task.data, self.trained(), conditional=self._conditional)
-                    load, train = self._loading(folder), self._train_as_in_rounds
-                    found.append(Target("global model", Kind.FINAL, pool, load, train))
+                    whole = self._loading(folder), self._train_as_in_rounds
+                    found.append(Target("global model", Kind.FINAL, pool, *whole))
                 elif client in self._clients:
                     pool, load = self._pool(client), self._loading(folder)
                     train = self._trainer_of(client) if ensemble.of_clients else self._train_as_in_rounds
