@@ -83,6 +83,13 @@ def labels_by_systematic_sampling(total: int, counts: Sequence[int], start: floa
     return torch.from_numpy(labels.astype(np.int64))
 
 
+def spread_out(count: int, most: int) -> list[int]:
+    """Return at most ``most`` of the indices below ``count``, evenly spread, with the first and the last."""
+    if count <= most:
+        return list(range(count))
+    return [round(k * (count - 1) / (most - 1)) for k in range(most)]
+
+
 class Shares:
     """The parts of several models in the images that they generate together.
 

@@ -35,6 +35,7 @@ from fedddpm_app import progress
 from fedddpm_app.auxiliary.sampler import AuxiliarySampler
 from fedddpm_app.config import Config, ConfigError, check_sampler
 from fedddpm_app.diffusion.images import to_unit_range
+from fedddpm_app.diffusion.labels import balanced_labels
 from fedddpm_app.diffusion.sampling import image_seeds, split_batches
 from fedddpm_app.diffusion.unet import is_denoiser
 from fedddpm_app.federation.cost import Cost
@@ -45,7 +46,7 @@ from fedddpm_app.federation.strategy import FederatedStrategy
 from fedddpm_app.peers.cost import cost_of_peers, images_of_samples
 from fedddpm_app.peers.dedup import images_to_leave_out
 from fedddpm_app.peers.mail import MATCHED, NUMBER, SAMPLES, SCORE, SCORES, TRAIN
-from fedddpm_app.peers.private import balanced_labels, check_embedder, private_score
+from fedddpm_app.peers.private import check_embedder, private_score
 from fedddpm_app.peers.relay import Relay
 from fedddpm_app.peers.report import report_round
 from fedddpm_app.peers.votes import pack_scores

@@ -21,8 +21,8 @@ from fedddpm_app.diffusion.choice import choose_sampler
 from fedddpm_app.diffusion.conditional import guidance_for
 from fedddpm_app.diffusion.ensemble import find_ensembles, in_order
 from fedddpm_app.diffusion.images import DivergedError
+from fedddpm_app.diffusion.labels import labels_like
 from fedddpm_app.diffusion.sampling import image_seeds
-from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.auxiliary_set import load_auxiliary_set

@@ -19,6 +19,7 @@ from fedddpm_app.diffusion.choice import check_eta, choose_sampler
 from fedddpm_app.diffusion.conditional import guidance_for, num_classes
 from fedddpm_app.diffusion.ensemble import PipelineEnsemble, find_ensembles
 from fedddpm_app.diffusion.images import DivergedError
+from fedddpm_app.diffusion.labels import labels_like
 from fedddpm_app.diffusion.pipelines import (
     OWN,
     default_steps,
@@ -27,7 +28,6 @@ from fedddpm_app.diffusion.pipelines import (
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
 from fedddpm_app.evaluation.metrics import Metric, SamplingInfo, mean_over_clients
-from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.evaluators import create_evaluator, without_partition
 from fedddpm_app.progress import logger, reported
 from fedddpm_app.recording.files import write_json, writing

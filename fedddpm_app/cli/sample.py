@@ -11,9 +11,9 @@ from fedddpm_app.diffusion.choice import check_eta, choose_sampler
 from fedddpm_app.diffusion.conditional import guidance_for, num_classes
 from fedddpm_app.diffusion.ensemble import PipelineEnsemble, find_ensembles, in_order
 from fedddpm_app.diffusion.images import DivergedError
+from fedddpm_app.diffusion.labels import class_rows
 from fedddpm_app.diffusion.pipelines import OWN, is_plain
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
-from fedddpm_app.experiment.monitor import class_rows
 from fedddpm_app.recording.files import writing
 from fedddpm_app.recording.layout import SAMPLES
 from fedddpm_app.recording.samples import save_samples

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from fedddpm_app.apportion import spread_out
 from fedddpm_app.compare.cells import Cell
 from fedddpm_app.recording.layout import SAMPLES, round_sheets
-from fedddpm_app.recording.samples import spread_out
 from fedddpm_app.recording.sheets import read_tiles, save_strip
 
 _COLUMNS = 20

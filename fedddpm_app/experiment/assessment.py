@@ -7,11 +7,11 @@ import torch
 from diffusers import DDPMScheduler
 from torch import Tensor, nn
 
-from fedddpm_app.apportion import labels_by_share
 from fedddpm_app.config import Config, Sampler
 from fedddpm_app.diffusion.ensemble import Ensemble
 from fedddpm_app.diffusion.guidance import Guidance, guidance_of
 from fedddpm_app.diffusion.images import DivergedError
+from fedddpm_app.diffusion.labels import labels_like
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.evaluation.copies import MEMORIZED, Pairs
 from fedddpm_app.evaluation.evaluator import Evaluation, Evaluator
@@ -155,8 +155,3 @@ class Assessment:
 def _mean(evaluations: Mapping[str, Evaluation], models: Mapping[str, Ensemble]) -> list[Metric]:
     left_out = [name for name in models if name not in evaluations]
     return mean_over_clients({name: evaluation.metrics for name, evaluation in evaluations.items()}, left_out)
-
-
-def labels_like(labels: Tensor | None, count: int) -> Tensor | None:
-    """Return ``count`` labels, int64, with the distribution of ``labels`` over the classes."""
-    return None if labels is None else labels_by_share(count, labels.bincount().tolist())

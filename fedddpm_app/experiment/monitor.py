@@ -4,7 +4,6 @@ import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
-import torch
 from flwr.app import ArrayRecord, MetricRecord
 from torch import Tensor
 
@@ -15,6 +14,7 @@ from fedddpm_app.diffusion.conditional import create_pipeline
 from fedddpm_app.diffusion.ensemble import SHARES, Ensemble, in_order, name_of, number_of
 from fedddpm_app.diffusion.guidance import guidance_of
 from fedddpm_app.diffusion.images import DivergedError, ImageTensors
+from fedddpm_app.diffusion.labels import class_rows
 from fedddpm_app.diffusion.pipelines import PIPELINE
 from fedddpm_app.diffusion.pruned_unet import with_own_config
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
@@ -272,8 +272,3 @@ def flat(metrics: list[Metric]) -> dict[str, float]:
         for metric in metrics
         for suffix, number in (("", metric.value), ("_n", metric.n), ("_floor", metric.floor))
     }
-
-
-def class_rows(num_classes: int, num_images: int) -> torch.Tensor:
-    """Return labels for at least ``num_images`` images, the same number for every class, class by class."""
-    return torch.arange(num_classes).repeat_interleave(-(-num_images // num_classes))

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fedddpm_app.config import Config, ConfigError, first_line
 from fedddpm_app.diffusion.choice import choose_sampler
 from fedddpm_app.diffusion.conditional import create_pipeline, guidance_for, num_classes
 from fedddpm_app.diffusion.ensemble import name_of
+from fedddpm_app.diffusion.labels import class_rows
 from fedddpm_app.diffusion.pipelines import find_pipelines, is_plain, load_pipeline, pipeline_batches
 from fedddpm_app.diffusion.sampling import image_seeds, sampler_name
 from fedddpm_app.recording.samples import save_samples
@@ -110,7 +111,8 @@ def save_sheet_of(pipeline: Any, path: Path, config: Config, count: int, class_n
     """Write a sheet of images of the model, by the run's final sampler and seed, of at most 20 classes."""
     evaluation, eta = config.evaluation, config.diffusion.ddim_eta
     sampler, steps = choose_sampler(pipeline, evaluation.eval_final_sampler, None, evaluation.eval_final_sampler_steps)
-    labels, guidance = _labels(num_classes(pipeline), count), guidance_for(pipeline, None)
+    classes, guidance = num_classes(pipeline), guidance_for(pipeline, None)
+    labels = None if classes is None else class_rows(min(classes, _MOST_CLASSES), count)
     count = count if labels is None else len(labels)
     batches = pipeline_batches(
         pipeline,
@@ -124,11 +126,3 @@ def save_sheet_of(pipeline: Any, path: Path, config: Config, count: int, class_n
     )
     name = sampler_name(evaluation.eval_final_sampler, eta, guidance)
     save_samples(torch.cat([*batches]), path, f"Generated: {name}, {steps} steps", labels, class_names)
-
-
-def _labels(classes: int | None, count: int) -> Tensor | None:
-    """Return labels class by class, equally many of each class, for at least ``count`` images."""
-    if classes is None:
-        return None
-    shown = min(classes, _MOST_CLASSES)
-    return torch.arange(shown).repeat_interleave(-(-count // shown))

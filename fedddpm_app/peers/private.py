@@ -42,11 +42,6 @@ def check_embedder(config: Config) -> None:
         wanted.check(config.evaluation.inception_weights)
 
 
-def balanced_labels(count: int, num_classes: int) -> Tensor:
-    """Return int64 labels, shape (``count``,), class by class; the numbers per class differ by at most one."""
-    return torch.arange(count).mul(num_classes).div(count, rounding_mode="floor")
-
-
 def _extractor(config: Config, train: Tensor) -> Extractor:
     """Create the extractor; ``pixels-pca`` is fitted to ``train``."""
     device = resolve_device(config.run.device)

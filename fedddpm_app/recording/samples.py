@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from fedddpm_app.apportion import spread_out
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.recording.layout import auxiliary_sheet, round_sheets
 from fedddpm_app.recording.sheets import Texts, read_tiles, save_sheet, save_strip
@@ -190,10 +191,3 @@ def _by_class(labels: Tensor, rows: Sequence[int], names: Sequence[str]) -> tupl
         chosen = [members[k] for k in spread_out(len(members), COLUMNS)]
         shown += chosen + [-1] * (COLUMNS - len(chosen))
     return shown, [f"{name} ({len(members)})" for name, members in of_class.items()]
-
-
-def spread_out(count: int, most: int) -> list[int]:
-    """Return at most ``most`` of the indices below ``count``, evenly spread, with the first and the last."""
-    if count <= most:
-        return list(range(count))
-    return [round(k * (count - 1) / (most - 1)) for k in range(most)]

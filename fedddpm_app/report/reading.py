@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from fedddpm_app import limits
+from fedddpm_app.apportion import spread_out
 from fedddpm_app.compare.history import with_costs
 from fedddpm_app.compare.places import without_places
 from fedddpm_app.config import one_line
@@ -166,9 +167,7 @@ def metrics_in(found: object) -> list[dict[str, Any]]:
 
 def thinned(lines: Sequence[T], most: int = MAX_POINTS) -> list[T]:
     """Return at most ``most`` of the lines, evenly spread, with the first and the last."""
-    if len(lines) <= most:
-        return list(lines)
-    return [lines[round(k * (len(lines) - 1) / (most - 1))] for k in range(most)]
+    return [lines[k] for k in spread_out(len(lines), most)]
 
 
 def as_json(value: object) -> str:

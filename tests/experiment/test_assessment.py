@@ -15,10 +15,10 @@ from PIL import Image
 from fedddpm_app.data.dataset import open_dataset
 from fedddpm_app.diffusion import ensemble
 from fedddpm_app.diffusion.images import DivergedError
+from fedddpm_app.diffusion.labels import labels_like
 from fedddpm_app.diffusion.sampling import image_seeds, sample_batches, sample_images
 from fedddpm_app.evaluation.distances import frechet_distance
 from fedddpm_app.evaluation.evaluator import Evaluator
-from fedddpm_app.experiment.assessment import labels_like
 from fedddpm_app.experiment.evaluators import create_evaluator
 from fedddpm_app.recording.pictures import RunPictures
 from tests.evaluation.test_evaluator import FIELDS, NAMES

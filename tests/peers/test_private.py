@@ -6,10 +6,11 @@ import pytest
 import torch
 
 from fedddpm_app.config import load_config
+from fedddpm_app.diffusion.labels import balanced_labels
 from fedddpm_app.evaluation.distances import frechet_distance
 from fedddpm_app.experiment.task import DiffusionTask
 from fedddpm_app.peers import private
-from fedddpm_app.peers.private import balanced_labels, private_score
+from fedddpm_app.peers.private import private_score
 from fedddpm_app.training.task import Subset
 
 

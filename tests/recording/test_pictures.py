@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from fedddpm_app.apportion import spread_out
 from fedddpm_app.diffusion.images import ImageTensors
 from fedddpm_app.recording import curves, plots, samples, sheets, style
 from fedddpm_app.recording.curves import plot_losses, plot_metrics
@@ -19,7 +20,6 @@ from fedddpm_app.recording.samples import (
     save_auxiliary_sheets,
     save_rounds,
     save_samples,
-    spread_out,
 )
 from fedddpm_app.recording.sheets import Texts, read_tiles, save_pairs, save_sheet, shortened
 from fedddpm_app.recording.style import class_labels, printable
