@@ -3,10 +3,12 @@
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from fedddpm_app.progress.lines import ProgressEvent, report
+
+if TYPE_CHECKING:
+    from torch import Tensor  # the command line logs, and does not wait for torch
 
 REPORT_EVERY_SECONDS = 5.0
 REPORT_ITEMS_EVERY_SECONDS = 1.0
@@ -39,7 +41,7 @@ class StepReporter:
         self.began = self.last_time = time.perf_counter()
         self.last_step = 0
 
-    def after_step(self, step: int, losses: Tensor) -> None:
+    def after_step(self, step: int, losses: "Tensor") -> None:
         """Report if a report is due; ``losses`` holds the losses of the first ``step`` steps, on any device."""
         now = time.perf_counter()
         due = now - self.last_time >= REPORT_EVERY_SECONDS or step == self.steps
@@ -80,7 +82,7 @@ class ItemReporter:
         report(ProgressEvent(self.phase, done, self.total, round(left), **self._where))
 
 
-def reported(batches: Iterable[Tensor], phase: str, total: int) -> Iterator[Tensor]:
+def reported(batches: "Iterable[Tensor]", phase: str, total: int) -> "Iterator[Tensor]":
     """Yield the batches, and log how many of ``total`` items have been yielded."""
     reporter, done = ItemReporter(phase, total), 0
     for batch in batches:
