@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from pathlib import Path
 
-logger = logging.getLogger("fedddpm")  # that of ``progress``, which imports torch: processes without it are private too
+logger = logging.getLogger("fedddpm")  # that of ``progress``, which is above this room
 _ROOT = 0
 _OTHERS = 0o077
 
