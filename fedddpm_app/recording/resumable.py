@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from fedddpm_app import limits
 from fedddpm_app.config import ConfigError
 from fedddpm_app.progress import logger
 from fedddpm_app.recording.checkpoints import Checkpoint, CheckpointError, load_checkpoint, rounds_of
@@ -47,7 +48,8 @@ def find_checkpoint(directory: Path, *, previous: bool) -> Checkpoint | None:
 def _check_nothing_is_lost(directory: Path) -> None:
     """Raise ``ConfigError`` if a run without a checkpoint has rounds, which a new start would remove."""
     stats = directory / STATS
-    if row_of(read_rows(stats), "round"):
+    is_read = not stats.exists() or stats.stat().st_size <= limits.LINES_BYTES
+    if not is_read or row_of(read_rows(stats), "round"):
         raise ConfigError(
             f"resume: {directory} has rounds in {STATS}, but no checkpoint to continue from: restore its checkpoints, "
             f"start a new run, or remove {STATS} to start this one again with its finished pretraining."
