@@ -112,7 +112,8 @@ class Worker:
             cpu_threads(self.config.run.client_threads),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         ):
-            torch.manual_seed(derive_seed(self.config.run.seed, purpose, server_round, partition_id))
+            known = max(0, server_round)  # a message may name any
+            torch.manual_seed(derive_seed(self.config.run.seed, purpose, known, partition_id))
             yield
 
     def _fit(self, weights: Weights) -> None:
