@@ -11,7 +11,14 @@ from typing import Any
 from fedddpm_app.compare.notes import MARK, caveat_note, clients_left_out, far_note, reference_of_sweep
 from fedddpm_app.compare.numbers import number, range_of, signed
 from fedddpm_app.compare.publish import with_section
-from fedddpm_app.compare.table import conditions_of, difference_of, labels_of, labels_without_cells, side_in
+from fedddpm_app.compare.table import (
+    conditions_of,
+    correction_note,
+    difference_of,
+    labels_of,
+    labels_without_cells,
+    side_in,
+)
 from fedddpm_app.config import default_run_config
 from fedddpm_app.disk.bounded import read_object
 from fedddpm_app.disk.durable import replacing
@@ -52,21 +59,35 @@ def _part(results: Mapping[str, Any]) -> str:
         copies = range_of([_value(each, "memorized-share") for each in known])
         lines.append([f"`{label}`", *cells, *balance, range_of([each["up_mb"] for each in known]), copies])
     table = "\n".join(f"| {' | '.join(line)} |".replace("|  |", "| |") for line in lines)
-    short = "\n".join(f"- {name}: {_in_short(results, name)}" for name in conditions)
+    short = _in_short(results, results["reference"], *correction_note(results, metric, results["reference"]))
+    others = [f"Against `{name}`:\n\n{found}" for name in _others(results) if (found := _in_short(results, name))]
     caveats = caveat_note(results, (metric, "class-tv", "memorized-share"))
-    parts = [f"### {results['title'] or results['name']}", _described(results), short, table, caveats]
+    parts = [f"### {results['title'] or results['name']}", _described(results), short, table, caveats, *others]
     return "\n\n".join(filter(None, parts))
 
 
-def _in_short(results: Mapping[str, Any], condition: str) -> str:
-    """Return the rows of a condition by what their difference to the reference shows, the lowest first."""
+def _others(results: Mapping[str, Any]) -> list[str]:
+    """Return the further rows to compare with, without those that have no complete cell."""
+    return [name for name in results["also_against"] if name not in labels_without_cells(results)]
+
+
+def _in_short(results: Mapping[str, Any], reference: str, *more: str) -> str:
+    """Return a list: for each condition the rows by what their difference to a row shows, and then more sentences."""
+    named = {name: _sides_of(results, name, reference) for name in conditions_of(results)}
+    return "\n".join(f"- {item}" for item in (*(f"{name}: {found}." for name, found in named.items() if found), *more))
+
+
+def _sides_of(results: Mapping[str, Any], condition: str, reference: str) -> str:
+    """Return the rows of a condition by what their difference to a row shows, the lowest first."""
     metric = results["metrics"][0]
     named: dict[str, list[str]] = {side: [] for side in _WORDS}
     here = [each for each in results["settings"] if each["condition"] == condition and _value(each, metric) is not None]
     for each in sorted(here, key=lambda each: each["metrics"][metric]["mean"]):
-        if difference := difference_of(each, metric, results):
+        differences = each["metrics"][metric]["differences"]
+        own = reference == results["reference"]
+        if difference := difference_of(each, metric, results) if own else differences.get(reference):
             named[side_in(difference, results)].append(each["label"])
-    return "; ".join(f"{_word(side, results)} {_listed(labels)}" for side, labels in named.items() if labels) + "."
+    return "; ".join(f"{_word(side, results)} {_listed(labels)}" for side, labels in named.items() if labels)
 
 
 def _word(side: str, results: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Centralised training: the upper bound, with all clients' data in one place. A control, not a federation.
+"""Centralised training: all clients' data in one place. A control, not a federation.
 
     Round r    w <- sum_{i in S_r} K_i steps on L(.; union of all D_i) from w, on the server
 

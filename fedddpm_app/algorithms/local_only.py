@@ -1,4 +1,4 @@
-"""Local-only training: the lower bound, with no exchange between clients. A control, not a federation.
+"""Local-only training: no exchange between clients. A control, not a federation.
 
     Round r    w_i <- K local steps on L(.; D_i) from w_i, for i in S_r;  w_i = w at the start
 

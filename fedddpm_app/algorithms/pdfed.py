@@ -199,7 +199,7 @@ class PDFed(FederatedStrategy):
 
     @classmethod
     def cost(cls, config: Config, sizes: Sequence[int]) -> Cost:
-        """Return the cost of trainings, of their samples, and of the votes."""
+        """Return the cost of trainings and of their samples, and the models; scoring images is not counted."""
         return cost_of_peers(config, sizes)
 
     def samples_like(self) -> Weights:

@@ -3,7 +3,7 @@
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext, suppress
 from itertools import count
 from pathlib import Path
@@ -223,9 +223,19 @@ def _run(
         raise
     sentences = write()
     outputs.save_pictures()
-    published = publish_results(plan, publish) if publish is not None else []
+    published = _publish(plan, publish, progress.failed) if publish is not None else []
     failed = [f"failed: {cell.name}: {reason} (its output: {cell.log})" for cell, reason in progress.failed.items()]
-    for sentence in (*sentences, *(f"published: {path}" for path in published), *failed):
+    for sentence in (*sentences, *published, *failed):
         say(sentence)
     say(f"results: {plan.folder / 'table.md'}")
     return progress.failed
+
+
+def _publish(plan: Plan, target: Path, failed: Mapping[Cell, str]) -> list[str]:
+    """Publish the results, unless cells that failed were to replace published ones; return sentences about it."""
+    try:
+        if failed:
+            _keep_published(target, plan, {cell: state_of(cell, plan.defaults) for cell in plan.cells}, runs=False)
+    except ConfigError as error:
+        return [f"not published, because cells failed: {error}"]
+    return [f"published: {path}" for path in publish_results(plan, target)]

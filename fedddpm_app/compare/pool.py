@@ -24,6 +24,7 @@ from fedddpm_app.disk.private import restrict_umask
 
 _PACKAGE = "fedddpm_app"
 _NOT_PRELOADED = (f"{_PACKAGE}.cli", f"{_PACKAGE}.compare", f"{_PACKAGE}.app_files")  # the first looks at its terminal
+_LAST = f"{_PACKAGE}.compare.preload"
 _LOOK_SECONDS = 0.5
 _LEAVE_SECONDS = 120.0  # for a step, and the files of a run that is stopped
 
@@ -72,7 +73,7 @@ def run_cells(cells: Iterable[Cell], jobs: int, work: str, app_dir: Path, watche
         Follows the work.
     """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_modules(), "flwr_datasets"])
+    context.set_forkserver_preload([*_modules(), "flwr_datasets", _LAST])
     waiting, running = iter(cells), list[Running]()
     try:
         while True:

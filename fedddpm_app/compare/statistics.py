@@ -5,7 +5,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from scipy.special import stdtrit
+from scipy.special import stdtr, stdtrit
 
 CONFIDENCE = 0.95
 
@@ -51,3 +51,24 @@ def deviation(values: Sequence[float]) -> float | None:
 def paired_difference(values: Mapping[int, float], reference: Mapping[int, float]) -> Interval:
     """Return the interval of the differences to the reference over the seeds that both have."""
     return interval([value - reference[seed] for seed, value in values.items() if seed in reference])
+
+
+def p_value(mean: float, low: float, n: int) -> float:
+    """Return the two-sided p value of the t test whose interval of 95 % begins at ``low``, for two or more values."""
+    if low == mean:
+        return float(mean == 0.0)
+    t = abs(mean) / (mean - low) * float(stdtrit(n - 1, (1 + CONFIDENCE) / 2))
+    return 2.0 * float(stdtr(n - 1, -t))
+
+
+def holm(p_values: Sequence[float]) -> list[bool]:
+    """Return which hypotheses Holm's step-down procedure rejects, with a family-wise error rate of 5 %.
+
+    Holm 1979, A simple sequentially rejective multiple test procedure. It holds for dependent tests.
+    """
+    rejected = [False] * len(p_values)
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        if p_values[index] > (1 - CONFIDENCE) / (len(p_values) - rank):
+            break
+        rejected[index] = True
+    return rejected

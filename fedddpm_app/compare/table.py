@@ -16,7 +16,7 @@ from fedddpm_app.compare.notes import (
     share_of_budget,
 )
 from fedddpm_app.compare.numbers import number, range_of, signed
-from fedddpm_app.compare.statistics import CONFIDENCE
+from fedddpm_app.compare.statistics import CONFIDENCE, holm, p_value
 from fedddpm_app.config import one_line
 from fedddpm_app.limits import LONGEST_TEXT
 
@@ -24,6 +24,7 @@ _MB = "MB up, down"
 _COSTS = ("gradient steps", "models exchanged", _MB, "minutes")
 _NO_SETTING: Results = {"metrics": {}}
 _WORDS = ("lower", "higher")
+_UNEQUAL = (*_WORDS, "unclear")
 _PAST_GUESSING = ", below guesses"  # of a side
 LEAST_SEEDS = 3  # of a statement
 
@@ -80,13 +81,47 @@ def sentences_of(results: Results, metric: str) -> list[str]:
     no statement. A run that did not cost the budget is named with its share.
     """
     names = (results["reference"], *results["also_against"], *reference_of_sweep(results))
-    found = [sentence for name in names for sentence in _sentences_against(results, metric, name)]
-    differences = [each["metrics"].get(metric, {}).get("differences", {}) for each in results["settings"]]
-    sides = [side_in(each[name], results) for each in differences for name in names if name in each]
-    shown = sum(side in ("lower", "higher", "unclear") for side in sides)
-    expected = f"{shown * (1 - CONFIDENCE):.1f} of these {shown} intervals"
+    found = [
+        sentence
+        for name in names
+        for sentence in (*_sentences_against(results, metric, name), *correction_note(results, metric, name))
+    ]
+    pairs = {
+        (each["condition"], frozenset((each["label"], name)))
+        for name in names
+        for each, difference in _differences(results, metric, name)
+        if side_in(difference, results) in _UNEQUAL
+    }
+    expected = f"{len(pairs) * (1 - CONFIDENCE):.1f} of these {len(pairs)} intervals"
     by_chance = f"If no row differed, {expected} would exclude zero by chance."
-    return [*found, *([by_chance] if shown > 1 else [])]
+    return [*found, *([by_chance] if len(pairs) > 1 else [])]
+
+
+def _differences(results: Results, metric: str, reference: str) -> list[tuple[Mapping[str, Any], Mapping[str, Any]]]:
+    """Return the settings that are compared with a line, by its name there, each with its difference."""
+    found = (
+        (each, each["metrics"].get(metric, {}).get("differences", {}).get(reference)) for each in results["settings"]
+    )
+    return [(setting, difference) for setting, difference in found if difference and difference["n"]]
+
+
+def correction_note(results: Results, metric: str, reference: str) -> list[str]:
+    """Return a sentence about the differences to a line that Holm's correction for their number does not leave."""
+    family = [each for each in _differences(results, metric, reference) if side_in(each[1], results) in _UNEQUAL]
+    kept = holm([p_value(found["mean"], found["low"], found["n"]) for _, found in family])
+    shown = [side_in(found, results) in _WORDS for _, found in family]
+    if len(family) < 2 or not any(shown):
+        return []
+    lost: dict[str, list[str]] = {}
+    for (setting, _), is_kept, is_shown in zip(family, kept, shown, strict=True):
+        if is_shown and not is_kept:
+            lost.setdefault(setting["label"], []).append(setting["condition"])
+    start = f"With Holm's correction for the {len(family)} differences to {reference}, {sum(kept)} of the {sum(shown)} shown remain"
+    return [f"{start}; these do not: {_listed(lost)}." if lost else f"{start}."]
+
+
+def _listed(lines: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{label} ({', '.join(where)})" for label, where in lines.items())
 
 
 def _sentences_against(results: Results, metric: str, reference: str) -> list[str]:
@@ -95,19 +130,13 @@ def _sentences_against(results: Results, metric: str, reference: str) -> list[st
         return [f"No statement against {reference}, because it has no complete cell."]
     starts = _starts(results["measured"].get(metric, {}).get("better", ""), metric, reference)
     sides: dict[str, dict[str, list[str]]] = {side: {} for side in starts}
-    for each in results["settings"]:
-        found = each["metrics"].get(metric, {})
-        difference = found.get("differences", {}).get(reference)
-        if difference and difference["n"]:
-            side = side_in(difference, results)
-            side += _PAST_GUESSING * (side in _WORDS and _is_below_guesses(found, metric, results))
-            share = share_of_budget(results, each)
-            where = each["condition"] + ("" if share is None else f", at {share:.0%} of the budget")
-            sides[side].setdefault(each["label"], []).append(where)
-    named = {
-        side: "; ".join(f"{label} ({', '.join(where)})" for label, where in found.items())
-        for side, found in sides.items()
-    }
+    for each, difference in _differences(results, metric, reference):
+        side = side_in(difference, results)
+        side += _PAST_GUESSING * (side in _WORDS and _is_below_guesses(each["metrics"][metric], metric, results))
+        share = share_of_budget(results, each)
+        where = each["condition"] + ("" if share is None else f", at {share:.0%} of the budget")
+        sides[side].setdefault(each["label"], []).append(where)
+    named = {side: _listed(found) for side, found in sides.items()}
     if not any(lines for side, lines in named.items() if side != "unknown") and named["unknown"]:
         named["unknown"] = "all rows"
     return [f"{start}{named[side]}." for side, start in starts.items() if named[side]]
@@ -139,7 +168,8 @@ def _is_below_guesses(found: Mapping[str, Any], metric: str, results: Results) -
 NOTE_ON_STATISTICS = (
     "A table has the mean ± the standard deviation over the seeds. In parentheses is the mean paired difference to the "
     "reference over the seeds that both have, with its 95 % t interval. The intervals are not corrected for the number "
-    "of comparisons. Gradient steps, MB and minutes are the means of the runs' own counts. Minutes leave evaluation "
+    "of comparisons; a sentence names those that Holm's correction takes away. They cover the seeds alone, and not other "
+    "test images, extractors or machines. Gradient steps, MB and minutes are the means of the runs' own counts. Minutes leave evaluation "
     "out; the runs of a grid share a machine. MB leave out models that are sent for evaluation alone, and models "
     "exchanged are those that the algorithm needs."
 )

@@ -4,6 +4,7 @@ import json
 import os
 import platform
 import subprocess
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -26,14 +27,24 @@ def describe_environment() -> dict[str, object]:
     Code that is not in a clone (a copy that Flower made) has the commit of the source that pip installed as editable.
     ``git_clean`` is whether the tracked files are those of the commit.
     """
-    commit = _git("rev-parse", "HEAD")
+    commit, clean = source_version()
     return {
         "git_commit": commit,
-        "git_clean": None if commit is None else not _git("status", "--porcelain", "--untracked-files=no"),
+        "git_clean": clean,
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": package_versions(),
     }
+
+
+@cache
+def source_version() -> tuple[str | None, bool | None]:
+    """Return the git commit of the source, and whether its tracked files are those of the commit; None if unknown.
+
+    This process asks once, because code that it has imported does not change with the files.
+    """
+    commit = _git("rev-parse", "HEAD")
+    return commit, None if commit is None else not _git("status", "--porcelain", "--untracked-files=no")
 
 
 def _git(*arguments: str) -> str | None:

@@ -120,7 +120,7 @@ def check_that_published_cells_are_restored_elsewhere(grid):
             *("solved.json", "origin.json", "config.json", "summary.json", "stats.jsonl", "round-0002.png")
         }
     check_that_an_incomplete_grid_is_continued_elsewhere(other, published, again)
-    check_that_no_published_cell_is_lost(other, published)
+    check_that_no_published_cell_is_lost(other, published, grid.flag)
     (again / "tiny" / "cells.zip").write_bytes(b"PK")
     result = other.call("--restore", str(again))
     assert (result.exit_code, result.stderr.count("\n")) == (2, 1)
@@ -154,7 +154,7 @@ def check_that_an_incomplete_grid_is_continued_elsewhere(other, published, again
     shutil.rmtree(other.out / "fedavg" / "iid" / "seed-1")
 
 
-def check_that_no_published_cell_is_lost(other, published):
+def check_that_no_published_cell_is_lost(other, published, flag):
     result = other.call("--publish", str(published))
     assert result.exit_code == 2, result.output
     assert "has complete cells (1) of tiny" in result.stderr
@@ -165,6 +165,15 @@ def check_that_no_published_cell_is_lost(other, published):
     assert result.exit_code == 2, result.output
     lacks = "has complete cells (2) of tiny that this grid lacks or has with another config"
     assert f"{lacks}, such as fragile/iid/seed-0: give the grid another name" in result.stderr
+    before = (published / "tiny.json").read_bytes()
+    flag.touch()
+    result = other.call("--publish", str(published), "-c", "local-steps=1")
+    flag.unlink()
+    assert result.exit_code == 1, result.output
+    assert result.output.count("failed: the flag is set") == 2
+    assert f"not published, because cells failed: --publish = {published} has complete cells" in result.output
+    assert (published / "tiny.json").read_bytes() == before
+    shutil.rmtree(other.out)
 
 
 def check_that_a_finished_grid_runs_nothing_again(grid):

@@ -117,6 +117,7 @@ def test_only_intervals_that_exclude_zero_make_a_claim():
         "fd is lower (better) than that of fedavg, and the interval excludes zero: late (skew).",
         "fd is higher (worse) than that of fedavg, and the interval excludes zero: worse (skew).",
         "No difference to fedavg is shown, because the interval contains zero: late (iid).",
+        "With Holm's correction for the 3 differences to fedavg, 2 of the 2 shown remain.",
         "If no row differed, 0.2 of these 3 intervals would exclude zero by chance.",
     ]
 
@@ -143,9 +144,30 @@ def test_caveats_about_values_are_marked_and_stand_below_the_table():
 
 def test_other_rows_may_be_compared_with_too():
     sentences = sentences_of(RESULTS | {"also_against": ["worse"]}, "fd")
-    assert len(sentences) == 5
-    assert sentences[3].startswith(
+    assert len(sentences) == 6
+    assert sentences[4].startswith(
         "No difference to worse is shown, because the interval contains zero: late (skew, iid)"
+    )
+
+
+def test_a_pair_of_rows_that_are_compared_both_ways_counts_once():
+    """Five differences, of which late - fedavg and fedavg - late are one: 4 * 0.05 = 0.2."""
+    both = setting("fedavg", "skew", 16.25)
+    both["metrics"]["fd"]["differences"] = {"late": {"mean": 12.0, "low": 11.0, "high": 13.0, "n": 3}}
+    worse = setting("worse", "skew", 20.0, 3.75)
+    worse["metrics"]["fd"]["differences"]["late"] = {"mean": 15.75, "low": 14.0, "high": 17.5, "n": 3}
+    settings = [both, *RESULTS["settings"][1:4], worse]
+    sentences = sentences_of(RESULTS | {"settings": settings, "also_against": ["late"]}, "fd")
+    assert sentences[-1] == "If no row differed, 0.2 of these 4 intervals would exclude zero by chance."
+
+
+def test_an_interval_that_does_not_survive_the_number_of_comparisons_is_named():
+    """Of three, the weakest has t = 4.303 * 1.1 with 2 degrees of freedom, p = 0.042: above 0.05 / 2."""
+    weak = setting("weak", "skew", 15.15, -1.1)
+    sentences = sentences_of(RESULTS | {"settings": [*RESULTS["settings"][:4], weak]}, "fd")
+    assert (
+        "With Holm's correction for the 3 differences to fedavg, 1 of the 2 shown remain; these do not: weak (skew)."
+        in sentences
     )
 
 

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from fedddpm_app.compare.statistics import deviation, interval, paired_difference
+from fedddpm_app.compare.statistics import deviation, holm, interval, p_value, paired_difference
 
 
 def test_a_mean_with_its_interval():
@@ -30,3 +30,17 @@ def test_one_value_has_no_interval_and_nan_does_not_count():
     none = interval([])
     assert math.isnan(none.mean)
     assert none.n == 0
+
+
+def test_the_p_value_is_that_of_the_interval():
+    """t = 3.182 has p = 0.05 with 3 degrees of freedom, and t = 5.841 has p = 0.01 (printed table)."""
+    assert p_value(1.0, 0.0, 4) == pytest.approx(0.05, abs=1e-9)
+    assert p_value(-1.0, -1.0 - 3.182 / 5.841, 4) == pytest.approx(0.01, abs=1e-4)
+    assert (p_value(2.0, 2.0, 3), p_value(0.0, 0.0, 3)) == (0.0, 1.0)
+
+
+def test_holm_stops_at_the_first_p_value_above_its_limit():
+    """Limits 0.05/4 = 0.0125, 0.0167, 0.025, 0.05: the third is above its own, so the fourth is not looked at."""
+    assert holm([0.04, 0.001, 0.03, 0.015]) == [False, True, False, True]
+    assert holm([0.01, 0.04]) == [True, True]
+    assert holm([]) == []

@@ -44,15 +44,17 @@ def test_what_has_not_been_measured_is_in_no_file():
 def grid(tmp_path):
     """Return a function that writes a grid of one row whose difference to the reference is given."""
 
-    def write(low, high, n=3, better="lower", sweep=None):
+    def write(low, high, n=3, better="lower", sweep=None, control=False):
         reference = f"{sweep['key']} = {sweep['reference']}" if sweep else "base"
         difference = {"mean": (low + high) / 2, "low": low, "high": high, "n": n}
-        metrics = {"fd": {"mean": 5.0, "sd": 1.0, "n": n, "differences": {reference: difference}}}
+        differences = {reference: difference, "control": {"mean": 0.0, "low": -1.0, "high": 1.0, "n": n}}
+        metrics = {"fd": {"mean": 5.0, "sd": 1.0, "n": n, "differences": differences}}
         plain = {"condition": "iid", "up_mb": 1.0, "n": n}
         results = {
             "name": "toy",
             "title": "",
             "reference": "base",
+            "also_against": ["control"] * control,
             "seeds": [0, 1, 2],
             "match": "rounds",
             "metrics": ["fd"],
@@ -72,6 +74,7 @@ def grid(tmp_path):
                     "metrics": {"fd": {"mean": 6.0, "sd": 1.0, "n": n, "differences": {}}},
                 },
                 {"label": "mine", **plain, "n": n, "metrics": metrics},
+                *[{"label": "control", **plain, "metrics": {"fd": metrics["fd"] | {"differences": {}}}}] * control,
             ],
         }
         (tmp_path / "toy.json").write_text(json.dumps(results))
@@ -86,6 +89,11 @@ def grid(tmp_path):
 )
 def test_a_statement_follows_from_the_interval(grid, low, high, says):
     assert f"- iid: {says}." in grid(low, high)
+
+
+def test_the_other_rows_of_comparison_have_a_list_of_their_own(grid):
+    assert "\n\nAgainst `control`:\n\n- iid: no difference shown: `mine`." in grid(-3.0, -1.0, control=True)
+    assert "Against" not in grid(-3.0, -1.0).partition(BEGIN)[2]
 
 
 def test_the_better_side_is_that_of_the_metric(grid):
