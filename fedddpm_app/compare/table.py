@@ -116,10 +116,8 @@ def correction_note(results: Results, metric: str, reference: str) -> list[str]:
     for (setting, _), is_kept, is_shown in zip(family, kept, shown, strict=True):
         if is_shown and not is_kept:
             lost.setdefault(setting["label"], []).append(setting["condition"])
-    start = (
-        f"With Holm's correction for the {len(family)} differences to {reference}, {sum(kept)} of the {sum(shown)} shown "
-        "remain"
-    )
+    of = f"the {len(family)} differences to {reference}"
+    start = f"With Holm's correction for {of}, {sum(kept)} of the {sum(shown)} shown remain"
     return [f"{start}; these do not: {_listed(lost)}." if lost else f"{start}."]
 
 
@@ -173,8 +171,8 @@ NOTE_ON_STATISTICS = (
     "reference over the seeds that both have, with its 95 % t interval. The intervals are not corrected for the number "
     "of comparisons; a sentence names those that Holm's correction takes away. They cover the seeds alone, and not "
     "other test images, extractors or machines. Gradient steps, MB and minutes are the means of the runs' own counts. "
-    "Minutes leave evaluation out; the runs of a grid share a machine. MB leave out models that are sent for evaluation "
-    "alone, and models exchanged are those that the algorithm needs."
+    "Minutes leave evaluation out; the runs of a grid share a machine. MB leave out models that are sent for "
+    "evaluation alone, and models exchanged are those that the algorithm needs."
 )
 
 
