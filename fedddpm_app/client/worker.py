@@ -80,8 +80,8 @@ class Worker:
     def evaluate(self, hook: TrainingHook) -> tuple[float, int]:
         """Return the loss of the client's weights on its held-out examples, and their number."""
         self._fit(hook.round.global_weights)
-        weights_module.load_into(self.trainer.model, hook.start_weights())
-        with cpu_threads(self.config.run.client_threads):
+        with self._working("local-evaluate-hook", hook.round.server_round, hook.round.partition_id):
+            weights_module.load_into(self.trainer.model, hook.start_weights())
             return self.task.held_out_loss(self.trainer.model, hook.round.partition_id)
 
     def act(

@@ -82,7 +82,7 @@ def keys_without_effect(run_config: Mapping[str, Scalar]) -> dict[str, str]:
         reasons |= dict.fromkeys(keys, "eval-final-images = 0, and clients do not check their models for copies")
     if not run_config["eval-images"] and not run_config["eval-final-images"]:
         reasons |= dict.fromkeys(_MEASURING, "eval-images = 0 and eval-final-images = 0, so nothing is measured")
-    if checks and run_config["memorization-extractor"] == "inception-v3":
+    if "inception-v3" in (run_config["pdfed-embedder"], run_config["memorization-extractor"] if checks else ""):
         reasons.pop("inception-weights", None)
     if not run_config["pretrain-dp-epsilon"] and not run_config["train-dp-epsilon"]:
         reasons |= dict.fromkeys(_OF_DP, "pretrain-dp-epsilon = 0 and train-dp-epsilon = 0, so nothing is private")

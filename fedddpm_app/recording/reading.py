@@ -73,7 +73,7 @@ def changed_data(directory: Path, digests: Mapping[str, str]) -> list[str]:
 def read_rows(path: Path) -> list[dict[str, Any]]:
     """Return the objects of a ``stats.jsonl``; lines that cannot be read are left out, with a warning a whole file."""
     try:
-        lines = read_bytes(path, limits.LINES_BYTES).decode("utf-8").splitlines()
+        lines = read_bytes(path, limits.LINES_BYTES).splitlines()
     except (OSError, ValueError) as error:
         if path.exists():
             logger.warning("%s is left out: %s", path, error)

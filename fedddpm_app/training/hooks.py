@@ -83,7 +83,8 @@ class TrainResult:
 class TrainingHook:
     """The client half of an algorithm; this one changes nothing (FedAvg).
 
-    Torch's own random numbers are seeded in all its methods, by the run's seed, the round and the client.
+    Torch's own random numbers are seeded in all its methods but the constructor, by the run's seed, the round and the
+    client.
 
     Parameters
     ----------

@@ -319,8 +319,11 @@ def test_a_lost_set_whose_models_are_gone_is_an_error_without_new_trainings(sett
 
 
 def test_rounds_without_a_checkpoint_are_not_thrown_away(stopped):
+    """Nor is one line lost with another that is damaged."""
     resume = stopped("fedadam", 2)
     shutil.rmtree(folder_of(resume) / "checkpoints")
+    with (folder_of(resume) / "stats.jsonl").open("ab") as file:
+        file.write(b"\xff\n")
     before = (folder_of(resume) / "stats.jsonl").read_bytes()
     with pytest.raises(ConfigError, match=r"has rounds in stats.jsonl, but no checkpoint to continue from"):
         run_here(resume)

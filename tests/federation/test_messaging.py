@@ -240,14 +240,49 @@ def test_an_upload_that_has_begun_may_end_after_the_deadline(grid, stuck):
     assert found[3:] == [1000]
 
 
-def test_replies_that_came_in_time_are_taken_also_when_the_server_was_busy(grid, deployed):
-    """It pulls a few at a time, and may work on one of them beyond the deadline."""
+def test_replies_that_came_in_time_are_taken_also_when_the_server_was_busy(grid, deployed, monkeypatch):
+    """It pulls one at a time, and works on the first beyond the deadline, and then beyond the time of last uploads."""
     grid.run.primary_task_type = TaskType.SERVER_APP
+    monkeypatch.setattr(messaging, "PULLS", 1)
+    monkeypatch.setattr(pulling, "LAST_UPLOADS_SECONDS", 0.1)
     found = []
     for reply in exchange(grid, queries(grid), timeout=0.1):
         found.append(reply.metadata.src_node_id)
         time.sleep(0.2)
     assert sorted(found) == [1000, 1001, 1002, 1003]
+
+
+def test_an_upload_that_ended_while_the_server_was_busy_is_taken(grid, stuck, monkeypatch):
+    """Node 1000's ends 0.2 s after the deadline; the work on another reply lasts longer than all that is waited for."""
+    monkeypatch.setattr(pulling, "LAST_UPLOADS_SECONDS", 0.3)
+    monkeypatch.setattr(messaging, "PULLS", 1)
+    threading.Timer(0.3, stuck.set).start()
+    found = []
+    for reply in exchange(grid, queries(grid), timeout=0.1):
+        found.append(reply.metadata.src_node_id)
+        time.sleep(0.5 if len(found) == 3 else 0.0)
+    assert sorted(found) == [1000, 1001, 1002, 1003]
+
+
+def test_few_replies_are_downloaded_beside_each_other(grid, deployed, monkeypatch):
+    """Each download lasts longer than the server waits for it, and the server works on each reply for a while."""
+    grid.run.primary_task_type = TaskType.SERVER_APP
+    monkeypatch.setattr(pulling, "_FIRST_WAIT_SECONDS", 0.01)
+    pull, under_way, most = grid.pull_messages, [], []
+
+    def slow(ids):
+        under_way.append(ids)
+        most.append(len(under_way))
+        time.sleep(0.1)
+        under_way.pop()
+        return pull(ids)
+
+    grid.pull_messages = slow
+    assert len(list(exchange(grid, queries(grid), timeout=10.0))) == 4
+    assert max(most) == 2
+    monkeypatch.setattr(pulling, "_SLOW_SECONDS", 0.0)
+    assert len(list(exchange(grid, queries(grid), timeout=10.0))) == 4
+    assert max(most) > 2, "slow ones hold nobody up"
 
 
 def test_a_reply_that_a_node_sent_before_it_was_started_anew_is_taken(grid, monkeypatch):

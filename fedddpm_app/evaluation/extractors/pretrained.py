@@ -49,6 +49,8 @@ class Pretrained:
         ConfigError
             If packages, or the weights of ``inception-v3``, are missing.
         """
+        if self.name == InceptionV3.name and not inception_weights:
+            raise ConfigError(f'{self._asked} needs inception-weights = "PATH": set it, or use {self._way_out}.')
         try:
             match self.name:
                 case EfficientNetLite0.name:

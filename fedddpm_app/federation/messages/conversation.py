@@ -176,6 +176,7 @@ class Conversation:
 
     def _give_up(self, message_id: str, reason: str) -> Answer:
         sent = self._pending.pop(message_id)
+        self._puller.give_up(message_id)
         return self._answered(sent.about, error_of(sent.node, ErrorCode.NODE_UNAVAILABLE, reason))
 
     def _answered(self, request: Request, message: Message) -> Answer:

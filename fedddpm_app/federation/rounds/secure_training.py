@@ -102,7 +102,10 @@ class SecureTraining(RoundTraining):
         told = encoding.told(self._total, self._round, strategy.config.about_training)
         weights, means = encoding.decode(self._unmasked(told), share)
         if not encoding.fits(means, len(accepted), share):
-            problem = "the masks of the sum do not cancel: do all hosts run the same version of the app?"
+            problem = (
+                "the masks of the sum do not cancel: do all hosts run the same version of the app, or does a client "
+                "send other numbers than an update?"
+            )
             raise self._too_few(problem)
         images = sum(reply.num_examples for reply in accepted)
         for name in self._unmasked_metrics:

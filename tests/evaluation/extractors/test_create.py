@@ -36,7 +36,7 @@ def test_auto_takes_inception_then_the_classifier_then_components(digits, classi
 
 
 def test_inception_needs_its_weights(digits, cache_dir):
-    with pytest.raises(ConfigError, match="needs inception-weights"):
+    with pytest.raises(ConfigError, match=r"^eval-extractor = .inception-v3. needs inception-weights"):
         create("inception-v3", digits[0], cache_dir)
 
 
